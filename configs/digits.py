@@ -1,0 +1,33 @@
+"""ResNet-14 on scikit-learn's handwritten digits: the default, for a first look.
+
+  python train.py
+"""
+
+from resnet_jax.config import (
+  AugmentConfig,
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+)
+
+
+def get_config() -> Config:
+  return Config(
+    num_epochs=20,
+    batch_size=64,
+    steps_per_call=11,
+    log_every_steps=22,
+    eval_every_steps=88,
+    model=ModelConfig(name="resnet14"),
+    data=DataConfig(name="digits"),
+    augment=AugmentConfig(padding=1),
+    optim=OptimConfig(
+      learning_rate=0.1,
+      nesterov=True,
+      weight_decay=5e-4,
+      schedule="cosine",
+      warmup_epochs=2,
+      label_smoothing=0.1,
+    ),
+  )

@@ -1,0 +1,160 @@
+"""What a run leaves to go on from: its settings and its states.
+
+A run directory holds `config.json` and `checkpoints/STEP/{model,training}`; "model"
+is all that evaluation needs.
+"""
+
+from typing import Any
+
+import jax
+import orbax.checkpoint as ocp
+from etils import epath
+from orbax.checkpoint import checkpoint_managers
+
+from resnet_jax import config as config_lib
+from resnet_jax.config import Config
+from resnet_jax.train_state import TrainState, Variables
+
+
+def load_config(workdir: str) -> Config | None:
+  """Returns the settings of the run in `workdir`; None if there is no run.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    return None
+  try:
+    return config_lib.from_json(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def open_run(workdir: str, config: Config) -> None:
+  """Makes the run directory, or checks that its run may go on with these settings.
+
+  Args:
+    workdir: a new or empty directory, or one that holds a run.
+    config: fully resolved; it is saved.
+
+  Raises:
+    ValueError: `workdir` is a file, or the run there has other settings.
+  """
+  path = epath.Path(workdir)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"--workdir={workdir} is a file; name a directory")
+  old = load_config(workdir)
+  if old is not None:
+    config_lib.check_resumable(old, config)
+  path.mkdir(parents=True, exist_ok=True)
+  # Written apart and then renamed, so that a kill leaves the old one whole.
+  new = path / "config.json.new"
+  new.write_text(config_lib.to_json(config))
+  new.replace(path / "config.json")
+
+
+class CheckpointStore:
+  """The states of one run, saved in the background; a context manager."""
+
+  def __init__(self, workdir: str, keep: int = 1):
+    """Opens `workdir/checkpoints`, which is made by the first save.
+
+    Args:
+      workdir: the run directory.
+      keep: number of newest states kept, next to the one of highest eval top-1.
+    """
+
+    def top1(metrics: dict[str, float]) -> float:
+      return metrics["top1"]
+
+    policies = checkpoint_managers
+    best = policies.BestN(
+      get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
+    )
+    self._manager = ocp.CheckpointManager(
+      epath.Path(workdir).resolve() / "checkpoints",
+      options=ocp.CheckpointManagerOptions(
+        best_fn=top1,
+        preservation_policy=policies.AnyPreservationPolicy(
+          [policies.LatestN(keep), best]
+        ),
+      ),
+      item_names=("model", "training"),
+    )
+
+  def __enter__(self) -> "CheckpointStore":
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._manager.close()
+
+  def latest_step(self) -> int | None:
+    """Returns the newest saved step; None if there is none."""
+    return self._manager.latest_step()
+
+  def save(
+    self, step: int, state: TrainState, metrics: dict[str, float] | None = None
+  ) -> None:
+    """Saves a state; returns once it is copied, before it is written.
+
+    Args:
+      step: completed updates.
+      state: may be given away (donated) afterwards.
+      metrics: its evaluation, if there was one: only such states can be the best.
+    """
+    if step == self.latest_step():
+      return
+    items = ocp.args.Composite(
+      model=ocp.args.StandardSave(state.variables),
+      training=ocp.args.StandardSave(_training_part(state)),
+    )
+    self._manager.save(step, args=items, metrics=metrics)
+
+  def restore_latest(self, state: TrainState) -> TrainState:
+    """Returns the newest saved state, or `state` itself if there is none.
+
+    Args:
+      state: gives structure, shapes and shardings.
+    """
+    step = self.latest_step()
+    if step is None:
+      return state
+    items = ocp.args.Composite(
+      model=ocp.args.StandardRestore(_abstract(state.variables)),
+      training=ocp.args.StandardRestore(_abstract(_training_part(state))),
+    )
+    restored = self._manager.restore(step, args=items)
+    return state.replace(**restored["model"], **restored["training"])
+
+  def restore_model(self, which: str, variables: Variables) -> tuple[int, Variables]:
+    """Restores what evaluation needs.
+
+    Args:
+      which: "latest", "best" (by eval top-1), or a step.
+      variables: gives structure, shapes and shardings; may be abstract.
+
+    Returns:
+      (step, variables).
+
+    Raises:
+      FileNotFoundError: there is no such state.
+    """
+    steps = self._manager.all_steps()
+    named = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}
+    step = named.get(which, int(which) if which.isdecimal() else None)
+    if step not in steps:
+      known = ", ".join(map(str, sorted(steps))) or "none"
+      raise FileNotFoundError(
+        f"no checkpoint {which!r} in {self._manager.directory}; there are: {known}"
+      )
+    items = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(variables)))
+    return step, self._manager.restore(step, args=items)["model"]
+
+
+def _training_part(state: TrainState) -> dict[str, Any]:
+  return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+
+
+def _abstract(tree):
+  return jax.tree.map(ocp.utils.to_shape_dtype_struct, tree)

@@ -1,0 +1,94 @@
+"""Command lines: flags and settings in, one clean line and an exit status out.
+
+Exit status: 0 done, 1 the run failed, 2 wrong usage.
+"""
+
+import contextlib
+import re
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import NoReturn
+
+from absl import flags, logging
+from ml_collections import config_flags
+
+from resnet_jax import config as config_lib
+from resnet_jax.config import Config
+
+FLAGS = flags.FLAGS
+
+
+def fail(status: int, error: BaseException | str) -> NoReturn:
+  """Prints one line to standard error and exits."""
+  lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
+  # An error inside a config file comes with its traceback; its last line says what.
+  text = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
+  print(f"error: {text}", file=sys.stderr)
+  sys.exit(status)
+
+
+@contextlib.contextmanager
+def clean_errors() -> Iterator[None]:
+  """Turns the errors that a user can mend into one line and an exit status."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    fail(2, error)
+  except (FloatingPointError, OSError) as error:
+    fail(1, error)
+  except KeyboardInterrupt:
+    fail(1, "interrupted; the same command with the same --workdir goes on")
+
+
+def parse_flags(argv: list[str], default_config: str) -> list[str]:
+  """Defines `--config`, reads the command line, exits with status 2 if it is wrong.
+
+  Args:
+    argv: the command line with the program's name.
+    default_config: path of the config file used where none is named.
+
+  Returns:
+    What is left of `argv`: the program's name.
+  """
+  try:
+    for arg in argv[1:]:
+      if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+        config_lib.check_field_name(match[1])
+    config_flags.DEFINE_config_file(
+      "config", default_config, "Experiment; --config.a.b=value changes a setting."
+    )
+    rest = FLAGS(argv)
+    FLAGS.config.seed  # noqa: B018 - a missing file is an error on first use only
+  except flags.IllegalFlagValueError as error:
+    path = re.match(r"flag --config\.([^=]+)=", str(error))
+    kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
+    fail(2, f"{error}{kind}")
+  except OSError as error:
+    known = sorted(str(path) for path in Path(default_config).parent.glob("*.py"))
+    fail(2, f"{error}; there are: {', '.join(known)}")
+  except Exception as error:  # Whatever a user's config file raises.
+    fail(2, f"{type(error).__name__}: {error}")
+  if len(rest) > 1:
+    fail(2, f"{rest[1]!r} is no flag; flags begin with --")
+  if FLAGS["verbosity"].using_default_value:
+    logging.set_verbosity(logging.ERROR)
+  return rest
+
+
+def read_config(saved: Config | None) -> Config:
+  """Returns the settings that the flags ask for.
+
+  Args:
+    saved: those of the run in `--workdir`, if there is one: the start where no
+      `--config` is given, so that `--workdir` alone goes on with a run.
+  """
+  if saved is None or FLAGS["config"].present:
+    return FLAGS.config
+  for path, value in config_flags.get_override_values(FLAGS["config"]).items():
+    *groups, name = path.split(".")
+    group = saved
+    for part in groups:
+      group = getattr(group, part)
+    setattr(group, name, value)
+  return saved

@@ -1,0 +1,422 @@
+"""The experiment's settings: typed dataclasses, checked once, and the same run in steps.
+
+`Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
+`validate` refuses wrong types and values before anything is compiled. `Plan` turns
+its epochs into steps; no period is computed anywhere else.
+
+No postponed annotations here: `ml_collections.config_flags` reads the types.
+"""
+
+import dataclasses
+import difflib
+import json
+import math
+import typing
+from collections.abc import Iterator
+
+from resnet_jax.models.zoo import MODELS, SHORTCUTS, STEMS, check_choice
+
+
+def _setting(default, allowed: str, check):
+  """A field with the values it takes, in words and as a predicate."""
+  metadata = {"allowed": allowed, "check": check}
+  return dataclasses.field(default=default, metadata=metadata)
+
+
+def _at_least(default, low):
+  return _setting(default, f">= {low}", lambda v: v >= low)
+
+
+def _positive(default):
+  return _setting(default, "> 0", lambda v: v > 0)
+
+
+def _choice(default, *values):
+  return _setting(default, "one of " + ", ".join(map(repr, values)), values.__contains__)
+
+
+def _increasing(default):
+  def check(values):
+    return all(a < b for a, b in zip((0, *values), values, strict=False))
+
+  return _setting(default, "increasing and > 0, such as (30, 60)", check)
+
+
+@dataclasses.dataclass
+class ModelConfig:
+  """Which network.
+
+  Attributes:
+    name: a key of `resnet_jax.models.MODELS`: resnet18..152, resnet8..1202, plain20...
+    num_classes: number of logits; 0 takes it from the data.
+    stem: "imagenet", "cifar", or "" for the architecture's own.
+    shortcut: "A", "B", "C", "none", or "" for the architecture's own.
+    zero_init_residual: start every block as its shortcut.
+    dtype: of the computation; "auto" is bfloat16 on GPU and TPU, float32 on CPU.
+  """
+
+  name: str = "resnet20"
+  num_classes: int = _at_least(0, 0)
+  stem: str = _choice("", "", *STEMS)
+  shortcut: str = _choice("", "", *SHORTCUTS)
+  zero_init_residual: bool = False
+  dtype: str = _choice("auto", "auto", "float32", "bfloat16")
+
+
+@dataclasses.dataclass
+class DataConfig:
+  """Which images.
+
+  Attributes:
+    name: "digits" (embedded), "synthetic" (noise with a pattern for each class), or
+      the name of a TFDS image-classification set prepared as array_record.
+    dir: TFDS data directory; "" is TFDS's default, ~/tensorflow_datasets.
+    train_split, eval_split: in TFDS's syntax, such as "train[:45000]". The other
+      sources have "train" and "test" only.
+    mean, std: subtracted and divided by after scaling pixels to [0, 1]; one value, or
+      one for each channel. The default scales to [-1, 1].
+    image_size, num_examples: of "synthetic"; its evaluation split is as large.
+  """
+
+  name: str = "digits"
+  dir: str = ""
+  train_split: str = "train"
+  eval_split: str = "test"
+  mean: tuple[float, ...] = _setting((0.5,), "not empty", bool)
+  std: tuple[float, ...] = _setting(
+    (0.5,), "not empty, all > 0", lambda v: v and min(v) > 0
+  )
+  image_size: int = _positive(32)
+  num_examples: int = _positive(1024)
+
+
+@dataclasses.dataclass
+class AugmentConfig:
+  """Random changes to training images.
+
+  Attributes:
+    padding: largest shift along each axis, in pixels (zero-pad, then crop).
+    flip: mirror half of the images left to right.
+  """
+
+  padding: int = _at_least(0, 0)
+  flip: bool = False
+
+
+@dataclasses.dataclass
+class OptimConfig:
+  """Optimiser and learning rate.
+
+  Attributes:
+    name: "sgd"; "adam", whose weight decay is an L2 penalty as in PyTorch; or
+      "adamw", whose weight decay is apart from the gradient's.
+    learning_rate: peak value, reached at the end of warmup.
+    reference_batch_size: if not 0, the learning rate is for this batch size, and is
+      multiplied by batch_size / reference_batch_size (Goyal et al. 2017).
+    momentum, nesterov: of SGD.
+    weight_decay: coefficient of the L2 penalty, of kernels only.
+    decay_all: let weight decay act on batch-norm parameters and biases too, as the
+      paper did.
+    schedule: after warmup, "step" multiplies by `decay_factor` at each boundary;
+      "cosine" falls to 0 at the last step.
+    decay_epochs, decay_steps: the boundaries, counted from the start of training.
+    warmup: "linear" rises from `warmup_learning_rate` to `learning_rate`;
+      "constant" stays at `warmup_learning_rate`.
+    warmup_epochs, warmup_steps: its length.
+    label_smoothing: probability spread evenly over all classes.
+    clip_norm: largest global norm of the gradient; 0 does not clip.
+  """
+
+  name: str = _choice("sgd", "sgd", "adam", "adamw")
+  learning_rate: float = _positive(0.1)
+  reference_batch_size: int = _at_least(0, 0)
+  momentum: float = _setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
+  nesterov: bool = False
+  weight_decay: float = _at_least(1e-4, 0)
+  decay_all: bool = False
+  schedule: str = _choice("step", "step", "cosine")
+  decay_epochs: tuple[float, ...] = _increasing(())
+  decay_steps: tuple[int, ...] = _increasing(())
+  decay_factor: float = _setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
+  warmup: str = _choice("linear", "linear", "constant")
+  warmup_epochs: float = _at_least(0.0, 0)
+  warmup_steps: int = _at_least(0, 0)
+  warmup_learning_rate: float = _at_least(0.0, 0)
+  label_smoothing: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  clip_norm: float = _at_least(0.0, 0)
+
+
+@dataclasses.dataclass
+class CheckpointConfig:
+  """When the state is saved. Always with each evaluation and at the end.
+
+  Attributes:
+    every_steps: also every so many steps; 0 does not.
+    keep: number of newest checkpoints kept, next to the best one.
+  """
+
+  every_steps: int = _at_least(0, 0)
+  keep: int = _at_least(2, 1)
+
+
+@dataclasses.dataclass
+class Config:
+  """One experiment.
+
+  Attributes:
+    seed: of initialisation, shuffling and augmentation.
+    num_epochs: length of training; unused where `num_steps` is given.
+    num_steps: length of training in updates; 0 takes `num_epochs`.
+    batch_size: images of one update, over all devices.
+    steps_per_call: most updates of one call of the compiled `train_chunk`.
+    log_every_steps: period of training metrics.
+    eval_every_steps: period of evaluation; 0 is once an epoch. Always at the end.
+  """
+
+  seed: int = _setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
+  num_epochs: float = _positive(1.0)
+  num_steps: int = _at_least(0, 0)
+  batch_size: int = _positive(128)
+  steps_per_call: int = _positive(10)
+  log_every_steps: int = _positive(50)
+  eval_every_steps: int = _at_least(0, 0)
+  model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
+  data: DataConfig = dataclasses.field(default_factory=DataConfig)
+  augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+  optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
+  checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+
+
+# What may change between a run and its continuation: nothing here touches the
+# numbers of a step. `num_*` may, except under a schedule that depends on them.
+_FREE_ON_RESUME = {
+  "num_epochs",
+  "num_steps",
+  "steps_per_call",
+  "log_every_steps",
+  "eval_every_steps",
+  "checkpoint.every_steps",
+  "checkpoint.keep",
+  "data.dir",
+  "data.eval_split",
+}
+
+
+def _walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
+  """Yields (path, field, value) of every setting, in order."""
+  for field in dataclasses.fields(config):
+    value = getattr(config, field.name)
+    if dataclasses.is_dataclass(field.type):
+      yield from _walk(value, f"{prefix}{field.name}.")
+    else:
+      yield prefix + field.name, field, value
+
+
+def flatten(config: Config) -> dict[str, object]:
+  """Returns {"optim.learning_rate": 0.1, ...} of all settings."""
+  return {path: value for path, _, value in _walk(config)}
+
+
+def check_field_name(path: str) -> None:
+  """Raises `ValueError` with the nearest names if `path` is no setting's name."""
+  known = list(flatten(Config()))
+  if path not in known:
+    last = path.rsplit(".", 1)[-1]
+    near = difflib.get_close_matches(path, known, n=2)
+    near += [name for name in known if name.rsplit(".", 1)[-1] == last]
+    near = list(dict.fromkeys(near)) or known
+    names = ", ".join(f"config.{name}" for name in near)
+    raise ValueError(f"config.{path} is no setting; did you mean {names}?")
+
+
+def type_name(path: str) -> str:
+  """Returns the type of a setting in a user's words, such as "a whole number"."""
+  types = {field_path: field.type for field_path, field, _ in _walk(Config())}
+  words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
+  kind = types[path]
+  if kind in words:
+    return words[kind]
+  return f"a tuple such as {'(30, 60)' if 'decay' in path else '(0.5,)'}"
+
+
+def _has_type(value, kind) -> bool:
+  if typing.get_origin(kind) is tuple:
+    item = typing.get_args(kind)[0]
+    return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
+  if kind is float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+  if kind is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, kind)
+
+
+def validate(config: Config) -> None:
+  """Checks every setting by itself and those that exclude each other.
+
+  Raises:
+    ValueError: naming the setting, its value and what is allowed.
+  """
+  for path, field, value in _walk(config):
+    if not _has_type(value, field.type):
+      raise ValueError(f"config.{path}={value!r} must be {type_name(path)}")
+    if "check" in field.metadata and not field.metadata["check"](value):
+      raise ValueError(f"config.{path}={value!r} must be {field.metadata['allowed']}")
+  check_choice("config.model.name", config.model.name, MODELS)
+
+  optim = config.optim
+  for first, second in (
+    ("decay_epochs", "decay_steps"),
+    ("warmup_epochs", "warmup_steps"),
+  ):
+    values = getattr(optim, first), getattr(optim, second)
+    if all(values):
+      raise ValueError(
+        f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
+        "exclude each other; set one of them to its default"
+      )
+  if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
+    raise ValueError(
+      f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
+      f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
+    )
+
+
+def to_json(config: Config) -> str:
+  """Returns the settings as JSON text, one to a line."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+  """Rebuilds the settings that `to_json` wrote.
+
+  Raises:
+    ValueError: not JSON, an unknown name, or a value that `validate` refuses.
+  """
+
+  def build(cls, values: dict, prefix=""):
+    if not isinstance(values, dict):
+      raise ValueError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    made = {}
+    for name, value in values.items():
+      if name not in fields:
+        check_field_name(prefix + name)
+      kind = fields[name].type
+      if dataclasses.is_dataclass(kind):
+        value = build(kind, value, f"{prefix}{name}.")
+      made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
+
+  config = build(Config, json.loads(text))
+  validate(config)
+  return config
+
+
+def check_resumable(old: Config, new: Config) -> None:
+  """Refuses settings under which a run could not go on as if never stopped.
+
+  Raises:
+    ValueError: naming each changed setting with both values.
+  """
+  free = set(_FREE_ON_RESUME)
+  if new.optim.schedule == "cosine":
+    free -= {"num_epochs", "num_steps"}
+  before, after = flatten(old), flatten(new)
+  changed = [
+    f"config.{path} was {before[path]!r} and is now {after[path]!r}"
+    for path in before
+    if path not in free and before[path] != after[path]
+  ]
+  if changed:
+    raise ValueError(
+      "cannot resume: " + "; ".join(changed) + "; set it back or use a new --workdir"
+    )
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """A run in steps; a step is one update, and `step` counts those completed.
+
+  Attributes:
+    num_steps: length of the run.
+    steps_per_epoch: full batches in the training set.
+    steps_per_call: most steps of one `train_chunk`.
+    warmup_steps: length of warmup.
+    decay_steps: where the learning rate is multiplied by the decay factor.
+    log_every, eval_every, save_every: periods; `save_every` 0 adds no saves.
+  """
+
+  num_steps: int
+  steps_per_epoch: int
+  steps_per_call: int
+  warmup_steps: int
+  decay_steps: tuple[int, ...]
+  log_every: int
+  eval_every: int
+  save_every: int
+
+  @classmethod
+  def create(cls, config: Config, num_train_examples: int) -> "Plan":
+    """Converts epochs to steps.
+
+    Raises:
+      ValueError: a batch larger than the training set, or a warmup that leaves no
+        step for what follows it.
+    """
+    steps_per_epoch = num_train_examples // config.batch_size
+    if steps_per_epoch == 0:
+      raise ValueError(
+        f"config.batch_size={config.batch_size} must be at most the number of "
+        f"training images, {num_train_examples}"
+      )
+
+    def steps(epochs: float) -> int:
+      return round(epochs * steps_per_epoch)
+
+    optim = config.optim
+    num_steps = config.num_steps or max(1, steps(config.num_epochs))
+    warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
+    decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
+    end, what = num_steps, "the end of training"
+    if optim.schedule == "step":
+      end, what = min(decay_steps, default=math.inf), "the first decay of learning rate"
+    if warmup_steps and warmup_steps >= end:
+      raise ValueError(
+        f"config.optim.warmup_steps={warmup_steps} (or its epochs) must end before "
+        f"{what} at step {end}"
+      )
+    return cls(
+      num_steps=num_steps,
+      steps_per_epoch=steps_per_epoch,
+      steps_per_call=config.steps_per_call,
+      warmup_steps=warmup_steps,
+      decay_steps=decay_steps,
+      log_every=config.log_every_steps,
+      eval_every=config.eval_every_steps or steps_per_epoch,
+      save_every=config.checkpoint.every_steps,
+    )
+
+  def log_at(self, step: int) -> bool:
+    """Whether training metrics are written after `step` updates."""
+    return step % self.log_every == 0 or step == self.num_steps
+
+  def eval_at(self, step: int) -> bool:
+    """Whether the model is evaluated after `step` updates."""
+    return step % self.eval_every == 0 or step == self.num_steps
+
+  def save_at(self, step: int) -> bool:
+    """Whether the state is saved after `step` updates."""
+    return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
+
+  def call_end(self, step: int) -> int:
+    """Returns the step at which a call that starts after `step` updates ends.
+
+    Never past an epoch's end, so that one shuffle serves a call, nor past a step
+    at which something is due.
+    """
+    periods = [self.log_every, self.eval_every, self.steps_per_epoch]
+    if self.save_every:
+      periods.append(self.save_every)
+    due = [(step // period + 1) * period for period in periods]
+    return min(step + self.steps_per_call, self.num_steps, *due)

@@ -1,0 +1,40 @@
+"""The picture of a run: loss and error over epochs."""
+
+from etils import epath
+
+
+def draw_curves(records: list[dict], path: epath.Path) -> None:
+  """Draws training (thin) and evaluation (bold) curves, as the paper's figures do.
+
+  Args:
+    records: lines of `metrics.jsonl`; "epoch", "split", "loss" and "top1" are used.
+    path: of the PNG file.
+  """
+  # A figure of its own: pyplot would want a display, and keep it for ever.
+  from matplotlib.figure import Figure
+
+  figure = Figure(figsize=(10, 4), layout="constrained")
+  left, right = figure.subplots(1, 2)
+  # Two colours that the colour-blind tell apart (Okabe and Ito 2008).
+  styles = {
+    "train": {"linewidth": 1, "color": "#0072B2"},
+    "eval": {"linewidth": 2.5, "color": "#D55E00"},
+  }
+  for split, style in styles.items():
+    rows = [record for record in records if record["split"] == split]
+    if not rows:
+      continue
+    # A single point has no line.
+    style |= {"label": split, "marker": "o" if len(rows) == 1 else None}
+    epochs = [row["epoch"] for row in rows]
+    left.plot(epochs, [row["loss"] for row in rows], **style)
+    right.plot(epochs, [100 * (1 - row["top1"]) for row in rows], **style)
+  left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+  right.set(title="Top-1 error", xlabel="epoch", ylabel="error (%)")
+  for axes in (left, right):
+    axes.set_ylim(bottom=0)
+    axes.grid(alpha=0.3)
+    if axes.lines:
+      axes.legend()
+  with path.open("wb") as file:
+    figure.savefig(file, format="png", dpi=120)

@@ -1,0 +1,82 @@
+"""On-device preprocessing of image batches: pure functions of (images, key).
+
+Shapes: B batch, H height, W width, C channels. Images are uint8 in [0, 255]
+until `normalize`, which returns float32.
+"""
+
+from collections.abc import Sequence
+
+import jax
+import jax.numpy as jnp
+
+
+def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+  """Shifts each image by an independent random offset, filling with zeros.
+
+  Args:
+    key: PRNG key; the same key always gives the same crops.
+    images: [B, H, W, C], any dtype.
+    padding: largest shift along each spatial axis, in pixels, >= 0.
+
+  Returns:
+    [B, H, W, C], same dtype as `images`.
+  """
+  batch, *image_shape = images.shape
+  offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+  border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+  def crop(image, offset):
+    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), image_shape)
+
+  return jax.vmap(crop)(jnp.pad(images, border), offsets)
+
+
+def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Mirrors each image left to right with probability 1/2; shape and dtype stay."""
+  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+  return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def normalize(
+  images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """Returns (images / 255 - mean) / std as float32, per channel.
+
+  Args:
+    images: [B, H, W, C] in [0, 255].
+    mean, std: C values, or one for all channels, of pixels scaled to [0, 1].
+  """
+  # One multiplication and one subtraction for each pixel.
+  scale = 1 / (255 * jnp.array(std, jnp.float32))
+  shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
+  return images.astype(jnp.float32) * scale - shift
+
+
+def preprocess(
+  images: jax.Array,
+  key: jax.Array | None = None,
+  *,
+  padding: int,
+  flip: bool,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> jax.Array:
+  """Augments if there is a key, then normalises.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    key: PRNG key of the batch; None leaves the images as they are (evaluation).
+    padding: see `random_crop`.
+    flip: whether to apply `random_flip`.
+    mean, std: see `normalize`.
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+  if key is not None:
+    crop_key, flip_key = jax.random.split(key)
+    if padding:
+      images = random_crop(crop_key, images, padding)
+    if flip:
+      images = random_flip(flip_key, images)
+  return normalize(images, mean, std)

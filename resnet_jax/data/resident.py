@@ -1,0 +1,113 @@
+"""A data set that fits in device memory: shuffled and batched inside the step.
+
+Letters: N examples, B batch, H height, W width, C channels.
+"""
+
+import math
+from collections.abc import Iterator
+from functools import partial
+
+import flax.struct
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from resnet_jax.config import Plan
+from resnet_jax.data.sources import Source
+from resnet_jax.metrics import Batch
+from resnet_jax.sharding import batch_sharding, replicated
+
+
+@flax.struct.dataclass
+class Feed:
+  """Images on the device and the order in which they are taken.
+
+  Attributes:
+    image: [N, H, W, C] uint8.
+    label: [N] int32.
+    order: [at least one batch] int32, indices of examples; N and above is padding.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  order: jax.Array
+
+
+def take_batch(feed: Feed, step: jax.Array, *, batch_size: int, sharding) -> Batch:
+  """Returns batch number `step` of the order, which starts again where it ends.
+
+  Args:
+    feed: see `Feed`.
+    step: scalar int32.
+    batch_size: B.
+    sharding: of each array's first axis.
+
+  Returns:
+    {"image": [B, H, W, C] uint8, "label": [B] int32, "mask": [B] bool}.
+  """
+  position = step % (len(feed.order) // batch_size) * batch_size
+  index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)
+  index = jax.lax.with_sharding_constraint(index, sharding)
+  batch = {
+    "image": feed.image.at[index].get(mode="clip"),
+    "label": feed.label.at[index].get(mode="clip"),
+    "mask": index < len(feed.label),
+  }
+  return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+class ResidentDataset:
+  """One split as uint8 on every device.
+
+  Attributes:
+    num_examples: N.
+    num_classes: number of labels.
+    image_shape: (H, W, C).
+    take_batch: (feed, step) -> Batch, for `compile_steps`.
+  """
+
+  def __init__(self, source: Source, batch_size: int, mesh: Mesh, key: jax.Array):
+    """Copies the images to the devices.
+
+    Args:
+      source: see `Source`.
+      batch_size: over all devices, a multiple of their number.
+      mesh: the devices.
+      key: PRNG key of shuffling.
+    """
+    self.num_examples, *image_shape = source.images.shape
+    self.num_classes = source.num_classes
+    self.image_shape = tuple(image_shape)
+    self.take_batch = partial(
+      take_batch, batch_size=batch_size, sharding=batch_sharding(mesh)
+    )
+    self._num_batches = math.ceil(self.num_examples / batch_size)
+    # Evaluation's order; the indices past the last example are padding.
+    order = np.arange(self._num_batches * batch_size, dtype=np.int32)
+    feed = Feed(source.images, source.labels, order)
+    self._feed = jax.device_put(feed, replicated(mesh))
+    self._shuffle = jax.jit(
+      lambda epoch: jax.random.permutation(
+        jax.random.fold_in(key, epoch), self.num_examples
+      ),
+      out_shardings=replicated(mesh),
+    )
+
+  def train_chunks(self, step: int, plan: Plan) -> Iterator[tuple[int, Feed, int]]:
+    """Yields (step after the call, feed, number of updates) from `step` to the end.
+
+    Each epoch is a new order of all examples, a function of (seed, epoch); those
+    that do not fill its last batch are left out of that epoch.
+    """
+    feed, epoch = self._feed, -1
+    while step < plan.num_steps:
+      if epoch != step // plan.steps_per_epoch:
+        epoch = step // plan.steps_per_epoch
+        feed = feed.replace(order=self._shuffle(epoch))
+      end = plan.call_end(step)
+      yield end, feed, end - step
+      step = end
+
+  def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
+    """Yields (feed, number of batches): every example once, the rest masked."""
+    yield self._feed, self._num_batches

@@ -1,0 +1,142 @@
+"""Where images come from: all of a split as two arrays in host memory.
+
+Letters: N examples, H height, W width, C channels.
+"""
+
+import dataclasses
+from pathlib import Path
+
+import numpy as np
+
+from resnet_jax.config import DataConfig
+from resnet_jax.models.zoo import check_choice
+
+
+@dataclasses.dataclass(frozen=True)
+class Source:
+  """One split.
+
+  Attributes:
+    images: [N, H, W, C] uint8.
+    labels: [N] int32 in [0, num_classes).
+    num_classes: number of labels of the data set.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  num_classes: int
+
+
+def load_digits(split: str) -> Source:
+  """scikit-learn's handwritten digits: 1,437 training and 360 test images, 8x8x1.
+
+  Args:
+    split: "train" or "test"; fixed, stratified by digit.
+
+  Raises:
+    ValueError: another split.
+  """
+  check_choice("config.data split", split, ("train", "test"))
+  import sklearn.datasets
+  import sklearn.model_selection
+
+  digits = sklearn.datasets.load_digits()
+  images = np.round(digits.images * (255 / 16)).astype(np.uint8)[..., None]
+  labels = digits.target.astype(np.int32)
+  train, test = sklearn.model_selection.train_test_split(
+    np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
+  )
+  index = train if split == "train" else test
+  return Source(images[index], labels[index], num_classes=10)
+
+
+def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
+  """Noise around a random pattern for each of 10 classes: easy to learn, free to make.
+
+  Args:
+    split: "train" or "test", which differ in their noise only.
+    image_size: H and W; C is 3.
+    num_examples: N.
+
+  Raises:
+    ValueError: another split.
+  """
+  splits = ("train", "test")
+  check_choice("config.data split", split, splits)
+  patterns = np.random.default_rng(0).uniform(64, 192, (10, image_size, image_size, 3))
+  rng = np.random.default_rng(1 + splits.index(split))
+  labels = rng.integers(0, 10, num_examples, dtype=np.int32)
+  noise = rng.standard_normal((num_examples, image_size, image_size, 3), np.float32)
+  images = np.clip(patterns[labels] + 32 * noise, 0, 255).astype(np.uint8)
+  return Source(images, labels, num_classes=10)
+
+
+def load_tfds(name: str, data_dir: str, split: str) -> Source:
+  """Reads a split of a prepared TFDS set, without TensorFlow.
+
+  Args:
+    name: such as "cifar10" or "mnist:3.0.1".
+    data_dir: TFDS data directory; "" is TFDS's default.
+    split: in TFDS's syntax, such as "train[:45000]".
+
+  Raises:
+    ValueError: an unknown split, a set that is no image classification, or one
+      whose images differ in size.
+    FileNotFoundError: the set is not there in array_record form.
+  """
+  import absl.logging
+  import tensorflow_datasets as tfds
+
+  root = Path(data_dir or "~/tensorflow_datasets").expanduser()
+  where = f"data set {name!r} in config.data.dir={str(root)!r}"
+  try:
+    builder = tfds.builder(name, data_dir=root, try_gcs=False)
+    prepared = bool(builder.info.splits)
+  except (tfds.core.registered.DatasetNotFoundError, AssertionError, ValueError):
+    prepared = False
+  if not prepared:
+    raise FileNotFoundError(
+      f"no {where}: prepare it with `pip install tensorflow && tfds build {name} "
+      f"--data_dir={root} --file_format=array_record`, or set config.data.dir to the "
+      f"directory that holds {name.split(':')[0]}/<version>/dataset_info.json"
+    )
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise FileNotFoundError(
+      f"{where} is stored as {builder.info.file_format.value}; array_record is "
+      f"needed: `tfds build {name} --data_dir={root} --file_format=array_record`"
+    )
+  if "image" not in builder.info.features or "label" not in builder.info.features:
+    raise ValueError(
+      f"{where} has the features {sorted(builder.info.features)}; 'image' and 'label' "
+      "are needed"
+    )
+  shape = builder.info.features["image"].shape
+  if None in shape:
+    raise ValueError(
+      f"{where} has images of different sizes, {shape}; only sets of one size fit on "
+      "the device"
+    )
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
+  try:
+    records = builder.as_data_source(split=split)
+    examples = records.__getitems__(range(len(records)))
+  except ValueError as error:
+    raise ValueError(
+      f"config.data split {split!r} of {where}: {error}; known splits are "
+      f"{', '.join(builder.info.splits)}"
+    ) from error
+  finally:
+    absl.logging.set_verbosity(verbosity)
+  images = np.stack([example["image"] for example in examples])
+  labels = np.array([example["label"] for example in examples], np.int32)
+  return Source(images, labels, builder.info.features["label"].num_classes)
+
+
+def load_source(config: DataConfig, split: str) -> Source:
+  """Loads a split of the configured data set; errors as the loaders above."""
+  if config.name == "digits":
+    return load_digits(split)
+  if config.name == "synthetic":
+    return load_synthetic(split, config.image_size, config.num_examples)
+  return load_tfds(config.name, config.dir, split)

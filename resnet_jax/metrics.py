@@ -1,0 +1,66 @@
+"""Loss and accuracy of a batch, as sums that add up over batches and devices.
+
+`Metrics` is {name: float32 sum over valid examples, "count": how many}. Sums are
+added with `jax.tree.map` and divided once, on the host, by `summarize`.
+
+Shapes: B batch, K classes.
+"""
+
+import operator
+
+import jax
+import jax.numpy as jnp
+import optax
+
+# image [B, H, W, C] uint8; label [B] int32 in [0, K); mask [B] bool, False for padding.
+Batch = dict[str, jax.Array]
+Metrics = dict[str, jax.Array]
+
+
+def compute_metrics(
+  logits: jax.Array, batch: Batch, label_smoothing: float = 0.0
+) -> Metrics:
+  """Sums over the valid examples of a batch.
+
+  Args:
+    logits: [B, K] float32.
+    batch: `label` and `mask` are used.
+    label_smoothing: probability spread evenly over all classes (Szegedy et al.
+      2015, section 7).
+
+  Returns:
+    "loss": cross-entropy in nats; "top1" and, for K > 5, "top5": number of hits;
+    "count": number of valid examples.
+  """
+  labels, mask = batch["label"], batch["mask"]
+  classes = logits.shape[-1]
+  targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
+  values = {
+    "loss": optax.softmax_cross_entropy(logits, targets),
+    "top1": logits.argmax(-1) == labels,
+    "count": jnp.ones_like(mask),
+  }
+  if classes > 5:
+    best = jax.lax.top_k(logits, 5)[1]
+    values["top5"] = (best == labels[:, None]).any(-1)
+  return {
+    name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()
+  }
+
+
+def zero_metrics(num_classes: int) -> Metrics:
+  """The metrics of no examples."""
+  names = ["loss", "top1", "count"] + ["top5"] * (num_classes > 5)
+  return {name: jnp.zeros((), jnp.float32) for name in names}
+
+
+def add_metrics(a: Metrics, b: Metrics) -> Metrics:
+  """Sums of two disjoint sets of examples together."""
+  return jax.tree.map(operator.add, a, b)
+
+
+def summarize(metrics: Metrics) -> dict[str, float]:
+  """Means over the examples, and "count" as an int. Waits for the device."""
+  sums = {name: float(value) for name, value in jax.device_get(metrics).items()}
+  count = sums.pop("count")
+  return {name: value / count for name, value in sums.items()} | {"count": int(count)}

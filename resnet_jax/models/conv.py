@@ -1,0 +1,116 @@
+"""2-D convolution whose gradient stays fast inside `lax.scan` on a CPU.
+
+XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
+The gradients that JAX derives have such orders, so within any loop they fall to
+a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
+are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
+which give the same bits. Other backends keep `lax.conv`'s own gradient.
+
+Shapes: B batch, H height, W width, C input channels, F output channels (features).
+"""
+
+from functools import partial
+
+import jax
+from jax import lax
+
+_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+  """Convolves images with a kernel, with `padding` zeros on every side.
+
+  The padding is explicit, as in PyTorch: "SAME" would pad unevenly at stride 2
+  and shift every imported weight by a pixel. Reverse-mode differentiable only.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [height, width, C, F], same dtype as `x`.
+    stride: step along H and W, >= 1.
+    padding: zeros on each side of H and W, >= 0.
+
+  Returns:
+    [B, (H + 2 padding - height) // stride + 1, likewise for W, F], dtype of `x`.
+  """
+  return _lax_conv(x, kernel, stride, padding)
+
+
+def _lax_conv(x, kernel, stride, padding):
+  pads = [(padding, padding)] * 2
+  return lax.conv_general_dilated(
+    x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
+  )
+
+
+def _is_pointwise(kernel, padding) -> bool:
+  return kernel.shape[:2] == (1, 1) and padding == 0
+
+
+def _pointwise_conv(x, kernel, stride):
+  """A 1x1 convolution as a matrix product: no layout change in its gradients.
+
+  Used in training only: for inference alone XLA:CPU's convolution is faster.
+  """
+  return x[:, ::stride, ::stride] @ kernel[0, 0]
+
+
+def _forward(x, kernel, stride, padding):
+  on_cpu = default = partial(_lax_conv, stride=stride, padding=padding)
+  if _is_pointwise(kernel, padding):
+    on_cpu = partial(_pointwise_conv, stride=stride)
+  y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+  return y, (x, kernel)
+
+
+def _backward(stride, padding, residuals, dy):
+  def derived_gradients(conv, x, kernel, dy):
+    return jax.vjp(conv, x, kernel)[1](dy)
+
+  on_cpu = partial(_canonical_gradients, stride=stride, padding=padding)
+  if _is_pointwise(residuals[1], padding):
+    on_cpu = partial(derived_gradients, partial(_pointwise_conv, stride=stride))
+  default = partial(
+    derived_gradients, partial(_lax_conv, stride=stride, padding=padding)
+  )
+  return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
+
+
+def _canonical_gradients(x, kernel, dy, stride, padding):
+  """Both gradients as NHWC x HWIO convolutions, equal to `lax.conv`'s to the bit."""
+  return (
+    _input_gradient(x.shape, kernel, dy, stride, padding),
+    _kernel_gradient(x, kernel.shape, dy, stride, padding),
+  )
+
+
+def _input_gradient(x_shape, kernel, dy, stride, padding):
+  """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
+  pads = []
+  for size, taps, out in zip(x_shape[1:3], kernel.shape, dy.shape[1:3], strict=False):
+    low = taps - 1 - padding
+    # The far side also covers the pixels that the last stride did not reach.
+    pads.append((low, size + taps - 1 - low - ((out - 1) * stride + 1)))
+  turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+  return lax.conv_general_dilated(
+    dy, turned, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
+  )
+
+
+def _kernel_gradient(x, kernel_shape, dy, stride, padding):
+  """`x` as [C, H, W, B] convolved with `dy` as [H', W', B, F]: B is summed over."""
+  pads = []
+  for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):
+    pads.append((padding, (out - 1) * stride + taps - size - padding))
+  gradient = lax.conv_general_dilated(
+    x.transpose(3, 1, 2, 0),
+    dy.transpose(1, 2, 0, 3),
+    (1, 1),
+    pads,
+    rhs_dilation=(stride, stride),
+    dimension_numbers=_DIMENSIONS,
+  )
+  return gradient.transpose(1, 2, 0, 3)
+
+
+conv2d.defvjp(_forward, _backward)

@@ -1,0 +1,72 @@
+"""Learning-rate schedules and optimisers, put together from optax."""
+
+import jax
+import optax
+
+from resnet_jax.config import OptimConfig, Plan
+
+
+def create_schedule(
+  config: OptimConfig, plan: Plan, batch_size: int
+) -> optax.Schedule:
+  """Warmup, then step decay or a cosine.
+
+  Args:
+    config: kind and shape of the schedule.
+    plan: its lengths and boundaries in steps.
+    batch_size: scales the learning rate where `reference_batch_size` is given.
+
+  Returns:
+    step -> learning rate of the update that follows `step` completed ones. At a
+    boundary the rate is already the lower one.
+  """
+  scale = batch_size / (config.reference_batch_size or batch_size)
+  learning_rate = config.learning_rate * scale
+  start = config.warmup_learning_rate * scale
+  if config.warmup == "constant":
+    warmup = optax.constant_schedule(start)
+  else:
+    warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
+  if config.schedule == "cosine":
+    main = optax.cosine_decay_schedule(
+      learning_rate, plan.num_steps - plan.warmup_steps
+    )
+  else:
+    # `join_schedules` counts the second schedule's steps from the end of warmup.
+    boundaries = [step - plan.warmup_steps for step in plan.decay_steps]
+    factors = dict.fromkeys(boundaries, config.decay_factor)
+    main = optax.piecewise_constant_schedule(learning_rate, factors)
+  if plan.warmup_steps == 0:
+    return main
+  return optax.join_schedules([warmup, main], [plan.warmup_steps])
+
+
+def kernels_only(params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: True for kernels, False for batch norm and biases."""
+
+  def is_kernel(path, _):
+    return path[-1].key == "kernel"
+
+  return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def create_optimizer(
+  config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Gradient clipping, weight decay and the optimiser, in that order.
+
+  SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
+  """
+  mask = None if config.decay_all else kernels_only
+  clip = (
+    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
+  )
+  if config.name == "adamw":
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=mask)
+    return optax.chain(clip, adamw)
+  decay = optax.add_decayed_weights(config.weight_decay, mask)
+  if config.name == "adam":
+    optimizer = optax.adam(schedule)
+  else:
+    optimizer = optax.sgd(schedule, config.momentum or None, config.nesterov)
+  return optax.chain(clip, decay, optimizer)

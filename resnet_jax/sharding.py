@@ -1,0 +1,38 @@
+"""The device mesh and how arrays lie on it: batches split, everything else copied.
+
+The only file that says `Mesh`. One axis, "data".
+"""
+
+from collections.abc import Sequence
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+
+def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
+  """Returns a mesh of the given devices (all of them by default) along "data"."""
+  devices = jax.devices() if devices is None else list(devices)
+  # Auto, not the newer default Explicit: the compiler propagates the shardings.
+  return jax.make_mesh(
+    (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
+  )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+  """Every device holds the whole array."""
+  return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+  """The first axis is split over the devices."""
+  return NamedSharding(mesh, PartitionSpec("data"))
+
+
+def check_batch_size(batch_size: int, mesh: Mesh) -> None:
+  """Raises `ValueError` if a batch does not split evenly over the devices."""
+  if batch_size % mesh.size:
+    nearest = max(1, round(batch_size / mesh.size)) * mesh.size
+    raise ValueError(
+      f"config.batch_size={batch_size} must be a multiple of the {mesh.size} devices, "
+      f"such as {nearest}"
+    )

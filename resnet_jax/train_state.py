@@ -1,0 +1,82 @@
+"""Everything that training changes, as one pytree."""
+
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.training import train_state
+
+from resnet_jax import backend
+
+
+# What `model.apply` takes: {"params": ..., "batch_stats": ...}.
+Variables = dict[str, Any]
+
+
+class TrainState(train_state.TrainState):
+  """`step`, `params`, `opt_state` of Flax's, and two more.
+
+  Attributes:
+    batch_stats: running mean and variance of the batch norms, float32.
+    key: PRNG key of augmentation; step i uses `fold_in(key, i)`.
+  """
+
+  batch_stats: Any
+  key: jax.Array
+
+  @property
+  def variables(self) -> Variables:
+    """What `apply_fn` takes."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+
+def create_train_state(
+  key: jax.Array,
+  model: nn.Module,
+  tx: optax.GradientTransformation,
+  image_shape: tuple[int, int, int],
+  sharding: jax.sharding.Sharding,
+) -> TrainState:
+  """Initialises parameters and optimiser state directly under `sharding`.
+
+  Args:
+    key: PRNG key; parameters and augmentation get different ones from it.
+    model: called as `model.init(key, images)`.
+    tx: the optimiser.
+    image_shape: (H, W, C).
+    sharding: of every leaf.
+  """
+
+  def create(key: jax.Array) -> TrainState:
+    init_key, step_key = jax.random.split(key)
+    variables = model.init(init_key, jnp.zeros((1, *image_shape)))
+    state = TrainState.create(
+      apply_fn=model.apply,
+      tx=tx,
+      key=step_key,
+      params=variables["params"],
+      batch_stats=variables["batch_stats"],
+    )
+    # Flax starts with a Python int, which would be compiled once more as an array.
+    return state.replace(step=jnp.zeros((), jnp.int32))
+
+  return backend.jit_once(create, out_shardings=sharding)(key)
+
+
+def abstract_variables(
+  model: nn.Module, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+) -> Variables:
+  """Shapes and dtypes of what `model.apply` takes, with nothing computed.
+
+  Args:
+    model: called as `model.init(key, images)`.
+    image_shape: (H, W, C).
+    sharding: of every leaf.
+  """
+  images = jnp.zeros((1, *image_shape))
+  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+  return jax.tree.map(
+    lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
+  )

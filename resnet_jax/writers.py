@@ -1,0 +1,153 @@
+"""Where the numbers of a run go: its files, and the person who watches.
+
+`metrics.jsonl` (one JSON object a line), TensorBoard files and `curves.png` in the run
+directory; a live progress bar on a terminal, plain lines elsewhere.
+"""
+
+import json
+import math
+import time
+from collections.abc import Callable
+
+import jax
+import tensorboardX
+from etils import epath
+from rich import progress
+from rich.console import Console
+
+from resnet_jax.config import Plan
+from resnet_jax.curves import draw_curves
+from resnet_jax.metrics import Metrics, add_metrics, summarize
+
+
+class MetricWriter:
+  """Writes and shows the metrics of a run; a context manager."""
+
+  def __init__(
+    self,
+    workdir: str,
+    plan: Plan,
+    learning_rate: Callable[[int], float],
+    start_step: int,
+    console: Console,
+  ):
+    """Opens the files; what an earlier try wrote past `start_step` is dropped.
+
+    Args:
+      workdir: the run directory.
+      plan: when to write.
+      learning_rate: step -> learning rate of the next update.
+      start_step: completed updates.
+      console: where to show.
+    """
+    self._plan, self._learning_rate, self._console = plan, learning_rate, console
+    self._workdir = epath.Path(workdir)
+    self._records = self._drop_later_lines(start_step)
+    self._file = (self._workdir / "metrics.jsonl").open("a")
+    self._board = tensorboardX.SummaryWriter(
+      str(self._workdir / "tensorboard"), purge_step=start_step + 1
+    )
+    self._step, self._pending, self._sums = start_step, None, None
+    self._seconds, self._mark = 0.0, time.monotonic()
+    self._bar = progress.Progress(
+      progress.TextColumn("step {task.completed}/{task.total}"),
+      progress.BarColumn(),
+      progress.TextColumn("{task.description}"),
+      progress.TimeRemainingColumn(),
+      progress.TextColumn("left"),
+      console=console,
+      disable=not console.is_terminal,
+    )
+    self._task = self._bar.add_task(
+      "compiling", total=plan.num_steps, completed=start_step
+    )
+
+  def __enter__(self) -> "MetricWriter":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._bar.stop()
+    self._file.close()
+    self._board.close()
+    draw_curves(self._records, self._workdir / "curves.png")
+
+  def _drop_later_lines(self, step: int) -> list[dict]:
+    path = self._workdir / "metrics.jsonl"
+    if not path.exists():
+      return []
+    # A kill can leave half a last line.
+    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
+    records = [record for record in map(json.loads, lines) if record["step"] <= step]
+    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    return records
+
+  def start_clock(self) -> None:
+    """Time from now on counts as training."""
+    self._mark = time.monotonic()
+
+  def train(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a call just started, and shows those of the one before.
+
+    The device is never left waiting for this: it already works on the new call.
+
+    Args:
+      step: completed updates after the call.
+      metrics: its sums, still being computed.
+
+    Raises:
+      FloatingPointError: the loss of the earlier call is not finite.
+    """
+    self.flush()
+    self._pending = step, metrics
+
+  def flush(self) -> None:
+    """Waits for the last call given to `train`; errors as there."""
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    sums = jax.device_get(metrics)
+    now = time.monotonic()
+    self._seconds, self._mark = self._seconds + now - self._mark, now
+    if not math.isfinite(sums["loss"]):
+      raise FloatingPointError(
+        f"the loss became {sums['loss'] / sums['count']} between steps {self._step} and "
+        f"{step}, at learning rate {self._learning_rate(step - 1):.3g}; try a lower "
+        "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
+      )
+    self._step = step
+    self._sums = add_metrics(self._sums, sums) if self._sums else sums
+    if self._plan.log_at(step):
+      values = summarize(self._sums)
+      values["images_per_s"] = values.pop("count") / self._seconds
+      values["learning_rate"] = float(self._learning_rate(step - 1))
+      self._sums, self._seconds = None, 0.0
+      self._write(step, "train", values)
+      self._bar.update(self._task, description=_describe(values))
+    self._bar.update(self._task, completed=step)
+
+  def evaluation(self, step: int, values: dict[str, float]) -> None:
+    """Writes and shows an evaluation after `step` updates."""
+    self._write(step, "eval", values)
+    self.start_clock()
+
+  def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+    epoch = round(step / self._plan.steps_per_epoch, 4)
+    record = {"step": step, "epoch": epoch, "split": split, **values}
+    self._records.append(record)
+    self._file.write(json.dumps(record) + "\n")
+    self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(f"{split}/{name}", value, step)
+    if split == "eval" or not self._console.is_terminal:
+      place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
+      self._console.print(
+        f"{place}  {split:5}  {_describe(values)}", highlight=False, soft_wrap=True
+      )
+
+
+def _describe(values: dict[str, float]) -> str:
+  text = f"loss {values['loss']:.4f}  top-1 {100 * values['top1']:6.2f} %"
+  if "learning_rate" in values:
+    text += f"  lr {values['learning_rate']:.3g}"
+  return text + f"  {values['images_per_s']:.0f} images/s"

@@ -1,0 +1,57 @@
+"""Trains or evaluates a ResNet.
+
+  python train.py
+  python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR --workdir=RUN
+  python train.py --mode=eval --workdir=RUN
+
+The same --workdir goes on where a run stopped. Settings: resnet_jax/config.py.
+"""
+
+import datetime
+from pathlib import Path
+
+from absl import app, flags
+
+from resnet_jax import cli
+
+WORKDIR = flags.DEFINE_string(
+  "workdir", None, "Run directory; a new one in runs/ if not given. An old one resumes."
+)
+MODE = flags.DEFINE_enum(
+  "mode", "train", ["train", "eval"], "Train, or evaluate a run that is there."
+)
+CHECKPOINT = flags.DEFINE_string(
+  "checkpoint", "latest", "What --mode=eval evaluates: latest, best, or a step."
+)
+DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "digits.py")
+
+
+def main(_) -> None:
+  with cli.clean_errors():
+    # Not before the flags are known to be right: these imports take seconds.
+    from resnet_jax import checkpoint, trainer
+
+    workdir = WORKDIR.value
+    saved = checkpoint.load_config(workdir) if workdir else None
+    config = cli.read_config(saved)
+    if MODE.value == "eval":
+      if saved is None:
+        raise ValueError(f"--mode=eval needs --workdir with a run, got {workdir!r}")
+      step, results = trainer.evaluate_run(config, workdir, CHECKPOINT.value)
+      print(f"step {step}: {trainer.describe(results)}")
+      return
+    if workdir is None:
+      workdir = f"runs/{config.data.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
+    state, results = trainer.train_and_evaluate(config, workdir)
+    print(
+      f"done: {trainer.describe(results)} after {state.step} steps\n"
+      f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
+      f"next: python train.py --mode=eval --workdir={workdir}\n"
+      f"      tensorboard --logdir={workdir}\n"
+      f"      python train.py --config.model.name=plain20 --config.seed=1\n"
+      f"      python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR"
+    )
+
+
+if __name__ == "__main__":
+  app.run(main, flags_parser=lambda argv: cli.parse_flags(argv, DEFAULT_CONFIG))
