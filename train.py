@@ -1,8 +1,8 @@
 """Trains or evaluates a ResNet.
 
-  python train.py
-  python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR --workdir=RUN
-  python train.py --mode=eval --workdir=RUN
+python train.py
+python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR
+python train.py --mode=eval --workdir=RUN
 
 The same --workdir goes on where a run stopped. Settings: resnet_jax/config.py.
 """
@@ -48,8 +48,9 @@ def main(_) -> None:
       f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
       f"next: python train.py --mode=eval --workdir={workdir}\n"
       f"      tensorboard --logdir={workdir}\n"
-      f"      python train.py --config.model.name=plain20 --config.seed=1\n"
-      f"      python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR"
+      "      python train.py --config.model.name=plain20\n"
+      "      python train.py --config=configs/cifar10_resnet20.py "
+      "--config.data.dir=DIR"
     )
 
 

@@ -1,6 +1,6 @@
 """ResNet-14 on scikit-learn's handwritten digits: the default, for a first look.
 
-  python train.py
+Command: python train.py
 """
 
 from resnet_jax.config import (

@@ -1,0 +1,27 @@
+"""Residual networks in JAX and Flax: train, reproduce, build on."""
+
+from resnet_jax.models import (
+  MODELS,
+  BasicBlock,
+  BottleneckBlock,
+  ResNet,
+  ResNet18,
+  ResNet34,
+  ResNet50,
+  ResNet101,
+  ResNet152,
+  create_model,
+)
+
+__all__ = [
+  "MODELS",
+  "BasicBlock",
+  "BottleneckBlock",
+  "ResNet",
+  "ResNet18",
+  "ResNet34",
+  "ResNet50",
+  "ResNet101",
+  "ResNet152",
+  "create_model",
+]

@@ -142,8 +142,8 @@ class CheckpointStore:
     """
     steps = self._manager.all_steps()
     named = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}
-    step = named.get(which, int(which) if which.isdecimal() else None)
-    if step not in steps:
+    step = int(which) if which.isdecimal() else named.get(which)
+    if step is None or step not in steps:
       known = ", ".join(map(str, sorted(steps))) or "none"
       raise FileNotFoundError(
         f"no checkpoint {which!r} in {self._manager.directory}; there are: {known}"

@@ -1,4 +1,4 @@
-"""The experiment's settings: typed dataclasses, checked once, and the same run in steps.
+"""An experiment's settings: typed dataclasses, checked once; and the run in steps.
 
 `Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
 `validate` refuses wrong types and values before anything is compiled. `Plan` turns
@@ -32,7 +32,8 @@ def _positive(default):
 
 
 def _choice(default, *values):
-  return _setting(default, "one of " + ", ".join(map(repr, values)), values.__contains__)
+  allowed = "one of " + ", ".join(map(repr, values))
+  return _setting(default, allowed, values.__contains__)
 
 
 def _increasing(default):
@@ -378,9 +379,11 @@ class Plan:
     num_steps = config.num_steps or max(1, steps(config.num_epochs))
     warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
     decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
-    end, what = num_steps, "the end of training"
+    end: float = num_steps
+    what = "the end of training"
     if optim.schedule == "step":
-      end, what = min(decay_steps, default=math.inf), "the first decay of learning rate"
+      end = min(decay_steps, default=math.inf)
+      what = "the first decay of the learning rate"
     if warmup_steps and warmup_steps >= end:
       raise ValueError(
         f"config.optim.warmup_steps={warmup_steps} (or its epochs) must end before "

@@ -43,9 +43,7 @@ def compute_metrics(
   if classes > 5:
     best = jax.lax.top_k(logits, 5)[1]
     values["top5"] = (best == labels[:, None]).any(-1)
-  return {
-    name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()
-  }
+  return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}
 
 
 def zero_metrics(num_classes: int) -> Metrics:

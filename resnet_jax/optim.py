@@ -6,9 +6,7 @@ import optax
 from resnet_jax.config import OptimConfig, Plan
 
 
-def create_schedule(
-  config: OptimConfig, plan: Plan, batch_size: int
-) -> optax.Schedule:
+def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
   """Warmup, then step decay or a cosine.
 
   Args:
@@ -58,9 +56,9 @@ def create_optimizer(
   SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
   """
   mask = None if config.decay_all else kernels_only
-  clip = (
-    optax.clip_by_global_norm(config.clip_norm) if config.clip_norm else optax.identity()
-  )
+  clip = optax.identity()
+  if config.clip_norm:
+    clip = optax.clip_by_global_norm(config.clip_norm)
   if config.name == "adamw":
     adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=mask)
     return optax.chain(clip, adamw)

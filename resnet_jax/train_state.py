@@ -10,7 +10,6 @@ from flax.training import train_state
 
 from resnet_jax import backend
 
-
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
 Variables = dict[str, Any]
 

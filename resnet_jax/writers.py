@@ -47,7 +47,9 @@ class MetricWriter:
     self._board = tensorboardX.SummaryWriter(
       str(self._workdir / "tensorboard"), purge_step=start_step + 1
     )
-    self._step, self._pending, self._sums = start_step, None, None
+    self._step = start_step
+    self._pending: tuple[int, Metrics] | None = None
+    self._sums: Metrics | None = None
     self._seconds, self._mark = 0.0, time.monotonic()
     self._bar = progress.Progress(
       progress.TextColumn("step {task.completed}/{task.total}"),
@@ -111,8 +113,8 @@ class MetricWriter:
     self._seconds, self._mark = self._seconds + now - self._mark, now
     if not math.isfinite(sums["loss"]):
       raise FloatingPointError(
-        f"the loss became {sums['loss'] / sums['count']} between steps {self._step} and "
-        f"{step}, at learning rate {self._learning_rate(step - 1):.3g}; try a lower "
+        f"the loss became {sums['loss']} between steps {self._step} and {step}, at "
+        f"learning rate {self._learning_rate(step - 1):.3g}; try a lower "
         "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
       )
     self._step = step

@@ -44,7 +44,8 @@ def normalize(
 
   Args:
     images: [B, H, W, C] in [0, 255].
-    mean, std: C values, or one for all channels, of pixels scaled to [0, 1].
+    mean: C values, or one for all channels, of pixels scaled to [0, 1].
+    std: likewise.
   """
   # One multiplication and one subtraction for each pixel.
   scale = 1 / (255 * jnp.array(std, jnp.float32))
@@ -68,7 +69,8 @@ def preprocess(
     key: PRNG key of the batch; None leaves the images as they are (evaluation).
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
-    mean, std: see `normalize`.
+    mean: see `normalize`.
+    std: see `normalize`.
 
   Returns:
     [B, H, W, C] float32.

@@ -3,6 +3,7 @@
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
+import dataclasses
 import math
 from collections.abc import Iterator
 from functools import partial
@@ -84,8 +85,8 @@ class ResidentDataset:
     self._num_batches = math.ceil(self.num_examples / batch_size)
     # Evaluation's order; the indices past the last example are padding.
     order = np.arange(self._num_batches * batch_size, dtype=np.int32)
-    feed = Feed(source.images, source.labels, order)
-    self._feed = jax.device_put(feed, replicated(mesh))
+    arrays = (source.images, source.labels, order)
+    self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
     self._shuffle = jax.jit(
       lambda epoch: jax.random.permutation(
         jax.random.fold_in(key, epoch), self.num_examples
@@ -103,7 +104,7 @@ class ResidentDataset:
     while step < plan.num_steps:
       if epoch != step // plan.steps_per_epoch:
         epoch = step // plan.steps_per_epoch
-        feed = feed.replace(order=self._shuffle(epoch))
+        feed = dataclasses.replace(feed, order=self._shuffle(epoch))
       end = plan.call_end(step)
       yield end, feed, end - step
       step = end

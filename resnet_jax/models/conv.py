@@ -14,7 +14,7 @@ from functools import partial
 import jax
 from jax import lax
 
-_DIMENSIONS = ("NHWC", "HWIO", "NHWC")
+_conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3))
@@ -37,10 +37,7 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
 
 
 def _lax_conv(x, kernel, stride, padding):
-  pads = [(padding, padding)] * 2
-  return lax.conv_general_dilated(
-    x, kernel, (stride, stride), pads, dimension_numbers=_DIMENSIONS
-  )
+  return _conv(x, kernel, (stride, stride), [(padding, padding)] * 2)
 
 
 def _is_pointwise(kernel, padding) -> bool:
@@ -92,9 +89,7 @@ def _input_gradient(x_shape, kernel, dy, stride, padding):
     # The far side also covers the pixels that the last stride did not reach.
     pads.append((low, size + taps - 1 - low - ((out - 1) * stride + 1)))
   turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
-  return lax.conv_general_dilated(
-    dy, turned, (1, 1), pads, lhs_dilation=(stride, stride), dimension_numbers=_DIMENSIONS
-  )
+  return _conv(dy, turned, (1, 1), pads, lhs_dilation=(stride, stride))
 
 
 def _kernel_gradient(x, kernel_shape, dy, stride, padding):
@@ -102,14 +97,8 @@ def _kernel_gradient(x, kernel_shape, dy, stride, padding):
   pads = []
   for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):
     pads.append((padding, (out - 1) * stride + taps - size - padding))
-  gradient = lax.conv_general_dilated(
-    x.transpose(3, 1, 2, 0),
-    dy.transpose(1, 2, 0, 3),
-    (1, 1),
-    pads,
-    rhs_dilation=(stride, stride),
-    dimension_numbers=_DIMENSIONS,
-  )
+  images, weights = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+  gradient = _conv(images, weights, (1, 1), pads, rhs_dilation=(stride, stride))
   return gradient.transpose(1, 2, 0, 3)
 
 

@@ -1,5 +1,4 @@
-"""The parts that residual networks are put together from: convolution, norm, stems,
-shortcuts.
+"""The parts of a residual network: convolution, norm, stems, shortcuts.
 
 Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameters
 are float32; `dtype` is what a layer computes in and returns.

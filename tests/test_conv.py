@@ -1,0 +1,93 @@
+"""The project's convolution against `lax.conv` and its derived gradient."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.models import conv
+
+# size, kernel, stride, padding: the shapes of all ResNets, and odd ones.
+SHAPES = [
+  (16, 3, 1, 1),
+  (16, 3, 2, 1),
+  (15, 3, 2, 1),
+  (32, 7, 2, 3),
+  (16, 1, 1, 0),
+  (15, 1, 2, 0),
+  (11, 5, 3, 2),
+  (10, 3, 2, 0),
+]
+
+
+def make_arrays(size, taps, stride, padding):
+  keys = jax.random.split(jax.random.key(0), 3)
+  x = jax.random.normal(keys[0], (4, size, size, 3))
+  kernel = jax.random.normal(keys[1], (taps, taps, 3, 5))
+  y = conv.conv2d(x, kernel, stride, padding)
+  return x, kernel, jax.random.normal(keys[2], y.shape)
+
+
+def lax_gradients(x, kernel, dy, stride, padding):
+  def reference(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (stride, stride),
+      [(padding, padding)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+
+  return jax.vjp(reference, x, kernel)[1](dy)
+
+
+@pytest.mark.parametrize(("size", "taps", "stride", "padding"), SHAPES)
+def test_canonical_gradients_equal_lax_to_the_bit(size, taps, stride, padding):
+  x, kernel, dy = make_arrays(size, taps, stride, padding)
+  settings = {"stride": stride, "padding": padding}
+  ours = jax.jit(partial(conv._canonical_gradients, **settings))(x, kernel, dy)
+  theirs = jax.jit(partial(lax_gradients, **settings))(x, kernel, dy)
+  for a, b in zip(ours, theirs, strict=True):
+    np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize(("size", "taps", "stride", "padding"), SHAPES)
+def test_conv2d_gradients_inside_a_scan(size, taps, stride, padding):
+  x, kernel, dy = make_arrays(size, taps, stride, padding)
+
+  def in_scan(x, kernel, dy):
+    def body(_, dy):
+      gradients = jax.vjp(lambda *a: conv.conv2d(*a, stride, padding), x, kernel)[1](dy)
+      return None, gradients
+
+    return jax.lax.scan(body, None, dy[None])[1]
+
+  ours = jax.jit(in_scan)(x, kernel, dy)
+  theirs = lax_gradients(x, kernel, dy, stride, padding)
+  for a, b in zip(ours, theirs, strict=True):
+    # 1x1 kernels are matrix products in training: equal but for rounding.
+    np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-4)
+
+
+def test_gradient_on_cpu_has_only_canonical_convolutions():
+  # Others are 20 times slower inside loops on a CPU.
+  def loss(x, kernel):
+    return conv.conv2d(x, kernel, 2, 1).sum()
+
+  x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+  text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text("hlo")
+  orders = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines()
+            if "dim_labels=" in line}
+  assert orders == {"b01f_01io->b01f"}
+
+
+def test_other_backends_keep_their_own_gradient():
+  def loss(x, kernel):
+    return conv.conv2d(x, kernel, 1, 1).sum()
+
+  x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
+  traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+  text = traced.lower(lowering_platforms=("tpu",)).as_text("hlo")
+  assert "dim_labels=f01b_i01o->01bf" in text
