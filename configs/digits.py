@@ -1,4 +1,4 @@
-"""ResNet-14 on scikit-learn's handwritten digits: the default, for a first look.
+"""ResNet-8 on scikit-learn's handwritten digits: the default, for a first look.
 
 Command: python train.py
 """
@@ -14,12 +14,12 @@ from resnet_jax.config import (
 
 def get_config() -> Config:
   return Config(
-    num_epochs=20,
+    num_epochs=24,
     batch_size=64,
     steps_per_call=11,
     log_every_steps=22,
     eval_every_steps=88,
-    model=ModelConfig(name="resnet14"),
+    model=ModelConfig(name="resnet8"),
     data=DataConfig(name="digits"),
     augment=AugmentConfig(padding=1),
     optim=OptimConfig(

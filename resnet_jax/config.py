@@ -1,8 +1,7 @@
-"""An experiment's settings: typed dataclasses, checked once; and the run in steps.
+"""An experiment's settings: typed dataclasses, checked once, as JSON and back.
 
 `Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
-`validate` refuses wrong types and values before anything is compiled. `Plan` turns
-its epochs into steps; no period is computed anywhere else.
+`validate` refuses wrong types and values before anything is compiled.
 
 No postponed annotations here: `ml_collections.config_flags` reads the types.
 """
@@ -333,93 +332,3 @@ def check_resumable(old: Config, new: Config) -> None:
     raise ValueError(
       "cannot resume: " + "; ".join(changed) + "; set it back or use a new --workdir"
     )
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Plan:
-  """A run in steps; a step is one update, and `step` counts those completed.
-
-  Attributes:
-    num_steps: length of the run.
-    steps_per_epoch: full batches in the training set.
-    steps_per_call: most steps of one `train_chunk`.
-    warmup_steps: length of warmup.
-    decay_steps: where the learning rate is multiplied by the decay factor.
-    log_every, eval_every, save_every: periods; `save_every` 0 adds no saves.
-  """
-
-  num_steps: int
-  steps_per_epoch: int
-  steps_per_call: int
-  warmup_steps: int
-  decay_steps: tuple[int, ...]
-  log_every: int
-  eval_every: int
-  save_every: int
-
-  @classmethod
-  def create(cls, config: Config, num_train_examples: int) -> "Plan":
-    """Converts epochs to steps.
-
-    Raises:
-      ValueError: a batch larger than the training set, or a warmup that leaves no
-        step for what follows it.
-    """
-    steps_per_epoch = num_train_examples // config.batch_size
-    if steps_per_epoch == 0:
-      raise ValueError(
-        f"config.batch_size={config.batch_size} must be at most the number of "
-        f"training images, {num_train_examples}"
-      )
-
-    def steps(epochs: float) -> int:
-      return round(epochs * steps_per_epoch)
-
-    optim = config.optim
-    num_steps = config.num_steps or max(1, steps(config.num_epochs))
-    warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
-    decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
-    end: float = num_steps
-    what = "the end of training"
-    if optim.schedule == "step":
-      end = min(decay_steps, default=math.inf)
-      what = "the first decay of the learning rate"
-    if warmup_steps and warmup_steps >= end:
-      raise ValueError(
-        f"config.optim.warmup_steps={warmup_steps} (or its epochs) must end before "
-        f"{what} at step {end}"
-      )
-    return cls(
-      num_steps=num_steps,
-      steps_per_epoch=steps_per_epoch,
-      steps_per_call=config.steps_per_call,
-      warmup_steps=warmup_steps,
-      decay_steps=decay_steps,
-      log_every=config.log_every_steps,
-      eval_every=config.eval_every_steps or steps_per_epoch,
-      save_every=config.checkpoint.every_steps,
-    )
-
-  def log_at(self, step: int) -> bool:
-    """Whether training metrics are written after `step` updates."""
-    return step % self.log_every == 0 or step == self.num_steps
-
-  def eval_at(self, step: int) -> bool:
-    """Whether the model is evaluated after `step` updates."""
-    return step % self.eval_every == 0 or step == self.num_steps
-
-  def save_at(self, step: int) -> bool:
-    """Whether the state is saved after `step` updates."""
-    return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
-
-  def call_end(self, step: int) -> int:
-    """Returns the step at which a call that starts after `step` updates ends.
-
-    Never past an epoch's end, so that one shuffle serves a call, nor past a step
-    at which something is due.
-    """
-    periods = [self.log_every, self.eval_every, self.steps_per_epoch]
-    if self.save_every:
-      periods.append(self.save_every)
-    due = [(step // period + 1) * period for period in periods]
-    return min(step + self.steps_per_call, self.num_steps, *due)

@@ -3,7 +3,8 @@
 import jax
 import optax
 
-from resnet_jax.config import OptimConfig, Plan
+from resnet_jax.config import OptimConfig
+from resnet_jax.plan import Plan
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:

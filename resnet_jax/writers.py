@@ -6,18 +6,18 @@ directory; a live progress bar on a terminal, plain lines elsewhere.
 
 import json
 import math
+import sys
 import time
 from collections.abc import Callable
 
 import jax
-import tensorboardX
 from etils import epath
 from rich import progress
 from rich.console import Console
 
-from resnet_jax.config import Plan
 from resnet_jax.curves import draw_curves
 from resnet_jax.metrics import Metrics, add_metrics, summarize
+from resnet_jax.plan import Plan
 
 
 class MetricWriter:
@@ -44,9 +44,7 @@ class MetricWriter:
     self._workdir = epath.Path(workdir)
     self._records = self._drop_later_lines(start_step)
     self._file = (self._workdir / "metrics.jsonl").open("a")
-    self._board = tensorboardX.SummaryWriter(
-      str(self._workdir / "tensorboard"), purge_step=start_step + 1
-    )
+    self._board = _open_board(self._workdir / "tensorboard", start_step)
     self._step = start_step
     self._pending: tuple[int, Metrics] | None = None
     self._sums: Metrics | None = None
@@ -146,6 +144,21 @@ class MetricWriter:
       self._console.print(
         f"{place}  {split:5}  {_describe(values)}", highlight=False, soft_wrap=True
       )
+
+
+def _open_board(directory: epath.Path, start_step: int):
+  """Opens TensorBoard's event file, hiding what is there past `start_step`."""
+  # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
+  # tensors from other arrays.
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
 def _describe(values: dict[str, float]) -> str:

@@ -1,9 +1,22 @@
-"""Eight virtual CPU devices for every test, whatever the machine has."""
+"""Eight virtual CPU devices for every test, and one cache of what was compiled."""
 
 import os
+import shutil
+import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# New for each session; the workers and the commands that tests run inherit it.
+CACHE = None
+if "PYTEST_XDIST_WORKER" not in os.environ:
+  CACHE = tempfile.mkdtemp(prefix="resnet_jax_tests_")
+  os.environ["JAX_COMPILATION_CACHE_DIR"] = CACHE
+  os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
-import jax  # noqa: E402
+import jax  # noqa: E402 - after the variables it reads
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+def pytest_unconfigure():
+  if CACHE:
+    shutil.rmtree(CACHE, ignore_errors=True)

@@ -78,8 +78,11 @@ def test_gradient_on_cpu_has_only_canonical_convolutions():
 
   x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
   text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text("hlo")
-  orders = {line.split("dim_labels=")[1].split(",")[0] for line in text.splitlines()
-            if "dim_labels=" in line}
+  orders = {
+    line.split("dim_labels=")[1].split(",")[0]
+    for line in text.splitlines()
+    if "dim_labels=" in line
+  }
   assert orders == {"b01f_01io->b01f"}
 
 

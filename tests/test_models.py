@@ -1,5 +1,7 @@
 """The zoo: published sizes, names, shapes and dtypes."""
 
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -126,8 +128,14 @@ def test_running_statistics_move_by_a_tenth():
   # torchvision's momentum; Flax's default would be a hundredth.
   model = create_model("resnet8", 3)
   images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
-  variables = model.init(jax.random.key(0), images)
-  _, updates = model.apply(variables, images, train=True, mutable=["batch_stats"])
+
+  @jax.jit
+  def first_update(key):
+    variables = model.init(key, images)
+    apply = partial(model.apply, train=True, mutable=["batch_stats"])
+    return variables, apply(variables, images)[1]
+
+  variables, updates = first_update(jax.random.key(0))
   conv = jax.lax.conv_general_dilated(
     images,
     variables["params"]["stem"]["conv"]["kernel"],

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax.config import Plan
 from resnet_jax.data.sources import Source
 from resnet_jax.metrics import Batch
+from resnet_jax.plan import Plan
 from resnet_jax.sharding import batch_sharding, replicated
 
 

@@ -36,7 +36,7 @@ def load_digits(split: str) -> Source:
   Raises:
     ValueError: another split.
   """
-  check_choice("config.data split", split, ("train", "test"))
+  check_choice("config.data.train_split or eval_split", split, ("train", "test"))
   import sklearn.datasets
   import sklearn.model_selection
 
@@ -62,7 +62,7 @@ def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
     ValueError: another split.
   """
   splits = ("train", "test")
-  check_choice("config.data split", split, splits)
+  check_choice("config.data.train_split or eval_split", split, splits)
   patterns = np.random.default_rng(0).uniform(64, 192, (10, image_size, image_size, 3))
   rng = np.random.default_rng(1 + splits.index(split))
   labels = rng.integers(0, 10, num_examples, dtype=np.int32)
@@ -123,8 +123,7 @@ def load_tfds(name: str, data_dir: str, split: str) -> Source:
     examples = records.__getitems__(range(len(records)))
   except ValueError as error:
     raise ValueError(
-      f"config.data split {split!r} of {where}: {error}; known splits are "
-      f"{', '.join(builder.info.splits)}"
+      f"config.data.train_split or eval_split={split!r} of {where}: {error}"
     ) from error
   finally:
     absl.logging.set_verbosity(verbosity)

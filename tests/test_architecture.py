@@ -1,0 +1,86 @@
+"""The shape of the code: who imports whom, and what is never imported."""
+
+import ast
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A module imports from lower levels, and from its own within a package.
+LEVELS = [
+  {"models", "backend"},
+  {"config"},
+  {"plan"},
+  {"metrics", "sharding", "optim", "curves"},
+  {"data", "train_state"},
+  {"steps", "checkpoint", "writers"},
+  {"trainer"},
+  {"cli"},
+]
+LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+FILES = sorted((ROOT / "resnet_jax").rglob("*.py"))
+
+
+def unit(path: Path) -> str:
+  return path.relative_to(ROOT / "resnet_jax").parts[0].removesuffix(".py")
+
+
+def imported_units(path: Path) -> set[str]:
+  units = set()
+  for node in ast.walk(ast.parse(path.read_text())):
+    if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
+      "resnet_jax"
+    ):
+      _, *rest = node.module.split(".")
+      units |= {rest[0]} if rest else {alias.name for alias in node.names}
+  return units
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_imports_go_to_lower_levels(path):
+  name = unit(path)
+  if name == "__init__":
+    return
+  for other in imported_units(path) - {name}:
+    assert LEVEL[other] < LEVEL[name] or {name, other} <= {
+      "data",
+      "metrics",
+      "sharding",
+    }
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
+def test_files_are_short_and_say_their_idea(path):
+  text = path.read_text()
+  assert len(text.splitlines()) <= 350
+  assert ast.get_docstring(ast.parse(text))
+
+
+def test_only_one_file_says_mesh_and_one_jits_the_hot_path():
+  makers = {p.name for p in FILES if re.search(r"make_mesh|Mesh\(", p.read_text())}
+  assert makers == {"sharding.py"}
+
+
+def test_tensorflow_and_torch_are_never_imported(tmp_path):
+  code = """
+import sys
+import resnet_jax.cli, resnet_jax.trainer, tensorflow_datasets
+from etils import epath
+from resnet_jax.writers import _open_board
+_open_board(epath.Path(sys.argv[1]), 0)
+from resnet_jax.data.sources import load_digits
+load_digits("test")
+bad = [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "torch")]
+assert not bad, bad
+"""
+  subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True)
+
+
+def test_python_blocks_of_the_readme_run():
+  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
+  assert blocks
+  for block in blocks:
+    exec(compile(block, "README.md", "exec"), {})

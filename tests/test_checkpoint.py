@@ -1,0 +1,107 @@
+"""What is saved comes back, the right ones are kept, wrong ones refused."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax.checkpoint import CheckpointStore, load_config, open_run
+from resnet_jax.config import Config
+from resnet_jax.models import create_model
+from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.train_state import abstract_variables, create_train_state
+
+MODEL = create_model("resnet8", 3)
+SHAPE = (8, 8, 3)
+
+
+def make_state(devices=1, step=0):
+  sharding = replicated(create_mesh(jax.devices()[:devices]))
+  tx = optax.sgd(0.1, 0.9)
+  state = create_train_state(jax.random.key(step), MODEL, tx, SHAPE, sharding)
+  return state.replace(step=state.step + step)
+
+
+def assert_equal(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(x, y)
+
+
+def test_state_comes_back_to_the_bit_on_another_number_of_devices(tmp_path):
+  state = make_state(devices=8, step=5)
+  with CheckpointStore(tmp_path) as store:
+    store.save(5, state)
+  with CheckpointStore(tmp_path) as store:
+    restored = store.restore_latest(make_state(devices=2))
+  assert_equal(restored, state)
+  assert len(restored.step.sharding.device_set) == 2
+
+
+def test_without_a_checkpoint_the_state_is_itself(tmp_path):
+  state = make_state()
+  with CheckpointStore(tmp_path) as store:
+    assert store.restore_latest(state) is state
+
+
+def test_newest_and_best_are_kept(tmp_path):
+  state = make_state()
+  with CheckpointStore(tmp_path, keep=2) as store:
+    for step, top1 in [(1, 0.5), (2, 0.9), (3, 0.7), (4, None), (5, 0.6), (6, None)]:
+      store.save(step, state, None if top1 is None else {"top1": top1})
+  kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
+  assert kept == {2, 5, 6}
+
+
+def test_what_is_saved_is_what_was_given_though_the_buffers_are_reused(tmp_path):
+  def add_one(state):
+    return jax.tree.map(lambda x: x + 1, state)
+
+  update = jax.jit(add_one, donate_argnums=0)
+  tree = make_state().replace(key=jnp.uint32(0))
+  expected = {}
+  with CheckpointStore(tmp_path, keep=9) as store:
+    for step in range(1, 5):
+      expected[str(step)] = jax.tree.map(np.array, tree.variables)
+      store.save(step, tree)
+      tree = update(tree)
+  with CheckpointStore(tmp_path) as store:
+    for step, variables in expected.items():
+      abstract = abstract_variables(MODEL, SHAPE, replicated(create_mesh()))
+      assert_equal(store.restore_model(step, abstract)[1], variables)
+
+
+def test_best_and_latest_by_name(tmp_path):
+  state = make_state()
+  abstract = abstract_variables(MODEL, SHAPE, replicated(create_mesh()))
+  with CheckpointStore(tmp_path, keep=3) as store:
+    store.save(1, state, {"top1": 0.9})
+    store.save(2, state, {"top1": 0.1})
+  with CheckpointStore(tmp_path) as store:
+    assert store.restore_model("best", abstract)[0] == 1
+    assert store.restore_model("latest", abstract)[0] == 2
+    for wrong in ("7", "newest", "-1"):
+      with pytest.raises(FileNotFoundError, match=f"{wrong}.*there are: 1, 2"):
+        store.restore_model(wrong, abstract)
+
+
+def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
+  run = tmp_path / "a" / "run"
+  assert load_config(run) is None
+  open_run(run, Config(seed=3))
+  assert load_config(run) == Config(seed=3)
+  with pytest.raises(ValueError, match="seed was 3 and is now 4"):
+    open_run(run, Config(seed=4))
+  assert load_config(run) == Config(seed=3)
+  assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_run_directory_that_is_a_file_or_damaged(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(ValueError, match="is a file"):
+    open_run(tmp_path / "file", Config())
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    open_run(tmp_path, Config())

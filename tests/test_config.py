@@ -1,0 +1,191 @@
+"""Settings: what is refused and how it is said; the run in steps."""
+
+import dataclasses
+import importlib
+from pathlib import Path
+
+import pytest
+
+from resnet_jax import config as config_lib
+from resnet_jax.config import CheckpointConfig, Config, OptimConfig
+from resnet_jax.plan import Plan
+
+CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
+
+
+def load(path):
+  spec = importlib.util.spec_from_file_location(path.stem, path)
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_is_valid_and_survives_json(path):
+  config = load(path).get_config()
+  config_lib.validate(config)
+  assert config_lib.from_json(config_lib.to_json(config)) == config
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
+def test_every_config_names_its_command(path):
+  assert "python train.py" in load(path).__doc__
+
+
+def test_cifar10_siblings():
+  module = load(Path(__file__).parents[1] / "configs" / "cifar10_resnet20.py")
+  for name in module.NAMES:
+    config = module.get_config(name)
+    config_lib.validate(config)
+    assert config.model.name == name
+    assert (config.optim.warmup_steps == 400) == (name in ("resnet110", "resnet1202"))
+  with pytest.raises(ValueError, match=r"resnet21.*resnet20"):
+    module.get_config("resnet21")
+
+
+@pytest.mark.parametrize(
+  ("path", "value", "allowed"),
+  [
+    ("seed", -1, "in \\[0"),
+    ("num_epochs", 0.0, "> 0"),
+    ("num_epochs", float("nan"), "a number"),
+    ("batch_size", 0, "> 0"),
+    ("batch_size", 128.0, "a whole number"),
+    ("batch_size", True, "a whole number"),
+    ("model.name", "resnet21", "resnet20"),
+    ("model.shortcut", "D", "'A', 'B', 'C', 'none'"),
+    ("model.dtype", "float16", "'bfloat16'"),
+    ("data.std", (0.0,), "all > 0"),
+    ("data.mean", 0.5, "a tuple such as"),
+    ("optim.learning_rate", "fast", "a number"),
+    ("optim.learning_rate", float("inf"), "a number"),
+    ("optim.learning_rate", -0.1, "> 0"),
+    ("optim.momentum", 1.0, "in \\[0, 1\\)"),
+    ("optim.decay_steps", (30, 20), "increasing"),
+    ("optim.decay_epochs", ("a",), "a tuple such as"),
+    ("optim.name", "sgdd", "'sgd', 'adam', 'adamw'"),
+    ("checkpoint.keep", 0, ">= 1"),
+  ],
+)
+def test_wrong_value_is_named_with_what_is_allowed(path, value, allowed):
+  config = Config()
+  *group, name = path.split(".")
+  setattr(getattr(config, group[0]) if group else config, name, value)
+  with pytest.raises(ValueError, match=f"config.{path}=.*{allowed}") as error:
+    config_lib.validate(config)
+  assert repr(value) in str(error.value)
+
+
+@pytest.mark.parametrize(
+  "optim",
+  [
+    OptimConfig(decay_epochs=(1.0,), decay_steps=(10,)),
+    OptimConfig(warmup_epochs=1.0, warmup_steps=10),
+    OptimConfig(schedule="cosine", decay_steps=(10,)),
+  ],
+)
+def test_settings_that_exclude_each_other(optim):
+  with pytest.raises(ValueError, match=r"config\.optim"):
+    config_lib.validate(Config(optim=optim))
+
+
+def test_unknown_name_gives_the_nearest():
+  with pytest.raises(ValueError, match=r"config\.optim\.learning_rate"):
+    config_lib.check_field_name("optim.lerning_rate")
+  with pytest.raises(ValueError, match=r"config\.optim\.learning_rate"):
+    config_lib.check_field_name("learning_rate")
+  for path in config_lib.flatten(Config()):
+    config_lib.check_field_name(path)
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["{", '{"sed": 1}', '{"optim": 3}', '{"seed": "1"}', "[]", '{"model": {"x": 1}}'],
+)
+def test_damaged_json_is_one_clean_error(text):
+  with pytest.raises(ValueError):
+    config_lib.from_json(text)
+
+
+def test_resuming_refuses_a_changed_number_with_both_values():
+  old = Config()
+  new = dataclasses.replace(old, optim=OptimConfig(learning_rate=0.2), seed=7)
+  with pytest.raises(ValueError) as error:
+    config_lib.check_resumable(old, new)
+  for part in ("optim.learning_rate was 0.1 and is now 0.2", "seed was 0 and is now 7"):
+    assert part in str(error.value)
+
+
+def test_resuming_allows_what_leaves_the_steps_as_they_were():
+  new = Config(num_epochs=9, num_steps=5, steps_per_call=3, log_every_steps=2)
+  new.checkpoint = CheckpointConfig(every_steps=3, keep=7)
+  config_lib.check_resumable(Config(), new)
+
+
+def test_resuming_a_cosine_refuses_another_length():
+  old = Config(num_steps=5, optim=OptimConfig(schedule="cosine"))
+  with pytest.raises(ValueError, match="num_steps was 5 and is now 6"):
+    config_lib.check_resumable(old, dataclasses.replace(old, num_steps=6))
+
+
+def test_plan_of_the_imagenet_recipe():
+  config = load(Path(__file__).parents[1] / "configs" / "imagenet_resnet50.py")
+  plan = Plan.create(config.get_config(), num_train_examples=1_281_167)
+  assert plan.steps_per_epoch == 5004
+  assert plan.num_steps == 90 * 5004
+  assert plan.warmup_steps == 5 * 5004
+  assert plan.decay_steps == (30 * 5004, 60 * 5004, 80 * 5004)
+
+
+def test_num_steps_overrides_epochs():
+  config = Config(num_steps=7, num_epochs=50, batch_size=10)
+  assert Plan.create(config, 100).num_steps == 7
+
+
+@pytest.mark.parametrize("start", [0, 1, 13])
+def test_calls_stop_at_everything_due_and_at_epoch_ends(start):
+  config = Config(
+    num_steps=50,
+    batch_size=10,
+    steps_per_call=4,
+    log_every_steps=3,
+    eval_every_steps=11,
+    checkpoint=CheckpointConfig(every_steps=5),
+  )
+  plan = Plan.create(config, num_train_examples=79)  # 7 steps an epoch
+  step, ends = start, []
+  while step < plan.num_steps:
+    end = plan.call_end(step)
+    assert step < end <= step + 4
+    ends.append(end)
+    step = end
+  due = {
+    step
+    for step in range(start + 1, 51)
+    if step % 3 == 0 or step % 11 == 0 or step % 5 == 0 or step % 7 == 0
+  }
+  assert due | {50} <= set(ends)
+  assert [step for step in range(1, 51) if plan.eval_at(step)] == [11, 22, 33, 44, 50]
+  assert [step for step in range(1, 51) if plan.save_at(step)] == sorted(
+    {*range(5, 51, 5), 11, 22, 33, 44}
+  )
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    (Config(batch_size=101), "batch_size=101.*at most.*100"),
+    (
+      Config(num_steps=5, optim=OptimConfig(schedule="cosine", warmup_steps=5)),
+      "warmup_steps=5.*end of training at step 5",
+    ),
+    (
+      Config(num_steps=50, optim=OptimConfig(decay_steps=(10,), warmup_steps=10)),
+      "warmup_steps=10.*first decay.*step 10",
+    ),
+  ],
+)
+def test_plan_refuses_what_does_not_fit(config, message):
+  config.batch_size = config.batch_size if config.batch_size == 101 else 10
+  with pytest.raises(ValueError, match=message):
+    Plan.create(config, 100)

@@ -1,0 +1,212 @@
+"""Sources, and the data set that lives on the devices."""
+
+import hashlib
+import io
+import shutil
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.config import Config, DataConfig
+from resnet_jax.data import create_dataset, sources
+from resnet_jax.data.resident import ResidentDataset
+from resnet_jax.data.sources import Source
+from resnet_jax.plan import Plan
+from resnet_jax.sharding import create_mesh
+
+# Of the test split's images and labels.
+DIGITS_SHA256 = "eb33daa4a6fa9662"
+SHARED = Path(__file__).parents[2] / "shared" / "data" / "tfds"
+
+
+def test_digits_split_is_fixed_disjoint_and_stratified():
+  train, test = sources.load_digits("train"), sources.load_digits("test")
+  assert train.images.shape == (1437, 8, 8, 1) and test.images.shape == (360, 8, 8, 1)
+  assert train.images.dtype == np.uint8 and train.images.max() == 255
+  counts = np.bincount(test.labels, minlength=10)
+  assert counts.min() >= 34 and counts.max() <= 37
+  digest = hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
+  assert digest.startswith(DIGITS_SHA256)
+  seen = {image.tobytes() for image in train.images}
+  assert not any(image.tobytes() in seen for image in test.images)
+
+
+def test_synthetic_images_repeat_and_splits_differ():
+  a, b = (sources.load_synthetic("train", 8, 20) for _ in range(2))
+  np.testing.assert_array_equal(a.images, b.images)
+  assert a.images.shape == (20, 8, 8, 3) and a.images.dtype == np.uint8
+  assert (sources.load_synthetic("test", 8, 20).images != a.images).any()
+
+
+@pytest.mark.parametrize("name", ["digits", "synthetic"])
+def test_unknown_split_is_refused(name):
+  with pytest.raises(ValueError, match=r"eval_split='val'.*(train, test|test, train)"):
+    sources.load_source(DataConfig(name=name), "val")
+
+
+@pytest.fixture(scope="module")
+def tiny_tfds(tmp_path_factory) -> Path:
+  """A TFDS set of 7 + 5 images of 4x4, and one of images of many sizes."""
+  import tensorflow_datasets as tfds
+  from etils import epath
+  from PIL import Image
+
+  root = tmp_path_factory.mktemp("tfds")
+
+  class Tiny(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = epath.Path(root)
+    shape: tuple = (4, 4, 3)
+    features = ("image", "label")
+
+    def _info(self):
+      image, label = self.features
+      return self.dataset_info_from_configs(
+        features=tfds.features.FeaturesDict(
+          {
+            image: tfds.features.Image(shape=self.shape, encoding_format="png"),
+            label: tfds.features.ClassLabel(num_classes=3),
+          }
+        )
+      )
+
+    def _split_generators(self, _):
+      return {"train": self._generate_examples(7), "test": self._generate_examples(5)}
+
+    def _generate_examples(self, count):
+      for i in range(count):
+        file = io.BytesIO()
+        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(file, "png")
+        file.seek(0)
+        yield i, dict(zip(self.features, (file, i % 3), strict=True))
+
+  class TinySizes(Tiny):
+    shape = (None, None, 3)
+
+  class TinyNames(Tiny):
+    features = ("picture", "class")
+
+  for builder in (Tiny, TinySizes, TinyNames):
+    builder(data_dir=root, file_format="array_record").download_and_prepare()
+  shutil.copytree(root / "tiny", root / "old" / "tiny")
+  info = root / "old" / "tiny" / "1.0.0" / "dataset_info.json"
+  info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  return root
+
+
+def test_tfds_reads_every_example(tiny_tfds):
+  source = sources.load_tfds("tiny", str(tiny_tfds), "train")
+  assert source.num_classes == 3 and source.images.shape == (7, 4, 4, 3)
+  assert source.images.dtype == np.uint8 and source.labels.dtype == np.int32
+  # TFDS shuffles what it stores.
+  values = source.images[:, 0, 0, 0]
+  assert sorted(values) == list(range(7))
+  np.testing.assert_array_equal(source.labels, values % 3)
+
+
+def test_tfds_split_syntax(tiny_tfds):
+  assert len(sources.load_tfds("tiny", str(tiny_tfds), "train[:3]").labels) == 3
+
+
+@pytest.mark.parametrize(
+  ("name", "split", "error", "message"),
+  [
+    ("tiny", "validation", ValueError, r"eval_split='validation'.*'train', 'test'"),
+    ("tiny_sizes", "train", ValueError, "different sizes"),
+    ("tiny_names", "train", ValueError, r"\['class', 'picture'\]"),
+    ("cifar10", "train", FileNotFoundError, r"cifar10.*tfds build cifar10.*data.dir"),
+    ("no_such_set", "train", FileNotFoundError, r"no_such_set.*tfds build"),
+  ],
+)
+def test_tfds_that_cannot_be_used_says_what_is_wanted(
+  tiny_tfds, name, split, error, message
+):
+  with pytest.raises(error, match=message) as caught:
+    sources.load_tfds(name, str(tiny_tfds), split)
+  assert str(tiny_tfds) in str(caught.value)
+
+
+@pytest.mark.skipif(not SHARED.exists(), reason=f"no CIFAR-10 in {SHARED}")
+def test_real_cifar10():
+  source = sources.load_tfds("cifar10", str(SHARED), "test")
+  assert source.images.shape == (10_000, 32, 32, 3)
+  np.testing.assert_array_equal(np.bincount(source.labels), 1000)
+
+
+def test_tfds_in_another_file_format_is_refused(tiny_tfds):
+  with pytest.raises(FileNotFoundError, match=r"stored as tfrecord.*array_record"):
+    sources.load_tfds("tiny", str(tiny_tfds / "old"), "train")
+
+
+def make_dataset(size, batch_size, devices=1, seed=0):
+  images = np.arange(size, dtype=np.uint8).reshape(-1, 1, 1, 1)
+  source = Source(images, np.arange(size, dtype=np.int32), num_classes=size)
+  mesh = create_mesh(jax.devices()[:devices])
+  return ResidentDataset(source, batch_size, mesh, jax.random.key(seed))
+
+
+def make_plan(num_steps, batch_size, size, per_call=3):
+  config = Config(num_steps=num_steps, batch_size=batch_size, steps_per_call=per_call)
+  return Plan.create(config, size)
+
+
+def train_labels(dataset, plan, start=0):
+  """Returns the labels of every training batch from `start` on, in order."""
+  take = jax.jit(dataset.take_batch)
+  labels, step = [], start
+  for end, feed, count in dataset.train_chunks(start, plan):
+    assert end == step + count
+    for s in range(step, end):
+      batch = take(feed, s)
+      assert batch["mask"].all()
+      np.testing.assert_array_equal(batch["image"].ravel(), batch["label"])
+      labels.append(np.asarray(batch["label"]))
+    step = end
+  return labels
+
+
+def test_an_epoch_takes_each_example_at_most_once_in_a_new_order():
+  labels = train_labels(make_dataset(23, 4), make_plan(10, 4, 23))
+  first, second = np.concatenate(labels[:5]), np.concatenate(labels[5:])
+  assert len(set(first)) == len(set(second)) == 20
+  assert (first != second).any()
+  assert set(first) != set(range(20))  # what is left out is random too
+
+
+def test_a_batch_is_a_function_of_seed_and_step():
+  dataset = make_dataset(23, 4)
+  whole = train_labels(dataset, make_plan(12, 4, 23))
+  rest = train_labels(make_dataset(23, 4), make_plan(12, 4, 23, per_call=2), start=7)
+  np.testing.assert_array_equal(whole[7:], rest)
+  other = train_labels(make_dataset(23, 4, seed=1), make_plan(12, 4, 23))
+  assert (np.array(other) != np.array(whole)).any()
+
+
+@pytest.mark.parametrize("devices", [1, 2, 8])
+@pytest.mark.parametrize("size", [1, 8, 15, 17])
+def test_evaluation_takes_each_example_once(size, devices):
+  dataset = make_dataset(size, 8, devices)
+  seen = []
+  for feed, count in dataset.eval_chunks():
+    for i in range(count):
+      batch = jax.jit(dataset.take_batch)(feed, i)
+      assert len(batch["label"].sharding.device_set) == devices
+      seen += list(np.asarray(batch["label"])[np.asarray(batch["mask"])])
+  assert sorted(seen) == list(range(size))
+
+
+@pytest.mark.parametrize(
+  ("config", "message"),
+  [
+    (Config(batch_size=12), "batch_size=12.*multiple of the 8 devices, such as 16"),
+    (
+      Config(data=DataConfig(name="synthetic", mean=(0.5, 0.5))),
+      r"data.mean=\(0.5, 0.5\).*3 channels",
+    ),
+  ],
+)
+def test_what_does_not_fit_the_data_is_refused(config, message):
+  with pytest.raises(ValueError, match=message):
+    create_dataset(config, "train", create_mesh(), jax.random.key(0))

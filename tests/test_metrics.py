@@ -1,0 +1,72 @@
+"""Loss and accuracy as sums over valid examples."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax.metrics import add_metrics, compute_metrics, summarize, zero_metrics
+
+
+def make_batch(size, classes=7):
+  key = jax.random.key(0)
+  logits = jax.random.normal(key, (size, classes))
+  label = jax.random.randint(key, (size,), 0, classes)
+  return logits, {"label": label, "mask": jnp.ones(size, bool)}
+
+
+def test_padding_counts_for_nothing():
+  logits, batch = make_batch(9)
+  padded = {
+    "label": jnp.pad(batch["label"], (0, 3)),
+    "mask": jnp.pad(batch["mask"], (0, 3)),
+  }
+  # NaN in padding must not leak either.
+  more = jnp.pad(logits, ((0, 3), (0, 0)), constant_values=jnp.nan)
+  a, b = compute_metrics(logits, batch), compute_metrics(more, padded)
+  for name in a:
+    np.testing.assert_allclose(a[name], b[name], rtol=1e-6)
+
+
+def test_parts_add_up_to_the_whole():
+  logits, batch = make_batch(10)
+  whole = compute_metrics(logits, batch)
+  total = zero_metrics(7)
+  for part in (slice(0, 3), slice(3, 10)):
+    total = add_metrics(
+      total, compute_metrics(logits[part], {k: v[part] for k, v in batch.items()})
+    )
+  assert total.keys() == whole.keys()
+  for name in whole:
+    np.testing.assert_allclose(total[name], whole[name], rtol=1e-6)
+
+
+def test_top1_and_top5_by_hand():
+  logits = jnp.array([[6.0, 5, 4, 3, 2, 1]] * 3)
+  batch = {"label": jnp.array([0, 4, 5]), "mask": jnp.ones(3, bool)}
+  metrics = summarize(compute_metrics(logits, batch))
+  assert metrics["top1"] == pytest.approx(1 / 3)
+  assert metrics["top5"] == pytest.approx(2 / 3)
+  assert metrics["count"] == 3
+
+
+def test_no_top5_of_five_classes():
+  logits, batch = make_batch(4, classes=5)
+  assert "top5" not in compute_metrics(logits, batch)
+  assert "top5" not in zero_metrics(5)
+
+
+def test_loss_of_uniform_logits_is_log_classes_with_any_smoothing():
+  _, batch = make_batch(4)
+  for smoothing in (0.0, 0.1):
+    metrics = summarize(compute_metrics(jnp.zeros((4, 7)), batch, smoothing))
+    assert metrics["loss"] == pytest.approx(np.log(7))
+
+
+def test_label_smoothing_by_hand():
+  logits, batch = make_batch(1)
+  log_p = jax.nn.log_softmax(logits[0])
+  label = int(batch["label"][0])
+  expected = -(0.9 * log_p[label] + 0.1 * log_p.mean())
+  loss = compute_metrics(logits, batch, 0.1)["loss"]
+  np.testing.assert_allclose(loss, expected, rtol=1e-6)

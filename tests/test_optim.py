@@ -1,0 +1,108 @@
+"""Learning-rate values at the places that matter, and one step of each optimiser."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax.config import OptimConfig
+from resnet_jax.optim import create_optimizer, create_schedule, kernels_only
+from resnet_jax.plan import Plan
+
+PLAN = Plan(
+  num_steps=100,
+  steps_per_epoch=10,
+  steps_per_call=1,
+  warmup_steps=10,
+  decay_steps=(50, 75),
+  log_every=1,
+  eval_every=1,
+  save_every=0,
+)
+
+
+def values(config, plan, steps):
+  schedule = create_schedule(config, plan, batch_size=128)
+  return [float(schedule(step)) for step in steps]
+
+
+def test_linear_warmup_then_step_decay():
+  rates = values(OptimConfig(), PLAN, [0, 5, 9, 10, 49, 50, 74, 75, 99])
+  expected = [0, 0.05, 0.09, 0.1, 0.1, 0.01, 0.01, 0.001, 0.001]
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_constant_warmup_as_for_resnet110():
+  config = OptimConfig(warmup="constant", warmup_learning_rate=0.01)
+  rates = values(config, PLAN, [0, 9, 10, 49, 50, 75, 99])
+  expected = [0.01, 0.01, 0.1, 0.1, 0.01, 0.001, 0.001]
+  np.testing.assert_allclose(rates, expected, rtol=1e-6)
+
+
+def test_no_warmup_and_no_boundary_is_constant():
+  plan = dataclasses.replace(PLAN, warmup_steps=0, decay_steps=())
+  np.testing.assert_allclose(values(OptimConfig(), plan, [0, 50, 99]), 0.1, rtol=1e-6)
+
+
+def test_cosine_starts_at_the_peak_and_ends_near_zero():
+  plan = dataclasses.replace(PLAN, decay_steps=())
+  rates = values(OptimConfig(schedule="cosine"), plan, [0, 10, 55, 99, 100])
+  last = 0.05 * (1 + np.cos(np.pi * 89 / 90))
+  np.testing.assert_allclose(rates, [0, 0.1, 0.05, last, 0], rtol=1e-4, atol=1e-9)
+
+
+def test_learning_rate_scales_with_the_batch():
+  config = OptimConfig(reference_batch_size=256)
+  np.testing.assert_allclose(values(config, PLAN, [20]), 0.05, rtol=1e-6)
+
+
+PARAMS = {
+  "conv": {"kernel": jnp.full((2, 2), 2.0)},
+  "bn": {"scale": jnp.full((2,), 2.0), "bias": jnp.full((2,), 2.0)},
+}
+
+
+def test_weight_decay_is_for_kernels_only():
+  assert kernels_only(PARAMS) == {
+    "conv": {"kernel": True},
+    "bn": {"scale": False, "bias": False},
+  }
+
+
+def changes(config, gradient, steps=1, params=PARAMS):
+  """Returns by how much each leaf fell, with a learning rate of 0.1."""
+  tx = create_optimizer(config, optax.constant_schedule(0.1))
+  opt_state, new = tx.init(params), params
+  for _ in range(steps):
+    grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
+    updates, opt_state = tx.update(grads, opt_state, new)
+    new = optax.apply_updates(new, updates)
+  fall = jax.tree.map(lambda a, b: float((a - b).max()), params, new)
+  return fall["conv"]["kernel"], fall["bn"]["scale"]
+
+
+@pytest.mark.parametrize(
+  ("config", "expected"),
+  [
+    # lr (g + wd w) on kernels, lr g elsewhere.
+    (OptimConfig(weight_decay=0.5), (0.1 * (1 + 1), 0.1)),
+    (OptimConfig(weight_decay=0.5, decay_all=True), (0.2, 0.2)),
+    (OptimConfig(weight_decay=0.0, nesterov=True), (0.19, 0.19)),
+    # Adam's first step has length lr whatever the gradient; AdamW adds lr wd w.
+    (OptimConfig(name="adam", weight_decay=0.5), (0.1, 0.1)),
+    (OptimConfig(name="adamw", weight_decay=0.5), (0.1 + 0.1, 0.1)),
+    # The gradient's norm is sqrt(8).
+    (OptimConfig(weight_decay=0.0, clip_norm=1.0), (0.1 / 8**0.5,) * 2),
+  ],
+)
+def test_first_step(config, expected):
+  np.testing.assert_allclose(changes(config, 1.0), expected, rtol=1e-5)
+
+
+def test_momentum_accumulates_as_pytorch_has_it():
+  # v = 0.9 v + g: 1, then 1.9.
+  config = OptimConfig(weight_decay=0.0)
+  np.testing.assert_allclose(changes(config, 1.0, steps=2), 0.1 * 2.9, rtol=1e-5)

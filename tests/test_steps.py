@@ -1,0 +1,187 @@
+"""Updates: the same numbers however they are cut up and spread out."""
+
+from functools import partial
+
+import chex
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import steps
+from resnet_jax.data.augment import preprocess
+from resnet_jax.data.resident import ResidentDataset
+from resnet_jax.data.sources import load_synthetic
+from resnet_jax.models import create_model
+from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.train_state import TrainState, create_train_state
+
+BATCH = 16
+
+
+class Setup:
+  """A small net on synthetic images over some devices."""
+
+  def __init__(self, devices=1, size=48, dtype=jnp.float32):
+    mesh = create_mesh(jax.devices()[:devices])
+    source = load_synthetic("train", 8, size)
+    self.dataset = ResidentDataset(source, BATCH, mesh, jax.random.key(0))
+    model = create_model("resnet8", dtype=dtype)
+    tx = optax.sgd(0.02, 0.9)
+    self.state = create_train_state(
+      jax.random.key(1), model, tx, (8, 8, 3), replicated(mesh)
+    )
+    kwargs = {
+      "preprocess": partial(preprocess, padding=1, flip=True, mean=(0.5,), std=(0.25,)),
+      "take_batch": self.dataset.take_batch,
+      "num_classes": 10,
+      "sharding": replicated(mesh),
+    }
+    self.train_chunk = steps.compile_train_chunk(label_smoothing=0.1, **kwargs)
+    self.eval_chunk = steps.compile_eval_chunk(apply_fn=model.apply, **kwargs)
+    ((self.feed, self.batches),) = self.dataset.eval_chunks()
+
+  def train(self, *counts):
+    # The state given to `train_chunk` is gone afterwards.
+    state, total = jax.tree.map(jnp.copy, self.state), 0.0
+    for count in counts:
+      state, metrics = self.train_chunk(state, self.feed, count)
+      total += float(metrics["count"])
+    return state, total
+
+
+@pytest.fixture(scope="module")
+def one():
+  return Setup()
+
+
+def test_one_call_of_five_equals_five_calls_of_one_to_the_bit(one):
+  chex.assert_trees_all_equal(one.train(5), one.train(1, 1, 1, 1, 1))
+  chex.assert_trees_all_equal(one.train(5), one.train(2, 3))
+
+
+def test_a_call_of_no_steps_changes_nothing(one):
+  state, count = one.train(0)
+  assert count == 0
+  chex.assert_trees_all_equal(state, one.state)
+
+
+def test_metrics_are_sums_over_the_call(one):
+  assert one.train(5)[1] == 5 * BATCH
+
+
+def test_step_counts_completed_updates(one):
+  assert int(one.train(3, 2)[0].step) == 5
+
+
+def test_every_leaf_is_float32_or_counts(one):
+  state, _ = one.train(1)
+  for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+    assert leaf.dtype == jnp.float32
+
+
+def test_training_lowers_the_loss_and_evaluation_sees_it(one):
+  before = one.eval_chunk(one.state.variables, one.feed, one.batches)
+  after = one.eval_chunk(one.train(100)[0].variables, one.feed, one.batches)
+  assert float(after["loss"]) < 0.5 * float(before["loss"])
+  assert float(after["count"]) == 48
+
+
+def test_any_count_is_the_same_program(one):
+  one.train(1)
+  size = one.train_chunk._cache_size()
+  one.train(2, 3, 0)
+  assert one.train_chunk._cache_size() == size
+
+
+def test_train_step_is_traced_once():
+  setup = Setup()
+  traced = chex.assert_max_traces(steps.train_step, n=1)
+  step = partial(traced, preprocess=lambda x, key: x / 255.0)
+  chunk = partial(
+    steps.train_chunk,
+    train_step=step,
+    take_batch=setup.dataset.take_batch,
+    num_classes=10,
+  )
+  run = jax.jit(chunk)
+  for count in (1, 2):
+    run(setup.state, setup.feed, count)
+
+
+@pytest.mark.parametrize("devices", [2, 8])
+def test_sharded_equals_one_device(one, devices):
+  many = Setup(devices)
+  # float32 sums in another order, through 3 updates of batch norm.
+  state, expected = many.train(3)[0], one.train(3)[0]
+  for a, b in zip(
+    jax.tree.leaves(state.variables), jax.tree.leaves(expected.variables), strict=True
+  ):
+    np.testing.assert_allclose(a, b, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [5, 48, 50])
+def test_evaluation_is_the_same_on_any_number_of_devices(one, size):
+  results = []
+  for devices in (1, 8):
+    setup = Setup(devices, size)
+    variables = jax.device_put(one.state.variables, setup.state.step.sharding)
+    results.append(setup.eval_chunk(variables, setup.feed, setup.batches))
+  assert float(results[0]["count"]) == size
+  for name in ("count", "top1", "top5"):
+    assert float(results[0][name]) == float(results[1][name])
+
+
+def linear_state():
+  """A state whose model is one matrix: quick to run without compiling."""
+
+  def apply_fn(variables, images, train, mutable):
+    del train, mutable
+    pixels = images.reshape(len(images), -1)
+    return pixels @ variables["params"]["kernel"], {"batch_stats": {}}
+
+  return TrainState.create(
+    apply_fn=apply_fn,
+    tx=optax.sgd(0.1),
+    params={"kernel": jnp.zeros((12, 3))},
+    batch_stats={},
+    key=jax.random.key(0),
+  )
+
+
+BATCH_OF_4 = {
+  "image": jnp.arange(48, dtype=jnp.uint8).reshape(4, 2, 2, 3),
+  "label": jnp.array([0, 1, 2, 0]),
+  "mask": jnp.ones(4, bool),
+}
+
+
+def test_each_step_has_its_own_key_and_the_same_one_each_time():
+  seen = []
+
+  def spy(images, key):
+    seen.append(tuple(jax.random.key_data(key).tolist()))
+    return images / 255.0
+
+  for _ in range(2):
+    state = linear_state()
+    for _ in range(3):
+      state, _ = steps.train_step(state, BATCH_OF_4, preprocess=spy)
+  assert len(set(seen)) == 3
+  assert seen[:3] == seen[3:]
+
+
+def test_gradient_is_of_the_mean_over_the_batch():
+  double = jax.tree.map(lambda x: jnp.concatenate([x, x]), BATCH_OF_4)
+
+  def update(batch):
+    state, metrics = steps.train_step(
+      linear_state(), batch, preprocess=lambda x, key: x / 255.0
+    )
+    return state.params["kernel"], metrics
+
+  (a, once), (b, twice) = update(BATCH_OF_4), update(double)
+  np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
+  assert a.any()
+  assert float(twice["loss"]) == pytest.approx(2 * float(once["loss"]))

@@ -1,0 +1,154 @@
+"""`python train.py` as a person uses it: what it prints, leaves and refuses."""
+
+import json
+import os
+import pty
+import re
+import select
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+# A minute's work made a second's.
+TINY = [
+  "--config.data.name=synthetic",
+  "--config.data.image_size=8",
+  "--config.data.num_examples=64",
+  "--config.batch_size=16",
+  "--config.optim.warmup_epochs=0",
+]
+
+
+def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
+  command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
+  return subprocess.run(
+    command, cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
+  )
+
+
+@pytest.mark.parametrize(
+  ("args", "parts"),
+  [
+    (["--config.optim.lerning_rate=1"], ["config.optim.lerning_rate", "learning_rate"]),
+    (["--config.learning_rate=1"], ["config.learning_rate", "optim.learning_rate"]),
+    (["--config.optim.learning_rate=fast"], ["learning_rate=fast", "a number"]),
+    (["--config.batch_size=1.5"], ["batch_size=1.5", "a whole number"]),
+    (["--config.batch_size=0"], ["config.batch_size=0", "> 0"]),
+    (["--config.model.name=resnet21"], ["model.name='resnet21'", "resnet20"]),
+    (["--config.optim.schedule=linear"], ["'linear'", "'step', 'cosine'"]),
+    (["--config=none.py"], ["none.py", "configs/digits.py"]),
+    (["--config=configs/cifar10_resnet20.py:resnet21"], ["resnet21", "resnet20"]),
+    (["--confg=x"], ["confg", "config"]),
+    (["--mode=test"], ["mode", "train|eval"]),
+    (["--mode=eval"], ["--workdir"]),
+    (["runs/x"], ["'runs/x'", "--"]),
+    (["--config.data.name=cifar10", "--config.data.dir=no"], ["tfds build cifar10"]),
+    (["--config.batch_size=2000"], ["batch_size=2000", "1437"]),
+    (["--workdir=train.py"], ["train.py is a file"]),
+  ],
+)
+def test_wrong_usage_is_one_line_and_status_2(args, parts, tmp_path):
+  result = train(*args, cwd=ROOT)
+  assert result.returncode == 2, result.stderr
+  assert result.stdout == ""
+  (line,) = result.stderr.splitlines()
+  assert line.startswith("error: ")
+  for part in parts:
+    assert part in line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("cli") / "run"
+  result = train(*TINY, "--config.num_steps=6", f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr
+  return workdir, result.stdout
+
+
+def test_a_run_says_what_it_reached_where_it_lies_and_what_is_next(run):
+  workdir, shown = run
+  assert re.search(r"done: top-1 [\d.]+ %, .* on 64 images after 6 steps", shown)
+  assert f"run:  {workdir}" in shown
+  assert f"python train.py --mode=eval --workdir={workdir}" in shown
+  assert "\x1b" not in shown  # plain lines where there is no terminal
+  assert {"config.json", "checkpoints", "metrics.jsonl", "curves.png"} <= {
+    path.name for path in workdir.iterdir()
+  }
+  config = json.loads((workdir / "config.json").read_text())
+  assert config["model"]["num_classes"] == 10
+
+
+def test_evaluating_a_run(run):
+  workdir, shown = run
+  result = train("--mode=eval", f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr
+  top1 = re.search(r"done: (top-1 [\d.]+ %)", shown)[1]
+  assert result.stdout.startswith(f"step 6: {top1}")
+
+
+def test_workdir_alone_goes_on_with_its_settings(run):
+  workdir, _ = run
+  result = train(f"--workdir={workdir}")
+  assert result.returncode == 0, result.stderr
+  assert "6 of them done" in result.stdout
+
+
+def test_changed_settings_are_refused_with_both_values(run):
+  workdir, _ = run
+  result = train(f"--workdir={workdir}", "--config.optim.learning_rate=0.3")
+  assert result.returncode == 2
+  assert "learning_rate was 0.1 and is now 0.3" in result.stderr
+  assert len(result.stderr.splitlines()) == 1
+
+
+def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path):
+  result = train(
+    *TINY,
+    "--config.optim.learning_rate=1e30",
+    "--config.num_steps=8",
+    f"--workdir={tmp_path / 'nan'}",
+  )
+  assert result.returncode == 1
+  (line,) = result.stderr.splitlines()
+  assert line.startswith("error: the loss became")
+
+
+def test_help_names_the_flags():
+  result = train("--help")
+  for flag in ("--config", "--workdir", "--mode", "--checkpoint"):
+    assert flag in result.stdout
+
+
+def test_a_terminal_gets_a_live_bar(tmp_path):
+  """On a terminal the last line is redrawn in place."""
+  leader, follower = pty.openpty()
+  command = [sys.executable, "train.py", *TINY, "--config.num_steps=6"]
+  process = subprocess.Popen(
+    [*command, f"--workdir={tmp_path / 'run'}"],
+    cwd=ROOT,
+    stdout=follower,
+    stderr=follower,
+    env=os.environ | {"TERM": "xterm-256color", "COLUMNS": "120"},
+  )
+  os.close(follower)
+  shown, end = b"", time.monotonic() + 300
+  while time.monotonic() < end:
+    if select.select([leader], [], [], 1)[0]:
+      try:
+        shown += os.read(leader, 65536)
+      except OSError:  # closed by the other side
+        break
+  assert process.wait(60) == 0
+  assert b"\x1b[" in shown and b"6/6" in shown and b"done: top-1" in shown
+
+
+@pytest.mark.slow
+def test_default_run_reads_the_digits(tmp_path):
+  result = train(f"--workdir={tmp_path / 'run'}")
+  assert result.returncode == 0, result.stderr
+  top1 = float(re.search(r"done: top-1 ([\d.]+) %.* on 360 images", result.stdout)[1])
+  assert top1 >= 98.5

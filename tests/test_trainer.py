@@ -1,0 +1,173 @@
+"""A run from end to end: resumed equals uninterrupted, and what it leaves."""
+
+import dataclasses
+import io
+import json
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from PIL import Image
+from rich.console import Console
+
+from resnet_jax.checkpoint import load_config
+from resnet_jax.config import (
+  AugmentConfig,
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+)
+from resnet_jax.trainer import build_model, evaluate_run, train_and_evaluate
+
+
+def make_config(**changes) -> Config:
+  config = Config(
+    num_steps=11,
+    batch_size=16,
+    steps_per_call=3,
+    log_every_steps=4,
+    eval_every_steps=6,
+    model=ModelConfig(name="resnet8"),
+    data=DataConfig(name="synthetic", image_size=8, num_examples=70),
+    augment=AugmentConfig(padding=1, flip=True),
+    optim=OptimConfig(learning_rate=0.05, decay_steps=(8,)),
+  )
+  return dataclasses.replace(config, **changes)
+
+
+def run(config, workdir, devices=1):
+  console = Console(file=io.StringIO(), width=200)
+  state, results = train_and_evaluate(
+    config, str(workdir), jax.devices()[:devices], console
+  )
+  return state, results, console.file.getvalue()
+
+
+def records(workdir) -> list[dict]:
+  return [json.loads(line) for line in (workdir / "metrics.jsonl").open()]
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("whole")
+  return workdir, *run(make_config(), workdir)
+
+
+def assert_states_equal(a, b):
+  for x, y in zip(jax.tree.leaves(a), jax.tree.leaves(b), strict=True):
+    if jnp.issubdtype(x.dtype, jax.dtypes.prng_key):
+      x, y = jax.random.key_data(x), jax.random.key_data(y)
+    np.testing.assert_array_equal(x, y)
+
+
+# 4 steps an epoch: 7 is within one, and 2 steps a call cut it elsewhere.
+@pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 3), (7, 2), (4, 3)])
+def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_per_call):
+  run(make_config(num_steps=stop, steps_per_call=steps_per_call), tmp_path)
+  state, results, shown = run(make_config(), tmp_path)
+  assert f"{stop} of them done" in shown
+  assert_states_equal(state, whole[1])
+  drop = {"images_per_s"}
+  assert {k: v for k, v in results.items() if k not in drop} == {
+    k: v for k, v in whole[2].items() if k not in drop
+  }
+
+
+def test_metrics_after_a_resume_have_each_step_once(whole, tmp_path):
+  config = make_config(checkpoint=CheckpointConfig(every_steps=5))
+  run(dataclasses.replace(config, num_steps=6), tmp_path)
+  # As if killed after writing more than it saved, in the middle of a line.
+  with (tmp_path / "metrics.jsonl").open("a") as file:
+    file.write('{"step": 8, "split": "train", "loss": 9, "top1": 0}\n{"step": 9, "sp')
+  run(config, tmp_path)
+  lines = records(tmp_path)
+  evals = [line["step"] for line in lines if line["split"] == "eval"]
+  trains = [line["step"] for line in lines if line["split"] == "train"]
+  assert evals == [6, 11] and trains == [4, 6, 8, 11]
+  ours = {line["step"]: line["loss"] for line in lines if line["split"] == "eval"}
+  assert ours == {
+    line["step"]: line["loss"] for line in records(whole[0]) if line["split"] == "eval"
+  }
+
+
+def test_metrics_file(whole):
+  lines = records(whole[0])
+  assert [(line["step"], line["split"]) for line in lines] == [
+    (4, "train"),
+    (6, "eval"),
+    (8, "train"),
+    (11, "train"),
+    (11, "eval"),
+  ]
+  for line in lines:
+    assert {"step", "split", "loss", "top1", "top5", "images_per_s"} <= line.keys()
+    assert line["images_per_s"] > 0 and 0 <= line["top1"] <= line["top5"] <= 1
+  # The rate of the last update: step 8 is the first at a tenth.
+  rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
+  np.testing.assert_allclose(rates, [0.05, 0.05, 0.005], rtol=1e-6)
+  assert lines[-1]["count"] == 70 == whole[2]["count"]
+
+
+def test_a_run_leaves_its_picture_and_board(whole):
+  assert Image.open(whole[0] / "curves.png").size[0] > 500
+  assert any((whole[0] / "tensorboard").iterdir())
+
+
+def test_saved_settings_rebuild_the_model(whole):
+  workdir, state, *_ = whole
+  model = build_model(load_config(workdir))
+  logits = model.apply(state.variables, jnp.zeros((2, 8, 8, 3)), train=False)
+  assert logits.shape == (2, 10)
+
+
+def test_a_finished_run_is_only_evaluated(whole):
+  workdir, state, results, _ = whole
+  before = (workdir / "metrics.jsonl").read_text()
+  again, same, _ = run(make_config(), workdir)
+  assert_states_equal(again, state)
+  assert same["loss"] == results["loss"]
+  assert (workdir / "metrics.jsonl").read_text() == before
+
+
+def test_evaluating_a_run_gives_its_last_result(whole):
+  workdir, _, results, _ = whole
+  for devices in (1, 8):
+    step, again = evaluate_run(
+      load_config(workdir), str(workdir), devices=jax.devices()[:devices]
+    )
+    assert step == 11
+    assert again["top1"] == results["top1"] and again["count"] == 70
+    assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
+
+
+def test_eight_devices_train_too(whole, tmp_path):
+  state, results, shown = run(make_config(num_steps=4), tmp_path, devices=8)
+  assert "8 cpu devices" in shown
+  assert results["count"] == 70
+  assert len(state.step.sharding.device_set) == 8
+
+
+def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
+  config = make_config(optim=OptimConfig(learning_rate=1e30))
+  with pytest.raises(FloatingPointError, match=r"loss became.*learning rate 1e\+30"):
+    run(config, tmp_path)
+  saved = tmp_path / "checkpoints"
+  assert not saved.exists() or not list(saved.iterdir())
+  assert (tmp_path / "curves.png").exists()
+
+
+def test_too_few_logits_are_refused_before_anything_is_made(tmp_path):
+  config = make_config(model=ModelConfig(name="resnet8", num_classes=9))
+  with pytest.raises(ValueError, match=r"num_classes=9.*at least 10"):
+    run(config, tmp_path / "new")
+  assert not (tmp_path / "new").exists()
+
+
+def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
+  config = make_config(data=DataConfig(name="cifar10", dir=str(tmp_path / "none")))
+  with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
+    run(config, tmp_path / "new")
+  assert not (tmp_path / "new").exists()
