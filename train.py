@@ -32,22 +32,23 @@ def main(_) -> None:
     from resnet_jax import checkpoint, trainer
 
     workdir = WORKDIR.value
-    saved = checkpoint.load_config(workdir) if workdir else None
-    config = cli.read_config(saved)
+    config = cli.read_config(checkpoint.load_config(workdir) if workdir else None)
     if MODE.value == "eval":
-      if saved is None:
-        raise ValueError(f"--mode=eval needs --workdir with a run, got {workdir!r}")
+      if workdir is None:
+        raise ValueError("--mode=eval needs --workdir, the directory of a run")
       step, results = trainer.evaluate_run(config, workdir, CHECKPOINT.value)
       print(f"step {step}: {trainer.describe(results)}")
       return
     if workdir is None:
       workdir = f"runs/{config.data.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
-    state, results = trainer.train_and_evaluate(config, workdir)
+    try:
+      state, results = trainer.train_and_evaluate(config, workdir)
+    except KeyboardInterrupt:
+      cli.fail(1, f"interrupted; python train.py --workdir={workdir} goes on")
     print(
       f"done: {trainer.describe(results)} after {state.step} steps\n"
       f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
       f"next: python train.py --mode=eval --workdir={workdir}\n"
-      f"      tensorboard --logdir={workdir}\n"
       "      python train.py --config.model.name=plain20\n"
       "      python train.py --config=configs/cifar10_resnet20.py "
       "--config.data.dir=DIR"

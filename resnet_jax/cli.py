@@ -37,8 +37,6 @@ def clean_errors() -> Iterator[None]:
     fail(2, error)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
-  except KeyboardInterrupt:
-    fail(1, "interrupted; the same command with the same --workdir goes on")
 
 
 def parse_flags(argv: list[str], default_config: str) -> list[str]:
@@ -83,6 +81,9 @@ def read_config(saved: Config | None) -> Config:
     saved: those of the run in `--workdir`, if there is one: the start where no
       `--config` is given, so that `--workdir` alone goes on with a run.
   """
+  if not isinstance(FLAGS.config, Config):
+    kind = type(FLAGS.config).__name__
+    raise ValueError(f"get_config() returned a {kind}, not a resnet_jax.config.Config")
   if saved is None or FLAGS["config"].present:
     return FLAGS.config
   for path, value in config_flags.get_override_values(FLAGS["config"]).items():

@@ -198,7 +198,6 @@ _FREE_ON_RESUME = {
   "checkpoint.every_steps",
   "checkpoint.keep",
   "data.dir",
-  "data.eval_split",
 }
 
 

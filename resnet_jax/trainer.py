@@ -12,7 +12,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from resnet_jax import backend, steps
-from resnet_jax.checkpoint import CheckpointStore, open_run
+from resnet_jax.checkpoint import CheckpointStore, load_config, open_run
 from resnet_jax.config import Config, validate
 from resnet_jax.data import ResidentDataset, create_dataset
 from resnet_jax.data.augment import preprocess
@@ -77,10 +77,12 @@ def train_and_evaluate(
     label_smoothing=config.optim.label_smoothing,
     sharding=sharding,
   )
+  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
   with CheckpointStore(workdir, config.checkpoint.keep) as store:
     state, results = store.restore_latest(state), None
     start = int(state.step)
-    console.print(_headline(config, plan, state, train_set, eval_set), highlight=False)
+    show(_headline(config, plan, state, train_set, eval_set))
+    show(f"run: {workdir}")
     with MetricWriter(workdir, plan, jax.jit(schedule), start, console) as writer:
       # Calls of no steps compile, so that no measured time contains it.
       for _, feed, _ in itertools.islice(train_set.train_chunks(start, plan), 1):
@@ -99,6 +101,7 @@ def train_and_evaluate(
         if plan.save_at(step):
           writer.flush()
           store.save(step, state, results)
+          writer.start_clock()
   return state, results or evaluate(eval_chunk, state.variables, eval_set)
 
 
@@ -127,7 +130,7 @@ def evaluate_run(
   """Evaluates a saved state of a run.
 
   Args:
-    config: the run's own, resolved; `data` may name other images.
+    config: with the run's own model; `data` may name other images.
     workdir: the run directory.
     which: "latest", "best" (by eval top-1), or a step.
     devices: None is all of them.
@@ -136,10 +139,18 @@ def evaluate_run(
     (completed steps, the same as `evaluate`).
 
   Raises:
-    ValueError: settings that are wrong or do not fit the data.
-    FileNotFoundError: no such state, or the data set is not there.
+    ValueError: settings that are wrong, do not fit the data or are not the run's.
+    FileNotFoundError: no such run or state, or the data set is not there.
   """
   validate(config)
+  saved = load_config(workdir)
+  if saved is None:
+    raise FileNotFoundError(f"no run in --workdir={workdir}: it has no config.json")
+  config = resolve(config, saved.model.num_classes)
+  for field, value in dataclasses.asdict(saved.model).items():
+    given = getattr(config.model, field)
+    if field != "dtype" and given != value:
+      raise ValueError(f"config.model.{field}={given!r}, but the run has {value!r}")
   mesh = create_mesh(devices)
   model = build_model(config)
   dataset, eval_chunk = create_evaluation(config, model, mesh)

@@ -129,7 +129,6 @@ class MetricWriter:
   def evaluation(self, step: int, values: dict[str, float]) -> None:
     """Writes and shows an evaluation after `step` updates."""
     self._write(step, "eval", values)
-    self.start_clock()
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
     epoch = round(step / self._plan.steps_per_epoch, 4)
