@@ -32,6 +32,8 @@ def main(_) -> None:
     from resnet_jax import checkpoint, trainer
 
     workdir = WORKDIR.value
+    if workdir == "":
+      raise ValueError("--workdir= is empty; name a directory or leave the flag out")
     config = cli.read_config(checkpoint.load_config(workdir) if workdir else None)
     if MODE.value == "eval":
       if workdir is None:
@@ -44,7 +46,9 @@ def main(_) -> None:
     try:
       state, results = trainer.train_and_evaluate(config, workdir)
     except KeyboardInterrupt:
-      cli.fail(1, f"interrupted; python train.py --workdir={workdir} goes on")
+      step = checkpoint.latest_step(workdir)
+      hint = f"python train.py --workdir={workdir} goes on from step {step}"
+      cli.fail(1, f"interrupted; {hint if step else 'nothing was saved yet'}")
     print(
       f"done: {trainer.describe(results)} after {state.step} steps\n"
       f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"

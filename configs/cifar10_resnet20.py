@@ -17,6 +17,7 @@ and updates are counted in epochs of 390 full batches.
 
 from resnet_jax.config import (
   AugmentConfig,
+  CheckpointConfig,
   Config,
   DataConfig,
   ModelConfig,
@@ -43,6 +44,7 @@ def get_config(name: str = "resnet20") -> Config:
       mean=(0.4914, 0.4822, 0.4465),
       std=(0.2470, 0.2435, 0.2616),
     ),
+    checkpoint=CheckpointConfig(every_steps=500),
     augment=AugmentConfig(padding=4, flip=True),
     optim=OptimConfig(
       learning_rate=0.1,

@@ -26,8 +26,8 @@ def get_config() -> Config:
       learning_rate=0.1,
       nesterov=True,
       weight_decay=5e-4,
-      schedule="cosine",
       warmup_epochs=2,
+      decay_epochs=(14, 20),
       label_smoothing=0.1,
     ),
   )

@@ -18,30 +18,34 @@ _CPU_OPTIONS = {
 }
 
 
+# Twenty random kernels took 8 s to compile well, and run once.
+_CPU_ONCE_OPTIONS = {"xla_backend_optimization_level": 0}
+
+
 @functools.cache
-def _compile_options(platform: str) -> dict[str, str]:
-  """Returns the options that this jaxlib knows; an unknown one is an error to it."""
-  known = {}
-  for name, value in (_CPU_OPTIONS if platform == "cpu" else {}).items():
-    try:
-      jax.jit(lambda x: x, compiler_options={name: value})(jnp.zeros(()))
-    except jax.errors.JaxRuntimeError:
-      continue
-    known[name] = value
-  return known
+def _is_known(name: str, value) -> bool:
+  """Whether this jaxlib has a compile option; one that it has not is an error to it."""
+  try:
+    jax.jit(lambda x: x, compiler_options={name: value})(jnp.zeros(()))
+  except jax.errors.JaxRuntimeError:
+    return False
+  return True
+
+
+def _compile_options(cpu_options: dict) -> dict:
+  if jax.default_backend() != "cpu":
+    return {}
+  return {name: value for name, value in cpu_options.items() if _is_known(name, value)}
 
 
 def jit(function: Callable, **kwargs) -> Callable:
   """`jax.jit` for a function called over and over, tuned for the default device."""
-  options = _compile_options(jax.default_backend())
-  return jax.jit(function, compiler_options=options, **kwargs)
+  return jax.jit(function, compiler_options=_compile_options(_CPU_OPTIONS), **kwargs)
 
 
 def jit_once(function: Callable, **kwargs) -> Callable:
   """`jax.jit` for a function called once: on a CPU it compiles fast, runs slowly."""
-  options = {"xla_backend_optimization_level": 0}
-  if jax.default_backend() != "cpu":
-    options = {}
+  options = _compile_options(_CPU_ONCE_OPTIONS)
   return jax.jit(function, compiler_options=options, **kwargs)
 
 

@@ -31,22 +31,41 @@ def load_config(workdir: str) -> Config | None:
     raise ValueError(f"{path} is damaged: {error}") from error
 
 
-def open_run(workdir: str, config: Config) -> None:
+def latest_step(workdir: str) -> int:
+  """Returns the newest step saved in `workdir`; 0 if there is none."""
+  path = epath.Path(workdir) / "checkpoints"
+  names = [child.name for child in path.iterdir()] if path.exists() else []
+  return max((int(name) for name in names if name.isdecimal()), default=0)
+
+
+def open_run(workdir: str, config: Config, num_steps: int) -> None:
   """Makes the run directory, or checks that its run may go on with these settings.
 
   Args:
-    workdir: a new or empty directory, or one that holds a run.
+    workdir: a directory that holds a run, or none.
     config: fully resolved; it is saved.
+    num_steps: length of the run.
 
   Raises:
-    ValueError: `workdir` is a file, or the run there has other settings.
+    ValueError: `workdir` is a file, or the run there has other settings or is
+      further than `num_steps`.
   """
   path = epath.Path(workdir)
   if path.exists() and not path.is_dir():
     raise ValueError(f"--workdir={workdir} is a file; name a directory")
-  old = load_config(workdir)
+  old, done = load_config(workdir), latest_step(workdir)
   if old is not None:
     config_lib.check_resumable(old, config)
+  elif done:
+    raise ValueError(
+      f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
+      "it back or use a new --workdir"
+    )
+  if done > num_steps:
+    raise ValueError(
+      f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
+      "config.num_steps or num_epochs; raise them or use a new --workdir"
+    )
   path.mkdir(parents=True, exist_ok=True)
   # Written apart and then renamed, so that a kill leaves the old one whole.
   new = path / "config.json.new"
@@ -124,7 +143,7 @@ class CheckpointStore:
       model=ocp.args.StandardRestore(_abstract(state.variables)),
       training=ocp.args.StandardRestore(_abstract(_training_part(state))),
     )
-    restored = self._manager.restore(step, args=items)
+    restored = self._restore(step, items)
     return state.replace(**restored["model"], **restored["training"])
 
   def restore_model(self, which: str, variables: Variables) -> tuple[int, Variables]:
@@ -149,7 +168,17 @@ class CheckpointStore:
         f"no checkpoint {which!r} in {self._manager.directory}; there are: {known}"
       )
     items = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(variables)))
-    return step, self._manager.restore(step, args=items)["model"]
+    return step, self._restore(step, items)["model"]
+
+  def _restore(self, step: int, items: ocp.args.Composite) -> Any:
+    directory = self._manager.directory / str(step)
+    try:
+      return self._manager.restore(step, args=items)
+    except Exception as error:  # Orbax and tensorstore raise all kinds.
+      raise OSError(
+        f"checkpoint {directory} cannot be restored; if it is damaged, delete it to go "
+        f"on from the one before ({str(error)[:200]})"
+      ) from error
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed, 2 wrong usage.
 import contextlib
 import re
 import sys
+import traceback
 from collections.abc import Iterator
 from pathlib import Path
 from typing import NoReturn
@@ -30,13 +31,30 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-  """Turns the errors that a user can mend into one line and an exit status."""
+  """Turns the errors that a user can mend into one line and an exit status.
+
+  `ValueError` and `FileNotFoundError` are wrong usage if this package raised them;
+  a `ValueError` from anywhere else is a fault, and keeps its traceback.
+  """
   try:
     yield
   except (ValueError, FileNotFoundError) as error:
-    fail(2, error)
+    if _raised_here(error):
+      fail(2, error)
+    if isinstance(error, FileNotFoundError):
+      fail(1, error)
+    raise
   except (FloatingPointError, OSError) as error:
     fail(1, error)
+  except KeyboardInterrupt:
+    fail(1, "interrupted")
+
+
+def _raised_here(error: BaseException) -> bool:
+  """Whether this package or the main script raised an error, not a library."""
+  raiser = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
+  main = sys.modules["__main__"].__file__ or ""
+  return Path(__file__).resolve().parent in raiser.parents or raiser == Path(main)
 
 
 def parse_flags(argv: list[str], default_config: str) -> list[str]:
@@ -49,13 +67,14 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
   Returns:
     What is left of `argv`: the program's name.
   """
+  if {"-h", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
+    print(_help())
+    sys.exit(0)
   try:
     for arg in argv[1:]:
       if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
         config_lib.check_field_name(match[1])
-    config_flags.DEFINE_config_file(
-      "config", default_config, "Experiment; --config.a.b=value changes a setting."
-    )
+    config_flags.DEFINE_config_file("config", default_config, sys_argv=argv)
     rest = FLAGS(argv)
     FLAGS.config.seed  # noqa: B018 - a missing file is an error on first use only
   except flags.IllegalFlagValueError as error:
@@ -74,12 +93,26 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
   return rest
 
 
+def _help() -> str:
+  main = sys.modules["__main__"]
+  lines = [main.__doc__ or "", "  --config: config file (default: configs/digits.py)"]
+  for flag in FLAGS.get_key_flags_for_module(main.__file__ or ""):
+    lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")
+  for path, value in config_lib.flatten(Config()).items():
+    kind = config_lib.type_name(path)
+    lines.append(f"  --config.{path}: {kind} (unless the config says: {value!r})")
+  return "\n".join(lines)
+
+
 def read_config(saved: Config | None) -> Config:
   """Returns the settings that the flags ask for.
 
   Args:
     saved: those of the run in `--workdir`, if there is one: the start where no
       `--config` is given, so that `--workdir` alone goes on with a run.
+
+  Raises:
+    ValueError: the config file returned something else than settings.
   """
   if not isinstance(FLAGS.config, Config):
     kind = type(FLAGS.config).__name__

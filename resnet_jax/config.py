@@ -11,9 +11,14 @@ import difflib
 import json
 import math
 import typing
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 
-from resnet_jax.models.zoo import MODELS, SHORTCUTS, STEMS, check_choice
+
+def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
+  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
+  if value not in allowed:
+    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
+    raise ValueError(f"{field}={value!r} is unknown; did you mean {', '.join(near)}?")
 
 
 def _setting(default, allowed: str, check):
@@ -42,12 +47,12 @@ def _increasing(default):
   return _setting(default, "increasing and > 0, such as (30, 60)", check)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class ModelConfig:
   """Which network.
 
   Attributes:
-    name: a key of `resnet_jax.models.MODELS`: resnet18..152, resnet8..1202, plain20...
+    name: a key of `resnet_jax.MODELS`: resnet18..152, resnet8..1202, plain20...
     num_classes: number of logits; 0 takes it from the data.
     stem: "imagenet", "cifar", or "" for the architecture's own.
     shortcut: "A", "B", "C", "none", or "" for the architecture's own.
@@ -57,13 +62,13 @@ class ModelConfig:
 
   name: str = "resnet20"
   num_classes: int = _at_least(0, 0)
-  stem: str = _choice("", "", *STEMS)
-  shortcut: str = _choice("", "", *SHORTCUTS)
+  stem: str = _choice("", "", "imagenet", "cifar")
+  shortcut: str = _choice("", "", "A", "B", "C", "none")
   zero_init_residual: bool = False
   dtype: str = _choice("auto", "auto", "float32", "bfloat16")
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class DataConfig:
   """Which images.
 
@@ -90,7 +95,7 @@ class DataConfig:
   num_examples: int = _positive(1024)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class AugmentConfig:
   """Random changes to training images.
 
@@ -103,7 +108,7 @@ class AugmentConfig:
   flip: bool = False
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class OptimConfig:
   """Optimiser and learning rate.
 
@@ -146,7 +151,7 @@ class OptimConfig:
   clip_norm: float = _at_least(0.0, 0)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class CheckpointConfig:
   """When the state is saved. Always with each evaluation and at the end.
 
@@ -159,7 +164,7 @@ class CheckpointConfig:
   keep: int = _at_least(2, 1)
 
 
-@dataclasses.dataclass
+@dataclasses.dataclass(slots=True)
 class Config:
   """One experiment.
 
@@ -235,7 +240,9 @@ def type_name(path: str) -> str:
   kind = types[path]
   if kind in words:
     return words[kind]
-  return f"a tuple such as {'(30, 60)' if 'decay' in path else '(0.5,)'}"
+  (item, _) = typing.get_args(kind)
+  example = "(30, 60)" if item is int else "(0.5, 0.5)"
+  return f"a tuple of {words[item].removeprefix('a ')}s, such as {example}"
 
 
 def _has_type(value, kind) -> bool:
@@ -253,6 +260,8 @@ def _has_type(value, kind) -> bool:
 def validate(config: Config) -> None:
   """Checks every setting by itself and those that exclude each other.
 
+  The architecture's name is checked where it is built (`create_model`).
+
   Raises:
     ValueError: naming the setting, its value and what is allowed.
   """
@@ -261,7 +270,6 @@ def validate(config: Config) -> None:
       raise ValueError(f"config.{path}={value!r} must be {type_name(path)}")
     if "check" in field.metadata and not field.metadata["check"](value):
       raise ValueError(f"config.{path}={value!r} must be {field.metadata['allowed']}")
-  check_choice("config.model.name", config.model.name, MODELS)
 
   optim = config.optim
   for first, second in (
@@ -274,6 +282,12 @@ def validate(config: Config) -> None:
         f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
         "exclude each other; set one of them to its default"
       )
+  if optim.nesterov and not optim.momentum:
+    raise ValueError("config.optim.nesterov=True needs config.optim.momentum > 0")
+  if optim.warmup == "constant" and not optim.warmup_learning_rate:
+    raise ValueError(
+      "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
+    )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
     raise ValueError(
       f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="

@@ -6,6 +6,8 @@ from etils import epath
 def draw_curves(records: list[dict], path: epath.Path) -> None:
   """Draws training (thin) and evaluation (bold) curves, as the paper's figures do.
 
+  Label smoothing and augmentation are in the training loss and not in the other.
+
   Args:
     records: lines of `metrics.jsonl`; "epoch", "split", "loss" and "top1" are used.
     path: of the PNG file.
@@ -29,7 +31,7 @@ def draw_curves(records: list[dict], path: epath.Path) -> None:
     epochs = [row["epoch"] for row in rows]
     left.plot(epochs, [row["loss"] for row in rows], **style)
     right.plot(epochs, [100 * (1 - row["top1"]) for row in rows], **style)
-  left.set(title="Loss", xlabel="epoch", ylabel="cross-entropy (nats)")
+  left.set(title="Loss", xlabel="epoch", ylabel="loss (nats)")
   right.set(title="Top-1 error", xlabel="epoch", ylabel="error (%)")
   for axes in (left, right):
     axes.set_ylim(bottom=0)

@@ -8,6 +8,7 @@ Shapes: B batch, K classes.
 
 import operator
 
+import chex
 import jax
 import jax.numpy as jnp
 import optax
@@ -33,6 +34,9 @@ def compute_metrics(
     "count": number of valid examples.
   """
   labels, mask = batch["label"], batch["mask"]
+  chex.assert_rank([logits, labels, mask], [2, 1, 1])
+  chex.assert_equal_shape_prefix([logits, labels, mask], 1)
+  chex.assert_type([logits, labels, mask], [jnp.float32, int, bool])
   classes = logits.shape[-1]
   targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
   values = {

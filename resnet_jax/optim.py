@@ -27,9 +27,9 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   else:
     warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
   if config.schedule == "cosine":
-    main = optax.cosine_decay_schedule(
-      learning_rate, plan.num_steps - plan.warmup_steps
-    )
+    # A run may be shorter than its warmup; then it never comes to this.
+    length = max(1, plan.num_steps - plan.warmup_steps)
+    main = optax.cosine_decay_schedule(learning_rate, length)
   else:
     # `join_schedules` counts the second schedule's steps from the end of warmup.
     boundaries = [step - plan.warmup_steps for step in plan.decay_steps]

@@ -4,7 +4,7 @@ No period is computed anywhere else.
 """
 
 import dataclasses
-import math
+import itertools
 
 from resnet_jax.config import Config
 
@@ -36,8 +36,8 @@ class Plan:
     """Converts epochs to steps.
 
     Raises:
-      ValueError: a batch larger than the training set, or a warmup that leaves no
-        step for what follows it.
+      ValueError: a batch larger than the training set, boundaries that fall on the
+        same step, or a warmup that does not end before the first of them.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -53,15 +53,16 @@ class Plan:
     num_steps = config.num_steps or max(1, steps(config.num_epochs))
     warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
     decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
-    end: float = num_steps
-    what = "the end of training"
-    if optim.schedule == "step":
-      end = min(decay_steps, default=math.inf)
-      what = "the first decay of the learning rate"
-    if warmup_steps and warmup_steps >= end:
+    if any(a >= b for a, b in itertools.pairwise((0, *decay_steps))):
       raise ValueError(
-        f"config.optim.warmup_steps={warmup_steps} (or its epochs) must end before "
-        f"{what} at step {end}"
+        f"config.optim.decay_epochs={optim.decay_epochs} are steps {decay_steps} at "
+        f"{steps_per_epoch} steps an epoch; they must be increasing and > 0"
+      )
+    if decay_steps and warmup_steps >= decay_steps[0]:
+      name = "warmup_steps" if optim.warmup_steps else "warmup_epochs"
+      raise ValueError(
+        f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
+        f"must end before the first decay of the learning rate at step {decay_steps[0]}"
       )
     return cls(
       num_steps=num_steps,

@@ -1,6 +1,6 @@
 """The device mesh and how arrays lie on it: batches split, everything else copied.
 
-The only file that says `Mesh`. One axis, "data".
+The only file that makes meshes and shardings. One axis, "data".
 """
 
 from collections.abc import Sequence

@@ -1,13 +1,15 @@
 """One update, one evaluation, and the compiled loops over them.
 
-The only `jit` of the hot path. `Batch` and `Metrics` are defined in `metrics.py`.
+All that is compiled for the hot path. `metrics.py` defines `Batch` and `Metrics`.
 """
 
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
+import chex
 import jax
+import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax import backend
@@ -42,6 +44,8 @@ def train_step(
   Returns:
     The state after it, and metrics of the batch in train mode, before it.
   """
+  chex.assert_rank(batch["image"], 4)
+  chex.assert_type(batch["image"], jnp.uint8)
   images = preprocess(batch["image"], jax.random.fold_in(state.key, state.step))
 
   def loss_fn(params):

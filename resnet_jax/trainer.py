@@ -8,6 +8,8 @@ from collections.abc import Callable, Sequence
 from functools import partial
 
 import jax
+import jax.numpy as jnp
+import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -55,16 +57,17 @@ def train_and_evaluate(
     FileNotFoundError: the data set is not there.
     FloatingPointError: the loss is no longer finite.
   """
-  validate(config)
+  check(config)
   console = console or Console()
   mesh = create_mesh(devices)
   init_key, data_key = jax.random.split(jax.random.key(config.seed))
-  train_set = create_dataset(config, config.data.train_split, mesh, data_key)
-  plan = Plan.create(config, train_set.num_examples)
-  config = resolve(config, train_set.num_classes)
-  model = build_model(config)
-  eval_set, eval_chunk = create_evaluation(config, model, mesh)
-  open_run(workdir, config)
+  with console.status(f"loading {config.data.name}"):
+    train_set = create_dataset(config, config.data.train_split, mesh)
+    plan = Plan.create(config, train_set.num_examples)
+    config = resolve(config, train_set.num_classes)
+    model = build_model(config)
+    eval_set, eval_chunk = create_evaluation(config, model, mesh)
+  open_run(workdir, config, plan.num_steps)
 
   schedule = create_schedule(config.optim, plan, config.batch_size)
   tx = create_optimizer(config.optim, schedule)
@@ -81,25 +84,26 @@ def train_and_evaluate(
   with CheckpointStore(workdir, config.checkpoint.keep) as store:
     state, results = store.restore_latest(state), None
     start = int(state.step)
+    chunks = partial(train_set.train_chunks, data_key, start, plan)
     show(_headline(config, plan, state, train_set, eval_set))
     show(f"run: {workdir}")
     with MetricWriter(workdir, plan, jax.jit(schedule), start, console) as writer:
       # Calls of no steps compile, so that no measured time contains it.
-      for _, feed, _ in itertools.islice(train_set.train_chunks(start, plan), 1):
+      for _, feed, _ in itertools.islice(chunks(), 1):
         state, _ = train_chunk(state, feed, 0)
         for feed, _ in eval_set.eval_chunks():
           eval_chunk(state.variables, feed, 0)
       writer.start_clock()
-      for step, feed, count in train_set.train_chunks(start, plan):
+      for step, feed, count in chunks():
         state, metrics = train_chunk(state, feed, count)
         writer.train(step, metrics)
-        results = None
-        if plan.eval_at(step):
-          writer.flush()
-          results = evaluate(eval_chunk, state.variables, eval_set)
-          writer.evaluation(step, results)
         if plan.save_at(step):
           writer.flush()
+          check_finite(state.variables, step)
+          results = None
+          if plan.eval_at(step):
+            results = evaluate(eval_chunk, state.variables, eval_set)
+            writer.evaluation(step, results)
           store.save(step, state, results)
           writer.start_clock()
   return state, results or evaluate(eval_chunk, state.variables, eval_set)
@@ -142,7 +146,7 @@ def evaluate_run(
     ValueError: settings that are wrong, do not fit the data or are not the run's.
     FileNotFoundError: no such run or state, or the data set is not there.
   """
-  validate(config)
+  check(config)
   saved = load_config(workdir)
   if saved is None:
     raise FileNotFoundError(f"no run in --workdir={workdir}: it has no config.json")
@@ -163,9 +167,18 @@ def evaluate_run(
 def create_evaluation(
   config: Config, model: ResNet, mesh: Mesh
 ) -> tuple[ResidentDataset, Callable]:
-  """Loads the evaluation split and compiles `eval_chunk` for it."""
-  key = jax.random.key(config.seed)
-  dataset = create_dataset(config, config.data.eval_split, mesh, key)
+  """Loads the evaluation split and makes the `eval_chunk` for it.
+
+  Raises:
+    ValueError: the data has more classes than the model, or `create_dataset`'s.
+    FileNotFoundError: the data set is not there.
+  """
+  dataset = create_dataset(config, config.data.eval_split, mesh)
+  if dataset.num_classes > config.model.num_classes:
+    raise ValueError(
+      f"config.model.num_classes={config.model.num_classes} must be 0 or at least "
+      f"{dataset.num_classes}, the number of classes of {config.data.name!r}"
+    )
   eval_chunk = steps.compile_eval_chunk(
     apply_fn=model.apply,
     preprocess=create_preprocess(config),
@@ -187,22 +200,28 @@ def create_preprocess(config: Config) -> Callable:
   )
 
 
-def resolve(config: Config, num_classes: int) -> Config:
-  """Fills in what depends on the data and the machine: number of classes and dtype.
+def check(config: Config) -> None:
+  """Raises `ValueError` for any setting that is wrong whatever the data."""
+  validate(config)
+  build_model(resolve(config, num_classes=1))
 
-  Raises:
-    ValueError: fewer logits than classes.
-  """
+
+def check_finite(variables: Variables, step: int) -> None:
+  """Raises `FloatingPointError` if parameters or statistics are not finite."""
+  if not jnp.isfinite(jax.jit(optax.global_norm)(variables)):
+    raise FloatingPointError(
+      f"the parameters are no longer finite after step {step}; try a lower "
+      "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
+    )
+
+
+def resolve(config: Config, num_classes: int) -> Config:
+  """Fills in what depends on the data and the machine: number of classes and dtype."""
   model = dataclasses.replace(
     config.model,
     num_classes=config.model.num_classes or num_classes,
     dtype=str(backend.compute_dtype(config.model.dtype)),
   )
-  if model.num_classes < num_classes:
-    raise ValueError(
-      f"config.model.num_classes={model.num_classes} must be 0 or at least "
-      f"{num_classes}, the number of classes of {config.data.name!r}"
-    )
   return dataclasses.replace(config, model=model)
 
 

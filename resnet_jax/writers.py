@@ -45,18 +45,20 @@ class MetricWriter:
     self._records = self._drop_later_lines(start_step)
     self._file = (self._workdir / "metrics.jsonl").open("a")
     self._board = _open_board(self._workdir / "tensorboard", start_step)
-    self._step = start_step
     self._pending: tuple[int, Metrics] | None = None
     self._sums: Metrics | None = None
     self._seconds, self._mark = 0.0, time.monotonic()
     self._bar = progress.Progress(
-      progress.TextColumn("step {task.completed}/{task.total}"),
-      progress.BarColumn(),
+      # Together at most 80 columns.
+      progress.TextColumn("{task.completed}/{task.total}"),
+      progress.BarColumn(bar_width=10),
       progress.TextColumn("{task.description}"),
       progress.TimeRemainingColumn(),
       progress.TextColumn("left"),
       console=console,
       disable=not console.is_terminal,
+      # A call can take long: the default forgets what is older than 30 s.
+      speed_estimate_period=3600,
     )
     self._task = self._bar.add_task(
       "compiling", total=plan.num_steps, completed=start_step
@@ -76,10 +78,21 @@ class MetricWriter:
     path = self._workdir / "metrics.jsonl"
     if not path.exists():
       return []
-    # A kill can leave half a last line.
-    lines = [line for line in path.read_text().splitlines() if line.endswith("}")]
-    records = [record for record in map(json.loads, lines) if record["step"] <= step]
-    path.write_text("".join(json.dumps(record) + "\n" for record in records))
+    records = []
+    *lines, last = path.read_text().split("\n")  # A kill can leave half a last line.
+    for number, line in enumerate(lines, start=1):
+      try:
+        record = json.loads(line)
+        if record["step"] <= step:
+          records.append(record)
+      except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+          f"{path} is damaged in line {number}, {line[:40]!r}; delete the line"
+        ) from error
+    if last or len(records) < len(lines):
+      new = self._workdir / "metrics.jsonl.new"
+      new.write_text("".join(json.dumps(record) + "\n" for record in records))
+      new.replace(path)
     return records
 
   def start_clock(self) -> None:
@@ -102,20 +115,14 @@ class MetricWriter:
     self._pending = step, metrics
 
   def flush(self) -> None:
-    """Waits for the last call given to `train`; errors as there."""
+    """Waits for the last call given to `train`; raises as that does."""
     if self._pending is None:
       return
     (step, metrics), self._pending = self._pending, None
     sums = jax.device_get(metrics)
     now = time.monotonic()
     self._seconds, self._mark = self._seconds + now - self._mark, now
-    if not math.isfinite(sums["loss"]):
-      raise FloatingPointError(
-        f"the loss became {sums['loss']} between steps {self._step} and {step}, at "
-        f"learning rate {self._learning_rate(step - 1):.3g}; try a lower "
-        "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
-      )
-    self._step = step
+    self._check_finite(step, sums["loss"])
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
       values = summarize(self._sums)
@@ -123,18 +130,31 @@ class MetricWriter:
       values["learning_rate"] = float(self._learning_rate(step - 1))
       self._sums, self._seconds = None, 0.0
       self._write(step, "train", values)
-      self._bar.update(self._task, description=_describe(values))
+      self._bar.update(self._task, description=_describe(values, short=True))
     self._bar.update(self._task, completed=step)
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
-    """Writes and shows an evaluation after `step` updates."""
+    """Writes and shows an evaluation after `step` updates.
+
+    Raises:
+      FloatingPointError: its loss is not finite.
+    """
+    self._check_finite(step, values["loss"])
     self._write(step, "eval", values)
+
+  def _check_finite(self, step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+      raise FloatingPointError(
+        f"the loss became {loss} by step {step}, at learning rate "
+        f"{self._learning_rate(step - 1):.3g}; try a lower config.optim.learning_rate, "
+        "a longer warmup or config.optim.clip_norm"
+      )
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
     epoch = round(step / self._plan.steps_per_epoch, 4)
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
-    self._file.write(json.dumps(record) + "\n")
+    self._file.write(json.dumps(record, allow_nan=False) + "\n")
     self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(f"{split}/{name}", value, step)
@@ -160,8 +180,8 @@ def _open_board(directory: epath.Path, start_step: int):
   return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
-def _describe(values: dict[str, float]) -> str:
-  text = f"loss {values['loss']:.4f}  top-1 {100 * values['top1']:6.2f} %"
-  if "learning_rate" in values:
-    text += f"  lr {values['learning_rate']:.3g}"
-  return text + f"  {values['images_per_s']:.0f} images/s"
+def _describe(values: dict[str, float], short: bool = False) -> str:
+  text = f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} %"
+  if "learning_rate" in values and not short:
+    text += f" lr {values['learning_rate']:.3g}"
+  return text + f" {values['images_per_s']:.0f} images/s"

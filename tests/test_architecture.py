@@ -2,8 +2,6 @@
 
 import ast
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -11,9 +9,8 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module imports from lower levels, and from its own within a package.
 LEVELS = [
-  {"models", "backend"},
-  {"config"},
-  {"plan"},
+  {"config", "backend"},
+  {"models", "plan"},
   {"metrics", "sharding", "optim", "curves"},
   {"data", "train_state"},
   {"steps", "checkpoint", "writers"},
@@ -45,11 +42,7 @@ def test_imports_go_to_lower_levels(path):
   if name == "__init__":
     return
   for other in imported_units(path) - {name}:
-    assert LEVEL[other] < LEVEL[name] or {name, other} <= {
-      "data",
-      "metrics",
-      "sharding",
-    }
+    assert LEVEL[other] < LEVEL[name]
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -59,24 +52,9 @@ def test_files_are_short_and_say_their_idea(path):
   assert ast.get_docstring(ast.parse(text))
 
 
-def test_only_one_file_says_mesh_and_one_jits_the_hot_path():
-  makers = {p.name for p in FILES if re.search(r"make_mesh|Mesh\(", p.read_text())}
+def test_only_one_file_makes_shardings():
+  makers = {p.name for p in FILES if re.search(r"make_mesh|NamedSh", p.read_text())}
   assert makers == {"sharding.py"}
-
-
-def test_tensorflow_and_torch_are_never_imported(tmp_path):
-  code = """
-import sys
-import resnet_jax.cli, resnet_jax.trainer, tensorflow_datasets
-from etils import epath
-from resnet_jax.writers import _open_board
-_open_board(epath.Path(sys.argv[1]), 0)
-from resnet_jax.data.sources import load_digits
-load_digits("test")
-bad = [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "torch")]
-assert not bad, bad
-"""
-  subprocess.run([sys.executable, "-c", code, tmp_path], cwd=ROOT, check=True)
 
 
 def test_python_blocks_of_the_readme_run():

@@ -1,12 +1,19 @@
 """What is saved comes back, the right ones are kept, wrong ones refused."""
 
+import shutil
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
 
-from resnet_jax.checkpoint import CheckpointStore, load_config, open_run
+from resnet_jax.checkpoint import (
+  CheckpointStore,
+  latest_step,
+  load_config,
+  open_run,
+)
 from resnet_jax.config import Config
 from resnet_jax.models import create_model
 from resnet_jax.sharding import create_mesh, replicated
@@ -90,18 +97,43 @@ def test_best_and_latest_by_name(tmp_path):
 def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
   run = tmp_path / "a" / "run"
   assert load_config(run) is None
-  open_run(run, Config(seed=3))
+  open_run(run, Config(seed=3), 9)
   assert load_config(run) == Config(seed=3)
   with pytest.raises(ValueError, match="seed was 3 and is now 4"):
-    open_run(run, Config(seed=4))
+    open_run(run, Config(seed=4), 9)
   assert load_config(run) == Config(seed=3)
   assert [path.name for path in run.iterdir()] == ["config.json"]
+
+
+def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
+  open_run(tmp_path, Config(), 5)
+  with CheckpointStore(tmp_path) as store:
+    store.save(5, make_state())
+  assert latest_step(tmp_path) == 5
+  open_run(tmp_path, Config(), 5)
+  with pytest.raises(ValueError, match="at step 5, past the 4 steps"):
+    open_run(tmp_path, Config(), 4)
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(ValueError, match="no config.json"):
+    open_run(tmp_path, Config(), 5)
+
+
+def test_a_damaged_or_unfitting_checkpoint_is_named(tmp_path):
+  with CheckpointStore(tmp_path) as store:
+    store.save(5, make_state())
+  abstract = abstract_variables(MODEL, (8, 8, 1), replicated(create_mesh()))
+  with CheckpointStore(tmp_path) as store:
+    with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
+      store.restore_model("5", abstract)
+    shutil.rmtree(tmp_path / "checkpoints" / "5" / "training")
+    with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
+      store.restore_latest(make_state())
 
 
 def test_run_directory_that_is_a_file_or_damaged(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="is a file"):
-    open_run(tmp_path / "file", Config())
+    open_run(tmp_path / "file", Config(), 9)
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is damaged"):
-    open_run(tmp_path, Config())
+    open_run(tmp_path, Config(), 9)

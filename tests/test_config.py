@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import config as config_lib
-from resnet_jax.config import CheckpointConfig, Config, OptimConfig
+from resnet_jax.config import CheckpointConfig, Config, ModelConfig, OptimConfig
+from resnet_jax.models import zoo
 from resnet_jax.plan import Plan
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
@@ -52,17 +53,16 @@ def test_cifar10_siblings():
     ("batch_size", 0, "> 0"),
     ("batch_size", 128.0, "a whole number"),
     ("batch_size", True, "a whole number"),
-    ("model.name", "resnet21", "resnet20"),
     ("model.shortcut", "D", "'A', 'B', 'C', 'none'"),
     ("model.dtype", "float16", "'bfloat16'"),
     ("data.std", (0.0,), "all > 0"),
-    ("data.mean", 0.5, "a tuple such as"),
+    ("data.mean", 0.5, "a tuple of numbers"),
     ("optim.learning_rate", "fast", "a number"),
     ("optim.learning_rate", float("inf"), "a number"),
     ("optim.learning_rate", -0.1, "> 0"),
     ("optim.momentum", 1.0, "in \\[0, 1\\)"),
     ("optim.decay_steps", (30, 20), "increasing"),
-    ("optim.decay_epochs", ("a",), "a tuple such as"),
+    ("optim.decay_epochs", ("a",), "a tuple of numbers"),
     ("optim.name", "sgdd", "'sgd', 'adam', 'adamw'"),
     ("checkpoint.keep", 0, ">= 1"),
   ],
@@ -82,6 +82,8 @@ def test_wrong_value_is_named_with_what_is_allowed(path, value, allowed):
     OptimConfig(decay_epochs=(1.0,), decay_steps=(10,)),
     OptimConfig(warmup_epochs=1.0, warmup_steps=10),
     OptimConfig(schedule="cosine", decay_steps=(10,)),
+    OptimConfig(nesterov=True, momentum=0.0),
+    OptimConfig(warmup="constant", warmup_steps=10),
   ],
 )
 def test_settings_that_exclude_each_other(optim):
@@ -103,8 +105,21 @@ def test_unknown_name_gives_the_nearest():
   ["{", '{"sed": 1}', '{"optim": 3}', '{"seed": "1"}', "[]", '{"model": {"x": 1}}'],
 )
 def test_damaged_json_is_one_clean_error(text):
-  with pytest.raises(ValueError):
+  with pytest.raises(ValueError, match=r"config\.|Expecting"):
     config_lib.from_json(text)
+
+
+def test_a_misspelt_name_in_a_config_file_is_an_error():
+  with pytest.raises(AttributeError, match="lerning_rate"):
+    Config().optim.lerning_rate = 0.3
+
+
+def test_choices_of_the_model_are_those_of_the_zoo():
+  allowed = {field.name: field for field in dataclasses.fields(ModelConfig)}
+  for name, known in (("stem", zoo.STEMS), ("shortcut", zoo.SHORTCUTS)):
+    for value in (*known, ""):
+      assert allowed[name].metadata["check"](value)
+    assert str(list(known))[1:-1] in allowed[name].metadata["allowed"]
 
 
 def test_resuming_refuses_a_changed_number_with_both_values():
@@ -176,12 +191,12 @@ def test_calls_stop_at_everything_due_and_at_epoch_ends(start):
   [
     (Config(batch_size=101), "batch_size=101.*at most.*100"),
     (
-      Config(num_steps=5, optim=OptimConfig(schedule="cosine", warmup_steps=5)),
-      "warmup_steps=5.*end of training at step 5",
+      Config(num_steps=50, optim=OptimConfig(decay_steps=(10,), warmup_epochs=1.0)),
+      r"warmup_epochs=1\.0 ends at step 10.*first decay.*step 10",
     ),
     (
-      Config(num_steps=50, optim=OptimConfig(decay_steps=(10,), warmup_steps=10)),
-      "warmup_steps=10.*first decay.*step 10",
+      Config(num_steps=50, optim=OptimConfig(decay_epochs=(1.0, 1.02))),
+      r"decay_epochs=\(1\.0, 1\.02\) are steps \(10, 10\)",
     ),
   ],
 )

@@ -2,7 +2,11 @@
 
 import hashlib
 import io
+import os
+import re
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import jax
@@ -115,8 +119,10 @@ def test_tfds_split_syntax(tiny_tfds):
   [
     ("tiny", "validation", ValueError, r"eval_split='validation'.*'train', 'test'"),
     ("tiny_sizes", "train", ValueError, "different sizes"),
+    ("tiny", "train[:0]", ValueError, r"'train\[:0\]'.*empty"),
     ("tiny_names", "train", ValueError, r"\['class', 'picture'\]"),
     ("cifar10", "train", FileNotFoundError, r"cifar10.*tfds build cifar10.*data.dir"),
+    ("huggingface:mnist", "train", FileNotFoundError, "huggingface:mnist"),
     ("no_such_set", "train", FileNotFoundError, r"no_such_set.*tfds build"),
   ],
 )
@@ -135,16 +141,57 @@ def test_real_cifar10():
   np.testing.assert_array_equal(np.bincount(source.labels), 1000)
 
 
+@pytest.mark.parametrize("file", ["tiny-train.array_record*", "dataset_info.json"])
+@pytest.mark.parametrize("damage", ["empty", "missing"])
+def test_damaged_tfds_is_one_clean_error(tiny_tfds, tmp_path, file, damage):
+  shutil.copytree(tiny_tfds / "tiny", tmp_path / "tiny")
+  (path,) = (tmp_path / "tiny" / "1.0.0").glob(file)
+  path.unlink() if damage == "missing" else path.write_bytes(b"")
+  with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as caught:
+    sources.load_tfds("tiny", str(tmp_path), "train")
+  assert re.search("damaged|prepare it", str(caught.value))
+
+
+def test_tfds_too_large_for_the_device_is_refused(tiny_tfds, monkeypatch):
+  monkeypatch.setattr(sources, "MAX_GIB", 1e-9)
+  with pytest.raises(ValueError, match="GiB"):
+    sources.load_tfds("tiny", str(tiny_tfds), "train")
+
+
 def test_tfds_in_another_file_format_is_refused(tiny_tfds):
   with pytest.raises(FileNotFoundError, match=r"stored as tfrecord.*array_record"):
     sources.load_tfds("tiny", str(tiny_tfds / "old"), "train")
 
 
-def make_dataset(size, batch_size, devices=1, seed=0):
+def test_tensorflow_and_torch_are_never_imported(tiny_tfds, tmp_path):
+  """Not even where they are installed, as these stand-ins are."""
+  for name in ("tensorflow", "torch"):
+    (tmp_path / name).mkdir()
+    (tmp_path / name / "__init__.py").write_text("__version__ = '2.20'\n")
+  code = f"""
+import sys
+import resnet_jax.cli, resnet_jax.trainer
+from etils import epath
+from resnet_jax.data import sources
+from resnet_jax.writers import _open_board
+_open_board(epath.Path({str(tmp_path)!r}), 0)
+sources.load_digits("test")
+sources.load_tfds("tiny", {str(tiny_tfds)!r}, "train")
+bad = [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "torch")]
+assert not bad, bad
+import torch
+assert torch.__version__ == "2.20"
+"""
+  path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
+  env = os.environ | {"PYTHONPATH": path}
+  subprocess.run([sys.executable, "-c", code], env=env, check=True)
+
+
+def make_dataset(size, batch_size, devices=1):
   images = np.arange(size, dtype=np.uint8).reshape(-1, 1, 1, 1)
   source = Source(images, np.arange(size, dtype=np.int32), num_classes=size)
   mesh = create_mesh(jax.devices()[:devices])
-  return ResidentDataset(source, batch_size, mesh, jax.random.key(seed))
+  return ResidentDataset(source, batch_size, mesh)
 
 
 def make_plan(num_steps, batch_size, size, per_call=3):
@@ -152,11 +199,11 @@ def make_plan(num_steps, batch_size, size, per_call=3):
   return Plan.create(config, size)
 
 
-def train_labels(dataset, plan, start=0):
+def train_labels(dataset, plan, start=0, seed=0):
   """Returns the labels of every training batch from `start` on, in order."""
   take = jax.jit(dataset.take_batch)
   labels, step = [], start
-  for end, feed, count in dataset.train_chunks(start, plan):
+  for end, feed, count in dataset.train_chunks(jax.random.key(seed), start, plan):
     assert end == step + count
     for s in range(step, end):
       batch = take(feed, s)
@@ -180,7 +227,7 @@ def test_a_batch_is_a_function_of_seed_and_step():
   whole = train_labels(dataset, make_plan(12, 4, 23))
   rest = train_labels(make_dataset(23, 4), make_plan(12, 4, 23, per_call=2), start=7)
   np.testing.assert_array_equal(whole[7:], rest)
-  other = train_labels(make_dataset(23, 4, seed=1), make_plan(12, 4, 23))
+  other = train_labels(make_dataset(23, 4), make_plan(12, 4, 23), seed=1)
   assert (np.array(other) != np.array(whole)).any()
 
 
@@ -209,4 +256,4 @@ def test_evaluation_takes_each_example_once(size, devices):
 )
 def test_what_does_not_fit_the_data_is_refused(config, message):
   with pytest.raises(ValueError, match=message):
-    create_dataset(config, "train", create_mesh(), jax.random.key(0))
+    create_dataset(config, "train", create_mesh())

@@ -80,7 +80,7 @@ def changes(config, gradient, steps=1, params=PARAMS):
     grads = jax.tree.map(lambda p: jnp.full_like(p, gradient), params)
     updates, opt_state = tx.update(grads, opt_state, new)
     new = optax.apply_updates(new, updates)
-  fall = jax.tree.map(lambda a, b: float((a - b).max()), params, new)
+  fall = jax.tree.map(lambda a, b: float((a - b)[0].min()), params, new)
   return fall["conv"]["kernel"], fall["bn"]["scale"]
 
 
@@ -91,15 +91,27 @@ def changes(config, gradient, steps=1, params=PARAMS):
     (OptimConfig(weight_decay=0.5), (0.1 * (1 + 1), 0.1)),
     (OptimConfig(weight_decay=0.5, decay_all=True), (0.2, 0.2)),
     (OptimConfig(weight_decay=0.0, nesterov=True), (0.19, 0.19)),
-    # Adam's first step has length lr whatever the gradient; AdamW adds lr wd w.
-    (OptimConfig(name="adam", weight_decay=0.5), (0.1, 0.1)),
-    (OptimConfig(name="adamw", weight_decay=0.5), (0.1 + 0.1, 0.1)),
     # The gradient's norm is sqrt(8).
     (OptimConfig(weight_decay=0.0, clip_norm=1.0), (0.1 / 8**0.5,) * 2),
   ],
 )
 def test_first_step(config, expected):
   np.testing.assert_allclose(changes(config, 1.0), expected, rtol=1e-5)
+
+
+def test_adam_adds_weight_decay_to_the_gradient_and_adamw_to_the_step():
+  # Adam's first step is lr against the sign of the gradient, here -0.5 + 0.5 * 2.
+  adam = changes(OptimConfig(name="adam", weight_decay=0.5), -0.5)
+  np.testing.assert_allclose(adam, (0.1, -0.1), rtol=1e-5)
+  # AdamW's adds lr wd w = 0.1 * 0.5 * 2.
+  adamw = changes(OptimConfig(name="adamw", weight_decay=0.5), -0.5)
+  np.testing.assert_allclose(adamw, (-0.1 + 0.1, -0.1), rtol=1e-5, atol=1e-7)
+
+
+def test_a_run_shorter_than_its_warmup_only_warms_up():
+  plan = dataclasses.replace(PLAN, num_steps=5, decay_steps=())
+  rates = values(OptimConfig(schedule="cosine"), plan, [0, 4])
+  np.testing.assert_allclose(rates, [0, 0.04], rtol=1e-6)
 
 
 def test_momentum_accumulates_as_pytorch_has_it():

@@ -26,7 +26,7 @@ class Setup:
   def __init__(self, devices=1, size=48, dtype=jnp.float32):
     mesh = create_mesh(jax.devices()[:devices])
     source = load_synthetic("train", 8, size)
-    self.dataset = ResidentDataset(source, BATCH, mesh, jax.random.key(0))
+    self.dataset = ResidentDataset(source, BATCH, mesh)
     model = create_model("resnet8", dtype=dtype)
     tx = optax.sgd(0.02, 0.9)
     self.state = create_train_state(
@@ -75,9 +75,12 @@ def test_step_counts_completed_updates(one):
   assert int(one.train(3, 2)[0].step) == 5
 
 
-def test_every_leaf_is_float32_or_counts(one):
-  state, _ = one.train(1)
-  for leaf in jax.tree.leaves((state.params, state.batch_stats)):
+@pytest.mark.parametrize("dtype", [jnp.float32, jnp.bfloat16])
+def test_all_that_is_trained_stays_float32(dtype):
+  setup = Setup(dtype=dtype)
+  state, _ = jax.eval_shape(setup.train_chunk, setup.state, setup.feed, 1)
+  assert jax.tree.map(jnp.dtype, state) == jax.tree.map(jnp.dtype, setup.state)
+  for leaf in jax.tree.leaves((state.variables, state.opt_state)):
     assert leaf.dtype == jnp.float32
 
 

@@ -11,7 +11,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from resnet_jax.checkpoint import load_config
+from resnet_jax.checkpoint import CheckpointStore, latest_step, load_config
 from resnet_jax.config import (
   AugmentConfig,
   CheckpointConfig,
@@ -20,6 +20,7 @@ from resnet_jax.config import (
   ModelConfig,
   OptimConfig,
 )
+from resnet_jax.data.sources import load_synthetic
 from resnet_jax.trainer import build_model, evaluate_run, train_and_evaluate
 
 
@@ -74,6 +75,49 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
   assert {k: v for k, v in results.items() if k not in drop} == {
     k: v for k, v in whole[2].items() if k not in drop
   }
+
+
+@pytest.mark.parametrize(
+  ("optim", "devices"),
+  [
+    (OptimConfig(schedule="cosine", warmup_steps=3, nesterov=True), 1),
+    (OptimConfig(name="adamw", learning_rate=1e-3, clip_norm=1.0), 2),
+  ],
+)
+def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
+  tmp_path, monkeypatch, optim, devices
+):
+  config = make_config(optim=optim, checkpoint=CheckpointConfig(every_steps=5))
+  expected, *_ = run(config, tmp_path / "whole", devices)
+  save = CheckpointStore.save
+
+  def save_and_die(self, step, *args):
+    save(self, step, *args)
+    if step == 5:
+      raise RuntimeError("killed")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(CheckpointStore, "save", save_and_die)
+    with pytest.raises(RuntimeError, match="killed"):
+      run(config, tmp_path / "died", devices)
+  assert latest_step(tmp_path / "died") == 5
+  assert_states_equal(run(config, tmp_path / "died", devices)[0], expected)
+
+
+def test_a_damaged_metrics_file_is_named(tmp_path):
+  (tmp_path / "metrics.jsonl").write_text("x\n")
+  with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 1, 'x'"):
+    run(make_config(), tmp_path)
+
+
+def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
+  workdir = whole[0]
+  config = load_config(workdir)
+  source = load_synthetic("test", 8, 20)
+  many = dataclasses.replace(source, num_classes=11)
+  monkeypatch.setattr("resnet_jax.data.load_source", lambda *_: many)
+  with pytest.raises(ValueError, match="num_classes=10 must be .* at least 11"):
+    evaluate_run(config, str(workdir))
 
 
 def test_metrics_after_a_resume_have_each_step_once(whole, tmp_path):
@@ -150,13 +194,21 @@ def test_eight_devices_train_too(whole, tmp_path):
   assert len(state.step.sharding.device_set) == 8
 
 
-def test_a_loss_that_is_not_finite_ends_the_run_before_it_is_saved(tmp_path):
-  config = make_config(optim=OptimConfig(learning_rate=1e30))
-  with pytest.raises(FloatingPointError, match=r"loss became.*learning rate 1e\+30"):
+@pytest.mark.parametrize(
+  ("periods", "message"),
+  [
+    ({}, r"loss became.*learning rate 1e\+30"),
+    ({"eval_every_steps": 1}, "no longer finite after step 1"),
+    ({"checkpoint": CheckpointConfig(every_steps=1)}, "no longer finite after step 1"),
+  ],
+)
+def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path, periods, message):
+  config = make_config(optim=OptimConfig(learning_rate=1e30), **periods)
+  with pytest.raises(FloatingPointError, match=message):
     run(config, tmp_path)
-  saved = tmp_path / "checkpoints"
-  assert not saved.exists() or not list(saved.iterdir())
+  assert latest_step(tmp_path) == 0
   assert (tmp_path / "curves.png").exists()
+  assert not (tmp_path / "metrics.jsonl").read_text()
 
 
 def test_too_few_logits_are_refused_before_anything_is_made(tmp_path):

@@ -1,6 +1,5 @@
 """Data sets: where images come from, and how batches of them reach the step."""
 
-import jax
 from jax.sharding import Mesh
 
 from resnet_jax.config import Config
@@ -9,16 +8,13 @@ from resnet_jax.data.sources import load_source
 from resnet_jax.sharding import check_batch_size
 
 
-def create_dataset(
-  config: Config, split: str, mesh: Mesh, key: jax.Array
-) -> ResidentDataset:
+def create_dataset(config: Config, split: str, mesh: Mesh) -> ResidentDataset:
   """Loads a split of the configured data set and puts it on the devices.
 
   Args:
     config: `data` and `batch_size` are used.
     split: `config.data.train_split` or `eval_split`.
     mesh: the devices.
-    key: PRNG key of shuffling.
 
   Raises:
     ValueError: a batch that does not split over the devices, or what `load_source`
@@ -35,4 +31,4 @@ def create_dataset(
         f"config.data.{field}={values} must have 1 value or one for each of the "
         f"{channels} channels"
       )
-  return ResidentDataset(source, config.batch_size, mesh, key)
+  return ResidentDataset(source, config.batch_size, mesh)

@@ -67,14 +67,13 @@ class ResidentDataset:
     take_batch: (feed, step) -> Batch, for `compile_steps`.
   """
 
-  def __init__(self, source: Source, batch_size: int, mesh: Mesh, key: jax.Array):
+  def __init__(self, source: Source, batch_size: int, mesh: Mesh):
     """Copies the images to the devices.
 
     Args:
       source: see `Source`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
-      key: PRNG key of shuffling.
     """
     self.num_examples, *image_shape = source.images.shape
     self.num_classes = source.num_classes
@@ -87,24 +86,29 @@ class ResidentDataset:
     order = np.arange(self._num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
-    self._shuffle = jax.jit(
-      lambda epoch: jax.random.permutation(
-        jax.random.fold_in(key, epoch), self.num_examples
-      ),
-      out_shardings=replicated(mesh),
-    )
+    self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
 
-  def train_chunks(self, step: int, plan: Plan) -> Iterator[tuple[int, Feed, int]]:
+  def _epoch_order(self, key: jax.Array, epoch: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_examples)
+
+  def train_chunks(
+    self, key: jax.Array, step: int, plan: Plan
+  ) -> Iterator[tuple[int, Feed, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
-    Each epoch is a new order of all examples, a function of (seed, epoch); those
+    Each epoch is a new order of all examples, a function of (key, epoch); those
     that do not fill its last batch are left out of that epoch.
+
+    Args:
+      key: PRNG key of shuffling.
+      step: completed updates.
+      plan: how far a call may go.
     """
     feed, epoch = self._feed, -1
     while step < plan.num_steps:
       if epoch != step // plan.steps_per_epoch:
         epoch = step // plan.steps_per_epoch
-        feed = dataclasses.replace(feed, order=self._shuffle(epoch))
+        feed = dataclasses.replace(feed, order=self._shuffle(key, epoch))
       end = plan.call_end(step)
       yield end, feed, end - step
       step = end

@@ -4,12 +4,15 @@ Letters: N examples, H height, W width, C channels.
 """
 
 import dataclasses
+import math
 from pathlib import Path
 
 import numpy as np
 
-from resnet_jax.config import DataConfig
-from resnet_jax.models.zoo import check_choice
+from resnet_jax.config import DataConfig, check_choice
+
+# Largest split that is loaded, in GiB; CIFAR-10 has 0.14.
+MAX_GIB = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -80,56 +83,97 @@ def load_tfds(name: str, data_dir: str, split: str) -> Source:
     split: in TFDS's syntax, such as "train[:45000]".
 
   Raises:
-    ValueError: an unknown split, a set that is no image classification, or one
-      whose images differ in size.
+    ValueError: an unknown or empty split, damaged files, or a set that is no image
+      classification with images of one size that fit in memory.
     FileNotFoundError: the set is not there in array_record form.
   """
   import absl.logging
-  import tensorflow_datasets as tfds
 
   root = Path(data_dir or "~/tensorflow_datasets").expanduser()
   where = f"data set {name!r} in config.data.dir={str(root)!r}"
-  try:
-    builder = tfds.builder(name, data_dir=root, try_gcs=False)
-    prepared = bool(builder.info.splits)
-  except (tfds.core.registered.DatasetNotFoundError, AssertionError, ValueError):
-    prepared = False
-  if not prepared:
-    raise FileNotFoundError(
-      f"no {where}: prepare it with `pip install tensorflow && tfds build {name} "
-      f"--data_dir={root} --file_format=array_record`, or set config.data.dir to the "
-      f"directory that holds {name.split(':')[0]}/<version>/dataset_info.json"
-    )
-  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise FileNotFoundError(
-      f"{where} is stored as {builder.info.file_format.value}; array_record is "
-      f"needed: `tfds build {name} --data_dir={root} --file_format=array_record`"
-    )
-  if "image" not in builder.info.features or "label" not in builder.info.features:
-    raise ValueError(
-      f"{where} has the features {sorted(builder.info.features)}; 'image' and 'label' "
-      "are needed"
-    )
-  shape = builder.info.features["image"].shape
-  if None in shape:
-    raise ValueError(
-      f"{where} has images of different sizes, {shape}; only sets of one size fit on "
-      "the device"
-    )
+  builder = _tfds_builder(name, root, where)
+  label = _check_features(builder.info.features, where)
   verbosity = absl.logging.get_verbosity()
   absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
   try:
     records = builder.as_data_source(split=split)
+    _check_size(len(records), builder.info.features["image"].shape)
     examples = records.__getitems__(range(len(records)))
   except ValueError as error:
     raise ValueError(
       f"config.data.train_split or eval_split={split!r} of {where}: {error}"
     ) from error
+  except (RuntimeError, OSError) as error:
+    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
   finally:
     absl.logging.set_verbosity(verbosity)
   images = np.stack([example["image"] for example in examples])
   labels = np.array([example["label"] for example in examples], np.int32)
-  return Source(images, labels, builder.info.features["label"].num_classes)
+  if labels.min() < 0:
+    raise ValueError(f"split {split!r} of {where} has no labels; name another one")
+  return Source(images, labels, label.num_classes)
+
+
+def _tfds_builder(name: str, root: Path, where: str):
+  """Returns the builder of a prepared array_record set."""
+  import tensorflow_datasets as tfds
+  from google.protobuf.json_format import ParseError
+
+  build = f"tfds build {name} --data_dir={root} --file_format=array_record"
+  missing = FileNotFoundError(
+    f"no {where}: prepare it with `pip install tensorflow && {build}`, or set "
+    f"config.data.dir to the directory that holds {name.split(':')[0]}/<version>/"
+    "dataset_info.json"
+  )
+  try:
+    builder = tfds.builder(name, data_dir=root, try_gcs=False)
+    if not builder.info.splits:
+      raise missing
+  except ParseError as error:
+    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
+  except (
+    tfds.core.registered.DatasetNotFoundError,
+    AssertionError,
+    ImportError,
+    ValueError,
+  ) as error:
+    raise missing from error
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise FileNotFoundError(
+      f"{where} is stored as {builder.info.file_format.value}; array_record is "
+      f"needed: `{build}`"
+    )
+  return builder
+
+
+def _check_features(features, where: str):
+  """Returns the label feature of uint8 images of one size with class labels."""
+  import tensorflow_datasets as tfds
+
+  label = features.get("label")
+  if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
+    raise ValueError(
+      f"{where} has the features {sorted(features)}; an 'image' and a class "
+      "'label' are needed"
+    )
+  image = features["image"]
+  if None in image.shape or image.np_dtype != np.uint8:
+    raise ValueError(
+      f"{where} has images of shape {image.shape} and {image.np_dtype}; only uint8 "
+      "images of one size fit on the device"
+    )
+  return label
+
+
+def _check_size(count: int, shape: tuple[int, ...]) -> None:
+  if count == 0:
+    raise ValueError("it is empty")
+  size = count * math.prod(shape) / 2**30
+  if size > MAX_GIB:
+    raise ValueError(
+      f"it is {size:.0f} GiB, and only {MAX_GIB} GiB are kept on the device; name a "
+      "part of it"
+    )
 
 
 def load_source(config: DataConfig, split: str) -> Source:

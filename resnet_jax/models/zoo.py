@@ -1,11 +1,11 @@
 """The named architectures, as one table of rows, and the function that builds them."""
 
-import difflib
 from functools import partial
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from resnet_jax.config import check_choice
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.layers import (
   CifarStem,
@@ -47,13 +47,6 @@ MODELS |= {
   name.replace("resnet", "plain"): row | {"shortcut": "none"}
   for name, row in MODELS.items()
 }
-
-
-def check_choice(field: str, value: str, allowed) -> None:
-  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
-  if value not in allowed:
-    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
-    raise ValueError(f"{field}={value!r} is unknown; did you mean {', '.join(near)}?")
 
 
 def create_model(
