@@ -76,7 +76,9 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
         config_lib.check_field_name(match[1])
     config_flags.DEFINE_config_file("config", default_config, sys_argv=argv)
     rest = FLAGS(argv)
-    FLAGS.config.seed  # noqa: B018 - a missing file is an error on first use only
+    hasattr(FLAGS.config, "seed")  # A missing file is an error on first use only.
+    if not isinstance(FLAGS.config, Config):
+      raise TypeError(f"get_config() must return a Config, not {FLAGS.config!r}")
   except flags.IllegalFlagValueError as error:
     path = re.match(r"flag --config\.([^=]+)=", str(error))
     kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
@@ -110,13 +112,7 @@ def read_config(saved: Config | None) -> Config:
   Args:
     saved: those of the run in `--workdir`, if there is one: the start where no
       `--config` is given, so that `--workdir` alone goes on with a run.
-
-  Raises:
-    ValueError: the config file returned something else than settings.
   """
-  if not isinstance(FLAGS.config, Config):
-    kind = type(FLAGS.config).__name__
-    raise ValueError(f"get_config() returned a {kind}, not a resnet_jax.config.Config")
   if saved is None or FLAGS["config"].present:
     return FLAGS.config
   for path, value in config_flags.get_override_values(FLAGS["config"]).items():

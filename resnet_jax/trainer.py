@@ -9,7 +9,6 @@ from functools import partial
 
 import jax
 import jax.numpy as jnp
-import optax
 from jax.sharding import Mesh
 from rich.console import Console
 
@@ -208,11 +207,16 @@ def check(config: Config) -> None:
 
 def check_finite(variables: Variables, step: int) -> None:
   """Raises `FloatingPointError` if parameters or statistics are not finite."""
-  if not jnp.isfinite(jax.jit(optax.global_norm)(variables)):
+  if not _all_finite(variables):
     raise FloatingPointError(
       f"the parameters are no longer finite after step {step}; try a lower "
       "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
     )
+
+
+@jax.jit
+def _all_finite(tree) -> jax.Array:
+  return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def resolve(config: Config, num_classes: int) -> Config:

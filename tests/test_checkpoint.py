@@ -114,7 +114,7 @@ def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
   with pytest.raises(ValueError, match="at step 5, past the 4 steps"):
     open_run(tmp_path, Config(), 4)
   (tmp_path / "config.json").unlink()
-  with pytest.raises(ValueError, match="no config.json"):
+  with pytest.raises(ValueError, match=r"no config\.json"):
     open_run(tmp_path, Config(), 5)
 
 

@@ -51,7 +51,7 @@ def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
     (["--workdir=train.py"], ["train.py is a file"]),
     (["--workdir="], ["--workdir="]),
     (["--config=BAD"], ["lerning_rate"]),
-    (["--config=OTHER"], ["dict", "Config"]),
+    (["--config=OTHER"], ["must return a Config", "{}"]),
     (["--config.optim.decay_steps=(1.5,2)"], ["decay_steps", "whole numbers"]),
   ],
 )

@@ -116,7 +116,7 @@ def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
   source = load_synthetic("test", 8, 20)
   many = dataclasses.replace(source, num_classes=11)
   monkeypatch.setattr("resnet_jax.data.load_source", lambda *_: many)
-  with pytest.raises(ValueError, match="num_classes=10 must be .* at least 11"):
+  with pytest.raises(ValueError, match=r"num_classes=10 must be .* at least 11"):
     evaluate_run(config, str(workdir))
 
 

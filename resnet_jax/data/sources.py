@@ -96,9 +96,10 @@ def load_tfds(name: str, data_dir: str, split: str) -> Source:
   verbosity = absl.logging.get_verbosity()
   absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
   try:
+    count = builder.info.splits[split].num_examples
+    _check_size(count, builder.info.features["image"].shape)
     records = builder.as_data_source(split=split)
-    _check_size(len(records), builder.info.features["image"].shape)
-    examples = records.__getitems__(range(len(records)))
+    examples = records.__getitems__(range(count))
   except ValueError as error:
     raise ValueError(
       f"config.data.train_split or eval_split={split!r} of {where}: {error}"
@@ -150,8 +151,8 @@ def _check_features(features, where: str):
   """Returns the label feature of uint8 images of one size with class labels."""
   import tensorflow_datasets as tfds
 
-  label = features.get("label")
-  if "image" not in features or not isinstance(label, tfds.features.ClassLabel):
+  known = {"image", "label"} <= set(features)
+  if not known or not isinstance(features["label"], tfds.features.ClassLabel):
     raise ValueError(
       f"{where} has the features {sorted(features)}; an 'image' and a class "
       "'label' are needed"
@@ -162,7 +163,7 @@ def _check_features(features, where: str):
       f"{where} has images of shape {image.shape} and {image.np_dtype}; only uint8 "
       "images of one size fit on the device"
     )
-  return label
+  return features["label"]
 
 
 def _check_size(count: int, shape: tuple[int, ...]) -> None:
