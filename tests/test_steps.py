@@ -79,7 +79,6 @@ def test_step_counts_completed_updates(one):
 def test_all_that_is_trained_stays_float32(dtype):
   setup = Setup(dtype=dtype)
   state, _ = jax.eval_shape(setup.train_chunk, setup.state, setup.feed, 1)
-  assert jax.tree.map(jnp.dtype, state) == jax.tree.map(jnp.dtype, setup.state)
   for leaf in jax.tree.leaves((state.variables, state.opt_state)):
     assert leaf.dtype == jnp.float32
 
