@@ -4,7 +4,7 @@ Command: python train.py --config=configs/cifar10_resnet14_adam.py
 --config.data.dir=DIR --workdir=RUN
 
 Channels 16, 32, 64; batch 128, 20 epochs, inputs scaled to [-1, 1], Adam at 1e-3,
-no augmentation and no weight decay.
+no augmentation and no weight decay. Not yet run to the end here.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -1,6 +1,9 @@
 """ResNet-8 on scikit-learn's handwritten digits: the default, for a first look.
 
 Command: python train.py
+
+26 s on 2 CPU cores, start-up and compilation included; 99.7 % test top-1 (2026-11-21,
+jax 0.10.2, seed 0). The training loss is of smoothed labels, the evaluation's is not.
 """
 
 from resnet_jax.config import (

@@ -3,6 +3,7 @@
 import dataclasses
 import functools
 import itertools
+import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -60,8 +61,9 @@ def train_and_evaluate(
   console = console or Console()
   mesh = create_mesh(devices)
   init_key, data_key = jax.random.split(jax.random.key(config.seed))
-  with console.status(f"loading {config.data.name}"):
-    train_set = create_dataset(config, config.data.train_split, mesh)
+  data = config.data
+  with console.status(f"loading {data.name}"):
+    train_set = create_dataset(data, data.train_split, config.batch_size, mesh)
     plan = Plan.create(config, train_set.num_examples)
     config = resolve(config, train_set.num_classes)
     model = build_model(config)
@@ -168,11 +170,14 @@ def create_evaluation(
 ) -> tuple[ResidentDataset, Callable]:
   """Loads the evaluation split and makes the `eval_chunk` for it.
 
+  The batch size is rounded up to fill the devices; padding counts for nothing.
+
   Raises:
     ValueError: the data has more classes than the model, or `create_dataset`'s.
     FileNotFoundError: the data set is not there.
   """
-  dataset = create_dataset(config, config.data.eval_split, mesh)
+  batch_size = math.ceil(config.batch_size / mesh.size) * mesh.size
+  dataset = create_dataset(config.data, config.data.eval_split, batch_size, mesh)
   if dataset.num_classes > config.model.num_classes:
     raise ValueError(
       f"config.model.num_classes={config.model.num_classes} must be 0 or at least "

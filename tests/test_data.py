@@ -250,15 +250,16 @@ def test_evaluation_takes_each_example_once(size, devices):
 
 
 @pytest.mark.parametrize(
-  ("config", "message"),
+  ("config", "batch_size", "message"),
   [
-    (Config(batch_size=12), "batch_size=12.*multiple of the 8 devices, such as 16"),
+    (DataConfig(), 12, "batch_size=12.*multiple of the 8 devices, such as 16"),
     (
-      Config(data=DataConfig(name="synthetic", mean=(0.5, 0.5))),
+      DataConfig(name="synthetic", mean=(0.5, 0.5)),
+      16,
       r"data.mean=\(0.5, 0.5\).*3 channels",
     ),
   ],
 )
-def test_what_does_not_fit_the_data_is_refused(config, message):
+def test_what_does_not_fit_the_data_is_refused(config, batch_size, message):
   with pytest.raises(ValueError, match=message):
-    create_dataset(config, "train", create_mesh())
+    create_dataset(config, "train", batch_size, create_mesh())

@@ -178,10 +178,9 @@ def test_a_finished_run_is_only_evaluated(whole):
 
 def test_evaluating_a_run_gives_its_last_result(whole):
   workdir, _, results, _ = whole
-  for devices in (1, 8):
-    step, again = evaluate_run(
-      load_config(workdir), str(workdir), devices=jax.devices()[:devices]
-    )
+  for devices, batch_size in ((1, 16), (8, 16), (8, 9)):
+    config = dataclasses.replace(load_config(workdir), batch_size=batch_size)
+    step, again = evaluate_run(config, str(workdir), devices=jax.devices()[:devices])
     assert step == 11
     assert again["top1"] == results["top1"] and again["count"] == 70
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
