@@ -19,7 +19,7 @@ from resnet_jax import backend, steps
 from resnet_jax.data.augment import preprocess
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import load_synthetic
-from resnet_jax.models import create_model
+from resnet_jax.models.zoo import create_model
 from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.train_state import create_train_state
 

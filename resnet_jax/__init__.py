@@ -1,10 +1,9 @@
 """Residual networks in JAX and Flax: train, reproduce, build on."""
 
-from resnet_jax.models import (
+from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.zoo import (
   MODELS,
-  BasicBlock,
-  BottleneckBlock,
-  ResNet,
   ResNet18,
   ResNet34,
   ResNet50,

@@ -176,8 +176,9 @@ class CheckpointStore:
       return self._manager.restore(step, args=items)
     except Exception as error:  # Orbax and tensorstore raise all kinds.
       raise OSError(
-        f"checkpoint {directory} cannot be restored; if it is damaged, delete it to go "
-        f"on from the one before ({str(error)[:200]})"
+        f"checkpoint {directory} cannot be restored: the images have other channels "
+        "than in training, or it is damaged and must be deleted to go on from the one "
+        f"before ({str(error)[:120]})"
       ) from error
 
 

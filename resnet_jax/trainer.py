@@ -19,7 +19,8 @@ from resnet_jax.config import Config, validate
 from resnet_jax.data import ResidentDataset, create_dataset
 from resnet_jax.data.augment import preprocess
 from resnet_jax.metrics import add_metrics, summarize
-from resnet_jax.models import ResNet, create_model
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.zoo import create_model
 from resnet_jax.optim import create_optimizer, create_schedule
 from resnet_jax.plan import Plan
 from resnet_jax.sharding import create_mesh, replicated

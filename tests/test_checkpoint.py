@@ -15,7 +15,7 @@ from resnet_jax.checkpoint import (
   open_run,
 )
 from resnet_jax.config import Config
-from resnet_jax.models import create_model
+from resnet_jax.models.zoo import create_model
 from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.train_state import abstract_variables, create_train_state
 

@@ -7,8 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import ResNet50
-from resnet_jax.models import MODELS, create_model
+from resnet_jax import MODELS, ResNet50, create_model
 
 
 def shapes_of(model, size=32, channels=3):
