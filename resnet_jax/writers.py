@@ -127,10 +127,9 @@ class MetricWriter:
     if self._plan.log_at(step):
       values = summarize(self._sums)
       values["images_per_s"] = values.pop("count") / self._seconds
-      values["learning_rate"] = float(self._learning_rate(step - 1))
       self._sums, self._seconds = None, 0.0
       self._write(step, "train", values)
-      self._bar.update(self._task, description=_describe(values, short=True))
+      self._bar.update(self._task, description=_describe(values))
     self._bar.update(self._task, completed=step)
 
   def evaluation(self, step: int, values: dict[str, float]) -> None:
@@ -152,6 +151,7 @@ class MetricWriter:
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
     epoch = round(step / self._plan.steps_per_epoch, 4)
+    values = values | {"learning_rate": float(self._learning_rate(step - 1))}
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
     self._file.write(json.dumps(record, allow_nan=False) + "\n")
@@ -161,7 +161,9 @@ class MetricWriter:
     if split == "eval" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
       self._console.print(
-        f"{place}  {split:5}  {_describe(values)}", highlight=False, soft_wrap=True
+        f"{place}  {split:5}  {_describe(values)}  lr {values['learning_rate']:.3g}",
+        highlight=False,
+        soft_wrap=True,
       )
 
 
@@ -180,8 +182,8 @@ def _open_board(directory: epath.Path, start_step: int):
   return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
-def _describe(values: dict[str, float], short: bool = False) -> str:
-  text = f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} %"
-  if "learning_rate" in values and not short:
-    text += f" lr {values['learning_rate']:.3g}"
-  return text + f" {values['images_per_s']:.0f} images/s"
+def _describe(values: dict[str, float]) -> str:
+  return (
+    f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} % "
+    f"{values['images_per_s']:.0f} images/s"
+  )

@@ -147,7 +147,8 @@ def test_metrics_file(whole):
     (11, "eval"),
   ]
   for line in lines:
-    assert {"step", "split", "loss", "top1", "top5", "images_per_s"} <= line.keys()
+    assert {"step", "split", "loss", "top1", "top5"} <= line.keys()
+    assert {"images_per_s", "learning_rate"} <= line.keys()
     assert line["images_per_s"] > 0 and 0 <= line["top1"] <= line["top5"] <= 1
   # The rate of the last update: step 8 is the first at a tenth.
   rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
