@@ -20,6 +20,7 @@ TINY = [
   "--config.data.num_examples=64",
   "--config.batch_size=16",
   "--config.optim.warmup_epochs=0",
+  "--config.optim.learning_rate=0.1",
 ]
 
 
