@@ -28,7 +28,7 @@ DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "digits.py")
 
 def main(_) -> None:
   with cli.clean_errors():
-    # Not before the flags are known to be right: these imports take seconds.
+    # Not before the flags are known to be right: Orbax and the rest take time.
     from resnet_jax import checkpoint, trainer
 
     workdir = WORKDIR.value

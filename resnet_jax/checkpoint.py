@@ -77,7 +77,7 @@ class CheckpointStore:
   """The states of one run, saved in the background; a context manager."""
 
   def __init__(self, workdir: str, keep: int = 1):
-    """Opens `workdir/checkpoints`, which is made by the first save.
+    """Opens `workdir/checkpoints`, or makes it.
 
     Args:
       workdir: the run directory.
@@ -108,10 +108,6 @@ class CheckpointStore:
   def __exit__(self, *exc_info) -> None:
     self._manager.close()
 
-  def latest_step(self) -> int | None:
-    """Returns the newest saved step; None if there is none."""
-    return self._manager.latest_step()
-
   def save(
     self, step: int, state: TrainState, metrics: dict[str, float] | None = None
   ) -> None:
@@ -122,7 +118,7 @@ class CheckpointStore:
       state: may be given away (donated) afterwards.
       metrics: its evaluation, if there was one: only such states can be the best.
     """
-    if step == self.latest_step():
+    if step == self._manager.latest_step():
       return
     items = ocp.args.Composite(
       model=ocp.args.StandardSave(state.variables),
@@ -136,7 +132,7 @@ class CheckpointStore:
     Args:
       state: gives structure, shapes and shardings.
     """
-    step = self.latest_step()
+    step = self._manager.latest_step()
     if step is None:
       return state
     items = ocp.args.Composite(

@@ -30,7 +30,7 @@ from resnet_jax.train_state import (
   abstract_variables,
   create_train_state,
 )
-from resnet_jax.writers import MetricWriter
+from resnet_jax.writers import DIVERGENCE_ADVICE, MetricWriter
 
 Devices = Sequence[jax.Device]
 
@@ -215,8 +215,7 @@ def check_finite(variables: Variables, step: int) -> None:
   """Raises `FloatingPointError` if parameters or statistics are not finite."""
   if not _all_finite(variables):
     raise FloatingPointError(
-      f"the parameters are no longer finite after step {step}; try a lower "
-      "config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
+      f"the parameters are no longer finite after step {step}; {DIVERGENCE_ADVICE}"
     )
 
 

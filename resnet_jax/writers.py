@@ -19,6 +19,10 @@ from resnet_jax.curves import draw_curves
 from resnet_jax.metrics import Metrics, add_metrics, summarize
 from resnet_jax.plan import Plan
 
+DIVERGENCE_ADVICE = (
+  "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
+)
+
 
 class MetricWriter:
   """Writes and shows the metrics of a run; a context manager."""
@@ -145,8 +149,7 @@ class MetricWriter:
     if not math.isfinite(loss):
       raise FloatingPointError(
         f"the loss became {loss} by step {step}, at learning rate "
-        f"{self._learning_rate(step - 1):.3g}; try a lower config.optim.learning_rate, "
-        "a longer warmup or config.optim.clip_norm"
+        f"{self._learning_rate(step - 1):.3g}; {DIVERGENCE_ADVICE}"
       )
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:

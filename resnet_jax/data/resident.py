@@ -64,7 +64,7 @@ class ResidentDataset:
     num_examples: N.
     num_classes: number of labels.
     image_shape: (H, W, C).
-    take_batch: (feed, step) -> Batch, for `compile_steps`.
+    take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
 
   def __init__(self, source: Source, batch_size: int, mesh: Mesh):
