@@ -40,7 +40,8 @@ def get_config(name: str = "resnet20") -> Config:
     steps_per_call=10,
     log_every_steps=100,
     eval_every_steps=2000,
-    model=ModelConfig(name=name),
+    # The deepest compile for minutes otherwise.
+    model=ModelConfig(name=name, scan=name.endswith(("110", "1202"))),
     data=DataConfig(
       name="cifar10",
       # Of the training images.

@@ -1,7 +1,7 @@
 """What a run leaves to go on from: its settings and its states.
 
 A run directory holds `config.json` and `checkpoints/STEP/{model,training}`; "model"
-is all that evaluation needs.
+is all that evaluation needs. Both are in the named layout of `models/layout.py`.
 """
 
 from typing import Any
@@ -11,8 +11,9 @@ import orbax.checkpoint as ocp
 from etils import epath
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax import config as config_lib
+from resnet_jax import saved_config
 from resnet_jax.config import Config
+from resnet_jax.models.layout import is_scanned, to_named, to_scanned
 from resnet_jax.train_state import TrainState, Variables
 
 
@@ -26,7 +27,7 @@ def load_config(workdir: str) -> Config | None:
   if not path.exists():
     return None
   try:
-    return config_lib.from_json(path.read_text())
+    return saved_config.from_json(path.read_text())
   except ValueError as error:
     raise ValueError(f"{path} is damaged: {error}") from error
 
@@ -55,7 +56,7 @@ def open_run(workdir: str, config: Config, num_steps: int) -> None:
     raise ValueError(f"--workdir={workdir} is a file; name a directory")
   old, done = load_config(workdir), latest_step(workdir)
   if old is not None:
-    config_lib.check_resumable(old, config)
+    saved_config.check_resumable(old, config)
   elif done:
     raise ValueError(
       f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
@@ -69,7 +70,7 @@ def open_run(workdir: str, config: Config, num_steps: int) -> None:
   path.mkdir(parents=True, exist_ok=True)
   # Written apart and then renamed, so that a kill leaves the old one whole.
   new = path / "config.json.new"
-  new.write_text(config_lib.to_json(config))
+  new.write_text(saved_config.to_json(config))
   new.replace(path / "config.json")
 
 
@@ -121,8 +122,8 @@ class CheckpointStore:
     if step == self._manager.latest_step():
       return
     items = ocp.args.Composite(
-      model=ocp.args.StandardSave(state.variables),
-      training=ocp.args.StandardSave(_training_part(state)),
+      model=ocp.args.StandardSave(to_named(state.variables)),
+      training=ocp.args.StandardSave(to_named(_training_part(state))),
     )
     self._manager.save(step, args=items, metrics=metrics)
 
@@ -136,10 +137,12 @@ class CheckpointStore:
     if step is None:
       return state
     items = ocp.args.Composite(
-      model=ocp.args.StandardRestore(_abstract(state.variables)),
-      training=ocp.args.StandardRestore(_abstract(_training_part(state))),
+      model=ocp.args.StandardRestore(_abstract(to_named(state.variables))),
+      training=ocp.args.StandardRestore(_abstract(to_named(_training_part(state)))),
     )
     restored = self._restore(step, items)
+    if is_scanned(state.params):
+      restored = to_scanned(restored)
     return state.replace(**restored["model"], **restored["training"])
 
   def restore_model(self, which: str, variables: Variables) -> tuple[int, Variables]:

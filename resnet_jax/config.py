@@ -1,4 +1,4 @@
-"""An experiment's settings: typed dataclasses, checked once, as JSON and back.
+"""An experiment's settings: typed dataclasses, checked once.
 
 `Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
 `validate` refuses wrong types and values before anything is compiled.
@@ -8,7 +8,6 @@ No postponed annotations here: `ml_collections.config_flags` reads the types.
 
 import dataclasses
 import difflib
-import json
 import math
 import typing
 from collections.abc import Collection, Iterator
@@ -52,19 +51,29 @@ class ModelConfig:
   """Which network.
 
   Attributes:
-    name: a key of `resnet_jax.MODELS`: resnet18..152, resnet8..1202, plain20...
+    name: a key of `resnet_jax.MODELS`: resnet50, resnet20, plain20, resnext50_32x4d...
     num_classes: number of logits; 0 takes it from the data.
-    stem: "imagenet", "cifar", or "" for the architecture's own.
-    shortcut: "A", "B", "C", "none", or "" for the architecture's own.
+    stem: "imagenet", "deep", "cifar", or "" for the architecture's own.
+    shortcut: "A", "B", "C", "D", "highway", "none", or "" for the architecture's own.
+    norm: "batch"; "unbiased_batch", with PyTorch's running variance; "group"; or
+      "frozen", a batch norm that never moves.
     zero_init_residual: start every block as its shortcut.
+    stochastic_depth: probability that the last block is left out for an image in
+      training; it rises linearly from the first.
+    scan: compile the equal blocks of a stage once, for deep nets.
+    remat: less memory for more time: compute activations inside blocks twice.
     dtype: of the computation; "auto" is bfloat16 on GPU and TPU, float32 on CPU.
   """
 
   name: str = "resnet20"
   num_classes: int = _at_least(0, 0)
-  stem: str = _choice("", "", "imagenet", "cifar")
-  shortcut: str = _choice("", "", "A", "B", "C", "none")
+  stem: str = _choice("", "", "imagenet", "deep", "cifar")
+  shortcut: str = _choice("", "", "A", "B", "C", "D", "highway", "none")
+  norm: str = _choice("batch", "batch", "unbiased_batch", "group", "frozen")
   zero_init_residual: bool = False
+  stochastic_depth: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  scan: bool = False
+  remat: bool = False
   dtype: str = _choice("auto", "auto", "float32", "bfloat16")
 
 
@@ -80,6 +89,9 @@ class DataConfig:
       sources have "train" and "test" only.
     mean, std: subtracted and divided by after scaling pixels to [0, 1]; one value, or
       one for each channel. The default scales to [-1, 1].
+    eval_resize: short side that evaluation resizes images to, in pixels; 0 does not.
+    eval_crop: side of the square that it then cuts from the middle; 0 does not.
+    interpolation: of the resizing, antialiased: "bilinear" or "bicubic".
     image_size, num_examples: of "synthetic"; its evaluation split is as large.
   """
 
@@ -91,6 +103,9 @@ class DataConfig:
   std: tuple[float, ...] = _setting(
     (0.5,), "not empty, all > 0", lambda v: v and min(v) > 0
   )
+  eval_resize: int = _at_least(0, 0)
+  eval_crop: int = _at_least(0, 0)
+  interpolation: str = _choice("bilinear", "bilinear", "bicubic")
   image_size: int = _positive(32)
   num_examples: int = _positive(1024)
 
@@ -192,20 +207,6 @@ class Config:
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-# What may change between a run and its continuation: nothing here touches the
-# numbers of a step. `num_*` may, except under a schedule that depends on them.
-_FREE_ON_RESUME = {
-  "num_epochs",
-  "num_steps",
-  "steps_per_call",
-  "log_every_steps",
-  "eval_every_steps",
-  "checkpoint.every_steps",
-  "checkpoint.keep",
-  "data.dir",
-}
-
-
 def _walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
   """Yields (path, field, value) of every setting, in order."""
   for field in dataclasses.fields(config):
@@ -282,6 +283,12 @@ def validate(config: Config) -> None:
         f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
         "exclude each other; set one of them to its default"
       )
+  data = config.data
+  if data.eval_resize and data.eval_crop > data.eval_resize:
+    raise ValueError(
+      f"config.data.eval_crop={data.eval_crop} must be at most config.data.eval_resize="
+      f"{data.eval_resize}"
+    )
   if optim.nesterov and not optim.momentum:
     raise ValueError("config.optim.nesterov=True needs config.optim.momentum > 0")
   if optim.warmup == "constant" and not optim.warmup_learning_rate:
@@ -292,56 +299,4 @@ def validate(config: Config) -> None:
     raise ValueError(
       f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
       f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
-    )
-
-
-def to_json(config: Config) -> str:
-  """Returns the settings as JSON text, one to a line."""
-  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
-
-
-def from_json(text: str) -> Config:
-  """Rebuilds the settings that `to_json` wrote.
-
-  Raises:
-    ValueError: not JSON, an unknown name, or a value that `validate` refuses.
-  """
-
-  def build(cls, values: dict, prefix=""):
-    if not isinstance(values, dict):
-      raise ValueError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
-    fields = {field.name: field for field in dataclasses.fields(cls)}
-    made = {}
-    for name, value in values.items():
-      if name not in fields:
-        check_field_name(prefix + name)
-      kind = fields[name].type
-      if dataclasses.is_dataclass(kind):
-        value = build(kind, value, f"{prefix}{name}.")
-      made[name] = tuple(value) if isinstance(value, list) else value
-    return cls(**made)
-
-  config = build(Config, json.loads(text))
-  validate(config)
-  return config
-
-
-def check_resumable(old: Config, new: Config) -> None:
-  """Refuses settings under which a run could not go on as if never stopped.
-
-  Raises:
-    ValueError: naming each changed setting with both values.
-  """
-  free = set(_FREE_ON_RESUME)
-  if new.optim.schedule == "cosine":
-    free -= {"num_epochs", "num_steps"}
-  before, after = flatten(old), flatten(new)
-  changed = [
-    f"config.{path} was {before[path]!r} and is now {after[path]!r}"
-    for path in before
-    if path not in free and before[path] != after[path]
-  ]
-  if changed:
-    raise ValueError(
-      "cannot resume: " + "; ".join(changed) + "; set it back or use a new --workdir"
     )

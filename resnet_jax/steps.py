@@ -46,15 +46,22 @@ def train_step(
   """
   chex.assert_rank(batch["image"], 4)
   chex.assert_type(batch["image"], jnp.uint8)
-  images = preprocess(batch["image"], jax.random.fold_in(state.key, state.step))
+  key = jax.random.fold_in(state.key, state.step)
+  augment_key, dropout_key = jax.random.split(key)
+  images = preprocess(batch["image"], augment_key)
 
   def loss_fn(params):
     variables = state.variables | {"params": params}
     logits, updates = state.apply_fn(
-      variables, images, train=True, mutable=["batch_stats"]
+      variables,
+      images,
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": dropout_key},
     )
     metrics = compute_metrics(logits, batch, label_smoothing)
-    return metrics["loss"] / metrics["count"], (updates["batch_stats"], metrics)
+    batch_stats = updates.get("batch_stats", {})
+    return metrics["loss"] / metrics["count"], (batch_stats, metrics)
 
   grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
   return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics

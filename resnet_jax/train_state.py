@@ -9,6 +9,7 @@ from flax import linen as nn
 from flax.training import train_state
 
 from resnet_jax import backend
+from resnet_jax.models.layout import to_named
 
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
 Variables = dict[str, Any]
@@ -18,8 +19,10 @@ class TrainState(train_state.TrainState):
   """`step`, `params`, `opt_state` of Flax's, and two more.
 
   Attributes:
-    batch_stats: running mean and variance of the batch norms, float32.
-    key: PRNG key of augmentation; step i uses `fold_in(key, i)`.
+    batch_stats: running mean and variance of the batch norms, float32; empty if the
+      model has none.
+    key: PRNG key of augmentation, dropout and stochastic depth; step i uses
+      `fold_in(key, i)`.
   """
 
   batch_stats: Any
@@ -56,7 +59,7 @@ def create_train_state(
       tx=tx,
       key=step_key,
       params=variables["params"],
-      batch_stats=variables["batch_stats"],
+      batch_stats=variables.get("batch_stats", {}),
     )
     # Flax starts with a Python int, which would be compiled once more as an array.
     return state.replace(step=jnp.zeros((), jnp.int32))
@@ -67,7 +70,9 @@ def create_train_state(
 def abstract_variables(
   model: nn.Module, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
 ) -> Variables:
-  """Shapes and dtypes of what `model.apply` takes, with nothing computed.
+  """Shapes and dtypes of what `model.apply` takes, in the named layout.
+
+  Nothing is computed.
 
   Args:
     model: called as `model.init(key, images)`.
@@ -75,7 +80,11 @@ def abstract_variables(
     sharding: of every leaf.
   """
   images = jnp.zeros((1, *image_shape))
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+
+  def init() -> Variables:
+    return {"batch_stats": {}} | to_named(model.init(jax.random.key(0), images))
+
+  shapes = jax.eval_shape(init)
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
   )

@@ -155,7 +155,7 @@ def evaluate_run(
   config = resolve(config, saved.model.num_classes)
   for field, value in dataclasses.asdict(saved.model).items():
     given = getattr(config.model, field)
-    if field != "dtype" and given != value:
+    if field not in ("dtype", "scan", "remat") and given != value:
       raise ValueError(f"config.model.{field}={given!r}, but the run has {value!r}")
   mesh = create_mesh(devices)
   model = build_model(config)
@@ -195,11 +195,14 @@ def create_evaluation(
 
 
 def create_preprocess(config: Config) -> Callable:
-  """Returns (images, key or None) -> images: augmented with a key, normalised."""
+  """Returns `preprocess` with these settings: (images, key or None) -> images."""
   return partial(
     preprocess,
     padding=config.augment.padding,
     flip=config.augment.flip,
+    resize=config.data.eval_resize,
+    crop=config.data.eval_crop,
+    interpolation=config.data.interpolation,
     mean=config.data.mean,
     std=config.data.std,
   )

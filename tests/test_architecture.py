@@ -10,7 +10,7 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower levels, and from its own within a package.
 LEVELS = [
   {"config", "backend"},
-  {"models", "plan"},
+  {"models", "plan", "saved_config"},
   {"metrics", "sharding", "optim", "curves"},
   {"data", "train_state"},
   {"steps", "checkpoint", "writers"},

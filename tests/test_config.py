@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from resnet_jax import config as config_lib
+from resnet_jax import saved_config
 from resnet_jax.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from resnet_jax.models import zoo
 from resnet_jax.plan import Plan
@@ -25,7 +26,7 @@ def load(path):
 def test_every_config_is_valid_and_survives_json(path):
   config = load(path).get_config()
   config_lib.validate(config)
-  assert config_lib.from_json(config_lib.to_json(config)) == config
+  assert saved_config.from_json(saved_config.to_json(config)) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -106,7 +107,7 @@ def test_unknown_name_gives_the_nearest():
 )
 def test_damaged_json_is_one_clean_error(text):
   with pytest.raises(ValueError, match=r"config\.|Expecting"):
-    config_lib.from_json(text)
+    saved_config.from_json(text)
 
 
 def test_a_misspelt_name_in_a_config_file_is_an_error():
@@ -126,7 +127,7 @@ def test_resuming_refuses_a_changed_number_with_both_values():
   old = Config()
   new = dataclasses.replace(old, optim=OptimConfig(learning_rate=0.2), seed=7)
   with pytest.raises(ValueError) as error:
-    config_lib.check_resumable(old, new)
+    saved_config.check_resumable(old, new)
   for part in ("optim.learning_rate was 0.1 and is now 0.2", "seed was 0 and is now 7"):
     assert part in str(error.value)
 
@@ -134,13 +135,13 @@ def test_resuming_refuses_a_changed_number_with_both_values():
 def test_resuming_allows_what_leaves_the_steps_as_they_were():
   new = Config(num_epochs=9, num_steps=5, steps_per_call=3, log_every_steps=2)
   new.checkpoint = CheckpointConfig(every_steps=3, keep=7)
-  config_lib.check_resumable(Config(), new)
+  saved_config.check_resumable(Config(), new)
 
 
 def test_resuming_a_cosine_refuses_another_length():
   old = Config(num_steps=5, optim=OptimConfig(schedule="cosine"))
   with pytest.raises(ValueError, match="num_steps was 5 and is now 6"):
-    config_lib.check_resumable(old, dataclasses.replace(old, num_steps=6))
+    saved_config.check_resumable(old, dataclasses.replace(old, num_steps=6))
 
 
 def test_plan_of_the_imagenet_recipe():

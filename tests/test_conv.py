@@ -20,27 +20,31 @@ SHAPES = [
   (11, 5, 3, 2),
   (10, 3, 2, 0),
 ]
+# The same and the number of groups; 32 of them make several dense convolutions.
+GROUPED = [(8, 3, 1, 1, 2), (9, 3, 2, 1, 4), (8, 1, 2, 0, 2), (8, 3, 1, 1, 32)]
 
 
-def make_arrays(size, taps, stride, padding):
+def make_arrays(size, taps, stride, padding, groups=1):
   keys = jax.random.split(jax.random.key(0), 3)
-  x = jax.random.normal(keys[0], (4, size, size, 3))
-  kernel = jax.random.normal(keys[1], (taps, taps, 3, 5))
-  y = conv.conv2d(x, kernel, stride, padding)
+  x = jax.random.normal(keys[0], (4, size, size, 3 * groups))
+  kernel = jax.random.normal(keys[1], (taps, taps, 3, 5 * groups))
+  y = conv.conv2d(x, kernel, stride, padding, groups)
   return x, kernel, jax.random.normal(keys[2], y.shape)
 
 
-def lax_gradients(x, kernel, dy, stride, padding):
-  def reference(x, kernel):
-    return jax.lax.conv_general_dilated(
-      x,
-      kernel,
-      (stride, stride),
-      [(padding, padding)] * 2,
-      dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    )
+def lax_conv(x, kernel, stride, padding, groups=1):
+  return jax.lax.conv_general_dilated(
+    x,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=groups,
+  )
 
-  return jax.vjp(reference, x, kernel)[1](dy)
+
+def lax_gradients(x, kernel, dy, **settings):
+  return jax.vjp(partial(lax_conv, **settings), x, kernel)[1](dy)
 
 
 @pytest.mark.parametrize(("size", "taps", "stride", "padding"), SHAPES)
@@ -53,21 +57,26 @@ def test_canonical_gradients_equal_lax_to_the_bit(size, taps, stride, padding):
     np.testing.assert_array_equal(a, b)
 
 
-@pytest.mark.parametrize(("size", "taps", "stride", "padding"), SHAPES)
-def test_conv2d_gradients_inside_a_scan(size, taps, stride, padding):
-  x, kernel, dy = make_arrays(size, taps, stride, padding)
+@pytest.mark.parametrize(
+  ("size", "taps", "stride", "padding", "groups"),
+  [(*shape, 1) for shape in SHAPES] + GROUPED,
+)
+def test_conv2d_and_its_gradients_inside_a_scan(size, taps, stride, padding, groups):
+  x, kernel, dy = make_arrays(size, taps, stride, padding, groups)
+  settings = {"stride": stride, "padding": padding, "groups": groups}
 
   def in_scan(x, kernel, dy):
     def body(_, dy):
-      gradients = jax.vjp(lambda *a: conv.conv2d(*a, stride, padding), x, kernel)[1](dy)
-      return None, gradients
+      y, gradients = jax.vjp(partial(conv.conv2d, **settings), x, kernel)
+      return None, (y, *gradients(dy))
 
     return jax.lax.scan(body, None, dy[None])[1]
 
   ours = jax.jit(in_scan)(x, kernel, dy)
-  theirs = lax_gradients(x, kernel, dy, stride, padding)
+  theirs = jax.jit(partial(lax_conv, **settings))(x, kernel)
+  theirs = theirs, *jax.jit(partial(lax_gradients, **settings))(x, kernel, dy)
   for a, b in zip(ours, theirs, strict=True):
-    # 1x1 kernels are matrix products in training: equal but for rounding.
+    # 1x1 kernels are matrix products in training, groups dense: equal but for rounding.
     np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-4)
 
 

@@ -53,29 +53,73 @@ def normalize(
   return images.astype(jnp.float32) * scale - shift
 
 
+def resize_and_crop(
+  images: jax.Array, resize: int, crop: int, interpolation: str
+) -> jax.Array:
+  """Resizes the short side and cuts a square from the middle, as torchvision does.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    resize: new length of the shorter of H and W, in pixels; 0 leaves the size.
+    crop: side of the square, in pixels; 0 cuts nothing.
+    interpolation: "bilinear" or "bicubic", antialiased, rounded to whole grey levels.
+
+  Returns:
+    [B, crop, crop, C] uint8.
+
+  Raises:
+    ValueError: the square is larger than the image.
+  """
+  batch, height, width, channels = images.shape
+  if resize and resize != min(height, width):
+    short = min(height, width)
+    height, width = height * resize // short, width * resize // short
+    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
+    shape = (batch, height, width, channels)
+    resized = jax.image.resize(images.astype(jnp.float32), shape, method)
+    images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+  if crop:
+    if crop > min(height, width):
+      raise ValueError(
+        f"config.data.eval_crop={crop} is larger than the images, {height}x{width}; "
+        "set it to 0 or config.data.eval_resize to more"
+      )
+    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    images = images[:, top : top + crop, left : left + crop]
+  return images
+
+
 def preprocess(
   images: jax.Array,
   key: jax.Array | None = None,
   *,
   padding: int,
   flip: bool,
+  resize: int = 0,
+  crop: int = 0,
+  interpolation: str = "bilinear",
   mean: Sequence[float],
   std: Sequence[float],
 ) -> jax.Array:
-  """Augments if there is a key, then normalises.
+  """Augments with a key, resizes and crops without one; then normalises.
 
   Args:
     images: [B, H, W, C] uint8.
-    key: PRNG key of the batch; None leaves the images as they are (evaluation).
+    key: PRNG key of the batch in training; None in evaluation.
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
+    resize: see `resize_and_crop`.
+    crop: likewise.
+    interpolation: likewise.
     mean: see `normalize`.
     std: see `normalize`.
 
   Returns:
     [B, H, W, C] float32.
   """
-  if key is not None:
+  if key is None:
+    images = resize_and_crop(images, resize, crop, interpolation)
+  else:
     crop_key, flip_key = jax.random.split(key)
     if padding:
       images = random_crop(crop_key, images, padding)

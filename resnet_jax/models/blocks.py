@@ -1,76 +1,169 @@
 """Residual blocks: two 3x3 convolutions, or 1x1, 3x3, 1x1, around a shortcut.
 
+Each is called as `block(x, noise)`; `noise` is None or what `Noise` says.
+
 Shapes: B batch, H height, W width, C input channels.
 """
 
 import jax
+import jax.numpy as jnp
 from flax import linen as nn
+from flax import struct
 
-from resnet_jax.models.layers import BatchNorm, Conv, ModuleDef, ProjectionShortcut
+from resnet_jax.models.layers import Conv, ModuleDef, drop_path
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.shortcuts import ProjectionShortcut
 
 
-class BasicBlock(nn.Module):
-  """Two 3x3 convolutions plus a shortcut (He et al. 2015, figure 2).
+@struct.dataclass
+class Noise:
+  """Randomness of one block in training; blocks under a scan get theirs by index.
 
   Attributes:
-    features: channels of both convolutions and of the output.
-    stride: of the first convolution.
-    shortcut: what is added to the convolutions' result.
-    zero_init: start the last batch norm's scale at 0, so that the block begins as
-      its shortcut (Goyal et al. 2017, section 5.1).
+    key: PRNG key.
+    drop_path: scalar float32, probability of stochastic depth; None for none.
+  """
+
+  key: jax.Array
+  drop_path: jax.Array | None = None
+
+
+class Block(nn.Module):
+  """What the residual blocks have in common.
+
+  Attributes:
+    features: channels of the 3x3 convolutions, before `base_width` and `groups`.
+    stride: of the block.
+    expansion: the block's output has `expansion * features` channels.
+    zero_init: start with nothing added to the shortcut (Goyal et al. 2017, section
+      5.1): the last batch norm's scale, or the last kernel of a pre-activation
+      block, is 0.
+    shortcut: joins the block's input with what its convolutions made of it.
+    attention: applied to that before it is joined, such as `SqueezeExcite`.
   """
 
   features: int
   stride: int = 1
+  expansion: int = 1
   zero_init: bool = False
   conv: ModuleDef = Conv
   norm: ModuleDef = BatchNorm
   shortcut: ModuleDef = ProjectionShortcut
+  attention: ModuleDef | None = None
 
-  expansion = 1
+  @property
+  def out_features(self) -> int:
+    """Channels of the output."""
+    return self.expansion * self.features
+
+  def last_norm(self, name: str, x: jax.Array) -> jax.Array:
+    """The norm before the shortcut is joined."""
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    return self.norm(scale_init=zeros if self.zero_init else ones, name=name)(x)
+
+  def join(self, x, residual, noise, **kwargs) -> jax.Array:
+    """Attention, stochastic depth and the shortcut, which takes `kwargs`."""
+    if self.attention is not None:
+      residual = self.attention(name="se")(residual)
+    if noise is not None and noise.drop_path is not None:
+      residual = drop_path(residual, noise.key, noise.drop_path)
+    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", **kwargs)
+    return shortcut(x, residual)
+
+
+class BasicBlock(Block):
+  """Two 3x3 convolutions plus a shortcut (He et al. 2015, figure 2)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     y = self.conv(self.features, 3, self.stride, name="conv1")(x)
     y = nn.relu(self.norm(name="bn1")(y))
-    y = self.conv(self.features, 3, name="conv2")(y)
-    y = self.norm(scale_init=_last_scale_init(self.zero_init), name="bn2")(y)
-    return nn.relu(y + self.shortcut(self.features, self.stride, name="shortcut")(x))
+    y = self.conv(self.out_features, 3, name="conv2")(y)
+    return nn.relu(self.join(x, self.last_norm("bn2", y), noise))
 
 
-class BottleneckBlock(nn.Module):
+class BottleneckBlock(Block):
   """1x1, 3x3 and 1x1 convolutions plus a shortcut (He et al. 2015, figure 5).
 
-  The stride is on the 3x3 convolution, as in torchvision ("v1.5").
-
   Attributes:
-    features: channels of the first two convolutions; the output has 4 times as many.
-    stride: of the 3x3 convolution.
-    shortcut: what is added to the convolutions' result.
-    zero_init: as in `BasicBlock`.
+    groups: of the 3x3 convolution (ResNeXt: Xie et al. 2016).
+    base_width: channels of the 3x3 convolution for each 64 `features` and group:
+      128 makes Wide ResNet-50-2, 32 groups of 4 make ResNeXt-50 32x4d.
+    stride_on_1x1: put the stride on the first convolution, as the paper did ("v1"),
+      not on the 3x3, as torchvision does ("v1.5").
   """
 
-  features: int
-  stride: int = 1
-  zero_init: bool = False
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
-  shortcut: ModuleDef = ProjectionShortcut
-
-  expansion = 4
+  expansion: int = 4
+  groups: int = 1
+  base_width: int = 64
+  stride_on_1x1: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), 4 features]."""
-    y = nn.relu(self.norm(name="bn1")(self.conv(self.features, 1, name="conv1")(x)))
-    y = self.conv(self.features, 3, self.stride, name="conv2")(y)
+  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
+    strides = (self.stride, 1) if self.stride_on_1x1 else (1, self.stride)
+    width = self.features * self.base_width // 64 * self.groups
+    y = self.conv(width, 1, strides[0], name="conv1")(x)
+    y = nn.relu(self.norm(name="bn1")(y))
+    y = self.conv(width, 3, strides[1], groups=self.groups, name="conv2")(y)
     y = nn.relu(self.norm(name="bn2")(y))
-    features = self.features * self.expansion
-    y = self.conv(features, 1, name="conv3")(y)
-    y = self.norm(scale_init=_last_scale_init(self.zero_init), name="bn3")(y)
-    return nn.relu(y + self.shortcut(features, self.stride, name="shortcut")(x))
+    y = self.conv(self.out_features, 1, name="conv3")(y)
+    return nn.relu(self.join(x, self.last_norm("bn3", y), noise))
 
 
-def _last_scale_init(zero: bool):
-  return nn.initializers.zeros if zero else nn.initializers.ones
+class PreActBlock(Block):
+  """Norm and ReLU before each convolution, none after (He et al. 2016, figure 1b).
+
+  A projection takes the normalised input and has no norm of its own.
+  """
+
+  def last_conv(self, x: jax.Array, kernel_size: int, name: str) -> jax.Array:
+    """The convolution before the shortcut is joined."""
+    kwargs = {"kernel_init": nn.initializers.zeros} if self.zero_init else {}
+    return self.conv(self.out_features, kernel_size, name=name, **kwargs)(x)
+
+  def join_preact(self, x, activated, residual, noise):
+    """As `join`; a shortcut that changes the shape starts from `activated`."""
+    same = self.stride == 1 and x.shape[-1] == self.out_features
+    return self.join(x if same else activated, residual, noise, norm=None)
+
+
+class PreActBasicBlock(PreActBlock):
+  """Two 3x3 convolutions, pre-activated.
+
+  Attributes:
+    dropout: probability that a value between the convolutions is zeroed in training
+      (Zagoruyko & Komodakis 2016, section 2.4).
+  """
+
+  dropout: float = 0.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
+    activated = nn.relu(self.norm(name="bn1")(x))
+    y = self.conv(self.features, 3, self.stride, name="conv1")(activated)
+    y = nn.relu(self.norm(name="bn2")(y))
+    if noise is not None and self.dropout:
+      kept = jax.random.bernoulli(
+        jax.random.fold_in(noise.key, 1), 1 - self.dropout, y.shape
+      )
+      y = jnp.where(kept, y / (1 - self.dropout), 0)
+    return self.join_preact(x, activated, self.last_conv(y, 3, "conv2"), noise)
+
+
+class PreActBottleneckBlock(PreActBlock):
+  """1x1, 3x3 and 1x1 convolutions, pre-activated; the stride is on the 3x3."""
+
+  expansion: int = 4
+
+  @nn.compact
+  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
+    activated = nn.relu(self.norm(name="bn1")(x))
+    y = self.conv(self.features, 1, name="conv1")(activated)
+    y = nn.relu(self.norm(name="bn2")(y))
+    y = self.conv(self.features, 3, self.stride, name="conv2")(y)
+    y = nn.relu(self.norm(name="bn3")(y))
+    return self.join_preact(x, activated, self.last_conv(y, 1, "conv3"), noise)

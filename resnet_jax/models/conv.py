@@ -6,19 +6,28 @@ a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
 are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
 which give the same bits. Other backends keep `lax.conv`'s own gradient.
 
+Grouped convolutions have no fast kernel on a CPU at all: there they run as a few
+dense ones of `_DENSE_CHANNELS` channels, filled up with zeros between the groups.
+
 Shapes: B batch, H height, W width, C input channels, F output channels (features).
 """
 
 from functools import partial
 
 import jax
+import jax.numpy as jnp
 from jax import lax
+
+# Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
+_DENSE_CHANNELS = 64
 
 _conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3))
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
   """Convolves images with a kernel, with `padding` zeros on every side.
 
   The padding is explicit, as in PyTorch: "SAME" would pad unevenly at stride 2
@@ -26,18 +35,24 @@ def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Ar
 
   Args:
     x: [B, H, W, C].
-    kernel: [height, width, C, F], same dtype as `x`.
+    kernel: [height, width, C / groups, F], same dtype as `x`.
     stride: step along H and W, >= 1.
     padding: zeros on each side of H and W, >= 0.
+    groups: divides C and F; the features of a group see the channels of that group.
 
   Returns:
     [B, (H + 2 padding - height) // stride + 1, likewise for W, F], dtype of `x`.
   """
-  return _lax_conv(x, kernel, stride, padding)
+  default = partial(_lax_conv, stride=stride, padding=padding, groups=groups)
+  if groups == 1:
+    return default(x, kernel)
+  on_cpu = partial(_dense_conv, stride=stride, padding=padding, groups=groups)
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
-def _lax_conv(x, kernel, stride, padding):
-  return _conv(x, kernel, (stride, stride), [(padding, padding)] * 2)
+def _lax_conv(x, kernel, stride, padding, groups):
+  strides, pads = (stride, stride), [(padding, padding)] * 2
+  return _conv(x, kernel, strides, pads, feature_group_count=groups)
 
 
 def _is_pointwise(kernel, padding) -> bool:
@@ -52,24 +67,43 @@ def _pointwise_conv(x, kernel, stride):
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
-def _forward(x, kernel, stride, padding):
-  on_cpu = default = partial(_lax_conv, stride=stride, padding=padding)
-  if _is_pointwise(kernel, padding):
+def _dense_conv(x, kernel, stride, padding, groups):
+  """A grouped convolution as dense ones, each of several groups."""
+  height, width, inputs, features = kernel.shape
+  features //= groups
+  merged = max(1, _DENSE_CHANNELS // max(inputs, features))
+  merged = next(n for n in range(min(merged, groups), 0, -1) if groups % n == 0)
+  # A group's kernel stands at its own inputs, zeros at those of the others.
+  kernel = kernel.reshape(height, width, inputs, -1, merged, features)
+  own = jnp.eye(merged, dtype=kernel.dtype)
+  kernel = jnp.einsum("hwicgf,sg->chwsigf", kernel, own)
+  kernel = kernel.reshape(-1, height, width, merged * inputs, merged * features)
+  parts = zip(jnp.split(x, len(kernel), axis=-1), kernel, strict=True)
+  return jnp.concatenate([conv2d(*part, stride, padding) for part in parts], axis=-1)
+
+
+def _forward(x, kernel, stride, padding, groups):
+  if groups == 1 and _is_pointwise(kernel, padding):
+    default = partial(_lax_conv, stride=stride, padding=padding, groups=1)
     on_cpu = partial(_pointwise_conv, stride=stride)
-  y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+    y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+  else:
+    y = conv2d(x, kernel, stride, padding, groups)
   return y, (x, kernel)
 
 
-def _backward(stride, padding, residuals, dy):
+def _backward(stride, padding, groups, residuals, dy):
   def derived_gradients(conv, x, kernel, dy):
     return jax.vjp(conv, x, kernel)[1](dy)
 
-  on_cpu = partial(_canonical_gradients, stride=stride, padding=padding)
-  if _is_pointwise(residuals[1], padding):
+  settings = {"stride": stride, "padding": padding}
+  if groups > 1:
+    on_cpu = partial(derived_gradients, partial(_dense_conv, **settings, groups=groups))
+  elif _is_pointwise(residuals[1], padding):
     on_cpu = partial(derived_gradients, partial(_pointwise_conv, stride=stride))
-  default = partial(
-    derived_gradients, partial(_lax_conv, stride=stride, padding=padding)
-  )
+  else:
+    on_cpu = partial(_canonical_gradients, **settings)
+  default = partial(derived_gradients, partial(_lax_conv, **settings, groups=groups))
   return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
 
 

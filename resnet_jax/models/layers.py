@@ -1,27 +1,25 @@
-"""The parts of a residual network: convolution, norm, stems, shortcuts.
+"""The parts of a residual network: convolution, pooling, stems, squeeze-excite.
 
 Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameters
 are float32; `dtype` is what a layer computes in and returns.
 """
 
 from collections.abc import Callable
-from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from resnet_jax.models.conv import conv2d
+from resnet_jax.models.norms import BatchNorm
 
 ModuleDef = Callable[..., Any]
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (fan-out), as torchvision.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
-
-# torchvision's momentum of 0.1 is the weight of the new value; Flax's 0.9 of the old.
-BatchNorm = partial(nn.BatchNorm, momentum=0.9, epsilon=1e-5)
 
 
 class Conv(nn.Module):
@@ -32,6 +30,7 @@ class Conv(nn.Module):
     kernel_size: height and width of the kernel, in pixels.
     stride: step along both spatial axes.
     padding: zeros on each side; None keeps the size at stride 1 (odd kernels).
+    groups: divides both numbers of channels (Xie et al. 2016, "ResNeXt").
     dtype: of the computation and the output.
   """
 
@@ -39,15 +38,19 @@ class Conv(nn.Module):
   kernel_size: int
   stride: int = 1
   padding: int | None = None
+  groups: int = 1
+  kernel_init: Initializer = he_normal_fan_out
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    shape = (self.kernel_size, self.kernel_size, x.shape[-1], self.features)
-    kernel = self.param("kernel", he_normal_fan_out, shape, jnp.float32)
-    padding = self.kernel_size // 2 if self.padding is None else self.padding
-    return conv2d(x.astype(self.dtype), kernel.astype(self.dtype), self.stride, padding)
+    size, inputs = self.kernel_size, x.shape[-1] // self.groups
+    shape = (size, size, inputs, self.features)
+    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    padding = size // 2 if self.padding is None else self.padding
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    return conv2d(x, kernel, self.stride, padding, self.groups)
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
@@ -71,80 +74,93 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
 
 
 class ImageNetStem(nn.Module):
-  """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1)."""
+  """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1).
+
+  Attributes:
+    features: output channels.
+    norm: before the ReLU; None leaves out both (pre-activation).
+  """
 
   features: int
   conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
+  norm: ModuleDef | None = BatchNorm
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
     x = self.conv(self.features, 7, 2, name="conv")(x)
-    return max_pool_3x3(nn.relu(self.norm(name="bn")(x)))
+    return max_pool_3x3(_norm_relu(self.norm, "bn", x))
 
 
-class CifarStem(nn.Module):
-  """3x3 convolution at full resolution (paper, section 4.2)."""
+class DeepStem(nn.Module):
+  """Three 3x3 convolutions in place of the 7x7 (ResNet-C: He et al. 2018)."""
 
   features: int
   conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
+  norm: ModuleDef | None = BatchNorm
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
+    half = self.features // 2
+    x = _norm_relu(self.norm, "bn1", self.conv(half, 3, 2, name="conv1")(x))
+    x = _norm_relu(self.norm, "bn2", self.conv(half, 3, name="conv2")(x))
+    x = _norm_relu(self.norm, "bn3", self.conv(self.features, 3, name="conv3")(x))
+    return max_pool_3x3(x)
+
+
+class CifarStem(nn.Module):
+  """3x3 convolution at full resolution (paper, section 4.2); `norm` as above."""
+
+  features: int
+  conv: ModuleDef = Conv
+  norm: ModuleDef | None = BatchNorm
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H, W, features]."""
-    x = self.conv(self.features, 3, name="conv")(x)
-    return nn.relu(self.norm(name="bn")(x))
+    return _norm_relu(self.norm, "bn", self.conv(self.features, 3, name="conv")(x))
 
 
-class IdentityShortcut(nn.Module):
-  """Option A: every `stride`-th pixel, new channels filled with zeros; no parameters.
+def _norm_relu(norm: ModuleDef | None, name: str, x: jax.Array) -> jax.Array:
+  return x if norm is None else nn.relu(norm(name=name)(x))
 
-  Half of the zero channels go on each side, as in the widely used CIFAR weights of
-  akamaster/pytorch_resnet_cifar10; the paper (section 4.1) leaves the place open.
+
+STEMS = {"imagenet": ImageNetStem, "deep": DeepStem, "cifar": CifarStem}
+
+
+class SqueezeExcite(nn.Module):
+  """Scales each channel by a sigmoid of all channels' means (Hu et al. 2017).
+
+  Attributes:
+    reduction: how many times narrower the hidden layer is.
   """
 
-  features: int
-  stride: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
-
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    before, odd = divmod(self.features - x.shape[-1], 2)
-    channels = (before, before + odd)
-    return jnp.pad(
-      x[:, :: self.stride, :: self.stride], ((0, 0), (0, 0), (0, 0), channels)
-    )
-
-
-class ProjectionShortcut(nn.Module):
-  """Options B and C: a 1x1 convolution where the shape changes (B) or always (C)."""
-
-  features: int
-  stride: int
-  always: bool = False
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
+  reduction: int = 16
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    if not self.always and self.stride == 1 and x.shape[-1] == self.features:
-      return x
-    x = self.conv(self.features, 1, self.stride, name="conv")(x)
-    return self.norm(name="bn")(x)
+    """Maps [B, H, W, C] to the same shape."""
+    channels = x.shape[-1]
+    scale = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
+    hidden = max(1, channels // self.reduction)
+    scale = nn.relu(nn.Dense(hidden, dtype=x.dtype, name="fc1")(scale))
+    return x * nn.sigmoid(nn.Dense(channels, dtype=x.dtype, name="fc2")(scale))
 
 
-class NoShortcut(nn.Module):
-  """No shortcut: adding this zero turns a residual block into a plain one."""
+def drop_path(x: jax.Array, key: jax.Array, rate: jax.Array) -> jax.Array:
+  """Stochastic depth: zero for whole examples at random, the rest scaled up.
 
-  features: int
-  stride: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
+  Scaling while training leaves evaluation as it is, as in torchvision ("row" mode);
+  Huang et al. 2016 scale in evaluation instead (eq. 5).
 
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps anything to a scalar zero of its dtype."""
-    return jnp.zeros((), x.dtype)
+  Args:
+    x: [B, H, W, C], what a block adds to its shortcut.
+    key: PRNG key of the block.
+    rate: scalar, probability that an example is dropped, in [0, 1).
+
+  Returns:
+    [B, H, W, C], same dtype.
+  """
+  kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
+  return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)

@@ -14,31 +14,62 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.models.blocks import BasicBlock
-from resnet_jax.models.layers import (
-  BatchNorm,
-  Conv,
-  ImageNetStem,
-  ModuleDef,
-  ProjectionShortcut,
-)
+from resnet_jax.models.blocks import BasicBlock, Noise
+from resnet_jax.models.layers import Conv, ImageNetStem, ModuleDef
+from resnet_jax.models.layout import to_named, to_scanned
+from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.shortcuts import ProjectionShortcut
 
 # PyTorch's default for a linear layer: uniform within 1 / sqrt(inputs).
 _head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Stage(nn.Module):
-  """`num_blocks` equal blocks; only the first one has the stride."""
+  """Equal blocks one after the other; only the first one has the stride.
+
+  Attributes:
+    num_blocks: how many.
+    block: called as `block(stride=..., name=...)`.
+    stride: of the first block.
+    scan: run the others as one under `nn.scan`; see `layout.py` for their variables.
+    remat: keep only the blocks' inputs for the backward pass, compute the rest anew.
+  """
 
   num_blocks: int
   block: ModuleDef
   stride: int
+  scan: bool = False
+  remat: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), block output]."""
-    for i in range(self.num_blocks):
-      x = self.block(stride=self.stride if i == 0 else 1, name=f"block{i + 1}")(x)
+  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), block output].
+
+    Args:
+      x: [B, H, W, C].
+      noise: of each block, along the first axis; None in evaluation.
+    """
+
+    def noise_of(blocks: int | slice) -> Noise | None:
+      return jax.tree.map(lambda leaf: leaf[blocks], noise)
+
+    def run(block: nn.Module, x: jax.Array, noise: Noise | None):
+      return block(x, noise), None  # What a scan wants: carry and output.
+
+    if self.remat:
+      run = nn.remat(run, prevent_cse=not self.scan)
+    x, _ = run(self.block(stride=self.stride, name="block1"), x, noise_of(0))
+    if self.scan and self.num_blocks > 1:
+      scan = nn.scan(
+        run,
+        variable_axes={"params": 0, "batch_stats": 0, "intermediates": 0},
+        split_rngs={"params": True},
+        length=self.num_blocks - 1,
+      )
+      x, _ = scan(self.block(name="blocks"), x, noise_of(slice(1, None)))
+    else:
+      for i in range(1, self.num_blocks):
+        x, _ = run(self.block(name=f"block{i + 1}"), x, noise_of(i))
     return x
 
 
@@ -48,12 +79,24 @@ class ResNet(nn.Module):
   Attributes:
     stage_sizes: number of blocks of each stage.
     num_classes: number of logits.
-    features: channels of the first stage's blocks; they double at each stage, where
-      the resolution halves.
-    block: `BasicBlock` or `BottleneckBlock`.
+    features: of the first stage's blocks; they double at each stage, where the
+      resolution halves.
+    stem_features: channels of the stem; None is `features`.
+    block: one of `blocks.py`; `partial(BottleneckBlock, expansion=2)` and the like
+      change its width.
     stem: the layers before the first stage.
-    shortcut: what the blocks add to their convolutions' result.
+    norm: one of `norms.py`, or anything that is called like them.
+    shortcut: how blocks join their input with what their convolutions made of it.
+    pre_activation: the blocks start with norm and ReLU, so the stem goes without and
+      both follow the last stage (He et al. 2016).
     zero_init_residual: start every block as its shortcut.
+    stochastic_depth: probability that the last block is dropped for an example in
+      training; rises linearly from the first (Huang et al. 2016, eq. 4).
+    dropout: inside the blocks, for those that have it.
+    scan: run the equal blocks of a stage as one under `nn.scan`: compilation no
+      longer takes longer for deeper nets. `init` then gives the scanned layout of
+      `layout.py`; `apply` takes either.
+    remat: save memory by computing activations inside blocks twice.
     dtype: of the computation. Parameters, batch-norm statistics and logits are
       float32 whatever it is.
   """
@@ -61,10 +104,17 @@ class ResNet(nn.Module):
   stage_sizes: Sequence[int]
   num_classes: int = 1000
   features: int = 64
+  stem_features: int | None = None
   block: ModuleDef = BasicBlock
   stem: ModuleDef = ImageNetStem
+  norm: ModuleDef = BatchNorm
   shortcut: ModuleDef = ProjectionShortcut
+  pre_activation: bool = False
   zero_init_residual: bool = False
+  stochastic_depth: float = 0.0
+  dropout: float = 0.0
+  scan: bool = False
+  remat: bool = False
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -75,27 +125,74 @@ class ResNet(nn.Module):
       images: [B, H, W, C], floating point and normalised. C is fixed by the first
         call (`init`).
       train: normalise by the batch's own statistics, and update the running ones,
-        for which `apply` needs `mutable=["batch_stats"]`.
+        for which `apply` needs `mutable=["batch_stats"]`; drop what is to be
+        dropped, for which it needs `rngs={"dropout": key}`.
 
     Returns:
       [B, num_classes] float32.
     """
     conv = partial(Conv, dtype=self.dtype)
-    norm = partial(BatchNorm, use_running_average=not train, dtype=self.dtype)
-    parts = {"conv": conv, "norm": norm}
+    norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
     block = partial(
       self.block,
       zero_init=self.zero_init_residual,
-      shortcut=partial(self.shortcut, **parts),
-      **parts,
+      conv=conv,
+      norm=norm,
+      shortcut=partial(self.shortcut, conv=conv, norm=norm),
+      **({"dropout": self.dropout} if self.dropout else {}),
     )
-    x = self.stem(self.features, name="stem", **parts)(images.astype(self.dtype))
-    for i, num_blocks in enumerate(self.stage_sizes):
-      x = Stage(
-        num_blocks,
+    stem_norm = None if self.pre_activation else norm
+    stem_features = self.stem_features or self.features
+    stem = self.stem(stem_features, conv=conv, norm=stem_norm, name="stem")
+    x = stem(images.astype(self.dtype))
+    for i, noise in enumerate(self._noise(train)):
+      name = f"stage{i + 1}"
+      x = self._stage_type(name)(
+        self.stage_sizes[i],
         partial(block, self.features * 2**i),
         stride=1 if i == 0 else 2,
-        name=f"stage{i + 1}",
-      )(x)
+        remat=self.remat,
+        name=name,
+      )(x, noise)
+    if self.pre_activation:
+      x = nn.relu(norm(name="bn")(x))
     x = x.astype(jnp.float32).mean(axis=(1, 2))
     return nn.Dense(self.num_classes, kernel_init=_head_init, name="head")(x)
+
+  def _noise(self, train: bool) -> Sequence[Noise | None]:
+    """Returns each stage's randomness."""
+    if not train or not (self.stochastic_depth or self.dropout):
+      return [None] * len(self.stage_sizes)
+    total = sum(self.stage_sizes)
+    keys = jax.random.split(self.make_rng("dropout"), total)
+    rates = None
+    if self.stochastic_depth:
+      rates = self.stochastic_depth * jnp.arange(1, total + 1) / total
+    noise, first = [], 0
+    for size in self.stage_sizes:
+      part = slice(first, first + size)
+      noise.append(Noise(keys[part], None if rates is None else rates[part]))
+      first += size
+    return noise
+
+  def _stage_type(self, name: str) -> ModuleDef:
+    """Returns `Stage` as it must be to run on the variables that are given.
+
+    `init` always scans, so that scanned and unrolled nets start with the same
+    numbers, and no net takes longer to initialise for being deeper.
+    """
+    is_init = self.is_initializing()
+    scanned = "blocks" in self.variables.get("params", {}).get(name, {})
+    if not (is_init or self.scan or scanned):
+      return Stage
+    stage = Stage
+    if not scanned and not (is_init and self.scan):
+      stage = nn.map_variables(
+        Stage,
+        ["params", "batch_stats"],
+        trans_in_fn=to_scanned,
+        trans_out_fn=to_named,
+        init=is_init,
+        mutable=True,
+      )
+    return partial(stage, scan=True)

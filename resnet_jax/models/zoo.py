@@ -1,51 +1,121 @@
 """The named architectures, as one table of rows, and the function that builds them."""
 
 from functools import partial
+from typing import Any
 
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.config import check_choice
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
-from resnet_jax.models.layers import (
-  CifarStem,
-  IdentityShortcut,
-  ImageNetStem,
-  NoShortcut,
-  ProjectionShortcut,
+from resnet_jax.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
 )
+from resnet_jax.models.layers import STEMS, SqueezeExcite
+from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS
 
-STEMS = {"imagenet": ImageNetStem, "cifar": CifarStem}
-SHORTCUTS = {
-  "A": IdentityShortcut,
-  "B": ProjectionShortcut,
-  "C": partial(ProjectionShortcut, always=True),
-  "none": NoShortcut,
+Row = dict[str, Any]
+
+_IMAGENET: Row = {"stem": "imagenet", "shortcut": "B", "num_classes": 1000}
+_CIFAR: Row = {"stem": "cifar", "shortcut": "A", "num_classes": 10, "features": 16}
+_WIDE_CIFAR = _CIFAR | {
+  "shortcut": "B",
+  "block": PreActBasicBlock,
+  "pre_activation": True,
+  "stem_features": 16,
+  "dropout": 0.3,
 }
+# He et al. 2015, table 1; 200: He et al. 2016.
+_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_DEEPEST = {200: (3, 24, 36, 3)}
 
-_IMAGENET = {"stem": "imagenet", "features": 64, "shortcut": "B", "num_classes": 1000}
-_CIFAR = {"stem": "cifar", "features": 16, "shortcut": "A", "num_classes": 10}
-_BASIC = _IMAGENET | {"block": BasicBlock}
-_BOTTLENECK = _IMAGENET | {"block": BottleneckBlock}
 
-MODELS: dict[str, dict] = {
-  # He et al. 2015, table 1.
-  "resnet18": _BASIC | {"stage_sizes": (2, 2, 2, 2)},
-  "resnet34": _BASIC | {"stage_sizes": (3, 4, 6, 3)},
-  "resnet50": _BOTTLENECK | {"stage_sizes": (3, 4, 6, 3)},
-  "resnet101": _BOTTLENECK | {"stage_sizes": (3, 4, 23, 3)},
-  "resnet152": _BOTTLENECK | {"stage_sizes": (3, 8, 36, 3)},
+def _imagenet(name: str, sizes: dict[int, tuple], block, **row) -> dict[str, Row]:
+  """Rows of one kind of block, one for each depth; `name` has a {} for it."""
+  return {
+    name.format(depth): _IMAGENET | {"block": block, "stage_sizes": size} | row
+    for depth, size in sizes.items()
+  }
+
+
+def _bottleneck(**kwargs):
+  return partial(BottleneckBlock, **kwargs)
+
+
+# The nets of He et al. 2015; torchvision's where the paper leaves a choice ("v1.5").
+_RESIDUAL = (
+  _imagenet("resnet{}", _BASIC, BasicBlock)
+  | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)
   # Section 4.2: 6n + 2 layers for 32x32 images.
-  **{
+  | {
     f"resnet{6 * n + 2}": _CIFAR | {"block": BasicBlock, "stage_sizes": (n, n, n)}
     for n in (1, 2, 3, 5, 7, 9, 18, 200)
+  }
+)
+
+
+def _twins(kind: str, shortcut: str) -> dict[str, Row]:
+  """Each of those nets with another shortcut in all blocks."""
+  return {
+    name.replace("resnet", kind): row | {"shortcut": shortcut}
+    for name, row in _RESIDUAL.items()
+  }
+
+
+MODELS: dict[str, Row] = {
+  **_RESIDUAL,
+  **_twins("plain", "none"),
+  **_twins("highway", "highway"),
+  # The stride on the first 1x1 convolution, as the paper has it.
+  **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
+  # Pre-activation: He et al. 2016, "Identity mappings", table 3 and 5.
+  **_imagenet("resnetv2_{}", _BASIC, PreActBasicBlock, pre_activation=True),
+  **_imagenet(
+    "resnetv2_{}", _BOTTLENECK | _DEEPEST, PreActBottleneckBlock, pre_activation=True
+  ),
+  **{
+    # 9n + 2 layers.
+    f"resnetv2_{9 * n + 2}": _CIFAR
+    | {
+      "shortcut": "B",
+      "block": PreActBottleneckBlock,
+      "stage_sizes": (n, n, n),
+      "pre_activation": True,
+    }
+    for n in (18, 111)
   },
-}
-# The plain twin of each: the same layers, no shortcuts.
-MODELS |= {
-  name.replace("resnet", "plain"): row | {"shortcut": "none"}
-  for name, row in MODELS.items()
+  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers of k times the width.
+  **_imagenet(
+    "wide_resnet{}_2",
+    {depth: _BOTTLENECK[depth] for depth in (50, 101)},
+    _bottleneck(base_width=128),
+  ),
+  **{
+    f"wide_resnet{6 * n + 4}_{k}": _WIDE_CIFAR
+    | {"stage_sizes": (n, n, n), "features": 16 * k}
+    for n, k in ((2, 8), (4, 10))
+  },
+  # ResNeXt: Xie et al. 2016, cardinality x width of a group.
+  **{
+    f"resnext{depth}_{groups}x{width}d": _IMAGENET
+    | {
+      "block": _bottleneck(groups=groups, base_width=width),
+      "stage_sizes": _BOTTLENECK[depth],
+    }
+    for depth, groups, width in ((50, 32, 4), (101, 32, 8), (101, 64, 4))
+  },
+  # Squeeze-and-excitation: Hu et al. 2017.
+  **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention=SqueezeExcite)),
+  **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention=SqueezeExcite)),
+  # The tweaks of He et al. 2018, "Bag of tricks", section 4.1.
+  **_imagenet("resnet{}c", _BOTTLENECK, BottleneckBlock, stem="deep"),
+  **_imagenet("resnet{}d", _BASIC, BasicBlock, stem="deep", shortcut="D"),
+  **_imagenet("resnet{}d", _BOTTLENECK, BottleneckBlock, stem="deep", shortcut="D"),
 }
 
 
@@ -55,7 +125,11 @@ def create_model(
   *,
   stem: str = "",
   shortcut: str = "",
+  norm: str = "batch",
   zero_init_residual: bool = False,
+  stochastic_depth: float = 0.0,
+  scan: bool = False,
+  remat: bool = False,
   dtype: DTypeLike = jnp.float32,
 ) -> ResNet:
   """Builds a named architecture.
@@ -63,18 +137,27 @@ def create_model(
   Args:
     name: a key of `MODELS`, such as "resnet50", or "plain20" without shortcuts.
     num_classes: number of logits; None is 1000 for ImageNet nets, 10 for CIFAR's.
-    stem: "imagenet" (7x7 at stride 2, max-pool), "cifar" (3x3), or "" for the
-      architecture's own. "cifar" fits images of about 64 pixels or less.
-    shortcut: "A", "B", "C", "none" (paper, section 3.3), or "" for its own.
+    stem: "imagenet" (7x7 at stride 2, max-pool), "deep" (three 3x3, max-pool),
+      "cifar" (3x3), or "" for the architecture's own. "cifar" fits images of about
+      64 pixels or less.
+    shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "highway",
+      "none", or "" for its own.
+    norm: "batch", "unbiased_batch" (running variance as PyTorch's), "group" or
+      "frozen" (batch norm that never moves); see `norms.py`.
     zero_init_residual: start every block as its shortcut.
+    stochastic_depth: see `ResNet`; in [0, 1).
+    scan: see `ResNet`.
+    remat: see `ResNet`.
     dtype: of the computation; parameters and logits are float32.
 
   Returns:
-    A Flax module, to be used by `model.init` and `model.apply`.
+    A Flax module, to be used by `model.init` and `model.apply`. Other fields, such
+    as `features` and `dropout`, can be changed by `model.clone(features=32)`.
 
   Raises:
-    ValueError: an unknown name, stem or shortcut; or `zero_init_residual` without
-      shortcuts, which would make the output constant.
+    ValueError: an unknown name, stem, shortcut or norm; `stochastic_depth` out of
+      range; or it or `zero_init_residual` without shortcuts, where the output would
+      not depend on the images.
   """
   check_choice("model.name", name, MODELS)
   row = dict(MODELS[name])
@@ -82,15 +165,23 @@ def create_model(
   shortcut = shortcut or row["shortcut"]
   check_choice("model.stem", stem, STEMS)
   check_choice("model.shortcut", shortcut, SHORTCUTS)
-  if zero_init_residual and shortcut == "none":
-    raise ValueError(
-      "model.zero_init_residual=True would make a net without shortcuts constant; "
-      "set it to False or choose shortcut A, B or C"
-    )
-  row |= {"stem": STEMS[stem], "shortcut": SHORTCUTS[shortcut]}
+  check_choice("model.norm", norm, NORMS)
+  if not 0 <= stochastic_depth < 1:
+    raise ValueError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
+  options: Row = {
+    "zero_init_residual": zero_init_residual,
+    "stochastic_depth": stochastic_depth,
+  }
+  for field, value in options.items():
+    if value and shortcut == "none":
+      raise ValueError(
+        f"model.{field}={value} would make a net without shortcuts constant; set it "
+        "to its default or choose a shortcut"
+      )
+  row |= {"stem": STEMS[stem], "shortcut": SHORTCUTS[shortcut], "norm": NORMS[norm]}
   if num_classes is not None:
     row["num_classes"] = num_classes
-  return ResNet(**row, zero_init_residual=zero_init_residual, dtype=dtype)
+  return ResNet(**row, **options, scan=scan, remat=remat, dtype=dtype)
 
 
 ResNet18 = partial(create_model, "resnet18")

@@ -1,0 +1,73 @@
+"""Two layouts of a network's variables: named and scanned.
+
+Named is what people see, and what checkpoints and weight files hold:
+`stage1/block1`, `stage1/block2`, `stage1/block3`. Scanned is how `nn.scan` runs
+the equal blocks of a stage as one: `stage1/block1`, and `stage1/blocks` with those
+from the second on stacked along a new first axis.
+"""
+
+from collections.abc import Mapping
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+Tree = Any
+
+
+def to_named(tree: Tree) -> Tree:
+  """Splits every `blocks` into `block2`, `block3` and so on.
+
+  Args:
+    tree: nested dicts of arrays at any depth, such as variables, gradients or an
+      optimiser's state; what is in the named layout already stays.
+  """
+
+  def name_stage(stage: Mapping) -> dict:
+    named = {key: to_named(value) for key, value in stage.items() if key != "blocks"}
+    if "blocks" in stage:
+      leaves, structure = jax.tree.flatten(stage["blocks"])
+      blocks = zip(*map(jnp.unstack, leaves), strict=True)
+      for number, block in enumerate(blocks, 2):
+        named[f"block{number}"] = jax.tree.unflatten(structure, block)
+    return named
+
+  return _map_dicts(name_stage, tree)
+
+
+def to_scanned(tree: Tree) -> Tree:
+  """Stacks `block2`, `block3` and so on into `blocks`; the inverse of `to_named`.
+
+  Args:
+    tree: as for `to_named`.
+  """
+
+  def scan_stage(stage: Mapping) -> dict:
+    rest, scanned = [], {}
+    for key, value in stage.items():
+      if key.startswith("block") and key not in ("block1", "blocks"):
+        rest.append((int(key.removeprefix("block")), value))
+      else:
+        scanned[key] = to_scanned(value)
+    if rest:
+      blocks = [value for _, value in sorted(rest, key=lambda pair: pair[0])]
+      scanned["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+    return scanned
+
+  return _map_dicts(scan_stage, tree)
+
+
+def is_scanned(tree: Tree) -> bool:
+  """Whether a tree has any `blocks`."""
+  paths = jax.tree_util.tree_leaves_with_path(tree)
+  return any("blocks" in (getattr(k, "key", None) for k in path) for path, _ in paths)
+
+
+def _map_dicts(function, tree: Tree) -> Tree:
+  def is_dict(node) -> bool:
+    return isinstance(node, Mapping)
+
+  def apply(node):
+    return function(node) if is_dict(node) else node
+
+  return jax.tree.map(apply, tree, is_leaf=is_dict)

@@ -1,0 +1,118 @@
+"""Shortcuts: how a block joins its input with what its convolutions made of it.
+
+Each is called as `shortcut(features, stride, ...)(x, residual)`.
+
+Shapes: B batch, H height, W width, C input channels.
+"""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+
+from resnet_jax.models.layers import Conv, ModuleDef
+from resnet_jax.models.norms import BatchNorm
+
+
+class IdentityShortcut(nn.Module):
+  """Option A: every `stride`-th pixel, new channels filled with zeros; no parameters.
+
+  Half of the zero channels go on each side, as in the widely used CIFAR weights of
+  akamaster/pytorch_resnet_cifar10; the paper (section 4.1) leaves the place open.
+  """
+
+  features: int
+  stride: int
+  conv: ModuleDef = Conv
+  norm: ModuleDef | None = BatchNorm
+
+  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    before, odd = divmod(self.features - x.shape[-1], 2)
+    x = x[:, :: self.stride, :: self.stride]
+    return residual + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, before + odd)))
+
+
+class ProjectionShortcut(nn.Module):
+  """Options B and C: a 1x1 convolution where the shape changes (B) or always (C).
+
+  Attributes:
+    features: output channels.
+    stride: step along both spatial axes.
+    always: option C.
+    pool: average 2x2 pixels and then convolve at stride 1, instead of leaving out
+      three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of tricks").
+    norm: after the convolution; None for none (pre-activation).
+  """
+
+  features: int
+  stride: int
+  always: bool = False
+  pool: bool = False
+  conv: ModuleDef = Conv
+  norm: ModuleDef | None = BatchNorm
+
+  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    return residual + self.project(x)
+
+  @nn.compact
+  def project(self, x: jax.Array) -> jax.Array:
+    """Returns `x` in the shape of the block's output."""
+    if not self.always and self.stride == 1 and x.shape[-1] == self.features:
+      return x
+    stride = self.stride
+    if self.pool and stride > 1:
+      window, odd = (stride, stride), [(0, size % stride) for size in x.shape[1:3]]
+      x = nn.avg_pool(x, window, window, odd, count_include_pad=False)
+      stride = 1
+    x = self.conv(self.features, 1, stride, name="conv")(x)
+    return x if self.norm is None else self.norm(name="bn")(x)
+
+
+class HighwayShortcut(ProjectionShortcut):
+  """y = T(x) F(x) + (1 - T(x)) x, T a sigmoid of a 1x1 convolution of the input.
+
+  What residual learning is compared with (Srivastava et al. 2015, eq. 3; He et al.
+  2016, "Identity mappings", section 3.1, exclusive gating).
+
+  Attributes:
+    gate_bias: initial bias of T; negative values let the input through at first
+      (Srivastava et al. 2015, section 2.2, name -1 and -3).
+  """
+
+  gate_bias: float = -3.0
+
+  @nn.compact
+  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    bias_init = nn.initializers.constant(self.gate_bias)
+    gate = nn.Dense(
+      self.features, bias_init=bias_init, dtype=residual.dtype, name="gate"
+    )
+    transform = nn.sigmoid(gate(x[:, :: self.stride, :: self.stride]))
+    return transform * residual + (1 - transform) * self.project(x)
+
+
+class NoShortcut(nn.Module):
+  """No shortcut: turns a residual block into a plain one."""
+
+  features: int
+  stride: int
+  conv: ModuleDef = Conv
+  norm: ModuleDef | None = BatchNorm
+
+  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+    """Returns `residual`."""
+    return residual
+
+
+SHORTCUTS = {
+  "A": IdentityShortcut,
+  "B": ProjectionShortcut,
+  "C": partial(ProjectionShortcut, always=True),
+  "D": partial(ProjectionShortcut, pool=True),
+  "highway": HighwayShortcut,
+  "none": NoShortcut,
+}

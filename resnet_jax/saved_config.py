@@ -1,0 +1,71 @@
+"""The settings of a run on disk: as JSON, and whether the run may go on with others."""
+
+import dataclasses
+import json
+
+from resnet_jax.config import Config, check_field_name, flatten, validate
+
+# What may change between a run and its continuation: nothing here touches the
+# numbers of a step. `num_*` may, except under a schedule that depends on them.
+_FREE_ON_RESUME = {
+  "num_epochs",
+  "num_steps",
+  "steps_per_call",
+  "log_every_steps",
+  "eval_every_steps",
+  "checkpoint.every_steps",
+  "checkpoint.keep",
+  "data.dir",
+}
+
+
+def to_json(config: Config) -> str:
+  """Returns the settings as JSON text, one to a line."""
+  return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+  """Rebuilds the settings that `to_json` wrote.
+
+  Raises:
+    ValueError: not JSON, an unknown name, or a value that `validate` refuses.
+  """
+
+  def build(cls, values: dict, prefix=""):
+    if not isinstance(values, dict):
+      raise ValueError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
+    fields = {field.name: field for field in dataclasses.fields(cls)}
+    made = {}
+    for name, value in values.items():
+      if name not in fields:
+        check_field_name(prefix + name)
+      kind = fields[name].type
+      if dataclasses.is_dataclass(kind):
+        value = build(kind, value, f"{prefix}{name}.")
+      made[name] = tuple(value) if isinstance(value, list) else value
+    return cls(**made)
+
+  config = build(Config, json.loads(text))
+  validate(config)
+  return config
+
+
+def check_resumable(old: Config, new: Config) -> None:
+  """Refuses settings under which a run could not go on as if never stopped.
+
+  Raises:
+    ValueError: naming each changed setting with both values.
+  """
+  free = set(_FREE_ON_RESUME)
+  if new.optim.schedule == "cosine":
+    free -= {"num_epochs", "num_steps"}
+  before, after = flatten(old), flatten(new)
+  changed = [
+    f"config.{path} was {before[path]!r} and is now {after[path]!r}"
+    for path in before
+    if path not in free and before[path] != after[path]
+  ]
+  if changed:
+    raise ValueError(
+      "cannot resume: " + "; ".join(changed) + "; set it back or use a new --workdir"
+    )
