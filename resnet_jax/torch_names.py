@@ -1,0 +1,103 @@
+"""What PyTorch calls each parameter and statistic of a network.
+
+torchvision's names, and timm's for what torchvision does not have (squeeze-excite,
+deep stems, pooled shortcuts, pre-activation); names of our own for the rest.
+"""
+
+from functools import partial
+from typing import Any
+
+import jax
+
+from resnet_jax.models.resnet import ResNet
+
+Path = tuple[str, ...]
+
+_LEAVES = {
+  "kernel": "weight",
+  "scale": "weight",
+  "bias": "bias",
+  "mean": "running_mean",
+  "var": "running_var",
+}
+# timm's deep stem: convolution, norm and ReLU are numbered through, but the last norm.
+_DEEP_STEM = {
+  "conv1": "conv1.0",
+  "bn1": "conv1.1",
+  "conv2": "conv1.3",
+  "bn2": "conv1.4",
+  "conv3": "conv1.6",
+  "bn3": "bn1",
+}
+
+
+def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
+  """Returns the path of every leaf of `variables` by its name in PyTorch.
+
+  Args:
+    model: gives the kind of names.
+    variables: {"params": ..., "batch_stats": ...} in the named layout; may be
+      abstract.
+  """
+  name_module = _preact_module if model.pre_activation else _module
+  if not model.pre_activation and _pools(model):
+    name_module = partial(_module, pooled=True)
+  names = {}
+  for path, _ in jax.tree_util.tree_leaves_with_path(variables):
+    _collection, *module, leaf = keys = tuple(key.key for key in path)
+    names[f"{name_module(tuple(module))}.{_LEAVES[leaf]}"] = keys
+  return names
+
+
+def canonical(name: str) -> str:
+  """Returns torchvision's name for those of other sources.
+
+  `module.` is what DataParallel adds; `linear` and `shortcut` are the names of
+  kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10.
+  """
+  name = name.removeprefix("module.").replace(".shortcut.", ".downsample.")
+  return "fc." + name.removeprefix("linear.") if name.startswith("linear.") else name
+
+
+def _pools(model: ResNet) -> bool:
+  """Whether an average pool comes before the shortcuts' convolutions."""
+  return getattr(model.shortcut, "keywords", {}).get("pool", False)
+
+
+def _module(path: Path, pooled: bool = False) -> str:
+  match path:
+    case ("stem", "conv"):
+      return "conv1"
+    case ("stem", "bn"):
+      return "bn1"
+    case ("stem", name):
+      return _DEEP_STEM[name]
+    case ("head",):
+      return "fc"
+    case (stage, block, "shortcut", "gate"):
+      rest = "gate"
+    case (stage, block, "shortcut", name):
+      rest = f"downsample.{('conv', 'bn').index(name) + pooled}"
+    case (stage, block, *rest):
+      rest = ".".join(rest)
+  return f"layer{_number(stage)}.{_number(block) - 1}.{rest}"
+
+
+def _preact_module(path: Path) -> str:
+  """Names of timm's resnetv2."""
+  match path:
+    case ("head",):
+      return "head.fc"
+    case ("stem", *_) | ("bn",):
+      return ".".join(path).replace("bn", "norm")
+    case (stage, block, "shortcut", "gate"):
+      rest = "gate"
+    case (stage, block, "shortcut", name):
+      rest = f"downsample.{name}"
+    case (stage, block, *rest):
+      rest = ".".join(rest).replace("bn", "norm")
+  return f"stages.{_number(stage) - 1}.blocks.{_number(block) - 1}.{rest}"
+
+
+def _number(name: str) -> int:
+  return int(name.lstrip("abcdefghijklmnopqrstuvwxyz"))

@@ -1,0 +1,309 @@
+"""Trained weights in and out: files of torchvision's and timm's names, no PyTorch.
+
+variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
+preprocessing = weights.read_preprocessing("resnet50-11ad3fa6.pth", model)
+weights.save("mine.safetensors", model, variables, preprocessing)
+"""
+
+import contextlib
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import safetensors
+import safetensors.numpy
+
+from resnet_jax import torch_file
+from resnet_jax.models.layers import CifarStem
+from resnet_jax.models.layout import to_named
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.torch_names import canonical, torch_names
+from resnet_jax.train_state import Variables, abstract_variables
+
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
+HF_FILES = ("model.safetensors", "pytorch_model.bin")
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What weights expect images to have gone through.
+
+  Attributes:
+    mean: of each channel, of pixels scaled to [0, 1]; subtracted.
+    std: likewise; divided by.
+    resize: the short side, in pixels; 0 leaves the size.
+    crop: side of the square cut from the middle, in pixels; 0 cuts nothing.
+    interpolation: "bilinear" or "bicubic", antialiased.
+  """
+
+  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+  std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  resize: int = 256
+  crop: int = 224
+  interpolation: str = "bilinear"
+
+
+# torchvision's files with another preprocessing than its first ones, by the hash in
+# their names (torchvision/models/resnet.py, `transforms` of each entry).
+_RESIZED_TO_232 = {
+  *("11ad3fa6", "cd907fc2", "f82ba261"),  # ResNet-50, 101, 152 IMAGENET1K_V2
+  *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
+  *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
+}
+
+
+def load(path: str | Path, model: ResNet) -> Variables:
+  """Reads trained weights for a model.
+
+  Args:
+    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; or
+      `hf://owner/name`, see `find`.
+    model: with the architecture and the number of classes of the weights.
+
+  Returns:
+    {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
+    `model.apply` takes.
+
+  Raises:
+    ValueError: listing everything in the file that is not as the model needs it.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  arrays, problems = _read(path)
+  tensors = {canonical(name): array for name, array in arrays.items()}
+  if len(tensors) < len(arrays):
+    problems.append("several tensors have the same name but for a prefix")
+  shape = _image_shape(tensors)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = abstract_variables(model, shape, device)
+  names = torch_names(model, wanted)
+  unused = [
+    name
+    for name in tensors
+    if name not in names and not name.endswith("num_batches_tracked")
+  ]
+  missing = [name for name in names if name not in tensors]
+  variables: Variables = {collection: {} for collection in wanted}
+  for name, keys in names.items():
+    array = tensors.pop(name, None)
+    if array is None:
+      continue
+    *parents, leaf = keys
+    needed, node = wanted, variables
+    for key in parents:
+      needed, node = needed[key], node.setdefault(key, {})
+    try:
+      node[leaf] = jnp.asarray(_from_torch(array, needed[leaf].shape))
+    except ValueError as error:
+      problems.append(f"{name} {error}")
+  if missing:
+    problems.append(f"missing: {', '.join(missing)}")
+  if unused:
+    problems.append(f"unused: {', '.join(unused)}")
+  if problems:
+    raise ValueError(
+      f"{path} does not fit the model: {'; '.join(problems)}. Name the architecture "
+      "and the number of classes that it was made for"
+    )
+  return variables
+
+
+def save(
+  path: str | Path,
+  model: ResNet,
+  variables: Variables,
+  preprocessing: Preprocessing | None = None,
+) -> None:
+  """Writes weights that PyTorch loads strictly.
+
+  Args:
+    path: a `.safetensors` file; replaced if it is there.
+    model: that the weights are of.
+    variables: {"params": ..., "batch_stats": ...} in either layout.
+    preprocessing: kept in the file, for `read_preprocessing`.
+
+  Raises:
+    ValueError: `path` ends differently.
+  """
+  path = Path(path)
+  if path.suffix != ".safetensors":
+    raise ValueError(f"{path} must end in .safetensors")
+  variables = jax.device_get(to_named(variables))
+  tensors = {}
+  for name, keys in torch_names(model, variables).items():
+    leaf: Any = variables
+    for key in keys:
+      leaf = leaf[key]
+    tensors[name] = _to_torch(leaf, as_conv="fc" not in name.split("."))
+    if keys[-1] == "mean":
+      counter = name.replace("running_mean", "num_batches_tracked")
+      tensors[counter] = np.zeros((), np.int64)
+  metadata = {"format": "pt"}
+  if preprocessing is not None:
+    metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
+  # Written apart and then renamed, so that nothing half-written stays.
+  new = path.with_name(path.name + ".new")
+  try:
+    safetensors.numpy.save_file(tensors, new, metadata)
+    new.replace(path)
+  finally:
+    new.unlink(missing_ok=True)
+
+
+def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
+  """Returns the preprocessing that belongs to a file of weights.
+
+  It is, where there is one: what `save` put in; that of timm's `config.json` beside
+  the file; torchvision's second one for its files of that kind; and otherwise
+  ImageNet's usual one, without resizing for a model with a stem for small images.
+
+  Args:
+    path: as for `load`.
+    model: as for `load`.
+
+  Raises:
+    ValueError: the file or the one beside it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  text = _metadata(path).get("preprocessing")
+  try:
+    if text is not None:
+      return _from_dict(json.loads(text))
+    config = path.parent / "config.json"
+    if config.exists():
+      timm = json.loads(config.read_text()).get("pretrained_cfg")
+      if timm is not None:
+        return _from_timm(timm)
+  except (ValueError, TypeError, KeyError, AttributeError) as error:
+    raise ValueError(f"the preprocessing of {path} is damaged: {error!r}") from error
+  if model.stem is CifarStem:
+    return Preprocessing(resize=0, crop=0)
+  second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
+  return Preprocessing(resize=232 if second else 256)
+
+
+def find(path: str | Path) -> Path:
+  """Returns the local file of a path or of `hf://owner/name[/file][@revision]`.
+
+  Those are fetched by huggingface_hub into its cache, `model.safetensors` first.
+
+  Raises:
+    FileNotFoundError: there is no such file.
+    ValueError: not a file of weights.
+    ModuleNotFoundError: `hf://` without huggingface_hub.
+  """
+  name = str(path)
+  if name.startswith("hf://"):
+    return _fetch(name)
+  path = Path(path)
+  if not path.is_file():
+    raise FileNotFoundError(f"no file of weights at {name!r}")
+  if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+    raise ValueError(
+      f"{name!r} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}, or be "
+      "hf://owner/name"
+    )
+  return path
+
+
+def _fetch(name: str) -> Path:
+  try:
+    import huggingface_hub
+    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+  except ModuleNotFoundError as error:
+    raise ModuleNotFoundError(
+      f"{name} needs huggingface_hub: pip install 'resnet_jax[hf]'"
+    ) from error
+  path, _, revision = name.removeprefix("hf://").partition("@")
+  owner, _, rest = path.partition("/")
+  repo, _, file = rest.partition("/")
+  reasons = []
+
+  def fetch(file: str) -> Path:
+    found = huggingface_hub.hf_hub_download(
+      f"{owner}/{repo}", file, revision=revision or None
+    )
+    return Path(found)
+
+  for candidate in [file] if file else HF_FILES:
+    try:
+      found = fetch(candidate)
+    except (HfHubHTTPError, HFValidationError, OSError) as error:
+      reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
+      continue
+    with contextlib.suppress(HfHubHTTPError, OSError):
+      fetch("config.json")  # timm's preprocessing; others have none.
+    return found
+  raise FileNotFoundError(f"{name} was not found: {'; '.join(reasons)}")
+
+
+def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
+  if path.suffix != ".safetensors":
+    return torch_file.read(path)
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return {name: file.get_tensor(name) for name in file.keys()}, []  # noqa: SIM118
+  except (safetensors.SafetensorError, TypeError, OSError) as error:
+    raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
+def _metadata(path: Path) -> dict[str, str]:
+  if path.suffix != ".safetensors":
+    return {}
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      return file.metadata() or {}
+  except (safetensors.SafetensorError, OSError) as error:
+    raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
+def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
+  """Any size, and as many channels as the weights' first convolution takes."""
+  for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
+    kernel = tensors.get(name)
+    if kernel is not None and kernel.ndim == 4:
+      return 32, 32, kernel.shape[1]
+  return 32, 32, 3
+
+
+def _from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns [out, in, height, width] as [height, width, in, out], copied."""
+  if array.dtype != np.float32:
+    raise ValueError(f"has dtype {array.dtype}, not float32")
+  needed = (shape[-1], *shape[-2:-1], *shape[:-2])
+  # A matrix may be stored as a 1x1 convolution: timm's squeeze-excite and heads.
+  if array.shape not in (needed, (*needed, 1, 1) if len(shape) == 2 else needed):
+    raise ValueError(f"has shape {array.shape}, not {needed}")
+  array = array.reshape(needed)
+  order = (2, 3, 1, 0) if len(shape) == 4 else tuple(reversed(range(len(shape))))
+  return np.array(array.transpose(order), order="C")
+
+
+def _to_torch(array: np.ndarray, as_conv: bool) -> np.ndarray:
+  """Inverse of `_from_torch`; matrices become 1x1 convolutions if `as_conv`."""
+  order = (3, 2, 0, 1) if array.ndim == 4 else tuple(reversed(range(array.ndim)))
+  array = np.ascontiguousarray(array.transpose(order))
+  return array[..., None, None] if as_conv and array.ndim == 2 else array
+
+
+def _from_dict(values: dict) -> Preprocessing:
+  values = values | {key: tuple(values[key]) for key in ("mean", "std")}
+  return Preprocessing(**values)
+
+
+def _from_timm(values: dict) -> Preprocessing:
+  """timm: `crop_pct` is the share of the resized short side that is kept."""
+  crop = values["input_size"][-1]
+  return Preprocessing(
+    mean=tuple(values["mean"]),
+    std=tuple(values["std"]),
+    resize=math.floor(crop / values["crop_pct"]),
+    crop=crop,
+    interpolation=values["interpolation"],
+  )
