@@ -1,6 +1,14 @@
 """Residual networks in JAX and Flax: train, reproduce, build on."""
 
-from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
+from resnet_jax import weights
+from resnet_jax.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
+)
+from resnet_jax.models.layers import SqueezeExcite
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.zoo import (
   MODELS,
@@ -15,12 +23,19 @@ from resnet_jax.models.zoo import (
 __all__ = [
   "MODELS",
   "BasicBlock",
+  "BatchNorm",
   "BottleneckBlock",
+  "FrozenBatchNorm",
+  "GroupNorm",
+  "PreActBasicBlock",
+  "PreActBottleneckBlock",
   "ResNet",
   "ResNet18",
   "ResNet34",
   "ResNet50",
   "ResNet101",
   "ResNet152",
+  "SqueezeExcite",
   "create_model",
+  "weights",
 ]

@@ -4,6 +4,8 @@ A run directory holds `config.json` and `checkpoints/STEP/{model,training}`; "mo
 is all that evaluation needs. Both are in the named layout of `models/layout.py`.
 """
 
+import contextlib
+from collections.abc import Iterator
 from typing import Any
 
 import jax
@@ -132,31 +134,49 @@ class CheckpointStore:
 
     Args:
       state: gives structure, shapes and shardings.
+
+    Raises:
+      ValueError: only weights were saved, by `save_weights`.
+      OSError: it is damaged.
     """
     step = self._manager.latest_step()
     if step is None:
       return state
+    if step == 0:
+      raise ValueError(
+        f"{self._manager.directory} has weights but no state of training to go on "
+        "from; evaluate them, or train in a new --workdir"
+      )
     items = ocp.args.Composite(
       model=ocp.args.StandardRestore(_abstract(to_named(state.variables))),
       training=ocp.args.StandardRestore(_abstract(to_named(_training_part(state)))),
     )
-    restored = self._restore(step, items)
+    with self._clean_errors(step):
+      restored = self._manager.restore(step, args=items)
     if is_scanned(state.params):
       restored = to_scanned(restored)
     return state.replace(**restored["model"], **restored["training"])
 
-  def restore_model(self, which: str, variables: Variables) -> tuple[int, Variables]:
+  def save_weights(self, variables: Variables) -> None:
+    """Saves trained weights as step 0, without a state of training to go on from."""
+    named = ocp.args.StandardSave(to_named(variables))
+    self._manager.save(0, args=ocp.args.Composite(model=named))
+
+  def restore_model(
+    self, which: str, sharding: jax.sharding.Sharding
+  ) -> tuple[int, Variables]:
     """Restores what evaluation needs.
 
     Args:
       which: "latest", "best" (by eval top-1), or a step.
-      variables: gives structure, shapes and shardings; may be abstract.
+      sharding: of every array.
 
     Returns:
-      (step, variables).
+      (step, {"params": ..., "batch_stats": ...} in the named layout).
 
     Raises:
       FileNotFoundError: there is no such state.
+      OSError: it is damaged.
     """
     steps = self._manager.all_steps()
     named = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}
@@ -166,18 +186,25 @@ class CheckpointStore:
       raise FileNotFoundError(
         f"no checkpoint {which!r} in {self._manager.directory}; there are: {known}"
       )
-    items = ocp.args.Composite(model=ocp.args.StandardRestore(_abstract(variables)))
-    return step, self._restore(step, items)["model"]
 
-  def _restore(self, step: int, items: ocp.args.Composite) -> Any:
-    directory = self._manager.directory / str(step)
+    def abstract(array) -> jax.ShapeDtypeStruct:
+      return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
+
+    with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
+      saved = checkpointer.metadata(self._manager.directory / str(step) / "model")
+      item = ocp.args.StandardRestore(jax.tree.map(abstract, saved.item_metadata.tree))
+      items = ocp.args.Composite(model=item)
+      return step, self._manager.restore(step, args=items)["model"]
+
+  @contextlib.contextmanager
+  def _clean_errors(self, step: int) -> Iterator[None]:
     try:
-      return self._manager.restore(step, args=items)
+      yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
       raise OSError(
-        f"checkpoint {directory} cannot be restored: the images have other channels "
-        "than in training, or it is damaged and must be deleted to go on from the one "
-        f"before ({str(error)[:120]})"
+        f"checkpoint {self._manager.directory / str(step)} cannot be restored: the "
+        "images have other channels than in training, or it is damaged and must be "
+        f"deleted to go on from the one before ({str(error)[:120]})"
       ) from error
 
 

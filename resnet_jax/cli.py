@@ -53,7 +53,7 @@ def clean_errors() -> Iterator[None]:
 def _raised_here(error: BaseException) -> bool:
   """Whether this package or the main script raised an error, not a library."""
   raiser = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-  main = sys.modules["__main__"].__file__ or ""
+  main = getattr(sys.modules["__main__"], "__file__", None) or ""
   return Path(__file__).resolve().parent in raiser.parents or raiser == Path(main)
 
 

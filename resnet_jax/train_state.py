@@ -88,3 +88,9 @@ def abstract_variables(
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
   )
+
+
+def image_channels(variables: Variables) -> int:
+  """Returns C of the images that a model's variables are for."""
+  kernels = [x for x in jax.tree.leaves(variables["params"]["stem"]) if x.ndim == 4]
+  return kernels[0].shape[2]

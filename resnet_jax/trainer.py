@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 from rich.console import Console
 
-from resnet_jax import backend, steps
+from resnet_jax import backend, steps, weights
 from resnet_jax.checkpoint import CheckpointStore, load_config, open_run
 from resnet_jax.config import Config, validate
 from resnet_jax.data import ResidentDataset, create_dataset
@@ -27,8 +27,8 @@ from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.train_state import (
   TrainState,
   Variables,
-  abstract_variables,
   create_train_state,
+  image_channels,
 )
 from resnet_jax.writers import DIVERGENCE_ADVICE, MetricWriter
 
@@ -158,12 +158,47 @@ def evaluate_run(
     if field not in ("dtype", "scan", "remat") and given != value:
       raise ValueError(f"config.model.{field}={given!r}, but the run has {value!r}")
   mesh = create_mesh(devices)
-  model = build_model(config)
-  dataset, eval_chunk = create_evaluation(config, model, mesh)
   with CheckpointStore(workdir) as store:
-    variables = abstract_variables(model, dataset.image_shape, replicated(mesh))
-    step, variables = store.restore_model(which, variables)
-  return step, evaluate(eval_chunk, variables, dataset)
+    step, variables = store.restore_model(which, replicated(mesh))
+  return step, _evaluate_variables(config, variables, mesh)
+
+
+def evaluate_weights(
+  config: Config, path: str, devices: Devices | None = None
+) -> dict[str, float]:
+  """Evaluates weights from elsewhere.
+
+  Args:
+    config: `model.num_classes` 0 is the architecture's own; `data` names the images
+      and their preprocessing.
+    path: see `weights.load`.
+    devices: None is all of them.
+
+  Returns:
+    The same as `evaluate`.
+
+  Raises:
+    ValueError: settings that are wrong or do not fit the data, or weights that do
+      not fit the model.
+    FileNotFoundError: the weights or the data set are not there.
+  """
+  check(config)
+  config = resolve(config, create_model(config.model.name).num_classes)
+  mesh = create_mesh(devices)
+  variables = weights.load(path, build_model(config))
+  variables = jax.device_put(variables, replicated(mesh))
+  return _evaluate_variables(config, variables, mesh)
+
+
+def _evaluate_variables(config: Config, variables: Variables, mesh: Mesh):
+  dataset, eval_chunk = create_evaluation(config, build_model(config), mesh)
+  given, needed = dataset.image_shape[-1], image_channels(variables)
+  if given != needed:
+    raise ValueError(
+      f"the images of {config.data.name!r} have {given} channels, the model takes "
+      f"{needed}"
+    )
+  return evaluate(eval_chunk, variables, dataset)
 
 
 def create_evaluation(

@@ -15,18 +15,19 @@ from resnet_jax.checkpoint import (
   open_run,
 )
 from resnet_jax.config import Config
+from resnet_jax.models.layout import is_scanned, to_named
 from resnet_jax.models.zoo import create_model
 from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.train_state import abstract_variables, create_train_state
+from resnet_jax.train_state import create_train_state
 
 MODEL = create_model("resnet8", 3)
 SHAPE = (8, 8, 3)
 
 
-def make_state(devices=1, step=0):
+def make_state(devices=1, step=0, model=MODEL):
   sharding = replicated(create_mesh(jax.devices()[:devices]))
   tx = optax.sgd(0.1, 0.9)
-  state = create_train_state(jax.random.key(step), MODEL, tx, SHAPE, sharding)
+  state = create_train_state(jax.random.key(step), model, tx, SHAPE, sharding)
   return state.replace(step=state.step + step)
 
 
@@ -76,22 +77,22 @@ def test_what_is_saved_is_what_was_given_though_the_buffers_are_reused(tmp_path)
       tree = update(tree)
   with CheckpointStore(tmp_path) as store:
     for step, variables in expected.items():
-      abstract = abstract_variables(MODEL, SHAPE, replicated(create_mesh()))
-      assert_equal(store.restore_model(step, abstract)[1], variables)
+      restored = store.restore_model(step, replicated(create_mesh()))
+      assert_equal(restored[1], variables)
 
 
 def test_best_and_latest_by_name(tmp_path):
   state = make_state()
-  abstract = abstract_variables(MODEL, SHAPE, replicated(create_mesh()))
+  sharding = replicated(create_mesh())
   with CheckpointStore(tmp_path, keep=3) as store:
     store.save(1, state, {"top1": 0.9})
     store.save(2, state, {"top1": 0.1})
   with CheckpointStore(tmp_path) as store:
-    assert store.restore_model("best", abstract)[0] == 1
-    assert store.restore_model("latest", abstract)[0] == 2
+    assert store.restore_model("best", sharding)[0] == 1
+    assert store.restore_model("latest", sharding)[0] == 2
     for wrong in ("7", "newest", "-1"):
       with pytest.raises(FileNotFoundError, match=f"{wrong}.*there are: 1, 2"):
-        store.restore_model(wrong, abstract)
+        store.restore_model(wrong, sharding)
 
 
 def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
@@ -121,13 +122,42 @@ def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
 def test_a_damaged_or_unfitting_checkpoint_is_named(tmp_path):
   with CheckpointStore(tmp_path) as store:
     store.save(5, make_state())
-  abstract = abstract_variables(MODEL, (8, 8, 1), replicated(create_mesh()))
+  for item in ("training", "model"):
+    shutil.rmtree(tmp_path / "checkpoints" / "5" / item)
+    with CheckpointStore(tmp_path) as store:
+      with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
+        store.restore_latest(make_state())
+      if item == "model":
+        with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
+          store.restore_model("5", replicated(create_mesh()))
+
+
+def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
+  state = make_state()
   with CheckpointStore(tmp_path) as store:
-    with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
-      store.restore_model("5", abstract)
-    shutil.rmtree(tmp_path / "checkpoints" / "5" / "training")
-    with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
-      store.restore_latest(make_state())
+    store.save_weights(state.variables)
+  with CheckpointStore(tmp_path) as store:
+    step, variables = store.restore_model("latest", replicated(create_mesh()))
+    assert step == 0
+    assert_equal(variables, state.variables)
+    with pytest.raises(ValueError, match="no state of training"):
+      store.restore_latest(state)
+
+
+def test_scanned_and_unrolled_runs_share_their_checkpoints(tmp_path):
+  model = create_model("resnet14", 3)
+  scanned = make_state(model=model.clone(scan=True))
+  assert is_scanned(scanned.params) and is_scanned(scanned.opt_state)
+  with CheckpointStore(tmp_path) as store:
+    store.save(3, scanned)
+  with CheckpointStore(tmp_path) as store:
+    named = store.restore_latest(make_state(model=model))
+    again = store.restore_latest(scanned)
+  assert not is_scanned(named.opt_state)
+  assert_equal(to_named(scanned.params), named.params)
+  assert_equal(to_named(scanned.opt_state), named.opt_state)
+  assert_equal(scanned.variables, again.variables)
+  assert_equal(scanned.opt_state, again.opt_state)
 
 
 def test_run_directory_that_is_a_file_or_damaged(tmp_path):

@@ -117,8 +117,9 @@ def test_a_misspelt_name_in_a_config_file_is_an_error():
 
 def test_choices_of_the_model_are_those_of_the_zoo():
   allowed = {field.name: field for field in dataclasses.fields(ModelConfig)}
-  for name, known in (("stem", zoo.STEMS), ("shortcut", zoo.SHORTCUTS)):
-    for value in (*known, ""):
+  tables = (("stem", zoo.STEMS), ("shortcut", zoo.SHORTCUTS), ("norm", zoo.NORMS))
+  for name, known in tables:
+    for value in known:
       assert allowed[name].metadata["check"](value)
     assert str(list(known))[1:-1] in allowed[name].metadata["allowed"]
 

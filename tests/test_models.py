@@ -45,6 +45,30 @@ def paths(tree) -> set[str]:
     ("resnet110", "", 1_727_962),
     ("resnet1202", "", 19_421_274),
     ("plain20", "", 269_722),
+    # torchvision's.
+    ("resnext50_32x4d", "", 25_028_904),
+    ("resnext101_32x8d", "", 88_791_336),
+    ("resnext101_64x4d", "", 83_455_272),
+    ("wide_resnet50_2", "", 68_883_240),
+    ("wide_resnet101_2", "", 126_886_696),
+    ("resnetv1_50", "", 25_557_032),
+    # timm's resnetv2; Keras's ResNet50V2, 101, 152 without the biases of its
+    # convolutions.
+    ("resnetv2_50", "", 25_549_352),
+    ("resnetv2_101", "", 44_541_480),
+    ("resnetv2_152", "", 60_185_128),
+    # timm's.
+    ("resnet50c", "", 25_576_264),
+    ("resnet50d", "", 25_576_264),
+    ("seresnet50", "", 28_088_024),
+    # Hu et al. 2017 as counted by osmr/imgclsmob.
+    ("seresnet18", "", 11_778_592),
+    ("seresnet34", "", 21_958_868),
+    ("seresnet101", "", 49_326_872),
+    ("seresnet152", "", 66_821_848),
+    ("resnetv2_164", "", 1_703_258),
+    ("resnetv2_1001", "", 10_327_706),
+    ("wide_resnet28_10", "", 36_479_194),
   ],
 )
 def test_parameter_counts(name, shortcut, expected):
@@ -52,12 +76,31 @@ def test_parameter_counts(name, shortcut, expected):
   assert count(shapes_of(model)["params"]) == expected
 
 
-def test_every_residual_net_has_a_plain_twin():
-  residual = {name.removeprefix("resnet") for name in MODELS if "resnet" in name}
-  assert residual == {
-    name.removeprefix("plain") for name in MODELS if name.startswith("plain")
-  }
-  assert {"20", "32", "44", "56", "110", "1202", "18", "34"} <= residual
+@pytest.mark.parametrize(
+  ("name", "millions"),
+  # In the papers: He et al. 2016 (section 5, table 4 of fb.resnet.torch for 200) and
+  # Zagoruyko & Komodakis 2016, table 4.
+  [("resnetv2_200", 64.7), ("wide_resnet16_8", 11.0), ("resnetv2_164", 1.7)],
+)
+def test_rounded_parameter_counts(name, millions):
+  assert round(count(shapes_of(create_model(name))["params"]) / 1e6, 1) == millions
+
+
+@pytest.mark.parametrize("kind", ["plain", "highway"])
+def test_every_net_of_the_paper_has_a_twin(kind):
+  twins = {name.removeprefix(kind) for name in MODELS if name.startswith(kind)}
+  assert {"20", "32", "44", "56", "110", "1202", "18", "34", "50"} <= twins
+  assert {f"resnet{depth}" for depth in twins} <= set(MODELS)
+
+
+@pytest.mark.parametrize(
+  "name", ["resnet50", "resnetv1_50", "resnext50_32x4d", "wide_resnet50_2"]
+)
+def test_expansion_and_width_are_fields(name):
+  model = create_model(name, 10)
+  block = partial(model.block, expansion=2)
+  shapes = shapes_of(model.clone(features=32, block=block))["params"]
+  assert shapes["head"]["kernel"].shape == (2 * 8 * 32, 10)
 
 
 def test_parameter_paths():
@@ -156,8 +199,11 @@ def test_named_constructor():
   [
     ({"name": "resnet51"}, "resnet51.*did you mean.*resnet5"),
     ({"name": "resnet50", "stem": "cfar"}, "stem='cfar'.*cifar"),
-    ({"name": "resnet50", "shortcut": "D"}, "shortcut='D'.*A, B, C, none"),
+    ({"name": "resnet50", "shortcut": "E"}, "shortcut='E'.*A, B, C, D, highway"),
     ({"name": "plain20", "zero_init_residual": True}, "zero_init_residual"),
+    ({"name": "plain20", "stochastic_depth": 0.1}, "stochastic_depth"),
+    ({"name": "resnet20", "stochastic_depth": 1.0}, r"stochastic_depth=1\.0.*\[0, 1\)"),
+    ({"name": "resnet20", "norm": "layer"}, "norm='layer'.*batch"),
   ],
 )
 def test_wrong_arguments_are_named(arguments, message):

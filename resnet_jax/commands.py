@@ -1,0 +1,202 @@
+"""`resnet-jax`: what one does with a network next to training it."""
+
+import argparse
+import dataclasses
+import json
+from typing import Any, NoReturn
+
+from absl import logging
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax import cli
+from resnet_jax.config import Config, DataConfig, ModelConfig
+
+
+def main(argv: list[str] | None = None) -> None:
+  """Runs the command line `argv`, or the process's own.
+
+  Exit status: 0 done, 1 it failed, 2 wrong usage.
+  """
+  args = _parser().parse_args(argv)
+  logging.set_verbosity(logging.ERROR)
+  with cli.clean_errors():
+    args.run(args)
+
+
+class _Parser(argparse.ArgumentParser):
+  def error(self, message: str) -> NoReturn:
+    cli.fail(2, f"{message}; {self.prog} --help says more")
+
+
+def _parser() -> argparse.ArgumentParser:
+  parser = _Parser(prog="resnet-jax", description=__doc__, allow_abbrev=False)
+  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+  def add(name: str, run, text: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=text, description=text)
+    command.set_defaults(run=run)
+    return command
+
+  summary = add("summary", _summary, "Print layers, sizes, parameters, multiply-adds.")
+  summary.add_argument("model", metavar="MODEL", help="such as resnet50")
+  _add_number(summary, "--image-size", "224, or 32 for CIFAR's nets, if not given")
+  _add_model_options(summary)
+  summary.add_argument("--json", action="store_true", help="print one JSON object")
+
+  convert = add("convert", _convert, "Convert weights from a run or to one.")
+  convert.add_argument(
+    "source", metavar="SRC", help="run, weight file, hf://owner/name"
+  )
+  convert.add_argument("target", metavar="DST", help="FILE.safetensors or a new run")
+  convert.add_argument("--model", help="architecture of a SRC that is no run")
+  _add_model_options(convert)
+  _add_checkpoint(convert)
+
+  evaluate = add("evaluate", _evaluate, "Evaluate a run or weights on a data set.")
+  evaluate.add_argument("--workdir", metavar="RUN", help="the directory of a run")
+  evaluate.add_argument("--model", help="architecture of the weights")
+  evaluate.add_argument(
+    "--weights", metavar="FILE", help="weight file, hf://owner/name"
+  )
+  _add_model_options(evaluate)
+  _add_checkpoint(evaluate)
+  evaluate.add_argument("--dataset", help="digits, or a TFDS set such as cifar10")
+  evaluate.add_argument("--data-dir", metavar="DIR", help="of TFDS")
+  evaluate.add_argument("--split", help="such as test or validation[:1000]")
+  _add_number(evaluate, "--batch-size", "images at once")
+  for name in ("mean", "std"):
+    evaluate.add_argument(
+      f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
+    )
+  evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+  return parser
+
+
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+  """Settings of `ModelConfig` that change which parameters there are."""
+  _add_number(parser, "--num-classes", "if not the model's own")
+  for name in ("stem", "shortcut"):
+    parser.add_argument(f"--{name}", default="", help="if not the model's own")
+
+
+def _add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+  def positive(value: str) -> int:
+    if not value.isdecimal() or int(value) == 0:
+      raise argparse.ArgumentTypeError(f"{value!r} must be a whole number > 0")
+    return int(value)
+
+  parser.add_argument(flag, type=positive, metavar="N", help=text)
+
+
+def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  parser.add_argument(
+    "--checkpoint", default="latest", help="of a run: latest, best or a step"
+  )
+
+
+def _model_config(args: argparse.Namespace) -> ModelConfig:
+  return ModelConfig(
+    name=args.model,
+    num_classes=args.num_classes or 0,
+    stem=args.stem,
+    shortcut=args.shortcut,
+    dtype="float32",
+  )
+
+
+def _summary(args: argparse.Namespace) -> None:
+  from resnet_jax.models.layers import CifarStem
+  from resnet_jax.models.zoo import create_model
+  from resnet_jax.summary import list_layers
+
+  model = create_model(
+    args.model, args.num_classes, stem=args.stem, shortcut=args.shortcut
+  )
+  size = args.image_size or (32 if model.stem is CifarStem else 224)
+  layers = list_layers(model, (size, size, 3))
+  params = sum(layer.params for layer in layers)
+  totals = {
+    "model": args.model,
+    "image_size": size,
+    "num_classes": model.num_classes,
+    "params": params,
+    "multiply_adds": sum(layer.multiply_adds for layer in layers),
+    "parameter_bytes": 4 * params,
+    "activation_bytes": sum(layer.output_bytes for layer in layers),
+  }
+  if args.json:
+    rows = [dataclasses.asdict(layer) for layer in layers]
+    print(json.dumps(totals | {"layers": rows}))
+    return
+  table = Table("layer", "output shape")
+  for name in ("parameters", "multiply-adds"):
+    table.add_column(name, justify="right")
+  for layer in layers:
+    shape = " x ".join(map(str, layer.output_shape))
+    counts = [f"{n:,}" if n else "" for n in (layer.params, layer.multiply_adds)]
+    table.add_row(layer.name, shape, *counts)
+  console = Console()
+  console.print(table)
+  console.print(
+    f"{args.model}, {model.num_classes} classes, one image of {size} x {size} x 3\n"
+    f"parameters:     {params:,} ({4 * params / 2**20:.1f} MiB in float32)\n"
+    f"multiply-adds:  {totals['multiply_adds'] / 1e9:.2f} G\n"
+    f"activations:    {totals['activation_bytes'] / 2**20:.1f} MiB in float32, the "
+    "outputs of the layers above",
+    highlight=False,
+  )
+
+
+def _convert(args: argparse.Namespace) -> None:
+  from resnet_jax.convert import convert
+
+  model = None if args.model is None else _model_config(args)
+  print(convert(args.source, args.target, model, args.checkpoint))
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+  from resnet_jax import checkpoint, trainer, weights
+  from resnet_jax.convert import with_preprocessing
+  from resnet_jax.models.zoo import create_model
+
+  if args.workdir is not None:
+    if args.model or args.weights:
+      raise ValueError("--workdir excludes --model and --weights")
+    config = checkpoint.load_config(args.workdir)
+    if config is None:
+      raise FileNotFoundError(f"no run in --workdir={args.workdir}: no config.json")
+  elif args.model and args.weights and args.dataset:
+    config = Config(model=_model_config(args), data=DataConfig())
+    trainer.check(config)
+    model = create_model(args.model, stem=args.stem)
+    preprocessing = weights.read_preprocessing(args.weights, model)
+    config.data = with_preprocessing(config.data, preprocessing)
+  else:
+    raise ValueError("needs --workdir RUN, or --model M --weights FILE --dataset D")
+  _apply(config, args)
+  if args.workdir is not None:
+    _, results = trainer.evaluate_run(config, args.workdir, args.checkpoint)
+  else:
+    results = trainer.evaluate_weights(config, args.weights)
+  if args.json:
+    results = {name: results[name] for name in results if name != "images_per_s"}
+    print(json.dumps(results))
+  else:
+    print(trainer.describe(results))
+
+
+def _apply(config: Config, args: argparse.Namespace) -> None:
+  """Puts the flags that were given into the settings."""
+  given: dict[str, Any] = {
+    "name": args.dataset,
+    "dir": args.data_dir,
+    "eval_split": args.split,
+    "mean": args.mean and tuple(args.mean),
+    "std": args.std and tuple(args.std),
+  }
+  for name, value in given.items():
+    if value is not None:
+      setattr(config.data, name, value)
+  if args.batch_size:
+    config.batch_size = args.batch_size

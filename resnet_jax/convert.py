@@ -1,0 +1,107 @@
+"""From a run to a file of weights that PyTorch loads, and back."""
+
+import dataclasses
+from pathlib import Path
+
+import jax
+
+from resnet_jax import checkpoint, trainer, weights
+from resnet_jax.checkpoint import CheckpointStore
+from resnet_jax.config import Config, DataConfig, ModelConfig
+from resnet_jax.models.zoo import create_model
+from resnet_jax.weights import Preprocessing
+
+
+def convert(
+  source: str, target: str, model: ModelConfig | None = None, which: str = "latest"
+) -> str:
+  """Converts weights.
+
+  Args:
+    source: a run directory, `RUN/checkpoints/STEP`, or what `weights.load` reads.
+    target: a `.safetensors` file, replaced if it is there; or, for a source that is
+      no run, a new run directory.
+    model: the architecture of a source that is no run.
+    which: of a run directory: "latest", "best" or a step.
+
+  Returns:
+    What was done, in a line.
+
+  Raises:
+    ValueError: weights that do not fit, or a source, target or model too many.
+    FileNotFoundError: the source is not there.
+  """
+  if target.endswith(".safetensors"):
+    if not Path(target).resolve().parent.is_dir():
+      raise FileNotFoundError(f"no directory for {target!r}; make it first")
+  elif Path(target).exists() and (
+    not Path(target).is_dir() or any(Path(target).iterdir())
+  ):
+    raise ValueError(f"{target!r} must be a .safetensors file or a new run directory")
+  if not source.startswith("hf://") and not Path(source).exists():
+    raise FileNotFoundError(f"there is no {source!r}")
+  if Path(source).is_dir():
+    return _export_run(source, target, model, which)
+  if model is None:
+    raise ValueError(f"--model must name the architecture of {source!r}")
+  return _convert_file(source, target, model)
+
+
+def _export_run(source: str, target: str, model: ModelConfig | None, which: str) -> str:
+  path = Path(source).resolve()
+  if path.parent.name == "checkpoints" and path.name.isdecimal():
+    path, which = path.parents[1], path.name
+  config = checkpoint.load_config(str(path))
+  if config is None:
+    raise FileNotFoundError(f"no run in {source!r}: it has no config.json")
+  if model is not None and model.name != config.model.name:
+    raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
+  if not target.endswith(".safetensors"):
+    raise ValueError(f"{target!r} must end in .safetensors, as {source!r} is a run")
+  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  with CheckpointStore(str(path)) as store:
+    step, variables = store.restore_model(which, sharding)
+  weights.save(
+    target, trainer.build_model(config), variables, preprocessing_of(config.data)
+  )
+  return f"{config.model.name} after step {step} of {source} -> {target}"
+
+
+def _convert_file(source: str, target: str, model: ModelConfig) -> str:
+  config = Config(model=model)
+  trainer.check(config)
+  config = trainer.resolve(config, create_model(model.name).num_classes)
+  network = trainer.build_model(config)
+  variables = weights.load(source, network)
+  preprocessing = weights.read_preprocessing(source, network)
+  if target.endswith(".safetensors"):
+    weights.save(target, network, variables, preprocessing)
+  else:
+    data = with_preprocessing(config.data, preprocessing)
+    checkpoint.open_run(target, dataclasses.replace(config, data=data), num_steps=0)
+    with CheckpointStore(target) as store:
+      store.save_weights(variables)
+  return f"{model.name} of {source} -> {target}"
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+  """Returns the preprocessing of a run's evaluation."""
+  return Preprocessing(
+    mean=data.mean,
+    std=data.std,
+    resize=data.eval_resize,
+    crop=data.eval_crop,
+    interpolation=data.interpolation,
+  )
+
+
+def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+  """Returns `data` with the evaluation that weights expect."""
+  return dataclasses.replace(
+    data,
+    mean=preprocessing.mean,
+    std=preprocessing.std,
+    eval_resize=preprocessing.resize,
+    eval_crop=preprocessing.crop,
+    interpolation=preprocessing.interpolation,
+  )

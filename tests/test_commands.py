@@ -1,0 +1,154 @@
+"""`resnet-jax` as users call it: what it prints, what it refuses."""
+
+import json
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import create_model, trainer, weights
+from resnet_jax.checkpoint import CheckpointStore
+from resnet_jax.commands import main
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+
+DATA = Path(__file__).parents[2] / "shared" / "data"
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> str:
+  """A short run on small synthetic images, of a scanned net without shortcuts."""
+  workdir = str(tmp_path_factory.mktemp("runs") / "run")
+  config = Config(
+    num_steps=2,
+    batch_size=8,
+    model=ModelConfig(name="plain14", scan=True),
+    data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
+    optim=OptimConfig(learning_rate=0.01),
+  )
+  trainer.train_and_evaluate(config, workdir, devices=jax.devices()[:1])
+  return workdir
+
+
+def call(capsys, *argv: str) -> str:
+  main(list(argv))
+  return capsys.readouterr().out
+
+
+def refuse(capsys, *argv: str) -> str:
+  with pytest.raises(SystemExit) as exit_info:
+    main(list(argv))
+  assert exit_info.value.code == 2
+  out, err = capsys.readouterr()
+  assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+  return err
+
+
+def test_summary_in_words_and_as_json(capsys):
+  text = call(capsys, "summary", "resnet20")
+  assert "269,722" in text and "0.04 G" in text
+  assert "stage1/block3/conv2" in text
+  found = json.loads(call(capsys, "summary", "resnet20", "--num-classes=7", "--json"))
+  assert found["model"] == "resnet20" and found["num_classes"] == 7
+  assert found["params"] == 269_722 - 3 * 65
+  assert found["params"] == sum(layer["params"] for layer in found["layers"])
+  assert found["multiply_adds"] == 40_551_040 - 3 * 64
+
+
+def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
+  path = str(tmp_path / "w.safetensors")
+  assert "after step 2" in call(capsys, "convert", run, path)
+  by_run = json.loads(call(capsys, "evaluate", "--workdir", run, "--json"))
+  assert set(by_run) == {"top1", "top5", "loss", "count"}
+  assert by_run["count"] == 16
+  # The mean comes with the file; the data set's other settings are the defaults.
+  model = create_model("plain14")
+  assert weights.read_preprocessing(path, model).mean == (0.4,)
+  config = Config(
+    batch_size=8,
+    model=ModelConfig(name="plain14", dtype="float32"),
+    data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
+  )
+  by_file = trainer.evaluate_weights(config, path)
+  np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
+  assert by_file["top1"] == by_run["top1"]
+
+
+def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
+  first, second = (str(tmp_path / f"{i}.safetensors") for i in "12")
+  other = str(tmp_path / "run")
+  call(capsys, "convert", f"{run}/checkpoints/2", first)
+  call(capsys, "convert", first, other, "--model=plain14")
+  call(capsys, "convert", other, second)
+  model = create_model("plain14")
+  a, b = (weights.load(path, model) for path in (first, second))
+  jax.tree.map(np.testing.assert_array_equal, a, b)
+  assert weights.read_preprocessing(second, model).mean == (0.4,)
+  with CheckpointStore(other) as store:
+    assert store.restore_model("0", jax.tree.leaves(a)[0].sharding)[0] == 0
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (["sumary"], "invalid choice: 'sumary'"),
+    (["summary", "resnet51"], "resnet51.*did you mean"),
+    (["summary", "resnet50", "--image-size=0"], "image-size: '0' must be a whole"),
+    (["summary", "resnet50", "--stem=x"], "stem='x'"),
+    (["convert", "{run}", "{tmp}/x.pth"], "x.pth' must be|must end in .safetensors"),
+    (["convert", "{run}", "{tmp}/no/x.safetensors"], "no directory for"),
+    (["convert", "{run}", "{tmp}/x.safetensors", "--model=resnet20"], "has plain14"),
+    (["convert", "{tmp}/none", "{tmp}/x.safetensors"], "there is no"),
+    (["convert", "{tmp}", "{tmp}/x.safetensors"], "no config.json"),
+    (["convert", "{run}/config.json", "{tmp}/x.safetensors"], "--model must name"),
+    (
+      ["convert", "{run}/config.json", "{tmp}/x.safetensors", "--model=resnet20"],
+      "config.json' must end in .safetensors",
+    ),
+    (["convert", "{run}", "{run}"], "new run directory"),
+    (["evaluate"], "needs --workdir RUN, or --model"),
+    (["evaluate", "--workdir={run}", "--model=resnet20"], "--workdir excludes"),
+    (["evaluate", "--workdir={tmp}"], "no config.json"),
+    (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*2"),
+    (["evaluate", "--workdir={run}", "--dataset=digits"], "1 channels"),
+    (
+      ["evaluate", "--model=resnet20", "--weights={tmp}/w.pth", "--dataset=digits"],
+      "no file of weights",
+    ),
+  ],
+)
+def test_mistakes_are_one_line_with_status_2(run, tmp_path, capsys, argv, message):
+  filled = [arg.format(run=run, tmp=tmp_path) for arg in argv]
+  assert re.search(message, refuse(capsys, *filled))
+
+
+def test_the_command_is_installed():
+  command = Path(sys.executable).with_name("resnet-jax")
+  out = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
+  assert {"summary", "convert", "evaluate"} <= set(out.stdout.split())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+  ("name", "file", "hits"),
+  [
+    ("resnet20", "resnet20-12fca82f.th", 9173),
+    ("resnet44", "resnet44-014dd654.th", 9310),
+  ],
+)
+def test_weights_trained_elsewhere_give_their_accuracy(name, file, hits, capsys):
+  if not DATA.is_dir():
+    pytest.skip(f"needs CIFAR-10 and weights in {DATA}")
+  flags = {
+    "model": name,
+    "weights": str(DATA / "weights" / file),
+    "dataset": "cifar10",
+    "data-dir": str(DATA / "tfds"),
+  }
+  argv = [f"--{flag}={value}" for flag, value in flags.items()]
+  found = json.loads(call(capsys, "evaluate", *argv, "--json"))
+  assert found["count"] == 10_000
+  assert round(found["top1"] * 10_000) == hits

@@ -1,0 +1,102 @@
+"""Normalisation layers: what they keep, what moves, and against their formulas."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import create_model
+from resnet_jax.metrics import Batch
+from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+from resnet_jax.steps import train_step
+from resnet_jax.train_state import create_train_state
+
+X = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+
+
+@pytest.mark.parametrize("unbiased", [False, True])
+def test_running_variance_divides_by_n_or_by_n_minus_1(unbiased):
+  norm = BatchNorm(use_running_average=False, unbiased=unbiased)
+  variables = norm.init(jax.random.key(0), X)
+  _, updates = norm.apply(variables, X, mutable=["batch_stats"])
+  expected = 0.9 + 0.1 * np.var(X, axis=(0, 1, 2), ddof=int(unbiased))
+  np.testing.assert_allclose(updates["batch_stats"]["var"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("channels", "groups"), [(64, 32), (8, 8), (48, 16)])
+def test_group_norm_normalises_each_group_of_each_example(channels, groups):
+  x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 4, channels))
+  y, variables = GroupNorm().init_with_output(jax.random.key(1), x)
+  assert set(variables) == {"params"}
+  assert set(variables["params"]) == {"scale", "bias"}
+  y = y.reshape(2, 16, groups, -1)
+  np.testing.assert_allclose(y.mean((1, 3)), np.zeros((2, groups)), atol=1e-5)
+  np.testing.assert_allclose(y.var((1, 3)), np.ones((2, groups)), rtol=1e-3)
+
+
+def test_frozen_batch_norm_is_batch_norm_by_its_running_statistics():
+  leaves = dict(zip(("scale", "bias", "mean", "var"), 0.5 + jnp.arange(4), strict=True))
+  leaves = {name: jnp.full(8, value) for name, value in leaves.items()}
+  params = {name: leaves[name] for name in ("scale", "bias")}
+  stats = {name: leaves[name] for name in ("mean", "var")}
+  batch_norm = BatchNorm(use_running_average=True)
+  expected = batch_norm.apply({"params": params, "batch_stats": stats}, X)
+  for train in (False, True):
+    norm = FrozenBatchNorm(use_running_average=not train)
+    y, updates = norm.apply({"batch_stats": leaves}, X, mutable=["batch_stats"])
+    np.testing.assert_allclose(y, expected, rtol=1e-5, atol=1e-5)
+    jax.tree.map(np.testing.assert_array_equal, updates["batch_stats"], leaves)
+
+
+def take_step(norm: str):
+  """One update of everything, weight decay included, from random statistics."""
+  tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
+  model = create_model("resnet8", 10, norm=norm)
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  state = create_train_state(jax.random.key(0), model, tx, (8, 8, 3), sharding)
+  batch: Batch = {
+    "image": jax.random.randint(jax.random.key(1), (4, 8, 8, 3), 0, 255, jnp.uint8),
+    "label": jnp.arange(4),
+    "mask": jnp.ones(4, bool),
+  }
+
+  def preprocess(images, key):
+    return images / 255.0
+
+  after, _ = jax.jit(partial(train_step, preprocess=preprocess))(state, batch)
+  return state, after
+
+
+def test_frozen_statistics_and_affine_never_move_in_training():
+  before, after = take_step("frozen")
+  assert not any("bn" in str(path) for path in leaf_paths(before.params))
+  assert len(leaf_paths(before.batch_stats)) == 4 * 7
+  jax.tree.map(np.testing.assert_array_equal, before.batch_stats, after.batch_stats)
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+  assert all(jax.tree.leaves(moved))
+
+
+def test_group_norm_has_no_statistics_and_trains():
+  before, after = take_step("group")
+  assert before.batch_stats == {} and after.batch_stats == {}
+  moved = jax.tree.map(lambda a, b: bool((a != b).any()), before.params, after.params)
+  assert all(jax.tree.leaves(moved))
+
+
+@pytest.mark.parametrize("norm", ["batch", "unbiased_batch", "group", "frozen"])
+def test_parameters_and_statistics_are_float32_under_bfloat16(norm):
+  model = create_model("resnet8", 10, norm=norm, dtype=jnp.bfloat16)
+  images = jnp.zeros((2, 8, 8, 3))
+  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+  logits, updates = jax.eval_shape(
+    partial(model.apply, train=True, mutable=["batch_stats"]), variables, images
+  )
+  leaves = jax.tree.leaves((variables, logits, updates))
+  assert {leaf.dtype for leaf in leaves} == {jnp.dtype("float32")}
+
+
+def leaf_paths(tree) -> list:
+  return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]

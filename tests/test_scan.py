@@ -1,0 +1,120 @@
+"""Scanned, rematerialised and unrolled networks are one network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import create_model
+from resnet_jax.backend import jit_once
+from resnet_jax.models.layout import is_scanned, to_named, to_scanned
+
+SIZES = (1, 3)  # A stage with nothing to scan, and another.
+MODELS = {
+  "resnet20": {"norm": "unbiased_batch"},
+  "resnetv2_164": {},
+  "highway20": {"stochastic_depth": 0.5},
+}
+
+
+def make(name, **kwargs):
+  model = create_model(name, 5, **MODELS[name], **kwargs)
+  return model.clone(stage_sizes=SIZES, features=8)
+
+
+def assert_close(a, b, tolerance):
+  def check(x, y):
+    # Relative to the largest: single numbers of a gradient may cancel to nothing.
+    np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * (1e-3 + abs(x).max()))
+
+  jax.tree.map(check, a, b)
+
+
+def run_step(model, variables, images):
+  """Loss, logits, new statistics and gradients in train mode."""
+
+  def loss_fn(params):
+    logits, updates = model.apply(
+      variables | {"params": params},
+      images,
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": jax.random.key(7)},
+    )
+    return (logits**2).mean(), (logits, updates)
+
+  return jit_once(jax.value_and_grad(loss_fn, has_aux=True))(variables["params"])
+
+
+@pytest.mark.parametrize("name", MODELS)
+def test_scanned_and_rematerialised_nets_equal_the_unrolled_one(name):
+  images = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+  named = jit_once(make(name).init)(jax.random.key(0), images)
+  scanned = jit_once(make(name, scan=True).init)(jax.random.key(0), images)
+  jax.tree.map(np.testing.assert_array_equal, named, to_named(scanned))
+  expected = run_step(make(name), named, images)
+  for options, variables in (
+    ({"scan": True}, named),
+    ({"scan": True, "remat": True}, scanned),
+    ({"remat": True}, named),
+  ):
+    result = run_step(make(name, **options), variables, images)
+    assert is_scanned(result[1]) == is_scanned(variables)
+    assert_close(expected, to_named(result), 1e-5)
+  logits = make(name).apply(named, images)
+  assert_close(logits, make(name, scan=True).apply(scanned, images), 1e-5)
+
+
+def test_layouts_are_each_others_inverse():
+  kernels = jnp.arange(12.0).reshape(3, 4)
+  named = {"params": {"stage1": {}, "head": {"bias": jnp.zeros(2)}}}
+  named["params"]["stage1"] = {f"block{i + 1}": {"x": kernels[i]} for i in range(3)}
+  named["params"]["stage2"] = {"block1": {"x": kernels[0]}}
+  scanned = to_scanned(named)
+  assert set(scanned["params"]["stage1"]) == {"block1", "blocks"}
+  assert set(scanned["params"]["stage2"]) == {"block1"}
+  np.testing.assert_array_equal(scanned["params"]["stage1"]["blocks"]["x"], kernels[1:])
+  assert is_scanned(scanned) and not is_scanned(named)
+  jax.tree.map(np.testing.assert_array_equal, to_named(scanned), named)
+  jax.tree.map(np.testing.assert_array_equal, to_named(named), named)
+  state = (named, jnp.zeros(()))  # Such as an optimiser's.
+  jax.tree.map(np.testing.assert_array_equal, to_named(to_scanned(state)), state)
+
+
+def test_more_than_ten_blocks_keep_their_order():
+  tree = {"stage1": {f"block{i}": {"x": jnp.float32(i)} for i in range(1, 13)}}
+  scanned = to_scanned({"params": tree})["params"]["stage1"]
+  np.testing.assert_array_equal(scanned["blocks"]["x"], np.arange(2, 13))
+
+
+@pytest.mark.parametrize("train", [False, True])
+def test_a_scanned_program_is_as_long_for_any_depth(train):
+  def program(depth: int) -> int:
+    model = create_model("resnet20", scan=True).clone(stage_sizes=(depth,) * 3)
+    images = jnp.zeros((2, 8, 8, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+
+    def loss(variables):
+      mutable = ["batch_stats"] if train else []
+      logits, updates = model.apply(variables, images, train=train, mutable=mutable)
+      return logits.sum(), updates
+
+    function = jax.grad(loss, has_aux=True) if train else loss
+    return len(jax.jit(function).lower(variables).as_text().splitlines())
+
+  assert program(3) == program(100)
+
+
+def test_remat_keeps_fewer_activations():
+  def kept(remat: bool) -> int:
+    model = create_model("resnet20", remat=remat)
+    images = jnp.zeros((8, 16, 16, 3))
+    variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+
+    def loss(variables):
+      return model.apply(variables, images).sum()
+
+    _, residuals = jax.eval_shape(lambda v: jax.vjp(loss, v), variables)
+    return sum(leaf.size for leaf in jax.tree.leaves(residuals))
+
+  assert kept(True) < 0.5 * kept(False)
