@@ -10,6 +10,7 @@ from flax.training import train_state
 
 from resnet_jax import backend
 from resnet_jax.models.layout import to_named
+from resnet_jax.models.resnet import ResNet
 
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
 Variables = dict[str, Any]
@@ -68,7 +69,7 @@ def create_train_state(
 
 
 def abstract_variables(
-  model: nn.Module, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+  model: ResNet, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
 ) -> Variables:
   """Shapes and dtypes of what `model.apply` takes, in the named layout.
 
@@ -80,6 +81,7 @@ def abstract_variables(
     sharding: of every leaf.
   """
   images = jnp.zeros((1, *image_shape))
+  model = model.clone(scan=True)  # The quickest to trace.
 
   def init() -> Variables:
     return {"batch_stats": {}} | to_named(model.init(jax.random.key(0), images))

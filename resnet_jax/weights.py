@@ -139,7 +139,7 @@ def save(
     leaf: Any = variables
     for key in keys:
       leaf = leaf[key]
-    tensors[name] = _to_torch(leaf, as_conv="fc" not in name.split("."))
+    tensors[name] = _to_torch(leaf, as_conv=name != "fc.weight")
     if keys[-1] == "mean":
       counter = name.replace("running_mean", "num_batches_tracked")
       tensors[counter] = np.zeros((), np.int64)

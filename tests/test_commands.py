@@ -23,7 +23,7 @@ def run(tmp_path_factory) -> str:
   """A short run on small synthetic images, of a scanned net without shortcuts."""
   workdir = str(tmp_path_factory.mktemp("runs") / "run")
   config = Config(
-    num_steps=2,
+    num_steps=1,
     batch_size=8,
     model=ModelConfig(name="plain14", scan=True),
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
@@ -60,7 +60,7 @@ def test_summary_in_words_and_as_json(capsys):
 
 def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
-  assert "after step 2" in call(capsys, "convert", run, path)
+  assert "after step 1" in call(capsys, "convert", run, path)
   by_run = json.loads(call(capsys, "evaluate", "--workdir", run, "--json"))
   assert set(by_run) == {"top1", "top5", "loss", "count"}
   assert by_run["count"] == 16
@@ -80,7 +80,7 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
 def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   first, second = (str(tmp_path / f"{i}.safetensors") for i in "12")
   other = str(tmp_path / "run")
-  call(capsys, "convert", f"{run}/checkpoints/2", first)
+  call(capsys, "convert", f"{run}/checkpoints/1", first)
   call(capsys, "convert", first, other, "--model=plain14")
   call(capsys, "convert", other, second)
   model = create_model("plain14")
@@ -112,7 +112,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["evaluate"], "needs --workdir RUN, or --model"),
     (["evaluate", "--workdir={run}", "--model=resnet20"], "--workdir excludes"),
     (["evaluate", "--workdir={tmp}"], "no config.json"),
-    (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*2"),
+    (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*1"),
     (["evaluate", "--workdir={run}", "--dataset=digits"], "1 channels"),
     (
       ["evaluate", "--model=resnet20", "--weights={tmp}/w.pth", "--dataset=digits"],

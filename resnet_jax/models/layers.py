@@ -73,57 +73,54 @@ def max_pool_3x3(x: jax.Array) -> jax.Array:
   return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
 
 
-class ImageNetStem(nn.Module):
-  """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1).
+class Stem(nn.Module):
+  """What the stems have in common.
 
   Attributes:
     features: output channels.
-    norm: before the ReLU; None leaves out both (pre-activation).
+    pre_activation: leave out the last norm and ReLU; the first block has them.
   """
 
   features: int
+  pre_activation: bool = False
   conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
+  norm: ModuleDef = BatchNorm
+
+  def last_norm_relu(self, name: str, x: jax.Array) -> jax.Array:
+    """Norm and ReLU, if they are not left to the first block."""
+    return x if self.pre_activation else nn.relu(self.norm(name=name)(x))
+
+
+class ImageNetStem(Stem):
+  """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
     x = self.conv(self.features, 7, 2, name="conv")(x)
-    return max_pool_3x3(_norm_relu(self.norm, "bn", x))
+    return max_pool_3x3(self.last_norm_relu("bn", x))
 
 
-class DeepStem(nn.Module):
+class DeepStem(Stem):
   """Three 3x3 convolutions in place of the 7x7 (ResNet-C: He et al. 2018)."""
-
-  features: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
     half = self.features // 2
-    x = _norm_relu(self.norm, "bn1", self.conv(half, 3, 2, name="conv1")(x))
-    x = _norm_relu(self.norm, "bn2", self.conv(half, 3, name="conv2")(x))
-    x = _norm_relu(self.norm, "bn3", self.conv(self.features, 3, name="conv3")(x))
-    return max_pool_3x3(x)
+    x = self.conv(half, 3, 2, name="conv1")(x)
+    x = self.conv(half, 3, name="conv2")(nn.relu(self.norm(name="bn1")(x)))
+    x = self.conv(self.features, 3, name="conv3")(nn.relu(self.norm(name="bn2")(x)))
+    return max_pool_3x3(self.last_norm_relu("bn3", x))
 
 
-class CifarStem(nn.Module):
-  """3x3 convolution at full resolution (paper, section 4.2); `norm` as above."""
-
-  features: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
+class CifarStem(Stem):
+  """3x3 convolution at full resolution (paper, section 4.2)."""
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H, W, features]."""
-    return _norm_relu(self.norm, "bn", self.conv(self.features, 3, name="conv")(x))
-
-
-def _norm_relu(norm: ModuleDef | None, name: str, x: jax.Array) -> jax.Array:
-  return x if norm is None else nn.relu(norm(name=name)(x))
+    return self.last_norm_relu("bn", self.conv(self.features, 3, name="conv")(x))
 
 
 STEMS = {"imagenet": ImageNetStem, "deep": DeepStem, "cifar": CifarStem}

@@ -141,10 +141,13 @@ class ResNet(nn.Module):
       shortcut=partial(self.shortcut, conv=conv, norm=norm),
       **({"dropout": self.dropout} if self.dropout else {}),
     )
-    stem_norm = None if self.pre_activation else norm
-    stem_features = self.stem_features or self.features
-    stem = self.stem(stem_features, conv=conv, norm=stem_norm, name="stem")
-    x = stem(images.astype(self.dtype))
+    x = self.stem(
+      self.stem_features or self.features,
+      pre_activation=self.pre_activation,
+      conv=conv,
+      norm=norm,
+      name="stem",
+    )(images.astype(self.dtype))
     for i, noise in enumerate(self._noise(train)):
       name = f"stage{i + 1}"
       x = self._stage_type(name)(
