@@ -3,12 +3,14 @@
 A file of PyTorch is a pickle (`torch_pickle.py`) and the raw numbers beside it. Three
 containers are read: zip (since PyTorch 1.6), the pickles one after the other before
 it, and the tar of the first versions. Numbers stay in the file, mapped into memory,
-until somebody copies them.
+until somebody copies them. Files come from anywhere: nothing here takes memory or
+time for what a file only claims to hold.
 """
 
+import io
 import math
+import mmap
 import struct
-import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -16,8 +18,10 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from resnet_jax.torch_pickle import DTYPES, Machine, Refused, Storage, Tensor
+from resnet_jax.torch_pickle import Machine, Refused, Storage, Tensor
 
+# Globals that a pickle asked for and may not have, in order.
+_Names = dict[str, None]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 
 
@@ -35,24 +39,29 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
     ValueError: the file is no such file.
   """
   problems: list[str] = []
+  refused: _Names = {}
   try:
-    data = np.memmap(path, np.uint8, "r")
     with open(path, "rb") as file:
+      mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+      data = np.frombuffer(mapped, np.uint8)
       if data[:4].tobytes() == b"PK\3\4":
-        content, refused = _read_zip(file, data, problems)
+        content = _read_zip(file, data, problems, refused)
       elif data[257:262].tobytes() == b"ustar":
-        content, refused = _read_tar(file, data, problems)
+        content = _read_tar(mapped, data, problems, refused)
       else:
-        content, refused = _read_legacy(file, data, problems)
-    if refused:
-      problems.append(f"it asks for {', '.join(refused)}, of which nothing is run")
+        content = _read_legacy(mapped, data, problems, refused)
     if isinstance(content, Refused):
-      raise ValueError(f"{problems[-1]}; save its state_dict() instead")
+      raise ValueError("save its state_dict() instead")
     tensors = _state_dict(content, problems)
   except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
+    asks = f"it asks for {', '.join(refused)}, of which nothing is run; "
+    asks = asks if refused else ""
+    said = str(error) if isinstance(error, ValueError) else repr(error)
     raise ValueError(
-      f"{path} is no file of torch.save, or damaged: {error or type(error).__name__}"
+      f"{path} is no file of torch.save, or damaged: {asks}{said}"
     ) from error
+  if refused:
+    problems.append(f"it asks for {', '.join(refused)}, of which nothing is run")
   arrays = {name: _view(name, tensor, problems) for name, tensor in tensors.items()}
   total = sum(array.nbytes for array in arrays.values() if array is not None)
   if total > len(data):
@@ -79,9 +88,14 @@ def _is_tensor(value: Any) -> bool:
 def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   """Returns a tensor as a view of its storage, if it lies within."""
   storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
-  numbers = (tensor.offset, *shape, *strides)
-  if not all(type(n) is int and n >= 0 for n in numbers) or len(shape) != len(strides):
-    problems.append(f"{name} has offset {tensor.offset}, {shape=} and {strides=}")
+  if not (
+    all(type(x) is tuple and len(x) <= 8 for x in (shape, strides))
+    and len(shape) == len(strides)
+    and all(
+      type(n) is int and 0 <= n < 2**48 for n in (tensor.offset, *shape, *strides)
+    )
+  ):
+    problems.append(f"{name} has an impossible offset, shape or strides")
     return None
   last = tensor.offset + sum(
     (size - 1) * stride for size, stride in zip(shape, strides, strict=True)
@@ -90,7 +104,8 @@ def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   if size and (last >= storage.numel or size > storage.numel):
     problems.append(f"{name} of {shape=} is larger than its record {storage.name!r}")
     return None
-  if storage.data is None:
+  if storage.data is None or math.prod(n or 1 for n in shape) >= 2**48:
+    problems.append(f"{name} has no numbers")
     return None
   steps = [stride * storage.dtype.itemsize for stride in strides]
   start = storage.data[tensor.offset :]
@@ -102,38 +117,43 @@ class _Storages(dict[str, Storage]):
 
   def find(self, persistent_id: Any) -> Any:
     """Returns the storage of ("storage", dtype, key, location, numel, [view])."""
+    if not isinstance(persistent_id, tuple) or len(persistent_id) < 4:
+      raise ValueError("a persistent id is no storage")
     if persistent_id[0] == "module":  # A class with its source; it was refused.
       return persistent_id[1]
     kind, dtype, key, _, numel, *view = persistent_id
-    names = {value: name for name, value in DTYPES.items()}
-    if kind != "storage" or not isinstance(dtype, np.dtype) or dtype not in names:
+    if isinstance(dtype, Refused):
+      return dtype
+    if kind != "storage" or not isinstance(dtype, np.dtype):
       raise ValueError("a persistent id is no storage")
-    if not isinstance(key, str) or type(numel) is not int or any(view):
-      raise ValueError(f"the storage {key!r:.40} is a view or of unknown size")
+    if not isinstance(key, str) or type(numel) is not int or any(view) or numel < 0:
+      raise ValueError("a storage is a view or of unknown size")
     found = self.setdefault(key, Storage(key, dtype, numel))
     if (found.dtype, found.numel) != (dtype, numel):
       raise ValueError(f"the storage {key!r:.40} has two sizes")
     return found
 
 
-def _read_zip(file: BinaryIO, data: np.ndarray, problems: list[str]):
+def _read_zip(
+  file: BinaryIO, data: np.ndarray, problems: list[str], refused: dict[str, None]
+):
   storages = _Storages()
-  machine = Machine(storages.find)
+  machine = Machine(storages.find, refused)
   with zipfile.ZipFile(file) as archive:
     entries = {info.filename: info for info in archive.infolist()}
-    (name,) = [name for name in entries if name.endswith("/data.pkl")]
-    root = name.removesuffix("data.pkl")
-    if "byteorder" in entries and archive.read(root + "byteorder") != b"little":
-      raise ValueError("its numbers are big-endian")
-    _check_stored(entries[name], data)
-    content = machine.load(archive.open(name))  # type: ignore[arg-type]
-    for storage in storages.values():
-      try:
-        info = entries[f"{root}data/{storage.name}"]
-        _fill(storage, _check_stored(info, data))
-      except (KeyError, ValueError) as error:
-        problems.append(f"record {storage.name!r}: {error}")
-  return content, machine.refused
+  (name,) = [name for name in entries if name.endswith("/data.pkl")]
+  root = name.removesuffix("data.pkl")
+  order = entries.get(root + "byteorder")
+  if order and _check_stored(order, data)[:9].tobytes() != b"little":
+    raise ValueError("its numbers are big-endian")
+  content = machine.load(io.BytesIO(_check_stored(entries[name], data).tobytes()))
+  for storage in storages.values():
+    try:
+      info = entries[f"{root}data/{storage.name}"]
+      _fill(storage, _check_stored(info, data))
+    except (KeyError, ValueError) as error:
+      problems.append(f"record {storage.name!r}: {error}")
+  return content
 
 
 def _check_stored(info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
@@ -163,6 +183,8 @@ def _read_counted(
   (count,) = struct.unpack("<q", file.read(8))
   size = storage.numel * storage.dtype.itemsize
   start = file.tell()
+  if size < 0 or start + size > len(data):
+    raise ValueError(f"the numbers of {storage.name!r:.40} are not in the file")
   try:
     if count != storage.numel:
       raise ValueError(f"it has {count} numbers, not {storage.numel}")
@@ -172,30 +194,38 @@ def _read_counted(
   file.seek(start + size)
 
 
-def _read_legacy(file: BinaryIO, data: np.ndarray, problems: list[str]):
+def _read_legacy(file, data: np.ndarray, problems: list[str], refused: _Names):
   """Magic, version, machine, object and keys as pickles; then the storages."""
   storages = _Storages()
-  machine = Machine(storages.find)
-  magic = machine.load(file)
-  if isinstance(magic, Refused):
-    return magic, machine.refused
-  if magic != _LEGACY_MAGIC:
+  machine = Machine(storages.find, refused)
+  if (magic := machine.load(file)) != _LEGACY_MAGIC:
+    if isinstance(magic, Refused):
+      return magic
     raise ValueError("it does not begin with PyTorch's magic number")
   _version, _machine, content, keys = (machine.load(file) for _ in range(4))
   for key in keys:
+    if not isinstance(key, str) or key not in storages:
+      raise ValueError("it has numbers of no tensor")
     _read_counted(file, data, storages[key], problems)
-  return content, machine.refused
+  return content
 
 
-def _read_tar(file: BinaryIO, data: np.ndarray, problems: list[str]):
+def _read_tar(file, data: np.ndarray, problems: list[str], refused: _Names):
   """Members `storages`, `tensors` and `pickle`, each a row of pickles and numbers."""
   objects: dict[Any, Any] = {}
-  machine = Machine(lambda key: objects[int(key)])
-  with tarfile.open(fileobj=file, mode="r:") as tar:
-    starts = {member.name: member.offset_data for member in tar.getmembers()}
+  machine = Machine(lambda key: objects[int(key)], refused)
+  starts, at = {}, 0
+  while len(header := data[at : at + 512].tobytes()) == 512 and header[0]:
+    starts[header[:100].rstrip(b"\0").decode()] = at + 512
+    size = int(header[124:135], 8)
+    if size < 0:
+      raise ValueError("a member of negative size")
+    at += 512 + -(-size // 512) * 512
   file.seek(starts["storages"])
   for _ in range(machine.load(file)):
     key, _location, dtype = machine.load(file)
+    if not isinstance(key, int) or not isinstance(dtype, np.dtype):
+      raise ValueError("a storage of no key or kind")
     (count,) = struct.unpack("<q", data[file.tell() :][:8].tobytes())
     objects[key] = Storage(str(key), dtype, count)
     _read_counted(file, data, objects[key], problems)
@@ -204,9 +234,13 @@ def _read_tar(file: BinaryIO, data: np.ndarray, problems: list[str]):
   file.seek(starts["tensors"])
   for _ in range(machine.load(file)):
     key, storage_key, _kind = machine.load(file)
+    if not isinstance(key, int) or not isinstance(storage_key, int):
+      raise ValueError("a tensor of no key")
     (rank,) = struct.unpack("<i4x", file.read(8))
+    if rank < 0:
+      raise ValueError("a tensor of negative rank")
     numbers = struct.unpack(f"<{2 * rank + 1}q", file.read(8 * (2 * rank + 1)))
     shape, strides = numbers[:rank], numbers[rank : 2 * rank]
     objects[key] = Tensor(objects[storage_key], numbers[-1], shape, strides)
   file.seek(starts["pickle"])
-  return machine.load(file), machine.refused
+  return machine.load(file)

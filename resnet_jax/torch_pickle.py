@@ -52,7 +52,11 @@ class Refused:
 
 
 def _rebuild_tensor(storage, offset, shape, strides, *_) -> Tensor:
-  return Tensor(storage, offset, tuple(shape), tuple(strides))
+  return Tensor(storage, offset, shape, strides)
+
+
+def _size(shape) -> Any:
+  return shape  # Never a copy: a pickle could ask for many.
 
 
 def _ordered_dict(items=()) -> dict:
@@ -66,18 +70,27 @@ def _ordered_dict(items=()) -> dict:
 def _set_item(target: dict, key: Any, value: Any) -> None:
   # Other keys, such as tuples of tuples, could take forever to be hashed.
   if not isinstance(target, dict) or not isinstance(key, str | int):
-    raise ValueError(f"a {type(target).__name__} gets the key {key!r:.40}")
+    raise ValueError(f"a {type(target).__name__} gets a {type(key).__name__} as a key")
   target[key] = value
 
 
 _FUNCTIONS: dict[str, Callable] = {
   "collections.OrderedDict": _ordered_dict,
-  "torch.Size": tuple,
+  "torch.Size": _size,
   "torch._utils._rebuild_tensor": _rebuild_tensor,
   "torch._utils._rebuild_tensor_v2": _rebuild_tensor,
   "torch._utils._rebuild_parameter": lambda tensor, *_: tensor,
 }
-_GLOBALS = _FUNCTIONS | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
+_GLOBALS = (
+  _FUNCTIONS
+  | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
+  # What the tar of the first versions calls the kinds of tensors; not used.
+  | {
+    f"torch.{device}{name.replace('Storage', 'Tensor')}": None
+    for name in DTYPES
+    for device in ("", "cuda.")
+  }
+)
 _LITERALS = {
   *("NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "LONG1", "LONG4", "FLOAT"),
   *("BININT", "BININT1", "BININT2", "BINFLOAT", "UNICODE", "BINUNICODE"),
@@ -85,33 +98,41 @@ _LITERALS = {
   *("BINBYTES", "SHORT_BINBYTES"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-_MARK = object()
+# Eight thousand tensors, as ResNet-1202 has, take 250,000. An instruction of one byte
+# may make an object of eighty, so this bounds the memory that a pickle takes.
+_MOST_INSTRUCTIONS = 2_000_000
 
 
 class Machine:
   """Runs pickles.
 
   Attributes:
-    refused: globals that were asked for and are not allowed.
+    refused: gets the globals that are asked for and not allowed, in order.
     find_persistent: gives the object that a pickle names by its persistent id.
   """
 
-  def __init__(self, find_persistent: Callable[[Any], Any]):
-    self.refused: dict[str, None] = {}
+  def __init__(self, find_persistent: Callable[[Any], Any], refused: dict[str, None]):
+    self.refused = refused
+    self._left = _MOST_INSTRUCTIONS
     self._find_persistent = find_persistent
 
   def load(self, file: BinaryIO) -> Any:
     """Returns the object of the pickle at the file's position."""
     self._stack: list[Any] = []
+    self._below: list[list[Any]] = []  # Stacks below the marks.
     self._memo: dict[int, Any] = {}
     for opcode, argument, _ in pickletools.genops(file):
+      self._count(1)
       self._run(opcode.name, argument)
     return self._stack.pop()
 
+  def _count(self, instructions: int) -> None:
+    self._left -= instructions
+    if self._left < 0:
+      raise ValueError(f"its pickles are longer than {_MOST_INSTRUCTIONS} instructions")
+
   def _pop_to_mark(self) -> list[Any]:
-    index = len(self._stack) - 1 - self._stack[::-1].index(_MARK)
-    items = self._stack[index + 1 :]
-    del self._stack[index:]
+    items, self._stack = self._stack, self._below.pop()
     return items
 
   def _run(self, name: str, argument: Any) -> None:
@@ -121,7 +142,8 @@ class Machine:
     elif name in _LITERALS:
       stack.append(_CONSTANTS.get(name, argument))
     elif name == "MARK":
-      stack.append(_MARK)
+      self._below.append(stack)
+      self._stack = []
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
       self._memo[argument] = stack[-1]
     elif name == "MEMOIZE":
@@ -131,20 +153,22 @@ class Machine:
     elif name in ("EMPTY_DICT", "EMPTY_LIST", "EMPTY_TUPLE"):
       stack.append({"D": {}, "L": [], "T": ()}[name[6]])
     elif name == "TUPLE":
-      stack.append(tuple(self._pop_to_mark()))
+      items = self._pop_to_mark()
+      self._stack.append(tuple(items))
     elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
       count = int(name[-1])
       stack[-count:] = [tuple(stack[-count:])]
     elif name in ("APPEND", "APPENDS"):
       items = [stack.pop()] if name == "APPEND" else self._pop_to_mark()
-      stack[-1].extend(items)
+      if not isinstance(self._stack[-1], Refused):
+        self._stack[-1].extend(items)
     elif name in ("SETITEM", "SETITEMS"):
       items = [*self._pop_pair()] if name == "SETITEM" else self._pop_to_mark()
-      if not isinstance(stack[-1], Refused):
+      if not isinstance(self._stack[-1], Refused):
         for key, value in zip(items[::2], items[1::2], strict=True):
-          _set_item(stack[-1], key, value)
+          _set_item(self._stack[-1], key, value)
     elif name in ("GLOBAL", "STACK_GLOBAL"):
-      stack.append(self._global(argument or " ".join(self._pop_pair())))
+      stack.append(self._global(argument or self._joined()))
     elif name == "BINPERSID":
       stack.append(self._find_persistent(stack.pop()))
     elif name == "REDUCE":
@@ -152,7 +176,7 @@ class Machine:
       stack.append(self._call(function, arguments))
     elif name == "INST":  # A class and its arguments in one, from protocol 0.
       self._pop_to_mark()
-      stack.append(self._global(argument))
+      self._stack.append(self._global(argument))
     elif name == "NEWOBJ":
       stack.append(self._call(*self._pop_pair()))
     elif name == "BUILD":
@@ -163,6 +187,13 @@ class Machine:
   def _pop_pair(self) -> tuple[Any, Any]:
     second = self._stack.pop()
     return self._stack.pop(), second
+
+  def _joined(self) -> str:
+    names = self._pop_pair()
+    # From the memo, a long name could be joined and kept many times over.
+    if sum(map(len, names)) > 999:
+      raise ValueError("it asks for a global of a name too long")
+    return " ".join(names)
 
   def _global(self, name: str) -> Any:
     name = name.replace(" ", ".")
@@ -176,4 +207,6 @@ class Machine:
       return function
     if not any(function is known for known in _FUNCTIONS.values()):
       raise ValueError("something that is no function is called")
+    if function is _ordered_dict and arguments:
+      self._count(len(arguments[0]))
     return function(*arguments)

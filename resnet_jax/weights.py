@@ -47,6 +47,15 @@ class Preprocessing:
   crop: int = 224
   interpolation: str = "bilinear"
 
+  def __post_init__(self):
+    numbers = (*self.mean, *self.std, self.resize, self.crop)
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+      raise ValueError(f"mean, std, resize and crop must be numbers: {numbers}")
+    if self.interpolation not in ("bilinear", "bicubic"):
+      raise ValueError(
+        f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
+      )
+
 
 # torchvision's files with another preprocessing than its first ones, by the hash in
 # their names (torchvision/models/resnet.py, `transforms` of each entry).
@@ -74,9 +83,10 @@ def load(path: str | Path, model: ResNet) -> Variables:
     FileNotFoundError: there is no such file.
   """
   path = find(path)
-  arrays, problems = _read(path)
-  tensors = {canonical(name): array for name, array in arrays.items()}
-  if len(tensors) < len(arrays):
+  tensors, problems = _read(path)
+  count = len(tensors)
+  tensors = {canonical(name): tensors.pop(name) for name in list(tensors)}
+  if len(tensors) < count:
     problems.append("several tensors have the same name but for a prefix")
   shape = _image_shape(tensors)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -180,7 +190,7 @@ def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
       timm = json.loads(config.read_text()).get("pretrained_cfg")
       if timm is not None:
         return _from_timm(timm)
-  except (ValueError, TypeError, KeyError, AttributeError) as error:
+  except Exception as error:  # JSON of any shape: all kinds.
     raise ValueError(f"the preprocessing of {path} is damaged: {error!r}") from error
   if model.stem is CifarStem:
     return Preprocessing(resize=0, crop=0)
@@ -248,8 +258,16 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
     return torch_file.read(path)
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      return {name: file.get_tensor(name) for name in file.keys()}, []  # noqa: SIM118
-  except (safetensors.SafetensorError, TypeError, OSError) as error:
+      arrays: dict[str, np.ndarray | None] = {}
+      problems = []
+      for name in file.keys():  # noqa: SIM118
+        try:
+          arrays[name] = file.get_tensor(name)
+        except (TypeError, AttributeError):  # NumPy has no such numbers.
+          arrays[name] = None
+          problems.append(f"{name} has dtype {file.get_slice(name).get_dtype()}")
+      return arrays, problems
+  except (safetensors.SafetensorError, OSError) as error:
     raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
@@ -267,7 +285,8 @@ def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
   """Any size, and as many channels as the weights' first convolution takes."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
     kernel = tensors.get(name)
-    if kernel is not None and kernel.ndim == 4:
+    # More channels would be no images, and the shapes that follow are made.
+    if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return 32, 32, kernel.shape[1]
   return 32, 32, 3
 

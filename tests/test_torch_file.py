@@ -1,0 +1,660 @@
+"""Files of torch.save: read exactly, or refused, and nothing in them is run."""
+
+import contextlib
+import functools
+import itertools
+import os
+import pickle
+import pickletools
+import random
+import re
+import signal
+import struct
+import subprocess
+import sys
+import tracemalloc
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import pytest
+import safetensors.numpy
+from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
+
+import resnet_jax
+from resnet_jax import torch_file, weights
+
+# Bytes that reading may take besides twice the file: what Python needs for any file.
+SPARE = 2**16
+FLOATS = np.arange(24, dtype=np.float32)
+
+
+def make_state() -> dict[str, np.ndarray]:
+  rng = np.random.default_rng(0)
+  conv = rng.normal(size=(2, 3, 3, 4)).astype(np.float32)
+  return OrderedDict(
+    {
+      "conv.weight": conv.transpose(0, 3, 1, 2),  # channels_last
+      "fc.weight": FLOATS[4:10].reshape(2, 3).T,
+      "every.second": FLOATS[::2],
+      "by.column": np.array([[1, 2, 3], [4, 5, 6]], np.float32, order="F"),
+      "counter": np.array(7),
+      "none": np.zeros((0, 3), np.float32),
+      "half": np.array([1.5, -2], np.float16),
+      "brain": np.array([1.5, -2], ml_dtypes.bfloat16),
+      "double": np.array([1 / 3]),
+      "int": np.array([-1], np.int32),
+      "byte": np.array([255], np.uint8),
+      "bool": np.array([True, False]),
+    }
+  )
+
+
+STATE = make_state()
+SMALL = {"a": FLOATS[:6].reshape(2, 3), "b": np.array([1.5], np.float16)}
+
+
+def read(folder: Path, data: bytes):
+  path = folder / "x.pth"
+  path.write_bytes(data)
+  return torch_file.read(path)
+
+
+def complaint(folder: Path, data: bytes) -> str:
+  """Returns all that is said to be wrong with a file."""
+  try:
+    _, problems = read(folder, data)
+  except ValueError as error:
+    return str(error)
+  return "; ".join(problems)
+
+
+def change(part: str, edit, container: str) -> bytes:
+  """Returns a file of SMALL with another part, or without it."""
+  parts = members(SMALL, container)
+  parts[part] = edit(parts[part])
+  return pack({key: x for key, x in parts.items() if x is not None}, container)
+
+
+def assert_same(arrays, expected):
+  assert list(arrays) == list(expected)
+  for name, array in expected.items():
+    assert arrays[name].dtype == array.dtype
+    np.testing.assert_array_equal(arrays[name], array)
+
+
+# What is read.
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_every_container_gives_exactly_the_arrays(container, tmp_path):
+  arrays, problems = read(tmp_path, write(STATE, container))
+  assert not problems
+  assert_same(arrays, STATE)
+  assert not any(array.flags.writeable for array in arrays.values())
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_the_writer_of_these_tests_writes_what_torch_reads(container, tmp_path):
+  torch = pytest.importorskip("torch")
+  path = tmp_path / "x.pth"
+  path.write_bytes(write(STATE, container))
+  tensors = torch.load(path, weights_only=container != "tar")
+  assert list(tensors) == list(STATE)
+  for name, array in STATE.items():
+    assert str(tensors[name].dtype) == f"torch.{array.dtype}"
+    assert array.size == 0 or tensors[name].stride() == tuple(
+      step // array.itemsize for step in array.strides
+    )
+    np.testing.assert_array_equal(tensors[name].double(), array.astype(np.float64))
+
+
+@pytest.mark.parametrize("zipped", [True, False])
+def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
+  torch = pytest.importorskip("torch")
+  module = torch.nn.Sequential(torch.nn.Conv2d(2, 4, 3), torch.nn.BatchNorm2d(4))
+  module = module.to(memory_format=torch.channels_last)
+  state = module.state_dict(keep_vars=True)  # With parameters, not only tensors.
+  path = tmp_path / "x.pth"
+  torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
+  arrays, problems = torch_file.read(path)
+  assert not problems
+  assert_same(arrays, {name: x.detach().numpy() for name, x in state.items()})
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+def test_wrappers_are_opened_whatever_plain_values_are_beside(
+  wrapper, container, tmp_path
+):
+  others = {"epoch": 3, "best": 0.5, "arch": "x", "no": None, "list": [1, (2, {3: 4})]}
+  arrays, problems = read(tmp_path, write({**others, wrapper: SMALL}, container))
+  assert not problems
+  assert_same(arrays, SMALL)
+
+
+def test_ordered_dicts_of_python_2_are_read(tmp_path):
+  pairs = [[name, array] for name, array in SMALL.items()]
+  content = Call(Global("collections", "OrderedDict"), pairs)
+  assert_same(read(tmp_path, write(content, "legacy"))[0], SMALL)
+
+
+def test_numbers_stay_in_the_file_until_they_are_copied(tmp_path):
+  data = write({"a": np.zeros(2**21, np.float32)}, "zip")
+  tracemalloc.start()
+  arrays, _ = read(tmp_path, data)
+  _, peak = tracemalloc.get_traced_memory()
+  tracemalloc.stop()
+  assert arrays["a"].nbytes == 2**23
+  assert peak < SPARE
+
+
+# What is refused: code.
+
+
+def text(value: str) -> bytes:
+  return b"X" + struct.pack("<I", len(value)) + value.encode()
+
+
+def ask(module: str, attribute: str) -> bytes:
+  return f"c{module}\n{attribute}\n".encode()
+
+
+SYSTEM = ask("posix", "system")
+TUPLE, MAP = ask("builtins", "tuple"), ask("builtins", "map")
+GETATTR, IMPORT = ask("builtins", "getattr"), ask("builtins", "__import__")
+# Programs that run the shell command put in for %b, and the globals they ask for.
+ATTACKS = {
+  "reduce": (SYSTEM + b"%b\x85R", ["posix.system"]),
+  "inst": (b"(%biposix\nsystem\n", ["posix.system"]),
+  "obj": (b"(" + SYSTEM + b"%bo", ["posix.system"]),
+  "newobj": (
+    TUPLE + MAP + SYSTEM + b"%b\x85\x86\x81\x85\x81",
+    ["builtins.tuple", "builtins.map", "posix.system"],
+  ),
+  "newobj_ex": (
+    TUPLE + MAP + SYSTEM + b"%b\x85\x86}\x92\x85}\x92",
+    ["builtins.tuple", "builtins.map", "posix.system"],
+  ),
+  "stack_global": (text("posix") + text("system") + b"\x93%b\x85R", ["posix.system"]),
+  "dotted": (text("shutil") + text("os.system") + b"\x93%b\x85R", ["shutil.os.system"]),
+  "getattr": (
+    GETATTR + IMPORT + text("posix") + b"\x85R" + text("system") + b"\x86R%b\x85R",
+    ["builtins.getattr", "builtins.__import__"],
+  ),
+  "nested": (
+    ask("collections", "OrderedDict") + text("a") + SYSTEM + b"%b\x85R\x86\x85\x85R",
+    ["posix.system"],
+  ),
+  "as a key": (b"}" + SYSTEM + b"%b\x85RNs", ["posix.system"]),
+  "appended to": (SYSTEM + b"%b\x85RNa", ["posix.system"]),
+  "as an id": (SYSTEM + b"%b\x85RQ", ["posix.system"]),
+}
+PLACES = {
+  "top": b"%b",
+  "value": b"}" + text("a") + b"%bs",
+  "sibling": b"}(" + text("state_dict") + b"}" + text("args") + b"%bu",
+}
+
+
+def program(code: bytes) -> bytes:
+  return b"\x80\x04" + code + b"."
+
+
+def zip_of(code: bytes, **parts: bytes) -> bytes:
+  return pack({"data.pkl": program(code), **parts}, "zip")
+
+
+@pytest.mark.parametrize("place", PLACES)
+@pytest.mark.parametrize("attack", ATTACKS)
+def test_code_is_not_run_and_every_global_is_named(attack, place, tmp_path):
+  code, names = ATTACKS[attack]
+  ran = tmp_path / "ran"
+  code = PLACES[place] % (code % text(f"touch {ran}"))
+  with contextlib.suppress(Exception):
+    pickle.loads(program(code))
+  ran.unlink()  # With pickle it does run.
+  said = complaint(tmp_path, zip_of(code))
+  assert not ran.exists()
+  assert [name for name in names if name not in said] == []
+
+
+@pytest.mark.parametrize(
+  ("container", "part"),
+  [
+    *[("zip", "data.pkl"), ("legacy", "start"), ("legacy", "program")],
+    *[("legacy", "keys"), ("tar", "storages"), ("tar", "tensors"), ("tar", "pickle")],
+  ],
+)
+def test_code_is_not_run_wherever_there_are_pickles(container, part, tmp_path):
+  ran = tmp_path / "ran"
+  attack = program(SYSTEM + text(f"touch {ran}") + b"\x85R")
+  data = change(part, lambda x: attack + x, container)
+  assert "posix.system" in complaint(tmp_path, data)
+  assert not ran.exists()
+
+
+# What is refused: damage.
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+def test_a_truncated_file_is_refused_or_whole(container, tmp_path):
+  path = tmp_path / "x.pth"
+  path.write_bytes(write(SMALL, container))
+  for size in reversed(range(path.stat().st_size)):
+    os.truncate(path, size)
+    with contextlib.suppress(ValueError):
+      arrays, problems = torch_file.read(path)
+      if not problems:
+        assert_same(arrays, SMALL)
+
+
+@pytest.mark.parametrize(
+  "data",
+  [
+    change("data/0", lambda x: x[:-4], "zip"),
+    change("data/0", lambda x: x + b"1234", "zip"),
+    change("data/0", lambda x: None, "zip"),
+    # The count of the first of them.
+    change("numbers", lambda x: b"\x17" + x[1:], "legacy"),
+    change("numbers", lambda x: b"\x19" + x[1:], "legacy"),
+    change("keys", lambda x: pickle.dumps(["1"]), "legacy"),
+    change("numbers", lambda x: b"", "legacy"),
+  ],
+  ids=["short", "long", "none", "count-1", "count+1", "no key", "no numbers"],
+)
+def test_a_record_of_another_size_is_refused(data, tmp_path):
+  assert complaint(tmp_path, data)
+
+
+def test_all_bad_records_are_named_and_others_are_read(tmp_path):
+  bad = {"x": np.zeros(5, np.float32), "y": np.zeros(6, np.float32)}
+  parts = members({**bad, **SMALL}, "zip")
+  parts["data/0"] += b"1234"
+  del parts["data/1"]
+  arrays, problems = read(tmp_path, pack(parts, "zip"))
+  assert arrays.pop("x") is None and arrays.pop("y") is None
+  assert_same(arrays, SMALL)
+  said = "; ".join(problems)
+  assert "'0'" in said and "'1'" in said
+
+
+@pytest.mark.parametrize("container", CONTAINERS)
+@pytest.mark.parametrize(
+  ("offset", "shape", "strides"),
+  [
+    (0, (25,), (1,)),
+    (0, (25,), (0,)),
+    (0, (5, 5), (1, 1)),
+    (0, (1000, 1000), (0, 0)),
+    (0, (2**31, 2**31), (0, 0)),
+    (1, (24,), (1,)),
+    (24, (1,), (1,)),
+    (0, (13,), (2,)),
+    (-1, (1,), (1,)),
+    (0, (-1,), (1,)),
+    (23, (24,), (-1,)),
+    (2**62, (2,), (1,)),
+    (0, (2,), (2**62,)),
+    (0, (1,), (2**63 - 1,)),
+    (0, (0, 2**63 - 1), (1, 1)),
+    (0, (1,) * 65, (1,) * 65),
+  ],
+)
+def test_a_tensor_that_is_not_within_its_record_is_named(
+  offset, shape, strides, container, tmp_path
+):
+  view = View(FLOATS, offset, shape, strides)
+  data = write({"wrong": view, "right": SMALL["a"]}, container)
+  assert "wrong" in complaint(tmp_path, data)
+
+
+@pytest.mark.parametrize("container", ["zip", "legacy"])
+@pytest.mark.parametrize(
+  ("offset", "shape", "strides"),
+  [
+    (0, (1,), (2**63,)),
+    (0, (0, 2**80), (1, 1)),
+    (-(10**5000), (1,), (1,)),
+    (2**80, (1,), (1,)),
+    (0, (2, 3), (1,)),
+    (None, (1,), (1,)),
+    (0, (1.0,), (1,)),
+    (0, (True,), (1,)),
+    (0, "1", "1"),
+    (0, (1,), (None,)),
+    (0, (SMALL["a"],), (1,)),
+  ],
+  ids=range(11),  # One of them is too long for a name.
+)
+def test_a_tensor_of_other_than_small_numbers_is_named(
+  offset, shape, strides, container, tmp_path
+):
+  view = View(FLOATS, offset, shape, strides)
+  data = write({"wrong": view, "right": SMALL["a"]}, container)
+  assert "wrong" in complaint(tmp_path, data)
+
+
+def test_compressed_entries_are_refused(tmp_path):
+  parts = members({"a": np.zeros(99)}, "zip")
+  assert "compressed" in complaint(tmp_path, pack(parts, "zip", zipfile.ZIP_DEFLATED))
+
+
+@pytest.mark.parametrize("of", [FLOATS.tobytes(), b"_rebuild_tensor_v2"])
+def test_a_wrong_checksum_is_refused(of, tmp_path):
+  data = write(SMALL, "zip")
+  at = data.index(of) + 5
+  damaged = data[:at] + bytes([data[at] ^ 1]) + data[at + 1 :]
+  assert "checksum" in complaint(tmp_path, damaged)
+
+
+def test_big_endian_numbers_are_refused(tmp_path):
+  assert "big-endian" in complaint(
+    tmp_path, change("byteorder", lambda x: b"big", "zip")
+  )
+
+
+@pytest.mark.parametrize("kind", ["ComplexFloatStorage", "UntypedStorage"])
+def test_numbers_of_an_unknown_kind_are_named(kind, tmp_path):
+  data = change("data.pkl", lambda x: x.replace(b"FloatStorage", kind.encode()), "zip")
+  assert kind in complaint(tmp_path, data)
+
+
+@pytest.mark.parametrize("data", [b"", b"x", b"PK\3\4", b"\x80\x02.", bytes(9999)])
+def test_what_is_no_such_file_is_refused(data, tmp_path):
+  assert "no file of torch.save" in complaint(tmp_path, data)
+
+
+# What would take forever or all memory. Read in a process of its own: what hangs in C
+# cannot be stopped otherwise.
+
+# A tuple of two times a tuple of two times ..., of 2**60 in all.
+LAUGHS = b"N\x85" + b"".join(bytes([*b"q", i, *b"h", i, 0x86]) for i in range(60))
+STORAGE = text("storage") + ask("torch", "FloatStorage")
+
+
+def tensor_of(storage: bytes, shape: bytes = b"K\x01\x85") -> bytes:
+  rebuild = ask("torch._utils", "_rebuild_tensor_v2")
+  return rebuild + b"(" + storage + b"Q" + b"K\x00" + shape + b"K\x01\x85tR"
+
+
+def tar_of(storages=b"", tensors=b"") -> bytes:
+  parts = members({}, "tar")
+  return pack(
+    {
+      "storages": storages or parts["storages"],
+      "tensors": tensors or parts["tensors"],
+      "pickle": parts["pickle"],
+    },
+    "tar",
+  )
+
+
+def with_size(data: bytes, member: int, size: int, kind: bytes = b"0") -> bytes:
+  """Returns a tar file whose member says that it has another size."""
+  at = [m.start() - 257 for m in re.finditer(rb"ustar  ", data)][member]
+  header = bytearray(data[at : at + 512])
+  header[124:136] = size.to_bytes(12, "big", signed=True)
+  header[124] |= 0x80
+  header[148:157] = b" " * 8 + kind
+  header[148:156] = b"%06o\0 " % sum(header)
+  return data[:at] + header + data[at + 512 :]
+
+
+def one_storage(key: bytes, count: int) -> bytes:
+  row = program(key + text("cpu") + ask("torch", "ByteStorage") + b"\x87")
+  return pickle.dumps(2**40) + row + struct.pack("<q", count)
+
+
+def legacy_of(code: bytes = b"", keys: bytes = b"") -> bytes:
+  parts = members(SMALL, "legacy")
+  parts["program"] = program(code) if code else parts["program"]
+  parts["keys"] = program(keys) if keys else parts["keys"]
+  return pack(parts, "legacy")
+
+
+def string(size: int) -> bytes:
+  return b"X" + struct.pack("<I", size) + b"abc"
+
+
+ROW = len(one_storage(b"K\x01", 0)) - len(pickle.dumps(2**40))
+MANY = b"".join(b"h\x00" + text(f"{i:03}") + b"\x93" for i in range(999))
+ONES = (1,) * 9_999
+BOMBS = {
+  "tuples, a key": zip_of(b"}" + LAUGHS + b"Ns"),
+  "tuples, a shape": zip_of(
+    b"}" + text("a") + tensor_of(b"(" + STORAGE + text("0") + b"NK\x01t", LAUGHS) + b"s"
+  ),
+  "tuples, a storage": zip_of(tensor_of(b"(" + STORAGE + LAUGHS + b"NK\x01t")),
+  "tuples, a persistent id": zip_of(LAUGHS + b"Q"),
+  "tuples, a module": zip_of(LAUGHS + text("a") + b"\x93"),
+  "tuples, a key of legacy": legacy_of(keys=b"]" + LAUGHS + b"a"),
+  "tuples, a key of tar": tar_of(one_storage(LAUGHS, 0)),
+  "deep tuples": zip_of(b")" + b"\x85" * 20_000),
+  "deep tuples, a key": zip_of(b"})" + b"\x85" * 20_000 + b"Ns"),
+  "many marks": zip_of(b"(" + b"N" * 100_000 + b"(t" * 100_000 + b"t"),
+  "a string of 1 GB": zip_of(string(2**30)),
+  "a string of 1 GB in legacy": legacy_of(string(2**30)),
+  "a string of 1 GB in tar": tar_of(program(string(2**30))),
+  "a string of 2**60": legacy_of(b"\x8d" + struct.pack("<Q", 2**60)),
+  "bytes of 1 GB": legacy_of(b"B" + struct.pack("<I", 2**30)),
+  "an integer of 1 GB": legacy_of(b"\x8b" + struct.pack("<I", 2**30)),
+  "a memo of 2**32": zip_of(b"}r" + b"\xff" * 4),
+  "globals of a long name": zip_of(
+    b"}" + text("a") + b"(" + text("x" * 99_999) + b"q\x00" + MANY + b"ts"
+  ),
+  "sizes of a long list": zip_of(
+    b"}"
+    + text("a")
+    + b"(]("
+    + b"K\x01" * 50_000
+    + b"eq\x00"
+    + (ask("torch", "Size") + b"h\x00\x85R") * 500
+    + b"ts"
+  ),
+  "shapes of many": write(
+    {f"{i}": View(FLOATS, 0, ONES, (1,)) for i in range(999)}, "zip"
+  ),
+  "a count back to itself": tar_of(one_storage(b"K\x01", -ROW)),
+  "a rank of 2**27": tar_of(
+    tensors=pickle.dumps(1)
+    + pickle.dumps((1, None, None))
+    + struct.pack("<iiq", 2**27, 0, 0)
+  ),
+  "a tar member of 1 GB": with_size(write(SMALL, "tar"), 0, 2**30, b"L"),
+  "a tar member before itself": with_size(write(SMALL, "tar"), 1, -512),
+}
+READ_APART = """
+import pathlib, resource, sys, tracemalloc, types
+package = types.ModuleType("resnet_jax")  # Without what it imports.
+package.__path__ = [sys.argv[1]]
+sys.modules["resnet_jax"] = package
+from resnet_jax import torch_file
+resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
+tracemalloc.start()
+try:
+  torch_file.read(pathlib.Path(sys.argv[2]))
+except ValueError:
+  pass
+print(tracemalloc.get_traced_memory()[1])
+"""
+
+
+@pytest.mark.parametrize("bomb", BOMBS)
+def test_a_bomb_takes_neither_time_nor_memory(bomb, tmp_path):
+  path = tmp_path / "x.pth"
+  path.write_bytes(BOMBS[bomb])
+  package = Path(resnet_jax.__file__).parent
+  command = [sys.executable, "-c", READ_APART, str(package), str(path)]
+  done = subprocess.run(command, capture_output=True, text=True, timeout=20)
+  assert done.returncode == 0, done.stderr
+  # Python's objects take several bytes for each of a pickle.
+  assert int(done.stdout) <= 2 * len(BOMBS[bomb]) + 2**22
+
+
+# What is refused: anything.
+
+NUMBERS = (0, 1, -1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1)
+PIECES = [
+  *(
+    bytes([code])
+    for code in b"().0123NQRabdehijloqrstu]}\x81\x85\x86\x87\x89\x92\x93\x94"
+  ),
+  *(b"J" + struct.pack("<i", n) for n in NUMBERS if n < 2**31),
+  *(b"\x8a\x08" + struct.pack("<q", n) for n in NUMBERS),
+  *(b"\x8a\x09" + b"\xff" * 8 + last for last in (b"\x00", b"\xff")),
+  *(b"r" + struct.pack("<I", 2**32 - 1), b"\x8d" + struct.pack("<Q", 2**60)),
+  *(b"X" + struct.pack("<I", 2**31), b"\x8b" + struct.pack("<I", 2**31 - 1)),
+  *(b"h\x00", b"q\x00", b"h\x01\x85q\x01", b"G" + b"\x7f" * 8, b"I01\n"),
+  *(SYSTEM, STORAGE, ask("torch", "Size"), text("a"), text("0"), LAUGHS[:100]),
+]
+JSON_PIECES = [
+  *(str(n).encode() for n in (*NUMBERS, 2**64, 1e99)),
+  *(b'"%b"' % x for x in (b"F32", b"F64", b"BF16", b"F8_E4M3", b"I64", b"shape", b"a")),
+  *(bytes([x]) for x in b'{}[],:"\\\xff'),
+  *(b'"__metadata__"', b"null", b"[" * 200),
+]
+
+
+def tokens(part: bytes) -> list[bytes]:
+  """Returns the instructions of the pickles in it, and what is between them."""
+  cuts = {0, len(part)}
+  for start in (match.start() for match in re.finditer(rb"\x80\x02", part)):
+    with contextlib.suppress(ValueError):
+      places = [place for _, _, place in pickletools.genops(part[start:])]
+      cuts |= {start + place for place in (*places, places[-1] + 1)}
+  order = sorted(cuts)
+  return [part[a:b] for a, b in itertools.pairwise(order)]
+
+
+@functools.cache
+def source(container: str):
+  """Returns a file's parts, each as tokens; what makes a file of them; more tokens."""
+  small = {key: STATE[key] for key in ("fc.weight", "by.column", "counter", "half")}
+  if container != "safetensors":
+    parts = {key: tokens(part) for key, part in members(small, container).items()}
+    return parts, functools.partial(pack, container=container), PIECES
+  data = safetensors.numpy.save(small, {"key": "value"})
+  size = 8 + struct.unpack("<Q", data[:8])[0]
+
+  def join(parts: dict[str, bytes]) -> bytes:
+    return struct.pack("<Q", len(parts["header"])) + b"".join(parts.values())
+
+  header = re.findall(rb'\d+|"[^"]*"|.', data[8:size])
+  return {"header": header, "numbers": [data[size:]]}, join, JSON_PIECES
+
+
+def edit_bytes(rng: random.Random, data: bytes, other: bytes) -> bytes:
+  changed = bytearray(data)
+  for _ in range(rng.choice((1, 1, 2, 4))):
+    at = rng.randrange(len(changed) + 1)
+    size = rng.choice((1, 2, 4, 8, 64))
+    match rng.randrange(6):
+      case 0:
+        changed[at : at + 1] = bytes([rng.randrange(256)])
+      case 1:
+        number = struct.pack("<q", rng.choice(NUMBERS))[:size]
+        changed[at : at + len(number)] = number
+      case 2:
+        del changed[at : at + size]
+      case 3:
+        changed[at:at] = changed[at : at + size]
+      case 4:
+        start = rng.randrange(len(other))
+        changed[at : at + size] = other[start : start + size]
+      case 5 if rng.random() < 0.3:
+        del changed[at:]
+  return bytes(changed)
+
+
+def edit_tokens(rng: random.Random, tokens: list[bytes], pieces) -> list[bytes]:
+  changed = list(tokens)
+  for _ in range(rng.choice((1, 1, 2, 3))):
+    at = rng.randrange(len(changed) + 1)
+    size = rng.choice((1, 1, 1, 2, 5))
+    match rng.randrange(5):
+      case 0:
+        del changed[at : at + size]
+      case 1:
+        start = rng.randrange(len(tokens))
+        changed[at:at] = tokens[start : start + size]
+      case 2:
+        changed[at : at + 1] = [rng.choice(pieces)]
+      case 3:
+        changed[at:at] = rng.choices(pieces, k=size)
+      case 4:
+        changed[at : at + 2] = changed[at : at + 2][::-1]
+  return changed
+
+
+def mutant(container: str, seed: int) -> bytes:
+  rng = random.Random(f"{container} {seed}")
+  sources, join, pieces = source(container)
+  parts = {key: b"".join(part) for key, part in sources.items()}
+  whole = join(parts)
+  part = rng.choice(list(parts))
+  kind = rng.random()
+  if kind < 0.3:
+    return edit_bytes(rng, whole, whole)
+  if kind < 0.5:
+    parts[part] = edit_bytes(rng, parts[part], whole)
+  else:
+    part = max(sources, key=lambda key: len(sources[key])) if kind < 0.8 else part
+    parts[part] = b"".join(edit_tokens(rng, sources[part], pieces))
+  return join(parts)
+
+
+class HangError(BaseException):
+  """Not caught by what is tested."""
+
+
+@contextlib.contextmanager
+def time_limit(seconds: int):
+  def stop(*_):
+    raise HangError(f"more than {seconds} s")
+
+  before = signal.signal(signal.SIGALRM, stop)
+  signal.setitimer(signal.ITIMER_REAL, seconds)
+  try:
+    yield
+  finally:
+    signal.setitimer(signal.ITIMER_REAL, 0)
+    signal.signal(signal.SIGALRM, before)
+
+
+def read_and_copy(path: Path) -> None:
+  arrays, problems = weights._read(path)
+  weights._metadata(path)
+  for key, array in arrays.items():
+    assert array is not None or problems, f"{key} is missing and nothing is said"
+    if array is not None:
+      array.copy()  # What is not within the file would crash.
+
+
+@pytest.mark.parametrize("container", [*CONTAINERS, "safetensors"])
+def test_of_10_000_damaged_files_each_is_read_or_refused(container, tmp_path):
+  path = tmp_path / ("x.safetensors" if container == "safetensors" else "x.pth")
+  path.write_bytes(mutant(container, 0))
+  with contextlib.suppress(ValueError):
+    read_and_copy(path)  # What is only made once.
+  failures, most = {}, 0
+  for seed in range(2_500):
+    data = mutant(container, seed)
+    path.write_bytes(data)
+    tracemalloc.start()
+    try:
+      with time_limit(10):
+        read_and_copy(path)
+    except ValueError:
+      pass
+    except (Exception, HangError) as error:
+      failures[seed] = repr(error)
+    extra = tracemalloc.get_traced_memory()[1] - 2 * len(data)
+    tracemalloc.stop()
+    most = max(most, extra)
+    if extra > SPARE:
+      failures[seed] = f"{extra} bytes more than twice the file"
+  print(f"{container}: at most {most} bytes more than twice the file")
+  assert not failures
