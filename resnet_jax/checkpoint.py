@@ -202,9 +202,9 @@ class CheckpointStore:
       yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
       raise OSError(
-        f"checkpoint {self._manager.directory / str(step)} cannot be restored: the "
-        "images have other channels than in training, or it is damaged and must be "
-        f"deleted to go on from the one before ({str(error)[:120]})"
+        f"checkpoint {self._manager.directory / str(step)} cannot be restored: it is "
+        "damaged, and must be deleted to go on from the one before; or, in training, "
+        f"the images have other channels than before ({str(error)[:120]})"
       ) from error
 
 

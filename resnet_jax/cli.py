@@ -25,6 +25,8 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
   lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
   # An error inside a config file comes with its traceback; its last line says what.
   text = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
+  # Names in damaged files may hold codes that a terminal would obey.
+  text = "".join(c if c.isprintable() else "?" for c in text)
   print(f"error: {text}", file=sys.stderr)
   sys.exit(status)
 

@@ -25,12 +25,15 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+  def __init__(self, **kwargs):
+    super().__init__(allow_abbrev=False, **kwargs)
+
   def error(self, message: str) -> NoReturn:
     cli.fail(2, f"{message}; {self.prog} --help says more")
 
 
 def _parser() -> argparse.ArgumentParser:
-  parser = _Parser(prog="resnet-jax", description=__doc__, allow_abbrev=False)
+  parser = _Parser(prog="resnet-jax", description=__doc__)
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
   def add(name: str, run, text: str) -> argparse.ArgumentParser:
@@ -151,6 +154,8 @@ def _summary(args: argparse.Namespace) -> None:
 def _convert(args: argparse.Namespace) -> None:
   from resnet_jax.convert import convert
 
+  if args.model is None and (args.num_classes or args.stem or args.shortcut):
+    raise ValueError("--num-classes, --stem and --shortcut need --model")
   model = None if args.model is None else _model_config(args)
   print(convert(args.source, args.target, model, args.checkpoint))
 
@@ -161,12 +166,15 @@ def _evaluate(args: argparse.Namespace) -> None:
   from resnet_jax.models.zoo import create_model
 
   if args.workdir is not None:
-    if args.model or args.weights:
-      raise ValueError("--workdir excludes --model and --weights")
+    for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
+      if getattr(args, flag):
+        raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
     config = checkpoint.load_config(args.workdir)
     if config is None:
       raise FileNotFoundError(f"no run in --workdir={args.workdir}: no config.json")
   elif args.model and args.weights and args.dataset:
+    if args.checkpoint != "latest":
+      raise ValueError("--checkpoint is for --workdir, not --weights")
     config = Config(model=_model_config(args), data=DataConfig())
     trainer.check(config)
     model = create_model(args.model, stem=args.stem)

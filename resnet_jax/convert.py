@@ -31,12 +31,13 @@ def convert(
     ValueError: weights that do not fit, or a source, target or model too many.
     FileNotFoundError: the source is not there.
   """
-  if target.endswith(".safetensors"):
-    if not Path(target).resolve().parent.is_dir():
-      raise FileNotFoundError(f"no directory for {target!r}; make it first")
-  elif Path(target).exists() and (
-    not Path(target).is_dir() or any(Path(target).iterdir())
-  ):
+  path, suffix = Path(target), Path(target).suffix
+  if suffix == ".safetensors":
+    if path.is_dir() or not path.resolve().parent.is_dir():
+      raise ValueError(f"{target!r} must be a file in a directory that is there")
+  elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
+    raise ValueError(f"{target!r} must end in .safetensors; torch.load is not needed")
+  elif path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ValueError(f"{target!r} must be a .safetensors file or a new run directory")
   if not source.startswith("hf://") and not Path(source).exists():
     raise FileNotFoundError(f"there is no {source!r}")
@@ -77,8 +78,11 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
   if target.endswith(".safetensors"):
     weights.save(target, network, variables, preprocessing)
   else:
-    data = with_preprocessing(config.data, preprocessing)
-    checkpoint.open_run(target, dataclasses.replace(config, data=data), num_steps=0)
+    config = dataclasses.replace(
+      config, data=with_preprocessing(config.data, preprocessing)
+    )
+    trainer.check(config)
+    checkpoint.open_run(target, config, num_steps=0)
     with CheckpointStore(target) as store:
       store.save_weights(variables)
   return f"{model.name} of {source} -> {target}"

@@ -39,8 +39,8 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
     image_shape: (H, W, C).
   """
   model = model.clone(scan=False, remat=False)
-  images = jnp.zeros((1, *image_shape))
-  variables = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
+  images = jax.ShapeDtypeStruct((1, *image_shape), jnp.float32)
+  variables = jax.eval_shape(model.init, jax.random.key(0), images)
   layers: dict[str, Layer] = {}
 
   def record(run, args, kwargs, context):

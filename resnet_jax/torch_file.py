@@ -51,14 +51,15 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
       else:
         content = _read_legacy(mapped, data, problems, refused)
     if isinstance(content, Refused):
-      raise ValueError("save its state_dict() instead")
+      raise ValueError("it holds no state dict; save its state_dict() instead")
     tensors = _state_dict(content, problems)
   except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
     asks = f"it asks for {', '.join(refused)}, of which nothing is run; "
     asks = asks if refused else ""
-    said = str(error) if isinstance(error, ValueError) else repr(error)
+    # What zipfile, struct and others say of damaged bytes helps nobody.
+    said = str(error) if type(error) is ValueError else "it ends early or is no such"
     raise ValueError(
-      f"{path} is no file of torch.save, or damaged: {asks}{said}"
+      f"{path} is no state dict of torch.save, or damaged: {asks}{said}"
     ) from error
   if refused:
     problems.append(f"it asks for {', '.join(refused)}, of which nothing is run")
@@ -70,7 +71,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
 
 
 def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
-  for wrapper in ("state_dict", "model"):
+  for wrapper in ("state_dict", "model", "net"):
     if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
       content = content[wrapper]
   if not isinstance(content, dict):
@@ -126,7 +127,9 @@ class _Storages(dict[str, Storage]):
       return dtype
     if kind != "storage" or not isinstance(dtype, np.dtype):
       raise ValueError("a persistent id is no storage")
-    if not isinstance(key, str) or type(numel) is not int or any(view) or numel < 0:
+    if not isinstance(key, str) or len(key) > 100:  # Messages repeat it.
+      raise ValueError("a storage has no name or too long a one")
+    if type(numel) is not int or any(view) or numel < 0:
       raise ValueError("a storage is a view or of unknown size")
     found = self.setdefault(key, Storage(key, dtype, numel))
     if (found.dtype, found.numel) != (dtype, numel):
@@ -141,7 +144,12 @@ def _read_zip(
   machine = Machine(storages.find, refused)
   with zipfile.ZipFile(file) as archive:
     entries = {info.filename: info for info in archive.infolist()}
-  (name,) = [name for name in entries if name.endswith("/data.pkl")]
+  if sum(info.file_size for info in entries.values()) > len(data):
+    raise ValueError("its records overlap or are compressed")
+  names = [name for name in entries if name.endswith("/data.pkl")]
+  if len(names) != 1:
+    raise ValueError("the archive has no data.pkl, or several")
+  (name,) = names
   root = name.removesuffix("data.pkl")
   order = entries.get(root + "byteorder")
   if order and _check_stored(order, data)[:9].tobytes() != b"little":

@@ -51,7 +51,11 @@ class Refused:
   """What a global that is not allowed gives, so that all of them can be listed."""
 
 
-def _rebuild_tensor(storage, offset, shape, strides, *_) -> Tensor:
+def _rebuild_tensor(
+  storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None
+) -> Tensor:
+  if metadata:  # Conjugated or negated numbers.
+    raise ValueError("a tensor is a lazy view; save its .clone()")
   return Tensor(storage, offset, shape, strides)
 
 
@@ -68,8 +72,9 @@ def _ordered_dict(items=()) -> dict:
 
 
 def _set_item(target: dict, key: Any, value: Any) -> None:
-  # Other keys, such as tuples of tuples, could take forever to be hashed.
-  if not isinstance(target, dict) or not isinstance(key, str | int):
+  # Tuples of tuples could take forever to be hashed, and large numbers collide.
+  fits = isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**32)
+  if not isinstance(target, dict) or not fits:
     raise ValueError(f"a {type(target).__name__} gets a {type(key).__name__} as a key")
   target[key] = value
 
@@ -100,7 +105,8 @@ _LITERALS = {
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Eight thousand tensors, as ResNet-1202 has, take 250,000. An instruction of one byte
 # may make an object of eighty, so this bounds the memory that a pickle takes.
-_MOST_INSTRUCTIONS = 2_000_000
+_MOST_INSTRUCTIONS = 500_000
+_MOST_REFUSED = 100
 
 
 class Machine:
@@ -191,7 +197,7 @@ class Machine:
   def _joined(self) -> str:
     names = self._pop_pair()
     # From the memo, a long name could be joined and kept many times over.
-    if sum(map(len, names)) > 999:
+    if sum(map(len, names)) > 200:
       raise ValueError("it asks for a global of a name too long")
     return " ".join(names)
 
@@ -200,6 +206,8 @@ class Machine:
     if name in _GLOBALS:
       return _GLOBALS[name]
     self.refused[name] = None
+    if len(self.refused) > _MOST_REFUSED:
+      raise ValueError("and more")
     return Refused()
 
   def _call(self, function: Any, arguments: Any) -> Any:

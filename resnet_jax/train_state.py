@@ -80,13 +80,12 @@ def abstract_variables(
     image_shape: (H, W, C).
     sharding: of every leaf.
   """
-  images = jnp.zeros((1, *image_shape))
   model = model.clone(scan=True)  # The quickest to trace.
 
-  def init() -> Variables:
+  def init(images: jax.Array) -> Variables:
     return {"batch_stats": {}} | to_named(model.init(jax.random.key(0), images))
 
-  shapes = jax.eval_shape(init)
+  shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
   return jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
   )

@@ -8,7 +8,9 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 import contextlib
 import dataclasses
 import json
+import logging
 import math
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -51,6 +53,14 @@ class Preprocessing:
     numbers = (*self.mean, *self.std, self.resize, self.crop)
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
       raise ValueError(f"mean, std, resize and crop must be numbers: {numbers}")
+    channels = {len(self.mean), len(self.std)} - {1}
+    if len(channels) > 1 or 0 in channels or min(self.std) <= 0:
+      raise ValueError(
+        f"mean={self.mean} and std={self.std} must have one value or one for each "
+        "channel, std all > 0"
+      )
+    if self.resize and self.crop > self.resize:
+      raise ValueError(f"crop={self.crop} must be at most resize={self.resize}")
     if self.interpolation not in ("bilinear", "bicubic"):
       raise ValueError(
         f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
@@ -83,11 +93,12 @@ def load(path: str | Path, model: ResNet) -> Variables:
     FileNotFoundError: there is no such file.
   """
   path = find(path)
-  tensors, problems = _read(path)
-  count = len(tensors)
-  tensors = {canonical(name): tensors.pop(name) for name in list(tensors)}
-  if len(tensors) < count:
-    problems.append("several tensors have the same name but for a prefix")
+  arrays, problems = _read(path)
+  tensors: dict[str, np.ndarray | None] = {}
+  for name in list(arrays):
+    if canonical(name) in tensors:
+      problems.append(f"{canonical(name)} is there twice, once as {name}")
+    tensors[canonical(name)] = arrays.pop(name)
   shape = _image_shape(tensors)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, shape, device)
@@ -98,28 +109,26 @@ def load(path: str | Path, model: ResNet) -> Variables:
     if name not in names and not name.endswith("num_batches_tracked")
   ]
   missing = [name for name in names if name not in tensors]
-  variables: Variables = {collection: {} for collection in wanted}
-  for name, keys in names.items():
-    array = tensors.pop(name, None)
-    if array is None:
-      continue
-    *parents, leaf = keys
-    needed, node = wanted, variables
-    for key in parents:
-      needed, node = needed[key], node.setdefault(key, {})
-    try:
-      node[leaf] = jnp.asarray(_from_torch(array, needed[leaf].shape))
-    except ValueError as error:
-      problems.append(f"{name} {error}")
+  shapes = {name: _at(wanted, keys).shape for name, keys in names.items()}
+  for name, shape in shapes.items():
+    array = tensors.get(name)
+    if array is not None:
+      problems += [f"{name} {problem}" for problem in _misfits(array, shape)]
   if missing:
     problems.append(f"missing: {', '.join(missing)}")
   if unused:
     problems.append(f"unused: {', '.join(unused)}")
   if problems:
     raise ValueError(
-      f"{path} does not fit the model: {'; '.join(problems)}. Name the architecture "
-      "and the number of classes that it was made for"
+      f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
+      "of float32 tensors for this architecture and number of classes"
     )
+  variables: Variables = {collection: {} for collection in wanted}
+  for name, (*parents, leaf) in names.items():
+    node = variables
+    for key in parents:
+      node = node.setdefault(key, {})
+    node[leaf] = jnp.asarray(_from_torch(tensors.pop(name), shapes[name]))
   return variables
 
 
@@ -146,10 +155,7 @@ def save(
   variables = jax.device_get(to_named(variables))
   tensors = {}
   for name, keys in torch_names(model, variables).items():
-    leaf: Any = variables
-    for key in keys:
-      leaf = leaf[key]
-    tensors[name] = _to_torch(leaf, as_conv=name != "fc.weight")
+    tensors[name] = _to_torch(_at(variables, keys), as_conv=name != "fc.weight")
     if keys[-1] == "mean":
       counter = name.replace("running_mean", "num_batches_tracked")
       tensors[counter] = np.zeros((), np.int64)
@@ -159,7 +165,7 @@ def save(
   # Written apart and then renamed, so that nothing half-written stays.
   new = path.with_name(path.name + ".new")
   try:
-    safetensors.numpy.save_file(tensors, new, metadata)
+    new.write_bytes(safetensors.numpy.save(tensors, metadata))
     new.replace(path)
   finally:
     new.unlink(missing_ok=True)
@@ -205,8 +211,7 @@ def find(path: str | Path) -> Path:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: not a file of weights.
-    ModuleNotFoundError: `hf://` without huggingface_hub.
+    ValueError: not a file of weights, or `hf://` without huggingface_hub.
   """
   name = str(path)
   if name.startswith("hf://"):
@@ -225,14 +230,21 @@ def find(path: str | Path) -> Path:
 def _fetch(name: str) -> Path:
   try:
     import huggingface_hub
-    from huggingface_hub.errors import HfHubHTTPError, HFValidationError
+    from huggingface_hub.errors import (
+      EntryNotFoundError,
+      HfHubHTTPError,
+      HFValidationError,
+    )
   except ModuleNotFoundError as error:
-    raise ModuleNotFoundError(
+    raise ValueError(
       f"{name} needs huggingface_hub: pip install 'resnet_jax[hf]'"
     ) from error
   path, _, revision = name.removeprefix("hf://").partition("@")
   owner, _, rest = path.partition("/")
   repo, _, file = rest.partition("/")
+  if not owner or not repo:
+    raise ValueError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
+  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # Else each retry.
   reasons = []
 
   def fetch(file: str) -> Path:
@@ -247,7 +259,7 @@ def _fetch(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
       reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
       continue
-    with contextlib.suppress(HfHubHTTPError, OSError):
+    with contextlib.suppress(EntryNotFoundError):
       fetch("config.json")  # timm's preprocessing; others have none.
     return found
   raise FileNotFoundError(f"{name} was not found: {'; '.join(reasons)}")
@@ -291,15 +303,30 @@ def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
   return 32, 32, 3
 
 
-def _from_torch(array: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns [out, in, height, width] as [height, width, in, out], copied."""
+def _at(tree: Any, keys: tuple[str, ...]) -> Any:
+  for key in keys:
+    tree = tree[key]
+  return tree
+
+
+def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  return (shape[-1], *shape[-2:-1], *shape[:-2])
+
+
+def _misfits(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
+  """Yields why PyTorch's array cannot become ours of a shape."""
   if array.dtype != np.float32:
-    raise ValueError(f"has dtype {array.dtype}, not float32")
-  needed = (shape[-1], *shape[-2:-1], *shape[:-2])
+    yield f"has dtype {array.dtype}, not float32"
+  needed = _torch_shape(shape)
   # A matrix may be stored as a 1x1 convolution: timm's squeeze-excite and heads.
-  if array.shape not in (needed, (*needed, 1, 1) if len(shape) == 2 else needed):
-    raise ValueError(f"has shape {array.shape}, not {needed}")
-  array = array.reshape(needed)
+  if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):
+    yield f"has shape {array.shape}, not {needed}"
+
+
+def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
+  """Returns [out, in, height, width] as [height, width, in, out], copied."""
+  assert array is not None
+  array = array.reshape(_torch_shape(shape))
   order = (2, 3, 1, 0) if len(shape) == 4 else tuple(reversed(range(len(shape))))
   return np.array(array.transpose(order), order="C")
 

@@ -202,6 +202,11 @@ def test_named_constructor():
     ({"name": "resnet50", "shortcut": "E"}, "shortcut='E'.*A, B, C, D, highway"),
     ({"name": "plain20", "zero_init_residual": True}, "zero_init_residual"),
     ({"name": "plain20", "stochastic_depth": 0.1}, "stochastic_depth"),
+    ({"name": "resnet20", "num_classes": 0}, "num_classes=0 must be > 0"),
+    (
+      {"name": "resnet20", "zero_init_residual": True, "norm": "frozen"},
+      "zero_init_residual=True with model.norm='frozen'",
+    ),
     ({"name": "resnet20", "stochastic_depth": 1.0}, r"stochastic_depth=1\.0.*\[0, 1\)"),
     ({"name": "resnet20", "norm": "layer"}, "norm='layer'.*batch"),
   ],

@@ -362,9 +362,18 @@ def test_numbers_of_an_unknown_kind_are_named(kind, tmp_path):
   assert kind in complaint(tmp_path, data)
 
 
+def test_a_lazily_negated_tensor_is_refused(tmp_path):
+  torch = pytest.importorskip("torch")
+  negated = torch.complex(torch.zeros(2), torch.ones(2)).conj().imag
+  assert negated.is_neg()
+  torch.save({"a": negated}, tmp_path / "x.pth")
+  with pytest.raises(ValueError, match=r"lazy view; save its \.clone"):
+    torch_file.read(tmp_path / "x.pth")
+
+
 @pytest.mark.parametrize("data", [b"", b"x", b"PK\3\4", b"\x80\x02.", bytes(9999)])
 def test_what_is_no_such_file_is_refused(data, tmp_path):
-  assert "no file of torch.save" in complaint(tmp_path, data)
+  assert "no state dict of torch.save" in complaint(tmp_path, data)
 
 
 # What would take forever or all memory. Read in a process of its own: what hangs in C

@@ -201,7 +201,7 @@ def test_two_tensors_of_one_name_are_refused(path):
   _, tensors = named_tensors(path)
   tensors["module.fc.bias"] = tensors["fc.bias"]
   safetensors.numpy.save_file(tensors, path)
-  with pytest.raises(ValueError, match="same name"):
+  with pytest.raises(ValueError, match=r"fc\.bias is there twice, once as module\.fc"):
     weights.load(path, PROJECTED)
 
 
@@ -222,11 +222,13 @@ def test_nothing_half_written_stays(path, monkeypatch):
   variables, _ = named_tensors(path)
   before = path.read_bytes()
 
-  def fail(tensors, file, metadata):
-    Path(file).write_bytes(b"half")
+  write = Path.write_bytes
+
+  def fail(file, data):
+    write(file, data[: len(data) // 2])
     raise OSError("no space")
 
-  monkeypatch.setattr(safetensors.numpy, "save_file", fail)
+  monkeypatch.setattr(Path, "write_bytes", fail)
   with pytest.raises(OSError, match="no space"):
     weights.save(path, PROJECTED, variables)
   assert path.read_bytes() == before
@@ -427,8 +429,10 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
   for name, resize in zip(names[:5], [235, 235, 0, 0, 0], strict=True):
     assert found.pop(f"hf://owner/{name}") == [bias, resize]
   for name, (error, said) in found.items():
-    # The hub's own word for names that lead out of the repository is a ValueError.
-    assert error == "FileNotFoundError" or (".." in name and error == "ValueError")
+    # The hub's own word for names that lead out of a repository is a ValueError, too.
+    either = {"ValueError", "FileNotFoundError"} if ".." in name else set()
+    nameless = name.count("/") < 3
+    assert error in either | {"ValueError" if nameless else "FileNotFoundError"}
     assert "\n" not in said and (name in said or ".." in name)
 
 

@@ -43,7 +43,7 @@ class BatchNorm(nn.BatchNorm):
     y = super().__call__(x)
     var: jax.Array = self.get_variable("batch_stats", "var")
     # Flax added (1 - momentum) * biased variance; a share of 1 / (n - 1) is missing.
-    share = (var - kept) / (math.prod(x.shape[:-1]) - 1)
+    share = (var - kept) / max(1, math.prod(x.shape[:-1]) - 1)
     self.put_variable("batch_stats", "var", var + share)
     return y
 
@@ -52,7 +52,8 @@ class GroupNorm(nn.Module):
   """Group normalisation (Wu & He 2018): no statistics of the batch, none kept.
 
   Attributes:
-    num_groups: of channels; where it does not divide C, the largest common divisor.
+    num_groups: of channels; where it does not divide C, the largest common divisor:
+      16 channels are 16 groups, which is instance normalisation.
     use_running_average: has no meaning here.
   """
 

@@ -112,7 +112,7 @@ MODELS: dict[str, Row] = {
   # Squeeze-and-excitation: Hu et al. 2017.
   **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention=SqueezeExcite)),
   **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention=SqueezeExcite)),
-  # The tweaks of He et al. 2018, "Bag of tricks", section 4.1.
+  # The tweaks of He et al. 2018, "Bag of tricks", figure 2.
   **_imagenet("resnet{}c", _BOTTLENECK, BottleneckBlock, stem="deep"),
   **_imagenet("resnet{}d", _BASIC, BasicBlock, stem="deep", shortcut="D"),
   **_imagenet("resnet{}d", _BOTTLENECK, BottleneckBlock, stem="deep", shortcut="D"),
@@ -155,9 +155,9 @@ def create_model(
     as `features` and `dropout`, can be changed by `model.clone(features=32)`.
 
   Raises:
-    ValueError: an unknown name, stem, shortcut or norm; `stochastic_depth` out of
-      range; or it or `zero_init_residual` without shortcuts, where the output would
-      not depend on the images.
+    ValueError: an unknown name, stem, shortcut or norm; a number out of range;
+      `stochastic_depth` or `zero_init_residual` without shortcuts, where the output
+      would not depend on the images; `zero_init_residual` with a frozen norm.
   """
   check_choice("model.name", name, MODELS)
   row = dict(MODELS[name])
@@ -166,8 +166,15 @@ def create_model(
   check_choice("model.stem", stem, STEMS)
   check_choice("model.shortcut", shortcut, SHORTCUTS)
   check_choice("model.norm", norm, NORMS)
+  if num_classes is not None and num_classes < 1:
+    raise ValueError(f"model.num_classes={num_classes} must be > 0")
   if not 0 <= stochastic_depth < 1:
     raise ValueError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
+  if zero_init_residual and norm == "frozen":
+    raise ValueError(
+      "model.zero_init_residual=True with model.norm='frozen' would keep every block "
+      "at its shortcut for ever; set one of them to its default"
+    )
   options: Row = {
     "zero_init_residual": zero_init_residual,
     "stochastic_depth": stochastic_depth,
