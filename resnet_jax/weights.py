@@ -9,7 +9,6 @@ import contextlib
 import dataclasses
 import json
 import logging
-import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -24,47 +23,12 @@ from resnet_jax import torch_file
 from resnet_jax.models.layers import CifarStem
 from resnet_jax.models.layout import to_named
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.preprocessing import Preprocessing, from_dict, from_timm
 from resnet_jax.torch_names import canonical, torch_names
 from resnet_jax.train_state import Variables, abstract_variables
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
-
-
-@dataclasses.dataclass(frozen=True)
-class Preprocessing:
-  """What weights expect images to have gone through.
-
-  Attributes:
-    mean: of each channel, of pixels scaled to [0, 1]; subtracted.
-    std: likewise; divided by.
-    resize: the short side, in pixels; 0 leaves the size.
-    crop: side of the square cut from the middle, in pixels; 0 cuts nothing.
-    interpolation: "bilinear" or "bicubic", antialiased.
-  """
-
-  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
-  std: tuple[float, ...] = (0.229, 0.224, 0.225)
-  resize: int = 256
-  crop: int = 224
-  interpolation: str = "bilinear"
-
-  def __post_init__(self):
-    numbers = (*self.mean, *self.std, self.resize, self.crop)
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-      raise ValueError(f"mean, std, resize and crop must be numbers: {numbers}")
-    channels = {len(self.mean), len(self.std)} - {1}
-    if len(channels) > 1 or 0 in channels or min(self.std) <= 0:
-      raise ValueError(
-        f"mean={self.mean} and std={self.std} must have one value or one for each "
-        "channel, std all > 0"
-      )
-    if self.resize and self.crop > self.resize:
-      raise ValueError(f"crop={self.crop} must be at most resize={self.resize}")
-    if self.interpolation not in ("bilinear", "bicubic"):
-      raise ValueError(
-        f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
-      )
 
 
 # torchvision's files with another preprocessing than its first ones, by the hash in
@@ -190,12 +154,12 @@ def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
   text = _metadata(path).get("preprocessing")
   try:
     if text is not None:
-      return _from_dict(json.loads(text))
+      return from_dict(json.loads(text))
     config = path.parent / "config.json"
     if config.exists():
       timm = json.loads(config.read_text()).get("pretrained_cfg")
       if timm is not None:
-        return _from_timm(timm)
+        return from_timm(timm)
   except Exception as error:  # JSON of any shape: all kinds.
     raise ValueError(f"the preprocessing of {path} is damaged: {error!r}") from error
   if model.stem is CifarStem:
@@ -336,20 +300,3 @@ def _to_torch(array: np.ndarray, as_conv: bool) -> np.ndarray:
   order = (3, 2, 0, 1) if array.ndim == 4 else tuple(reversed(range(array.ndim)))
   array = np.ascontiguousarray(array.transpose(order))
   return array[..., None, None] if as_conv and array.ndim == 2 else array
-
-
-def _from_dict(values: dict) -> Preprocessing:
-  values = values | {key: tuple(values[key]) for key in ("mean", "std")}
-  return Preprocessing(**values)
-
-
-def _from_timm(values: dict) -> Preprocessing:
-  """timm: `crop_pct` is the share of the resized short side that is kept."""
-  crop = values["input_size"][-1]
-  return Preprocessing(
-    mean=tuple(values["mean"]),
-    std=tuple(values["std"]),
-    resize=math.floor(crop / values["crop_pct"]),
-    crop=crop,
-    interpolation=values["interpolation"],
-  )

@@ -54,7 +54,7 @@ def test_cifar10_siblings():
     ("batch_size", 0, "> 0"),
     ("batch_size", 128.0, "a whole number"),
     ("batch_size", True, "a whole number"),
-    ("model.shortcut", "D", "'A', 'B', 'C', 'none'"),
+    ("model.shortcut", "E", "'A', 'B', 'C', 'D', 'highway', 'none'"),
     ("model.dtype", "float16", "'bfloat16'"),
     ("data.std", (0.0,), "all > 0"),
     ("data.mean", 0.5, "a tuple of numbers"),

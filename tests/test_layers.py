@@ -138,7 +138,9 @@ def test_dropout_zeroes_values_between_the_convolutions_in_training_only():
 
 @pytest.mark.parametrize("on_1x1", [True, False])
 def test_v1_has_its_stride_on_the_first_1x1_convolution(on_1x1):
-  block = BottleneckBlock(4, 2, stride_on_1x1=on_1x1)
+  norm = partial(BatchNorm, use_running_average=True)
+  parts = {"norm": norm, "shortcut": shortcuts.NoShortcut}
+  block = BottleneckBlock(4, 2, stride_on_1x1=on_1x1, **parts)
   x = jnp.zeros((1, 8, 8, 3))
   run = partial(block.init_with_output, jax.random.key(0), x, mutable=True)
   _, state = jax.eval_shape(partial(run, capture_intermediates=True))

@@ -138,7 +138,7 @@ def test_evaluation_is_the_same_on_any_number_of_devices(one, size):
 def linear_state():
   """A state whose model is one matrix: quick to run without compiling."""
 
-  def apply_fn(variables, images, train, mutable):
+  def apply_fn(variables, images, train, mutable, rngs):
     del train, mutable
     pixels = images.reshape(len(images), -1)
     return pixels @ variables["params"]["kernel"], {"batch_stats": {}}

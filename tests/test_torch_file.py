@@ -652,7 +652,9 @@ def test_of_10_000_damaged_files_each_is_read_or_refused(container, tmp_path):
   for seed in range(2_500):
     data = mutant(container, seed)
     path.write_bytes(data)
-    tracemalloc.start()
+    measured = seed % 5 == 0  # It makes reading several times slower.
+    if measured:
+      tracemalloc.start()
     try:
       with time_limit(10):
         read_and_copy(path)
@@ -660,10 +662,11 @@ def test_of_10_000_damaged_files_each_is_read_or_refused(container, tmp_path):
       pass
     except (Exception, HangError) as error:
       failures[seed] = repr(error)
-    extra = tracemalloc.get_traced_memory()[1] - 2 * len(data)
-    tracemalloc.stop()
-    most = max(most, extra)
-    if extra > SPARE:
-      failures[seed] = f"{extra} bytes more than twice the file"
+    if measured:
+      extra = tracemalloc.get_traced_memory()[1] - 2 * len(data)
+      tracemalloc.stop()
+      most = max(most, extra)
+      if extra > SPARE:
+        failures[seed] = f"{extra} bytes more than twice the file"
   print(f"{container}: at most {most} bytes more than twice the file")
   assert not failures

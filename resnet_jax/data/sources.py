@@ -126,6 +126,8 @@ def _tfds_builder(name: str, root: Path, where: str):
     f"config.data.dir to the directory that holds {name.split(':')[0]}/<version>/"
     "dataset_info.json"
   )
+  if name.startswith("huggingface:"):  # TFDS would ask the network.
+    raise missing
   try:
     builder = tfds.builder(name, data_dir=root, try_gcs=False)
     if not builder.info.splits:

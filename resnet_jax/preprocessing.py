@@ -1,0 +1,58 @@
+"""What weights expect images to have gone through."""
+
+import dataclasses
+import math
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+  """What weights expect images to have gone through.
+
+  Attributes:
+    mean: of each channel, of pixels scaled to [0, 1]; subtracted.
+    std: likewise; divided by.
+    resize: the short side, in pixels; 0 leaves the size.
+    crop: side of the square cut from the middle, in pixels; 0 cuts nothing.
+    interpolation: "bilinear" or "bicubic", antialiased.
+  """
+
+  mean: tuple[float, ...] = (0.485, 0.456, 0.406)
+  std: tuple[float, ...] = (0.229, 0.224, 0.225)
+  resize: int = 256
+  crop: int = 224
+  interpolation: str = "bilinear"
+
+  def __post_init__(self):
+    numbers = (*self.mean, *self.std, self.resize, self.crop)
+    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
+      raise ValueError(f"mean, std, resize and crop must be numbers: {numbers}")
+    channels = {len(self.mean), len(self.std)} - {1}
+    if len(channels) > 1 or 0 in channels or min(self.std) <= 0:
+      raise ValueError(
+        f"mean={self.mean} and std={self.std} must have one value or one for each "
+        "channel, std all > 0"
+      )
+    if self.resize and self.crop > self.resize:
+      raise ValueError(f"crop={self.crop} must be at most resize={self.resize}")
+    if self.interpolation not in ("bilinear", "bicubic"):
+      raise ValueError(
+        f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
+      )
+
+
+def from_dict(values: dict) -> Preprocessing:
+  """Inverse of `dataclasses.asdict`, from JSON; errors of all kinds if it is none."""
+  values = values | {key: tuple(values[key]) for key in ("mean", "std")}
+  return Preprocessing(**values)
+
+
+def from_timm(values: dict) -> Preprocessing:
+  """From timm's `pretrained_cfg`; `crop_pct` is the share of the short side kept."""
+  crop = values["input_size"][-1]
+  return Preprocessing(
+    mean=tuple(values["mean"]),
+    std=tuple(values["std"]),
+    resize=math.floor(crop / values["crop_pct"]),
+    crop=crop,
+    interpolation=values["interpolation"],
+  )
