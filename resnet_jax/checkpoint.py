@@ -34,6 +34,19 @@ def load_config(workdir: str) -> Config | None:
     raise ValueError(f"{path} is damaged: {error}") from error
 
 
+def load_run_config(workdir: str) -> Config:
+  """Returns the settings of the run in `workdir`.
+
+  Raises:
+    FileNotFoundError: there is no run.
+    ValueError: the file is damaged.
+  """
+  config = load_config(workdir)
+  if config is None:
+    raise FileNotFoundError(f"no run in {workdir!r}: it has no config.json")
+  return config
+
+
 def latest_step(workdir: str) -> int:
   """Returns the newest step saved in `workdir`; 0 if there is none."""
   path = epath.Path(workdir) / "checkpoints"

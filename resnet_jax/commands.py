@@ -3,7 +3,7 @@
 import argparse
 import dataclasses
 import json
-from typing import Any, NoReturn
+from typing import NoReturn
 
 from absl import logging
 from rich.console import Console
@@ -169,9 +169,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
         raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
-    config = checkpoint.load_config(args.workdir)
-    if config is None:
-      raise FileNotFoundError(f"no run in --workdir={args.workdir}: no config.json")
+    config = checkpoint.load_run_config(args.workdir)
   elif args.model and args.weights and args.dataset:
     if args.checkpoint != "latest":
       raise ValueError("--checkpoint is for --workdir, not --weights")
@@ -183,10 +181,14 @@ def _evaluate(args: argparse.Namespace) -> None:
   else:
     raise ValueError("needs --workdir RUN, or --model M --weights FILE --dataset D")
   _apply(config, args)
-  if args.workdir is not None:
-    _, results = trainer.evaluate_run(config, args.workdir, args.checkpoint)
-  else:
-    results = trainer.evaluate_weights(config, args.weights)
+  try:
+    if args.workdir is not None:
+      _, results = trainer.evaluate_run(config, args.workdir, args.checkpoint)
+    else:
+      results = trainer.evaluate_weights(config, args.weights)
+  except (ValueError, FileNotFoundError) as error:
+    error.args = (_in_flags(str(error)),)
+    raise
   if args.json:
     results = {name: results[name] for name in results if name != "images_per_s"}
     print(json.dumps(results))
@@ -194,17 +196,29 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(trainer.describe(results))
 
 
+# The settings that these flags stand for.
+_DATA_FLAGS = {
+  "dataset": "name",
+  "data_dir": "dir",
+  "split": "eval_split",
+  "mean": "mean",
+  "std": "std",
+}
+
+
 def _apply(config: Config, args: argparse.Namespace) -> None:
   """Puts the flags that were given into the settings."""
-  given: dict[str, Any] = {
-    "name": args.dataset,
-    "dir": args.data_dir,
-    "eval_split": args.split,
-    "mean": args.mean and tuple(args.mean),
-    "std": args.std and tuple(args.std),
-  }
-  for name, value in given.items():
+  for flag, name in _DATA_FLAGS.items():
+    value = getattr(args, flag)
     if value is not None:
-      setattr(config.data, name, value)
+      setattr(config.data, name, tuple(value) if isinstance(value, list) else value)
   if args.batch_size:
     config.batch_size = args.batch_size
+
+
+def _in_flags(text: str) -> str:
+  """Puts this command's flags in place of the settings' names."""
+  text = text.replace("config.data.train_split or eval_split", "--split")
+  for flag, name in _DATA_FLAGS.items():
+    text = text.replace(f"config.data.{name}", f"--{flag.replace('_', '-')}")
+  return text.replace("config.batch_size", "--batch-size")

@@ -8,7 +8,6 @@ import jax
 from resnet_jax import checkpoint, trainer, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config, DataConfig, ModelConfig
-from resnet_jax.models.zoo import create_model
 from resnet_jax.weights import Preprocessing
 
 
@@ -36,7 +35,10 @@ def convert(
     if path.is_dir() or not path.resolve().parent.is_dir():
       raise ValueError(f"{target!r} must be a file in a directory that is there")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
-    raise ValueError(f"{target!r} must end in .safetensors; torch.load is not needed")
+    raise ValueError(
+      f"{target!r} must end in .safetensors; PyTorch reads it with "
+      "safetensors.torch.load_file"
+    )
   elif path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise ValueError(f"{target!r} must be a .safetensors file or a new run directory")
   if not source.startswith("hf://") and not Path(source).exists():
@@ -52,9 +54,7 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
   path = Path(source).resolve()
   if path.parent.name == "checkpoints" and path.name.isdecimal():
     path, which = path.parents[1], path.name
-  config = checkpoint.load_config(str(path))
-  if config is None:
-    raise FileNotFoundError(f"no run in {source!r}: it has no config.json")
+  config = checkpoint.load_run_config(str(path))
   if model is not None and model.name != config.model.name:
     raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
@@ -69,10 +69,9 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
 
 
 def _convert_file(source: str, target: str, model: ModelConfig) -> str:
-  config = Config(model=model)
-  trainer.check(config)
-  config = trainer.resolve(config, create_model(model.name).num_classes)
-  network = trainer.build_model(config)
+  # No name: these weights come with no data set, and evaluation must be told one.
+  config = Config(model=model, data=DataConfig(name=""))
+  config, network = trainer.resolve_model(config)
   variables = weights.load(source, network)
   preprocessing = weights.read_preprocessing(source, network)
   if target.endswith(".safetensors"):

@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from rich.console import Console
 
 from resnet_jax import backend, steps, weights
-from resnet_jax.checkpoint import CheckpointStore, load_config, open_run
+from resnet_jax.checkpoint import CheckpointStore, load_run_config, open_run
 from resnet_jax.config import Config, validate
 from resnet_jax.data import ResidentDataset, create_dataset
 from resnet_jax.data.augment import preprocess
@@ -149,9 +149,7 @@ def evaluate_run(
     FileNotFoundError: no such run or state, or the data set is not there.
   """
   check(config)
-  saved = load_config(workdir)
-  if saved is None:
-    raise FileNotFoundError(f"no run in --workdir={workdir}: it has no config.json")
+  saved = load_run_config(workdir)
   config = resolve(config, saved.model.num_classes)
   for field, value in dataclasses.asdict(saved.model).items():
     given = getattr(config.model, field)
@@ -182,10 +180,9 @@ def evaluate_weights(
       not fit the model.
     FileNotFoundError: the weights or the data set are not there.
   """
-  check(config)
-  config = resolve(config, create_model(config.model.name).num_classes)
+  config, model = resolve_model(config)
   mesh = create_mesh(devices)
-  variables = weights.load(path, build_model(config))
+  variables = weights.load(path, model)
   variables = jax.device_put(variables, replicated(mesh))
   return _evaluate_variables(config, variables, mesh)
 
@@ -270,6 +267,17 @@ def resolve(config: Config, num_classes: int) -> Config:
     dtype=str(backend.compute_dtype(config.model.dtype)),
   )
   return dataclasses.replace(config, model=model)
+
+
+def resolve_model(config: Config) -> tuple[Config, ResNet]:
+  """Checks settings that have no data; the classes are the architecture's own.
+
+  Raises:
+    ValueError: as `check`.
+  """
+  check(config)
+  config = resolve(config, create_model(config.model.name).num_classes)
+  return config, build_model(config)
 
 
 def build_model(config: Config) -> ResNet:

@@ -30,7 +30,6 @@ from resnet_jax.train_state import Variables, abstract_variables
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
-
 # torchvision's files with another preprocessing than its first ones, by the hash in
 # their names (torchvision/models/resnet.py, `transforms` of each entry).
 _RESIZED_TO_232 = {

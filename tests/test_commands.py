@@ -83,6 +83,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   call(capsys, "convert", f"{run}/checkpoints/1", first)
   call(capsys, "convert", first, other, "--model=plain14")
   call(capsys, "convert", other, second)
+  assert "--dataset must name" in refuse(capsys, "evaluate", "--workdir", other)
   model = create_model("plain14")
   a, b = (weights.load(path, model) for path in (first, second))
   jax.tree.map(np.testing.assert_array_equal, a, b)
@@ -122,6 +123,8 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["evaluate", "--workdir={tmp}"], "no config.json"),
     (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*1"),
     (["evaluate", "--workdir={run}", "--dataset=digits"], "1 channels"),
+    (["evaluate", "--workdir={run}", "--split=tset"], "^error: --split='tset'"),
+    (["evaluate", "--workdir={run}", "--std=0"], "^error: --std="),
     (
       ["evaluate", "--model=resnet20", "--weights={tmp}/w.pth", "--dataset=digits"],
       "no file of weights",

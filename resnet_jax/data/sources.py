@@ -181,6 +181,8 @@ def _check_size(count: int, shape: tuple[int, ...]) -> None:
 
 def load_source(config: DataConfig, split: str) -> Source:
   """Loads a split of the configured data set; errors as the loaders above."""
+  if not config.name:
+    raise ValueError("config.data.name must name a data set; these weights have none")
   if config.name == "digits":
     return load_digits(split)
   if config.name == "synthetic":
