@@ -29,7 +29,7 @@ DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "digits.py")
 def main(_) -> None:
   with cli.clean_errors():
     # Not before the flags are known to be right: Orbax and the rest take time.
-    from resnet_jax import checkpoint, trainer
+    from resnet_jax import checkpoint, evaluation, trainer
 
     workdir = WORKDIR.value
     if workdir == "":
@@ -38,8 +38,8 @@ def main(_) -> None:
     if MODE.value == "eval":
       if workdir is None:
         raise ValueError("--mode=eval needs --workdir, the directory of a run")
-      step, results = trainer.evaluate_run(config, workdir, CHECKPOINT.value)
-      print(f"step {step}: {trainer.describe(results)}")
+      step, results = evaluation.evaluate_run(config, workdir, CHECKPOINT.value)
+      print(f"step {step}: {evaluation.describe(results)}")
       return
     if workdir is None:
       workdir = f"runs/{config.data.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
@@ -50,7 +50,7 @@ def main(_) -> None:
       hint = f"python train.py --workdir={workdir} goes on from step {step}"
       cli.fail(1, f"interrupted; {hint if step else 'nothing was saved yet'}")
     print(
-      f"done: {trainer.describe(results)} after {state.step} steps\n"
+      f"done: {evaluation.describe(results)} after {state.step} steps\n"
       f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
       f"next: python train.py --mode=eval --workdir={workdir}\n"
       "      python train.py --config.model.name=plain20\n"

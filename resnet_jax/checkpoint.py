@@ -1,11 +1,13 @@
 """What a run leaves to go on from: its settings and its states.
 
-A run directory holds `config.json` and `checkpoints/STEP/{model,training}`; "model"
-is all that evaluation needs. Both are in the named layout of `models/layout.py`.
+A run directory holds `config.json`, `classes.txt` and
+`checkpoints/STEP/{model,training}`. "model" is all that evaluation needs; where that is
+an average, or has other statistics, it is in "evaluated" beside it. All are in the
+named layout of `models/layout.py`.
 """
 
 import contextlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import jax
@@ -54,17 +56,26 @@ def latest_step(workdir: str) -> int:
   return max((int(name) for name in names if name.isdecimal()), default=0)
 
 
-def open_run(workdir: str, config: Config, num_steps: int) -> None:
+def load_class_names(workdir: str) -> tuple[str, ...]:
+  """Returns the names of the classes of a run, in order; () if they are not known."""
+  path = epath.Path(workdir) / "classes.txt"
+  return tuple(path.read_text().split("\n")[:-1]) if path.exists() else ()
+
+
+def open_run(
+  workdir: str, config: Config, num_steps: int, class_names: Sequence[str] = ()
+) -> None:
   """Makes the run directory, or checks that its run may go on with these settings.
 
   Args:
     workdir: a directory that holds a run, or none.
     config: fully resolved; it is saved.
     num_steps: length of the run.
+    class_names: in the order of the labels; saved too.
 
   Raises:
-    ValueError: `workdir` is a file, or the run there has other settings or is
-      further than `num_steps`.
+    ValueError: `workdir` is a file, or the run there has other settings or classes or
+      is further than `num_steps`.
   """
   path = epath.Path(workdir)
   if path.exists() and not path.is_dir():
@@ -82,11 +93,33 @@ def open_run(workdir: str, config: Config, num_steps: int) -> None:
       f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
       "config.num_steps or num_epochs; raise them or use a new --workdir"
     )
+  check_class_names(class_names, workdir)
   path.mkdir(parents=True, exist_ok=True)
-  # Written apart and then renamed, so that a kill leaves the old one whole.
-  new = path / "config.json.new"
-  new.write_text(saved_config.to_json(config))
-  new.replace(path / "config.json")
+  if class_names:
+    _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
+  _write(path / "config.json", saved_config.to_json(config))
+
+
+def check_class_names(class_names: Sequence[str], workdir: str) -> None:
+  """Raises `ValueError` if data has other classes than the run in `workdir`."""
+  saved = load_class_names(workdir)
+  for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
+    if new != old:
+      raise ValueError(
+        f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; it must "
+        "have the run's classes"
+      )
+  if saved and len(saved) != len(class_names):
+    raise ValueError(
+      f"the data has {len(class_names)} classes, the run {workdir} {len(saved)}"
+    )
+
+
+def _write(path: epath.Path, text: str) -> None:
+  """Writes apart and then renames, so that a kill leaves the old file whole."""
+  new = path.with_name(path.name + ".new")
+  new.write_text(text)
+  new.replace(path)
 
 
 class CheckpointStore:
@@ -115,7 +148,7 @@ class CheckpointStore:
           [policies.LatestN(keep), best]
         ),
       ),
-      item_names=("model", "training"),
+      item_names=("model", "training", "evaluated"),
     )
 
   def __enter__(self) -> "CheckpointStore":
@@ -125,7 +158,11 @@ class CheckpointStore:
     self._manager.close()
 
   def save(
-    self, step: int, state: TrainState, metrics: dict[str, float] | None = None
+    self,
+    step: int,
+    state: TrainState,
+    metrics: dict[str, float] | None = None,
+    evaluated: Variables | None = None,
   ) -> None:
     """Saves a state; returns once it is copied, before it is written.
 
@@ -133,14 +170,18 @@ class CheckpointStore:
       step: completed updates.
       state: may be given away (donated) afterwards.
       metrics: its evaluation, if there was one: only such states can be the best.
+      evaluated: what is evaluated; kept apart if it is not the state's own variables.
     """
     if step == self._manager.latest_step():
       return
-    items = ocp.args.Composite(
-      model=ocp.args.StandardSave(to_named(state.variables)),
-      training=ocp.args.StandardSave(to_named(_training_part(state))),
-    )
-    self._manager.save(step, args=items, metrics=metrics)
+    items = {"model": state.variables, "training": _training_part(state)}
+    if evaluated is not None and not (
+      evaluated["params"] is state.params
+      and evaluated["batch_stats"] is state.batch_stats
+    ):
+      items["evaluated"] = evaluated
+    saved = {name: ocp.args.StandardSave(to_named(x)) for name, x in items.items()}
+    self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
 
   def restore_latest(self, state: TrainState) -> TrainState:
     """Returns the newest saved state, or `state` itself if there is none.
@@ -203,11 +244,13 @@ class CheckpointStore:
     def abstract(array) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
+    directory = self._manager.directory / str(step)
+    name = "evaluated" if (directory / "evaluated").exists() else "model"
     with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.metadata(self._manager.directory / str(step) / "model")
-      item = ocp.args.StandardRestore(jax.tree.map(abstract, saved.item_metadata.tree))
-      items = ocp.args.Composite(model=item)
-      return step, self._manager.restore(step, args=items)["model"]
+      saved = checkpointer.metadata(directory / name).item_metadata.tree
+      item = ocp.args.StandardRestore(jax.tree.map(abstract, saved))
+      items = ocp.args.Composite(**{name: item})
+      return step, self._manager.restore(step, args=items)[name]
 
   @contextlib.contextmanager
   def _clean_errors(self, step: int) -> Iterator[None]:
@@ -222,7 +265,8 @@ class CheckpointStore:
 
 
 def _training_part(state: TrainState) -> dict[str, Any]:
-  return {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+  part = {"step": state.step, "opt_state": state.opt_state, "key": state.key}
+  return part if state.ema is None else part | {"ema": state.ema}
 
 
 def _abstract(tree):

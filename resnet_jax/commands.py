@@ -161,7 +161,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-  from resnet_jax import checkpoint, trainer, weights
+  from resnet_jax import checkpoint, evaluation, weights
   from resnet_jax.convert import with_preprocessing
   from resnet_jax.models.zoo import create_model
 
@@ -174,7 +174,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     if args.checkpoint != "latest":
       raise ValueError("--checkpoint is for --workdir, not --weights")
     config = Config(model=_model_config(args), data=DataConfig())
-    trainer.check(config)
+    evaluation.check(config)
     model = create_model(args.model, stem=args.stem)
     preprocessing = weights.read_preprocessing(args.weights, model)
     config.data = with_preprocessing(config.data, preprocessing)
@@ -183,9 +183,9 @@ def _evaluate(args: argparse.Namespace) -> None:
   _apply(config, args)
   try:
     if args.workdir is not None:
-      _, results = trainer.evaluate_run(config, args.workdir, args.checkpoint)
+      _, results = evaluation.evaluate_run(config, args.workdir, args.checkpoint)
     else:
-      results = trainer.evaluate_weights(config, args.weights)
+      results = evaluation.evaluate_weights(config, args.weights)
   except (ValueError, FileNotFoundError) as error:
     error.args = (_in_flags(str(error)),)
     raise
@@ -193,7 +193,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     results = {name: results[name] for name in results if name != "images_per_s"}
     print(json.dumps(results))
   else:
-    print(trainer.describe(results))
+    print(evaluation.describe(results))
 
 
 # The settings that these flags stand for.

@@ -1,14 +1,13 @@
 """An experiment's settings: typed dataclasses, checked once.
 
 `Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
-`validate` refuses wrong types and values before anything is compiled.
+`validation.py` refuses wrong types and values before anything is compiled.
 
 No postponed annotations here: `ml_collections.config_flags` reads the types.
 """
 
 import dataclasses
 import difflib
-import math
 import typing
 from collections.abc import Collection, Iterator
 
@@ -82,32 +81,64 @@ class DataConfig:
   """Which images.
 
   Attributes:
-    name: "digits" (embedded), "synthetic" (noise with a pattern for each class), or
-      the name of a TFDS image-classification set prepared as array_record.
-    dir: TFDS data directory; "" is TFDS's default, ~/tensorflow_datasets.
-    train_split, eval_split: in TFDS's syntax, such as "train[:45000]". The other
-      sources have "train" and "test" only.
+    name: "digits" (embedded), "synthetic" (noise with a pattern for each class),
+      "folder" (images in files), or the name of a TFDS image-classification set
+      prepared as array_record.
+    dir: TFDS data directory, "" is TFDS's default, ~/tensorflow_datasets; of "folder":
+      a folder for each class, with or without train/ and val/ above them;
+      Tiny-ImageNet as it is downloaded; or a .csv file of path,label.
+    train_split, eval_split: in TFDS's syntax, such as "train[:45000]"; of "folder", the
+      folder's name. The other sources have "train" and "test". An eval_split of "" is
+      the data set's own, validation before test.
+    val_share: of a "folder" without splits: the share of each class kept as "val".
     mean, std: subtracted and divided by after scaling pixels to [0, 1]; one value, or
       one for each channel. The default scales to [-1, 1].
+    train_crop: of images that are decoded as they are needed (those of "folder", of
+      many sizes, or too many for the device): "random_resized", a part of random size
+      and shape, or "random", a square of the resized image. Set for a small TFDS set,
+      it is read that way too.
+    min_area: the smallest share of the image that "random_resized" takes.
+    train_resize: short side that training images are resized to, in pixels; 0 does not.
+    image_size: side of the training crop, or of "synthetic" images, in pixels.
     eval_resize: short side that evaluation resizes images to, in pixels; 0 does not.
     eval_crop: side of the square that it then cuts from the middle; 0 does not.
-    interpolation: of the resizing, antialiased: "bilinear" or "bicubic".
-    image_size, num_examples: of "synthetic"; its evaluation split is as large.
+    interpolation: of the resizing, antialiased: "bilinear" or "bicubic". The
+      "random_resized" parts are resized bilinearly, without.
+    num_examples: of "synthetic"; its evaluation split is as large.
+    on_error: what an image does that cannot be read: "raise" ends the run with its
+      name; "skip" counts it and takes the next one, or leaves it out of evaluation.
+    max_skip_share: the share of skipped images that ends the run all the same.
+    max_pixels: an image with more is one that cannot be read.
+    num_threads: that decode images; 0 is one for each core.
+    num_workers: processes that they are spread over; 0 is this one, which is enough
+      below about 16 cores.
   """
 
   name: str = "digits"
   dir: str = ""
   train_split: str = "train"
-  eval_split: str = "test"
+  eval_split: str = ""
+  val_share: float = _setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
   mean: tuple[float, ...] = _setting((0.5,), "not empty", bool)
   std: tuple[float, ...] = _setting(
     (0.5,), "not empty, all > 0", lambda v: v and min(v) > 0
   )
+  train_crop: str = _choice("", "", "random_resized", "random")
+  min_area: float = _setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
+  train_resize: int = _at_least(0, 0)
+  image_size: int = _positive(32)
   eval_resize: int = _at_least(0, 0)
   eval_crop: int = _at_least(0, 0)
   interpolation: str = _choice("bilinear", "bilinear", "bicubic")
-  image_size: int = _positive(32)
   num_examples: int = _positive(1024)
+  on_error: str = _choice("raise", "raise", "skip")
+  max_skip_share: float = _setting(0.01, "in (0, 1]", lambda v: 0 < v <= 1)
+  # Pillow refuses more, whatever we allow.
+  max_pixels: int = _setting(
+    100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
+  )
+  num_threads: int = _at_least(0, 0)
+  num_workers: int = _at_least(0, 0)
 
 
 @dataclasses.dataclass(slots=True)
@@ -117,10 +148,26 @@ class AugmentConfig:
   Attributes:
     padding: largest shift along each axis, in pixels (zero-pad, then crop).
     flip: mirror half of the images left to right.
+    policy: "trivial" (TrivialAugment) or "rand" (RandAugment), on the host, of images
+      with `data.train_crop`; "" is none.
+    magnitude: of RandAugment.
+    brightness, contrast, saturation: largest change of each, as a share.
+    hue: largest turn of the hue.
+    erasing: probability that a rectangle is blanked.
+    mixup, cutmix: their alpha; 0 is off, with both one is drawn for each batch.
   """
 
   padding: int = _at_least(0, 0)
   flip: bool = False
+  policy: str = _choice("", "", "trivial", "rand")
+  magnitude: int = _setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
+  brightness: float = _at_least(0.0, 0)
+  contrast: float = _at_least(0.0, 0)
+  saturation: float = _at_least(0.0, 0)
+  hue: float = _setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
+  erasing: float = _setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
+  mixup: float = _at_least(0.0, 0)
+  cutmix: float = _at_least(0.0, 0)
 
 
 @dataclasses.dataclass(slots=True)
@@ -144,6 +191,10 @@ class OptimConfig:
       "constant" stays at `warmup_learning_rate`.
     warmup_epochs, warmup_steps: its length.
     label_smoothing: probability spread evenly over all classes.
+    accumulate: number of parts that a batch is split into, computed one after the
+      other to save memory; the learning rate and `batch_size` are of the whole.
+    ema_decay: of the moving average of parameters and statistics that is evaluated
+      next to them, an update; 0 keeps none.
     clip_norm: largest global norm of the gradient; 0 does not clip.
   """
 
@@ -163,6 +214,8 @@ class OptimConfig:
   warmup_steps: int = _at_least(0, 0)
   warmup_learning_rate: float = _at_least(0.0, 0)
   label_smoothing: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  accumulate: int = _positive(1)
+  ema_decay: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   clip_norm: float = _at_least(0.0, 0)
 
 
@@ -191,6 +244,9 @@ class Config:
     steps_per_call: most updates of one call of the compiled `train_chunk`.
     log_every_steps: period of training metrics.
     eval_every_steps: period of evaluation; 0 is once an epoch. Always at the end.
+    precise_bn_batches: number of training batches that batch-norm statistics are
+      computed anew from before each evaluation, as the paper's authors did; 0 takes
+      the running ones.
   """
 
   seed: int = _setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
@@ -200,6 +256,7 @@ class Config:
   steps_per_call: int = _positive(10)
   log_every_steps: int = _positive(50)
   eval_every_steps: int = _at_least(0, 0)
+  precise_bn_batches: int = _at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
@@ -207,19 +264,19 @@ class Config:
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
 
 
-def _walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
+def walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
   """Yields (path, field, value) of every setting, in order."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
     if dataclasses.is_dataclass(field.type):
-      yield from _walk(value, f"{prefix}{field.name}.")
+      yield from walk(value, f"{prefix}{field.name}.")
     else:
       yield prefix + field.name, field, value
 
 
 def flatten(config: Config) -> dict[str, object]:
   """Returns {"optim.learning_rate": 0.1, ...} of all settings."""
-  return {path: value for path, _, value in _walk(config)}
+  return {path: value for path, _, value in walk(config)}
 
 
 def check_field_name(path: str) -> None:
@@ -236,7 +293,7 @@ def check_field_name(path: str) -> None:
 
 def type_name(path: str) -> str:
   """Returns the type of a setting in a user's words, such as "a whole number"."""
-  types = {field_path: field.type for field_path, field, _ in _walk(Config())}
+  types = {field_path: field.type for field_path, field, _ in walk(Config())}
   words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
   kind = types[path]
   if kind in words:
@@ -244,59 +301,3 @@ def type_name(path: str) -> str:
   (item, _) = typing.get_args(kind)
   example = "(30, 60)" if item is int else "(0.5, 0.5)"
   return f"a tuple of {words[item].removeprefix('a ')}s, such as {example}"
-
-
-def _has_type(value, kind) -> bool:
-  if typing.get_origin(kind) is tuple:
-    item = typing.get_args(kind)[0]
-    return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
-  if kind is float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
-  if kind is int:
-    return isinstance(value, int) and not isinstance(value, bool)
-  return isinstance(value, kind)
-
-
-def validate(config: Config) -> None:
-  """Checks every setting by itself and those that exclude each other.
-
-  The architecture's name is checked where it is built (`create_model`).
-
-  Raises:
-    ValueError: naming the setting, its value and what is allowed.
-  """
-  for path, field, value in _walk(config):
-    if not _has_type(value, field.type):
-      raise ValueError(f"config.{path}={value!r} must be {type_name(path)}")
-    if "check" in field.metadata and not field.metadata["check"](value):
-      raise ValueError(f"config.{path}={value!r} must be {field.metadata['allowed']}")
-
-  optim = config.optim
-  for first, second in (
-    ("decay_epochs", "decay_steps"),
-    ("warmup_epochs", "warmup_steps"),
-  ):
-    values = getattr(optim, first), getattr(optim, second)
-    if all(values):
-      raise ValueError(
-        f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
-        "exclude each other; set one of them to its default"
-      )
-  data = config.data
-  if data.eval_resize and data.eval_crop > data.eval_resize:
-    raise ValueError(
-      f"config.data.eval_crop={data.eval_crop} must be at most config.data.eval_resize="
-      f"{data.eval_resize}"
-    )
-  if optim.nesterov and not optim.momentum:
-    raise ValueError("config.optim.nesterov=True needs config.optim.momentum > 0")
-  if optim.warmup == "constant" and not optim.warmup_learning_rate:
-    raise ValueError(
-      "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
-    )
-  if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
-    raise ValueError(
-      f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
-      f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
-    )

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from resnet_jax import checkpoint, trainer, weights
+from resnet_jax import checkpoint, evaluation, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.weights import Preprocessing
@@ -63,7 +63,7 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
   with CheckpointStore(str(path)) as store:
     step, variables = store.restore_model(which, sharding)
   weights.save(
-    target, trainer.build_model(config), variables, preprocessing_of(config.data)
+    target, evaluation.build_model(config), variables, preprocessing_of(config.data)
   )
   return f"{config.model.name} after step {step} of {source} -> {target}"
 
@@ -71,7 +71,7 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
 def _convert_file(source: str, target: str, model: ModelConfig) -> str:
   # No name: these weights come with no data set, and evaluation must be told one.
   config = Config(model=model, data=DataConfig(name=""))
-  config, network = trainer.resolve_model(config)
+  config, network = evaluation.resolve_model(config)
   variables = weights.load(source, network)
   preprocessing = weights.read_preprocessing(source, network)
   if target.endswith(".safetensors"):
@@ -80,7 +80,7 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
     config = dataclasses.replace(
       config, data=with_preprocessing(config.data, preprocessing)
     )
-    trainer.check(config)
+    evaluation.check(config)
     checkpoint.open_run(target, config, num_steps=0)
     with CheckpointStore(target) as store:
       store.save_weights(variables)

@@ -17,10 +17,11 @@ def draw_curves(records: list[dict], path: epath.Path) -> None:
 
   figure = Figure(figsize=(10, 4), layout="constrained")
   left, right = figure.subplots(1, 2)
-  # Two colours that the colour-blind tell apart (Okabe and Ito 2008).
+  # Colours that the colour-blind tell apart (Okabe and Ito 2008).
   styles = {
     "train": {"linewidth": 1, "color": "#0072B2"},
     "eval": {"linewidth": 2.5, "color": "#D55E00"},
+    "ema": {"linewidth": 2.5, "color": "#009E73"},
   }
   for split, style in styles.items():
     rows = [record for record in records if record["split"] == split]

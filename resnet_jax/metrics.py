@@ -19,7 +19,10 @@ Metrics = dict[str, jax.Array]
 
 
 def compute_metrics(
-  logits: jax.Array, batch: Batch, label_smoothing: float = 0.0
+  logits: jax.Array,
+  batch: Batch,
+  label_smoothing: float = 0.0,
+  targets: jax.Array | None = None,
 ) -> Metrics:
   """Sums over the valid examples of a batch.
 
@@ -28,6 +31,8 @@ def compute_metrics(
     batch: `label` and `mask` are used.
     label_smoothing: probability spread evenly over all classes (Szegedy et al.
       2015, section 7).
+    targets: [B, K] float32, probabilities that the loss is against; None is the
+      labels'.
 
   Returns:
     "loss": cross-entropy in nats; "top1" and, for K > 5, "top5": number of hits;
@@ -38,7 +43,9 @@ def compute_metrics(
   chex.assert_equal_shape_prefix([logits, labels, mask], 1)
   chex.assert_type([logits, labels, mask], [jnp.float32, int, bool])
   classes = logits.shape[-1]
-  targets = optax.smooth_labels(jax.nn.one_hot(labels, classes), label_smoothing)
+  if targets is None:
+    targets = jax.nn.one_hot(labels, classes)
+  targets = optax.smooth_labels(targets, label_smoothing)
   values = {
     "loss": optax.softmax_cross_entropy(logits, targets),
     "top1": logits.argmax(-1) == labels,

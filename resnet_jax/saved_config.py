@@ -3,7 +3,8 @@
 import dataclasses
 import json
 
-from resnet_jax.config import Config, check_field_name, flatten, validate
+from resnet_jax.config import Config, check_field_name, flatten
+from resnet_jax.validation import validate
 
 # What may change between a run and its continuation: nothing here touches the
 # numbers of a step. `num_*` may, except under a schedule that depends on them.

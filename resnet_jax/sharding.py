@@ -4,6 +4,7 @@ The only file that makes meshes and shardings. One axis, "data".
 """
 
 from collections.abc import Sequence
+from functools import partial
 
 import jax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
@@ -36,3 +37,24 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
       f"config.batch_size={batch_size} must be a multiple of the {mesh.size} devices, "
       f"such as {nearest}"
     )
+
+
+def put_batches(batches, mesh: Mesh):
+  """Copies this process's rows of K batches to its devices.
+
+  Args:
+    batches: tree of [K, rows of this process, ...].
+    mesh: the devices.
+
+  Returns:
+    Tree of [K, B, ...], B split over the devices.
+  """
+  sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
+  put = partial(jax.make_array_from_process_local_data, sharding)
+  return jax.tree.map(put, batches)
+
+
+def local_rows(batch_size: int) -> tuple[int, int]:
+  """Returns the first row, and the last + 1, of a batch that this process loads."""
+  rows = batch_size // jax.process_count()
+  return jax.process_index() * rows, (jax.process_index() + 1) * rows

@@ -10,6 +10,7 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
+import optax
 from jax import lax
 
 from resnet_jax import backend
@@ -20,9 +21,11 @@ from resnet_jax.metrics import (
   compute_metrics,
   zero_metrics,
 )
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.train_state import TrainState, Variables
 
 Preprocess = Callable[..., jax.Array]
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 TakeBatch = Callable[[Any, jax.Array], Batch]
 
 
@@ -31,7 +34,10 @@ def train_step(
   batch: Batch,
   *,
   preprocess: Preprocess,
+  mix: Mix | None = None,
   label_smoothing: float = 0.0,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
 
@@ -39,7 +45,11 @@ def train_step(
     state: before the update.
     batch: images as stored, uint8.
     preprocess: (images, key) -> augmented and normalised float32 images.
+    mix: (key, images, labels) -> images and [B, K] targets; None mixes nothing.
     label_smoothing: see `compute_metrics`.
+    accumulate: number of equal parts of the batch whose gradients are computed one
+      after the other and added. Batch norm sees the parts, not the whole.
+    ema_decay: of `state.ema`, if there is one.
 
   Returns:
     The state after it, and metrics of the batch in train mode, before it.
@@ -48,23 +58,71 @@ def train_step(
   chex.assert_type(batch["image"], jnp.uint8)
   key = jax.random.fold_in(state.key, state.step)
   augment_key, dropout_key = jax.random.split(key)
-  images = preprocess(batch["image"], augment_key)
+  batch = batch | {"image": preprocess(batch["image"], augment_key)}
+  if mix is not None:
+    mix_key = jax.random.fold_in(key, 2)
+    images, targets = mix(mix_key, batch["image"], batch["label"])
+    batch |= {"image": images, "target": targets}
+  count = jnp.sum(batch["mask"], dtype=jnp.float32)
 
-  def loss_fn(params):
-    variables = state.variables | {"params": params}
+  def loss_fn(params, batch_stats, batch, key):
     logits, updates = state.apply_fn(
-      variables,
-      images,
+      {"params": params, "batch_stats": batch_stats},
+      batch["image"],
       train=True,
       mutable=["batch_stats"],
-      rngs={"dropout": dropout_key},
+      rngs={"dropout": key},
     )
-    metrics = compute_metrics(logits, batch, label_smoothing)
-    batch_stats = updates.get("batch_stats", {})
-    return metrics["loss"] / metrics["count"], (batch_stats, metrics)
+    metrics = compute_metrics(logits, batch, label_smoothing, batch.get("target"))
+    return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
 
-  grads, (batch_stats, metrics) = jax.grad(loss_fn, has_aux=True)(state.params)
-  return state.apply_gradients(grads=grads, batch_stats=batch_stats), metrics
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if accumulate == 1:
+    grads, (batch_stats, metrics) = gradient(
+      state.params, state.batch_stats, batch, dropout_key
+    )
+  else:
+    grads, batch_stats, metrics = _accumulate(
+      partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
+    )
+  state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+  if state.ema is not None:
+    # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    state = state.replace(
+      ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
+    )
+  return state, metrics
+
+
+def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int):
+  """Adds up the gradients and metrics of the parts of a batch.
+
+  Args:
+    gradient: (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
+    batch_stats: before the batch.
+    batch: whole; part i has the rows i, i + parts ..., so that each device has its
+      share of each part.
+    key: PRNG key of dropout.
+    parts: their number, a divisor of B.
+  """
+  split = jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+  def body(carry, part):
+    batch_stats, grads, metrics = carry
+    more_grads, (batch_stats, more) = gradient(batch_stats, *part)
+    grads = jax.tree.map(jnp.add, grads, more_grads)
+    return (batch_stats, grads, add_metrics(metrics, more)), None
+
+  inputs = split, jax.random.split(key, parts)
+  first = jax.tree.map(lambda x: x[0], inputs)
+  grads, (batch_stats, metrics) = gradient(batch_stats, *first)
+  rest = jax.tree.map(lambda x: x[1:], inputs)
+  carry, _ = lax.scan(body, (batch_stats, grads, metrics), rest)
+  batch_stats, grads, metrics = carry
+  return grads, batch_stats, metrics
 
 
 def eval_step(
@@ -133,24 +191,22 @@ def eval_chunk(
 
 def compile_train_chunk(
   *,
-  preprocess: Preprocess,
   take_batch: TakeBatch,
   num_classes: int,
-  label_smoothing: float,
   sharding: jax.sharding.Sharding,
+  **options: Any,
 ) -> Callable:
   """Returns jitted `train_chunk(state, feed, count)`.
 
   It takes over the memory of the state given to it.
 
   Args:
-    preprocess: see `train_step`.
     take_batch: see `train_chunk`; it places each batch on the devices.
     num_classes: number of logits.
-    label_smoothing: see `train_step`.
     sharding: of the state and the metrics.
+    **options: those of `train_step`.
   """
-  step = partial(train_step, preprocess=preprocess, label_smoothing=label_smoothing)
+  step = partial(train_step, **options)
   chunk = partial(
     train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
   )
@@ -171,3 +227,65 @@ def compile_eval_chunk(
     eval_chunk, eval_step=step, take_batch=take_batch, num_classes=num_classes
   )
   return backend.jit(chunk, out_shardings=sharding)
+
+
+def compile_statistics_chunk(
+  *,
+  model: ResNet,
+  preprocess: Preprocess,
+  take_batch: TakeBatch,
+  sharding: jax.sharding.Sharding,
+) -> Callable:
+  """Returns jitted (variables, feed, count, first, key) -> sums of moments.
+
+  The sums are over batches `first` to `first + count - 1` of `feed`: of the mean and of
+  the mean square of each batch norm's input, for `precise_statistics`.
+
+  Args:
+    model: with batch norms.
+    preprocess: see `train_step`.
+    take_batch: see `train_chunk`.
+    sharding: of the result.
+  """
+  # The running values after a batch are then those of the batch.
+  model = model.clone(norm=partial(model.norm, momentum=0.0))
+
+  def chunk(variables: Variables, feed: Any, count: int, first: int, key: jax.Array):
+    def body(i, sums):
+      batch_key = jax.random.fold_in(key, i)
+      images = preprocess(take_batch(feed, i)["image"], batch_key)
+      _, updates = model.apply(
+        variables,
+        images,
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": batch_key},
+      )
+      moments = _map_statistics(
+        lambda mean, var: (mean, var + mean**2), updates["batch_stats"]
+      )
+      return jax.tree.map(jnp.add, sums, moments)
+
+    zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
+    return lax.fori_loop(first, first + count, body, zeros)
+
+  return backend.jit(chunk, out_shardings=sharding)
+
+
+def precise_statistics(sums: Any, num_batches: int) -> Any:
+  """Returns `batch_stats` of all batches together (Wu & Johnson 2021, section 3).
+
+  Args:
+    sums: of `compile_statistics_chunk`.
+    num_batches: that they are over.
+  """
+  means = jax.tree.map(lambda x: x / num_batches, sums)
+  return _map_statistics(lambda mean, square: (mean, square - mean**2), means)
+
+
+def _map_statistics(function: Callable, tree: Any) -> Any:
+  """Applies `function` to the (mean, var) of each batch norm in `batch_stats`."""
+  if "mean" not in tree:
+    return {name: _map_statistics(function, part) for name, part in tree.items()}
+  mean, var = function(tree["mean"], tree["var"])
+  return {"mean": mean, "var": var}

@@ -24,10 +24,12 @@ class TrainState(train_state.TrainState):
       model has none.
     key: PRNG key of augmentation, dropout and stochastic depth; step i uses
       `fold_in(key, i)`.
+    ema: exponential moving average of `variables`, or None.
   """
 
   batch_stats: Any
   key: jax.Array
+  ema: Variables | None = None
 
   @property
   def variables(self) -> Variables:
@@ -41,6 +43,7 @@ def create_train_state(
   tx: optax.GradientTransformation,
   image_shape: tuple[int, int, int],
   sharding: jax.sharding.Sharding,
+  ema: bool = False,
 ) -> TrainState:
   """Initialises parameters and optimiser state directly under `sharding`.
 
@@ -50,6 +53,7 @@ def create_train_state(
     tx: the optimiser.
     image_shape: (H, W, C).
     sharding: of every leaf.
+    ema: keep a moving average too.
   """
 
   def create(key: jax.Array) -> TrainState:
@@ -63,7 +67,8 @@ def create_train_state(
       batch_stats=variables.get("batch_stats", {}),
     )
     # Flax starts with a Python int, which would be compiled once more as an array.
-    return state.replace(step=jnp.zeros((), jnp.int32))
+    step = jnp.zeros((), jnp.int32)
+    return state.replace(step=step, ema=state.variables if ema else None)
 
   return backend.jit_once(create, out_shardings=sharding)(key)
 

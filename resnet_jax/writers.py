@@ -16,6 +16,7 @@ from rich import progress
 from rich.console import Console
 
 from resnet_jax.curves import draw_curves
+from resnet_jax.data import Dataset
 from resnet_jax.metrics import Metrics, add_metrics, summarize
 from resnet_jax.plan import Plan
 
@@ -34,6 +35,8 @@ class MetricWriter:
     learning_rate: Callable[[int], float],
     start_step: int,
     console: Console,
+    train_set: Dataset,
+    eval_set: Dataset,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -43,7 +46,10 @@ class MetricWriter:
       learning_rate: step -> learning rate of the next update.
       start_step: completed updates.
       console: where to show.
+      train_set: tells how long it was waited for, and what it skipped.
+      eval_set: likewise.
     """
+    self._input, self._eval_set = train_set, eval_set
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
     self._records = self._drop_later_lines(start_step)
@@ -52,6 +58,8 @@ class MetricWriter:
     self._pending: tuple[int, Metrics] | None = None
     self._sums: Metrics | None = None
     self._seconds, self._mark = 0.0, time.monotonic()
+    self._waited = self._waited_mark = 0.0
+    self._skipped: set[str] = set()
     self._bar = progress.Progress(
       # Together at most 80 columns.
       progress.TextColumn("{task.completed}/{task.total}"),
@@ -99,9 +107,13 @@ class MetricWriter:
       new.replace(path)
     return records
 
+  def is_idle(self) -> bool:
+    """Whether the device has finished all calls given to `train`."""
+    return self._pending is None or self._pending[1]["count"].is_ready()  # type: ignore[attr-defined]
+
   def start_clock(self) -> None:
     """Time from now on counts as training."""
-    self._mark = time.monotonic()
+    self._mark, self._waited_mark = time.monotonic(), self._input.waited_s
 
   def train(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a call just started, and shows those of the one before.
@@ -117,6 +129,8 @@ class MetricWriter:
     """
     self.flush()
     self._pending = step, metrics
+    self._waited += self._input.waited_s - self._waited_mark
+    self._waited_mark = self._input.waited_s
 
   def flush(self) -> None:
     """Waits for the last call given to `train`; raises as that does."""
@@ -131,19 +145,26 @@ class MetricWriter:
     if self._plan.log_at(step):
       values = summarize(self._sums)
       values["images_per_s"] = values.pop("count") / self._seconds
-      self._sums, self._seconds = None, 0.0
+      if self._waited:
+        values["input_wait"] = min(1.0, self._waited / self._seconds)
+      self._sums, self._seconds, self._waited = None, 0.0, 0.0
       self._write(step, "train", values)
       self._bar.update(self._task, description=_describe(values))
     self._bar.update(self._task, completed=step)
 
-  def evaluation(self, step: int, values: dict[str, float]) -> None:
+  def evaluation(self, step: int, values: dict[str, float], name: str = "eval") -> None:
     """Writes and shows an evaluation after `step` updates.
+
+    Args:
+      step: completed updates.
+      values: from `evaluate`.
+      name: what was evaluated: "eval", or "ema" for the moving average.
 
     Raises:
       FloatingPointError: its loss is not finite.
     """
     self._check_finite(step, values["loss"])
-    self._write(step, "eval", values)
+    self._write(step, name, values)
 
   def _check_finite(self, step: int, loss: float) -> None:
     if not math.isfinite(loss):
@@ -152,7 +173,19 @@ class MetricWriter:
         f"{self._learning_rate(step - 1):.3g}; {DIVERGENCE_ADVICE}"
       )
 
+  def _show_skipped(self) -> None:
+    skipped = [*self._input.skipped.values(), *self._eval_set.skipped.values()]
+    for text in dict.fromkeys(skipped):
+      if text not in self._skipped:
+        self._console.print(
+          f"skipped {text}", highlight=False, markup=False, soft_wrap=True
+        )
+    self._skipped.update(skipped)
+
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+    self._show_skipped()
+    if self._skipped:
+      values = values | {"skipped": len(self._skipped)}
     epoch = round(step / self._plan.steps_per_epoch, 4)
     values = values | {"learning_rate": float(self._learning_rate(step - 1))}
     record = {"step": step, "epoch": epoch, "split": split, **values}
@@ -161,7 +194,7 @@ class MetricWriter:
     self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(f"{split}/{name}", value, step)
-    if split == "eval" or not self._console.is_terminal:
+    if split != "train" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
       self._console.print(
         f"{place}  {split:5}  {_describe(values)}  lr {values['learning_rate']:.3g}",
@@ -188,5 +221,10 @@ def _open_board(directory: epath.Path, start_step: int):
 def _describe(values: dict[str, float]) -> str:
   return (
     f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} % "
-    f"{values['images_per_s']:.0f} images/s"
+    f"{values['images_per_s']:.0f} images/s{_describe_wait(values)}"
   )
+
+
+def _describe_wait(values: dict[str, float]) -> str:
+  share = values.get("input_wait", 0.0)
+  return f", input-bound: waits {100 * share:.0f} %" if share >= 0.05 else ""

@@ -10,12 +10,12 @@ ROOT = Path(__file__).parents[1]
 # A module imports from lower levels, and from its own within a package.
 LEVELS = [
   {"config", "backend", "torch_pickle", "preprocessing"},
-  {"models", "plan", "saved_config", "torch_file"},
-  {"metrics", "sharding", "optim", "curves", "torch_names", "summary"},
+  {"models", "plan", "validation", "torch_file"},
+  {"saved_config", "metrics", "sharding", "optim", "curves", "torch_names", "summary"},
   {"data", "train_state"},
   {"steps", "checkpoint", "writers", "weights"},
-  {"trainer"},
-  {"convert"},
+  {"evaluation"},
+  {"trainer", "convert"},
   {"cli"},
   {"commands"},
 ]

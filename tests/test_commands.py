@@ -10,7 +10,7 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import create_model, trainer, weights
+from resnet_jax import create_model, evaluation, trainer, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -72,7 +72,7 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
     model=ModelConfig(name="plain14", dtype="float32"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
   )
-  by_file = trainer.evaluate_weights(config, path)
+  by_file = evaluation.evaluate_weights(config, path)
   np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
   assert by_file["top1"] == by_run["top1"]
 

@@ -11,6 +11,7 @@ from resnet_jax import saved_config
 from resnet_jax.config import CheckpointConfig, Config, ModelConfig, OptimConfig
 from resnet_jax.models import zoo
 from resnet_jax.plan import Plan
+from resnet_jax.validation import validate
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -25,7 +26,7 @@ def load(path):
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
 def test_every_config_is_valid_and_survives_json(path):
   config = load(path).get_config()
-  config_lib.validate(config)
+  validate(config)
   assert saved_config.from_json(saved_config.to_json(config)) == config
 
 
@@ -38,7 +39,7 @@ def test_cifar10_siblings():
   module = load(Path(__file__).parents[1] / "configs" / "cifar10_resnet20.py")
   for name in module.NAMES:
     config = module.get_config(name)
-    config_lib.validate(config)
+    validate(config)
     assert config.model.name == name
     assert (config.optim.warmup_steps == 400) == (name in ("resnet110", "resnet1202"))
   with pytest.raises(ValueError, match=r"resnet21.*resnet20"):
@@ -73,7 +74,7 @@ def test_wrong_value_is_named_with_what_is_allowed(path, value, allowed):
   *group, name = path.split(".")
   setattr(getattr(config, group[0]) if group else config, name, value)
   with pytest.raises(ValueError, match=f"config.{path}=.*{allowed}") as error:
-    config_lib.validate(config)
+    validate(config)
   assert repr(value) in str(error.value)
 
 
@@ -89,7 +90,7 @@ def test_wrong_value_is_named_with_what_is_allowed(path, value, allowed):
 )
 def test_settings_that_exclude_each_other(optim):
   with pytest.raises(ValueError, match=r"config\.optim"):
-    config_lib.validate(Config(optim=optim))
+    validate(Config(optim=optim))
 
 
 def test_unknown_name_gives_the_nearest():

@@ -21,7 +21,8 @@ from resnet_jax.config import (
   OptimConfig,
 )
 from resnet_jax.data.sources import load_synthetic
-from resnet_jax.trainer import build_model, evaluate_run, train_and_evaluate
+from resnet_jax.evaluation import build_model, evaluate_run
+from resnet_jax.trainer import train_and_evaluate
 
 
 def make_config(**changes) -> Config:
@@ -114,8 +115,8 @@ def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
   workdir = whole[0]
   config = load_config(workdir)
   source = load_synthetic("test", 8, 20)
-  many = dataclasses.replace(source, num_classes=11)
-  monkeypatch.setattr("resnet_jax.data.load_source", lambda *_: many)
+  many = dataclasses.replace(source, class_names=tuple(map(str, range(11))))
+  monkeypatch.setattr("resnet_jax.data.open_source", lambda *_: many)
   with pytest.raises(ValueError, match=r"num_classes=10 must be .* at least 11"):
     evaluate_run(config, str(workdir))
 

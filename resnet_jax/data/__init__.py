@@ -1,32 +1,47 @@
 """Data sets: where images come from, and how batches of them reach the step."""
 
+from collections.abc import Sequence
+
 from jax.sharding import Mesh
 
-from resnet_jax.config import DataConfig
+from resnet_jax.config import AugmentConfig, DataConfig
+from resnet_jax.data.image_ops import EvalTransform, TrainTransform
+from resnet_jax.data.loader import EncodedImages, Transform
 from resnet_jax.data.resident import ResidentDataset
-from resnet_jax.data.sources import load_source
+from resnet_jax.data.sources import Source, open_source
+from resnet_jax.data.streaming import StreamingDataset
 from resnet_jax.sharding import check_batch_size
+
+Dataset = ResidentDataset | StreamingDataset
 
 
 def create_dataset(
-  config: DataConfig, split: str, batch_size: int, mesh: Mesh
-) -> ResidentDataset:
-  """Loads a split of the configured data set and puts it on the devices.
+  config: DataConfig,
+  batch_size: int,
+  mesh: Mesh,
+  augment: AugmentConfig | None = None,
+  class_names: Sequence[str] = (),
+) -> Dataset:
+  """Opens the training or the evaluation split of the configured data set.
+
+  What fits is put on the devices at once; the rest is read as it is needed.
 
   Args:
     config: which data set.
-    split: its `train_split` or `eval_split`.
     batch_size: over all devices.
     mesh: the devices.
+    augment: of training; None is evaluation.
+    class_names: those of a model to evaluate, if they are known.
 
   Raises:
     ValueError: a mean or std that does not fit the channels, a batch that does not
-      split over the devices, or what `load_source` refuses.
+      split over the devices, a size that is missing, or what `open_source` refuses.
     FileNotFoundError: the data set is not there.
   """
   check_batch_size(batch_size, mesh)
-  source = load_source(config, split)
-  channels = source.images.shape[-1]
+  split = config.eval_split if augment is None else config.train_split
+  source = open_source(config, split, class_names)
+  channels = source.images.shape[-1] if isinstance(source, Source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
     if len(values) not in (1, channels):
@@ -34,4 +49,57 @@ def create_dataset(
         f"config.data.{field}={values} must have 1 value or one for each of the "
         f"{channels} channels"
       )
-  return ResidentDataset(source, batch_size, mesh)
+  if isinstance(source, Source):
+    resize, crop = config.train_resize, 0
+    if augment is None:
+      resize, crop = config.eval_resize, config.eval_crop
+    return ResidentDataset(source, batch_size, mesh, resize, crop, config.interpolation)
+  return create_streaming(config, source, batch_size, mesh, augment)
+
+
+def create_streaming(
+  config: DataConfig,
+  source: EncodedImages,
+  batch_size: int,
+  mesh: Mesh,
+  augment: AugmentConfig | None,
+) -> StreamingDataset:
+  """Returns a data set that is read as it is needed; arguments and errors as above."""
+  transform: Transform
+  if augment is None:
+    if not config.eval_crop:
+      raise ValueError(
+        "config.data.eval_crop=0 must be > 0, such as 224: images of many sizes "
+        "are cut to one"
+      )
+    transform = EvalTransform(
+      resize=config.eval_resize,
+      crop=config.eval_crop,
+      interpolation=config.interpolation,
+      max_pixels=config.max_pixels,
+    )
+  else:
+    if not config.train_crop:
+      raise ValueError(
+        "config.data.train_crop='' must be 'random_resized' or 'random', with "
+        "config.data.image_size: images of many sizes are cut to one"
+      )
+    transform = TrainTransform(
+      crop=config.train_crop,
+      resize=config.train_resize,
+      size=config.image_size,
+      min_area=config.min_area,
+      interpolation=config.interpolation,
+      policy=augment.policy,
+      magnitude=augment.magnitude,
+      max_pixels=config.max_pixels,
+    )
+  return StreamingDataset(
+    source,
+    transform,
+    batch_size,
+    mesh,
+    max_skip_share=config.max_skip_share if config.on_error == "skip" else None,
+    num_threads=config.num_threads,
+    num_workers=config.num_workers,
+  )

@@ -1,13 +1,15 @@
-"""On-device preprocessing of image batches: pure functions of (images, key).
+"""On-device preprocessing of image batches: pure functions of (key, images).
 
-Shapes: B batch, H height, W width, C channels. Images are uint8 in [0, 255]
-until `normalize`, which returns float32.
+Shapes: B batch, H height, W width, C channels. Images are uint8 in [0, 255], or
+float32 in [0, 255] after `color_jitter`, until `normalize`, which returns float32.
 """
 
 from collections.abc import Sequence
 
 import jax
 import jax.numpy as jnp
+
+from resnet_jax.data.distort import color_jitter, random_erasing
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
@@ -93,24 +95,28 @@ def preprocess(
   images: jax.Array,
   key: jax.Array | None = None,
   *,
-  padding: int,
-  flip: bool,
-  resize: int = 0,
-  crop: int = 0,
-  interpolation: str = "bilinear",
+  padding: int = 0,
+  flip: bool = False,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+  erasing: float = 0.0,
   mean: Sequence[float],
   std: Sequence[float],
 ) -> jax.Array:
-  """Augments with a key, resizes and crops without one; then normalises.
+  """Normalises; augments too if there is a key.
 
   Args:
     images: [B, H, W, C] uint8.
     key: PRNG key of the batch in training; None in evaluation.
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
-    resize: see `resize_and_crop`.
-    crop: likewise.
-    interpolation: likewise.
+    brightness: see `color_jitter`; likewise the next three.
+    contrast: strength.
+    saturation: strength.
+    hue: strength.
+    erasing: probability, see `random_erasing`.
     mean: see `normalize`.
     std: see `normalize`.
 
@@ -118,11 +124,13 @@ def preprocess(
     [B, H, W, C] float32.
   """
   if key is None:
-    images = resize_and_crop(images, resize, crop, interpolation)
-  else:
-    crop_key, flip_key = jax.random.split(key)
-    if padding:
-      images = random_crop(crop_key, images, padding)
-    if flip:
-      images = random_flip(flip_key, images)
-  return normalize(images, mean, std)
+    return normalize(images, mean, std)
+  crop_key, flip_key = jax.random.split(key)
+  color_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
+  if padding:
+    images = random_crop(crop_key, images, padding)
+  if flip:
+    images = random_flip(flip_key, images)
+  if brightness or contrast or saturation or hue:
+    images = color_jitter(color_key, images, brightness, contrast, saturation, hue)
+  return random_erasing(erase_key, normalize(images, mean, std), erasing)

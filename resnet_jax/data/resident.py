@@ -5,7 +5,7 @@ Letters: N examples, B batch, H height, W width, C channels.
 
 import dataclasses
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import flax.struct
@@ -13,6 +13,7 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
+from resnet_jax.data.augment import resize_and_crop
 from resnet_jax.data.sources import Source
 from resnet_jax.metrics import Batch
 from resnet_jax.plan import Plan
@@ -34,7 +35,14 @@ class Feed:
   order: jax.Array
 
 
-def take_batch(feed: Feed, step: jax.Array, *, batch_size: int, sharding) -> Batch:
+def take_batch(
+  feed: Feed,
+  step: jax.Array,
+  *,
+  batch_size: int,
+  sharding: jax.sharding.Sharding,
+  resize: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Batch:
   """Returns batch number `step` of the order, which starts again where it ends.
 
   Args:
@@ -42,6 +50,7 @@ def take_batch(feed: Feed, step: jax.Array, *, batch_size: int, sharding) -> Bat
     step: scalar int32.
     batch_size: B.
     sharding: of each array's first axis.
+    resize: maps the batch's images to the size that the model is to see.
 
   Returns:
     {"image": [B, H, W, C] uint8, "label": [B] int32, "mask": [B] bool}.
@@ -50,7 +59,7 @@ def take_batch(feed: Feed, step: jax.Array, *, batch_size: int, sharding) -> Bat
   index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)
   index = jax.lax.with_sharding_constraint(index, sharding)
   batch = {
-    "image": feed.image.at[index].get(mode="clip"),
+    "image": resize(feed.image.at[index].get(mode="clip")),
     "label": feed.label.at[index].get(mode="clip"),
     "mask": index < len(feed.label),
   }
@@ -62,24 +71,42 @@ class ResidentDataset:
 
   Attributes:
     num_examples: N.
-    num_classes: number of labels.
-    image_shape: (H, W, C).
+    class_names: of the labels.
+    image_shape: (H, W, C) of a batch's images.
+    skipped: empty, as every image was read.
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
 
-  def __init__(self, source: Source, batch_size: int, mesh: Mesh):
+  waited_s = 0.0  # Training never waits for images.
+
+  def __init__(
+    self,
+    source: Source,
+    batch_size: int,
+    mesh: Mesh,
+    resize: int = 0,
+    crop: int = 0,
+    interpolation: str = "bilinear",
+  ):
     """Copies the images to the devices.
 
     Args:
       source: see `Source`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
+      resize: see `resize_and_crop`, which is part of the step.
+      crop: likewise.
+      interpolation: likewise.
     """
-    self.num_examples, *image_shape = source.images.shape
-    self.num_classes = source.num_classes
-    self.image_shape = tuple(image_shape)
+    resized = partial(
+      resize_and_crop, resize=resize, crop=crop, interpolation=interpolation
+    )
+    self.num_examples = len(source.images)
+    self.class_names = source.class_names
+    self.image_shape = jax.eval_shape(resized, source.images[:1]).shape[1:]
+    self.skipped: dict[int, str] = {}
     self.take_batch = partial(
-      take_batch, batch_size=batch_size, sharding=batch_sharding(mesh)
+      take_batch, batch_size=batch_size, sharding=batch_sharding(mesh), resize=resized
     )
     self._num_batches = math.ceil(self.num_examples / batch_size)
     # Evaluation's order; the indices past the last example are padding.
@@ -92,7 +119,11 @@ class ResidentDataset:
     return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_examples)
 
   def train_chunks(
-    self, key: jax.Array, step: int, plan: Plan
+    self,
+    key: jax.Array,
+    step: int,
+    plan: Plan,
+    is_idle: Callable[[], bool] | None = None,
   ) -> Iterator[tuple[int, Feed, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
@@ -103,7 +134,9 @@ class ResidentDataset:
       key: PRNG key of shuffling.
       step: completed updates.
       plan: how far a call may go.
+      is_idle: has no meaning here.
     """
+    del is_idle
     feed, epoch = self._feed, -1
     while step < plan.num_steps:
       if epoch != step // plan.steps_per_epoch:

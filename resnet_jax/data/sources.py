@@ -1,33 +1,39 @@
-"""Where images come from: all of a split as two arrays in host memory.
+"""Where images come from: a split as two arrays, or to be read bit by bit.
 
 Letters: N examples, H height, W width, C channels.
 """
 
 import dataclasses
 import math
+from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 from resnet_jax.config import DataConfig, check_choice
+from resnet_jax.data.files import FileList, ImageError, list_images
 
-# Largest split that is loaded, in GiB; CIFAR-10 has 0.14.
+# Largest split that is kept on the device, in GiB; CIFAR-10 has 0.14.
 MAX_GIB = 8
 
 
 @dataclasses.dataclass(frozen=True)
 class Source:
-  """One split.
+  """One split in host memory.
 
   Attributes:
     images: [N, H, W, C] uint8.
-    labels: [N] int32 in [0, num_classes).
-    num_classes: number of labels of the data set.
+    labels: [N] int32 in [0, len(class_names)).
+    class_names: of every label of the data set.
   """
 
   images: np.ndarray
   labels: np.ndarray
-  num_classes: int
+  class_names: tuple[str, ...]
+
+
+_DIGITS = tuple(map(str, range(10)))
 
 
 def load_digits(split: str) -> Source:
@@ -50,7 +56,7 @@ def load_digits(split: str) -> Source:
     np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
   )
   index = train if split == "train" else test
-  return Source(images[index], labels[index], num_classes=10)
+  return Source(images[index], labels[index], _DIGITS)
 
 
 def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
@@ -71,35 +77,83 @@ def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
   labels = rng.integers(0, 10, num_examples, dtype=np.int32)
   noise = rng.standard_normal((num_examples, image_size, image_size, 3), np.float32)
   images = np.clip(patterns[labels] + 32 * noise, 0, 255).astype(np.uint8)
-  return Source(images, labels, num_classes=10)
+  return Source(images, labels, _DIGITS)
 
 
-def load_tfds(name: str, data_dir: str, split: str) -> Source:
-  """Reads a split of a prepared TFDS set, without TensorFlow.
+@dataclasses.dataclass(frozen=True)
+class TfdsImages:
+  """A split of a TFDS set whose images are not decoded: [i] is (content, label).
+
+  Attributes:
+    records: TFDS's data source.
+    class_names: of the labels.
+    where: the set, for messages.
+  """
+
+  records: Any
+  class_names: tuple[str, ...]
+  where: str
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    """Reads a record; raises `ImageError` if it cannot."""
+    try:
+      example = self.records[index]
+    except Exception as error:  # array_record raises all kinds.
+      raise ImageError(f"it cannot be read ({error})") from error
+    if example["label"] < 0:
+      raise ImageError("it has no label; name another split")
+    return example["image"], int(example["label"])
+
+  def name(self, index: int) -> str:
+    """Returns what a message calls the image."""
+    return f"image {index} of {self.where}"
+
+
+def load_tfds(
+  name: str, data_dir: str, split: str, stream: bool = False
+) -> Source | TfdsImages:
+  """Opens a split of a prepared TFDS set, without TensorFlow.
 
   Args:
     name: such as "cifar10" or "mnist:3.0.1".
     data_dir: TFDS data directory; "" is TFDS's default.
-    split: in TFDS's syntax, such as "train[:45000]".
+    split: in TFDS's syntax, such as "train[:45000]"; "" is "validation" or, where
+      there is none, "test".
+    stream: read bit by bit even what would fit on the device.
+
+  Returns:
+    Arrays, if the images are of one size and no more than `MAX_GIB`.
 
   Raises:
     ValueError: an unknown or empty split, damaged files, or a set that is no image
-      classification with images of one size that fit in memory.
+      classification.
     FileNotFoundError: the set is not there in array_record form.
   """
   import absl.logging
+  import tensorflow_datasets as tfds
 
   root = Path(data_dir or "~/tensorflow_datasets").expanduser()
   where = f"data set {name!r} in config.data.dir={str(root)!r}"
   builder = _tfds_builder(name, root, where)
-  label = _check_features(builder.info.features, where)
+  image, label = _check_features(builder.info.features, where)
+  if not split:
+    split = "validation" if "validation" in builder.info.splits else "test"
   verbosity = absl.logging.get_verbosity()
   absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
   try:
     count = builder.info.splits[split].num_examples
-    _check_size(count, builder.info.features["image"].shape)
-    records = builder.as_data_source(split=split)
-    examples = records.__getitems__(range(count))
+    if count == 0:
+      raise ValueError("it is empty")
+    if (
+      stream or None in image.shape or count * math.prod(image.shape) > MAX_GIB * 2**30
+    ):
+      encoded = {"image": tfds.decode.SkipDecoding()}
+      records = builder.as_data_source(split=split, decoders=encoded)
+      return TfdsImages(records, tuple(label.names), f"{name} {split}")
+    examples = builder.as_data_source(split=split).__getitems__(range(count))
   except ValueError as error:
     raise ValueError(
       f"config.data.train_split or eval_split={split!r} of {where}: {error}"
@@ -112,7 +166,7 @@ def load_tfds(name: str, data_dir: str, split: str) -> Source:
   labels = np.array([example["label"] for example in examples], np.int32)
   if labels.min() < 0:
     raise ValueError(f"split {split!r} of {where} has no labels; name another one")
-  return Source(images, labels, label.num_classes)
+  return Source(images, labels, tuple(label.names))
 
 
 def _tfds_builder(name: str, root: Path, where: str):
@@ -150,7 +204,7 @@ def _tfds_builder(name: str, root: Path, where: str):
 
 
 def _check_features(features, where: str):
-  """Returns the label feature of uint8 images of one size with class labels."""
+  """Returns the features of uint8 images and of their class labels."""
   import tensorflow_datasets as tfds
 
   known = {"image", "label"} <= set(features)
@@ -160,31 +214,28 @@ def _check_features(features, where: str):
       "'label' are needed"
     )
   image = features["image"]
-  if None in image.shape or image.np_dtype != np.uint8:
-    raise ValueError(
-      f"{where} has images of shape {image.shape} and {image.np_dtype}; only uint8 "
-      "images of one size fit on the device"
-    )
-  return features["label"]
+  if image.np_dtype != np.uint8:
+    raise ValueError(f"{where} has images of {image.np_dtype}; uint8 is needed")
+  return image, features["label"]
 
 
-def _check_size(count: int, shape: tuple[int, ...]) -> None:
-  if count == 0:
-    raise ValueError("it is empty")
-  size = count * math.prod(shape) / 2**30
-  if size > MAX_GIB:
-    raise ValueError(
-      f"it is {size:.0f} GiB, and only {MAX_GIB} GiB are kept on the device; name a "
-      "part of it"
-    )
+def open_source(
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
+) -> Source | TfdsImages | FileList:
+  """Opens a split of the configured data set; errors as the loaders above.
 
-
-def load_source(config: DataConfig, split: str) -> Source:
-  """Loads a split of the configured data set; errors as the loaders above."""
+  Args:
+    config: which data set.
+    split: "" is the data set's own for evaluation.
+    class_names: those of a model; a folder may have some of them only.
+  """
   if not config.name:
     raise ValueError("config.data.name must name a data set; these weights have none")
   if config.name == "digits":
-    return load_digits(split)
+    return load_digits(split or "test")
   if config.name == "synthetic":
-    return load_synthetic(split, config.image_size, config.num_examples)
-  return load_tfds(config.name, config.dir, split)
+    return load_synthetic(split or "test", config.image_size, config.num_examples)
+  if config.name == "folder":
+    root = Path(config.dir).expanduser()
+    return list_images(root, split, config.val_share, class_names)
+  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))

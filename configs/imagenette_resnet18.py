@@ -1,0 +1,41 @@
+"""ResNet-18 on Imagenette at 128 pixels: a run with photos that a laptop can do.
+
+Command: python train.py --config=configs/imagenette_resnet18.py --config.data.dir=DIR
+"""
+
+from resnet_jax.config import (
+  AugmentConfig,
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+)
+
+
+def get_config() -> Config:
+  return Config(
+    num_epochs=20,
+    batch_size=32,
+    steps_per_call=1,
+    log_every_steps=31,
+    model=ModelConfig(name="resnet18", zero_init_residual=True),
+    data=DataConfig(
+      name="folder",
+      mean=(0.485, 0.456, 0.406),
+      std=(0.229, 0.224, 0.225),
+      train_crop="random_resized",
+      min_area=0.35,
+      image_size=128,
+      eval_resize=146,
+      eval_crop=128,
+    ),
+    augment=AugmentConfig(flip=True),
+    optim=OptimConfig(
+      learning_rate=0.05,
+      nesterov=True,
+      weight_decay=5e-4,
+      schedule="cosine",
+      warmup_epochs=2,
+      label_smoothing=0.1,
+    ),
+  )

@@ -1,0 +1,137 @@
+"""RandAugment and TrivialAugment of one image at a time, on the host with Pillow.
+
+Shapes: H height, W width. Images are RGB, uint8 in [0, 255]. All randomness comes
+from the caller's generator and nothing is shared, so worker threads may call at once.
+"""
+
+import math
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
+import numpy as np
+from PIL import Image, ImageEnhance, ImageOps
+
+LAST_BIN = 30  # torchvision's 31 strengths
+
+
+class Op(NamedTuple):
+  """An operation and the values it takes at bins 0 and 30, linear in between.
+
+  Attributes:
+    apply: maps an RGB image and a value to an image of the same size.
+    rand: values at both ends in RandAugment.
+    wide: likewise in TrivialAugment's wide space.
+    signed: whether every other draw, on average, negates the value.
+  """
+
+  apply: Callable[[Image.Image, float], Image.Image]
+  rand: tuple[float, float] = (0, 0)
+  wide: tuple[float, float] = (0, 0)
+  signed: bool = False
+
+
+def _affine(image: Image.Image, *matrix: float) -> Image.Image:
+  """Reads (x, y) of the result at (a x + b y + c, d x + e y + f), or black."""
+  return image.transform(image.size, Image.Transform.AFFINE, matrix)
+
+
+def _enhance(kind: Callable[[Image.Image], Any]) -> Callable:
+  return lambda im, v: kind(im).enhance(1 + v)
+
+
+def operations(width: int, height: int) -> dict[str, Op]:
+  """Returns the operations of both policies for images of this size in pixels.
+
+  Shear is a slope about the top left corner, translation in whole pixels to the
+  right or down, rotation in degrees anticlockwise about the centre; they read the
+  nearest pixel and fill with black. The enhancements blend with factor 1 + value.
+  Posterize keeps that many high bits. Solarize inverts pixels at or above its value:
+  at bin 0 that is still white, as in torchvision.
+  """
+  slope = (0, 0.3), (0, 0.99)
+  factor = (0, 0.9), (0, 0.99)
+  right, down = ((0, 150 / 331 * side) for side in (width, height))
+  return {
+    "identity": Op(lambda im, v: im),
+    "shear_x": Op(lambda im, v: _affine(im, 1, v, 0, 0, 1, 0), *slope, True),
+    "shear_y": Op(lambda im, v: _affine(im, 1, 0, 0, v, 1, 0), *slope, True),
+    "translate_x": Op(
+      lambda im, v: _affine(im, 1, 0, -int(v), 0, 1, 0), right, (0, 32), True
+    ),
+    "translate_y": Op(
+      lambda im, v: _affine(im, 1, 0, 0, 0, 1, -int(v)), down, (0, 32), True
+    ),
+    "rotate": Op(lambda im, v: im.rotate(v), (0, 30), (0, 135), True),
+    "brightness": Op(_enhance(ImageEnhance.Brightness), *factor, True),
+    "color": Op(_enhance(ImageEnhance.Color), *factor, True),
+    "contrast": Op(_enhance(ImageEnhance.Contrast), *factor, True),
+    "sharpness": Op(_enhance(ImageEnhance.Sharpness), *factor, True),
+    "posterize": Op(lambda im, v: ImageOps.posterize(im, round(v)), (8, 4), (8, 2)),
+    "solarize": Op(
+      lambda im, v: ImageOps.solarize(im, math.ceil(v)), (255, 0), (255, 0)
+    ),
+    "autocontrast": Op(lambda im, v: ImageOps.autocontrast(im)),
+    "equalize": Op(lambda im, v: ImageOps.equalize(im)),
+  }
+
+
+def _apply(
+  op: Op,
+  ends: tuple[float, float],
+  strength: int,
+  image: Image.Image,
+  rng: np.random.Generator,
+) -> Image.Image:
+  start, stop = ends
+  # Multiplied before divided: whole values stay exact.
+  value = start + (stop - start) * strength / LAST_BIN
+  return op.apply(image, -value if op.signed and rng.integers(2) else value)
+
+
+def rand_augment(
+  image: np.ndarray, rng: np.random.Generator, num_ops: int = 2, magnitude: int = 9
+) -> np.ndarray:
+  """Applies random operations of one given strength, one after the other.
+
+  Cubuk et al. 2019, arXiv 1909.13719, section 3.
+
+  Args:
+    image: [H, W, 3] uint8; left as it is.
+    rng: gives the operations, with repetition, and the signs of their values.
+    num_ops: number of operations, >= 0.
+    magnitude: bin of the strength, from 0 to 30.
+
+  Returns:
+    [H, W, 3] uint8, a new array.
+
+  Raises:
+    ValueError: `num_ops` or `magnitude` is out of range.
+  """
+  if num_ops < 0:
+    raise ValueError(f"num_ops must be >= 0, got {num_ops}")
+  if not 0 <= magnitude <= LAST_BIN:
+    raise ValueError(f"magnitude must be from 0 to {LAST_BIN}, got {magnitude}")
+  result = Image.fromarray(image)
+  ops = list(operations(*result.size).values())
+  for i in rng.integers(len(ops), size=num_ops):
+    result = _apply(ops[i], ops[i].rand, magnitude, result, rng)
+  return np.array(result)
+
+
+def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
+  """Applies one random operation of random strength, from the wide space.
+
+  Müller & Hutter 2021, arXiv 2103.10158, algorithm 1.
+
+  Args:
+    image: [H, W, 3] uint8; left as it is.
+    rng: gives the operation, its bin from 0 to 30, and the sign of its value.
+
+  Returns:
+    [H, W, 3] uint8, a new array.
+  """
+  result = Image.fromarray(image)
+  ops = list(operations(*result.size).values())
+  op = ops[rng.integers(len(ops))]
+  strength = int(rng.integers(LAST_BIN + 1))
+  return np.array(_apply(op, op.wide, strength, result, rng))

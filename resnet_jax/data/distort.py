@@ -1,0 +1,151 @@
+"""On-device changes of colour and blanked rectangles: functions of (key, images).
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+import math
+
+import jax
+import jax.numpy as jnp
+
+
+def _blend(images: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
+  """Goes from `other` (factor 0) to the images (factor 1) and beyond, in [0, 255]."""
+  return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
+
+
+def _grey(images: jax.Array) -> jax.Array:
+  """Maps [B, H, W, 3] to the luma [B, H, W, 1] of ITU-R BT.601, as PIL's mode L."""
+  # Not a matrix product: accelerators would round its factors.
+  luma = jnp.array([0.299, 0.587, 0.114], jnp.float32)
+  return jnp.sum(images * luma, axis=-1, keepdims=True)
+
+
+def _adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
+  return _blend(images, 0.0, factor)
+
+
+def _adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+  mean = jnp.mean(_grey(images), axis=(1, 2), keepdims=True)
+  return _blend(images, mean, factor)
+
+
+def _adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
+  return _blend(images, _grey(images), factor)
+
+
+def _shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+  """Turns the hue of HSV; value and saturation, so also [0, 255], stay."""
+  red, green, blue = jnp.split(images, 3, axis=-1)
+  value = jnp.max(images, axis=-1, keepdims=True)
+  chroma = value - jnp.min(images, axis=-1, keepdims=True)
+  divisor = jnp.where(chroma == 0, 1, chroma)  # grey has no hue; any will do
+  hue = jnp.where(  # in sixths of a turn
+    value == red,
+    (green - blue) / divisor,
+    jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+  )
+  # Each channel falls from `value` by `chroma` over a third of the colour circle.
+  position = (jnp.array([5, 3, 1]) + hue + 6 * turns) % 6
+  return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
+
+
+def color_jitter(
+  key: jax.Array,
+  images: jax.Array,
+  brightness: float,
+  contrast: float,
+  saturation: float,
+  hue: float = 0.0,
+) -> jax.Array:
+  """Changes the colours of each image at random, as torchvision's ColorJitter does.
+
+  Always in the order of the arguments, where torchvision draws one. The factor of
+  a strength s is uniform in [max(0, 1 - s), 1 + s]; it blends the image with black,
+  with the mean of its grey version, or with its grey version. Clipped to [0, 255]
+  after each. Strength 0 changes nothing.
+
+  Args:
+    key: PRNG key; the same key always gives the same colours.
+    images: [B, H, W, 3] in [0, 255], any dtype.
+    brightness: strength, >= 0.
+    contrast: likewise.
+    saturation: likewise.
+    hue: the hue shifts by a uniform draw from [-hue, hue] turns of the colour
+      circle, in [0, 0.5].
+
+  Returns:
+    [B, H, W, 3] float32 in [0, 255], not rounded.
+  """
+  images = images.astype(jnp.float32)
+  *keys, hue_key = jax.random.split(key, 4)
+  shape = (images.shape[0], 1, 1, 1)
+  for op_key, strength, adjust in zip(
+    keys,
+    (brightness, contrast, saturation),
+    (_adjust_brightness, _adjust_contrast, _adjust_saturation),
+    strict=True,
+  ):
+    if strength:
+      low, high = max(0.0, 1 - strength), 1 + strength
+      images = adjust(
+        images, jax.random.uniform(op_key, shape, minval=low, maxval=high)
+      )
+  if hue:
+    turns = jax.random.uniform(hue_key, shape, minval=-hue, maxval=hue)
+    images = _shift_hue(images, turns)
+  return images
+
+
+def box_mask(
+  top: jax.Array,
+  bottom: jax.Array,
+  left: jax.Array,
+  right: jax.Array,
+  image_shape: tuple[int, ...],
+) -> jax.Array:
+  """Returns bool [..., H, W, 1], true inside; sides [B, 1, 1, 1] give B boxes."""
+  rows = jnp.arange(image_shape[0])[:, None, None]
+  columns = jnp.arange(image_shape[1])[:, None]
+  return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
+
+
+def random_erasing(
+  key: jax.Array,
+  images: jax.Array,
+  probability: float,
+  scale: tuple[float, float] = (0.02, 0.33),
+  ratio: tuple[float, float] = (0.3, 3.3),
+) -> jax.Array:
+  """Sets a random rectangle of some images to 0 (Zhong et al. 2017, algorithm 1).
+
+  As torchvision's RandomErasing, but a rectangle that does not fit is cut to the
+  height or width of the image, where torchvision draws again up to 10 times.
+
+  Args:
+    key: PRNG key; the same key always gives the same rectangles.
+    images: [B, H, W, C], normalised, so that 0 is the mean; any dtype.
+    probability: of each image to lose a rectangle, in [0, 1]; 0 changes nothing.
+    scale: smallest and largest area, as a share of the image; drawn uniformly.
+    ratio: smallest and largest height / width; drawn uniformly in its logarithm.
+
+  Returns:
+    [B, H, W, C], same dtype as `images`.
+  """
+  if not probability:
+    return images
+  batch, height, width, _ = images.shape
+  shape = (batch, 1, 1, 1)
+  erase_key, area_key, ratio_key, top_key, left_key = jax.random.split(key, 5)
+  erase = jax.random.bernoulli(erase_key, probability, shape)
+  area = jax.random.uniform(area_key, shape, minval=scale[0], maxval=scale[1])
+  log_ratio = jax.random.uniform(
+    ratio_key, shape, minval=math.log(ratio[0]), maxval=math.log(ratio[1])
+  )
+  side, stretch = jnp.sqrt(area * height * width), jnp.exp(log_ratio / 2)
+  rows = jnp.minimum(jnp.round(side * stretch).astype(jnp.int32), height)
+  columns = jnp.minimum(jnp.round(side / stretch).astype(jnp.int32), width)
+  top = jax.random.randint(top_key, shape, 0, height - rows + 1)
+  left = jax.random.randint(left_key, shape, 0, width - columns + 1)
+  box = box_mask(top, top + rows, left, left + columns, images.shape[1:])
+  return jnp.where(erase & box, 0, images)

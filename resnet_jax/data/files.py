@@ -1,0 +1,264 @@
+"""Images as files: which there are, of which class, in which split.
+
+Four layouts: a folder for each class, below `train/`, `val/` ... or with no splits;
+Tiny-ImageNet's own; and a table of paths and labels.
+"""
+
+import csv
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import numpy as np
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+# What an evaluation takes where no split is named, the first that is there.
+EVAL_SPLITS = ("val", "validation", "valid", "test")
+_MAX_CLASSES = 100_000
+# Of images whose layout has no splits.
+_PARTS = ["train", "val"]
+
+
+class ImageError(ValueError):
+  """An image cannot be read; the text says why."""
+
+
+class FileList:
+  """The files of one split: [i] is (content, label).
+
+  Attributes:
+    labels: [N] int32 in [0, len(class_names)).
+    class_names: of every label.
+  """
+
+  def __init__(
+    self,
+    root: str | Path,
+    paths: Sequence[str],
+    labels: Sequence[int] | np.ndarray,
+    class_names: Sequence[str],
+  ):
+    """Takes paths relative to `root`, in the order of `labels`."""
+    self.labels = np.array(labels, np.int32)
+    self.class_names = tuple(class_names)
+    self._root = str(root)
+    # A million names in one piece: small, and quick to send to worker processes.
+    encoded = [os.fsencode(path) for path in paths]
+    self._names = b"".join(encoded)
+    self._ends = np.cumsum([0, *map(len, encoded)])
+
+  def __len__(self) -> int:
+    return len(self.labels)
+
+  def name(self, index: int) -> str:
+    """Returns the path of file `index`."""
+    return os.path.join(self._root, self._relative(index))
+
+  def _relative(self, index: int | np.integer) -> str:
+    start, end = self._ends[index : index + 2]
+    return os.fsdecode(self._names[start:end])
+
+  def select(self, chosen: Sequence[bool] | np.ndarray) -> "FileList":
+    """Returns the files whose place in `chosen`, [N] bool, is true."""
+    index = np.flatnonzero(chosen)
+    paths = [self._relative(i) for i in index]
+    return FileList(self._root, paths, self.labels[index], self.class_names)
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    """Reads a file; raises `ImageError` if it cannot."""
+    path = self.name(index)
+    try:
+      if not os.path.isfile(path):  # Opening a pipe would wait for ever.
+        kind = "a dangling link" if os.path.islink(path) else "no file"
+        raise ImageError(f"it is {kind}")
+      with open(path, "rb") as file:
+        return file.read(), int(self.labels[index])
+    except OSError as error:
+      raise ImageError(f"it cannot be read ({error.strerror})") from error
+
+
+def list_splits(root: Path) -> list[str]:
+  """Returns the splits that a folder or table of images has.
+
+  Raises:
+    FileNotFoundError: there is no such folder or table.
+  """
+  if not root.exists():
+    raise FileNotFoundError(
+      f"no config.data.dir={str(root)!r}: name a folder with a folder for each class, "
+      "or a .csv file of path,label"
+    )
+  if root.is_file():
+    return sorted({split for _, _, split in _read_table(root)} - {""}) or _PARTS
+  names = ("train", *EVAL_SPLITS)
+  return [name for name in names if (root / name).is_dir()] or _PARTS
+
+
+def list_images(
+  root: Path, split: str, val_share: float, class_names: Sequence[str] = ()
+) -> FileList:
+  """Lists a split.
+
+  Args:
+    root: a folder, or a .csv file with the columns path, label and, if wanted, split;
+      a label is a class index if all are whole numbers, else a class name.
+    split: one of `list_splits`, or "" for the first of `EVAL_SPLITS`.
+    val_share: of images whose layout has no splits: the share of each class that is
+      "val", drawn with seed 0; "train" is the rest.
+    class_names: in the order of their labels; else those of "train", sorted.
+
+  Raises:
+    ValueError: no such split, a class that has no images or that is not among
+      `class_names`, or a table that is none.
+    FileNotFoundError: there is no such folder or table.
+  """
+  splits = list_splits(root)
+  if not split:
+    split = next((name for name in EVAL_SPLITS if name in splits), "")
+  if split not in splits:
+    raise ValueError(
+      f"config.data.train_split or eval_split={split!r} is not in {str(root)!r}; "
+      f"there are: {', '.join(splits)}"
+    )
+  if root.is_file():
+    return _list_table(root, split, val_share, class_names)
+  if (root / "wnids.txt").is_file():
+    return _list_tiny_imagenet(root, split)
+  if (root / split).is_dir():
+    folder = root / ("train" if "train" in splits else split)
+    return _list_folder(root / split, class_names or _classes(folder))
+  return _part(_list_folder(root, class_names or _classes(root)), split, val_share)
+
+
+def _classes(folder: Path) -> list[str]:
+  found = sorted(
+    entry.name
+    for entry in os.scandir(folder)
+    if entry.is_dir() and not entry.name.startswith(".")
+  )
+  if not found:
+    raise ValueError(f"{str(folder)!r} must have a folder of images for each class")
+  return found
+
+
+def _images_below(folder: str, prefix: str = "") -> Iterator[str]:
+  """Yields paths relative to `folder`, in order, whether they can be read or not."""
+  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
+    path = prefix + entry.name
+    if entry.name.startswith("."):
+      continue
+    if entry.is_dir(follow_symlinks=False):  # A linked one may hold itself.
+      yield from _images_below(entry.path, path + "/")
+    elif path.lower().endswith(SUFFIXES):
+      yield path
+
+
+def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
+  _check_known(_classes(folder), classes, folder)
+  paths, labels = [], []
+  for label, name in enumerate(classes):
+    if (folder / name).is_dir():
+      found = list(_images_below(str(folder / name), name + "/"))
+      if not found:
+        raise ValueError(
+          f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
+          "remove the folder"
+        )
+      paths += found
+      labels += [label] * len(found)
+  return FileList(folder, paths, labels, classes)
+
+
+def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:
+  unknown = sorted(set(found) - set(classes))
+  if unknown:
+    raise ValueError(
+      f"{str(where)!r} has classes that training has not: {', '.join(unknown[:5])}"
+    )
+
+
+def _list_tiny_imagenet(root: Path, split: str) -> FileList:
+  """Tiny-ImageNet as it is downloaded; classes in the order of their WordNet ids."""
+  classes = sorted((root / "wnids.txt").read_text().split())
+  label = {wnid: i for i, wnid in enumerate(classes)}
+  words = {}
+  if (root / "words.txt").is_file():
+    lines = (root / "words.txt").read_text().splitlines()
+    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
+  names = [words.get(wnid, wnid) for wnid in classes]
+  if split != "val":
+    files = _list_folder(root / split, classes)
+    files.class_names = tuple(names)
+    return files
+  table = root / "val" / "val_annotations.txt"
+  rows = [line.split("\t") for line in table.read_text().splitlines() if line]
+  wrong = [row for row in rows if len(row) < 2 or row[1] not in label]
+  if wrong:
+    raise ValueError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
+  paths = [row[0] for row in rows]
+  return FileList(root / "val" / "images", paths, [label[r[1]] for r in rows], names)
+
+
+def _read_table(path: Path) -> list[tuple[str, str, str]]:
+  """Returns (path, label, split or "") of every row."""
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+      rows = [(n, row) for n, row in enumerate(csv.reader(file), start=1) if row]
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f"{path} is no .csv file in UTF-8: {error}") from error
+  header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
+  columns = {"path": 0, "label": 1}
+  if {"path", "label"} <= set(header):
+    columns = {name: header.index(name) for name in header}
+    width, rows = len(header), rows[1:]
+  else:
+    width = 2
+  for number, row in rows:
+    if len(row) != width or not row[columns["path"]] or not row[columns["label"]]:
+      raise ValueError(
+        f"{path}, line {number}: {','.join(row)[:60]!r} must be path,label; other "
+        "columns need a first line that names path and label"
+      )
+  if not rows:
+    raise ValueError(f"{path} has no rows of path,label")
+  at = columns.get("split")
+  return [
+    (row[columns["path"]], row[columns["label"]], "" if at is None else row[at])
+    for _, row in rows
+  ]
+
+
+def _list_table(
+  path: Path, split: str, val_share: float, class_names: Sequence[str]
+) -> FileList:
+  rows = _read_table(path)
+  texts = [label for _, label, _ in rows]
+  if all(text.isdecimal() for text in texts):
+    labels = list(map(int, texts))
+    if max(labels) >= _MAX_CLASSES:
+      raise ValueError(
+        f"{path}: label {max(labels)} must be a class index below {_MAX_CLASSES}; "
+        "number the classes from 0, or name them"
+      )
+    classes = [str(i) for i in range(max(labels) + 1)]
+  else:
+    classes = list(class_names) or sorted(set(texts))
+    _check_known(texts, classes, path)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [number[text] for text in texts]
+  files = FileList(path.parent, [row[0] for row in rows], labels, classes)
+  if any(row[2] for row in rows):
+    return files.select([row[2] == split for row in rows])
+  return _part(files, split, val_share)
+
+
+def _part(files: FileList, split: str, val_share: float) -> FileList:
+  """Returns the "train" or "val" part of files that have no splits of their own."""
+  order = np.random.default_rng(0).permutation(len(files))
+  order = order[np.argsort(files.labels[order], kind="stable")]
+  counts = np.bincount(files.labels)
+  first = np.cumsum(counts) - counts
+  place = np.empty(len(files), int)  # Of each file in the shuffled order of its class.
+  place[order] = np.arange(len(files)) - np.repeat(first, counts)
+  is_val = place < np.round(counts * val_share)[files.labels]
+  return files.select(is_val == (split == "val"))

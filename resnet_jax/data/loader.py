@@ -1,0 +1,164 @@
+"""Batches of images as a function of their number, read ahead by threads or processes.
+
+Host side only: nothing here touches a device, so that worker processes start quickly.
+Letters: N images of a split, B batch, S side of the images.
+"""
+
+import dataclasses
+import functools
+import os
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import grain
+import numpy as np
+
+from resnet_jax.data.files import ImageError
+
+
+class EncodedImages(Protocol):
+  """A split whose images are decoded when they are needed; must pickle."""
+
+  @property
+  def class_names(self) -> tuple[str, ...]: ...
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    """Returns (content of the file, label), or raises `ImageError`."""
+
+  def name(self, index: int) -> str:
+    """Returns what a message calls the image."""
+
+
+class Transform(Protocol):
+  """From content to pixels; must pickle."""
+
+  @property
+  def size(self) -> int: ...
+
+  def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray: ...
+
+
+# image [B, S, S, 3] uint8, label [B] int32, mask [B] bool, False where an image is
+# missing, and "errors": a list of (index, text) of those that could not be read.
+HostBatch = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """The batches of a split: [i] is batch number i, whoever asks, in any order.
+
+  Attributes:
+    source: the images.
+    transform: applied to each, with random numbers of (seed, position in the stream).
+    order: position in the stream -> index of an image; N and above is padding.
+    batch_size: over all processes.
+    rows: first and last row + 1 of each batch that this process loads.
+    seed: of the transform.
+    replace: load the next image in place of one that cannot be read; else it is
+      masked.
+    num_threads: that decode.
+  """
+
+  source: EncodedImages
+  transform: Transform
+  order: grain.MapDataset
+  batch_size: int
+  rows: tuple[int, int]
+  seed: int
+  replace: bool
+  num_threads: int
+
+  def __len__(self) -> int:
+    return len(self.order) // self.batch_size
+
+  def __getitem__(self, number: int) -> HostBatch:
+    first, last = (number * self.batch_size + row for row in self.rows)
+    positions = range(first, last)
+    side = self.transform.size
+    batch: HostBatch = {
+      "image": np.zeros((len(positions), side, side, 3), np.uint8),
+      "label": np.zeros(len(positions), np.int32),
+      "mask": np.zeros(len(positions), bool),
+      "errors": [],
+    }
+    load = functools.partial(self._load, batch, first)
+    for errors in _pool(self.num_threads).map(load, positions):
+      batch["errors"] += errors
+    return batch
+
+  def _load(self, batch: HostBatch, first: int, position: int) -> list[tuple[int, str]]:
+    """Fills a row of the batch; returns what could not be read."""
+    errors: list[tuple[int, str]] = []
+    index = int(self.order[position])
+    if index >= len(self.source):
+      return errors
+    # Philox takes its key as it is: the cheapest generator to make.
+    rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
+    tries = min(len(self.source), 100) if self.replace else 1
+    for other in range(index, index + tries):
+      other %= len(self.source)
+      try:
+        data, label = self.source[other]
+        image = self.transform(data, rng)
+      except ImageError as error:
+        errors.append((other, f"{self.source.name(other)}: {error}"))
+        continue
+      row = position - first
+      batch["image"][row], batch["label"][row] = image, label
+      batch["mask"][row] = True
+      break
+    return errors
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+  return ThreadPoolExecutor(num_threads, "decode")
+
+
+def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBatch]:
+  """Yields batches from number `start` on, loaded ahead.
+
+  Args:
+    batches: see `Batches`.
+    start: number of the first batch.
+    num_workers: processes; 0 is the threads of this one.
+
+  Raises:
+    OSError: a worker process died.
+  """
+  dataset = grain.MapDataset.source(batches)[start:]
+  # Two at a time, each decoded by all threads: one is ready while the other is made.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+  ahead = dataset.to_iter_dataset(options)
+  if num_workers:
+    ahead = ahead.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+    )
+  iterator = iter(ahead)
+  try:
+    while True:
+      try:
+        batch = next(iterator)
+      except StopIteration:
+        return
+      except RuntimeError as error:
+        if "process" not in str(error):
+          raise
+        raise OSError(
+          "a worker process of the input died, perhaps for want of memory; lower "
+          f"config.data.num_workers={num_workers} or set it to 0"
+        ) from error
+      yield batch
+  finally:
+    if hasattr(iterator, "close"):
+      iterator.close()
+
+
+def count_threads() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
