@@ -187,3 +187,83 @@ def test_gradient_is_of_the_mean_over_the_batch():
   np.testing.assert_allclose(a, b, rtol=1e-6, atol=1e-7)
   assert a.any()
   assert float(twice["loss"]) == pytest.approx(2 * float(once["loss"]))
+
+
+@pytest.mark.parametrize("parts", [2, 4])
+def test_accumulated_gradients_are_those_of_the_whole_batch(parts):
+  batch = BATCH_OF_4 | {"mask": jnp.array([True, True, False, True])}
+
+  def update(accumulate):
+    return steps.train_step(
+      linear_state(),
+      batch,
+      preprocess=lambda x, key: x / 255.0,
+      accumulate=accumulate,
+    )
+
+  (whole, sums), (state, added) = update(1), update(parts)
+  np.testing.assert_allclose(
+    state.params["kernel"], whole.params["kernel"], rtol=1e-6, atol=1e-8
+  )
+  chex.assert_trees_all_close(added, sums, rtol=1e-6)
+  assert float(added["count"]) == 3
+
+
+def test_the_average_follows_the_parameters():
+  state = linear_state()
+  state = state.replace(ema=state.variables)
+  average = np.zeros((12, 3))
+  for step in range(1, 8):
+    state, _ = steps.train_step(
+      state, BATCH_OF_4, preprocess=lambda x, key: x / 255.0, ema_decay=0.3
+    )
+    decay = min(0.3, (1 + step) / (10 + step))
+    average = decay * average + (1 - decay) * np.asarray(state.params["kernel"])
+  np.testing.assert_allclose(state.ema["params"]["kernel"], average, rtol=1e-5)
+  assert (average != np.asarray(state.params["kernel"])).any()
+
+
+def test_mixed_targets_are_what_is_learned():
+  def swap(key, images, labels):
+    return images, jax.nn.one_hot((labels + 1) % 3, 3)
+
+  mixed, _ = steps.train_step(
+    linear_state(), BATCH_OF_4, preprocess=lambda x, key: x / 255.0, mix=swap
+  )
+  shifted = BATCH_OF_4 | {"label": (BATCH_OF_4["label"] + 1) % 3}
+  plain, _ = steps.train_step(
+    linear_state(), shifted, preprocess=lambda x, key: x / 255.0
+  )
+  chex.assert_trees_all_equal(mixed.params, plain.params)
+
+
+def test_precise_statistics_are_of_all_images_together(one):
+  model = create_model("resnet8")
+
+  def prepare(images, key=None):
+    return images / 255.0
+
+  chunk = steps.compile_statistics_chunk(
+    model=model,
+    preprocess=prepare,
+    take_batch=one.dataset.take_batch,
+    sharding=one.state.step.sharding,
+  )
+  key = jax.random.key(0)
+  variables = one.state.variables
+  # In two calls, as training's chunks come.
+  parts = [
+    chunk(variables, one.feed, count, first, key) for count, first in [(1, 0), (2, 1)]
+  ]
+  sums = jax.tree.map(jnp.add, *parts)
+  found = steps.precise_statistics(sums, one.batches)
+  chex.assert_trees_all_equal_structs(found, variables["batch_stats"])
+  # The first norm's input does not depend on how the images are batched.
+  conv = variables["params"]["stem"]["conv"]["kernel"]
+  images = prepare(load_synthetic("train", 8, 48).images)
+  x = jax.lax.conv_general_dilated(
+    images, conv, (1, 1), [(1, 1), (1, 1)], dimension_numbers=("NHWC", "HWIO", "NHWC")
+  )
+  stem = found["stem"]["bn"]
+  np.testing.assert_allclose(stem["mean"], x.mean((0, 1, 2)), rtol=1e-4, atol=1e-6)
+  np.testing.assert_allclose(stem["var"], x.var((0, 1, 2)), rtol=1e-4)

@@ -221,3 +221,21 @@ def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
   with pytest.raises(FileNotFoundError, match="tfds build cifar10"):
     run(config, tmp_path / "new")
   assert not (tmp_path / "new").exists()
+
+
+def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
+  config = make_config(
+    num_steps=6,
+    precise_bn_batches=2,
+    augment=AugmentConfig(flip=True, brightness=0.2, erasing=0.2, mixup=0.2, cutmix=1),
+    optim=OptimConfig(learning_rate=0.05, accumulate=2, ema_decay=0.9),
+  )
+  state, results, shown = run(config, tmp_path / "whole")
+  run(dataclasses.replace(config, num_steps=4), tmp_path / "cut")
+  assert_states_equal(run(config, tmp_path / "cut")[0], state)
+  # Both versions are evaluated; what is saved to be used is the average.
+  last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}
+  assert set(last) == {"eval", "ema"} and "ema" in shown
+  assert last["ema"]["loss"] == results["loss"] != last["eval"]["loss"]
+  _, again = evaluate_run(load_config(tmp_path / "whole"), str(tmp_path / "whole"))
+  assert again["loss"] == pytest.approx(results["loss"], rel=1e-6)
