@@ -1,0 +1,210 @@
+"""How fast JPEG photos become training batches, against what others use.
+
+python benchmarks/input.py DIR [--cores 1 2] [--tensorflow PYTHON]
+
+DIR holds photos at any depth. Each case reads files, decodes, cuts a random resized
+crop of 224 pixels and stacks uint8 batches of 64, in a process of its own that is bound
+to so many cores; the cases take turns, and the median over the rounds counts. Prints
+one JSON line for each case and number of cores. TensorFlow is looked for in the
+interpreter given (`pip install tensorflow-cpu`), PyTorch in this one.
+"""
+
+import argparse
+import itertools
+import json
+import math
+import os
+import statistics
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+SIZE, BATCH = 224, 64
+
+
+def ours(files: list[str], cores: int, workers: int = 0):
+  import grain
+
+  from resnet_jax.data.files import FileList
+  from resnet_jax.data.image_ops import TrainTransform
+  from resnet_jax.data.loader import Batches, iterate
+
+  transform = TrainTransform(
+    crop="random_resized",
+    resize=0,
+    size=SIZE,
+    min_area=0.08,
+    interpolation="bilinear",
+    policy="",
+    magnitude=0,
+    max_pixels=10**8,
+  )
+  batches = Batches(
+    source=FileList("/", files, [0] * len(files), ["photo"]),
+    transform=transform,
+    order=grain.MapDataset.range(len(files)).shuffle(0).repeat(),
+    batch_size=BATCH,
+    rows=(0, BATCH),
+    seed=0,
+    replace=False,
+    num_threads=math.ceil(cores / max(1, workers)),
+  )
+  return (batch["image"] for batch in iterate(batches, 0, workers))
+
+
+def ours_in_processes(files: list[str], cores: int):
+  return ours(files, cores, workers=cores)
+
+
+def tf_data(files: list[str], cores: int):
+  """As the Flax ImageNet example reads photos."""
+  import tensorflow as tf
+
+  tf.config.threading.set_intra_op_parallelism_threads(cores)
+  tf.config.threading.set_inter_op_parallelism_threads(cores)
+
+  def load(path):
+    data = tf.io.read_file(path)
+    shape = tf.io.extract_jpeg_shape(data)
+    begin, size, _ = tf.image.sample_distorted_bounding_box(
+      shape,
+      tf.zeros([1, 0, 4]),
+      min_object_covered=0.0,
+      aspect_ratio_range=(3 / 4, 4 / 3),
+      area_range=(0.08, 1.0),
+      max_attempts=10,
+      use_image_if_no_bounding_boxes=True,
+    )
+    window = tf.stack([begin[0], begin[1], size[0], size[1]])
+    image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
+    return tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
+
+  options = tf.data.Options()
+  options.threading.private_threadpool_size = cores
+  dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(len(files))
+  dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
+  return iter(dataset.prefetch(2).with_options(options).as_numpy_iterator())
+
+
+class PillowPhotos:
+  """torchvision's ImageFolder with RandomResizedCrop, without torchvision."""
+
+  def __init__(self, files: list[str]):
+    self.files = files
+
+  def __len__(self) -> int:
+    return 10**9
+
+  def __getitem__(self, index: int):
+    import numpy as np
+    from PIL import Image
+
+    from resnet_jax.data.image_ops import random_resized_box
+
+    rng = np.random.default_rng(index)
+    with Image.open(self.files[index % len(self.files)]) as file:
+      image = file.convert("RGB")
+    left, top, width, height = random_resized_box(rng, *image.size)
+    box = (left, top, left + width, top + height)
+    # torchvision crops first; Pillow's box saves that copy.
+    return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box))
+
+
+def pillow(files: list[str], cores: int):
+  import numpy as np
+
+  del cores
+  photos = PillowPhotos(files)
+  for first in itertools.count(step=BATCH):
+    yield np.stack([photos[first + i] for i in range(BATCH)])
+
+
+def pillow_in_dataloader(files: list[str], cores: int):
+  import torch
+
+  loader = torch.utils.data.DataLoader(
+    PillowPhotos(files), batch_size=BATCH, num_workers=cores, persistent_workers=True
+  )
+  return iter(loader)
+
+
+CASES = (ours, ours_in_processes, tf_data, pillow, pillow_in_dataloader)
+
+
+def measure(case, files: list[str], cores: int, batches: int) -> dict[str, float]:
+  """Returns the rate after the first two batches, and CPU time an image."""
+  stream = case(files, cores)
+  for _ in range(2):
+    next(stream)
+  start, cpu = time.monotonic(), cpu_seconds()
+  for _ in range(batches):
+    batch = next(stream)
+  seconds, images = time.monotonic() - start, batches * BATCH
+  assert tuple(batch.shape) == (BATCH, SIZE, SIZE, 3)
+  return {
+    "images_per_s": images / seconds,
+    "cpu_s_per_million": (cpu_seconds() - cpu) / images * 1e6,
+  }
+
+
+def cpu_seconds() -> float:
+  """Returns what this process and its running children have used."""
+  ticks, own = os.sysconf("SC_CLK_TCK"), os.getpid()
+  total = 0
+  for path in Path("/proc").glob("[0-9]*/stat"):
+    try:
+      fields = path.read_text().rsplit(")", 1)[1].split()
+    except OSError:
+      continue
+    if own in (int(path.parent.name), int(fields[1])):
+      total += int(fields[11]) + int(fields[12])
+  return total / ticks
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("directory")
+  parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
+  parser.add_argument("--tensorflow", metavar="PYTHON", default=sys.executable)
+  parser.add_argument("--rounds", type=int, default=5)
+  parser.add_argument("--batches", type=int, default=12)
+  parser.add_argument("--case", help=argparse.SUPPRESS)
+  args = parser.parse_args()
+  paths = Path(args.directory).resolve().rglob("*")
+  files = sorted(str(p) for p in paths if p.suffix.lower() in (".jpg", ".jpeg"))
+  if not files:
+    parser.error(f"{args.directory!r} has no .jpg or .jpeg files")
+  if args.case:
+    (cores,) = args.cores
+    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
+    (case,) = [case for case in CASES if case.__name__ == args.case]
+    print(json.dumps(measure(case, files, cores, args.batches)), flush=True)
+    os._exit(0)  # Some of the readers never end.
+  for cores in args.cores:
+    found: dict[str, list[dict]] = {case.__name__: [] for case in CASES}
+    for _ in range(args.rounds):
+      for name, results in found.items():
+        python = args.tensorflow if name == "tf_data" else sys.executable
+        command = [python, __file__, args.directory, "--case", name]
+        command += ["--cores", str(cores), "--batches", str(args.batches)]
+        done = subprocess.run(command, capture_output=True, text=True)
+        if done.returncode:
+          results.append({"error": done.stderr.strip().splitlines()[-1]})
+        else:
+          results.append(json.loads(done.stdout.strip().splitlines()[-1]))
+    for name, results in found.items():
+      row: dict[str, object] = {"case": name, "cores": cores}
+      if any("error" in result for result in results):
+        row |= results[-1]
+      else:
+        for key in results[0]:
+          row[key] = round(statistics.median(r[key] for r in results))
+        row["range"] = [
+          round(f(r["images_per_s"] for r in results)) for f in (min, max)
+        ]
+      print(json.dumps(row), flush=True)
+
+
+if __name__ == "__main__":
+  main()

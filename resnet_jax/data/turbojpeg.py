@@ -1,0 +1,119 @@
+"""Decoding only the part of a JPEG that is wanted, by libjpeg-turbo's own C interface.
+
+Python packages that decode JPEG offer whole images only, which costs a third more
+(benchmarks/NOTES.md). The functions and constants are those of `turbojpeg.h` since
+version 3.0; the pixels are the same as OpenCV's and Pillow's.
+"""
+
+import ctypes
+import ctypes.util
+import functools
+import importlib.metadata
+import threading
+
+import numpy as np
+
+_DECOMPRESS = 1  # TJINIT_DECOMPRESS
+_SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE = 4, 5, 6, 7, 8  # TJPARAM_...
+_RGB = 0  # TJPF_RGB
+# TJCS_RGB, TJCS_YCbCr, TJCS_GRAY; not CMYK, YCCK.
+_COLORSPACES = (0, 1, 2)
+# By TJSAMP: 444, 422, 420, GRAY, 440, 411, 441. A part begins at a multiple of these.
+_BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)
+
+
+class _Region(ctypes.Structure):
+  _fields_ = [(name, ctypes.c_int) for name in ("x", "y", "w", "h")]
+
+
+class _Factor(ctypes.Structure):
+  _fields_ = [(name, ctypes.c_int) for name in ("num", "denom")]
+
+
+@functools.cache
+def _library() -> ctypes.CDLL | None:
+  """Finds version 3 on the system, or in the wheel of the package `turbojpeg`."""
+  names = [ctypes.util.find_library("turbojpeg")]
+  try:
+    files = importlib.metadata.files("turbojpeg") or []
+    names += [str(f.locate()) for f in files if "libturbojpeg" in f.name]
+  except importlib.metadata.PackageNotFoundError:
+    pass
+  for name in filter(None, names):
+    try:
+      library = ctypes.CDLL(name)
+      library.tj3Init.restype = ctypes.c_void_p
+      handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
+      library.tj3Destroy.argtypes = (handle,)
+      library.tj3DecompressHeader.argtypes = (handle, *data)
+      library.tj3Get.argtypes = (handle, ctypes.c_int)
+      library.tj3SetScalingFactor.argtypes = (handle, _Factor)
+      library.tj3SetCroppingRegion.argtypes = (handle, _Region)
+      out = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
+      library.tj3Decompress8.argtypes = (handle, *data, *out)
+      return library
+    except (OSError, AttributeError):  # Not loadable, or version 2.
+      continue
+  return None
+
+
+class _Decoder(threading.local):
+  """A handle of the library for each thread; kept to the end of the process."""
+
+  def __init__(self):
+    library = _library()
+    self.handle = library.tj3Init(_DECOMPRESS) if library else None
+
+
+_decoder = _Decoder()
+
+
+def decode_part(
+  data: bytes, left: int, top: int, width: int, height: int, factor: int
+) -> np.ndarray | None:
+  """Decodes a part of a JPEG.
+
+  Args:
+    data: content of the file, without the rotation of EXIF.
+    left: of the part, in pixels of the image.
+    top: likewise.
+    width: likewise.
+    height: likewise.
+    factor: 1, 2, 4 or 8: the part is decoded at this part of its size.
+
+  Returns:
+    About [height / factor, width / factor, 3] uint8; None if the library is not there,
+    or the file is damaged or of a kind that it does not turn to RGB.
+  """
+  library, handle = _library(), _decoder.handle
+  if library is None or handle is None:
+    return None
+  if library.tj3DecompressHeader(handle, data, len(data)):
+    return None
+  get = functools.partial(library.tj3Get, handle)
+  subsampling = get(_SUBSAMPLING)
+  if (
+    get(_COLORSPACE) not in _COLORSPACES
+    or get(_PRECISION) != 8
+    or not 0 <= subsampling < len(_BLOCK_WIDTHS)
+  ):
+    return None
+  # Sizes that are divided are rounded up, as the library does.
+  full_width, full_height = (-(-get(p) // factor) for p in (_WIDTH, _HEIGHT))
+  block = max(1, _BLOCK_WIDTHS[subsampling] // factor)
+  x, y = left // factor, top // factor
+  right = min(full_width, max(x + 1, (left + width) // factor))
+  bottom = min(full_height, max(y + 1, (top + height) // factor))
+  # Chroma is interpolated with its neighbours: one block more on either side makes the
+  # pixels of the part those of the whole image.
+  start = max(0, x // block - 1) * block
+  end = min(full_width, right + block)
+  region = _Region(start, y, end - start, bottom - y)
+  if library.tj3SetScalingFactor(handle, _Factor(1, factor)):
+    return None
+  if library.tj3SetCroppingRegion(handle, region):
+    return None
+  pixels = np.empty((region.h, region.w, 3), np.uint8)
+  if library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _RGB):
+    return None
+  return pixels[:, x - start : right - start]
