@@ -175,6 +175,8 @@ def main() -> None:
   files = sorted(str(p) for p in paths if p.suffix.lower() in (".jpg", ".jpeg"))
   if not files:
     parser.error(f"{args.directory!r} has no .jpg or .jpeg files")
+  # As long as a real set's: Grain's shuffle is slow for less than 65,536.
+  files *= math.ceil(100_000 / len(files))
   if args.case:
     (cores,) = args.cores
     os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])

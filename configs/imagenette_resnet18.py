@@ -14,7 +14,7 @@ from resnet_jax.config import (
 
 def get_config() -> Config:
   return Config(
-    num_epochs=20,
+    num_epochs=13,
     batch_size=32,
     steps_per_call=1,
     log_every_steps=31,

@@ -3,6 +3,10 @@
 import argparse
 import dataclasses
 import json
+import os
+import re
+import statistics
+import sys
 from typing import NoReturn
 
 from absl import logging
@@ -36,8 +40,8 @@ def _parser() -> argparse.ArgumentParser:
   parser = _Parser(prog="resnet-jax", description=__doc__)
   commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
-  def add(name: str, run, text: str) -> argparse.ArgumentParser:
-    command = commands.add_parser(name, help=text, description=text)
+  def add(name: str, run, text: str, group=commands) -> argparse.ArgumentParser:
+    command = group.add_parser(name, help=text, description=text)
     command.set_defaults(run=run)
     return command
 
@@ -73,6 +77,32 @@ def _parser() -> argparse.ArgumentParser:
       f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
     )
   evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+  data = add("data", None, "Look at a data set before training on it.")
+  data_commands = data.add_subparsers(required=True, metavar="COMMAND")
+  text = (
+    "Read every image of every split: what is there, what cannot be read, what is "
+    "there twice. Exit status: 0 if all can be read and no file is in two splits, "
+    "else 1; 2 wrong usage."
+  )
+  check = add("check", _data_check, text, data_commands)
+  check.add_argument("source", metavar="SOURCE", help="folder, .csv or a TFDS set")
+  check.add_argument("--data-dir", metavar="DIR", help="of TFDS; SOURCE is a set in it")
+  check.add_argument(
+    "--val-share",
+    type=float,
+    metavar="X",
+    default=DataConfig().val_share,
+    help="of each class, if SOURCE has no splits (%(default)s)",
+  )
+  _add_number(check, "--max-pixels", "an image with more is unreadable (100 million)")
+  check.add_argument(
+    "--picture",
+    metavar="FILE",
+    default="contact_sheet.png",
+    help="some training images, .png (%(default)s); '' is none",
+  )
+  check.add_argument("--json", action="store_true", help="print one JSON object")
   return parser
 
 
@@ -214,6 +244,95 @@ def _apply(config: Config, args: argparse.Namespace) -> None:
       setattr(config.data, name, tuple(value) if isinstance(value, list) else value)
   if args.batch_size:
     config.batch_size = args.batch_size
+
+
+def _data_check(args: argparse.Namespace) -> None:
+  from rich.progress import Progress
+
+  from resnet_jax.data import check
+  from resnet_jax.validation import validate
+
+  source = os.path.expanduser(args.source)
+  is_folder = args.data_dir is None and os.path.exists(source)
+  config = DataConfig(name=args.source, dir=args.data_dir or "")
+  if is_folder:
+    config.name, config.dir = "folder", args.source
+  config.val_share = args.val_share
+  config.max_pixels = args.max_pixels or config.max_pixels
+  console = Console(stderr=True)
+  progress = Progress(console=console, transient=True, disable=not console.is_terminal)
+  try:
+    validate(Config(data=config))
+    report = check.scan(config, args.picture, progress)
+  except (ValueError, FileNotFoundError) as error:
+    text = str(error).replace("config.data.train_split or eval_split", "split")
+    text = text.replace("config.data.name", "SOURCE")
+    text = text.replace("config.data.dir", "SOURCE" if is_folder else "--data-dir")
+    text = re.sub("config.data.(val|max)_", r"--\1-", text)
+    if args.data_dir is None and isinstance(error, FileNotFoundError):
+      text = f"there is no folder or .csv file {args.source!r}, and {text}"
+    error.args = (text,)
+    raise
+  if args.json:
+    print(json.dumps(dataclasses.asdict(report) | {"ok": report.ok}))
+  else:
+    print("\n".join(map(check.printable, _describe_data(report))))
+  if not report.ok:
+    sys.exit(1)
+
+
+def _describe_data(report) -> list[str]:
+  lines = [report.source]
+  for split, part in report.splits.items():
+    ranked = sorted((-count, name) for name, count in part.classes.items() if count)
+    lines += ["", f"{split}: {part.images:,} images of {len(ranked):,} classes"]
+    for side in ("width", "height") if part.sizes else ():
+      text = "{min} to {max}, median {median:g}".format(**part.sizes[side])
+      lines.append(f"  {side:8} {text}")
+    for name, counts in (
+      ("sizes", part.sizes.get("frequent", {})),
+      ("modes", part.modes),
+      ("formats", part.formats),
+    ):
+      lines.append(f"  {name:8} {_join_counts(counts)}")
+    lines.append("  images of each class")
+    shown = [f"  {-count:8,} {name}" for count, name in ranked]
+    if len(shown) > 20:
+      median = statistics.median(-count for count, _ in ranked)
+      shown[5:-5] = [f"       ... the median is {median:g}"]
+    lines += shown
+  lines.append("")
+  for split, why in report.skipped.items():
+    lines.append(f"split {split} is left out: {why}")
+  for split, names in report.missing_classes.items():
+    lines += _list_some(f"classes missing in {split}", names)
+  if report.ignored:
+    lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
+  if report.unlisted:
+    lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
+  misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
+  lines += _list_some("files with another format's suffix, no error", misnamed)
+  across = report.duplicates[: report.across_splits]
+  for text, groups in (
+    ("equal files across splits", across),
+    ("equal files within a split", report.duplicates[len(across) :]),
+    ("equal files of different classes", report.different_labels),
+  ):
+    lines += _list_some(text, [" = ".join(group) for group in groups])
+  bad = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
+  lines += _list_some("unreadable", bad, most=len(bad))
+  if report.picture:
+    lines.append(f"picture of some images: {report.picture}")
+  return lines
+
+
+def _join_counts(counts: dict[str, int]) -> str:
+  return ", ".join(f"{name or 'none'} {count:,}" for name, count in counts.items())
+
+
+def _list_some(title: str, items: list[str], most: int = 10) -> list[str]:
+  more = [f"  and {len(items) - most:,} more"] if len(items) > most else []
+  return [f"{title}: {len(items):,}", *(f"  {item}" for item in items[:most]), *more]
 
 
 def _in_flags(text: str) -> str:

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import pixels
 from PIL import Image, ImageEnhance
 
 from resnet_jax.data import distort
@@ -19,9 +20,9 @@ from resnet_jax.data.distort import color_jitter, random_erasing
 from resnet_jax.data.mixing import cutmix, mix, mixup
 from resnet_jax.sharding import batch_sharding, create_mesh
 
-IMAGES = jax.random.randint(jax.random.key(9), (64, 6, 6, 3), 1, 256).astype(jnp.uint8)
-PHOTOS = jax.random.randint(jax.random.key(8), (16, 8, 8, 3), 0, 256).astype(jnp.uint8)
-FLOATS = jax.random.uniform(jax.random.key(7), (16, 8, 8, 3), minval=0.5)
+IMAGES = pixels(64, 6, 6, 3, low=1)
+PHOTOS = pixels(16, 8, 8, 3)
+FLOATS = 0.5 + pixels(16, 8, 8, 3, seed=1) / 512
 TARGETS = jnp.eye(16)  # each image has a class of its own
 
 

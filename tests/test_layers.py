@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 from flax import linen as nn
 
 from resnet_jax.models import layers, shortcuts
@@ -21,8 +22,8 @@ from resnet_jax.models.norms import BatchNorm
 
 @pytest.mark.parametrize("size", [7, 8, 113])
 def test_max_pool_equals_flax(size):
-  x = jax.random.normal(jax.random.key(0), (2, size, size, 3))
-  weights = jax.random.normal(jax.random.key(1), layers.max_pool_3x3(x).shape)
+  x = normal(2, size, size, 3)
+  weights = normal(*jax.eval_shape(layers.max_pool_3x3, x).shape, seed=1)
 
   def ours(x):
     y = layers.max_pool_3x3(x)
@@ -40,7 +41,7 @@ def test_max_pool_equals_flax(size):
 
 
 def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides():
-  x = jax.random.normal(jax.random.key(0), (2, 5, 5, 4))
+  x = normal(2, 5, 5, 4)
   shortcut = shortcuts.IdentityShortcut(8, 2)
   residual = jnp.zeros((2, 3, 3, 8))
   y, variables = shortcut.init_with_output(jax.random.key(1), x, residual)
@@ -51,7 +52,7 @@ def test_option_a_takes_every_second_pixel_and_pads_channels_on_both_sides():
 
 @pytest.mark.parametrize("option", ["A", "B", "D"])
 def test_shortcuts_are_the_identity_where_the_shape_stays(option):
-  x, residual = jax.random.normal(jax.random.key(0), (2, 2, 5, 5, 4))
+  x, residual = normal(2, 2, 5, 5, 4)
   shortcut = shortcuts.SHORTCUTS[option](4, 1)
   y, variables = shortcut.init_with_output(jax.random.key(1), x, residual)
   assert not variables
@@ -77,7 +78,7 @@ def test_option_d_averages_before_it_projects():
 
 @pytest.mark.parametrize("bias", [-100.0, 0.0, 100.0])
 def test_highway_gate_mixes_input_and_residual(bias):
-  x, residual = jax.random.normal(jax.random.key(0), (2, 2, 5, 5, 4))
+  x, residual = normal(2, 2, 5, 5, 4)
   shortcut = shortcuts.HighwayShortcut(4, 1)
   variables = {
     "params": {"gate": {"kernel": jnp.zeros((4, 4)), "bias": bias * jnp.ones(4)}}
@@ -89,7 +90,7 @@ def test_highway_gate_mixes_input_and_residual(bias):
 
 
 def test_squeeze_excite_scales_channels_by_a_function_of_their_means():
-  x = jax.random.normal(jax.random.key(0), (2, 5, 5, 32))
+  x = normal(2, 5, 5, 32)
   y, variables = layers.SqueezeExcite().init_with_output(jax.random.key(1), x)
   first, second = (variables["params"][name] for name in ("fc1", "fc2"))
   assert first["kernel"].shape == (32, 2)
@@ -110,7 +111,7 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 
 
 def test_a_dropped_block_is_its_shortcut():
-  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+  x = normal(2, 4, 4, 8)
   block = BasicBlock(8, norm=partial(BatchNorm, use_running_average=True))
   noise = Noise(jax.random.key(2), jnp.float32(1 - 1e-7))
   variables = block.init(jax.random.key(1), x)
@@ -119,14 +120,14 @@ def test_a_dropped_block_is_its_shortcut():
 
 @pytest.mark.parametrize("block", [PreActBasicBlock, PreActBottleneckBlock])
 def test_preactivated_block_is_exactly_the_identity_at_init(block):
-  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8 * block.expansion))
+  x = normal(2, 4, 4, 8 * block.expansion)
   norm = partial(BatchNorm, use_running_average=True)
   y, _ = block(8, zero_init=True, norm=norm).init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(y, x)
 
 
 def test_dropout_zeroes_values_between_the_convolutions_in_training_only():
-  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+  x = normal(2, 4, 4, 8)
   norm = partial(BatchNorm, use_running_average=True)
   block = PreActBasicBlock(8, dropout=0.5, norm=norm)
   variables = block.init(jax.random.key(1), x)
@@ -153,7 +154,7 @@ def test_v1_has_its_stride_on_the_first_1x1_convolution(on_1x1):
 @pytest.mark.parametrize("block", [BasicBlock, BottleneckBlock])
 def test_residual_block_is_identity_at_init(block):
   features = 8
-  x = jax.random.normal(jax.random.key(0), (2, 4, 4, features * block.expansion))
+  x = normal(2, 4, 4, features * block.expansion)
   norm = partial(BatchNorm, use_running_average=True)
   module = block(features, zero_init=True, norm=norm)
   y, _ = module.init_with_output(jax.random.key(1), x)
@@ -162,7 +163,7 @@ def test_residual_block_is_identity_at_init(block):
 
 @pytest.mark.parametrize("block", [BasicBlock, BottleneckBlock])
 def test_plain_block_is_its_convolutions(block):
-  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 8))
+  x = normal(2, 4, 4, 8)
   norm = partial(BatchNorm, use_running_average=True)
   module = block(8, 2, shortcut=shortcuts.NoShortcut, zero_init=True, norm=norm)
   y, _ = module.init_with_output(jax.random.key(1), x)

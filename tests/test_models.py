@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from resnet_jax import MODELS, ResNet50, create_model
 
@@ -169,7 +170,7 @@ def test_compute_dtype_reaches_every_convolution():
 def test_running_statistics_move_by_a_tenth():
   # torchvision's momentum; Flax's default would be a hundredth.
   model = create_model("resnet8", 3)
-  images = jax.random.normal(jax.random.key(1), (4, 8, 8, 3))
+  images = normal(4, 8, 8, 3, seed=1)
 
   @jax.jit
   def first_update(key):

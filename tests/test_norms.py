@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal, pixels
 
 from resnet_jax import create_model
 from resnet_jax.metrics import Batch
@@ -14,7 +15,7 @@ from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.steps import train_step
 from resnet_jax.train_state import create_train_state
 
-X = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 3, 3, 8))
+X = 3 + 2 * normal(2, 3, 3, 8)
 
 
 @pytest.mark.parametrize("unbiased", [False, True])
@@ -28,7 +29,7 @@ def test_running_variance_divides_by_n_or_by_n_minus_1(unbiased):
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (8, 8), (48, 16)])
 def test_group_norm_normalises_each_group_of_each_example(channels, groups):
-  x = 3 + 2 * jax.random.normal(jax.random.key(0), (2, 4, 4, channels))
+  x = 3 + 2 * normal(2, 4, 4, channels)
   y, variables = GroupNorm().init_with_output(jax.random.key(1), x)
   assert set(variables) == {"params"}
   assert set(variables["params"]) == {"scale", "bias"}
@@ -58,7 +59,7 @@ def take_step(norm: str):
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   state = create_train_state(jax.random.key(0), model, tx, (8, 8, 3), sharding)
   batch: Batch = {
-    "image": jax.random.randint(jax.random.key(1), (4, 8, 8, 3), 0, 255, jnp.uint8),
+    "image": pixels(4, 8, 8, 3),
     "label": jnp.arange(4),
     "mask": jnp.ones(4, bool),
   }

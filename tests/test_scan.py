@@ -4,6 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import normal
 
 from resnet_jax import create_model
 from resnet_jax.backend import jit_once
@@ -14,7 +15,7 @@ MODELS = {
   "highway20": {"stochastic_depth": 0.5, "norm": "unbiased_batch"},
   "resnetv2_164": {},
 }
-IMAGES = jax.random.normal(jax.random.key(1), (8, 8, 8, 3))
+IMAGES = normal(8, 8, 8, 3, seed=1)
 
 
 def make(name, **kwargs):

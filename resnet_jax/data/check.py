@@ -1,15 +1,13 @@
 """What a data set holds and what is wrong with it, before a run finds out.
 
-Every image is read and decoded once, as training does. Letters: N images of a split.
+Every image is read and decoded once, as training does. N is the images of a split.
 """
 
 import dataclasses
-import functools
 import hashlib
 import os
 import textwrap
 from collections import Counter, defaultdict
-from collections.abc import Iterable
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,26 +17,24 @@ from rich.progress import Progress
 
 from resnet_jax.config import DataConfig
 from resnet_jax.data.decode import decode, open_image, upright_size
-from resnet_jax.data.files import SUFFIXES, FileList, list_images, list_splits
+from resnet_jax.data.files import (
+  SUFFIXES,
+  FileList,
+  ImageError,
+  list_images,
+  list_splits,
+)
 from resnet_jax.data.image_ops import EvalTransform
 from resnet_jax.data.loader import count_threads
 from resnet_jax.data.sources import TfdsImages, load_tfds
 
-# All that is kept of an image, so that a million fit in memory. Those that cannot be
-# read have no format.
-_FOUND = np.dtype(
-  [
-    ("digest", "S16"),
-    ("label", np.int32),
-    ("width", np.int32),
-    ("height", np.int32),
-    ("mode", "S8"),
-    ("format", "S4"),
-  ]
-)
+Images = FileList | TfdsImages
+# All that is kept of an image, so that millions fit in memory; one that cannot be read
+# has no format.
+_FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
+_FACTS.names = ("digest", "label", "width", "height", "mode", "format")
 _FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES} | {".jpg": "JPEG"}
-# What one thread does before it hears that it shall stop.
-_CHUNK = 32
+_CHUNK = 32  # Images that a thread still reads when it is told to stop.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
 
 
@@ -48,15 +44,15 @@ class SplitReport:
 
   Attributes:
     images: N, with those that cannot be read.
-    classes: images of each class.
-    sizes: "width" and "height" in pixels, upright, each [smallest, median, largest],
-      and "frequent", the images of the 5 most frequent sizes; empty if none is read.
-    modes, formats: images of each, as Pillow names them.
+    classes: number of images of each class.
+    sizes: "width" and "height" in pixels, upright: "min", "median", "max"; and
+      "frequent": number of images of the 5 most frequent. Empty if none can be read.
+    modes, formats: number of images of each, as Pillow names them.
   """
 
   images: int
   classes: dict[str, int]
-  sizes: dict[str, list[float] | dict[str, int]]
+  sizes: dict[str, dict]
   modes: dict[str, int]
   formats: dict[str, int]
 
@@ -68,15 +64,15 @@ class Report:
   Attributes:
     source: its folder, table or name.
     splits: by name.
-    skipped: why, for the splits without images or labels.
-    unreadable: "file" and "reason" of images, and of folders of splits.
-    duplicates: groups of equal files, those that are in several splits first.
-    across_splits: how many groups are in several splits.
-    different_labels: the groups whose files are not of one class.
-    missing_classes: those of which a split has no image.
-    misnamed: "file" and "format" of images whose suffix says another one.
-    ignored: files below the folder that are no images by their suffix, for each.
-    unlisted: images below the folder that are in no class of a split.
+    skipped: splits without images or labels, and why.
+    unreadable: "file" and "reason" of images, and of the folders of splits.
+    duplicates: groups of equal files, those across splits first.
+    across_splits: how many groups are across splits.
+    different_labels: the groups that are of several classes.
+    missing_classes: those of which a split has no images.
+    misnamed: "file" and "format" of images whose suffix is that of another one.
+    ignored: number of files in the folder with each suffix that is no image's.
+    unlisted: number of images in the folder that are in no class of a split.
     picture: path of the contact sheet, or "".
   """
 
@@ -106,297 +102,226 @@ def scan(
 
   Args:
     config: `name` ("folder" or a TFDS set), `dir`, `val_share`, `max_pixels` and
-      `num_threads` are used.
-    picture: a .png file to write some training images to; "" writes none.
+      `num_threads` count.
+    picture: a file to be, .png: some training images of some classes; "" is none.
     progress: shows how far it is.
 
   Raises:
-    ValueError, FileNotFoundError: see `list_images` and `load_tfds`.
+    ValueError: `picture` can be no such file; or see `list_images` and `load_tfds`.
+    FileNotFoundError: the data set is not there.
   """
-  sources, skipped, unreadable = _open_splits(config)
-  found, misnamed = {}, []
-  with progress or Progress(disable=True) as bar:
-    for split, source in sources.items():
-      rows, errors, others = _look(source, config, bar, split)
-      found[split] = rows
-      unreadable += [{"file": source.name(i), "reason": text} for i, text in errors]
-      misnamed += [{"file": source.name(i), "format": text} for i, text in others]
-  splits = {split: _sum_up(sources[split], rows) for split, rows in found.items()}
-  missing = {
-    split: [name for name, count in report.classes.items() if not count]
-    for split, report in splits.items()
-  }
+  sheet = Path(picture or "none.png")
+  if sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir():
+    raise ValueError(
+      f"picture {picture!r} must end in .png, in a directory that is there"
+    )
+  opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
-  images = 0
+  in_folder = 0
   root = Path(config.dir).expanduser()
   if config.name == "folder" and root.is_dir():
-    ignored, images = _count_files(root)
-  first = next(iter(sources))
-  if picture:
-    picture = _write_contact_sheet(sources[first], found[first], picture, config)
+    ignored, in_folder = _count_files(root)
+  facts, misnamed = {}, []
+  with progress or Progress(disable=True) as bar:
+    for split, source in opened.items():
+      facts[split], errors, others = _look(source, config, split, bar)
+      unreadable += [{"file": source.name(i), "reason": text} for i, text in errors]
+      misnamed += [{"file": source.name(i), "format": text} for i, text in others]
+  splits = {split: _sum_up(opened[split], rows) for split, rows in facts.items()}
+  missing = {
+    split: [name for name, count in part.classes.items() if not count]
+    for split, part in splits.items()
+  }
+  first = "train" if "train" in opened else next(iter(opened))
+  if picture and (facts[first]["format"] != b"").any():
+    _draw_some(opened[first], facts[first], picture, config.max_pixels)
+  else:
+    picture = ""
   return Report(
     source=config.dir if config.name == "folder" else config.name,
     splits=splits,
     skipped=skipped,
     unreadable=unreadable,
-    **_find_duplicates(sources, found),
+    **_find_duplicates(opened, facts),
     missing_classes={split: names for split, names in missing.items() if names},
     misnamed=misnamed,
     ignored=ignored,
-    unlisted=max(0, images - sum(map(len, sources.values()))),
+    unlisted=max(0, in_folder - sum(map(len, opened.values()))),
     picture=picture,
   )
 
 
 def _open_splits(
   config: DataConfig,
-) -> tuple[dict[str, FileList | TfdsImages], dict[str, str], list[dict[str, str]]]:
-  """Returns the splits, why others are skipped, and those that are refused."""
-  opened: dict[str, FileList | TfdsImages] = {}
+) -> tuple[dict[str, Images], dict[str, str], list[dict[str, str]]]:
+  """Returns the splits, those that are skipped, and those that are refused."""
+  opened: dict[str, Images] = {}
   skipped, refused = {}, []
   if config.name == "folder":
     root = Path(config.dir).expanduser()
     for split in list_splits(root):
       try:
-        files = list_images(root, split, config.val_share)
+        opened[split] = list_images(root, split, config.val_share)
       except (ValueError, OSError) as error:
         if not opened:
           raise
         refused.append({"file": str(root / split), "reason": str(error)})
-        continue
-      if len(files):
-        opened[split] = files
-      else:
+  elif config.name in ("digits", "synthetic"):
+    raise ValueError(f"config.data.name={config.name!r} is built in: nothing to check")
+  else:
+    whole = load_tfds(config.name, config.dir, "all", stream=True)
+    assert isinstance(whole, TfdsImages)
+    for split, info in whole.records.dataset_info.splits.items():
+      if not info.num_examples:  # It cannot be opened.
         skipped[split] = "it has no images"
-    return opened, skipped, refused
-  if config.name in ("digits", "synthetic"):
-    raise ValueError(
-      f"config.data.name={config.name!r} is built in; name a folder, a .csv file or a "
-      "TFDS set to check"
-    )
-  whole = load_tfds(config.name, config.dir, "all", stream=True)
-  assert isinstance(whole, TfdsImages)
-  for split, info in whole.records.dataset_info.splits.items():
-    if not info.num_examples:
-      skipped[split] = "it has no images"
-      continue
-    records = load_tfds(config.name, config.dir, split, stream=True)
-    assert isinstance(records, TfdsImages)
-    if _has_labels(records):
-      opened[split] = records
-    else:
-      skipped[split] = "its images have no labels"
+        continue
+      images = load_tfds(config.name, config.dir, split, stream=True)
+      assert isinstance(images, TfdsImages)
+      opened[split] = images
+  for split in list(opened):
+    if why := _why_skipped(opened[split]):
+      skipped[split] = why
+      del opened[split]
   if not opened:
-    raise ValueError(f"config.data.name={config.name!r} has no split with labels")
+    raise ValueError(f"config.data.name={config.name!r} has no images with labels")
   return opened, skipped, refused
 
 
-def _has_labels(source: TfdsImages) -> bool:
-  try:
-    return source.records[0]["label"] >= 0
-  except Exception:  # The scan says what is wrong with it.
-    return True
+def _why_skipped(source: Images) -> str:
+  if not len(source):
+    return "it has no images"
+  if isinstance(source, TfdsImages):
+    try:
+      if source.records[0]["label"] < 0:
+        return "its images have no labels"
+    except Exception:  # The scan will say what is wrong with it.
+      pass
+  return ""
+
+
+def _count_files(root: Path) -> tuple[dict[str, int], int]:
+  """Returns how many files have each suffix that is no image's, and how many have."""
+  suffixes: Counter[str] = Counter()
+  for _, folders, files in os.walk(root):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    shown = [name for name in files if not name.startswith(".")]
+    suffixes.update(os.path.splitext(name)[1].lower() for name in shown)
+  images = sum(suffixes.pop(suffix, 0) for suffix in SUFFIXES)
+  return dict(sorted(suffixes.items())), images
 
 
 def _look(
-  source: FileList | TfdsImages, config: DataConfig, bar: Progress, split: str
+  source: Images, config: DataConfig, split: str, bar: Progress
 ) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]]]:
-  """Returns [N] `_FOUND`, (index, reason) of the unreadable, (index, format)."""
-  found = np.zeros(len(source), _FOUND)
-  found["label"] = source.labels if isinstance(source, FileList) else -1
+  """Returns [N] `_FACTS`, (index, reason) of errors, (index, format) of misnamed."""
+  facts = np.zeros(len(source), _FACTS)
+  facts["label"] = source.labels if isinstance(source, FileList) else -1
   errors, misnamed = [], []
+
+  def look(start: int) -> None:
+    for i in range(start, min(start + _CHUNK, len(source))):
+      try:
+        data, label = source[i]
+        facts["label"][i] = label
+        image = open_image(data, config.max_pixels)
+        size = upright_size(image)
+        mode, kind = image.mode, str(image.format)
+        decode(data, image, 8)  # All is read, less is computed.
+      except Exception as error:  # Libraries raise all kinds.
+        errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
+        continue
+      digest = hashlib.blake2b(data, digest_size=16).digest()
+      facts[i] = (digest, label, *size, mode, kind)
+      suffix = os.path.splitext(source.name(i))[1].lower()
+      # MPO is JPEG with more pictures behind it.
+      if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
+        misnamed.append((i, kind))
+
   task = bar.add_task(split, total=len(source))
   pool = ThreadPoolExecutor(config.num_threads or count_threads(), "check")
-  look = functools.partial(_look_at_some, source, config.max_pixels, found)
   try:
-    for start, (some, others) in zip(
-      range(0, len(source), _CHUNK),
-      pool.map(look, range(0, len(source), _CHUNK)),
-      strict=True,
-    ):
-      errors += some
-      misnamed += others
-      bar.update(task, completed=start + _CHUNK)
+    for _ in pool.map(look, range(0, len(source), _CHUNK)):
+      bar.advance(task, _CHUNK)
   finally:
+    # After Ctrl-C there may be a million left.
     pool.shutdown(wait=False, cancel_futures=True)
-  return found, errors, misnamed
+  return facts, sorted(errors), sorted(misnamed)
 
 
-def _look_at_some(
-  source: FileList | TfdsImages, max_pixels: int, found: np.ndarray, start: int
-) -> tuple[list[tuple[int, str]], list[tuple[int, str]]]:
-  """Fills in rows from `start` on; returns what `_look` returns of them."""
-  errors, misnamed = [], []
-  for index in range(start, min(start + _CHUNK, len(source))):
-    try:
-      data, label = source[index]
-      found["label"][index] = label
-      image = open_image(data, max_pixels)
-      size, mode, kind = upright_size(image), image.mode, image.format or ""
-      decode(data, image)
-    except Exception as error:  # Whatever a damaged file does to a library.
-      errors.append((index, str(error)))
-      continue
-    digest = hashlib.blake2b(data, digest_size=16).digest()
-    found[index] = (digest, label, *size, mode, kind)
-    suffix = os.path.splitext(source.name(index))[1].lower()
-    expected = _FORMAT_OF.get(suffix, kind)
-    # MPO is a JPEG file with more pictures in it.
-    if expected != {"MPO": "JPEG"}.get(kind, kind):
-      misnamed.append((index, kind))
-  return errors, misnamed
-
-
-def _sum_up(source: FileList | TfdsImages, found: np.ndarray) -> SplitReport:
-  labels = found["label"][found["label"] >= 0]
+def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
+  labels = facts["label"][facts["label"] >= 0]
   counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
-  good = found[found["format"] != b""]
-  sizes: dict = {}
+  good = facts[facts["format"] != b""]
+  sizes: dict[str, dict] = {}
   if len(good):
-    for side in ("width", "height"):
-      low, high = good[side].min().item(), good[side].max().item()
-      sizes[side] = [low, np.median(good[side]).item(), high]
-    pairs, times = np.unique(good[["width", "height"]], return_counts=True)
-    top = np.argsort(-times, kind="stable")[:5]
-    names = ("x".join(map(str, pair)) for pair in pairs[top])
-    sizes["frequent"] = dict(zip(names, times[top].tolist(), strict=True))
+    width, height = good["width"], good["height"]
+    for side, values in (("width", width), ("height", height)):
+      numbers = {"min": values.min(), "median": np.median(values), "max": values.max()}
+      sizes[side] = {name: number.item() for name, number in numbers.items()}
+    pairs = Counter(zip(width.tolist(), height.tolist(), strict=True))
+    sizes["frequent"] = {f"{w}x{h}": times for (w, h), times in pairs.most_common(5)}
   return SplitReport(
-    images=len(found),
+    images=len(facts),
     classes=dict(zip(source.class_names, counts, strict=True)),
     sizes=sizes,
-    modes=_count(good["mode"]),
-    formats=_count(good["format"]),
+    modes=dict(Counter(good["mode"].astype(str).tolist()).most_common()),
+    formats=dict(Counter(good["format"].astype(str).tolist()).most_common()),
   )
 
 
-def _count(values: np.ndarray) -> dict[str, int]:
-  """Returns how often each text is there, the most frequent first."""
-  names, times = np.unique(values, return_counts=True)
-  order = np.argsort(-times, kind="stable")
-  return {names[i].decode(): times[i].item() for i in order}
-
-
-def _find_duplicates(
-  sources: dict[str, FileList | TfdsImages], found: dict[str, np.ndarray]
-) -> dict:
+def _find_duplicates(opened: dict[str, Images], facts: dict[str, np.ndarray]) -> dict:
   """Returns the fields of `Report` that are about equal files."""
-  every = np.concatenate(list(found.values()))
-  places = [(split, i) for split, rows in found.items() for i in range(len(rows))]
-  _, digest, times = np.unique(
-    every["digest"], return_inverse=True, return_counts=True
-  )
-  groups = defaultdict(list)
-  for i in np.flatnonzero((every["format"] != b"") & (times[digest] > 1)):
-    groups[digest[i]].append(i)
+  every = np.concatenate(list(facts.values()))
+  sources = list(opened.values())
+  lengths = [len(source) for source in sources]
+  split = np.repeat(np.arange(len(sources)), lengths)
+  index = np.concatenate([np.arange(length) for length in lengths])
+  _, number, times = np.unique(every["digest"], return_inverse=True, return_counts=True)
+  groups: dict[int, list[int]] = defaultdict(list)
+  for i in np.flatnonzero((every["format"] != b"") & (times[number] > 1)).tolist():
+    groups[number[i]].append(i)
 
-  def names(group: Iterable[int]) -> list[str]:
-    return [sources[split].name(i) for split, i in (places[n] for n in group)]
+  def names(group: list[int]) -> list[str]:
+    return [sources[split[i]].name(index[i]) for i in group]
 
-  across = [len({places[i][0] for i in group}) > 1 for group in groups.values()]
-  order = np.argsort(np.logical_not(across), kind="stable")
-  ordered = [list(groups.values())[i] for i in order]
+  across = [group for group in groups.values() if len(set(split[group])) > 1]
+  within = [group for group in groups.values() if len(set(split[group])) == 1]
+  labels = every["label"]
   return {
-    "duplicates": [names(group) for group in ordered],
-    "across_splits": sum(across),
+    "duplicates": [names(group) for group in across + within],
+    "across_splits": len(across),
     "different_labels": [
-      names(group) for group in ordered if len(set(every["label"][group])) > 1
+      names(group) for group in across + within if len(set(labels[group])) > 1
     ],
   }
 
 
-def _count_files(root: Path) -> tuple[dict[str, int], int]:
-  """Returns how many files have which other suffix, and how many an image's."""
-  suffixes: Counter[str] = Counter()
-  for _, folders, files in os.walk(root):
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    for name in files:
-      if not name.startswith("."):
-        suffixes[os.path.splitext(name)[1].lower()] += 1
-  images = sum(suffixes.pop(suffix, 0) for suffix in SUFFIXES)
-  return dict(suffixes.most_common()), images
-
-
-def _write_contact_sheet(
-  source: FileList | TfdsImages, found: np.ndarray, path: str, config: DataConfig
-) -> str:
-  """Draws some images of some classes; returns `path`, or "" if there are none."""
+def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) -> None:
+  """Writes a contact sheet: a row of squares for each of some classes."""
   rng = np.random.default_rng(0)
-  good = found["format"] != b""
-  labels = np.unique(found["label"][good])
-  labels = np.sort(rng.permutation(labels)[:_ROWS])
-  if not len(labels):
-    return ""
+  good = facts["format"] != b""
+  labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])
+  names = [printable(source.class_names[label]) for label in labels]
+  texts = ["\n".join(textwrap.wrap(name, 20, max_lines=5)) for name in names]
   font = ImageFont.load_default(14)
-  texts = [
-    "\n".join(textwrap.wrap(printable(source.class_names[label]), 20)[:5])
-    for label in labels
-  ]
-  measure = ImageDraw.Draw(Image.new("RGB", (1, 1)))
-  boxes = [measure.multiline_textbbox((0, 0), text, font) for text in texts]
-  left = int(max(box[2] for box in boxes)) + 3 * _GAP
-  step = _SIDE + _GAP
-  size = (left + _COLUMNS * step, _GAP + len(labels) * step)
-  sheet = Image.new("RGB", size, "white")
+  ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+  widths = [ruler.multiline_textbbox((0, 0), text, font)[2] for text in texts]
+  left, step = int(max(widths)) + 4 * _GAP, _SIDE + _GAP
+  sheet = Image.new("RGB", (left + _COLUMNS * step, _GAP + len(labels) * step), "white")
   draw = ImageDraw.Draw(sheet)
-  transform = EvalTransform(_SIDE, _SIDE, "bilinear", config.max_pixels)
+  transform = EvalTransform(_SIDE, _SIDE, "bilinear", max_pixels)
   for row, (label, text) in enumerate(zip(labels, texts, strict=True)):
     top = _GAP + row * step
-    middle = (left - 2 * _GAP, top + _SIDE / 2)
-    draw.multiline_text(middle, text, "black", font, anchor="rm", align="right")
-    index = np.flatnonzero(good & (found["label"] == label))
-    for column, i in enumerate(rng.permutation(index)[:_COLUMNS]):
+    middle = (2 * _GAP, top + _SIDE / 2)
+    draw.multiline_text(middle, text, "black", font, anchor="lm")
+    chosen = rng.permutation(np.flatnonzero(good & (facts["label"] == label)))
+    for column, i in enumerate(chosen[:_COLUMNS]):
       image = Image.fromarray(transform(source[i][0], rng))
       sheet.paste(image, (left + column * step, top))
-  # A reader never sees half a picture.
   sheet.save(f"{path}.part", "png")
-  os.replace(f"{path}.part", path)
-  return path
+  os.replace(f"{path}.part", path)  # Half a picture is never seen.
 
 
 def printable(text: str) -> str:
   """Replaces what a terminal would obey or refuse, as names of files may hold."""
   return "".join(c if c.isprintable() else "?" for c in text)
-
-
-def describe(report: Report) -> str:
-  """Puts a report in words."""
-  lines = [report.source]
-  for split, part in report.splits.items():
-    present = sum(count > 0 for count in part.classes.values())
-    lines += ["", f"{split}: {part.images:,} images of {present:,} classes"]
-    for side in ("width", "height"):
-      if part.sizes:
-        low, median, high = part.sizes[side]
-        lines.append(f"  {side:8}{low} to {high}, median {median:g}")
-    for name, counts in (
-      ("sizes", part.sizes.get("frequent", {})),
-      ("modes", part.modes),
-      ("formats", part.formats),
-    ):
-      assert isinstance(counts, dict)
-      lines.append(f"  {name:8}{_join(counts.items())}")
-    if len(part.classes) > 20:
-      lines += _class_lines(part.classes)
-  lines += _class_table(report.splits)
-  lines += [""]
-  lines += [f"split {name} skipped: {why}" for name, why in report.skipped.items()]
-  for split, names in report.missing_classes.items():
-    lines += _section(f"classes missing in {split}", names)
-  if report.ignored:
-    lines.append(f"files ignored for their suffix: {_join(report.ignored.items())}")
-  if report.unlisted:
-    lines.append(f"images in no class of a split, ignored: {report.unlisted:,}")
-  lines += _section(
-    "suffix is not the format (no error)",
-    [f"{one['file']}: {one['format']}" for one in report.misnamed],
-  )
-  head = f"groups of equal files ({report.across_splits:,} across splits)"
-  lines += _section(head, list(map(_equation, report.duplicates)))
-  head = "groups of equal files of different classes"
-  lines += _section(head, list(map(_equation, report.different_labels)))
-  texts = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
-  lines += _section("unreadable", texts, len(texts))
-  if report.picture:
-    lines.append(f"some images: {report.picture}")
-  lines.append("ok" if report.ok else "not ok")
-  return "\n".join(map(printable, lines))

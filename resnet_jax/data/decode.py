@@ -1,7 +1,8 @@
 """From the content of an image file to pixels, quickly, or to one clear error.
 
-OpenCV decodes ordinary JPEG files: it is the fastest that was measured
-(benchmarks/NOTES.md), and lets other threads work meanwhile. Pillow has the rest.
+libjpeg-turbo decodes parts of ordinary JPEG files, OpenCV whole ones: they are the
+fastest that were measured (benchmarks/NOTES.md), and let other threads work meanwhile.
+Pillow has the rest.
 """
 
 import io
@@ -9,21 +10,25 @@ import warnings
 
 import cv2
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import Image
 
+from resnet_jax.data import turbojpeg
 from resnet_jax.data.files import ImageError
 
 FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
-_ORIENTATION = 0x0112  # EXIF's; 5 and above swap width and height.
+# "Grayscale" only says the size here; the flags called "color" also ask for BGR, which
+# OpenCV from 4.12 on refuses beside RGB.
 _REDUCED = {
   1: 0,
-  2: cv2.IMREAD_REDUCED_COLOR_2,
-  4: cv2.IMREAD_REDUCED_COLOR_4,
-  8: cv2.IMREAD_REDUCED_COLOR_8,
+  2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
+  4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
+  8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
 
 # The loader's threads are the parallelism; OpenCV's own would only be in their way.
 cv2.setNumThreads(0)
+# Of large or odd files; here, as `warnings.catch_warnings` is not safe in threads.
+warnings.filterwarnings("ignore", module=r"PIL\.")
 
 
 def open_image(data: bytes, max_pixels: int) -> Image.Image:
@@ -39,9 +44,7 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
   if not data:
     raise ImageError("it is empty")
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")  # Of Pillow's own limit of pixels.
-      image = Image.open(io.BytesIO(data), formats=FORMATS)
+    image = Image.open(io.BytesIO(data), formats=FORMATS)
   except Image.DecompressionBombError:
     raise ImageError(f"it has more than {max_pixels} pixels") from None
   except Exception as error:  # Pillow raises all kinds.
@@ -56,8 +59,16 @@ def open_image(data: bytes, max_pixels: int) -> Image.Image:
 
 def upright_size(image: Image.Image) -> tuple[int, int]:
   """Returns (width, height) after the rotation that EXIF asks for."""
-  turned = "exif" in image.info and image.getexif().get(_ORIENTATION, 1) >= 5
-  return image.size[::-1] if turned else image.size
+  return image.size[::-1] if _orientation(image) >= 5 else image.size
+
+
+def _orientation(image: Image.Image) -> int:
+  """Returns what EXIF says, 1 to 8: 1 is upright, 5 and above swap width and height."""
+  try:
+    value = image.getexif().get(0x0112, 1) if "exif" in image.info else 1
+  except Exception:  # Pillow raises all kinds; damaged EXIF says nothing.
+    return 1
+  return value if value in range(1, 9) else 1
 
 
 def decode(data: bytes, image: Image.Image, factor: int = 1) -> np.ndarray:
@@ -77,24 +88,63 @@ def decode(data: bytes, image: Image.Image, factor: int = 1) -> np.ndarray:
   Raises:
     ImageError: it is truncated or damaged.
   """
-  # Without its end marker a file is truncated, or ends in something else: OpenCV would
-  # fill up with grey, Pillow knows.
-  whole = data.endswith(b"\xff\xd9")
-  if image.format == "JPEG" and image.mode in ("RGB", "L") and whole:
-    flags = cv2.IMREAD_COLOR_RGB | _REDUCED[factor]
+  orientation = _orientation(image)
+  pixels = None
+  if _is_ordinary(data, image):
+    flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[factor]
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+  if pixels is None:
+    pixels = _decode_slowly(image)
+  if orientation >= 5:
+    pixels = pixels.swapaxes(0, 1)
+  if orientation in (3, 4, 7, 8):
+    pixels = pixels[::-1]
+  if orientation in (2, 3, 6, 7):
+    pixels = pixels[:, ::-1]
+  return np.ascontiguousarray(pixels)
+
+
+def decode_part(
+  data: bytes, image: Image.Image, box: tuple[int, int, int, int], factor: int
+) -> np.ndarray:
+  """Decodes a part of an image as `decode` does, sooner and a little less exactly.
+
+  Args:
+    data: see `decode`.
+    image: likewise.
+    box: left, top, width and height, in pixels of the upright image.
+    factor: see `decode`.
+
+  Returns:
+    [height / factor, width / factor, 3] uint8, rounded down; of a format that is
+    decoded at full size only, [height, width, 3].
+
+  Raises:
+    ImageError: see `decode`.
+  """
+  x, y, width, height = (n // factor for n in box)
+  if _is_ordinary(data, image) and _orientation(image) == 1:
+    pixels = turbojpeg.decode_part(data, x, y, width, height, factor)
     if pixels is not None:
       return pixels
-  return _decode_slowly(image)
+  pixels = decode(data, image, factor)
+  if pixels.shape[1] == upright_size(image)[0]:
+    x, y, width, height = box
+  return pixels[y : y + height, x : x + width]
+
+
+def _is_ordinary(data: bytes, image: Image.Image) -> bool:
+  """Whether the fast decoders may be trusted with a file."""
+  # Without its end marker a JPEG is truncated, or ends in something else: they would
+  # fill up with grey, Pillow knows.
+  whole = data.endswith(b"\xff\xd9")
+  return image.format == "JPEG" and image.mode in ("RGB", "L") and whole
 
 
 def _decode_slowly(image: Image.Image) -> np.ndarray:
   try:
-    with warnings.catch_warnings():
-      warnings.simplefilter("ignore")
-      image = ImageOps.exif_transpose(image)
-      if image.mode.startswith("I"):  # 16 bits; Pillow would clip what is above 255.
-        image = Image.fromarray((np.asarray(image) >> 8).astype(np.uint8))
-      return np.asarray(image.convert("RGB"))
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip what is above 255.
+      return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
+    return np.asarray(image.convert("RGB"))
   except Exception as error:  # Pillow raises all kinds.
     raise ImageError(f"it is truncated or damaged ({error})") from error

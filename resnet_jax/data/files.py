@@ -6,8 +6,9 @@ Tiny-ImageNet's own; and a table of paths and labels.
 
 import csv
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -89,8 +90,10 @@ def list_splits(root: Path) -> list[str]:
       "or a .csv file of path,label"
     )
   if root.is_file():
-    return sorted({split for _, _, split in _read_table(root)} - {""}) or _PARTS
-  names = ("train", *EVAL_SPLITS)
+    return sorted({row.split for row in _read_table(root)} - {""}) or _PARTS
+  # Tiny-ImageNet's test images have no labels.
+  tiny = (root / "wnids.txt").is_file()
+  names = _PARTS if tiny else ["train", *EVAL_SPLITS]
   return [name for name in names if (root / name).is_dir()] or _PARTS
 
 
@@ -141,16 +144,27 @@ def _classes(folder: Path) -> list[str]:
   return found
 
 
-def _images_below(folder: str, prefix: str = "") -> Iterator[str]:
-  """Yields paths relative to `folder`, in order, whether they can be read or not."""
-  for entry in sorted(os.scandir(folder), key=lambda entry: entry.name):
-    path = prefix + entry.name
-    if entry.name.startswith("."):
+def _images_below(folder: Path) -> list[str]:
+  """Returns paths relative to the folder's parent, whether readable or not.
+
+  They are in torchvision's order: all of a folder, then those below it.
+  """
+  found = []
+  # Links to folders are not followed: one may hold itself.
+  for place, _, names in sorted(os.walk(folder, onerror=_raise)):
+    below = os.path.relpath(place, folder.parent)
+    if "/." in below:
       continue
-    if entry.is_dir(follow_symlinks=False):  # A linked one may hold itself.
-      yield from _images_below(entry.path, path + "/")
-    elif path.lower().endswith(SUFFIXES):
-      yield path
+    found += [
+      f"{below}/{name}"
+      for name in sorted(names)
+      if not name.startswith(".") and name.lower().endswith(SUFFIXES)
+    ]
+  return found
+
+
+def _raise(error: OSError) -> None:
+  raise error
 
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
@@ -158,7 +172,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   paths, labels = [], []
   for label, name in enumerate(classes):
     if (folder / name).is_dir():
-      found = list(_images_below(str(folder / name), name + "/"))
+      found = _images_below(folder / name)
       if not found:
         raise ValueError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
@@ -177,21 +191,33 @@ def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> N
     )
 
 
+def _read_lines(path: Path) -> list[str]:
+  """Returns the lines of a text file that are not blank."""
+  lines = path.read_text(encoding="utf-8", errors="replace").splitlines()
+  return [line for line in lines if line.strip()]
+
+
 def _list_tiny_imagenet(root: Path, split: str) -> FileList:
   """Tiny-ImageNet as it is downloaded; classes in the order of their WordNet ids."""
-  classes = sorted((root / "wnids.txt").read_text().split())
+  classes = sorted(_read_lines(root / "wnids.txt"))
   label = {wnid: i for i, wnid in enumerate(classes)}
   words = {}
   if (root / "words.txt").is_file():
-    lines = (root / "words.txt").read_text().splitlines()
+    lines = (
+      (root / "words.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    )
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
   names = [words.get(wnid, wnid) for wnid in classes]
-  if split != "val":
+  table = root / "val" / "val_annotations.txt"
+  if split != "val" or not table.is_file():  # Many sort it into folders.
     files = _list_folder(root / split, classes)
     files.class_names = tuple(names)
     return files
-  table = root / "val" / "val_annotations.txt"
-  rows = [line.split("\t") for line in table.read_text().splitlines() if line]
+  rows = [
+    line.split("\t")
+    for line in table.read_text(encoding="utf-8", errors="replace").splitlines()
+    if line
+  ]
   wrong = [row for row in rows if len(row) < 2 or row[1] not in label]
   if wrong:
     raise ValueError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
@@ -199,56 +225,66 @@ def _list_tiny_imagenet(root: Path, split: str) -> FileList:
   return FileList(root / "val" / "images", paths, [label[r[1]] for r in rows], names)
 
 
-def _read_table(path: Path) -> list[tuple[str, str, str]]:
-  """Returns (path, label, split or "") of every row."""
+class _Row(NamedTuple):
+  line: int
+  path: str
+  label: str
+  split: str  # "" without that column.
+
+
+def _read_table(path: Path) -> list[_Row]:
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
-      rows = [(n, row) for n, row in enumerate(csv.reader(file), start=1) if row]
+      reader = csv.reader(file)
+      rows = [(reader.line_num, row) for row in reader if row]
   except (UnicodeDecodeError, csv.Error) as error:
     raise ValueError(f"{path} is no .csv file in UTF-8: {error}") from error
-  header = [cell.strip().lower() for cell in rows[0][1]] if rows else []
-  columns = {"path": 0, "label": 1}
-  if {"path", "label"} <= set(header):
-    columns = {name: header.index(name) for name in header}
-    width, rows = len(header), rows[1:]
-  else:
-    width = 2
-  for number, row in rows:
-    if len(row) != width or not row[columns["path"]] or not row[columns["label"]]:
-      raise ValueError(
-        f"{path}, line {number}: {','.join(row)[:60]!r} must be path,label; other "
-        "columns need a first line that names path and label"
-      )
+  columns = ["path", "label"]
+  if rows:
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    if "path" in header or "label" in header:
+      columns, rows = header, rows[1:]
+  if not {"path", "label"} <= set(columns):
+    raise ValueError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
   if not rows:
     raise ValueError(f"{path} has no rows of path,label")
-  at = columns.get("split")
-  return [
-    (row[columns["path"]], row[columns["label"]], "" if at is None else row[at])
-    for _, row in rows
-  ]
+  needed = {"path", "label", "split"} & set(columns)
+  table = []
+  for line, row in rows:
+    cells = dict(zip(columns, row, strict=False))
+    if len(row) != len(columns) or not all(cells[name].strip() for name in needed):
+      raise ValueError(
+        f"{path}, line {line}: {','.join(row)[:60]!r} must be {','.join(columns)}; "
+        "other columns need a first line that names path and label"
+      )
+    split = cells.get("split", "").strip()
+    table.append(_Row(line, cells["path"], cells["label"].strip(), split))
+  return table
 
 
 def _list_table(
   path: Path, split: str, val_share: float, class_names: Sequence[str]
 ) -> FileList:
   rows = _read_table(path)
-  texts = [label for _, label, _ in rows]
-  if all(text.isdecimal() for text in texts):
+  texts = [row.label for row in rows]
+  if all(text.removeprefix("-").isdecimal() for text in texts):
+    limit = len(class_names) or _MAX_CLASSES
+    for row in rows:
+      if len(row.label) > 9 or not 0 <= int(row.label) < limit:
+        raise ValueError(
+          f"{path}, line {row.line}: label {row.label[:20]} must be a class index "
+          f"below {limit}; number the classes from 0, or name them"
+        )
     labels = list(map(int, texts))
-    if max(labels) >= _MAX_CLASSES:
-      raise ValueError(
-        f"{path}: label {max(labels)} must be a class index below {_MAX_CLASSES}; "
-        "number the classes from 0, or name them"
-      )
-    classes = [str(i) for i in range(max(labels) + 1)]
+    classes = list(class_names) or [str(i) for i in range(max(labels) + 1)]
   else:
     classes = list(class_names) or sorted(set(texts))
     _check_known(texts, classes, path)
     number = {name: i for i, name in enumerate(classes)}
     labels = [number[text] for text in texts]
-  files = FileList(path.parent, [row[0] for row in rows], labels, classes)
-  if any(row[2] for row in rows):
-    return files.select([row[2] == split for row in rows])
+  files = FileList(path.parent, [row.path for row in rows], labels, classes)
+  if rows[0].split:
+    return files.select([row.split == split for row in rows])
   return _part(files, split, val_share)
 
 

@@ -11,9 +11,11 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.auto_augment import rand_augment, trivial_augment
-from resnet_jax.data.decode import decode, open_image, upright_size
+from resnet_jax.data.decode import decode, decode_part, open_image, upright_size
+from resnet_jax.data.files import ImageError
 
 Box = tuple[float, float, float, float]
+PixelBox = tuple[int, int, int, int]
 
 
 def random_resized_box(
@@ -22,7 +24,7 @@ def random_resized_box(
   height: int,
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
-) -> Box:
+) -> PixelBox:
   """Draws a part of an image (Szegedy et al. 2014, section 6), as torchvision does.
 
   Args:
@@ -63,11 +65,19 @@ def resized_box(
 
   Returns:
     The box which, resized to `crop` pixels a side, is the square.
+
+  Raises:
+    ImageError: the image is smaller than the square, and is not resized.
   """
   short = min(width, height)
   resize = resize or short
   new_width, new_height = width * resize // short, height * resize // short
   room = new_width - crop, new_height - crop
+  if min(room) < 0:
+    raise ImageError(
+      f"its {new_width}x{new_height} pixels do not hold a square of {crop}x{crop}; "
+      "set config.data.eval_resize, or train_resize"
+    )
   if rng is None:
     left, top = (round(pixels / 2) for pixels in room)
   else:
@@ -96,22 +106,20 @@ def resize_exactly(
   return np.asarray(Image.fromarray(image).resize((size, size), method, corners))
 
 
-def resize_fast(image: np.ndarray, full_width: int, box: Box, size: int) -> np.ndarray:
-  """Resizes a part of an image bilinearly, without antialiasing.
+def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
+  """Resizes bilinearly, without antialiasing; averages where it shrinks by 2 or more.
 
   Args:
-    image: [H, W, 3] uint8, perhaps decoded at a part of its size.
-    full_width: W of the full size.
-    box: the part, in pixels of the full size.
-    size: new side of it, in pixels.
+    image: [H, W, 3] uint8.
+    size: new side, in pixels.
 
   Returns:
     [size, size, 3] uint8.
   """
-  factor = round(full_width / image.shape[1])
-  left, top, width, height = (int(n) // factor for n in box)
-  part = image[top : top + height, left : left + width]
-  return cv2.resize(part, (size, size), interpolation=cv2.INTER_LINEAR)
+  # The decoder has shrunk a JPEG; of the others, most pixels would be left out.
+  much = min(image.shape[:2]) >= 2 * size
+  method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
+  return cv2.resize(image, (size, size), interpolation=method)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,7 +144,11 @@ class EvalTransform:
     return self.crop
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """Maps the content of a file to [crop, crop, 3] uint8, by no chance."""
+    """Maps the content of a file to [crop, crop, 3] uint8, by no chance.
+
+    Raises:
+      ImageError: see `decode` and `resized_box`.
+    """
     del rng
     head = open_image(data, self.max_pixels)
     box = resized_box(*upright_size(head), self.resize, self.crop)
@@ -172,21 +184,19 @@ class TrainTransform:
     """Maps the content of a file to [size, size, 3] uint8.
 
     Raises:
-      ImageError: see `decode`.
+      ImageError: see `decode` and `resized_box`.
     """
     head = open_image(data, self.max_pixels)
     if self.crop == "random":
       box = resized_box(*upright_size(head), self.resize, self.size, rng)
       image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
     else:
-      width, height = upright_size(head)
-      box = random_resized_box(rng, width, height, (self.min_area, 1.0))
-      # Decoded smaller where the part still has all the pixels that are asked for,
-      # which also keeps it from being shrunk by more than 2 without antialiasing.
+      box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
+      # Decoded smaller where the part still has all the pixels that are asked for.
       factor = 1
       while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
         factor *= 2
-      image = resize_fast(decode(data, head, factor), width, box, self.size)
+      image = resize_fast(decode_part(data, head, box, factor), self.size)
     if self.policy == "rand":
       image = rand_augment(image, rng, magnitude=self.magnitude)
     elif self.policy == "trivial":

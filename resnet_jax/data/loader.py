@@ -6,13 +6,17 @@ Letters: N images of a split, B batch, S side of the images.
 
 import dataclasses
 import functools
+import multiprocessing
 import os
+import signal
+import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Protocol
 
 import grain
 import numpy as np
+from absl import flags
 
 from resnet_jax.data.files import ImageError
 
@@ -134,27 +138,44 @@ def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBat
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
   ahead = dataset.to_iter_dataset(options)
   if num_workers:
+    if not flags.FLAGS.is_parsed():  # By a program whose flags are not absl's.
+      flags.FLAGS.mark_as_parsed()
     ahead = ahead.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers, per_worker_buffer_size=2)
+      grain.MultiprocessingOptions(num_workers), worker_init_fn=_start_worker
     )
   iterator = iter(ahead)
   try:
-    while True:
-      try:
-        batch = next(iterator)
-      except StopIteration:
-        return
-      except RuntimeError as error:
-        if "process" not in str(error):
-          raise
-        raise OSError(
-          "a worker process of the input died, perhaps for want of memory; lower "
-          f"config.data.num_workers={num_workers} or set it to 0"
-        ) from error
-      yield batch
+    yield from map(_copied, iterator) if num_workers else iterator
+  except RuntimeError as error:
+    if not str(error).startswith("Worker process was terminated unexpectedly"):
+      raise
+    raise OSError(
+      f"a worker process of the input died, perhaps for want of memory or of space in "
+      f"/dev/shm; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
+    ) from error
   finally:
-    if hasattr(iterator, "close"):
-      iterator.close()
+    iterator.close()
+
+
+def _copied(batch: HostBatch) -> HostBatch:
+  """Takes a batch out of memory shared with a worker, which goes only with its arrays.
+
+  Those that an exception holds until the end would be freed too late, with a warning.
+  """
+  return {k: v if k == "errors" else np.array(v) for k, v in batch.items()}
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Makes a worker process end with the main process, not before it at Ctrl-C."""
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
 
 
 def count_threads() -> int:

@@ -7,7 +7,7 @@ import contextlib
 import math
 import time
 from collections.abc import Callable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent import futures
 
 import flax.struct
 import grain
@@ -135,14 +135,13 @@ class StreamingDataset:
     batches = self._batches(order, seed, replace=self._max_skip_share is not None)
     loaded = iterate(batches, step, self._num_workers)
 
-    def read(count: int) -> list[HostBatch]:
-      return [next(loaded) for _ in range(count)]
-
     # A call runs on the device while the next one's images are read and copied to it.
-    with contextlib.closing(loaded), ThreadPoolExecutor(1) as reader:
+    with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
       while step < plan.num_steps:
         end = plan.call_end(step)
-        host = self._wait(reader.submit(read, end - step), is_idle)
+        host = [
+          self._wait(reader.submit(next, loaded), is_idle) for _ in range(step, end)
+        ]
         yield end, self._put(host, step, plan.steps_per_call), end - step
         step = end
 
@@ -158,31 +157,33 @@ class StreamingDataset:
     for host in iterate(batches, 0, self._num_workers):
       yield self._put([host], 0, 1), 1
 
-  def _wait(self, future: Future, is_idle: Callable[[], bool]) -> list[HostBatch]:
+  def _wait(self, batch: futures.Future, is_idle: Callable[[], bool]) -> HostBatch:
     """Returns what is read, adding to `waited_s` from when the device is idle."""
     idle_since = None
-    while True:
+    while not batch.done():
       if idle_since is None and is_idle():
         idle_since = time.monotonic()
-      try:
-        host = future.result(timeout=0.005)
-      except TimeoutError:
-        continue
-      if idle_since is not None:
-        self.waited_s += time.monotonic() - idle_since
-      return host
+      futures.wait([batch], timeout=0.005)
+    if idle_since is not None:
+      self.waited_s += time.monotonic() - idle_since
+    return batch.result()
 
   def _checked(self, batch: HostBatch) -> HostBatch:
     errors = batch.pop("errors")
-    if errors and self._max_skip_share is None:
+    if not errors:
+      return batch
+    if self._max_skip_share is None:
       raise ImageError(
         f"{errors[0][1]}; mend or remove it, or set config.data.on_error=skip"
       )
     self.skipped.update(errors)
-    if len(self.skipped) > (self._max_skip_share or 0) * self.num_examples:
+    # Even a share of 1 must leave something to compute with.
+    allowed = min(self._max_skip_share * self.num_examples, self.num_examples - 1)
+    if len(self.skipped) > allowed:
       raise ImageError(
         f"{len(self.skipped)} of {self.num_examples} images cannot be read, more than "
-        f"config.data.max_skip_share={self._max_skip_share}, such as {errors[0][1]}"
+        f"config.data.max_skip_share={self._max_skip_share} allows, such as "
+        f"{errors[0][1]}"
       )
     return batch
 

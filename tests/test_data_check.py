@@ -1,0 +1,306 @@
+"""`resnet-jax data check`: what it counts, what it finds, how it ends."""
+
+import json
+import os
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from resnet_jax.commands import main
+from resnet_jax.config import DataConfig
+from resnet_jax.data import check
+
+
+def save(path: Path, seed: int, mode: str = "RGB", size=(40, 30), **kwargs) -> Path:
+  """Writes an image that is equal to another one only if the seeds are."""
+  path.parent.mkdir(parents=True, exist_ok=True)
+  pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
+  Image.fromarray(pixels).convert(mode).save(path, **kwargs)
+  return path
+
+
+def make_clean(root: Path) -> Path:
+  """3 training and 2 validation images of each of the classes a, b and c."""
+  for seed, (split, name, i) in enumerate(
+    (split, name, i)
+    for split, count in (("train", 3), ("val", 2))
+    for name in "abc"
+    for i in range(count)
+  ):
+    save(root / split / name / f"{i}.jpg", seed)
+  return root
+
+
+def make_dirty(root: Path) -> Path:
+  """The same, with one of everything that can be wrong."""
+  train, val = make_clean(root) / "train", root / "val"
+  (val / "b" / "again.jpg").write_bytes((train / "a" / "0.jpg").read_bytes())
+  (val / "b" / "twin.jpg").write_bytes((val / "b" / "0.jpg").read_bytes())
+  for path in [*(val / "c").iterdir(), val / "c"]:
+    path.unlink() if path.is_file() else path.rmdir()
+  whole = save(train / "a" / "cut.jpg", 50).read_bytes()
+  (train / "a" / "cut.jpg").write_bytes(whole[: len(whole) // 2])
+  (train / "a" / "empty.jpg").touch()
+  (train / "a" / "text.jpg").write_text("no image at all")
+  (train / "a" / "gone.jpg").symlink_to("nowhere.jpg")
+  os.mkfifo(train / "a" / "pipe.jpg")
+  save(train / "b" / "folder.jpg" / "deep.jpg", 51)
+  save(train / "b" / "really.jpg", 52, format="PNG")
+  save(train / "b" / "turned.jpg", 53, exif=b"Exif\0\0II*\0\x08\0\0\0" + TURNED)
+  save(train / "c" / "gray.jpg", 54, "L")
+  save(train / "c" / "print.jpg", 55, "CMYK")
+  save(train / "c" / "large.png", 56, size=(200, 100))
+  save(train / "stray.png", 57)
+  (train / "c" / "notes.TXT").touch()
+  (root / "README").touch()
+  (root / ".hidden.txt").touch()
+  return root
+
+
+# A table of one entry: the orientation is 6, a quarter turn.
+TURNED = b"\x01\x00\x12\x01\x03\x00\x01\x00\x00\x00\x06\x00\x00\x00\x00\x00\x00\x00"
+
+
+def call(capsys, *argv) -> tuple[int, str, str]:
+  """Returns the exit status, and what was printed."""
+  try:
+    main(["data", "check", *map(str, argv)])
+    status = 0
+  except SystemExit as stop:
+    status = int(stop.code or 0)
+  out, err = capsys.readouterr()
+  return status, out, err
+
+
+def test_a_clean_folder_is_status_0(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  status, out, err = call(capsys, make_clean(tmp_path / "data"))
+  assert status == 0 and err == ""
+  assert "train: 9 images of 3 classes" in out and "val: 6 images of 3 classes" in out
+  assert "  sizes    40x30 9\n  modes    RGB 9\n  formats  JPEG 9" in out
+  assert "unreadable: 0" in out and "equal files across splits: 0" in out
+  assert out.endswith("picture of some images: contact_sheet.png\n")
+  assert {path.name for path in tmp_path.iterdir()} == {"data", "contact_sheet.png"}
+
+
+def test_json_tells_all_that_is_wrong(tmp_path, capsys):
+  root = make_dirty(tmp_path / "data")
+  status, out, err = call(capsys, root, "--json", "--picture=")
+  assert status == 1 and err == ""
+  found = json.loads(out)
+  train, val = root / "train", root / "val"
+  assert found["source"] == str(root) and not found["ok"] and found["picture"] == ""
+  assert found["splits"]["train"] == {
+    "images": 20,
+    "classes": {"a": 8, "b": 6, "c": 6},
+    "sizes": {
+      "width": {"min": 30, "median": 40, "max": 200},
+      "height": {"min": 30, "median": 30, "max": 100},
+      "frequent": {"40x30": 13, "30x40": 1, "200x100": 1},
+    },
+    "modes": {"RGB": 13, "L": 1, "CMYK": 1},
+    "formats": {"JPEG": 13, "PNG": 2},
+  }
+  assert found["splits"]["val"]["classes"] == {"a": 2, "b": 4, "c": 0}
+  assert found["missing_classes"] == {"val": ["c"]}
+  again = [str(train / "a" / "0.jpg"), str(val / "b" / "again.jpg")]
+  twins = [str(val / "b" / "0.jpg"), str(val / "b" / "twin.jpg")]
+  assert found["duplicates"] == [again, twins] and found["across_splits"] == 1
+  assert found["different_labels"] == [again]
+  assert found["misnamed"] == [{"file": str(train / "b/really.jpg"), "format": "PNG"}]
+  assert found["ignored"] == {".txt": 1, "": 1} and found["unlisted"] == 1
+  reasons = {Path(one["file"]).name: one["reason"] for one in found["unreadable"]}
+  assert reasons.pop("cut.jpg").startswith("it is truncated or damaged (")
+  assert reasons.pop("text.jpg").startswith("it is none of JPEG, PNG, WEBP, GIF, BMP (")
+  assert reasons == {
+    "empty.jpg": "it is empty",
+    "gone.jpg": "it is a dangling link",
+    "pipe.jpg": "it is no file",
+  }
+
+
+def test_words_agree_with_json(tmp_path, capsys):
+  root = make_dirty(tmp_path / "data")
+  status, out, _ = call(capsys, root, f"--picture={tmp_path / 'x.png'}")
+  assert status == 1
+  assert "train: 20 images of 3 classes\n  width    30 to 200, median 40\n" in out
+  assert "val: 6 images of 2 classes" in out
+  assert "  modes    RGB 13, L 1, CMYK 1\n" in out
+  assert "         8 a\n         6 b\n         6 c\n" in out
+  assert "classes missing in val: 1\n  c\n" in out
+  assert "files ignored for their suffix: none 1, .txt 1\n" in out
+  assert "images ignored, in no class of a split: 1\n" in out
+  assert f"no error: 1\n  {root}/train/b/really.jpg is PNG\n" in out
+  pair = f"{root}/train/a/0.jpg = {root}/val/b/again.jpg"
+  assert f"equal files across splits: 1\n  {pair}\n" in out
+  assert f"equal files of different classes: 1\n  {pair}\n" in out
+  assert f"within a split: 1\n  {root}/val/b/0.jpg = {root}/val/b/twin.jpg\n" in out
+  assert (
+    "unreadable: 5\n" in out and f"  {root}/train/a/empty.jpg: it is empty\n" in out
+  )
+
+
+def test_the_picture_shows_eight_images_of_ten_classes(tmp_path, capsys):
+  for label in range(12):
+    for i in range(9):
+      save(tmp_path / f"class {label:02}" / f"{i}.png", 9 * label + i, size=(20, 10))
+  path = tmp_path / "sheet.png"
+  assert call(capsys, tmp_path, f"--picture={path}")[0] == 0
+  with Image.open(path) as image:
+    image.load()
+  assert image.format == "PNG" and image.height == 10 * 100 + 4
+  squares = np.asarray(image)[4:, -800:].reshape(10, 100, 8, 100, 3)[:, :96, :, :96]
+  assert (squares.reshape(10, 96, 8, -1).std(axis=(1, 3)) > 20).all()
+  before = path.read_bytes()
+  assert call(capsys, tmp_path, f"--picture={path}")[0] == 0
+  assert path.read_bytes() == before
+
+
+def test_many_classes_are_cut_short(tmp_path, capsys):
+  for label in range(25):
+    (tmp_path / f"{label:02}").mkdir()
+    for i in range(1 + label):
+      (tmp_path / f"{label:02}" / f"{i}.bmp").touch()
+  status, out, _ = call(capsys, tmp_path, "--val-share=0.001", "--picture=x.png")
+  assert status == 1 and "train: 325 images of 25 classes" in out
+  assert "split val is left out: it has no images" in out
+  assert "        21 20\n       ... the median is 13\n         5 04\n" in out
+  assert out.count("it is empty\n") == 325 and "picture" not in out
+
+
+def test_a_table_of_paths_is_checked(tmp_path, capsys):
+  for i in range(3):
+    save(tmp_path / f"{i}.png", i)
+  rows = ["path,label,split", "2.png,dog,test", "0.png,cat,train", "1.png,dog,train"]
+  (tmp_path / "all.csv").write_text("\n".join([*rows, "0.png,dog,train"]))
+  args = (tmp_path / "all.csv", "--json", "--picture=")
+  status, out, _ = call(capsys, *args)
+  found = json.loads(out)
+  assert status == 0 and found["missing_classes"] == {"test": ["cat"]}
+  assert found["different_labels"] == [[str(tmp_path / "0.png")] * 2]
+  status, out, _ = call(capsys, *args, "--max-pixels=1199")
+  reasons = {one["reason"] for one in json.loads(out)["unreadable"]}
+  assert status == 1 and reasons == {"it has 40x30 pixels, more than 1199"}
+
+
+def test_a_split_that_training_refuses_is_unreadable(tmp_path, capsys):
+  root = make_clean(tmp_path / "data")
+  save(root / "test" / "images" / "0.jpg", 99)
+  status, out, _ = call(capsys, root, "--json", "--picture=")
+  (refused,) = json.loads(out)["unreadable"]
+  assert status == 1 and refused["file"] == str(root / "test")
+  assert "classes that training has not: images" in refused["reason"]
+
+
+def test_names_that_a_terminal_would_obey_are_harmless(tmp_path, capsys):
+  root = make_clean(tmp_path / "data")
+  save(root / "train" / "\x1b[31m" / "\n.jpg", 99)
+  os.rename(root / "val" / "a", root / "val" / "\x1b[31m")
+  Path(os.fsdecode(os.fsencode(str(root / "train" / "b")) + b"/\xff.jpg")).touch()
+  status, out, _ = call(capsys, root, f"--picture={tmp_path / 'x.png'}")
+  assert status == 1 and f"  {root}/train/b/?.jpg: it is empty\n" in out
+  assert "\x1b" not in out and "         1 ?[31m\n" in out
+
+
+def test_a_tfds_split_without_labels_is_left_out(tmp_path, capsys):
+  import tensorflow_datasets as tfds
+  from etils import epath
+
+  class TinyCheck(tfds.core.GeneratorBasedBuilder):
+    VERSION = tfds.core.Version("1.0.0")
+    pkg_dir_path = epath.Path(tmp_path)
+
+    def _info(self):
+      image = tfds.features.Image(shape=(None, None, 3), encoding_format="png")
+      label = tfds.features.ClassLabel(names=["cat", "dog"])
+      features = tfds.features.FeaturesDict({"image": image, "label": label})
+      return self.dataset_info_from_configs(features=features)
+
+    def _split_generators(self, _):
+      return {"train": self._generate_examples(5), "test": self._generate_examples(0)}
+
+    def _generate_examples(self, count):
+      for i in range(5):
+        path = save(tmp_path / "images" / f"{i % 4}.png", i % 4)
+        yield i, {"image": str(path), "label": i % 2 if count else -1}
+
+  TinyCheck(data_dir=tmp_path, file_format="array_record").download_and_prepare()
+  capsys.readouterr()
+  path = tmp_path / "sheet.png"
+  argv = ("tiny_check", f"--data-dir={tmp_path}", f"--picture={path}", "--json")
+  status, out, _ = call(capsys, *argv)
+  found = json.loads(out)
+  assert status == 0 and list(found["splits"]) == ["train"] and path.is_file()
+  assert found["skipped"] == {"test": "its images have no labels"}
+  assert found["splits"]["train"]["classes"] == {"cat": 3, "dog": 2}
+  ((first, second),) = found["duplicates"]
+  assert re.fullmatch(r"image \d of tiny_check train", first) and first != second
+
+
+@pytest.mark.parametrize(
+  ("argv", "message"),
+  [
+    (["{tmp}/none"], r"no folder or .csv file '.*/none', and no data set '.*/none' in"),
+    (["imagnette"], "no folder or .csv file 'imagnette', and no data.*--data-dir='"),
+    (["mnist", "--data-dir={tmp}"], "^error: no data set 'mnist' in --data-dir='"),
+    (["digits"], "SOURCE='digits' is built in"),
+    (["{tmp}/empty"], "empty' must have a folder of images for each class"),
+    (["{tmp}/wrong.csv"], "wrong.csv, line 1: 'only' must be path,label"),
+    (["{tmp}/empty", "--val-share=1"], r"--val-share=1.0 must be in \(0, 1\)"),
+    (["{tmp}/empty", "--val-share=x"], "--val-share: invalid float value: 'x'"),
+    (["{tmp}/empty", "--max-pixels=200000000"], "--max-pixels=200000000 must be in"),
+    (
+      ["{tmp}/empty", "--picture={tmp}/no/x.png"],
+      "picture '.*/no/x.png' must end in .png, in a directory",
+    ),
+    (["{tmp}/empty", "--picture=x.jpg"], "picture 'x.jpg' must end in .png"),
+    ([], "required: SOURCE"),
+  ],
+)
+def test_mistakes_are_one_line_with_status_2(tmp_path, capsys, argv, message):
+  (tmp_path / "empty").mkdir()
+  (tmp_path / "wrong.csv").write_text("only\n")
+  status, out, err = call(capsys, *(arg.format(tmp=tmp_path) for arg in argv))
+  assert status == 2 and out == "" and err.count("\n") == 1
+  assert re.search(message, err) and "config." not in err
+
+
+def test_the_scan_is_a_function(tmp_path):
+  config = DataConfig(name="folder", dir=str(make_clean(tmp_path)), num_threads=3)
+  report = check.scan(config)
+  assert report.ok and report.picture == "" and report.splits["train"].images == 9
+
+
+def test_ctrl_c_ends_it(tmp_path):
+  """Of a hundred images that take a second each."""
+  code = """
+import sys, time
+from resnet_jax.commands import main
+from resnet_jax.data import check
+
+def open_slowly(data, max_pixels):
+  print("begun", flush=True)
+  time.sleep(1)
+  raise check.ImageError("it is slow")
+
+check.open_image, check._CHUNK = open_slowly, 1
+main(["data", "check", sys.argv[1], "--picture="])
+"""
+  for i in range(100):
+    save(tmp_path / "a" / f"{i}.bmp", i, size=(1, 1))
+  process = subprocess.Popen(
+    [sys.executable, "-c", code, tmp_path],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  assert process.stdout and "begun" in process.stdout.readline()
+  process.send_signal(signal.SIGINT)
+  _, err = process.communicate(timeout=40)  # All of them would take 50 s.
+  assert process.returncode == 1 and err == "error: interrupted\n"

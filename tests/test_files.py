@@ -1,0 +1,441 @@
+"""Which files a folder or table of images has, and reading them."""
+
+import os
+import pickle
+import tempfile
+import threading
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from resnet_jax.data.files import FileList, ImageError, list_images, list_splits
+
+SHARED = Path(__file__).parents[2] / "shared" / "data"
+
+
+def touch(root: Path, *paths: str) -> None:
+  """Writes files whose content is their own path."""
+  for path in paths:
+    (root / path).parent.mkdir(parents=True, exist_ok=True)
+    (root / path).write_text(path)
+
+
+def listed(files: FileList) -> list[tuple[str, int]]:
+  """Reads files that `touch` wrote."""
+  found = (files[i] for i in range(len(files)))
+  return [(data.decode(), label) for data, label in found]
+
+
+def write(folder: Path, text: str | bytes) -> Path:
+  path = folder / "table.csv"
+  path.write_bytes(text.encode() if isinstance(text, str) else text)
+  return path
+
+
+# Folders
+
+
+def test_folders_are_listed_as_torchvision_does(tmp_path):
+  below = ["z.jpg", "B.JPEG", "sub/a.png", "sub/deep/c.WebP", "sub-1/d.gif", "e.bmp"]
+  touch(tmp_path, *(f"train/dog/{name}" for name in below), "train/Cat/1.Jpg")
+  touch(tmp_path, "train/dog/.hidden.jpg", "train/dog/.git/x.jpg", "train/dog/a.txt")
+  touch(tmp_path, "train/.cache/y.jpg", "train/readme.jpg", "train/dog/jpg")
+  files = list_images(tmp_path, "train", 0.1)
+  assert files.class_names == ("Cat", "dog")
+  # Capitals first; all files of a folder, then the folders in order of their paths.
+  dog = ["B.JPEG", "e.bmp", "z.jpg", "sub/a.png", "sub-1/d.gif", "sub/deep/c.WebP"]
+  assert dog == _torchvision_order(tmp_path / "train" / "dog")
+  expected = [("train/Cat/1.Jpg", 0), *((f"train/dog/{name}", 1) for name in dog)]
+  assert listed(files) == expected
+  assert files.labels.dtype == np.int32
+  assert files.name(0) == str(tmp_path / "train/Cat/1.Jpg")
+
+
+def _torchvision_order(folder: Path) -> list[str]:
+  """What `torchvision.datasets.folder.make_dataset` does, less what is hidden."""
+  suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
+  found = []
+  for root, _, names in sorted(os.walk(folder, followlinks=True)):
+    for name in sorted(names):
+      path = os.path.relpath(os.path.join(root, name), folder)
+      hidden = any(part.startswith(".") for part in path.split("/"))
+      if path.lower().endswith(suffixes) and not hidden:
+        found.append(path)
+  return found
+
+
+def test_val_keeps_the_labels_of_train(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/c/1.jpg")
+  touch(tmp_path, "val/c/2.jpg", "val/b/2.jpg", "test/c/3.jpg")
+  assert list_splits(tmp_path) == ["train", "val", "test"]
+  val = list_images(tmp_path, "val", 0.1)
+  assert listed(val) == [("val/b/2.jpg", 1), ("val/c/2.jpg", 2)]
+  assert val.class_names == ("a", "b", "c")
+  # "" is the first split for evaluation; the order of a model's classes goes first.
+  files = list_images(tmp_path, "", 0.1, ("c", "x", "b"))
+  assert listed(files) == [("val/c/2.jpg", 0), ("val/b/2.jpg", 2)]
+  assert files.class_names == ("c", "x", "b")
+
+
+def test_class_of_val_that_train_has_not_is_refused_by_name(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "val/a/1.jpg", "val/zebra/1.jpg")
+  with pytest.raises(ValueError, match=r"val'.*training has not: zebra"):
+    list_images(tmp_path, "val", 0.1)
+
+
+@pytest.mark.parametrize("name", ["notes.txt", ".x.jpg", "deep/er/readme"])
+def test_class_without_images_is_refused_by_name(tmp_path, name):
+  touch(tmp_path, "train/a/1.jpg", f"train/zebra/{name}")
+  with pytest.raises(ValueError, match=r"zebra' has no images \(\.jpg"):
+    list_images(tmp_path, "train", 0.1)
+
+
+def test_unknown_split_is_told_the_known_ones(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "valid/a/1.jpg")
+  with pytest.raises(ValueError, match=r"'test' is not in.*there are: train, valid"):
+    list_images(tmp_path, "test", 0.1)
+  (tmp_path / "valid").rename(tmp_path / "other")
+  with pytest.raises(ValueError, match=r"'' is not in.*there are: train"):
+    list_images(tmp_path, "", 0.1)
+
+
+def test_folder_without_classes_is_refused(tmp_path):
+  touch(tmp_path, "train/1.jpg")
+  with pytest.raises(ValueError, match="must have a folder of images for each class"):
+    list_images(tmp_path, "train", 0.1)
+
+
+def test_no_such_folder_says_what_is_allowed(tmp_path):
+  for call in (list_splits, lambda root: list_images(root, "train", 0.1)):
+    with pytest.raises(FileNotFoundError, match=r"none'.*each class, or a \.csv file"):
+      call(tmp_path / "none")
+
+
+def test_links_to_folders_do_not_loop(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "elsewhere/2.jpg")
+  (tmp_path / "train/a/self").symlink_to(tmp_path / "train/a")
+  (tmp_path / "train/a/up.jpg").symlink_to(tmp_path / "train")
+  (tmp_path / "train/b").symlink_to(tmp_path / "elsewhere")  # A class may be a link.
+  files = list_images(tmp_path, "train", 0.1)
+  assert listed(files)[0] == ("train/a/1.jpg", 0)
+  assert [files.name(i) for i in range(len(files))] == [
+    str(tmp_path / "train" / name) for name in ("a/1.jpg", "b/2.jpg")
+  ]
+
+
+def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
+  touch(tmp_path, "train/a/1.jpg", "train/a/locked/2.jpg")
+  scandir = os.scandir
+
+  def refuse(path):
+    if str(path).endswith("locked"):
+      raise PermissionError(13, "Permission denied", str(path))
+    return scandir(path)
+
+  monkeypatch.setattr(os, "scandir", refuse)
+  with pytest.raises(PermissionError, match="locked"):
+    list_images(tmp_path, "train", 0.1)
+
+
+# Splits that are drawn
+
+
+@pytest.mark.parametrize("share", [0.1, 0.25, 0.5, 0.9])
+def test_drawn_split_is_stratified_disjoint_complete_and_fixed(tmp_path, share):
+  sizes = {"a": 100, "b": 40, "c": 7, "d": 1}
+  every = [f"{name}/{i}.jpg" for name, size in sizes.items() for i in range(size)]
+  touch(tmp_path, *every)
+  assert list_splits(tmp_path) == ["train", "val"]
+  train, val = (list_images(tmp_path, split, share) for split in ("train", "val"))
+  train_paths, val_paths = dict(listed(train)), dict(listed(val))
+  assert not train_paths.keys() & val_paths.keys()
+  assert (train_paths | val_paths) == {path: "abcd".index(path[0]) for path in every}
+  counts = np.bincount(val.labels, minlength=4)
+  for count, size in zip(counts, sizes.values(), strict=True):
+    assert abs(count - share * size) <= 0.5
+  for split, files in (("train", train), ("val", val), ("", val)):
+    assert listed(list_images(tmp_path, split, share)) == listed(files)
+  assert train.class_names == val.class_names == ("a", "b", "c", "d")
+
+
+def test_drawn_split_stays_the_same_over_versions(tmp_path):
+  """A resumed run must not meet its validation images in training."""
+  touch(tmp_path, *(f"{name}/{i}.jpg" for name in "ab" for i in range(10)))
+  val = listed(list_images(tmp_path, "val", 0.2))
+  assert val == [("a/4.jpg", 0), ("a/6.jpg", 0), ("b/3.jpg", 1), ("b/9.jpg", 1)]
+
+
+# Tiny-ImageNet
+
+
+@pytest.fixture
+def tiny(tmp_path) -> Path:
+  (tmp_path / "wnids.txt").write_text("n02\nn01\nn03\n")
+  (tmp_path / "words.txt").write_text("n01\tgoldfish, carp\nn03\tbéret\nn09\tother\n")
+  for wnid in ("n01", "n02", "n03"):
+    touch(tmp_path, *(f"train/{wnid}/images/{wnid}_{i}.JPEG" for i in range(2)))
+    touch(tmp_path, f"train/{wnid}/{wnid}_boxes.txt")
+  touch(tmp_path, *(f"val/images/val_{i}.JPEG" for i in range(3)))
+  rows = "val_0.JPEG\tn03\t0\t0\t9\t9\nval_2.JPEG\tn01\t0\t0\t9\t9\nval_1.JPEG\tn03\n"
+  (tmp_path / "val/val_annotations.txt").write_text(rows)
+  touch(tmp_path, "test/images/test_0.JPEG")
+  return tmp_path
+
+
+def test_tiny_imagenet_is_read_as_it_is_downloaded(tiny):
+  train, val = (list_images(tiny, split, 0.1) for split in ("train", "val"))
+  assert train.class_names == val.class_names == ("goldfish, carp", "n02", "béret")
+  assert train.labels.tolist() == [0, 0, 1, 1, 2, 2]
+  assert listed(train)[2] == ("train/n02/images/n02_0.JPEG", 1)
+  names = ("val_0", 2), ("val_2", 0), ("val_1", 2)
+  assert listed(val) == [(f"val/images/{name}.JPEG", label) for name, label in names]
+  assert listed(list_images(tiny, "", 0.1)) == listed(val)
+
+
+def test_tiny_imagenet_may_have_its_val_sorted_into_folders(tiny):
+  (tiny / "val/val_annotations.txt").unlink()
+  (tiny / "val/images").rename(tiny / "val/n03")
+  val = list_images(tiny, "val", 0.1)
+  assert val.labels.tolist() == [2] * 3 and val.class_names[2] == "béret"
+
+
+@pytest.mark.parametrize("row", ["val_0.JPEG\tn77", "val_0.JPEG"])
+def test_tiny_imagenet_with_a_wrong_annotation_is_refused(tiny, row):
+  (tiny / "val/val_annotations.txt").write_text(f"val_1.JPEG\tn01\n{row}\n")
+  with pytest.raises(ValueError, match=r"val_annotations.txt: .*val_0.*wnids.txt"):
+    list_images(tiny, "val", 0.1)
+
+
+def test_tiny_imagenet_has_no_labels_for_test(tiny):
+  with pytest.raises(ValueError, match=r"'test' is not in .*train, val"):
+    list_images(tiny, "test", 0.1)
+
+
+def test_real_tiny_imagenet():
+  root = SHARED / "tiny-imagenet-200"
+  if not root.exists():
+    pytest.skip(f"no {root}")
+  train, val = (list_images(root, split, 0.1) for split in ("train", "val"))
+  assert np.bincount(train.labels).tolist() == [100] * 20
+  assert np.bincount(val.labels).tolist() == [50] * 20
+  assert train.class_names == val.class_names
+  assert train.class_names[0] == "European fire salamander, Salamandra salamandra"
+  assert all(files[0][0].startswith(b"\xff\xd8") for files in (train, val))
+
+
+# Tables
+
+
+@pytest.mark.parametrize(
+  "text",
+  [
+    "path,label\nx/1.jpg,cat\n2.jpg,dog\n",
+    "x/1.jpg,cat\n2.jpg,dog\n",
+    "x/1.jpg,cat\n2.jpg,dog",
+    "\n\nx/1.jpg,cat\n\n2.jpg,dog\n\n",
+    "path,label\r\nx/1.jpg,cat\r\n2.jpg,dog\r\n",
+    "path,label\rx/1.jpg,cat\r2.jpg,dog\r",
+    "\ufeffpath,label\nx/1.jpg,cat\n2.jpg,dog\n",
+    "\ufeffx/1.jpg,cat\n2.jpg,dog\n",
+    "Label, Path ,size\ncat,x/1.jpg,\ndog,2.jpg,7\n",
+    'path,label\n"x/1.jpg","cat"\n"2.jpg",dog\n',
+    "path,label\nx/1.jpg, cat\n2.jpg,dog \n",
+  ],
+)
+def test_table_is_read(tmp_path, text):
+  touch(tmp_path, "x/1.jpg", "2.jpg")
+  files = list_images(write(tmp_path, text), "train", 0.1)
+  assert sorted(listed(files)) == [("2.jpg", 1), ("x/1.jpg", 0)]
+  assert files.class_names == ("cat", "dog")
+
+
+def test_table_may_quote_commas_and_newlines_and_name_absolute_paths(tmp_path):
+  touch(tmp_path, "a,b.jpg", 'say "hi".jpg', "two\nlines.jpg")
+  far = tmp_path / "far.jpg"
+  far.write_text("far.jpg")
+  text = (
+    f'"a,b.jpg","cat, big"\n"say ""hi"".jpg",dog\n"two\nlines.jpg",dog\n{far},dog\n'
+  )
+  (tmp_path / "sub").mkdir()
+  files = list_images(write(tmp_path, text), "train", 0.1)
+  names = ["a,b.jpg", 'say "hi".jpg', "two\nlines.jpg", "far.jpg"]
+  assert listed(files) == list(zip(names, [0, 1, 1, 1], strict=True))
+  assert files.class_names == ("cat, big", "dog")
+
+
+def test_table_of_class_indices(tmp_path):
+  touch(tmp_path, *(f"{i}.jpg" for i in range(3)))
+  path = write(tmp_path, "path,label\n0.jpg,10\n1.jpg, 2\n2.jpg,007\n")
+  files = list_images(path, "train", 0.1)
+  assert files.labels.tolist() == [10, 2, 7]
+  assert files.class_names == tuple(map(str, range(11)))
+  # With a model's classes, they are indices of those.
+  names = tuple("abcdefghijklmno")
+  assert list_images(path, "train", 0.1, names).class_names == names
+  with pytest.raises(ValueError, match=r"csv, line 2: label 10 .*index below 5"):
+    list_images(path, "train", 0.1, names[:5])
+
+
+def test_table_of_class_names_keeps_the_order_of_a_model(tmp_path):
+  path = write(tmp_path, "1.jpg,dog\n2.jpg,cat\n")
+  files = list_images(path, "train", 0.1, ("dog", "x", "cat"))
+  assert files.labels.tolist() == [0, 2]
+  with pytest.raises(ValueError, match=r"csv'.*training has not: dog"):
+    list_images(path, "train", 0.1, ("cat",))
+
+
+def test_table_with_splits(tmp_path):
+  touch(tmp_path, *(f"{i}.jpg" for i in range(4)))
+  text = "split,path,label\ntrain,0.jpg,b\n holdout ,1.jpg,a\nval,2.jpg,b\n"
+  path = write(tmp_path, text + "train,3.jpg,c\n")
+  assert list_splits(path) == ["holdout", "train", "val"]
+  assert listed(list_images(path, "train", 0.1)) == [("0.jpg", 1), ("3.jpg", 2)]
+  assert listed(list_images(path, "holdout", 0.1)) == [("1.jpg", 0)]
+  assert listed(list_images(path, "", 0.1)) == [("2.jpg", 1)]
+  assert list_images(path, "val", 0.1).class_names == ("a", "b", "c")
+  with pytest.raises(ValueError, match="there are: holdout, train, val"):
+    list_images(path, "test", 0.1)
+
+
+def test_table_without_splits_is_drawn(tmp_path):
+  path = write(tmp_path, "".join(f"{i}.jpg,{'ab'[i % 2]}\n" for i in range(40)))
+  train, val = (list_images(path, split, 0.1) for split in ("train", "val"))
+  names = {files.name(i) for files in (train, val) for i in range(len(files))}
+  assert len(names) == 40
+  assert np.bincount(val.labels).tolist() == [2, 2]
+
+
+@pytest.mark.parametrize(
+  ("text", "message"),
+  [
+    ("1.jpg,cat\n2.jpg\n", r"line 2: '2.jpg' must be path,label"),
+    ("1.jpg,cat\n2.jpg,\n", r"line 2: '2.jpg,' must be path,label"),
+    ("1.jpg,cat\n ,cat\n", r"line 2: ' ,cat' must be path,label"),
+    ("1.jpg,cat\n   \n", r"line 2: '   ' must be path,label"),
+    ("1.jpg,cat\n\n2.jpg,cat,train\n", r"line 3: .* must be path,label"),
+    ('"1\n.jpg",cat\n2.jpg\n', r"line 3: '2.jpg' must be path,label"),
+    ("path,label,split\n1.jpg,cat,\n", r"line 2: .* must be path,label,split"),
+    ("path,label,split\n1.jpg,cat\n", r"line 2: .* must be path,label,split"),
+    ("file,wnid,number\n1.jpg,n01,3\n", r"line 1: .* must be path,label; other"),
+    ("file,label\n1.jpg,3\n", r"line 1: 'file,label' must name path and label"),
+    ("path,class\n1.jpg,3\n", r"line 1: 'path,class' must name path and label"),
+    ("1.jpg,0\n2.jpg,100000\n", r"line 2: label 100000 must be a class index below"),
+    ("1.jpg,0\n2.jpg," + "9" * 6000, r"line 2: label 9{20} must be a class index"),
+    ("1.jpg,-1\n2.jpg,1\n", r"line 1: label -1 must be a class index below 100000"),
+    ("", "has no rows of path,label"),
+    ("\n\n", "has no rows of path,label"),
+    ("path,label\n", "has no rows of path,label"),
+    (b"1.jpg,caf\xe9\n", "no .csv file in UTF-8"),
+    ("path,label\n1.jpg,cat\n".encode("utf-16"), "no .csv file in UTF-8"),
+    (b"\x89PNG\r\n\x1a\n\0\0", "no .csv file in UTF-8"),
+    ('1.jpg,"' + "x" * 200_000, "no .csv file in UTF-8: field larger"),
+    ('1.jpg,cat\n"2.jpg,dog\n3.jpg,dog\n', r"line 3: .* must be path,label"),
+  ],
+)
+def test_wrong_table_is_refused_with_its_name_and_line(tmp_path, text, message):
+  path = write(tmp_path, text)
+  with pytest.raises(ValueError, match=rf"{path}.*{message}") as info:
+    list_images(path, "train", 0.1)
+  assert type(info.value) is ValueError and len(str(info.value)) < 400
+
+
+# Reading
+
+
+def test_strange_names_survive(tmp_path):
+  names = [b"two\nlines.jpg", b" a b .jpg", "köln 東京.png".encode(), b"\xff\xfe.jpg"]
+  folder = os.fsencode(tmp_path / "train" / "a\udce9")
+  os.makedirs(folder)
+  for name in names:
+    Path(os.fsdecode(os.path.join(folder, name))).write_bytes(name)
+  files = pickle.loads(pickle.dumps(list_images(tmp_path, "train", 0.1)))
+  assert {files[i][0] for i in range(len(files))} == set(names)
+  assert os.fsencode(files.name(0)) == os.path.join(folder, b" a b .jpg")
+
+
+def read_in_time(files: FileList, index: int) -> str:
+  """Returns why a file cannot be read; fails if that takes 5 s."""
+  reasons = []
+
+  def read():
+    try:
+      files[index]
+    except ImageError as error:
+      reasons.append(str(error))
+
+  thread = threading.Thread(target=read, daemon=True)
+  thread.start()
+  thread.join(5)
+  assert reasons, "it was read, or hangs"
+  return reasons[0]
+
+
+def test_what_is_no_file_is_an_image_error(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "train/a/2.jpg")
+  folder = tmp_path / "train" / "a"
+  (folder / "dangling.jpg").symlink_to(folder / "none")
+  (folder / "loop.jpg").symlink_to(folder / "loop.jpg")
+  os.mkfifo(folder / "pipe.jpg")
+  files = list_images(tmp_path, "train", 0.1)
+  (folder / "2.jpg").unlink()
+  names = ["1.jpg", "2.jpg", "dangling.jpg", "loop.jpg", "pipe.jpg"]
+  assert [Path(files.name(i)).name for i in range(5)] == names
+  assert files[0] == (b"train/a/1.jpg", 0)
+  reasons = [read_in_time(files, i) for i in range(1, 5)]
+  link = "it is a dangling link"
+  assert reasons == ["it is no file", link, link, "it is no file"]
+
+
+def test_folder_named_as_an_image_is_an_image_error(tmp_path):
+  (tmp_path / "x.jpg").mkdir()
+  touch(tmp_path, "y")
+  files = list_images(
+    write(tmp_path, "x.jpg,a\nnul\0.jpg,a\ny/z.jpg,a\n"), "train", 0.1
+  )
+  assert [read_in_time(files, i) for i in range(3)] == ["it is no file"] * 3
+
+
+@pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
+def test_unreadable_file_is_an_image_error(tmp_path):
+  touch(tmp_path, "1.jpg")
+  (tmp_path / "1.jpg").chmod(0)
+  files = FileList(tmp_path, ["1.jpg"], [0], ["a"])
+  assert read_in_time(files, 0) == "it cannot be read (Permission denied)"
+
+
+def test_error_of_the_disk_is_an_image_error(tmp_path):
+  mem = Path("/proc/self/mem")
+  if not mem.is_file():
+    pytest.skip("no /proc")
+  files = FileList("/", [str(mem)], [0], ["a"])
+  assert read_in_time(files, 0) == "it cannot be read (Input/output error)"
+
+
+def test_select_keeps_names_and_labels():
+  files = FileList("/r", ["a", "bü", "c"], [2, 0, 1], ["x", "y", "z"])
+  some = files.select([False, True, True])
+  assert [some.name(i) for i in range(len(some))] == ["/r/bü", "/r/c"]
+  assert some.labels.tolist() == [0, 1] and some.class_names == ("x", "y", "z")
+
+
+def test_a_hundred_thousand_names_pickle_small():
+  paths = [f"n02123045/n02123045_{i:08}.JPEG" for i in range(100_000)]
+  files = FileList("/data/train", paths, [0] * len(paths), ["cat"])
+  copy = pickle.dumps(files)
+  assert len(copy) < 10_000_000  # Measured: 4.5 MB.
+  assert pickle.loads(copy).name(99_999) == f"/data/train/{paths[-1]}"
+
+
+@pytest.mark.slow
+def test_a_hundred_thousand_files_are_listed_quickly():
+  with tempfile.TemporaryDirectory() as root:  # tmp_path would be kept.
+    folder = Path(root, "train", "n02123045")
+    folder.mkdir(parents=True)
+    for i in range(100_000):
+      os.close(os.open(folder / f"n02123045_{i:08}.JPEG", os.O_CREAT))
+    start = time.perf_counter()
+    files = list_images(Path(root), "train", 0.1)
+    assert time.perf_counter() - start < 5  # Measured: 0.4 s.
+  assert len(files) == 100_000
