@@ -17,6 +17,8 @@ _FREE_ON_RESUME = {
   "checkpoint.every_steps",
   "checkpoint.keep",
   "data.dir",
+  "data.num_threads",
+  "data.num_workers",
 }
 
 

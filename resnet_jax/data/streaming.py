@@ -6,7 +6,7 @@ Letters: N examples, K batches of a call, B batch, S side of the images.
 import contextlib
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from concurrent import futures
 
 import flax.struct
@@ -139,9 +139,9 @@ class StreamingDataset:
     with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
       while step < plan.num_steps:
         end = plan.call_end(step)
-        host = [
+        host = (
           self._wait(reader.submit(next, loaded), is_idle) for _ in range(step, end)
-        ]
+        )
         yield end, self._put(host, step, plan.steps_per_call), end - step
         step = end
 
@@ -187,9 +187,9 @@ class StreamingDataset:
       )
     return batch
 
-  def _put(self, host: list[HostBatch], first: int, length: int) -> Chunk:
+  def _put(self, host: Iterable[HostBatch], first: int, length: int) -> Chunk:
     """Checks batches, fills up to `length` and copies to the devices."""
-    host = [self._checked(batch) for batch in host]
+    checked = [self._checked(batch) for batch in host]
 
     def stack(*arrays: np.ndarray) -> np.ndarray:
       if length == 1:
@@ -198,5 +198,5 @@ class StreamingDataset:
       np.stack(arrays, out=stacked[: len(arrays)])
       return stacked
 
-    stacked = jax.tree.map(stack, *host)
+    stacked = jax.tree.map(stack, *checked)
     return Chunk(put_batches(stacked, self._mesh), jnp.int32(first))
