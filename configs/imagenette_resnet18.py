@@ -3,12 +3,12 @@
 Command: python train.py --config=configs/imagenette_resnet18.py --config.data.dir=DIR
 
 DIR has train/ and val/ with a folder for each of the 10 classes (github.com/fastai/
-imagenette). The recipe is ours, short enough for minutes on a CPU; there is no published
-accuracy for it.
+imagenette). The recipe is ours, short enough for minutes on a CPU; there is no
+published accuracy for it.
 
-Seen with a tenth of the set, 100 training and 40 validation photos of each class: 53.0 %
-top-1, 92.3 % top-5 (2026-11-22, jax 0.10.2, 403 updates on 2 CPU cores, compute-bound: it
-waited for images less than 1 % of the time).
+Seen with a tenth of the set, 100 training and 40 validation photos of each class: 53.0
+% top-1, 92.3 % top-5 (2026-11-22, jax 0.10.2, 403 updates on 2 CPU cores,
+compute-bound: it waited for images less than 1 % of the time).
 """
 
 from resnet_jax.config import (

@@ -9,6 +9,7 @@ import pytest
 from arrays import normal
 
 from resnet_jax import MODELS, ResNet50, create_model
+from resnet_jax.backend import jit_once
 
 
 def shapes_of(model, size=32, channels=3):
@@ -172,7 +173,7 @@ def test_running_statistics_move_by_a_tenth():
   model = create_model("resnet8", 3)
   images = normal(4, 8, 8, 3, seed=1)
 
-  @jax.jit
+  @jit_once
   def first_update(key):
     variables = model.init(key, images)
     apply = partial(model.apply, train=True, mutable=["batch_stats"])
