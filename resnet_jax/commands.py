@@ -238,6 +238,8 @@ _DATA_FLAGS = {
 
 def _apply(config: Config, args: argparse.Namespace) -> None:
   """Puts the flags that were given into the settings."""
+  if args.dataset is not None:
+    config.data.eval_split = ""  # The run's may be no split of another set.
   for flag, name in _DATA_FLAGS.items():
     value = getattr(args, flag)
     if value is not None:
