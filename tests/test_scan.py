@@ -63,11 +63,10 @@ def run_step(model, variables):
 def test_scanned_and_rematerialised_nets_equal_the_unrolled_one(name):
   named = random_variables(make(name))
   expected = run_step(make(name), named)
-  for options, variables in (
-    ({"scan": True}, named),
-    ({"scan": True, "remat": True}, to_scanned(named)),
-    ({"remat": True}, named),
-  ):
+  cases = [({"scan": True, "remat": True}, to_scanned(named))]
+  if name == "highway20":  # Each by itself; once, as each compiles for seconds.
+    cases += [({"scan": True}, named), ({"remat": True}, named)]
+  for options, variables in cases:
     result = run_step(make(name, **options), variables)
     assert is_scanned(result[1]) == is_scanned(variables)
     assert_close(expected, to_named(result), 1e-5)
