@@ -4,9 +4,10 @@ python benchmarks/input.py DIR [--cores 1 2] [--tensorflow PYTHON]
 
 DIR holds photos at any depth. Each case reads files, decodes, cuts a random resized
 crop of 224 pixels and stacks uint8 batches of 64, in a process of its own that is bound
-to so many cores; the cases take turns, and the median over the rounds counts. Prints
-one JSON line for each case and number of cores. TensorFlow is looked for in the
-interpreter given (`pip install tensorflow-cpu`), PyTorch in this one.
+to so many cores. The cases take turns of some batches, all others stopped meanwhile,
+and the median over the turns counts. Prints one JSON line for each case and number of
+cores. TensorFlow is looked for in the interpreter given (`pip install tensorflow-cpu`),
+PyTorch in this one.
 """
 
 import argparse
@@ -14,6 +15,7 @@ import itertools
 import json
 import math
 import os
+import signal
 import statistics
 import subprocess
 import sys
@@ -57,26 +59,40 @@ def ours_in_processes(files: list[str], cores: int):
   return ours(files, cores, workers=cores)
 
 
-def tf_data(files: list[str], cores: int):
-  """As the Flax ImageNet example reads photos."""
+def tf_data(files: list[str], cores: int, same_crops: bool = False):
+  """As the Flax ImageNet example reads photos, whose crops are smaller on average."""
   import tensorflow as tf
 
   tf.config.threading.set_intra_op_parallelism_threads(cores)
   tf.config.threading.set_inter_op_parallelism_threads(cores)
 
+  def draw_window(height, width):
+    """As `random_resized_box`, but for the image where none of 10 fits."""
+    area = height * width * tf.random.uniform([10], 0.08, 1.0)
+    aspect = tf.exp(tf.random.uniform([10], math.log(3 / 4), math.log(4 / 3)))
+    w, h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
+    first = tf.argmax(tf.cast((w <= width) & (h <= height), tf.int32))
+    w, h = tf.minimum(w[first], width), tf.minimum(h[first], height)
+    y, x = tf.unstack(tf.random.uniform([2]))
+    left, top = tf.floor(x * (width - w + 1)), tf.floor(y * (height - h + 1))
+    return tf.cast(tf.stack([top, left, h, w]), tf.int32)
+
   def load(path):
     data = tf.io.read_file(path)
     shape = tf.io.extract_jpeg_shape(data)
-    begin, size, _ = tf.image.sample_distorted_bounding_box(
-      shape,
-      tf.zeros([1, 0, 4]),
-      min_object_covered=0.0,
-      aspect_ratio_range=(3 / 4, 4 / 3),
-      area_range=(0.08, 1.0),
-      max_attempts=10,
-      use_image_if_no_bounding_boxes=True,
-    )
-    window = tf.stack([begin[0], begin[1], size[0], size[1]])
+    if same_crops:
+      window = draw_window(tf.cast(shape[0], tf.float32), tf.cast(shape[1], tf.float32))
+    else:
+      begin, size, _ = tf.image.sample_distorted_bounding_box(
+        shape,
+        tf.zeros([1, 0, 4]),
+        min_object_covered=0.0,
+        aspect_ratio_range=(3 / 4, 4 / 3),
+        area_range=(0.08, 1.0),
+        max_attempts=10,
+        use_image_if_no_bounding_boxes=True,
+      )
+      window = tf.stack([begin[0], begin[1], size[0], size[1]])
     image = tf.io.decode_and_crop_jpeg(data, window, channels=3)
     return tf.cast(tf.image.resize(image, (SIZE, SIZE)), tf.uint8)
 
@@ -85,6 +101,10 @@ def tf_data(files: list[str], cores: int):
   dataset = tf.data.Dataset.from_tensor_slices(files).repeat().shuffle(len(files))
   dataset = dataset.map(load, num_parallel_calls=tf.data.AUTOTUNE).batch(BATCH)
   return iter(dataset.prefetch(2).with_options(options).as_numpy_iterator())
+
+
+def tf_data_same_crops(files: list[str], cores: int):
+  return tf_data(files, cores, same_crops=True)
 
 
 class PillowPhotos:
@@ -129,23 +149,33 @@ def pillow_in_dataloader(files: list[str], cores: int):
   return iter(loader)
 
 
-CASES = (ours, ours_in_processes, tf_data, pillow, pillow_in_dataloader)
+CASES = (
+  ours,
+  ours_in_processes,
+  tf_data,
+  tf_data_same_crops,
+  pillow,
+  pillow_in_dataloader,
+)
 
 
-def measure(case, files: list[str], cores: int, batches: int) -> dict[str, float]:
-  """Returns the rate after the first two batches, and CPU time an image."""
+def serve(case, files: list[str], cores: int) -> None:
+  """Measures a turn for each line of stdin: a number of batches."""
+  os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   stream = case(files, cores)
-  for _ in range(2):
-    next(stream)
-  start, cpu = time.monotonic(), cpu_seconds()
-  for _ in range(batches):
-    batch = next(stream)
-  seconds, images = time.monotonic() - start, batches * BATCH
-  assert tuple(batch.shape) == (BATCH, SIZE, SIZE, 3)
-  return {
-    "images_per_s": images / seconds,
-    "cpu_s_per_million": (cpu_seconds() - cpu) / images * 1e6,
-  }
+  for line in sys.stdin:
+    batches = int(line)
+    start, cpu = time.monotonic(), cpu_seconds()
+    for _ in range(batches):
+      batch = next(stream)
+    seconds, images = time.monotonic() - start, batches * BATCH
+    assert tuple(batch.shape) == (BATCH, SIZE, SIZE, 3)
+    turn = {
+      "images_per_s": images / seconds,
+      "cpu_s_per_million": (cpu_seconds() - cpu) / images * 1e6,
+    }
+    print(json.dumps(turn), flush=True)
+  os._exit(0)  # Some of the readers never end.
 
 
 def cpu_seconds() -> float:
@@ -162,13 +192,47 @@ def cpu_seconds() -> float:
   return total / ticks
 
 
+class Turns:
+  """A case in a process group of its own, which runs in its turns only."""
+
+  def __init__(self, command: list[str]):
+    self.process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+      start_new_session=True,
+    )
+    self.turns: list[dict[str, float]] = []
+    self.error = ""
+
+  def take(self, batches: int) -> None:
+    if self.error:
+      return
+    os.killpg(self.process.pid, signal.SIGCONT)
+    assert self.process.stdin and self.process.stdout and self.process.stderr
+    try:
+      self.process.stdin.write(f"{batches}\n")
+      self.process.stdin.flush()
+      self.turns.append(json.loads(self.process.stdout.readline()))
+      os.killpg(self.process.pid, signal.SIGSTOP)
+    except (BrokenPipeError, json.JSONDecodeError):
+      self.error = self.process.stderr.read().strip().splitlines()[-1]
+
+  def end(self) -> None:
+    if not self.error:
+      os.killpg(self.process.pid, signal.SIGKILL)
+    self.process.wait()
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("directory")
   parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
   parser.add_argument("--tensorflow", metavar="PYTHON", default=sys.executable)
-  parser.add_argument("--rounds", type=int, default=5)
-  parser.add_argument("--batches", type=int, default=12)
+  parser.add_argument("--turns", type=int, default=15)
+  parser.add_argument("--batches", type=int, default=8)
   parser.add_argument("--case", help=argparse.SUPPRESS)
   args = parser.parse_args()
   paths = Path(args.directory).resolve().rglob("*")
@@ -178,33 +242,29 @@ def main() -> None:
   # As long as a real set's: Grain's shuffle is slow for less than 65,536.
   files *= math.ceil(100_000 / len(files))
   if args.case:
-    (cores,) = args.cores
-    os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
     (case,) = [case for case in CASES if case.__name__ == args.case]
-    print(json.dumps(measure(case, files, cores, args.batches)), flush=True)
-    os._exit(0)  # Some of the readers never end.
+    serve(case, files, *args.cores)
   for cores in args.cores:
-    found: dict[str, list[dict]] = {case.__name__: [] for case in CASES}
-    for _ in range(args.rounds):
-      for name, results in found.items():
-        python = args.tensorflow if name == "tf_data" else sys.executable
-        command = [python, __file__, args.directory, "--case", name]
-        command += ["--cores", str(cores), "--batches", str(args.batches)]
-        done = subprocess.run(command, capture_output=True, text=True)
-        if done.returncode:
-          results.append({"error": done.stderr.strip().splitlines()[-1]})
-        else:
-          results.append(json.loads(done.stdout.strip().splitlines()[-1]))
-    for name, results in found.items():
+    cases = {}
+    for case in CASES:
+      python = args.tensorflow if case.__name__.startswith("tf") else sys.executable
+      command = [python, __file__, args.directory, "--case", case.__name__]
+      cases[case.__name__] = Turns([*command, "--cores", str(cores)])
+      cases[case.__name__].take(args.batches)  # Starts up, alone.
+    for _ in range(args.turns):
+      for case in cases.values():
+        case.take(args.batches)
+    for name, case in cases.items():
+      case.end()
       row: dict[str, object] = {"case": name, "cores": cores}
-      if any("error" in result for result in results):
-        row |= results[-1]
+      if case.error:
+        row["error"] = case.error
       else:
-        for key in results[0]:
-          row[key] = round(statistics.median(r[key] for r in results))
-        row["range"] = [
-          round(f(r["images_per_s"] for r in results)) for f in (min, max)
-        ]
+        turns = case.turns[1:]
+        for key in turns[0]:
+          row[key] = round(statistics.median(turn[key] for turn in turns))
+        rates = [turn["images_per_s"] for turn in turns]
+        row["quartiles"] = [round(q) for q in statistics.quantiles(rates)[::2]]
       print(json.dumps(row), flush=True)
 
 

@@ -358,8 +358,8 @@ def bmp_head(width: int, height: int) -> bytes:
 @pytest.mark.parametrize(
   ("data", "limit", "message"),
   [
-    (png_head(60000, 60000), 10**8, "more than 100000000 pixels"),
-    (bmp_head(60000, 60000), 10**8, "more than 100000000 pixels"),
+    (png_head(60000, 60000), 10**8, "more than 178956970 pixels"),
+    (bmp_head(60000, 60000), 10**8, "more than 178956970 pixels"),
     (png_head(10001, 10000), 10**8, "10001x10000 pixels, more than 100000000"),
     # Above the limit at which Pillow only warns.
     (png_head(10000, 10000), 10**8 - 1, "10000x10000 pixels, more than 99999999"),
@@ -444,7 +444,6 @@ def test_a_part_is_that_of_the_whole_to_the_bit(library, subsampling, monkeypatc
     monkeypatch.setattr(turbojpeg, "decode_part", lambda *_: None)
   elif turbojpeg._library() is None:
     pytest.skip("needs libjpeg-turbo 3: pip install turbojpeg")
-  monkeypatch.setattr(turbojpeg, "FAST_TRANSFORM", False)
   rng = np.random.default_rng(0)
   image = Image.fromarray(rng.integers(0, 256, (61, 83, 3), np.uint8))
   file = io.BytesIO()
@@ -462,13 +461,3 @@ def test_a_part_is_that_of_the_whole_to_the_bit(library, subsampling, monkeypatc
       part = decode_part(data, head, (left, top, width, height), factor)
       x, y, w, h = (n // factor for n in (left, top, width, height))
       np.testing.assert_array_equal(part, whole[y : y + h, x : x + w])
-
-
-@pytest.mark.skipif(turbojpeg._library() is None, reason="needs pip install turbojpeg")
-def test_the_fast_transform_is_off_by_two_grey_levels_at_most():
-  data = encode(picture(), "JPEG")
-  head = open_image(data, 10**6)
-  box = (0, 0, *head.size)
-  fast = decode_part(data, head, box, 1).astype(int)
-  difference = np.abs(fast - decode(data, head))
-  assert 0 < difference.mean() < 2

@@ -35,12 +35,14 @@ def random_resized_box(
     ratio: range of its width by its height; drawn evenly in the logarithm.
   """
   for _ in range(10):
-    area = width * height * rng.uniform(*scale)
-    aspect = math.exp(rng.uniform(math.log(ratio[0]), math.log(ratio[1])))
+    # One call of the generator: each costs as much as all the rest.
+    for_area, for_aspect, for_left, for_top = rng.random(4).tolist()
+    area = width * height * (scale[0] + for_area * (scale[1] - scale[0]))
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** for_aspect
     w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
     if 0 < w <= width and 0 < h <= height:
-      left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-      return int(left), int(top), w, h
+      left, top = int(for_left * (width - w + 1)), int(for_top * (height - h + 1))
+      return left, top, w, h
   # None fitted: the middle, as much as the ratio lets.
   w = min(width, round(height * ratio[1]))
   h = min(height, round(width / ratio[0]))

@@ -80,40 +80,48 @@ class Batches:
 
   def __getitem__(self, number: int) -> HostBatch:
     first, last = (number * self.batch_size + row for row in self.rows)
-    positions = range(first, last)
-    side = self.transform.size
+    rows, side = last - first, self.transform.size
     batch: HostBatch = {
-      "image": np.zeros((len(positions), side, side, 3), np.uint8),
-      "label": np.zeros(len(positions), np.int32),
-      "mask": np.zeros(len(positions), bool),
+      "image": np.empty((rows, side, side, 3), np.uint8),
+      "label": np.zeros(rows, np.int32),
+      "mask": np.zeros(rows, bool),
       "errors": [],
     }
-    load = functools.partial(self._load, batch, first)
-    for errors in _pool(self.num_threads).map(load, positions):
+    # All here and in shares, as handing over every image would cost more; Philox takes
+    # its key as it is: the cheapest generator to make.
+    keys = np.array([(self.seed, i) for i in range(first, last)], np.uint64)
+    work = [
+      (int(self.order[first + row]), np.random.Generator(np.random.Philox(key=key)))
+      for row, key in enumerate(keys)
+    ]
+    load = functools.partial(self._load, batch, work)
+    shares = (range(i, rows, self.num_threads) for i in range(self.num_threads))
+    for errors in _pool(self.num_threads).map(load, shares):
       batch["errors"] += errors
     return batch
 
-  def _load(self, batch: HostBatch, first: int, position: int) -> list[tuple[int, str]]:
-    """Fills a row of the batch; returns what could not be read."""
+  def _load(
+    self, batch: HostBatch, work: list[tuple[int, np.random.Generator]], rows: range
+  ) -> list[tuple[int, str]]:
+    """Fills rows of a batch with their (index, generator); returns what failed."""
     errors: list[tuple[int, str]] = []
-    index = int(self.order[position])
-    if index >= len(self.source):
-      return errors
-    # Philox takes its key as it is: the cheapest generator to make.
-    rng = np.random.Generator(np.random.Philox(key=(self.seed, position)))
-    tries = min(len(self.source), 100) if self.replace else 1
-    for other in range(index, index + tries):
-      other %= len(self.source)
-      try:
-        data, label = self.source[other]
-        image = self.transform(data, rng)
-      except ImageError as error:
-        errors.append((other, f"{self.source.name(other)}: {error}"))
-        continue
-      row = position - first
-      batch["image"][row], batch["label"][row] = image, label
-      batch["mask"][row] = True
-      break
+    for row in rows:
+      index, rng = work[row]
+      tries = min(len(self.source), 100) if self.replace else 1
+      if index >= len(self.source):
+        tries = 0
+      for other in range(index, index + tries):
+        other %= len(self.source)
+        try:
+          data, label = self.source[other]
+          batch["image"][row] = self.transform(data, rng)
+        except ImageError as error:
+          errors.append((other, f"{self.source.name(other)}: {error}"))
+          continue
+        batch["label"][row], batch["mask"][row] = label, True
+        break
+      else:
+        batch["image"][row] = 0
     return errors
 
 

@@ -14,11 +14,7 @@ import threading
 import numpy as np
 
 _DECOMPRESS = 1  # TJINIT_DECOMPRESS
-# The less exact inverse transform, TensorFlow's default too: a fifth quicker, and 1.2
-# grey levels off on the average of photos. Without it the pixels are OpenCV's.
-FAST_TRANSFORM = True
 _SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE = 4, 5, 6, 7, 8  # TJPARAM_...
-_FASTDCT = 10  # TJPARAM_FASTDCT
 _RGB = 0  # TJPF_RGB
 # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY; not CMYK, YCCK.
 _COLORSPACES = (0, 1, 2)
@@ -34,9 +30,35 @@ class _Factor(ctypes.Structure):
   _fields_ = [(name, ctypes.c_int) for name in ("num", "denom")]
 
 
+class _Library:
+  """Version 3, on the system or in the wheel of the package `turbojpeg`.
+
+  Raises:
+    OSError: it is not at `name`.
+    AttributeError: version 2 is.
+  """
+
+  def __init__(self, name: str):
+    # Only decoding lets other Python threads run: for the others, of microseconds,
+    # waiting for the interpreter's lock again costs more than they do.
+    short = ctypes.PyDLL(name)
+    handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
+    self.init = short.tj3Init
+    self.init.restype = handle
+    self.read_header = short.tj3DecompressHeader
+    self.read_header.argtypes = (handle, *data)
+    self.get = short.tj3Get
+    self.get.argtypes = (handle, ctypes.c_int)
+    self.set_factor = short.tj3SetScalingFactor
+    self.set_factor.argtypes = (handle, _Factor)
+    self.set_region = short.tj3SetCroppingRegion
+    self.set_region.argtypes = (handle, _Region)
+    self.decode = ctypes.CDLL(name).tj3Decompress8
+    self.decode.argtypes = (handle, *data, handle, ctypes.c_int, ctypes.c_int)
+
+
 @functools.cache
-def _library() -> ctypes.CDLL | None:
-  """Finds version 3 on the system, or in the wheel of the package `turbojpeg`."""
+def _library() -> _Library | None:
   names = [ctypes.util.find_library("turbojpeg")]
   try:
     files = importlib.metadata.files("turbojpeg") or []
@@ -45,19 +67,8 @@ def _library() -> ctypes.CDLL | None:
     pass
   for name in filter(None, names):
     try:
-      library = ctypes.CDLL(name)
-      library.tj3Init.restype = ctypes.c_void_p
-      handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
-      library.tj3Destroy.argtypes = (handle,)
-      library.tj3DecompressHeader.argtypes = (handle, *data)
-      library.tj3Get.argtypes = (handle, ctypes.c_int)
-      library.tj3Set.argtypes = (handle, ctypes.c_int, ctypes.c_int)
-      library.tj3SetScalingFactor.argtypes = (handle, _Factor)
-      library.tj3SetCroppingRegion.argtypes = (handle, _Region)
-      out = (ctypes.c_void_p, ctypes.c_int, ctypes.c_int)
-      library.tj3Decompress8.argtypes = (handle, *data, *out)
-      return library
-    except (OSError, AttributeError):  # Not loadable, or version 2.
+      return _Library(name)
+    except (OSError, AttributeError):
       continue
   return None
 
@@ -67,7 +78,7 @@ class _Decoder(threading.local):
 
   def __init__(self):
     library = _library()
-    self.handle = library.tj3Init(_DECOMPRESS) if library else None
+    self.handle = library.init(_DECOMPRESS) if library else None
 
 
 _decoder = _Decoder()
@@ -93,9 +104,9 @@ def decode_part(
   library, handle = _library(), _decoder.handle
   if library is None or handle is None:
     return None
-  if library.tj3DecompressHeader(handle, data, len(data)):
+  if library.read_header(handle, data, len(data)):
     return None
-  get = functools.partial(library.tj3Get, handle)
+  get = functools.partial(library.get, handle)
   subsampling = get(_SUBSAMPLING)
   if (
     get(_COLORSPACE) not in _COLORSPACES
@@ -110,12 +121,12 @@ def decode_part(
   start = max(0, x // block - 1) * block
   end = min(full_width, x + width + block)
   region = _Region(start, y, end - start, height)
-  if library.tj3SetScalingFactor(handle, _Factor(1, factor)):
+  if library.set_factor(handle, _Factor(1, factor)):
     return None
-  if library.tj3SetCroppingRegion(handle, region):
+  if library.set_region(handle, region):
     return None
-  library.tj3Set(handle, _FASTDCT, FAST_TRANSFORM)
   pixels = np.empty((region.h, region.w, 3), np.uint8)
-  if library.tj3Decompress8(handle, data, len(data), pixels.ctypes.data, 0, _RGB):
+  address = pixels.__array_interface__["data"][0]
+  if library.decode(handle, data, len(data), address, 0, _RGB):
     return None
   return pixels[:, x - start :][:, :width]
