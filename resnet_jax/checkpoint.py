@@ -74,8 +74,8 @@ def open_run(
     class_names: in the order of the labels; saved too.
 
   Raises:
-    ValueError: `workdir` is a file, or the run there has other settings or classes or
-      is further than `num_steps`.
+    ValueError: `workdir` is a file, the run there has other settings or classes or
+      is further than `num_steps`, or a class name is no line of text.
   """
   path = epath.Path(workdir)
   if path.exists() and not path.is_dir():
@@ -93,6 +93,9 @@ def open_run(
       f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
       "config.num_steps or num_epochs; raise them or use a new --workdir"
     )
+  for name in class_names:
+    if "\n" in name or name != name.encode(errors="replace").decode():
+      raise ValueError(f"class {name!r} must be one line of UTF-8; rename it")
   check_class_names(class_names, workdir)
   path.mkdir(parents=True, exist_ok=True)
   if class_names:

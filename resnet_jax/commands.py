@@ -1,12 +1,12 @@
 """`resnet-jax`: what one does with a network next to training it."""
 
 import argparse
+import contextlib
 import dataclasses
 import json
 import os
-import re
-import statistics
 import sys
+from collections.abc import Iterator
 from typing import NoReturn
 
 from absl import logging
@@ -211,14 +211,12 @@ def _evaluate(args: argparse.Namespace) -> None:
   else:
     raise ValueError("needs --workdir RUN, or --model M --weights FILE --dataset D")
   _apply(config, args)
-  try:
+  flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
+  with _in_flags(flags | {"batch_size": "--batch-size"}):
     if args.workdir is not None:
       _, results = evaluation.evaluate_run(config, args.workdir, args.checkpoint)
     else:
       results = evaluation.evaluate_weights(config, args.weights)
-  except (ValueError, FileNotFoundError) as error:
-    error.args = (_in_flags(str(error)),)
-    raise
   if args.json:
     results = {name: results[name] for name in results if name != "images_per_s"}
     print(json.dumps(results))
@@ -229,7 +227,7 @@ def _evaluate(args: argparse.Namespace) -> None:
 # The settings that these flags stand for.
 _DATA_FLAGS = {
   "dataset": "name",
-  "data_dir": "dir",
+  "data-dir": "dir",
   "split": "eval_split",
   "mean": "mean",
   "std": "std",
@@ -241,7 +239,7 @@ def _apply(config: Config, args: argparse.Namespace) -> None:
   if args.dataset is not None:
     config.data.eval_split = ""  # The run's may be no split of another set.
   for flag, name in _DATA_FLAGS.items():
-    value = getattr(args, flag)
+    value = getattr(args, flag.replace("-", "_"))
     if value is not None:
       setattr(config.data, name, tuple(value) if isinstance(value, list) else value)
   if args.batch_size:
@@ -252,6 +250,7 @@ def _data_check(args: argparse.Namespace) -> None:
   from rich.progress import Progress
 
   from resnet_jax.data import check
+  from resnet_jax.data.report import describe
   from resnet_jax.validation import validate
 
   source = os.path.expanduser(args.source)
@@ -263,83 +262,36 @@ def _data_check(args: argparse.Namespace) -> None:
   config.max_pixels = args.max_pixels or config.max_pixels
   console = Console(stderr=True)
   progress = Progress(console=console, transient=True, disable=not console.is_terminal)
-  try:
+  names = {
+    "data.name": "SOURCE",
+    "data.dir": "SOURCE" if is_folder else "--data-dir",
+    "data.val_share": "--val-share",
+    "data.max_pixels": "--max-pixels",
+  }
+  with _in_flags(names):
     validate(Config(data=config))
-    report = check.scan(config, args.picture, progress)
-  except (ValueError, FileNotFoundError) as error:
-    text = str(error).replace("config.data.train_split or eval_split", "split")
-    text = text.replace("config.data.name", "SOURCE")
-    text = text.replace("config.data.dir", "SOURCE" if is_folder else "--data-dir")
-    text = re.sub("config.data.(val|max)_", r"--\1-", text)
-    if args.data_dir is None and isinstance(error, FileNotFoundError):
-      text = f"there is no folder or .csv file {args.source!r}, and {text}"
-    error.args = (text,)
-    raise
+    try:
+      report = check.scan(config, args.picture, progress)
+    except FileNotFoundError as error:
+      if args.data_dir is None:
+        error.args = (f"there is no folder or .csv file {args.source!r}, and {error}",)
+      raise
   if args.json:
     print(json.dumps(dataclasses.asdict(report) | {"ok": report.ok}))
   else:
-    print("\n".join(map(check.printable, _describe_data(report))))
+    print(describe(report))
   if not report.ok:
     sys.exit(1)
 
 
-def _describe_data(report) -> list[str]:
-  lines = [report.source]
-  for split, part in report.splits.items():
-    ranked = sorted((-count, name) for name, count in part.classes.items() if count)
-    lines += ["", f"{split}: {part.images:,} images of {len(ranked):,} classes"]
-    for side in ("width", "height") if part.sizes else ():
-      text = "{min} to {max}, median {median:g}".format(**part.sizes[side])
-      lines.append(f"  {side:8} {text}")
-    for name, counts in (
-      ("sizes", part.sizes.get("frequent", {})),
-      ("modes", part.modes),
-      ("formats", part.formats),
-    ):
-      lines.append(f"  {name:8} {_join_counts(counts)}")
-    lines.append("  images of each class")
-    shown = [f"  {-count:8,} {name}" for count, name in ranked]
-    if len(shown) > 20:
-      median = statistics.median(-count for count, _ in ranked)
-      shown[5:-5] = [f"       ... the median is {median:g}"]
-    lines += shown
-  lines.append("")
-  for split, why in report.skipped.items():
-    lines.append(f"split {split} is left out: {why}")
-  for split, names in report.missing_classes.items():
-    lines += _list_some(f"classes missing in {split}", names)
-  if report.ignored:
-    lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
-  if report.unlisted:
-    lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
-  misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
-  lines += _list_some("files with another format's suffix, no error", misnamed)
-  across = report.duplicates[: report.across_splits]
-  for text, groups in (
-    ("equal files across splits", across),
-    ("equal files within a split", report.duplicates[len(across) :]),
-    ("equal files of different classes", report.different_labels),
-  ):
-    lines += _list_some(text, [" = ".join(group) for group in groups])
-  bad = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
-  lines += _list_some("unreadable", bad, most=len(bad))
-  if report.picture:
-    lines.append(f"picture of some images: {report.picture}")
-  return lines
-
-
-def _join_counts(counts: dict[str, int]) -> str:
-  return ", ".join(f"{name or 'none'} {count:,}" for name, count in counts.items())
-
-
-def _list_some(title: str, items: list[str], most: int = 10) -> list[str]:
-  more = [f"  and {len(items) - most:,} more"] if len(items) > most else []
-  return [f"{title}: {len(items):,}", *(f"  {item}" for item in items[:most]), *more]
-
-
-def _in_flags(text: str) -> str:
-  """Puts this command's flags in place of the settings' names."""
-  text = text.replace("config.data.train_split or eval_split", "--split")
-  for flag, name in _DATA_FLAGS.items():
-    text = text.replace(f"config.data.{name}", f"--{flag.replace('_', '-')}")
-  return text.replace("config.batch_size", "--batch-size")
+@contextlib.contextmanager
+def _in_flags(names: dict[str, str]) -> Iterator[None]:
+  """Puts a command's flags in place of the names of settings in errors."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    text = str(error).replace("config.data.train_split or eval_split", "--split")
+    for name, flag in names.items():
+      text = text.replace(f"config.{name}", flag)
+    error.args = (text,)
+    raise

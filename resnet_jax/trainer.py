@@ -106,7 +106,10 @@ def train_and_evaluate(
           writer.flush()
           check_finite(state.variables, step)
           results = None
-          for name, variables in versions(state).items():
+          evaluations = list(versions(state).items())
+          if not plan.eval_at(step):  # What is kept to be evaluated is the last.
+            evaluations = evaluations[-1:]
+          for name, variables in evaluations:
             evaluated = refresh(variables)
             if plan.eval_at(step):
               results = evaluate(eval_chunk, evaluated, eval_set)

@@ -106,6 +106,13 @@ def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
   assert [path.name for path in run.iterdir()] == ["config.json"]
 
 
+@pytest.mark.parametrize("name", ["two\nlines", "not\udcff UTF-8"])
+def test_class_name_that_is_no_line_of_text_is_refused(tmp_path, name):
+  with pytest.raises(ValueError, match=r"class '.*' must be one line of UTF-8"):
+    open_run(tmp_path / "run", Config(), 5, ["cat", name])
+  assert not (tmp_path / "run").exists()
+
+
 def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
   open_run(tmp_path, Config(), 5)
   with CheckpointStore(tmp_path) as store:

@@ -10,7 +10,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_jax.data.files import FileList, ImageError, list_images, list_splits
+from resnet_jax.data.files import (
+  FileList,
+  ImageError,
+  find_root,
+  list_images,
+  list_splits,
+)
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -111,6 +117,14 @@ def test_no_such_folder_says_what_is_allowed(tmp_path):
   for call in (list_splits, lambda root: list_images(root, "train", 0.1)):
     with pytest.raises(FileNotFoundError, match=r"none'.*each class, or a \.csv file"):
       call(tmp_path / "none")
+
+
+def test_root_is_named_and_may_begin_with_a_user(monkeypatch):
+  monkeypatch.setenv("HOME", "/home/me")
+  assert find_root("~/photos") == Path("/home/me/photos")
+  assert find_root("~no_such_user/x") == Path("~no_such_user/x")
+  with pytest.raises(ValueError, match=r"config\.data\.dir='' must be a folder or"):
+    find_root("")
 
 
 def test_links_to_folders_do_not_loop(tmp_path):

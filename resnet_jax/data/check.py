@@ -3,7 +3,6 @@
 Every image is read and decoded once, as training does. N is the images of a split.
 """
 
-import dataclasses
 import hashlib
 import os
 import textwrap
@@ -21,11 +20,13 @@ from resnet_jax.data.files import (
   SUFFIXES,
   FileList,
   ImageError,
+  find_root,
   list_images,
   list_splits,
 )
 from resnet_jax.data.image_ops import EvalTransform
 from resnet_jax.data.loader import count_threads
+from resnet_jax.data.report import Report, SplitReport, printable
 from resnet_jax.data.sources import TfdsImages, load_tfds
 
 Images = FileList | TfdsImages
@@ -36,63 +37,6 @@ _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
 _FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES} | {".jpg": "JPEG"}
 _CHUNK = 32  # Images that a thread still reads when it is told to stop.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
-
-
-@dataclasses.dataclass(frozen=True)
-class SplitReport:
-  """What a split holds.
-
-  Attributes:
-    images: N, with those that cannot be read.
-    classes: number of images of each class.
-    sizes: "width" and "height" in pixels, upright: "min", "median", "max"; and
-      "frequent": number of images of the 5 most frequent. Empty if none can be read.
-    modes, formats: number of images of each, as Pillow names them.
-  """
-
-  images: int
-  classes: dict[str, int]
-  sizes: dict[str, dict]
-  modes: dict[str, int]
-  formats: dict[str, int]
-
-
-@dataclasses.dataclass(frozen=True)
-class Report:
-  """What a data set holds and what is wrong with it.
-
-  Attributes:
-    source: its folder, table or name.
-    splits: by name.
-    skipped: splits without images or labels, and why.
-    unreadable: "file" and "reason" of images, and of the folders of splits.
-    duplicates: groups of equal files, those across splits first.
-    across_splits: how many groups are across splits.
-    different_labels: the groups that are of several classes.
-    missing_classes: those of which a split has no images.
-    misnamed: "file" and "format" of images whose suffix is that of another one.
-    ignored: number of files in the folder with each suffix that is no image's.
-    unlisted: number of images in the folder that are in no class of a split.
-    picture: path of the contact sheet, or "".
-  """
-
-  source: str
-  splits: dict[str, SplitReport]
-  skipped: dict[str, str]
-  unreadable: list[dict[str, str]]
-  duplicates: list[list[str]]
-  across_splits: int
-  different_labels: list[list[str]]
-  missing_classes: dict[str, list[str]]
-  misnamed: list[dict[str, str]]
-  ignored: dict[str, int]
-  unlisted: int
-  picture: str
-
-  @property
-  def ok(self) -> bool:
-    """Whether all can be read and nothing is in two splits."""
-    return not self.unreadable and not self.across_splits
 
 
 def scan(
@@ -110,16 +54,17 @@ def scan(
     ValueError: `picture` can be no such file; or see `list_images` and `load_tfds`.
     FileNotFoundError: the data set is not there.
   """
-  sheet = Path(picture or "none.png")
-  if sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir():
+  sheet = Path(picture)
+  if picture and (
+    sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
+  ):
     raise ValueError(
       f"picture {picture!r} must end in .png, in a directory that is there"
     )
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
   in_folder = 0
-  root = Path(config.dir).expanduser()
-  if config.name == "folder" and root.is_dir():
+  if config.name == "folder" and (root := find_root(config.dir)).is_dir():
     ignored, in_folder = _count_files(root)
   facts, misnamed = {}, []
   with progress or Progress(disable=True) as bar:
@@ -158,7 +103,7 @@ def _open_splits(
   opened: dict[str, Images] = {}
   skipped, refused = {}, []
   if config.name == "folder":
-    root = Path(config.dir).expanduser()
+    root = find_root(config.dir)
     for split in list_splits(root):
       try:
         opened[split] = list_images(root, split, config.val_share)
@@ -320,8 +265,3 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
       sheet.paste(image, (left + column * step, top))
   sheet.save(f"{path}.part", "png")
   os.replace(f"{path}.part", path)  # Half a picture is never seen.
-
-
-def printable(text: str) -> str:
-  """Replaces what a terminal would obey or refuse, as names of files may hold."""
-  return "".join(c if c.isprintable() else "?" for c in text)

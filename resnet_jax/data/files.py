@@ -97,6 +97,19 @@ def _read(path: str) -> bytes:
   return data
 
 
+def find_root(config_dir: str) -> Path:
+  """Returns the folder or table that `config.data.dir` names.
+
+  Raises:
+    ValueError: it names none.
+  """
+  if not config_dir:
+    raise ValueError(
+      "config.data.dir='' must be a folder or .csv file with config.data.name='folder'"
+    )
+  return Path(os.path.expanduser(config_dir))
+
+
 def list_splits(root: Path) -> list[str]:
   """Returns the splits that a folder or table of images has.
 

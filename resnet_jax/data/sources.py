@@ -5,6 +5,7 @@ Letters: N examples, H height, W width, C channels.
 
 import dataclasses
 import math
+import os
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -12,7 +13,7 @@ from typing import Any
 import numpy as np
 
 from resnet_jax.config import DataConfig, check_choice
-from resnet_jax.data.files import FileList, ImageError, list_images
+from resnet_jax.data.files import FileList, ImageError, find_root, list_images
 
 # Largest split that is kept on the device, in GiB; CIFAR-10 has 0.14.
 MAX_GIB = 8
@@ -135,7 +136,7 @@ def load_tfds(
   import absl.logging
   import tensorflow_datasets as tfds
 
-  root = Path(data_dir or "~/tensorflow_datasets").expanduser()
+  root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
   where = f"data set {name!r} in config.data.dir={str(root)!r}"
   builder = _tfds_builder(name, root, where)
   image, label = _check_features(builder.info.features, where)
@@ -236,6 +237,6 @@ def open_source(
   if config.name == "synthetic":
     return load_synthetic(split or "test", config.image_size, config.num_examples)
   if config.name == "folder":
-    root = Path(config.dir).expanduser()
+    root = find_root(config.dir)
     return list_images(root, split, config.val_share, class_names)
   return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))

@@ -1,0 +1,121 @@
+"""What was found in a data set, and how it is said; N is the images of a split."""
+
+import dataclasses
+import statistics
+
+
+@dataclasses.dataclass(frozen=True)
+class SplitReport:
+  """What a split holds.
+
+  Attributes:
+    images: N, with those that cannot be read.
+    classes: number of images of each class.
+    sizes: "width" and "height" in pixels, upright: "min", "median", "max"; and
+      "frequent": number of images of the 5 most frequent. Empty if none can be read.
+    modes, formats: number of images of each, as Pillow names them.
+  """
+
+  images: int
+  classes: dict[str, int]
+  sizes: dict[str, dict]
+  modes: dict[str, int]
+  formats: dict[str, int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+  """What a data set holds and what is wrong with it.
+
+  Attributes:
+    source: its folder, table or name.
+    splits: by name.
+    skipped: splits without images or labels, and why.
+    unreadable: "file" and "reason" of images, and of the folders of splits.
+    duplicates: groups of equal files, those across splits first.
+    across_splits: how many groups are across splits.
+    different_labels: the groups that are of several classes.
+    missing_classes: those of which a split has no images.
+    misnamed: "file" and "format" of images whose suffix is that of another one.
+    ignored: number of files in the folder with each suffix that is no image's.
+    unlisted: number of images in the folder that are in no class of a split.
+    picture: path of the contact sheet, or "".
+  """
+
+  source: str
+  splits: dict[str, SplitReport]
+  skipped: dict[str, str]
+  unreadable: list[dict[str, str]]
+  duplicates: list[list[str]]
+  across_splits: int
+  different_labels: list[list[str]]
+  missing_classes: dict[str, list[str]]
+  misnamed: list[dict[str, str]]
+  ignored: dict[str, int]
+  unlisted: int
+  picture: str
+
+  @property
+  def ok(self) -> bool:
+    """Whether all can be read and nothing is in two splits."""
+    return not self.unreadable and not self.across_splits
+
+
+def describe(report: Report) -> str:
+  """Says what a report holds, in lines."""
+  lines = [report.source]
+  for split, part in report.splits.items():
+    ranked = sorted((-count, name) for name, count in part.classes.items() if count)
+    lines += ["", f"{split}: {part.images:,} images of {len(ranked):,} classes"]
+    for side in ("width", "height") if part.sizes else ():
+      text = "{min} to {max}, median {median:g}".format(**part.sizes[side])
+      lines.append(f"  {side:8} {text}")
+    for name, counts in (
+      ("sizes", part.sizes.get("frequent", {})),
+      ("modes", part.modes),
+      ("formats", part.formats),
+    ):
+      lines.append(f"  {name:8} {_join_counts(counts)}")
+    lines.append("  images of each class")
+    shown = [f"  {-count:8,} {name}" for count, name in ranked]
+    if len(shown) > 20:
+      median = statistics.median(-count for count, _ in ranked)
+      shown[5:-5] = [f"       ... the median is {median:g}"]
+    lines += shown
+  lines.append("")
+  for split, why in report.skipped.items():
+    lines.append(f"split {split} is left out: {why}")
+  for split, names in report.missing_classes.items():
+    lines += _list_some(f"classes missing in {split}", names)
+  if report.ignored:
+    lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
+  if report.unlisted:
+    lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
+  misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
+  lines += _list_some("files with another format's suffix, no error", misnamed)
+  across = report.duplicates[: report.across_splits]
+  for text, groups in (
+    ("equal files across splits", across),
+    ("equal files within a split", report.duplicates[len(across) :]),
+    ("equal files of different classes", report.different_labels),
+  ):
+    lines += _list_some(text, [" = ".join(group) for group in groups])
+  bad = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
+  lines += _list_some("unreadable", bad, most=len(bad))
+  if report.picture:
+    lines.append(f"picture of some images: {report.picture}")
+  return "\n".join(map(printable, lines))
+
+
+def _join_counts(counts: dict[str, int]) -> str:
+  return ", ".join(f"{name or 'none'} {count:,}" for name, count in counts.items())
+
+
+def _list_some(title: str, items: list[str], most: int = 10) -> list[str]:
+  more = [f"  and {len(items) - most:,} more"] if len(items) > most else []
+  return [f"{title}: {len(items):,}", *(f"  {item}" for item in items[:most]), *more]
+
+
+def printable(text: str) -> str:
+  """Replaces what a terminal would obey or refuse, as names of files may hold."""
+  return "".join(c if c.isprintable() else "?" for c in text)
