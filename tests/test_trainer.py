@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -78,18 +79,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
   }
 
 
-@pytest.mark.parametrize(
-  ("optim", "devices"),
-  [
-    (OptimConfig(schedule="cosine", warmup_steps=3, nesterov=True), 1),
-    (OptimConfig(name="adamw", learning_rate=1e-3, clip_norm=1.0), 2),
-  ],
-)
-def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
-  tmp_path, monkeypatch, optim, devices
-):
+def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(tmp_path, monkeypatch):
+  optim = OptimConfig(schedule="cosine", warmup_steps=3, nesterov=True)
   config = make_config(optim=optim, checkpoint=CheckpointConfig(every_steps=5))
-  expected, *_ = run(config, tmp_path / "whole", devices)
+  expected, *_ = run(config, tmp_path / "whole")
   save = CheckpointStore.save
 
   def save_and_die(self, step, *args):
@@ -100,9 +93,9 @@ def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
   with monkeypatch.context() as patch:
     patch.setattr(CheckpointStore, "save", save_and_die)
     with pytest.raises(RuntimeError, match="killed"):
-      run(config, tmp_path / "died", devices)
+      run(config, tmp_path / "died")
   assert latest_step(tmp_path / "died") == 5
-  assert_states_equal(run(config, tmp_path / "died", devices)[0], expected)
+  assert_states_equal(run(config, tmp_path / "died")[0], expected)
 
 
 def test_a_damaged_metrics_file_is_named(tmp_path):
@@ -165,7 +158,8 @@ def test_a_run_leaves_its_picture_and_board(whole):
 def test_saved_settings_rebuild_the_model(whole):
   workdir, state, *_ = whole
   model = build_model(load_config(workdir))
-  logits = model.apply(state.variables, jnp.zeros((2, 8, 8, 3)), train=False)
+  apply = partial(model.apply, train=False)
+  logits = jax.eval_shape(apply, state.variables, jnp.zeros((2, 8, 8, 3)))
   assert logits.shape == (2, 10)
 
 
@@ -186,13 +180,6 @@ def test_evaluating_a_run_gives_its_last_result(whole):
     assert step == 11
     assert again["top1"] == results["top1"] and again["count"] == 70
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
-
-
-def test_eight_devices_train_too(whole, tmp_path):
-  state, results, shown = run(make_config(num_steps=4), tmp_path, devices=8)
-  assert "8 cpu devices" in shown
-  assert results["count"] == 70
-  assert len(state.step.sharding.device_set) == 8
 
 
 @pytest.mark.parametrize(
@@ -228,14 +215,16 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
     num_steps=6,
     precise_bn_batches=2,
     augment=AugmentConfig(flip=True, brightness=0.2, erasing=0.2, mixup=0.2, cutmix=1),
-    optim=OptimConfig(learning_rate=0.05, accumulate=2, ema_decay=0.9),
+    optim=OptimConfig("adamw", 1e-3, clip_norm=1.0, accumulate=2, ema_decay=0.9),
   )
-  state, results, shown = run(config, tmp_path / "whole")
-  run(dataclasses.replace(config, num_steps=4), tmp_path / "cut")
-  assert_states_equal(run(config, tmp_path / "cut")[0], state)
+  state, results, shown = run(config, tmp_path / "whole", devices=2)
+  assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
+  run(dataclasses.replace(config, num_steps=4), tmp_path / "cut", devices=2)
+  assert_states_equal(run(config, tmp_path / "cut", devices=2)[0], state)
   # Both versions are evaluated; what is saved to be used is the average.
   last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}
   assert set(last) == {"eval", "ema"} and "ema" in shown
   assert last["ema"]["loss"] == results["loss"] != last["eval"]["loss"]
-  _, again = evaluate_run(load_config(tmp_path / "whole"), str(tmp_path / "whole"))
+  workdir = tmp_path / "whole"
+  _, again = evaluate_run(load_config(workdir), str(workdir), devices=jax.devices()[:2])
   assert again["loss"] == pytest.approx(results["loss"], rel=1e-6)
