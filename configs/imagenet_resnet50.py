@@ -5,10 +5,11 @@ Command: python train.py --config=configs/imagenet_resnet50.py --config.data.dir
 
 DIR is where TFDS has `imagenet2012` as array_record; a folder with train/ and val/ goes
 with --config.data.name=folder --config.data.eval_split=val. Learning rate 0.1 for each
-256 images of a batch, 5 epochs of linear warmup, divided by 10 at 30, 60 and 80; weight
-decay 1e-4 on kernels, the last batch norm of each block starts at 0, no label
-smoothing. Goyal et al. report 23.6 % top-1 error (1 crop, table 1); torchvision's
-weights of a like recipe have 76.13 % top-1.
+256 images of a batch, 5 epochs of linear warmup from 0 (there from 0.1), divided by 10
+at 30, 60 and 80; plain momentum, as torchvision's; weight decay 1e-4 on kernels, the
+last batch norm of each block starts at 0, no label smoothing. Goyal et al. report 23.6
+% top-1 error (1 crop, table 1); torchvision's weights of a like recipe have 76.13 %
+top-1.
 
 Not yet trained with this package.
 """

@@ -102,8 +102,10 @@ def _help() -> str:
   lines = [main.__doc__ or "", "  --config: config file (default: configs/digits.py)"]
   for flag in FLAGS.get_key_flags_for_module(main.__file__ or ""):
     lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")
-  for path, value in config_lib.flatten(Config()).items():
+  for path, field, value in config_lib.walk(Config()):
     kind = config_lib.type_name(path)
+    if kind == "text":
+      kind = field.metadata.get("allowed", kind)
     lines.append(f"  --config.{path}: {kind} (unless the config says: {value!r})")
   return "\n".join(lines)
 

@@ -68,10 +68,12 @@ def _parser() -> argparse.ArgumentParser:
   )
   _add_model_options(evaluate)
   _add_checkpoint(evaluate)
-  evaluate.add_argument("--dataset", help="digits, or a TFDS set such as cifar10")
-  evaluate.add_argument("--data-dir", metavar="DIR", help="of TFDS")
+  evaluate.add_argument("--dataset", help="folder, digits, a TFDS set such as cifar10")
+  evaluate.add_argument("--data-dir", metavar="DIR", help="the folder, or that of TFDS")
   evaluate.add_argument("--split", help="such as test or validation[:1000]")
   _add_number(evaluate, "--batch-size", "images at once")
+  _add_number(evaluate, "--resize", "short side of photos in pixels, before the crop")
+  _add_number(evaluate, "--crop", "side of the square that is cut from photos")
   for name in ("mean", "std"):
     evaluate.add_argument(
       f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
@@ -229,6 +231,8 @@ _DATA_FLAGS = {
   "dataset": "name",
   "data-dir": "dir",
   "split": "eval_split",
+  "resize": "eval_resize",
+  "crop": "eval_crop",
   "mean": "mean",
   "std": "std",
 }

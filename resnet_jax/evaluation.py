@@ -119,6 +119,14 @@ def _evaluate_variables(
   )
   if workdir:
     check_class_names(dataset.class_names, workdir)
+  elif config.data.name == "folder":
+    names, number = dataset.class_names, config.model.num_classes
+    if len(names) < number and names != tuple(map(str, range(len(names)))):
+      raise ValueError(
+        f"the images have {len(names)} classes, the weights {number}, in an order of "
+        "their own; list the images in a .csv file of path,label with the weights' "
+        "class indices"
+      )
   given, needed = dataset.image_shape[-1], image_channels(variables)
   if given != needed:
     raise ValueError(

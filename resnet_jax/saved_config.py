@@ -6,8 +6,9 @@ import json
 from resnet_jax.config import Config, check_field_name, flatten
 from resnet_jax.validation import validate
 
-# What may change between a run and its continuation: nothing here touches the
-# numbers of a step. `num_*` may, except under a schedule that depends on them.
+# What may change between a run and its continuation: nothing here touches the numbers
+# of a step, but for images that could not be read before. `num_*` may, except under a
+# schedule that depends on them.
 _FREE_ON_RESUME = {
   "num_epochs",
   "num_steps",
@@ -19,6 +20,8 @@ _FREE_ON_RESUME = {
   "data.dir",
   "data.num_threads",
   "data.num_workers",
+  "data.on_error",
+  "data.max_skip_share",
 }
 
 

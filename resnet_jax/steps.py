@@ -280,7 +280,10 @@ def precise_statistics(sums: Any, num_batches: int) -> Any:
     num_batches: that they are over.
   """
   means = jax.tree.map(lambda x: x / num_batches, sums)
-  return _map_statistics(lambda mean, square: (mean, square - mean**2), means)
+  # The difference of a channel that hardly varies may round to less than 0.
+  return _map_statistics(
+    lambda mean, square: (mean, jnp.maximum(square - mean**2, 0)), means
+  )
 
 
 def _map_statistics(function: Callable, tree: Any) -> Any:

@@ -202,7 +202,8 @@ def _headline(config, plan, state, train_set, eval_set) -> str:
   return (
     f"{config.model.name} ({params:,} parameters, {config.model.dtype}) on "
     f"{config.data.name}: {train_set.num_examples:,} training and "
-    f"{eval_set.num_examples:,} evaluation images\n"
+    f"{eval_set.num_examples:,} evaluation images of {len(train_set.class_names):,} "
+    "classes\n"
     f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
     f"{len(devices)} {kind} device{'s' * (len(devices) > 1)}"
   )

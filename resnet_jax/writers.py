@@ -82,6 +82,7 @@ class MetricWriter:
 
   def __exit__(self, *exc_info) -> None:
     self._bar.stop()
+    self._show_skipped()  # Too many may be what ended the run.
     self._file.close()
     self._board.close()
     draw_curves(self._records, self._workdir / "curves.png")

@@ -9,6 +9,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from PIL import Image
 
 from resnet_jax import create_model, evaluation, trainer, weights
 from resnet_jax.checkpoint import CheckpointStore
@@ -75,6 +76,22 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   by_file = evaluation.evaluate_weights(config, path)
   np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
   assert by_file["top1"] == by_run["top1"]
+
+
+def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, capsys):
+  path = str(tmp_path / "w.safetensors")
+  call(capsys, "convert", run, path)
+  for name in ("cat", "dog"):
+    (tmp_path / "val" / name).mkdir(parents=True)
+    Image.new("RGB", (9, 9)).save(tmp_path / "val" / name / "1.png")
+  options = ["--model=plain14", f"--weights={path}", "--dataset=folder", "--split=val"]
+  options += ["--resize=9", "--crop=8", "--num-classes=10"]
+  error = refuse(capsys, "evaluate", *options, f"--data-dir={tmp_path}")
+  assert "the images have 2 classes, the weights 10" in error and ".csv" in error
+  table = tmp_path / "table.csv"
+  table.write_text("path,label,split\nval/cat/1.png,3,val\nval/dog/1.png,1,val\n")
+  found = call(capsys, "evaluate", *options, f"--data-dir={table}", "--json")
+  assert json.loads(found)["count"] == 2
 
 
 def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):

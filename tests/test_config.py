@@ -8,7 +8,13 @@ import pytest
 
 from resnet_jax import config as config_lib
 from resnet_jax import saved_config
-from resnet_jax.config import CheckpointConfig, Config, ModelConfig, OptimConfig
+from resnet_jax.config import (
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+)
 from resnet_jax.models import zoo
 from resnet_jax.plan import Plan
 from resnet_jax.validation import validate
@@ -137,6 +143,7 @@ def test_resuming_refuses_a_changed_number_with_both_values():
 def test_resuming_allows_what_leaves_the_steps_as_they_were():
   new = Config(num_epochs=9, num_steps=5, steps_per_call=3, log_every_steps=2)
   new.checkpoint = CheckpointConfig(every_steps=3, keep=7)
+  new.data = DataConfig(on_error="skip", max_skip_share=0.5)  # As its error advises.
   saved_config.check_resumable(Config(), new)
 
 
@@ -153,6 +160,19 @@ def test_plan_of_the_imagenet_recipe():
   assert plan.num_steps == 90 * 5004
   assert plan.warmup_steps == 5 * 5004
   assert plan.decay_steps == (30 * 5004, 60 * 5004, 80 * 5004)
+
+
+def test_the_modern_recipe_is_torchvisions():
+  """As vision/references/classification/README.md has it for ResNet-50, V2."""
+  path = Path(__file__).parents[1] / "configs" / "imagenet_resnet50_modern.py"
+  config = load(path).get_config()
+  optim, augment, data = config.optim, config.augment, config.data
+  assert (config.num_epochs, config.batch_size) == (600, 1024)
+  assert (optim.learning_rate, optim.momentum, optim.weight_decay) == (0.5, 0.9, 2e-5)
+  assert (optim.schedule, optim.warmup, optim.warmup_epochs) == ("cosine", "linear", 5)
+  assert (optim.label_smoothing, augment.mixup, augment.cutmix) == (0.1, 0.2, 1.0)
+  assert (augment.policy, augment.erasing) == ("trivial", 0.1)
+  assert (data.image_size, data.eval_resize, data.eval_crop) == (176, 232, 224)
 
 
 def test_num_steps_overrides_epochs():

@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.config import Config, DataConfig
+from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.data import create_dataset, sources
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import Source
@@ -270,8 +270,27 @@ def test_evaluation_takes_each_example_once(size, devices):
       16,
       r"data.mean=\(0.5, 0.5\).*3 channels",
     ),
+    (DataConfig(train_crop="random"), 16, "train_crop='random' must be '' for 'dig"),
   ],
 )
 def test_what_does_not_fit_the_data_is_refused(config, batch_size, message):
   with pytest.raises(ValueError, match=message):
-    create_dataset(config, batch_size, create_mesh())
+    create_dataset(config, batch_size, create_mesh(), AugmentConfig())
+
+
+def test_colours_of_grey_images_are_not_changed():
+  with pytest.raises(ValueError, match=r"saturation=0.0 and hue=0.1 must be 0.* 1 ch"):
+    create_dataset(DataConfig(), 16, create_mesh(), AugmentConfig(hue=0.1))
+
+
+def test_folder_that_cannot_be_learned_from_is_refused(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / "all" / name).mkdir(parents=True)
+    for i in range(4):
+      (tmp_path / "all" / name / f"{i}.jpg").touch()
+  config = DataConfig(name="folder", dir=str(tmp_path / "all"))
+  with pytest.raises(ValueError, match=r"val_share=0.1 .* leaves none for evaluation"):
+    create_dataset(config, 8, create_mesh())
+  config.dir = str(tmp_path)  # One folder too high.
+  with pytest.raises(ValueError, match="has one class, 'all': nothing to learn"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())

@@ -287,6 +287,14 @@ def test_truncated_file_is_refused(name, share, capfd):
   assert capfd.readouterr().err == ""
 
 
+def test_every_prefix_of_a_jpeg_is_refused(capfd):
+  data = encode(picture(8, 8), "JPEG", exif=exif(6))
+  for end in range(len(data) - 2):
+    with pytest.raises(ImageError):
+      decoded(data[:end])
+  assert capfd.readouterr().err == ""
+
+
 def test_jpeg_without_its_end_marker_decodes_or_is_refused(capfd):
   for data in JPEGS.values():
     try:

@@ -415,6 +415,21 @@ def test_more_skipped_images_than_allowed_end_the_run(read):
   assert read(dataset) and len(dataset.skipped) == 2
 
 
+def test_a_process_of_several_allows_the_skipped_of_its_share(monkeypatch):
+  monkeypatch.setattr(jax, "process_count", lambda: 4)
+  dataset = make(Images(100), max_skip_share=0.2)
+  rows = {"mask": np.ones(25, bool)}
+
+  def load(*bad):
+    errors = [(i, f"image {i}: it is bad") for i in bad]
+    dataset._checked(rows | {"errors": errors})
+
+  load(*range(5))  # A quarter of the images in its first epoch: a fifth of them.
+  load(*range(5, 8))  # After the second it has met 7/16 of all.
+  with pytest.raises(ImageError, match="12 of 100 images cannot be read"):
+    load(*range(8, 12))  # After the third, 58 %.
+
+
 @pytest.mark.parametrize("read", [train_batches, eval_batches])
 @pytest.mark.parametrize("share", [None, 0.5, 1.0])
 def test_where_all_images_are_bad_the_run_ends(read, share):
@@ -449,7 +464,7 @@ def test_a_worker_that_cannot_start_is_told_of():
   with nothing_left_behind():
     start = time.monotonic()
     with pytest.raises(OSError, match=r"worker process.*died.*exit code 3"):
-      next(make(transform=Deadly(), num_workers=1).eval_chunks())
+      train_batches(make(transform=Deadly(), num_workers=1))
     assert time.monotonic() - start < 30
 
 

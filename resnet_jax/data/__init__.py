@@ -41,6 +41,11 @@ def create_dataset(
   check_batch_size(batch_size, mesh)
   split = config.eval_split if augment is None else config.train_split
   source = open_source(config, split, class_names)
+  if augment and len(source.class_names) < 2:
+    raise ValueError(
+      f"config.data.name={config.name!r} has one class, {source.class_names[0]!r}: "
+      "nothing to learn; name the folder that holds the classes"
+    )
   channels = source.images.shape[-1] if isinstance(source, Source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
@@ -49,7 +54,17 @@ def create_dataset(
         f"config.data.{field}={values} must have 1 value or one for each of the "
         f"{channels} channels"
       )
+  if channels != 3 and augment and (augment.saturation or augment.hue):
+    raise ValueError(
+      f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "
+      f"for images of {channels} channels"
+    )
   if isinstance(source, Source):
+    if augment and config.train_crop:
+      raise ValueError(
+        f"config.data.train_crop={config.train_crop!r} must be '' for "
+        f"{config.name!r}, which is built in"
+      )
     resize, crop = config.train_resize, 0
     if augment is None:
       resize, crop = config.eval_resize, config.eval_crop

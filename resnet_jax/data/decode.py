@@ -75,13 +75,14 @@ def _read_jpeg_head(data: bytes) -> Head | None:
   if not data.startswith(b"\xff\xd8\xff"):
     return None
   at, frame, exif = 2, None, b""
-  while data[at : at + 1] == b"\xff":  # A marker, its length in 2 bytes, its body.
+  # A marker, its length in 2 bytes, its body.
+  while at + 10 <= len(data) and data[at] == 0xFF:
     marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
     body = data[at + 4 : at + 10]
     if marker == 0xDA:  # The pixels.
       return frame and Head("JPEG", *frame, _orientation(exif))
     if marker in (0xC0, 0xC1, 0xC2):
-      precision, height, width, channels = struct.unpack(">BHHB", body.ljust(6, b"\0"))
+      precision, height, width, channels = struct.unpack(">BHHB", body)
       mode = {1: "L", 3: "RGB"}.get(channels)
       if frame or mode is None or precision != 8 or not width * height:
         return None

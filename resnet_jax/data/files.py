@@ -6,6 +6,7 @@ Tiny-ImageNet's own; and a table of paths and labels.
 
 import csv
 import errno
+import hashlib
 import os
 import stat
 from collections.abc import Sequence
@@ -139,7 +140,7 @@ def list_images(
       a label is a class index if all are whole numbers, else a class name.
     split: one of `list_splits`, or "" for the first of `EVAL_SPLITS`.
     val_share: of images whose layout has no splits: the share of each class that is
-      "val", drawn with seed 0; "train" is the rest.
+      "val", drawn by a hash of the file's name; "train" is the rest.
     class_names: in the order of their labels; else those of "train", sorted.
 
   Raises:
@@ -150,6 +151,12 @@ def list_images(
   splits = list_splits(root)
   if not split:
     split = next((name for name in EVAL_SPLITS if name in splits), "")
+  if not split:
+    raise ValueError(
+      f"{str(root)!r} has {', '.join(splits)} and no split to evaluate: add one of "
+      f"{', '.join(EVAL_SPLITS)}, or name a folder with the classes to have a part of "
+      "it drawn"
+    )
   if split not in splits:
     raise ValueError(
       f"config.data.train_split or eval_split={split!r} is not in {str(root)!r}; "
@@ -322,7 +329,11 @@ def _list_table(
 
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
-  order = np.random.default_rng(0).permutation(len(files))
+  # By a hash of the name, so that a file that comes or goes moves no others between
+  # training and evaluation, but for one at the border.
+  names = map(files._relative, range(len(files)))
+  digests = [hashlib.blake2b(os.fsencode(name)).digest() for name in names]
+  order = np.array(sorted(range(len(files)), key=digests.__getitem__))
   order = order[np.argsort(files.labels[order], kind="stable")]
   counts = np.bincount(files.labels)
   first = np.cumsum(counts) - counts

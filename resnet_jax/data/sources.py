@@ -238,5 +238,11 @@ def open_source(
     return load_synthetic(split or "test", config.image_size, config.num_examples)
   if config.name == "folder":
     root = find_root(config.dir)
-    return list_images(root, split, config.val_share, class_names)
+    files = list_images(root, split, config.val_share, class_names)
+    if not len(files):
+      raise ValueError(
+        f"config.data.val_share={config.val_share} of the images of any class in "
+        f"{str(root)!r} leaves none for {split or 'evaluation'}; change it or add some"
+      )
+    return files
   return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))

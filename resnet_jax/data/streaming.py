@@ -84,7 +84,7 @@ class StreamingDataset:
       mesh: the devices.
       max_skip_share: largest share of N that may be skipped; None allows none.
       num_threads: that decode, over all workers; 0 is one for each core.
-      num_workers: processes that decode; 0 is the threads of this one.
+      num_workers: processes that decode for training; 0 is the threads of this one.
     """
     self.num_examples = len(source)
     self.class_names = source.class_names
@@ -95,10 +95,12 @@ class StreamingDataset:
     self._source, self._transform = source, transform
     self._batch_size, self._mesh = batch_size, mesh
     self._max_skip_share, self._num_workers = max_skip_share, num_workers
-    threads = num_threads or count_threads()
-    self._num_threads = math.ceil(threads / max(1, num_workers))
+    self._num_threads = num_threads or count_threads()
+    self._loaded = 0
 
-  def _batches(self, order: grain.MapDataset, seed: int, replace: bool) -> Batches:
+  def _batches(
+    self, order: grain.MapDataset, seed: int, replace: bool, num_workers: int
+  ) -> Batches:
     return Batches(
       source=self._source,
       transform=self._transform,
@@ -107,7 +109,7 @@ class StreamingDataset:
       rows=local_rows(self._batch_size),
       seed=seed,
       replace=replace,
-      num_threads=self._num_threads,
+      num_threads=math.ceil(self._num_threads / max(1, num_workers)),
     )
 
   def train_chunks(
@@ -132,8 +134,8 @@ class StreamingDataset:
     seed = int(jax.random.bits(key))
     order = grain.MapDataset.range(self.num_examples).shuffle(seed)
     order = order[: plan.steps_per_epoch * self._batch_size].repeat()
-    batches = self._batches(order, seed, replace=self._max_skip_share is not None)
-    loaded = iterate(batches, step, self._num_workers)
+    replace, workers = self._max_skip_share is not None, self._num_workers
+    loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
     # A call runs on the device while the next one's images are read and copied to it.
     with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
@@ -153,8 +155,10 @@ class StreamingDataset:
       OSError: a worker process died.
     """
     length = math.ceil(self.num_examples / self._batch_size) * self._batch_size
-    batches = self._batches(grain.MapDataset.range(length), seed=0, replace=False)
-    for host in iterate(batches, 0, self._num_workers):
+    order = grain.MapDataset.range(length)
+    batches = self._batches(order, seed=0, replace=False, num_workers=0)
+    # In threads: new processes would take longer to start than most sets to read.
+    for host in iterate(batches, 0, num_workers=0):
       yield self._put([host], 0, 1), 1
 
   def _wait(self, batch: futures.Future, is_idle: Callable[[], bool]) -> HostBatch:
@@ -170,6 +174,7 @@ class StreamingDataset:
 
   def _checked(self, batch: HostBatch) -> HostBatch:
     errors = batch.pop("errors")
+    self._loaded += len(batch["mask"])
     if not errors:
       return batch
     if self._max_skip_share is None:
@@ -179,6 +184,9 @@ class StreamingDataset:
     self.skipped.update(errors)
     # Even a share of 1 must leave something to compute with.
     allowed = min(self._max_skip_share * self.num_examples, self.num_examples - 1)
+    # One of P processes meets 1 / P of the images in an epoch, other ones in the next.
+    others = 1 - 1 / jax.process_count()
+    allowed *= 1 - others ** max(1, self._loaded / (self.num_examples * (1 - others)))
     if len(self.skipped) > allowed:
       raise ImageError(
         f"{len(self.skipped)} of {self.num_examples} images cannot be read, more than "
