@@ -6,8 +6,7 @@ DIR holds photos at any depth. Each case reads files, decodes, cuts a random res
 crop of 224 pixels and stacks uint8 batches of 64, in a process of its own that is bound
 to so many cores. The cases take turns of some batches, all others stopped meanwhile,
 and the median over the turns counts. Prints one JSON line for each case and number of
-cores. TensorFlow is looked for in the interpreter given (`pip install tensorflow-cpu`),
-PyTorch in this one.
+cores. The peers are the extra `benchmark`; TensorFlow may have another interpreter.
 """
 
 import argparse
