@@ -45,6 +45,12 @@ def main(_) -> None:
       workdir = f"runs/{config.data.name}-{datetime.datetime.now():%Y%m%d-%H%M%S}"
     try:
       state, results = trainer.train_and_evaluate(config, workdir)
+    except trainer.Stopped as stopped:
+      print(
+        f"stopped after step {stopped.step}, which is saved: "
+        f"python train.py --workdir={workdir} goes on"
+      )
+      return
     except KeyboardInterrupt:
       step = checkpoint.latest_step(workdir)
       hint = f"python train.py --workdir={workdir} goes on from step {step}"

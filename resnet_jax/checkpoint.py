@@ -7,18 +7,26 @@ named layout of `models/layout.py`.
 """
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
 from typing import Any
 
 import jax
 import orbax.checkpoint as ocp
 from etils import epath
+from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax import saved_config
+from resnet_jax import digests, saved_config
 from resnet_jax.config import Config
 from resnet_jax.models.layout import is_scanned, to_named, to_scanned
 from resnet_jax.train_state import TrainState, Variables
+
+try:
+  import fcntl
+except ImportError:  # Windows.
+  fcntl = None  # type: ignore[assignment]
 
 
 def load_config(workdir: str) -> Config | None:
@@ -125,6 +133,30 @@ def _write(path: epath.Path, text: str) -> None:
   new.replace(path)
 
 
+@contextlib.contextmanager
+def lock_run(workdir: str) -> Iterator[None]:
+  """Keeps a second process from training in a run directory.
+
+  The lock is the operating system's, and goes with the process however that ends.
+  There is none on remote storage, and none on Windows.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  if fcntl is None or "://" in str(workdir) or jax.process_index():
+    yield
+    return
+  with Path(workdir, "lock").open("a+") as file:
+    try:
+      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+      raise ValueError(
+        f"--workdir={workdir} is in use by another process that trains there; wait "
+        "for its end or name another directory"
+      ) from None
+    yield
+
+
 class CheckpointStore:
   """The states of one run, saved in the background; a context manager."""
 
@@ -143,9 +175,11 @@ class CheckpointStore:
     best = policies.BestN(
       get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
     )
+    self._directory = epath.Path(workdir).resolve() / "checkpoints"
     self._manager = ocp.CheckpointManager(
-      epath.Path(workdir).resolve() / "checkpoints",
+      self._directory,
       options=ocp.CheckpointManagerOptions(
+        async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
         best_fn=top1,
         preservation_policy=policies.AnyPreservationPolicy(
           [policies.LatestN(keep), best]
@@ -153,6 +187,12 @@ class CheckpointStore:
       ),
       item_names=("model", "training", "evaluated"),
     )
+
+  def _digest(self) -> None:
+    """Adds digests to the checkpoint that is about to be put in its place."""
+    if jax.process_index() == 0:
+      for directory in self._directory.glob(f"{self._saving}.orbax*"):
+        digests.write_digests(directory)
 
   def __enter__(self) -> "CheckpointStore":
     return self
@@ -183,25 +223,42 @@ class CheckpointStore:
       and evaluated["batch_stats"] is state.batch_stats
     ):
       items["evaluated"] = evaluated
+    self._save(step, items, metrics)
+
+  def _save(
+    self, step: int, items: dict[str, Any], metrics: dict[str, float] | None = None
+  ) -> None:
     saved = {name: ocp.args.StandardSave(to_named(x)) for name, x in items.items()}
+    self._manager.wait_until_finished()  # `_digest` has the name of one at a time.
+    self._saving = step
     self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
 
-  def restore_latest(self, state: TrainState) -> TrainState:
-    """Returns the newest saved state, or `state` itself if there is none.
+  def restore_latest(
+    self, state: TrainState, show: Callable[[str], None] = print
+  ) -> TrainState:
+    """Returns the newest whole state, or `state` itself if there is none.
+
+    Damaged ones are moved to `damaged/` in the run directory.
 
     Args:
       state: gives structure, shapes and shardings.
+      show: told of what is moved.
 
     Raises:
       ValueError: only weights were saved, by `save_weights`.
       OSError: it is damaged.
     """
+    if jax.process_index() == 0:
+      self._set_damaged_aside(show)
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("damaged checkpoints are set aside")
+    self._manager.reload()
     step = self._manager.latest_step()
     if step is None:
       return state
     if step == 0:
       raise ValueError(
-        f"{self._manager.directory} has weights but no state of training to go on "
+        f"{self._directory} has weights but no state of training to go on "
         "from; evaluate them, or train in a new --workdir"
       )
     items = ocp.args.Composite(
@@ -214,10 +271,20 @@ class CheckpointStore:
       restored = to_scanned(restored)
     return state.replace(**restored["model"], **restored["training"])
 
+  def _set_damaged_aside(self, show: Callable[[str], None]) -> None:
+    """Moves the newest checkpoints, up to a whole one, out of the way."""
+    for step in sorted(self._manager.all_steps(), reverse=True):
+      damage = digests.find_damage(self._directory / str(step))
+      if not damage:
+        return
+      aside = self._directory.parent / "damaged" / f"{step}-{time.time_ns()}"
+      aside.parent.mkdir(exist_ok=True)
+      (self._directory / str(step)).rename(aside)
+      show(f"checkpoint {step} is damaged: {damage}; it was moved to {aside}")
+
   def save_weights(self, variables: Variables) -> None:
     """Saves trained weights as step 0, without a state of training to go on from."""
-    named = ocp.args.StandardSave(to_named(variables))
-    self._manager.save(0, args=ocp.args.Composite(model=named))
+    self._save(0, {"model": variables})
 
   def restore_model(
     self, which: str, sharding: jax.sharding.Sharding
@@ -241,13 +308,15 @@ class CheckpointStore:
     if step is None or step not in steps:
       known = ", ".join(map(str, sorted(steps))) or "none"
       raise FileNotFoundError(
-        f"no checkpoint {which!r} in {self._manager.directory}; there are: {known}"
+        f"no checkpoint {which!r} in {self._directory}; there are: {known}"
       )
 
     def abstract(array) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
-    directory = self._manager.directory / str(step)
+    directory = self._directory / str(step)
+    if damage := digests.find_damage(directory):
+      raise OSError(f"checkpoint {directory} is damaged: {damage}; name another one")
     name = "evaluated" if (directory / "evaluated").exists() else "model"
     with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
       saved = checkpointer.metadata(directory / name).item_metadata.tree
@@ -261,7 +330,7 @@ class CheckpointStore:
       yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
       raise OSError(
-        f"checkpoint {self._manager.directory / str(step)} cannot be restored: it is "
+        f"checkpoint {self._directory / str(step)} cannot be restored: it is "
         "damaged, and must be deleted to go on from the one before; or, in training, "
         f"the images have other channels than before ({str(error)[:120]})"
       ) from error

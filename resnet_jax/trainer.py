@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from rich.console import Console
 
 from resnet_jax import steps
-from resnet_jax.checkpoint import CheckpointStore, open_run
+from resnet_jax.checkpoint import CheckpointStore, lock_run, open_run
 from resnet_jax.config import Config
 from resnet_jax.data import Dataset, create_dataset
 from resnet_jax.data.mixing import mix
@@ -28,6 +28,7 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim import create_optimizer, create_schedule
 from resnet_jax.plan import Plan
 from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.stop import Stopped, StopRequest
 from resnet_jax.train_state import TrainState, Variables, create_train_state
 from resnet_jax.writers import DIVERGENCE_ADVICE, MetricWriter
 
@@ -54,6 +55,7 @@ def train_and_evaluate(
     ValueError: settings that are wrong or do not fit the data or the run there.
     FileNotFoundError: the data set is not there.
     FloatingPointError: the loss is no longer finite.
+    Stopped: a signal asked for it; the state is saved.
   """
   check(config)
   console = console or Console()
@@ -84,14 +86,20 @@ def train_and_evaluate(
   )
   refresh = create_refresh(config, model, train_set, plan, data_key, sharding)
   show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-  with CheckpointStore(workdir, config.checkpoint.keep) as store:
-    state, results = store.restore_latest(state), None
+  with (
+    lock_run(workdir),
+    CheckpointStore(workdir, config.checkpoint.keep) as store,
+  ):
+    state, results = store.restore_latest(state, show), None
     start = int(state.step)
     show(_headline(config, plan, state, train_set, eval_set))
     show(f"run: {workdir}")
-    with MetricWriter(
-      workdir, plan, jax.jit(schedule), start, console, train_set, eval_set
-    ) as writer:
+    with (
+      StopRequest() as stop,
+      MetricWriter(
+        workdir, plan, jax.jit(schedule), start, console, train_set, eval_set
+      ) as writer,
+    ):
       for step, feed, count in train_set.train_chunks(
         data_key, start, plan, writer.is_idle
       ):
@@ -102,7 +110,8 @@ def train_and_evaluate(
           writer.start_clock()
         state, metrics = train_chunk(state, feed, count)
         writer.train(step, metrics)
-        if plan.save_at(step):
+        stopping = stop.is_asked() and step < plan.num_steps
+        if plan.save_at(step) or stopping:
           writer.flush()
           check_finite(state.variables, step)
           results = None
@@ -116,6 +125,10 @@ def train_and_evaluate(
               writer.evaluation(step, results, name)
           store.save(step, state, results, evaluated)
           writer.start_clock()
+        if stopping:
+          break
+  if int(state.step) < plan.num_steps:
+    raise Stopped(int(state.step))
   if results is None:  # There was nothing left to train.
     *_, last = versions(state).values()
     results = evaluate(eval_chunk, refresh(last), eval_set)

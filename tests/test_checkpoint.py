@@ -1,6 +1,6 @@
 """What is saved comes back, the right ones are kept, wrong ones refused."""
 
-import shutil
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -12,6 +12,7 @@ from resnet_jax.checkpoint import (
   CheckpointStore,
   latest_step,
   load_config,
+  lock_run,
   open_run,
 )
 from resnet_jax.config import Config
@@ -126,17 +127,58 @@ def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
     open_run(tmp_path, Config(), 5)
 
 
-def test_a_damaged_or_unfitting_checkpoint_is_named(tmp_path):
+def flip(path):
+  data = bytearray(path.read_bytes())
+  data[len(data) // 2] ^= 1
+  path.write_bytes(data)
+
+
+def truncate(path):
+  path.write_bytes(path.read_bytes()[:-1])
+
+
+@pytest.mark.parametrize(
+  ("damage", "item"), [(flip, "model"), (truncate, "training"), (Path.unlink, "model")]
+)
+def test_a_damaged_newest_is_named_set_aside_and_the_one_before_used(
+  tmp_path, damage, item
+):
+  state = make_state()
+  states = {step: state.replace(step=state.step + step) for step in (4, 5, 6)}
+  with CheckpointStore(tmp_path, keep=3) as store:
+    for step in states:
+      store.save(step, states[step])
+  for step in (5, 6):
+    files = list(tmp_path.glob(f"checkpoints/{step}/{item}/**/*"))
+    damage(max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size))
+  with CheckpointStore(tmp_path, keep=3) as store:
+    with pytest.raises(OSError, match=rf"checkpoints/6 is damaged: {item}/"):
+      store.restore_model("6", replicated(create_mesh()))
+    said = []
+    assert_equal(store.restore_latest(state, said.append), states[4])
+    store.save(5, states[5])
+  for text, step in zip(said, (6, 5), strict=True):
+    assert text.startswith(f"checkpoint {step} is damaged: {item}/")
+  assert len(list((tmp_path / "damaged").iterdir())) == 2
+  with CheckpointStore(tmp_path, keep=3) as store:
+    assert_equal(store.restore_latest(state, said.append), states[5])
+
+
+def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):
   with CheckpointStore(tmp_path) as store:
     store.save(5, make_state())
-  for item in ("training", "model"):
-    shutil.rmtree(tmp_path / "checkpoints" / "5" / item)
-    with CheckpointStore(tmp_path) as store:
-      with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
-        store.restore_latest(make_state())
-      if item == "model":
-        with pytest.raises(OSError, match=r"checkpoints/5 cannot be restored"):
-          store.restore_model("5", replicated(create_mesh()))
+  other = create_model("resnet8", 4)
+  wrong = pytest.raises(OSError, match=r"checkpoints/5 cannot be restored")
+  with CheckpointStore(tmp_path) as store, wrong:
+    store.restore_latest(make_state(model=other))
+  assert latest_step(tmp_path) == 5
+
+
+def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
+  for _ in range(2):
+    refused = pytest.raises(ValueError, match="in use by another process")
+    with lock_run(tmp_path), refused, lock_run(tmp_path):
+      pass
 
 
 def test_weights_alone_are_no_state_to_go_on_from(tmp_path):

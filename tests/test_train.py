@@ -5,6 +5,7 @@ import os
 import pty
 import re
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -127,6 +128,28 @@ def test_a_loss_that_is_not_finite_is_one_line_and_status_1(tmp_path):
   assert result.returncode == 1
   (line,) = result.stderr.splitlines()
   assert line.startswith("error: the ") and "learning_rate" in line
+
+
+def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
+  command = [sys.executable, str(ROOT / "train.py"), *TINY, f"--workdir={tmp_path}"]
+  process = subprocess.Popen(
+    [*command, "--config.num_steps=1000000", "--config.steps_per_call=2"],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    while not process.stdout.readline().startswith("step "):
+      assert process.poll() is None
+    process.send_signal(signal.SIGINT)
+    out, err = process.communicate(timeout=60)
+  finally:
+    process.kill()
+  assert process.returncode == 0
+  assert err.strip() == "SIGINT: the step is finished and saved; once more ends at once"
+  (step,) = re.findall(r"stopped after step (\d+), which is saved: python train", out)
+  assert f"--workdir={tmp_path} goes on" in out
+  assert (tmp_path / "checkpoints" / step).is_dir()
 
 
 def test_help_names_the_flags():

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import signal
 from functools import partial
 
 import jax
@@ -23,7 +24,9 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources import load_synthetic
 from resnet_jax.evaluation import build_model, evaluate_run
+from resnet_jax.stop import Stopped
 from resnet_jax.trainer import train_and_evaluate
+from resnet_jax.writers import MetricWriter
 
 
 def make_config(**changes) -> Config:
@@ -96,6 +99,26 @@ def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(tmp_path, monkeyp
       run(config, tmp_path / "died")
   assert latest_step(tmp_path / "died") == 5
   assert_states_equal(run(config, tmp_path / "died")[0], expected)
+
+
+def test_a_signal_ends_a_run_between_calls_with_nothing_lost(
+  whole, tmp_path, monkeypatch
+):
+  train = MetricWriter.train
+
+  def train_and_signal(self, step, metrics):
+    train(self, step, metrics)
+    if step == 3:
+      signal.raise_signal(signal.SIGTERM)
+
+  with monkeypatch.context() as patch:
+    patch.setattr(MetricWriter, "train", train_and_signal)
+    with pytest.raises(Stopped) as stopped:
+      run(make_config(), tmp_path)
+  assert stopped.value.step == latest_step(tmp_path) == 3
+  assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
+  lines, expected = records(tmp_path), records(whole[0])
+  assert [line["step"] for line in lines] == [line["step"] for line in expected]
 
 
 def test_a_damaged_metrics_file_is_named(tmp_path):
