@@ -175,12 +175,15 @@ class OptimConfig:
   """Optimiser and learning rate.
 
   Attributes:
-    name: "sgd"; "adam", whose weight decay is an L2 penalty as in PyTorch; or
-      "adamw", whose weight decay is apart from the gradient's.
+    name: "sgd"; "adam", whose weight decay is an L2 penalty as in PyTorch; "adamw",
+      whose weight decay is apart from the gradient's; or, for batches of thousands,
+      "lars" (You et al. 2017) or "lamb" (You et al. 2020).
     learning_rate: peak value, reached at the end of warmup.
     reference_batch_size: if not 0, the learning rate is for this batch size, and is
       multiplied by batch_size / reference_batch_size (Goyal et al. 2017).
-    momentum, nesterov: of SGD.
+    batch_scaling: "linear", or "sqrt" to multiply by the root of that ratio, as is
+      usual with Adam and LAMB.
+    momentum, nesterov: of SGD and LARS.
     weight_decay: coefficient of the L2 penalty, of kernels only.
     decay_all: let weight decay act on batch-norm parameters and biases too, as the
       paper did.
@@ -198,9 +201,10 @@ class OptimConfig:
     clip_norm: largest global norm of the gradient; 0 does not clip.
   """
 
-  name: str = _choice("sgd", "sgd", "adam", "adamw")
+  name: str = _choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
   learning_rate: float = _positive(0.1)
   reference_batch_size: int = _at_least(0, 0)
+  batch_scaling: str = _choice("linear", "linear", "sqrt")
   momentum: float = _setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
   nesterov: bool = False
   weight_decay: float = _at_least(1e-4, 0)

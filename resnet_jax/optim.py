@@ -20,6 +20,8 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
     boundary the rate is already the lower one.
   """
   scale = batch_size / (config.reference_batch_size or batch_size)
+  if config.batch_scaling == "sqrt":
+    scale = scale**0.5
   learning_rate = config.learning_rate * scale
   start = config.warmup_learning_rate * scale
   if config.warmup == "constant":
@@ -55,6 +57,8 @@ def create_optimizer(
   """Gradient clipping, weight decay and the optimiser, in that order.
 
   SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
+  LARS scales the step of each kernel, with its weight decay, by 0.001 of the kernel's
+  norm over the step's; LAMB scales Adam's of every leaf by the ratio of the norms.
   """
   mask = None if config.decay_all else kernels_only
   clip = optax.identity()
@@ -63,6 +67,19 @@ def create_optimizer(
   if config.name == "adamw":
     adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=mask)
     return optax.chain(clip, adamw)
+  if config.name == "lamb":
+    lamb = optax.lamb(schedule, weight_decay=config.weight_decay, mask=mask)
+    return optax.chain(clip, lamb)
+  if config.name == "lars":
+    lars = optax.lars(
+      schedule,
+      config.weight_decay,
+      weight_decay_mask=mask or True,
+      trust_ratio_mask=kernels_only,
+      momentum=config.momentum,
+      nesterov=config.nesterov,
+    )
+    return optax.chain(clip, lars)
   decay = optax.add_decayed_weights(config.weight_decay, mask)
   if config.name == "adam":
     optimizer = optax.adam(schedule)

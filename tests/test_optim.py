@@ -55,6 +55,8 @@ def test_cosine_starts_at_the_peak_and_ends_near_zero():
 
 
 def test_learning_rate_scales_with_the_batch():
+  config = OptimConfig(reference_batch_size=512, batch_scaling="sqrt")
+  np.testing.assert_allclose(values(config, PLAN, [10]), [0.05], rtol=1e-6)
   config = OptimConfig(reference_batch_size=256)
   np.testing.assert_allclose(values(config, PLAN, [20]), 0.05, rtol=1e-6)
 
@@ -106,6 +108,18 @@ def test_adam_adds_weight_decay_to_the_gradient_and_adamw_to_the_step():
   # AdamW's adds lr wd w = 0.1 * 0.5 * 2.
   adamw = changes(OptimConfig(name="adamw", weight_decay=0.5), -0.5)
   np.testing.assert_allclose(adamw, (-0.1 + 0.1, -0.1), rtol=1e-4, atol=1e-6)
+
+
+def test_lars_and_lamb_scale_a_step_by_the_ratio_of_norms():
+  # The kernel's norm is 4; so is that of g + wd w = 1 + 0.5 * 2, over four elements.
+  lars = changes(OptimConfig(name="lars", weight_decay=0.5), 1.0)
+  # A change of parameters of 2 is rounded to 1e-7.
+  np.testing.assert_allclose(lars, (0.1 * 0.001 * 2, 0.1), rtol=1e-5, atol=1e-7)
+  # Adam's first step is 1: 2 with the weight decay; of the scale, 1 at a norm twice it.
+  lamb = changes(OptimConfig(name="lamb", weight_decay=0.5), 3.0)
+  np.testing.assert_allclose(lamb, (0.1 * 2, 0.1 * 2), rtol=1e-4)
+  lamb = changes(OptimConfig(name="lamb", weight_decay=1.5), 3.0)
+  np.testing.assert_allclose(lamb, (0.1 * 4 * 0.5, 0.1 * 2), rtol=1e-4)
 
 
 def test_a_run_shorter_than_its_warmup_only_warms_up():
