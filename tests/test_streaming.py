@@ -452,7 +452,11 @@ def test_a_killed_worker_is_told_of():
   )
   with nothing_left_behind():
     next(chunks)
-    os.kill(multiprocessing.active_children()[0].pid, signal.SIGKILL)
+    worker = multiprocessing.active_children()[0].pid
+    os.kill(worker, signal.SIGTERM)  # A scheduler's, for the main process to answer.
+    for _ in range(8):  # More than is read ahead.
+      next(chunks)
+    os.kill(worker, signal.SIGKILL)
     start = time.monotonic()
     with pytest.raises(OSError, match=r"worker process.*died.*num_workers=2.* -9"):
       for _ in chunks:

@@ -174,8 +174,12 @@ def _copied(batch: HostBatch) -> HostBatch:
 
 
 def _start_worker(index: int, count: int) -> None:
-  """Makes a worker process end with the main process, not before it at Ctrl-C."""
+  """Makes a worker process end with the main process, not before it at a signal.
+
+  The keyboard and schedulers send theirs to every process of a run.
+  """
   signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
 
 
