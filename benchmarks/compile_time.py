@@ -17,7 +17,7 @@ from resnet_jax import create_model
 from resnet_jax.data.augment import preprocess
 from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.steps import compile_train_chunk
-from resnet_jax.train_state import create_train_state
+from resnet_jax.train_state import StateInit
 
 BATCH = 8
 
@@ -32,7 +32,7 @@ def measure(depth: int, scan: bool) -> tuple[float, float, float]:
   sharding = replicated(create_mesh(jax.devices()[:1]))
   start = time.monotonic()
   tx = optax.sgd(0.1, 0.9)
-  state = create_train_state(jax.random.key(0), model, tx, (32, 32, 3), sharding)
+  state = StateInit(model, tx, (32, 32, 3), sharding)(jax.random.key(0))
   jax.block_until_ready(state.params)
   initialised = time.monotonic()
   chunk = compile_train_chunk(

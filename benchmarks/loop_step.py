@@ -21,7 +21,7 @@ from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import load_synthetic
 from resnet_jax.models.zoo import create_model
 from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.train_state import create_train_state
+from resnet_jax.train_state import StateInit
 
 
 def main() -> None:
@@ -37,7 +37,7 @@ def main() -> None:
   ((feed, _),) = dataset.eval_chunks()
   model = create_model(args.model, 10)
   tx, sharding = optax.sgd(0.1, 0.9), replicated(mesh)
-  state = create_train_state(jax.random.key(0), model, tx, (32, 32, 3), sharding)
+  state = StateInit(model, tx, (32, 32, 3), sharding)(jax.random.key(0))
   prepare = partial(preprocess, padding=4, flip=True, mean=(0.5,), std=(0.25,))
   train_chunk = steps.compile_train_chunk(
     preprocess=prepare,

@@ -1,15 +1,13 @@
-"""What a run leaves to go on from: its settings and its states.
+"""The states of a run on disk, to go on from or to evaluate.
 
-A run directory holds `config.json`, `classes.txt` and
-`checkpoints/STEP/{model,training}`. "model" is all that evaluation needs; where that is
-an average, or has other statistics, it is in "evaluated" beside it. All are in the
-named layout of `models/layout.py`.
+`checkpoints/STEP` in the run directory holds "model" and "training". "model" is all
+that evaluation needs; where that is an average, or has other statistics, it is in
+"evaluated" beside it. All are in the named layout of `models/layout.py`.
 """
 
 import contextlib
 import time
-from collections.abc import Callable, Iterator, Sequence
-from pathlib import Path
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
@@ -18,143 +16,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax import digests, saved_config
-from resnet_jax.config import Config
+from resnet_jax import digests
 from resnet_jax.models.layout import is_scanned, to_named, to_scanned
 from resnet_jax.train_state import TrainState, Variables
-
-try:
-  import fcntl
-except ImportError:  # Windows.
-  fcntl = None  # type: ignore[assignment]
-
-
-def load_config(workdir: str) -> Config | None:
-  """Returns the settings of the run in `workdir`; None if there is no run.
-
-  Raises:
-    ValueError: the file is damaged.
-  """
-  path = epath.Path(workdir) / "config.json"
-  if not path.exists():
-    return None
-  try:
-    return saved_config.from_json(path.read_text())
-  except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
-
-
-def load_run_config(workdir: str) -> Config:
-  """Returns the settings of the run in `workdir`.
-
-  Raises:
-    FileNotFoundError: there is no run.
-    ValueError: the file is damaged.
-  """
-  config = load_config(workdir)
-  if config is None:
-    raise FileNotFoundError(f"no run in {workdir!r}: it has no config.json")
-  return config
-
-
-def latest_step(workdir: str) -> int:
-  """Returns the newest step saved in `workdir`; 0 if there is none."""
-  path = epath.Path(workdir) / "checkpoints"
-  names = [child.name for child in path.iterdir()] if path.exists() else []
-  return max((int(name) for name in names if name.isdecimal()), default=0)
-
-
-def load_class_names(workdir: str) -> tuple[str, ...]:
-  """Returns the names of the classes of a run, in order; () if they are not known."""
-  path = epath.Path(workdir) / "classes.txt"
-  return tuple(path.read_text().split("\n")[:-1]) if path.exists() else ()
-
-
-def open_run(
-  workdir: str, config: Config, num_steps: int, class_names: Sequence[str] = ()
-) -> None:
-  """Makes the run directory, or checks that its run may go on with these settings.
-
-  Args:
-    workdir: a directory that holds a run, or none.
-    config: fully resolved; it is saved.
-    num_steps: length of the run.
-    class_names: in the order of the labels; saved too.
-
-  Raises:
-    ValueError: `workdir` is a file, the run there has other settings or classes or
-      is further than `num_steps`, or a class name is no line of text.
-  """
-  path = epath.Path(workdir)
-  if path.exists() and not path.is_dir():
-    raise ValueError(f"--workdir={workdir} is a file; name a directory")
-  old, done = load_config(workdir), latest_step(workdir)
-  if old is not None:
-    saved_config.check_resumable(old, config)
-  elif done:
-    raise ValueError(
-      f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
-      "it back or use a new --workdir"
-    )
-  if done > num_steps:
-    raise ValueError(
-      f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
-      "config.num_steps or num_epochs; raise them or use a new --workdir"
-    )
-  for name in class_names:
-    if "\n" in name or name != name.encode(errors="replace").decode():
-      raise ValueError(f"class {name!r} must be one line of UTF-8; rename it")
-  check_class_names(class_names, workdir)
-  path.mkdir(parents=True, exist_ok=True)
-  if class_names:
-    _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
-  _write(path / "config.json", saved_config.to_json(config))
-
-
-def check_class_names(class_names: Sequence[str], workdir: str) -> None:
-  """Raises `ValueError` if data has other classes than the run in `workdir`."""
-  saved = load_class_names(workdir)
-  for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
-    if new != old:
-      raise ValueError(
-        f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; it must "
-        "have the run's classes"
-      )
-  if saved and len(saved) != len(class_names):
-    raise ValueError(
-      f"the data has {len(class_names)} classes, the run {workdir} {len(saved)}"
-    )
-
-
-def _write(path: epath.Path, text: str) -> None:
-  """Writes apart and then renames, so that a kill leaves the old file whole."""
-  new = path.with_name(path.name + ".new")
-  new.write_text(text)
-  new.replace(path)
-
-
-@contextlib.contextmanager
-def lock_run(workdir: str) -> Iterator[None]:
-  """Keeps a second process from training in a run directory.
-
-  The lock is the operating system's, and goes with the process however that ends.
-  There is none on remote storage, and none on Windows.
-
-  Raises:
-    ValueError: another process has it.
-  """
-  if fcntl is None or "://" in str(workdir) or jax.process_index():
-    yield
-    return
-  with Path(workdir, "lock").open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f"--workdir={workdir} is in use by another process that trains there; wait "
-        "for its end or name another directory"
-      ) from None
-    yield
 
 
 class CheckpointStore:

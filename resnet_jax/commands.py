@@ -193,7 +193,7 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-  from resnet_jax import checkpoint, evaluation, weights
+  from resnet_jax import evaluation, run_dir, weights
   from resnet_jax.convert import with_preprocessing
   from resnet_jax.models.zoo import create_model
 
@@ -201,7 +201,7 @@ def _evaluate(args: argparse.Namespace) -> None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
         raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
-    config = checkpoint.load_run_config(args.workdir)
+    config = run_dir.load_run_config(args.workdir)
   elif args.model and args.weights and args.dataset:
     if args.checkpoint != "latest":
       raise ValueError("--checkpoint is for --workdir, not --weights")

@@ -199,6 +199,9 @@ class OptimConfig:
     ema_decay: of the moving average of parameters and statistics that is evaluated
       next to them, an update; 0 keeps none.
     clip_norm: largest global norm of the gradient; 0 does not clip.
+    shard_state: split the optimiser's state over the devices, to save memory (ZeRO-1).
+    skip_nonfinite: leave out and count an update whose loss or gradient is not finite;
+      else it ends the run.
   """
 
   name: str = _choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
@@ -221,6 +224,8 @@ class OptimConfig:
   accumulate: int = _positive(1)
   ema_decay: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   clip_norm: float = _at_least(0.0, 0)
+  shard_state: bool = False
+  skip_nonfinite: bool = False
 
 
 @dataclasses.dataclass(slots=True)
@@ -248,6 +253,10 @@ class Config:
     steps_per_call: most updates of one call of the compiled `train_chunk`.
     log_every_steps: period of training metrics.
     eval_every_steps: period of evaluation; 0 is once an epoch. Always at the end.
+    bn_scope: what shares the statistics of batch norm in training: "global", the whole
+      batch, whatever the number of devices; "device", the images of each device, with
+      no communication, as in the paper; or a number of devices, such as "4". With
+      `optim.accumulate` it is their images of one part.
     precise_bn_batches: number of training batches that batch-norm statistics are
       computed anew from before each evaluation, as the paper's authors did; 0 takes
       the running ones.
@@ -260,6 +269,11 @@ class Config:
   steps_per_call: int = _positive(10)
   log_every_steps: int = _positive(50)
   eval_every_steps: int = _at_least(0, 0)
+  bn_scope: str = _setting(
+    "global",
+    "'global', 'device' or a number of devices, such as '4'",
+    lambda v: v in ("global", "device") or (v.isascii() and v.isdigit() and int(v) > 0),
+  )
   precise_bn_batches: int = _at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import jax
 
-from resnet_jax import checkpoint, evaluation, weights
+from resnet_jax import evaluation, run_dir, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.weights import Preprocessing
@@ -54,7 +54,7 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
   path = Path(source).resolve()
   if path.parent.name == "checkpoints" and path.name.isdecimal():
     path, which = path.parents[1], path.name
-  config = checkpoint.load_run_config(str(path))
+  config = run_dir.load_run_config(str(path))
   if model is not None and model.name != config.model.name:
     raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
@@ -81,8 +81,7 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
       config, data=with_preprocessing(config.data, preprocessing)
     )
     evaluation.check(config)
-    checkpoint.open_run(target, config, num_steps=0)
-    with CheckpointStore(target) as store:
+    with run_dir.open_run(target, config, 0), CheckpointStore(target) as store:
       store.save_weights(variables)
   return f"{model.name} of {source} -> {target}"
 

@@ -10,18 +10,18 @@ import jax
 from jax.sharding import Mesh
 
 from resnet_jax import backend, steps, weights
-from resnet_jax.checkpoint import (
-  CheckpointStore,
-  check_class_names,
-  load_class_names,
-  load_run_config,
-)
+from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config
 from resnet_jax.data import Dataset, create_dataset
 from resnet_jax.data.augment import preprocess
 from resnet_jax.metrics import Metrics, add_metrics, summarize
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.zoo import create_model
+from resnet_jax.run_dir import (
+  check_class_names,
+  load_class_names,
+  load_run_config,
+)
 from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.train_state import Variables, image_channels
 from resnet_jax.validation import validate

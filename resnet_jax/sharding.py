@@ -29,6 +29,52 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def split_over_devices(tree, mesh: Mesh):
+  """Returns a sharding for each array: its largest axis that splits evenly is split.
+
+  Where none does, every device holds the whole. For optimiser states: each device then
+  updates its part of the parameters (Rajbhandari et al. 2020, section 5.1, "ZeRO-1").
+
+  Args:
+    tree: of arrays or of their shapes and dtypes.
+    mesh: the devices.
+  """
+
+  def sharding(array) -> NamedSharding:
+    sizes = [0 if size % mesh.size else size for size in array.shape]
+    if not any(sizes):
+      return replicated(mesh)
+    axis = sizes.index(max(sizes))
+    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+
+  return jax.tree.map(sharding, tree)
+
+
+def count_norm_groups(scope: str, batch_size: int, mesh: Mesh) -> int:
+  """Returns the number of parts of a batch that batch norm takes by themselves.
+
+  Args:
+    scope: "global", "device", or how many devices share their statistics.
+    batch_size: images that are normalised at a time, over all devices.
+    mesh: the devices.
+
+  Raises:
+    ValueError: the devices do not split into such groups, or the batch into theirs.
+  """
+  together = {"global": mesh.size, "device": 1}.get(scope) or int(scope)
+  if mesh.size % together:
+    raise ValueError(
+      f"config.bn_scope={scope} must divide the number of devices, {mesh.size}"
+    )
+  groups = mesh.size // together
+  if batch_size % groups:
+    raise ValueError(
+      f"config.batch_size / config.optim.accumulate={batch_size} must be a multiple of "
+      f"{groups}, the number of groups of config.bn_scope={scope}"
+    )
+  return groups
+
+
 def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises `ValueError` if a batch does not split evenly over the devices."""
   if batch_size % mesh.size:

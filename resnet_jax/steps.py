@@ -38,6 +38,7 @@ def train_step(
   label_smoothing: float = 0.0,
   accumulate: int = 1,
   ema_decay: float = 0.0,
+  skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
 
@@ -50,9 +51,12 @@ def train_step(
     accumulate: number of equal parts of the batch whose gradients are computed one
       after the other and added. Batch norm sees the parts, not the whole.
     ema_decay: of `state.ema`, if there is one.
+    skip_nonfinite: change nothing but the counts of steps if the loss or a gradient
+      is not finite.
 
   Returns:
-    The state after it, and metrics of the batch in train mode, before it.
+    The state after it, and metrics of the batch in train mode, before it; with
+    "skipped_updates", 1 if this one was skipped: then it has no other metrics.
   """
   chex.assert_rank(batch["image"], 4)
   chex.assert_type(batch["image"], jnp.uint8)
@@ -85,6 +89,7 @@ def train_step(
     grads, batch_stats, metrics = _accumulate(
       partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
     )
+  before = state
   state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
   if state.ema is not None:
     # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
@@ -92,7 +97,20 @@ def train_step(
     state = state.replace(
       ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
     )
-  return state, metrics
+  if not skip_nonfinite:
+    return state, metrics | {"skipped_updates": jnp.zeros(())}
+  is_finite = jnp.isfinite(metrics["loss"])
+  for gradients in jax.tree.leaves(grads):
+    is_finite &= jnp.isfinite(gradients).all()
+
+  def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+    # Counts move on, so that the learning rate stays a function of the step.
+    is_float = jnp.issubdtype(new.dtype, jnp.floating)
+    return jnp.where(is_finite, new, old) if is_float else new
+
+  metrics = {name: jnp.where(is_finite, value, 0) for name, value in metrics.items()}
+  metrics["skipped_updates"] = 1.0 - is_finite
+  return jax.tree.map(keep, state, before), metrics
 
 
 def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int):
@@ -169,7 +187,8 @@ def train_chunk(
     state, metrics = train_step(state, take_batch(feed, state.step))
     return state, add_metrics(total, metrics)
 
-  return lax.fori_loop(0, count, body, (state, zero_metrics(num_classes)))
+  zeros = zero_metrics(num_classes) | {"skipped_updates": jnp.zeros(())}
+  return lax.fori_loop(0, count, body, (state, zeros))
 
 
 def eval_chunk(
@@ -194,6 +213,7 @@ def compile_train_chunk(
   take_batch: TakeBatch,
   num_classes: int,
   sharding: jax.sharding.Sharding,
+  state_sharding: Any = None,
   **options: Any,
 ) -> Callable:
   """Returns jitted `train_chunk(state, feed, count)`.
@@ -203,14 +223,16 @@ def compile_train_chunk(
   Args:
     take_batch: see `train_chunk`; it places each batch on the devices.
     num_classes: number of logits.
-    sharding: of the state and the metrics.
+    sharding: of the metrics.
+    state_sharding: of the state's leaves; None is `sharding`.
     **options: those of `train_step`.
   """
   step = partial(train_step, **options)
   chunk = partial(
     train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
   )
-  return backend.jit(chunk, donate_argnums=0, out_shardings=sharding)
+  shardings = state_sharding or sharding, sharding
+  return backend.jit(chunk, donate_argnums=0, out_shardings=shardings)
 
 
 def compile_eval_chunk(
@@ -247,8 +269,8 @@ def compile_statistics_chunk(
     take_batch: see `train_chunk`.
     sharding: of the result.
   """
-  # The running values after a batch are then those of the batch.
-  model = model.clone(norm=partial(model.norm, momentum=0.0))
+  # The running values after a batch are then those of the batch, the whole of it.
+  model = model.clone(norm=partial(model.norm, momentum=0.0, groups=1))
 
   def chunk(variables: Variables, feed: Any, count: int, first: int, key: jax.Array):
     def body(i, sums):

@@ -1,5 +1,8 @@
 """Everything that training changes, as one pytree."""
 
+import dataclasses
+import functools
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -37,40 +40,56 @@ class TrainState(train_state.TrainState):
     return {"params": self.params, "batch_stats": self.batch_stats}
 
 
-def create_train_state(
-  key: jax.Array,
-  model: nn.Module,
-  tx: optax.GradientTransformation,
-  image_shape: tuple[int, int, int],
-  sharding: jax.sharding.Sharding,
-  ema: bool = False,
-) -> TrainState:
-  """Initialises parameters and optimiser state directly under `sharding`.
+@dataclasses.dataclass(frozen=True)
+class StateInit:
+  """Makes the first state of a run, born under its shardings: called with a PRNG key.
 
-  Args:
-    key: PRNG key; parameters and augmentation get different ones from it.
+  Attributes:
     model: called as `model.init(key, images)`.
     tx: the optimiser.
     image_shape: (H, W, C).
-    sharding: of every leaf.
+    replicated: sharding of every leaf but those of the optimiser.
     ema: keep a moving average too.
+    shard_opt_state: from the shapes of the optimiser's state to their shardings; None
+      is `replicated`.
   """
 
-  def create(key: jax.Array) -> TrainState:
+  model: nn.Module
+  tx: optax.GradientTransformation
+  image_shape: tuple[int, int, int]
+  replicated: jax.sharding.Sharding
+  ema: bool = False
+  shard_opt_state: Callable[[Any], Any] | None = None
+
+  def __call__(self, key: jax.Array) -> TrainState:
+    """Computes the state; parameters and augmentation get different keys."""
+    return backend.jit_once(self._create, out_shardings=self.sharding())(key)
+
+  def _create(self, key: jax.Array) -> TrainState:
     init_key, step_key = jax.random.split(key)
-    variables = model.init(init_key, jnp.zeros((1, *image_shape)))
+    variables = self.model.init(init_key, jnp.zeros((1, *self.image_shape)))
     state = TrainState.create(
-      apply_fn=model.apply,
-      tx=tx,
+      apply_fn=self.model.apply,
+      tx=self.tx,
       key=step_key,
       params=variables["params"],
       batch_stats=variables.get("batch_stats", {}),
     )
     # Flax starts with a Python int, which would be compiled once more as an array.
     step = jnp.zeros((), jnp.int32)
-    return state.replace(step=step, ema=state.variables if ema else None)
+    return state.replace(step=step, ema=state.variables if self.ema else None)
 
-  return backend.jit_once(create, out_shardings=sharding)(key)
+  @functools.cached_property
+  def shapes(self) -> TrainState:
+    """Shapes and dtypes of the state; nothing is computed."""
+    return jax.eval_shape(self._create, jax.random.key(0))
+
+  def sharding(self) -> TrainState:
+    """Shardings of the state's leaves."""
+    sharding = jax.tree.map(lambda _: self.replicated, self.shapes)
+    if self.shard_opt_state is None:
+      return sharding
+    return sharding.replace(opt_state=self.shard_opt_state(self.shapes.opt_state))
 
 
 def abstract_variables(

@@ -1,17 +1,20 @@
 """The story of a run: from settings to a trained, evaluated and saved model."""
 
+import contextlib
 import dataclasses
 import functools
 import operator
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
 import jax.numpy as jnp
+import optax
+from jax.sharding import Mesh
 from rich.console import Console
 
 from resnet_jax import steps
-from resnet_jax.checkpoint import CheckpointStore, lock_run, open_run
+from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config
 from resnet_jax.data import Dataset, create_dataset
 from resnet_jax.data.mixing import mix
@@ -27,9 +30,15 @@ from resnet_jax.evaluation import (
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim import create_optimizer, create_schedule
 from resnet_jax.plan import Plan
-from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.run_dir import latest_step, open_run
+from resnet_jax.sharding import (
+  count_norm_groups,
+  create_mesh,
+  replicated,
+  split_over_devices,
+)
 from resnet_jax.stop import Stopped, StopRequest
-from resnet_jax.train_state import TrainState, Variables, create_train_state
+from resnet_jax.train_state import StateInit, TrainState, Variables
 from resnet_jax.writers import DIVERGENCE_ADVICE, MetricWriter
 
 
@@ -58,39 +67,44 @@ def train_and_evaluate(
     Stopped: a signal asked for it; the state is saved.
   """
   check(config)
-  console = console or Console()
+  console = console or Console(quiet=jax.process_index() > 0)
   mesh = create_mesh(devices)
-  init_key, data_key = jax.random.split(jax.random.key(config.seed))
   with console.status(f"loading {config.data.name}"):
     train_set = create_dataset(config.data, config.batch_size, mesh, config.augment)
     plan = Plan.create(config, train_set.num_examples)
     config = resolve(config, len(train_set.class_names))
-    model = build_model(config)
+    model = with_norm_groups(build_model(config), config, mesh)
     eval_set, eval_chunk = create_evaluation(config, model, mesh, train_set.class_names)
-  open_run(workdir, config, plan.num_steps, train_set.class_names)
 
-  schedule = create_schedule(config.optim, plan, config.batch_size)
-  tx = create_optimizer(config.optim, schedule)
-  shape, sharding = train_set.image_shape, replicated(mesh)
-  ema = config.optim.ema_decay > 0
-  state = create_train_state(init_key, model, tx, shape, sharding, ema)
-  train_chunk = steps.compile_train_chunk(
-    preprocess=create_preprocess(config),
-    mix=create_mix(config),
-    take_batch=train_set.take_batch,
-    num_classes=config.model.num_classes,
-    label_smoothing=config.optim.label_smoothing,
-    accumulate=config.optim.accumulate,
-    ema_decay=config.optim.ema_decay,
-    sharding=sharding,
-  )
-  refresh = create_refresh(config, model, train_set, plan, data_key, sharding)
-  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
   with (
-    lock_run(workdir),
-    CheckpointStore(workdir, config.checkpoint.keep) as store,
+    open_run(workdir, config, plan.num_steps, train_set.class_names),
+    last_checkpoint_in_errors(workdir),
   ):
-    state, results = store.restore_latest(state, show), None
+    return _train(
+      config, workdir, plan, model, train_set, eval_set, eval_chunk, mesh, console
+    )
+
+
+def _train(
+  config: Config,
+  workdir: str,
+  plan: Plan,
+  model: ResNet,
+  train_set: Dataset,
+  eval_set: Dataset,
+  eval_chunk: Callable,
+  mesh: Mesh,
+  console: Console,
+) -> tuple[TrainState, dict[str, float]]:
+  """Trains in a run directory that is open; `config` is resolved."""
+  init_key, data_key = jax.random.split(jax.random.key(config.seed))
+  schedule = create_schedule(config.optim, plan, config.batch_size)
+  init = create_init(config, model, schedule, train_set.image_shape, mesh)
+  train_chunk = create_train_chunk(config, init, train_set.take_batch, mesh)
+  refresh = create_refresh(config, model, train_set, plan, data_key, replicated(mesh))
+  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+  with CheckpointStore(workdir, config.checkpoint.keep) as store:
+    state, results = store.restore_latest(init(init_key), show), None
     start = int(state.step)
     show(_headline(config, plan, state, train_set, eval_set))
     show(f"run: {workdir}")
@@ -133,6 +147,78 @@ def train_and_evaluate(
     *_, last = versions(state).values()
     results = evaluate(eval_chunk, refresh(last), eval_set)
   return state, results
+
+
+@contextlib.contextmanager
+def last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
+  """Adds to the error of a run that diverged what there is to go on from."""
+  try:
+    yield
+  except FloatingPointError as error:
+    step = latest_step(workdir)
+    last = f"the last good checkpoint is of step {step}" if step else "nothing is saved"
+    raise FloatingPointError(f"{error}; {last}") from None
+
+
+def with_norm_groups(model: ResNet, config: Config, mesh: Mesh) -> ResNet:
+  """Returns the model with batch norm over the devices that `config.bn_scope` says."""
+  if config.bn_scope == "global":
+    return model
+  images = config.batch_size // config.optim.accumulate
+  groups = count_norm_groups(config.bn_scope, images, mesh)
+  return model.clone(norm=partial(model.norm, groups=groups))
+
+
+def create_init(
+  config: Config,
+  model: ResNet,
+  schedule: optax.Schedule,
+  image_shape: tuple[int, int, int],
+  mesh: Mesh,
+) -> StateInit:
+  """Returns what makes the first state of a run, or tells its shapes.
+
+  Args:
+    config: resolved.
+    model: with batch norm as in training.
+    schedule: of the learning rate.
+    image_shape: (H, W, C).
+    mesh: the devices.
+  """
+  split = partial(split_over_devices, mesh=mesh)
+  return StateInit(
+    model,
+    create_optimizer(config.optim, schedule),
+    image_shape,
+    replicated(mesh),
+    ema=config.optim.ema_decay > 0,
+    shard_opt_state=split if config.optim.shard_state else None,
+  )
+
+
+def create_train_chunk(
+  config: Config, init: StateInit, take_batch: steps.TakeBatch, mesh: Mesh
+) -> Callable:
+  """Returns the jitted `train_chunk` of these settings.
+
+  Args:
+    config: resolved.
+    init: of the state.
+    take_batch: of the data set.
+    mesh: the devices.
+  """
+  return steps.compile_train_chunk(
+    preprocess=create_preprocess(config),
+    mix=create_mix(config),
+    take_batch=take_batch,
+    num_classes=config.model.num_classes,
+    label_smoothing=config.optim.label_smoothing,
+    accumulate=config.optim.accumulate,
+    ema_decay=config.optim.ema_decay,
+    skip_nonfinite=config.optim.skip_nonfinite,
+    state_sharding=init.sharding(),
+    sharding=replicated(mesh),
+  )
 
 
 def versions(state: TrainState) -> dict[str, Variables]:

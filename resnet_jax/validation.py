@@ -54,11 +54,14 @@ def validate(config: Config) -> None:
       f"config.batch_size={config.batch_size} must be a multiple of "
       f"config.optim.accumulate={optim.accumulate}"
     )
-  if config.precise_bn_batches and "batch" not in config.model.norm:
-    raise ValueError(
-      f"config.precise_bn_batches={config.precise_bn_batches} needs a batch norm, not "
-      f"config.model.norm={config.model.norm!r}"
-    )
+  default = Config()
+  for field in ("precise_bn_batches", "bn_scope"):
+    value = getattr(config, field)
+    if value != getattr(default, field) and "batch" not in config.model.norm:
+      raise ValueError(
+        f"config.{field}={value} needs a batch norm, not "
+        f"config.model.norm={config.model.norm!r}"
+      )
   if data.train_crop == "random" and data.image_size > data.train_resize:
     raise ValueError(
       f"config.data.image_size={data.image_size} must be at most "

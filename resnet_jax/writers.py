@@ -4,6 +4,7 @@
 directory; a live progress bar on a terminal, plain lines elsewhere.
 """
 
+import contextlib
 import json
 import math
 import sys
@@ -52,9 +53,16 @@ class MetricWriter:
     self._input, self._eval_set = train_set, eval_set
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
-    self._records = self._drop_later_lines(start_step)
-    self._file = (self._workdir / "metrics.jsonl").open("a")
-    self._board = _open_board(self._workdir / "tensorboard", start_step)
+    self._writes = jax.process_index() == 0
+    self._records = self._drop_later_lines(start_step) if self._writes else []
+    # Of several processes the first one writes.
+    self._files = contextlib.ExitStack()
+    if self._writes:
+      lines = (self._workdir / "metrics.jsonl").open("a")
+      self._file = self._files.enter_context(lines)
+      self._board = self._files.enter_context(
+        _open_board(self._workdir / "tensorboard", start_step)
+      )
     self._pending: tuple[int, Metrics] | None = None
     self._sums: Metrics | None = None
     self._seconds, self._mark = 0.0, time.monotonic()
@@ -83,9 +91,9 @@ class MetricWriter:
   def __exit__(self, *exc_info) -> None:
     self._bar.stop()
     self._show_skipped()  # Too many may be what ended the run.
-    self._file.close()
-    self._board.close()
-    draw_curves(self._records, self._workdir / "curves.png")
+    self._files.close()
+    if self._writes:
+      draw_curves(self._records, self._workdir / "curves.png")
 
   def _drop_later_lines(self, step: int) -> list[dict]:
     path = self._workdir / "metrics.jsonl"
@@ -144,7 +152,12 @@ class MetricWriter:
     self._check_finite(step, sums["loss"])
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
+      skipped = int(self._sums.pop("skipped_updates"))
+      if not self._sums["count"]:
+        self._check_finite(step, math.nan)
       values = summarize(self._sums)
+      if skipped:
+        values["skipped_updates"] = skipped
       values["images_per_s"] = values.pop("count") / self._seconds
       if self._waited:
         values["input_wait"] = min(1.0, self._waited / self._seconds)
@@ -184,6 +197,8 @@ class MetricWriter:
     self._skipped.update(skipped)
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+    if not self._writes:
+      return
     self._show_skipped()
     if self._skipped:
       values = values | {"skipped": len(self._skipped)}
@@ -223,6 +238,7 @@ def _describe(values: dict[str, float]) -> str:
   return (
     f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} % "
     f"{values['images_per_s']:.0f} images/s{_describe_wait(values)}"
+    + (f", {n} updates skipped" if (n := values.get("skipped_updates")) else "")
   )
 
 

@@ -9,10 +9,18 @@ import pytest
 ROOT = Path(__file__).parents[1]
 # A module imports from lower levels, and from its own within a package.
 LEVELS = [
-  {"config", "backend", "torch_pickle", "preprocessing", "stop", "digests"},
+  {
+    "config",
+    "backend",
+    "torch_pickle",
+    "preprocessing",
+    "stop",
+    "digests",
+    "distributed",
+  },
   {"models", "plan", "validation", "torch_file"},
   {"saved_config", "metrics", "sharding", "optim", "curves", "torch_names", "summary"},
-  {"data", "train_state"},
+  {"data", "train_state", "run_dir"},
   {"steps", "checkpoint", "writers", "weights"},
   {"evaluation"},
   {"trainer", "convert"},

@@ -8,18 +8,12 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.checkpoint import (
-  CheckpointStore,
-  latest_step,
-  load_config,
-  lock_run,
-  open_run,
-)
-from resnet_jax.config import Config
+from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.models.layout import is_scanned, to_named
 from resnet_jax.models.zoo import create_model
+from resnet_jax.run_dir import latest_step
 from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.train_state import create_train_state
+from resnet_jax.train_state import StateInit
 
 MODEL = create_model("resnet8", 3)
 SHAPE = (8, 8, 3)
@@ -28,7 +22,7 @@ SHAPE = (8, 8, 3)
 def make_state(devices=1, step=0, model=MODEL):
   sharding = replicated(create_mesh(jax.devices()[:devices]))
   tx = optax.sgd(0.1, 0.9)
-  state = create_train_state(jax.random.key(step), model, tx, SHAPE, sharding)
+  state = StateInit(model, tx, SHAPE, sharding)(jax.random.key(step))
   return state.replace(step=state.step + step)
 
 
@@ -96,37 +90,6 @@ def test_best_and_latest_by_name(tmp_path):
         store.restore_model(wrong, sharding)
 
 
-def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
-  run = tmp_path / "a" / "run"
-  assert load_config(run) is None
-  open_run(run, Config(seed=3), 9)
-  assert load_config(run) == Config(seed=3)
-  with pytest.raises(ValueError, match="seed was 3 and is now 4"):
-    open_run(run, Config(seed=4), 9)
-  assert load_config(run) == Config(seed=3)
-  assert [path.name for path in run.iterdir()] == ["config.json"]
-
-
-@pytest.mark.parametrize("name", ["two\nlines", "not\udcff UTF-8"])
-def test_class_name_that_is_no_line_of_text_is_refused(tmp_path, name):
-  with pytest.raises(ValueError, match=r"class '.*' must be one line of UTF-8"):
-    open_run(tmp_path / "run", Config(), 5, ["cat", name])
-  assert not (tmp_path / "run").exists()
-
-
-def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
-  open_run(tmp_path, Config(), 5)
-  with CheckpointStore(tmp_path) as store:
-    store.save(5, make_state())
-  assert latest_step(tmp_path) == 5
-  open_run(tmp_path, Config(), 5)
-  with pytest.raises(ValueError, match="at step 5, past the 4 steps"):
-    open_run(tmp_path, Config(), 4)
-  (tmp_path / "config.json").unlink()
-  with pytest.raises(ValueError, match=r"no config\.json"):
-    open_run(tmp_path, Config(), 5)
-
-
 def flip(path):
   data = bytearray(path.read_bytes())
   data[len(data) // 2] ^= 1
@@ -174,13 +137,6 @@ def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):
   assert latest_step(tmp_path) == 5
 
 
-def test_a_run_directory_is_for_one_process_at_a_time(tmp_path):
-  for _ in range(2):
-    refused = pytest.raises(ValueError, match="in use by another process")
-    with lock_run(tmp_path), refused, lock_run(tmp_path):
-      pass
-
-
 def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
   state = make_state()
   with CheckpointStore(tmp_path) as store:
@@ -207,12 +163,3 @@ def test_scanned_and_unrolled_runs_share_their_checkpoints(tmp_path):
   assert_equal(to_named(scanned.opt_state), named.opt_state)
   assert_equal(scanned.variables, again.variables)
   assert_equal(scanned.opt_state, again.opt_state)
-
-
-def test_run_directory_that_is_a_file_or_damaged(tmp_path):
-  (tmp_path / "file").write_text("x")
-  with pytest.raises(ValueError, match="is a file"):
-    open_run(tmp_path / "file", Config(), 9)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"config\.json is damaged"):
-    open_run(tmp_path, Config(), 9)

@@ -13,7 +13,7 @@ from resnet_jax import create_model
 from resnet_jax.metrics import Batch
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.steps import train_step
-from resnet_jax.train_state import create_train_state
+from resnet_jax.train_state import StateInit
 
 X = 3 + 2 * normal(2, 3, 3, 8)
 
@@ -57,7 +57,7 @@ def take_step(norm: str):
   tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
   model = create_model("resnet8", 10, norm=norm)
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  state = create_train_state(jax.random.key(0), model, tx, (8, 8, 3), sharding)
+  state = StateInit(model, tx, (8, 8, 3), sharding)(jax.random.key(0))
   batch: Batch = {
     "image": pixels(4, 8, 8, 3),
     "label": jnp.arange(4),

@@ -15,7 +15,7 @@ from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import load_synthetic
 from resnet_jax.models.zoo import create_model
 from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.train_state import TrainState, create_train_state
+from resnet_jax.train_state import StateInit, TrainState
 
 BATCH = 16
 
@@ -29,9 +29,7 @@ class Setup:
     self.dataset = ResidentDataset(source, BATCH, mesh)
     model = create_model("resnet8", dtype=dtype)
     tx = optax.sgd(0.02, 0.9)
-    self.state = create_train_state(
-      jax.random.key(1), model, tx, (8, 8, 3), replicated(mesh)
-    )
+    self.state = StateInit(model, tx, (8, 8, 3), replicated(mesh))(jax.random.key(1))
     kwargs = {
       "preprocess": partial(preprocess, padding=1, flip=True, mean=(0.5,), std=(0.25,)),
       "take_batch": self.dataset.take_batch,

@@ -13,7 +13,7 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from resnet_jax.checkpoint import CheckpointStore, latest_step, load_config
+from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import (
   AugmentConfig,
   CheckpointConfig,
@@ -24,6 +24,7 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources import load_synthetic
 from resnet_jax.evaluation import build_model, evaluate_run
+from resnet_jax.run_dir import latest_step, load_config
 from resnet_jax.stop import Stopped
 from resnet_jax.trainer import train_and_evaluate
 from resnet_jax.writers import MetricWriter

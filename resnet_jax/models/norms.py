@@ -13,39 +13,78 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 
-class BatchNorm(nn.BatchNorm):
+class BatchNorm(nn.Module):
   """Batch normalisation (Ioffe & Szegedy 2015) with torchvision's constants.
 
-  Under `jit` the statistics are of the whole batch, over all devices.
+  Under `jit` the batch is the whole one, over all devices, whatever their number.
 
   Attributes:
     momentum: weight of the old running value; torchvision's 0.1 is of the new one.
     epsilon: added to the variance.
-    unbiased: keep the running variance that divides by B H W - 1, as PyTorch and
-      the paper's algorithm 2 do; else by B H W, as Flax and TensorFlow do.
+    unbiased: keep the running variance that divides by n - 1, as PyTorch and the
+      paper's algorithm 2 do; else by n, as Flax and TensorFlow do; n is the number of
+      values that the variance is of.
+    groups: equal parts, one after the other, that the batch is normalised in, each by
+      its own statistics; the running ones move by their average. With as many as
+      there are devices, none waits for another's ("ghost batch norm", Hoffer et al.
+      2017, algorithm 1; the usual one on several GPUs).
+    use_running_average: normalise by the running statistics, and keep them.
   """
 
   momentum: float = 0.9
+  epsilon: float = 1e-5
   unbiased: bool = False
+  groups: int = 1
+  use_running_average: bool | None = None
+  dtype: DTypeLike = jnp.float32
+  scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:  # type: ignore[override]
-    """Maps [B, H, W, C] to the same shape."""
-    moves = not self.use_running_average and not self.is_initializing()
-    moves = moves and self.is_mutable_collection("batch_stats")
-    if not (self.unbiased and moves):
-      return super().__call__(x)
-    kept = self.momentum * self.get_variable("batch_stats", "var")
-    y = super().__call__(x)
-    var: jax.Array = self.get_variable("batch_stats", "var")
-    # Flax added (1 - momentum) * biased variance; a share of 1 / (n - 1) is missing.
-    share = (var - kept) / max(1, math.prod(x.shape[:-1]) - 1)
-    self.put_variable("batch_stats", "var", var + share)
-    return y
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to the same shape; `groups` divides B.
+
+    Raises:
+      ValueError: it does not.
+    """
+    features = x.shape[-1:]
+    ones, zeros = nn.initializers.ones, nn.initializers.zeros
+    scale = self.param("scale", self.scale_init, features, jnp.float32)
+    bias = self.param("bias", zeros, features, jnp.float32)
+    stats = partial(self.variable, "batch_stats")
+    running_mean = stats("mean", zeros, None, features, jnp.float32)
+    running_var = stats("var", ones, None, features, jnp.float32)
+
+    if self.use_running_average:
+      return self._normalize(x, running_mean.value, running_var.value, scale, bias)
+    groups = 1 if self.is_initializing() else self.groups
+    if len(x) % groups:
+      raise ValueError(
+        f"a batch of {len(x)} images does not split into {groups} groups of batch norm"
+      )
+    # Without groups no axis for them, whose only effect would be to hinder layouts.
+    parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
+    axes = tuple(range(parts.ndim - 4, parts.ndim - 1))
+    values = parts.astype(jnp.float32)
+    # Both in one pass; rounding may leave the difference below 0.
+    mean, square = values.mean(axes), lax.square(values).mean(axes)
+    var = jnp.maximum(square - lax.square(mean), 0)
+    if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
+      number = math.prod(parts.shape[axis] for axis in axes)
+      kept_var = var * (number / max(1, number - 1)) if self.unbiased else var
+      for running, new in ((running_mean, mean), (running_var, kept_var)):
+        new = new.reshape(-1, *features).mean(0)
+        running.value = self.momentum * running.value + (1 - self.momentum) * new
+    mean, var = (s.reshape((*s.shape[:-1], 1, 1, 1, *features)) for s in (mean, var))
+    return self._normalize(parts, mean, var, scale, bias).reshape(x.shape)
+
+  def _normalize(self, x, mean, var, scale, bias) -> jax.Array:
+    y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
+    return y.astype(self.dtype)
 
 
 class GroupNorm(nn.Module):

@@ -1,0 +1,157 @@
+"""Several processes as one run: how they find each other, and how they end together.
+
+JAX connects the processes; what it lacks is a way to say why one of them failed. The
+others would wait for it in a collective operation, some of them for ever.
+"""
+
+import contextlib
+import importlib.util
+import os
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+
+# A process that vanished without a word is noticed after this time.
+HEARTBEAT_TIMEOUT_S = 30
+_POLL_S = 0.5
+_KEY = "resnet_jax/error"
+
+
+@contextlib.contextmanager
+def connect(
+  coordinator: str | None = None,
+  num_processes: int | None = None,
+  process_id: int | None = None,
+) -> Iterator[None]:
+  """Connects the processes of a run; an error in one of them ends all within 10 s.
+
+  Without arguments, the launcher's environment is asked: Slurm, Open MPI, Kubernetes
+  (indexed Jobs and JobSets), GKE and Cloud TPU; without a launcher, the process is
+  alone. Before any other use of JAX.
+
+  Args:
+    coordinator: HOST:PORT, where process 0 listens; the others need `num_processes`
+      and `process_id` too, and all are to be given or none.
+    num_processes: of the run.
+    process_id: of this one, from 0.
+
+  Raises:
+    ValueError: arguments that are wrong or incomplete.
+    OSError: the processes did not find each other.
+  """
+  given = {
+    "--coordinator": coordinator,
+    "--num_processes": num_processes,
+    "--process_id": process_id,
+  }
+  if missing := [flag for flag, value in given.items() if value is None]:
+    if len(missing) < len(given):
+      raise ValueError(f"{' and '.join(missing)} must be given too: all three or none")
+    if not _is_launched():
+      yield
+      return
+  else:
+    _check(coordinator, num_processes, process_id)
+  try:
+    jax.distributed.initialize(
+      coordinator,
+      num_processes,
+      process_id,
+      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
+    )
+  except RuntimeError as error:  # Whatever the network says.
+    where = coordinator or "the coordinator that the launcher's environment names"
+    raise OSError(f"cannot connect to {where}: {error}") from error
+  with _ending_together() if jax.process_count() > 1 else contextlib.nullcontext():
+    yield
+
+
+def _check(coordinator, num_processes, process_id) -> None:
+  host, _, port = coordinator.rpartition(":")
+  if not host or not port.isdecimal():
+    raise ValueError(
+      f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.1:8476"
+    )
+  if num_processes < 1:
+    raise ValueError(f"--num_processes={num_processes} must be > 0")
+  if not 0 <= process_id < num_processes:
+    raise ValueError(
+      f"--process_id={process_id} must be in [0, {num_processes - 1}], by "
+      f"--num_processes={num_processes}"
+    )
+
+
+def _is_launched() -> bool:
+  """Whether a launcher that JAX knows started this process.
+
+  `jax.distributed.initialize` fails where there is none, and asks the network about
+  some; so only these variables are looked at, and whether there are TPU chips.
+  """
+  variables = os.environ
+
+  def several(name: str) -> bool:
+    return variables.get(name, "").isdecimal() and int(variables[name]) > 1
+
+  def is_installed(package: str) -> bool:
+    return importlib.util.find_spec(package) is not None
+
+  def has_chips() -> bool:
+    paths = (Path("/dev/accel0"), Path("/dev/vfio/0"))
+    return is_installed("libtpu") and any(path.exists() for path in paths)
+
+  return (
+    ("SLURM_STEP_NODELIST" in variables and several("SLURM_NTASKS"))
+    or several("OMPI_COMM_WORLD_SIZE")
+    or ("JOB_COMPLETION_INDEX" in variables and is_installed("kubernetes"))
+    or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
+    or has_chips()
+  )
+
+
+@contextlib.contextmanager
+def _ending_together() -> Iterator[None]:
+  # The store that JAX's processes share has no public name; Orbax uses it like this.
+  store = jax._src.distributed.global_state.client
+  done = threading.Event()
+  threading.Thread(target=_watch, args=(store, done), daemon=True).start()
+  try:
+    yield
+  except BaseException as error:
+    done.set()
+    if isinstance(error, SystemExit) and not error.code:
+      raise
+    if isinstance(error, SystemExit):  # `cli.fail` has printed it.
+      status, reason = int(error.code), error.__context__ or error
+    else:
+      status, reason = 1, error
+      sys.excepthook(type(error), error, error.__traceback__)
+    text = f"process {jax.process_index()}: {reason or type(reason).__name__}"
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
+      store.key_value_set(_KEY, text)
+      time.sleep(4 * _POLL_S)  # Process 0 holds the store that the others look into.
+    _exit(status)
+  finally:
+    done.set()
+
+
+def _watch(store, done: threading.Event) -> None:
+  """Ends this process once another one has failed."""
+  while not done.wait(_POLL_S):
+    try:
+      text = store.key_value_try_get(_KEY)
+    except jax.errors.JaxRuntimeError:  # Nothing is there.
+      continue
+    if jax.process_index() == 0:
+      print(f"error: {text}", file=sys.stderr)
+    _exit(1)
+
+
+def _exit(status: int) -> None:
+  """Ends without JAX's farewell, which would wait for the processes that failed."""
+  sys.stdout.flush()
+  sys.stderr.flush()
+  os._exit(status)

@@ -1,0 +1,58 @@
+"""A run directory: what it keeps, and whom it lets in."""
+
+import pytest
+
+from resnet_jax.config import Config
+from resnet_jax.run_dir import latest_step, load_config, open_run
+
+
+def use(*args):
+  with open_run(*args):
+    pass
+
+
+def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
+  run = tmp_path / "a" / "run"
+  assert load_config(run) is None
+  use(run, Config(seed=3), 9)
+  assert load_config(run) == Config(seed=3)
+  with pytest.raises(ValueError, match="seed was 3 and is now 4"):
+    use(run, Config(seed=4), 9)
+  assert load_config(run) == Config(seed=3)
+  assert {path.name for path in run.iterdir()} == {"config.json", "lock"}
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "not\udcff UTF-8"])
+def test_class_name_that_is_no_line_of_text_is_refused(tmp_path, name):
+  with pytest.raises(ValueError, match=r"class '.*' must be one line of UTF-8"):
+    use(tmp_path / "run", Config(), 5, ["cat", name])
+  assert not (tmp_path / "run").exists()
+
+
+def test_a_run_further_on_or_without_settings_is_refused(tmp_path):
+  use(tmp_path, Config(), 5)
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  assert latest_step(tmp_path) == 5
+  use(tmp_path, Config(), 5)
+  with pytest.raises(ValueError, match="at step 5, past the 4 steps"):
+    use(tmp_path, Config(), 4)
+  (tmp_path / "config.json").unlink()
+  with pytest.raises(ValueError, match=r"no config\.json"):
+    use(tmp_path, Config(), 5)
+
+
+def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
+  for _ in range(2):
+    with open_run(tmp_path, Config(num_steps=9), 9):
+      with pytest.raises(ValueError, match="in use by another process"):
+        use(tmp_path, Config(num_steps=5), 5)  # Allowed afterwards, not now.
+      assert load_config(tmp_path).num_steps == 9
+
+
+def test_run_directory_that_is_a_file_or_damaged(tmp_path):
+  (tmp_path / "file").write_text("x")
+  with pytest.raises(ValueError, match="is a file"):
+    use(tmp_path / "file", Config(), 9)
+  (tmp_path / "config.json").write_text("{")
+  with pytest.raises(ValueError, match=r"config\.json is damaged"):
+    use(tmp_path, Config(), 9)
