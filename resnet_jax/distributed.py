@@ -12,6 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import jax
 
@@ -96,46 +97,56 @@ def _is_launched() -> bool:
   def several(name: str) -> bool:
     return variables.get(name, "").isdecimal() and int(variables[name]) > 1
 
-  def is_installed(package: str) -> bool:
-    return importlib.util.find_spec(package) is not None
-
-  def has_chips() -> bool:
-    paths = (Path("/dev/accel0"), Path("/dev/vfio/0"))
-    return is_installed("libtpu") and any(path.exists() for path in paths)
-
   return (
     ("SLURM_STEP_NODELIST" in variables and several("SLURM_NTASKS"))
     or several("OMPI_COMM_WORLD_SIZE")
-    or ("JOB_COMPLETION_INDEX" in variables and is_installed("kubernetes"))
+    or ("JOB_COMPLETION_INDEX" in variables and _is_installed("kubernetes"))
     or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
-    or has_chips()
+    or _has_chips()
   )
+
+
+def _is_installed(package: str) -> bool:
+  return importlib.util.find_spec(package) is not None
+
+
+def _has_chips() -> bool:
+  paths = Path("/dev/accel0"), Path("/dev/vfio/0")
+  return _is_installed("libtpu") and any(path.exists() for path in paths)
 
 
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
   # The store that JAX's processes share has no public name; Orbax uses it like this.
-  store = jax._src.distributed.global_state.client
+  store: Any = jax._src.distributed.global_state.client
   done = threading.Event()
   threading.Thread(target=_watch, args=(store, done), daemon=True).start()
   try:
     yield
   except BaseException as error:
-    done.set()
     if isinstance(error, SystemExit) and not error.code:
       raise
-    if isinstance(error, SystemExit):  # `cli.fail` has printed it.
-      status, reason = int(error.code), error.__context__ or error
+    status, reason = 1, error
+    if isinstance(error, SystemExit):  # `cli.fail` has printed its reason.
+      status, reason = int(str(error.code)), error.__context__ or error
+    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_network(error):
+      time.sleep(2 * _POLL_S)  # Whose end it is may be known in a moment.
+      reason = OSError(f"another process is gone; its own output says why ({error})")
+      print(f"error: {reason}", file=sys.stderr)
     else:
-      status, reason = 1, error
       sys.excepthook(type(error), error, error.__traceback__)
     text = f"process {jax.process_index()}: {reason or type(reason).__name__}"
+    done.set()
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
       store.key_value_set(_KEY, text)
-      time.sleep(4 * _POLL_S)  # Process 0 holds the store that the others look into.
     _exit(status)
   finally:
     done.set()
+
+
+def _is_of_network(error: Exception) -> bool:
+  signs = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
+  return any(sign in str(error) for sign in signs)
 
 
 def _watch(store, done: threading.Event) -> None:
@@ -154,4 +165,6 @@ def _exit(status: int) -> None:
   """Ends without JAX's farewell, which would wait for the processes that failed."""
   sys.stdout.flush()
   sys.stderr.flush()
+  if jax.process_index() == 0:
+    time.sleep(4 * _POLL_S)  # The store that the others look into is here.
   os._exit(status)

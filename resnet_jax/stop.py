@@ -28,6 +28,7 @@ class StopRequest:
 
   A context manager. Of several processes that JAX connects, a signal to one of them
   stops all after the same step: SIGTERM by JAX's preemption notice, SIGINT likewise.
+  There a second SIGTERM ends the process once all have agreed on the step.
   Outside of the main thread, where Python takes no signals, nothing is asked for.
   """
 
@@ -61,5 +62,9 @@ class StopRequest:
     """Whether to stop now; all processes ask equally often, and get the same answer."""
     if jax.process_count() > 1:
       self._calls += 1  # Steps with gaps would pass by the one that is agreed on.
-      return multihost_utils.reached_preemption_sync_point(self._calls)
+      if not multihost_utils.reached_preemption_sync_point(self._calls):
+        return False
+      for number in _SIGNALS if self._before else ():
+        signal.signal(number, signal.SIG_DFL)  # JAX's handler would take no second one.
+      return True
     return self._asked

@@ -55,11 +55,11 @@ def validate(config: Config) -> None:
       f"config.optim.accumulate={optim.accumulate}"
     )
   default = Config()
-  for field in ("precise_bn_batches", "bn_scope"):
-    value = getattr(config, field)
-    if value != getattr(default, field) and "batch" not in config.model.norm:
+  for name in ("precise_bn_batches", "bn_scope"):
+    value = getattr(config, name)
+    if value != getattr(default, name) and "batch" not in config.model.norm:
       raise ValueError(
-        f"config.{field}={value} needs a batch norm, not "
+        f"config.{name}={value} needs a batch norm, not "
         f"config.model.norm={config.model.norm!r}"
       )
   if data.train_crop == "random" and data.image_size > data.train_resize:

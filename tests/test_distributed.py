@@ -1,0 +1,222 @@
+"""Several processes as one run, by real ones on this machine."""
+
+import contextlib
+import json
+import os
+import re
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax import distributed
+from resnet_jax.checkpoint import CheckpointStore
+from resnet_jax.evaluation import build_model
+from resnet_jax.optim import create_schedule
+from resnet_jax.plan import Plan
+from resnet_jax.run_dir import load_config
+from resnet_jax.sharding import create_mesh
+from resnet_jax.trainer import create_init
+
+ROOT = Path(__file__).parents[1]
+SETTINGS = [
+  "--config.data.name=synthetic",
+  "--config.data.image_size=8",
+  "--config.data.num_examples=70",  # 4 batches of 16, and 6 more.
+  "--config.batch_size=16",
+  "--config.model.name=resnet8",
+  "--config.optim.warmup_epochs=0",
+  # At 0.05 a change of 1e-7 grows to 0.03 within 20 steps on one device too.
+  "--config.optim.learning_rate=0.02",
+  "--config.steps_per_call=2",
+  "--config.log_every_steps=2",
+]
+
+
+@contextlib.contextmanager
+def launched(count: int, *args: str, own: dict[int, str] | None = None, devices=1):
+  """Yields `count` processes of one run; they end with the context.
+
+  Args:
+    count: of processes.
+    *args: flags of all of them.
+    own: a flag of some process alone.
+    devices: of each process.
+  """
+  with socket.socket() as sock:
+    sock.bind(("localhost", 0))
+    port = sock.getsockname()[1]
+  command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
+  flags = [f"--coordinator=localhost:{port}", f"--num_processes={count}"]
+  processes = [
+    subprocess.Popen(
+      [*command, *flags, f"--process_id={i}", *filter(None, [(own or {}).get(i)])],
+      env=os.environ | {"JAX_NUM_CPU_DEVICES": str(devices)},
+      stdout=subprocess.PIPE,
+      stderr=subprocess.PIPE,
+      text=True,
+    )
+    for i in range(count)
+  ]
+  try:
+    yield processes
+  finally:
+    for process in processes:
+      process.kill()
+      process.communicate()
+
+
+def variables_of(workdir) -> list[np.ndarray]:
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  with CheckpointStore(workdir) as store:
+    return jax.tree.leaves(store.restore_model("latest", sharding)[1])
+
+
+def last_evaluation(workdir) -> dict:
+  *_, last = (workdir / "metrics.jsonl").open()
+  return json.loads(last)
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory):
+  """The run of 20 steps by one process, with one device."""
+  workdir = tmp_path_factory.mktemp("whole")
+  with launched(1, f"--workdir={workdir}", "--config.num_steps=20") as (process,):
+    _, error = process.communicate(timeout=120)
+  assert process.returncode == 0, error
+  return workdir
+
+
+@pytest.fixture(scope="module", params=[(2, 2), (4, 1)])
+def shared(request, tmp_path_factory):
+  """The same run by 2 processes with 2 devices each, and by 4 processes."""
+  count, devices = request.param
+  workdir = tmp_path_factory.mktemp("shared")
+  args = [f"--workdir={workdir}", "--config.optim.shard_state", "--config.num_steps=20"]
+  with launched(count, *args, devices=devices) as processes:
+    outputs = [process.communicate(timeout=200) for process in processes]
+    assert [process.returncode for process in processes] == [0] * count, outputs
+  return workdir, [out for out, _ in outputs]
+
+
+def test_processes_give_the_parameters_and_counts_of_one(whole, shared):
+  workdir, _ = shared
+  pairs = zip(variables_of(workdir), variables_of(whole), strict=True)
+  for ours, expected in pairs:
+    np.testing.assert_allclose(ours, expected, atol=1e-5 * np.abs(expected).max())
+  ours, expected = last_evaluation(workdir), last_evaluation(whole)
+  assert ours["count"] == expected["count"] == 70
+  assert ours["top1"] == expected["top1"] and ours["top5"] == expected["top5"]
+
+
+def test_only_the_first_process_speaks(shared):
+  _, (first, *others) = shared
+  assert "done: top-1" in first and "on 4 cpu devices" in first
+  assert {re.sub(r"\[Gloo\].*\n", "", out) for out in others} == {""}
+
+
+def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(shared):
+  workdir, _ = shared
+  config = load_config(workdir)
+  states = []
+  for devices in (1, 2, 3):
+    mesh = create_mesh(jax.devices()[:devices])
+    schedule = create_schedule(config.optim, Plan.create(config, 70), 16)
+    init = create_init(config, build_model(config), schedule, (8, 8, 3), mesh)
+    with CheckpointStore(str(workdir)) as store:
+      states.append(store.restore_latest(init(jax.random.key(9)), show=pytest.fail))
+    assert int(states[-1].step) == 20
+    assert len(states[-1].step.sharding.device_set) == devices
+  for state in states[1:]:
+    trees = (
+      (states[0].opt_state, states[0].variables),
+      (state.opt_state, state.variables),
+    )
+    jax.tree.map(np.testing.assert_array_equal, *trees)
+
+
+def test_an_error_in_one_process_ends_all_with_that_error(tmp_path):
+  """Which image is bad only the process knows that reads it."""
+  own = {1: "--config.data.num_examples=0"}
+  with launched(2, f"--workdir={tmp_path / 'run'}", own=own) as processes:
+    (_, error), (_, own_error) = (p.communicate(timeout=60) for p in processes)
+    assert [process.returncode for process in processes] == [1, 2]
+  text = "config.data.num_examples=0 must be > 0"
+  assert f"error: process 1: {text}\n" in error
+  assert f"error: {text}\n" in own_error
+  assert not (tmp_path / "run").exists()
+
+
+def wait_for_training(process) -> None:
+  while not process.stdout.readline().startswith("step "):
+    assert process.poll() is None, process.stderr.read()
+
+
+def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
+  args = [f"--workdir={tmp_path}", "--config.num_steps=100000"]
+  with launched(2, *args) as processes:
+    wait_for_training(processes[0])
+    processes[1].send_signal(signal.SIGTERM)
+    (out, _), _ = (process.communicate(timeout=60) for process in processes)
+    assert [process.returncode for process in processes] == [0, 0]
+  (step,) = re.findall(r"stopped after step (\d+), which is saved", out)
+  assert (tmp_path / "checkpoints" / step).is_dir()
+
+
+def test_a_killed_process_ends_the_others(tmp_path):
+  args = [f"--workdir={tmp_path}", "--config.num_steps=100000"]
+  with launched(2, *args) as processes:
+    wait_for_training(processes[0])
+    processes[1].kill()
+    killed = time.monotonic()
+    _, error = processes[0].communicate(timeout=60)
+    assert processes[0].returncode == 1
+    assert time.monotonic() - killed < 30
+  assert "error: another process is gone; its own output says why" in error
+
+
+@pytest.mark.parametrize(
+  ("arguments", "message"),
+  [
+    (("host:1", None, None), "--num_processes and --process_id must be given too"),
+    ((None, None, 0), "--coordinator and --num_processes must be given too"),
+    (("host", 2, 0), "--coordinator=host must be HOST:PORT"),
+    (("host:1", 0, 0), "--num_processes=0 must be > 0"),
+    (("host:1", 2, 2), r"--process_id=2 must be in \[0, 1\]"),
+  ],
+)
+def test_wrong_flags_are_named(arguments, message):
+  with pytest.raises(ValueError, match=message), distributed.connect(*arguments):
+    pass
+
+
+@pytest.mark.parametrize(
+  ("variables", "expected"),
+  [
+    ({}, False),
+    ({"SLURM_NTASKS": "4"}, False),  # An allocation, but not started by srun.
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
+    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
+    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
+    ({"TPU_WORKER_HOSTNAMES": "a"}, False),
+  ],
+)
+def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected):
+  for name in list(os.environ):
+    if name.startswith(("SLURM_", "OMPI_", "TPU_", "JOB_COMPLETION")):
+      monkeypatch.delenv(name)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  called = []
+  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
+  monkeypatch.setattr(distributed, "_has_chips", lambda: False)
+  with distributed.connect():
+    pass
+  assert called == [(None, None, None)] * expected
