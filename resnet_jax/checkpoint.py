@@ -6,6 +6,7 @@ that evaluation needs; where that is an average, or has other statistics, it is 
 """
 
 import contextlib
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from typing import Any
@@ -22,7 +23,10 @@ from resnet_jax.train_state import TrainState, Variables
 
 
 class CheckpointStore:
-  """The states of one run, saved in the background; a context manager."""
+  """The states of one run, saved in the background; a context manager.
+
+  Its end waits for the last save, and raises `OSError` if that fails.
+  """
 
   def __init__(self, workdir: str, keep: int = 1):
     """Opens `workdir/checkpoints`, or makes it.
@@ -62,7 +66,8 @@ class CheckpointStore:
     return self
 
   def __exit__(self, *exc_info) -> None:
-    self._manager.close()
+    with self._save_errors():
+      self._manager.close()
 
   def save(
     self,
@@ -78,6 +83,9 @@ class CheckpointStore:
       state: may be given away (donated) afterwards.
       metrics: its evaluation, if there was one: only such states can be the best.
       evaluated: what is evaluated; kept apart if it is not the state's own variables.
+
+    Raises:
+      OSError: the save before this one failed, such as for want of space.
     """
     if step == self._manager.latest_step():
       return
@@ -93,9 +101,41 @@ class CheckpointStore:
     self, step: int, items: dict[str, Any], metrics: dict[str, float] | None = None
   ) -> None:
     saved = {name: ocp.args.StandardSave(to_named(x)) for name, x in items.items()}
-    self._manager.wait_until_finished()  # `_digest` has the name of one at a time.
-    self._saving = step
-    self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
+    with self._save_errors():
+      self._manager.wait_until_finished()  # `_digest` has the name of one at a time.
+      self._saving = step
+      self._check_space(items)
+      self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
+
+  def _check_space(self, items: dict[str, Any]) -> None:
+    """Raises `OSError` if a disk is nearly full; Orbax's threads do it noisily."""
+    if "://" in str(self._directory):
+      return
+    free = shutil.disk_usage(self._directory).free
+    needed = sum(leaf.nbytes for leaf in jax.tree.leaves(items))
+    if free < needed:
+      raise OSError(f"it takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free")
+
+  @contextlib.contextmanager
+  def _save_errors(self) -> Iterator[None]:
+    try:
+      yield
+    except Exception as error:  # Orbax and tensorstore raise all kinds.
+      self._delete_unfinished()
+      # tensorstore tells the operating system's reason last.
+      reason = str(error).split(" [os_error")[0].rsplit(": ", 1)[-1]
+      newest = max(ocp.utils.checkpoint_steps(self._directory), default=None)
+      left = "none is" if newest is None else f"{newest} is the newest that is"
+      raise OSError(
+        f"checkpoint {self._saving} cannot be saved to {self._directory}: {reason}; "
+        f"{left} there to go on from"
+      ) from error
+
+  def _delete_unfinished(self) -> None:
+    """Removes what a save left that failed or was killed."""
+    if jax.process_index() == 0:
+      for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
+        path.rmtree()
 
   def restore_latest(
     self, state: TrainState, show: Callable[[str], None] = print
@@ -112,6 +152,7 @@ class CheckpointStore:
       ValueError: only weights were saved, by `save_weights`.
       OSError: it is damaged.
     """
+    self._delete_unfinished()
     if jax.process_index() == 0:
       self._set_damaged_aside(show)
     if jax.process_count() > 1:
@@ -151,13 +192,13 @@ class CheckpointStore:
     self._save(0, {"model": variables})
 
   def restore_model(
-    self, which: str, sharding: jax.sharding.Sharding
+    self, which: str, sharding: jax.sharding.Sharding | None = None
   ) -> tuple[int, Variables]:
     """Restores what evaluation needs.
 
     Args:
       which: "latest", "best" (by eval top-1), or a step.
-      sharding: of every array.
+      sharding: of every array; None is one device.
 
     Returns:
       (step, {"params": ..., "batch_stats": ...} in the named layout).
@@ -174,6 +215,9 @@ class CheckpointStore:
       raise FileNotFoundError(
         f"no checkpoint {which!r} in {self._directory}; there are: {known}"
       )
+
+    if sharding is None:
+      sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
     def abstract(array) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)

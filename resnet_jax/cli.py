@@ -93,7 +93,7 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
   if len(rest) > 1:
     fail(2, f"{rest[1]!r} is no flag; flags begin with --")
   if FLAGS["verbosity"].using_default_value:
-    logging.set_verbosity(logging.ERROR)
+    logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   return rest
 
 

@@ -23,7 +23,7 @@ def main(argv: list[str] | None = None) -> None:
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
   args = _parser().parse_args(argv)
-  logging.set_verbosity(logging.ERROR)
+  logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   with cli.clean_errors():
     args.run(args)
 
@@ -79,6 +79,11 @@ def _parser() -> argparse.ArgumentParser:
       f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
     )
   evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+  hashing = add("hash", _hash, "Print a hash of a run's parameters and statistics.")
+  hashing.add_argument("workdir", metavar="RUN", help="the directory of a run")
+  _add_checkpoint(hashing)
+  hashing.add_argument("--json", action="store_true", help="print one JSON object")
 
   data = add("data", None, "Look at a data set before training on it.")
   data_commands = data.add_subparsers(required=True, metavar="COMMAND")
@@ -224,6 +229,18 @@ def _evaluate(args: argparse.Namespace) -> None:
     print(json.dumps(results))
   else:
     print(evaluation.describe(results))
+
+
+def _hash(args: argparse.Namespace) -> None:
+  from resnet_jax import run_dir
+  from resnet_jax.checkpoint import CheckpointStore
+  from resnet_jax.digests import digest_arrays
+
+  run_dir.load_run_config(args.workdir)
+  with CheckpointStore(args.workdir) as store:
+    step, variables = store.restore_model(args.checkpoint)
+  result = {"step": step, "hash": digest_arrays(variables)}
+  print(json.dumps(result) if args.json else f"step {step}: {result['hash']}")
 
 
 # The settings that these flags stand for.

@@ -3,8 +3,6 @@
 import dataclasses
 from pathlib import Path
 
-import jax
-
 from resnet_jax import evaluation, run_dir, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config, DataConfig, ModelConfig
@@ -59,9 +57,8 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
     raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
     raise ValueError(f"{target!r} must end in .safetensors, as {source!r} is a run")
-  sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   with CheckpointStore(str(path)) as store:
-    step, variables = store.restore_model(which, sharding)
+    step, variables = store.restore_model(which)
   weights.save(
     target, evaluation.build_model(config), variables, preprocessing_of(config.data)
   )

@@ -1,11 +1,15 @@
-"""Digests of a checkpoint's files, so that one that was damaged later is noticed.
+"""Digests: of a checkpoint's files, to notice later damage, and of arrays, to compare.
 
 A flipped byte of a number is a number: what reads a checkpoint cannot tell.
 """
 
 import hashlib
 import json
+from typing import Any
 
+import jax
+import jax.numpy as jnp
+import numpy as np
 from etils import epath
 
 _NAME = "digests.json"
@@ -29,6 +33,19 @@ def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
 def write_digests(directory: epath.Path) -> None:
   """Writes the digests of a checkpoint's files beside them."""
   (directory / _NAME).write_text(json.dumps(_digest_files(directory), indent=0))
+
+
+def digest_arrays(tree: Any) -> str:
+  """Returns a digest of arrays: equal for equal paths, shapes, dtypes and bits."""
+  digest = hashlib.blake2b(digest_size=16)
+  for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
+    if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
+      leaf = jax.random.key_data(leaf)
+    array = np.asarray(leaf)
+    name = jax.tree_util.keystr(path, simple=True, separator="/")
+    digest.update(f"{name} {array.dtype} {array.shape}\n".encode())
+    digest.update(array.tobytes())
+  return digest.hexdigest()
 
 
 def find_damage(directory: epath.Path) -> str:

@@ -73,9 +73,8 @@ def launched(count: int, *args: str, own: dict[int, str] | None = None, devices=
 
 
 def variables_of(workdir) -> list[np.ndarray]:
-  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
   with CheckpointStore(workdir) as store:
-    return jax.tree.leaves(store.restore_model("latest", sharding)[1])
+    return jax.tree.leaves(store.restore_model("latest")[1])
 
 
 def last_evaluation(workdir) -> dict:
