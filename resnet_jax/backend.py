@@ -32,15 +32,22 @@ def _is_known(name: str, value) -> bool:
   return True
 
 
-def _compile_options(cpu_options: dict) -> dict:
-  if jax.default_backend() != "cpu":
+def _compile_options(cpu_options: dict, platform: str | None = None) -> dict:
+  if (platform or jax.default_backend()) != "cpu":
     return {}
   return {name: value for name, value in cpu_options.items() if _is_known(name, value)}
 
 
-def jit(function: Callable, **kwargs) -> Callable:
-  """`jax.jit` for a function called over and over, tuned for the default device."""
-  return jax.jit(function, compiler_options=_compile_options(_CPU_OPTIONS), **kwargs)
+def jit(function: Callable, platform: str | None = None, **kwargs) -> Callable:
+  """`jax.jit` for a function called over and over, tuned for a kind of device.
+
+  Args:
+    function: to be compiled.
+    platform: "cpu", "gpu" or "tpu"; None is the default device's.
+    **kwargs: of `jax.jit`.
+  """
+  options = _compile_options(_CPU_OPTIONS, platform)
+  return jax.jit(function, compiler_options=options, **kwargs)
 
 
 def jit_once(function: Callable, **kwargs) -> Callable:
@@ -49,8 +56,9 @@ def jit_once(function: Callable, **kwargs) -> Callable:
   return jax.jit(function, compiler_options=options, **kwargs)
 
 
-def compute_dtype(name: str) -> jnp.dtype:
+def compute_dtype(name: str, platform: str | None = None) -> jnp.dtype:
   """Returns the dtype named "float32" or "bfloat16"; "auto" chooses by device."""
   if name == "auto":
-    name = "float32" if jax.default_backend() == "cpu" else "bfloat16"
+    is_cpu = (platform or jax.default_backend()) == "cpu"
+    name = "float32" if is_cpu else "bfloat16"
   return jnp.dtype(name)

@@ -13,7 +13,7 @@ from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax import cli
+from resnet_jax import cli, dryrun_command
 from resnet_jax.config import Config, DataConfig, ModelConfig
 
 
@@ -22,7 +22,11 @@ def main(argv: list[str] | None = None) -> None:
 
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
-  args = _parser().parse_args(argv)
+  parser = _parser()
+  args, rest = parser.parse_known_args(argv)
+  if rest and args.run is not dryrun_command.run:
+    parser.error(f"unrecognized arguments: {' '.join(rest)}")
+  args.settings = rest
   logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   with cli.clean_errors():
     args.run(args)
@@ -84,6 +88,10 @@ def _parser() -> argparse.ArgumentParser:
   hashing.add_argument("workdir", metavar="RUN", help="the directory of a run")
   _add_checkpoint(hashing)
   hashing.add_argument("--json", action="store_true", help="print one JSON object")
+
+  rehearsal = add("dryrun", dryrun_command.run, dryrun_command.TEXT)
+  dryrun_command.add_arguments(rehearsal)
+  _add_number(rehearsal, "--images-per-chip", "batch size, if not the config's")
 
   data = add("data", None, "Look at a data set before training on it.")
   data_commands = data.add_subparsers(required=True, metavar="COMMAND")

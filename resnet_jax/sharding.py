@@ -29,6 +29,11 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
   return NamedSharding(mesh, PartitionSpec("data"))
 
 
+def chunk_sharding(mesh: Mesh) -> NamedSharding:
+  """The second axis is split over the devices: batches one after the other."""
+  return NamedSharding(mesh, PartitionSpec(None, "data"))
+
+
 def split_over_devices(tree, mesh: Mesh):
   """Returns a sharding for each array: its largest axis that splits evenly is split.
 
@@ -95,8 +100,7 @@ def put_batches(batches, mesh: Mesh):
   Returns:
     Tree of [K, B, ...], B split over the devices.
   """
-  sharding = NamedSharding(mesh, PartitionSpec(None, "data"))
-  put = partial(jax.make_array_from_process_local_data, sharding)
+  put = partial(jax.make_array_from_process_local_data, chunk_sharding(mesh))
   return jax.tree.map(put, batches)
 
 

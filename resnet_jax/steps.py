@@ -232,7 +232,8 @@ def compile_train_chunk(
     train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
   )
   shardings = state_sharding or sharding, sharding
-  return backend.jit(chunk, donate_argnums=0, out_shardings=shardings)
+  device: jax.Device = next(iter(sharding.device_set))
+  return backend.jit(chunk, device.platform, donate_argnums=0, out_shardings=shardings)
 
 
 def compile_eval_chunk(

@@ -17,6 +17,8 @@ LEVELS = [
     "stop",
     "digests",
     "distributed",
+    "hlo",
+    "chips",
   },
   {"models", "plan", "validation", "torch_file"},
   {"saved_config", "metrics", "sharding", "optim", "curves", "torch_names", "summary"},
@@ -24,7 +26,8 @@ LEVELS = [
   {"steps", "checkpoint", "writers", "weights"},
   {"evaluation"},
   {"trainer", "convert"},
-  {"cli"},
+  {"cli", "dryrun"},
+  {"dryrun_command"},
   {"commands"},
 ]
 LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}

@@ -49,6 +49,16 @@ def test_top1_and_top5_by_hand():
   assert metrics["count"] == 3
 
 
+def test_top5_is_what_top_k_finds_among_equals_too():
+  rng = np.random.default_rng(0)
+  logits = jnp.asarray(rng.integers(0, 4, (200, 12)), jnp.float32)
+  batch = {"label": jnp.asarray(rng.integers(0, 12, 200)), "mask": jnp.ones(200, bool)}
+  best = jax.lax.top_k(logits, 5)[1]
+  expected = (best == batch["label"][:, None]).any(-1).sum()
+  assert 20 < expected < 180
+  assert compute_metrics(logits, batch)["top5"] == expected
+
+
 def test_no_top5_of_five_classes():
   logits, batch = make_batch(4, classes=5)
   assert "top5" not in compute_metrics(logits, batch)

@@ -1,0 +1,95 @@
+"""What a data set gives to the step, as shapes, to compile for devices not here.
+
+Letters: N examples, K batches of a call, B batch, S side of the images.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from resnet_jax.config import DataConfig
+from resnet_jax.data import resident, streaming
+from resnet_jax.data.augment import resize_and_crop
+from resnet_jax.data.sources import Source, open_source
+from resnet_jax.sharding import batch_sharding, chunk_sharding, replicated
+
+# A streamed set is not opened; its size changes nothing that is compiled but constants.
+_NUM_STREAMED = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractDataset:
+  """What compiling needs of a training set.
+
+  Attributes:
+    feed: argument of `train_chunk`, shapes only.
+    take_batch: see `train_chunk`.
+    image_shape: (H, W, C).
+    num_examples: N, or some number if the images are streamed.
+    num_classes: 0 if the images are streamed.
+  """
+
+  feed: Any
+  take_batch: Callable
+  image_shape: tuple[int, int, int]
+  num_examples: int
+  num_classes: int
+
+
+def create_abstract_dataset(
+  config: DataConfig, batch_size: int, steps_per_call: int, mesh: Mesh
+) -> AbstractDataset:
+  """Returns the training set as shapes; what is streamed need not be there.
+
+  Args:
+    config: which data set.
+    batch_size: B, over all devices.
+    steps_per_call: K.
+    mesh: the devices, which may be only described.
+
+  Raises:
+    ValueError: as `open_source`.
+    FileNotFoundError: a set that is to live on the devices is not there.
+  """
+  whole: Callable = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+  if config.train_crop:
+    split: Callable = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
+    shape, rows = (config.image_size,) * 2 + (3,), (steps_per_call, batch_size)
+    batches = {
+      "image": split(rows + shape, jnp.uint8),
+      "label": split(rows, jnp.int32),
+      "mask": split(rows, jnp.bool_),
+    }
+    chunk = streaming.Chunk(batches, whole((), jnp.int32))
+    return AbstractDataset(chunk, streaming.take_batch, shape, _NUM_STREAMED, 0)
+  source = open_source(config, config.train_split)
+  if not isinstance(source, Source):
+    raise ValueError(
+      "config.data.train_crop='' must be 'random_resized' or 'random', with "
+      "config.data.image_size: images of many sizes are cut to one"
+    )
+  count = len(source.images)
+  feed = resident.Feed(
+    image=whole(source.images.shape, jnp.uint8),
+    label=whole((count,), jnp.int32),
+    order=whole((count,), jnp.int32),
+  )
+  resize = partial(
+    resize_and_crop,
+    resize=config.train_resize,
+    crop=0,
+    interpolation=config.interpolation,
+  )
+  take_batch = partial(
+    resident.take_batch,
+    batch_size=batch_size,
+    sharding=batch_sharding(mesh),
+    resize=resize,
+  )
+  shape = jax.eval_shape(resize, source.images[:1]).shape[1:]
+  return AbstractDataset(feed, take_batch, shape, count, len(source.class_names))

@@ -1,0 +1,114 @@
+"""What a compiled program says of itself in XLA's text form: its collectives.
+
+A loop's body is written once and runs many times; here it counts as often as it runs,
+where XLA knows how often that is.
+"""
+
+import dataclasses
+import re
+from collections import Counter, defaultdict
+
+_BYTES = {"pred": 1, "bf16": 2} | {
+  f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
+}
+_ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
+_COLLECTIVE = re.compile(
+  r"= (.*?) (all-reduce|all-gather|reduce-scatter|all-to-all|collective-permute)"
+  r"(-start)?\("
+)
+_CALLED = re.compile(
+  r"(?:body|condition|calls|to_apply|true_computation|false_computation)=%?([\w.\-]+)"
+)
+_BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
+_TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
+_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+
+
+@dataclasses.dataclass(frozen=True)
+class Collective:
+  """One kind of exchange between devices.
+
+  Attributes:
+    kind: "all-reduce", "all-gather" and so on.
+    group: number of devices that exchange.
+    count: how often, in one run of the program.
+    bytes: of the results on one device, all together.
+  """
+
+  kind: str
+  group: int
+  count: int
+  bytes: int
+
+  @property
+  def sent_bytes(self) -> float:
+    """What each device sends, at least: a ring's number."""
+    n = self.group
+    passes = {
+      "all-reduce": 2 * (n - 1) / n,  # Of the result, which is as large as the operand.
+      "all-gather": (n - 1) / n,  # The result is the whole,
+      "reduce-scatter": n - 1,  # and here a part.
+      "all-to-all": (n - 1) / n,
+      "collective-permute": 1,
+    }
+    return passes[self.kind] * self.bytes
+
+
+def count_collectives(text: str, num_devices: int) -> list[Collective]:
+  """Adds up the collectives of a program by kind and number of devices.
+
+  Args:
+    text: of a compiled module.
+    num_devices: that exchange where the text does not say it.
+  """
+  lines: dict[str, list[str]] = defaultdict(list)
+  entry = current = ""
+  for line in text.splitlines():
+    if match := _COMPUTATION.match(line):
+      current = match[2]
+      entry = current if match[1] else entry
+    else:
+      lines[current].append(line)
+
+  counts: Counter = Counter()
+  sizes: Counter = Counter()
+
+  def walk(computation: str, times: int) -> None:
+    for line in lines[computation]:
+      if match := _COLLECTIVE.search(line):
+        key = match[2], _group_size(line, num_devices)
+        counts[key] += times
+        sizes[key] += times * _result_bytes(match)
+      trips = _TRIPS.search(line)
+      called = _CALLED.findall(line)
+      for branches in _BRANCHES.findall(line):
+        called += re.findall(r"[\w.\-]+", branches)
+      for name in called:
+        walk(name, times * (int(trips[1]) if trips else 1))
+
+  walk(entry, 1)
+  return [
+    Collective(kind, group, counts[kind, group], sizes[kind, group])
+    for kind, group in sorted(counts)
+    if group > 1
+  ]
+
+
+def _group_size(line: str, num_devices: int) -> int:
+  match = _GROUP.search(line)
+  if not match or match[1] == "":
+    return num_devices
+  return int(match[2]) if match[2] else len(match[1].split(","))
+
+
+def _result_bytes(match: re.Match) -> int:
+  sizes = []
+  for dtype, shape in _ARRAY.findall(match[1]):
+    size = _BYTES.get(dtype, 0)
+    for length in filter(None, shape.split(",")):
+      size *= int(length)
+    sizes.append(size)
+  if match[3] and match[2] in ("all-gather", "collective-permute"):
+    sizes = sizes[len(sizes) // 2 :]  # Operands come first.
+  return sum(sizes)
