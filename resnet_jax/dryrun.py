@@ -14,6 +14,7 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from jax.sharding import Mesh
 
 from resnet_jax import backend
 from resnet_jax.chips import CHIPS, HOP_S, Chip
@@ -100,6 +101,7 @@ def use_cpu_only(topologies: list[str]) -> None:
   jax.config.update("jax_num_cpu_devices", max([1, *counts]))
   # libtpu would ask Google's cloud where it is, and tell that it is not there.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
+  os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
@@ -150,22 +152,20 @@ def rehearse(config: Config, topology: Topology) -> Report:
   mesh = create_mesh(topology.devices)
   check_batch_size(config.batch_size, mesh)
   platform = topology.devices[0].platform
-  data = create_abstract_dataset(
-    config.data, config.batch_size, config.steps_per_call, mesh
-  )
   dtype = str(backend.compute_dtype(config.model.dtype, platform))
-  config = dataclasses.replace(
-    config, model=dataclasses.replace(config.model, dtype=dtype)
-  )
-  classes = data.num_classes or create_model(config.model.name).num_classes
-  config = resolve(config, classes)
-  plan = Plan.create(config, max(data.num_examples, config.batch_size))
-  schedule = create_schedule(config.optim, plan, config.batch_size)
+  config = _with(config, "model", dtype=dtype)
 
-  def lower(config: Config) -> jax.stages.Lowered:
+  def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
+    data = create_abstract_dataset(
+      config.data, config.batch_size, config.steps_per_call, on
+    )
+    classes = data.num_classes or create_model(config.model.name).num_classes
+    config = resolve(config, classes)
+    plan = Plan.create(config, max(data.num_examples, config.batch_size))
+    schedule = create_schedule(config.optim, plan, config.batch_size)
     model = with_norm_groups(build_model(config), config, mesh)
-    init = create_init(config, model, schedule, data.image_shape, mesh)
-    chunk: Any = create_train_chunk(config, init, data.take_batch, mesh)
+    init = create_init(config, model, schedule, data.image_shape, on)
+    chunk: Any = create_train_chunk(config, init, data.take_batch, on)
     state = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
       init.shapes,
@@ -175,24 +175,25 @@ def rehearse(config: Config, topology: Topology) -> Report:
     traced = chunk.trace(state, data.feed, count)
     return traced.lower(lowering_platforms=(platform,))
 
+  # XLA counts the body of a loop once, so the operations are counted without loops.
+  unrolled = _with(_with(config, "model", scan=False), "optim", accumulate=1)
+  # Only a lowering for devices that are here can be counted.
+  cost: Any = lower(unrolled, create_mesh(jax.devices()[:1])).cost_analysis()
+  flops = cost["flops"] / len(topology.devices)
+
   report = Report(
     topology.name, topology.num_chips, config.batch_size, dtype, fits=False
   )
   start = time.monotonic()
   try:
-    compiled: Any = lower(config).compile()
+    compiled: Any = lower(config, mesh).compile()
   except jax.errors.JaxRuntimeError as error:
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     problem = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0]
     return dataclasses.replace(report, problem=problem)
   seconds = time.monotonic() - start
-  # XLA counts the body of a loop once, so the operations are counted without loops.
-  model = dataclasses.replace(config.model, scan=False)
-  optim = dataclasses.replace(config.optim, accumulate=1)
-  unrolled: Any = lower(dataclasses.replace(config, model=model, optim=optim))
   cost = compiled.cost_analysis()
-  flops = unrolled.cost_analysis()["flops"] / len(topology.devices)
   traffic = cost["bytes accessed"]
   if config.model.scan or config.optim.accumulate > 1:
     traffic *= max(1.0, flops / cost["flops"])
@@ -219,6 +220,11 @@ def rehearse(config: Config, topology: Topology) -> Report:
     ),
     topology,
   )
+
+
+def _with(config: Config, group: str, **values) -> Config:
+  changed = dataclasses.replace(getattr(config, group), **values)
+  return dataclasses.replace(config, **{group: changed})
 
 
 def _add_roofline(report: Report, topology: Topology) -> Report:
