@@ -5,6 +5,7 @@ put there. Several processes of one run share it; process 0 writes.
 """
 
 import contextlib
+import importlib.util
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -22,6 +23,9 @@ try:
 except ImportError:  # Windows.
   fcntl = None  # type: ignore[assignment]
 
+# What epath and TensorBoard's files need; Orbax brings its own.
+_REMOTE = {"gs": ("gcs", ("gcsfs", "google")), "s3": ("s3", ("s3fs", "boto3"))}
+
 
 def new_workdir(name: str) -> str:
   """Returns the path of a new run directory, the same in all processes."""
@@ -31,12 +35,30 @@ def new_workdir(name: str) -> str:
   return "runs/{}-{:04}{:02}{:02}-{:02}{:02}{:02}".format(name, *now)
 
 
+def check_storage(workdir: str) -> None:
+  """Raises `ValueError` if remote storage needs packages that are not installed."""
+  scheme, separator, _ = str(workdir).partition("://")
+  if not separator:
+    return
+  if scheme not in _REMOTE:
+    raise ValueError(
+      f"--workdir={workdir} must be a local path, or begin with gs:// or s3://"
+    )
+  extra, packages = _REMOTE[scheme]
+  for package in packages:
+    if importlib.util.find_spec(package) is None:
+      raise ValueError(
+        f"--workdir={workdir} needs {package}: pip install 'resnet_jax[{extra}]'"
+      )
+
+
 def load_config(workdir: str) -> Config | None:
   """Returns the settings of the run in `workdir`; None if there is no run.
 
   Raises:
     ValueError: the file is damaged.
   """
+  check_storage(workdir)
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
     return None
@@ -108,6 +130,7 @@ def open_run(
       classes or is further than `num_steps`, a class name is no line of text, or
       the processes do not see one directory.
   """
+  check_storage(workdir)
   path = epath.Path(workdir)
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:

@@ -57,9 +57,11 @@ class MetricWriter:
     self._records = self._drop_later_lines(start_step) if self._writes else []
     # Of several processes the first one writes.
     self._files = contextlib.ExitStack()
+    self._file = None
     if self._writes:
-      lines = (self._workdir / "metrics.jsonl").open("a")
-      self._file = self._files.enter_context(lines)
+      if "://" not in str(workdir):
+        lines = (self._workdir / "metrics.jsonl").open("a")
+        self._file = self._files.enter_context(lines)
       self._board = self._files.enter_context(
         _open_board(self._workdir / "tensorboard", start_step)
       )
@@ -206,8 +208,13 @@ class MetricWriter:
     values = values | {"learning_rate": float(self._learning_rate(step - 1))}
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
-    self._file.write(json.dumps(record, allow_nan=False) + "\n")
-    self._file.flush()
+    line = json.dumps(record, allow_nan=False) + "\n"
+    if self._file is None:  # Object stores cannot append.
+      lines = [json.dumps(earlier) + "\n" for earlier in self._records]
+      (self._workdir / "metrics.jsonl").write_text("".join(lines))
+    else:
+      self._file.write(line)
+      self._file.flush()
     for name, value in values.items():
       self._board.add_scalar(f"{split}/{name}", value, step)
     if split != "train" or not self._console.is_terminal:

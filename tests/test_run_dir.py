@@ -1,6 +1,7 @@
 """A run directory: what it keeps, and whom it lets in."""
 
 import pytest
+from etils import epath
 
 from resnet_jax.config import Config
 from resnet_jax.run_dir import latest_step, load_config, open_run
@@ -56,3 +57,43 @@ def test_run_directory_that_is_a_file_or_damaged(tmp_path):
   (tmp_path / "config.json").write_text("{")
   with pytest.raises(ValueError, match=r"config\.json is damaged"):
     use(tmp_path, Config(), 9)
+
+
+@pytest.mark.parametrize(
+  ("workdir", "message"),
+  [
+    ("gs://bucket/run", r"needs gcsfs: pip install 'resnet_jax\[gcs\]'"),
+    ("s3://bucket/run", r"needs s3fs: pip install 'resnet_jax\[s3\]'"),
+    ("ftp://host/run", "must be a local path, or begin with gs:// or s3://"),
+  ],
+)
+def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+  for function in (load_config, lambda path: use(path, Config(), 5)):
+    with pytest.raises(ValueError, match=message):
+      function(workdir)
+
+
+def test_settings_on_remote_storage(tmp_path, monkeypatch):
+  """By a bucket that is a folder here."""
+
+  def local(path):
+    return str(path).replace("gs://bucket", str(tmp_path))
+
+  def on_local(function, path, *args, **kwargs):
+    others = [local(arg) if "gs://" in str(arg) else arg for arg in args]
+    return function(local(path), *others, **kwargs)
+
+  names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "open", "replace")
+  real = epath.backend.os_backend
+  mocks = {
+    name: (lambda _, *args, n=name, **kw: on_local(getattr(real, n), *args, **kw))
+    for name in names
+  }
+  monkeypatch.setattr("importlib.util.find_spec", lambda name: name)
+  with epath.testing.mock_epath(**mocks):
+    use("gs://bucket/run", Config(seed=3), 9, ["cat", "dog"])
+    assert load_config("gs://bucket/run") == Config(seed=3)
+    with pytest.raises(ValueError, match="seed was 3 and is now 4"):
+      use("gs://bucket/run", Config(seed=4), 9)
+  assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"

@@ -212,12 +212,25 @@ def test_evaluating_a_run_gives_its_last_result(whole):
 )
 def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path, periods):
   config = make_config(optim=OptimConfig(learning_rate=1e30), **periods)
-  with pytest.raises(FloatingPointError, match=r"loss became|no longer finite"):
+  with pytest.raises(FloatingPointError, match=r"loss became|no longer fin") as error:
     run(config, tmp_path)
+  saved = latest_step(tmp_path)
+  expected = f"last good checkpoint is of step {saved}" if saved else "nothing is saved"
+  assert expected in str(error.value)
   # After one step the parameters are huge, and still numbers.
   assert latest_step(tmp_path) <= (1 if periods else 0)
   assert (tmp_path / "curves.png").exists()
   assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+
+
+def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
+  optim = OptimConfig(learning_rate=1e30, skip_nonfinite=True)
+  config = make_config(optim=optim, eval_every_steps=11)
+  with pytest.raises(FloatingPointError, match="loss became nan by step 8"):
+    run(config, tmp_path)
+  (line,) = records(tmp_path)
+  # The first one made the parameters huge; it was itself finite.
+  assert (line["step"], line["skipped_updates"]) == (4, 3)
 
 
 def test_too_few_logits_are_refused_before_anything_is_made(tmp_path):

@@ -1,0 +1,168 @@
+"""The rehearsed step: what is counted of it, against what is known."""
+
+import dataclasses
+import importlib.util
+import json
+import subprocess
+import sys
+
+import jax
+import pytest
+
+from resnet_jax import dryrun
+from resnet_jax.chips import CHIPS
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.dryrun import Topology, rehearse
+from resnet_jax.hlo import Collective, count_collectives
+from resnet_jax.models.zoo import create_model
+from resnet_jax.summary import list_layers
+
+CONFIG = Config(
+  batch_size=16,
+  model=ModelConfig(name="resnet8"),
+  data=DataConfig(name="synthetic", image_size=8, num_examples=64),
+)
+PARAMS = 75_290
+NORMS = 7
+
+PROGRAM = """
+HloModule step
+
+%body (arg: (s32[], f32[4])) -> (s32[], f32[4]) {
+  %inner = f32[4]{0} all-reduce(%x), replica_groups={{0,1},{2,3}}, to_apply=%add
+}
+
+%add (a: f32[], b: f32[]) -> f32[] {
+  %s = f32[] add(%a, %b)
+}
+
+ENTRY %main (p: f32[8]) -> f32[8] {
+  %r = (f32[8]{0:T(256)S(1)}, bf16[3,3]{1,0}) all-reduce(%p), replica_groups=[1,4]<=[4]
+  %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%p), replica_groups={{0,1,2,3}}
+  %d = f32[8]{0} all-gather-done(%g)
+  %alone = f32[9]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3}}, to_apply=%add
+  %w = s32[] while(%t), body=%body, backend_config={"known_trip_count":{"n":"5"}}
+}
+"""
+
+
+def test_collectives_are_counted_as_often_as_they_run():
+  assert count_collectives(PROGRAM, 4) == [
+    Collective("all-gather", 4, 1, 32),
+    Collective("all-reduce", 2, 5, 80),
+    Collective("all-reduce", 4, 1, 50),
+  ]
+
+
+def test_bytes_sent_in_a_ring():
+  def sent(kind, size):
+    return Collective(kind, 4, 1, size).sent_bytes
+
+  # All have the whole of 100 bytes in the end, or a fourth of it.
+  assert sent("all-reduce", 100) == 150 == sent("reduce-scatter", 25) * 2
+  assert sent("all-gather", 100) == 75
+
+
+def cpu(devices: int) -> Topology:
+  return Topology(f"cpu:{devices}", jax.devices()[:devices], (devices,), None)
+
+
+def all_reduces(report) -> Collective:
+  """The only kind of collective that there is."""
+  (found,) = report.collectives
+  assert found.kind == "all-reduce"
+  return found
+
+
+@pytest.fixture(scope="module")
+def rehearsed():
+  return rehearse(CONFIG, cpu(4))
+
+
+def test_global_batch_norm_waits_twice_in_each_layer_and_its_own_never(rehearsed):
+  everywhere = all_reduces(rehearsed)
+  assert everywhere.group == 4
+  alone = all_reduces(rehearse(dataclasses.replace(CONFIG, bn_scope="device"), cpu(4)))
+  assert everywhere.count - alone.count >= 2 * NORMS - 1
+  assert alone.count <= 3
+  # Gradients and running statistics, each once, and some metrics.
+  features = 16 * 3 + 32 * 2 + 64 * 2
+  assert PARAMS + 2 * features <= alone.bytes / 4 < PARAMS + 2 * features + 50
+
+
+@pytest.mark.parametrize("loops", [False, True])
+def test_operations_are_those_of_the_layers_in_loops_too(rehearsed, loops):
+  name, report = "resnet8", rehearsed
+  if loops:
+    name = "resnet14"
+    model = ModelConfig(name=name, scan=True)
+    optim = OptimConfig(accumulate=2)
+    report = rehearse(dataclasses.replace(CONFIG, model=model, optim=optim), cpu(4))
+  layers = list_layers(create_model(name), (8, 8, 3))
+  multiply_adds = 16 / 4 * sum(layer.multiply_adds for layer in layers)
+  # Forward, and two gradients; where padding is multiplied XLA does not count it.
+  assert 0.7 < report.flops / (2 * 3 * multiply_adds) < 1.0
+
+
+def test_memory_of_the_optimiser_is_split(rehearsed):
+  optim = dataclasses.replace(CONFIG.optim, shard_state=True)
+  split = rehearse(dataclasses.replace(CONFIG, optim=optim), cpu(4))
+  saved = rehearsed.memory["arguments"] - split.memory["arguments"]
+  assert saved / (4 * PARAMS * 3 / 4) == pytest.approx(1, abs=0.05)
+
+
+def test_roofline_by_hand(rehearsed):
+  chip = dataclasses.replace(CHIPS["v5e"], flops_per_s=rehearsed.flops / 2)
+  topology = Topology("v5e:2x2", [None] * 4, (2, 2), chip)
+  report = dryrun._add_roofline(rehearsed, topology)
+  assert report.compute_s == report.step_s == 2 and report.bound == "compute"
+  assert report.images_per_s == 8
+  c = all_reduces(rehearsed)
+  assert report.network_s == pytest.approx(c.bytes * 1.5 / 200e9 + c.count * 4e-6)
+
+
+def run(*args) -> subprocess.CompletedProcess:
+  code = "from resnet_jax.commands import main; main()"
+  command = [sys.executable, "-c", code, "dryrun", *args]
+  return subprocess.run(command, capture_output=True, text=True, timeout=200)
+
+
+def test_command_prints_an_object_for_each_topology():
+  result = run(
+    "--config=configs/digits.py",
+    "--topology=cpu:2,cpu:2",
+    "--images-per-chip=8",
+    "--config.bn_scope=device",
+    "--json",
+  )
+  assert result.returncode == 0, result.stderr
+  one, two = map(json.loads, result.stdout.splitlines())
+  assert (one["batch_size"], two["batch_size"]) == (8, 16)
+  assert one["collectives"] == [] and two["collectives"][0]["kind"] == "all-reduce"
+  assert two["fits"] and two["memory"]["peak"] > two["memory"]["arguments"] > 0
+
+
+@pytest.mark.parametrize(
+  ("args", "message"),
+  [
+    (["--topology=v9:2x2"], "--topology 'v9:2x2' must be one such as"),
+    (["--topology=cpu:0"], "--topology 'cpu:0' must be one such as cpu:8"),
+    (["--topology=cpu:3"], "config.batch_size=32 must be a multiple of the 3 devices"),
+    (["--topology=cpu:2", "--config.bn_scope=all"], "config.bn_scope='all' must be"),
+  ],
+)
+def test_wrong_usage_is_one_line(args, message):
+  result = run("--config=configs/digits.py", *args)
+  assert result.returncode == 2
+  (line,) = result.stderr.splitlines()
+  assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
+def test_a_tpu_topology_compiles():
+  result = run(
+    "--config=configs/digits.py", "--topology=v5e:2x2", "--images-per-chip=4", "--json"
+  )
+  assert result.returncode == 0, result.stderr
+  report = json.loads(result.stdout)
+  assert report["chips"] == 4 and report["dtype"] == "bfloat16" and report["step_s"] > 0

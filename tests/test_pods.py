@@ -1,0 +1,42 @@
+"""The launches of docs/pods.md, as far as one machine can run them."""
+
+import json
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+BLOCKS = re.findall(r"```bash\n(.*?)```", (ROOT / "docs/pods.md").read_text(), re.S)
+
+
+def test_each_launcher_has_a_local_equivalent():
+  assert [re.search(r"runs/(\w+)", block)[1] for block in BLOCKS] == [
+    "slice",
+    "slurm",
+    "jobset",
+  ]
+
+
+@pytest.mark.parametrize("block", BLOCKS, ids=["slice", "slurm", "jobset"])
+def test_two_processes_train(block, tmp_path):
+  for name in ("train.py", "configs"):
+    (tmp_path / name).symlink_to(ROOT / name)
+  python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
+  path = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
+  result = subprocess.run(
+    ["bash", "-c", block],
+    cwd=tmp_path,
+    env=os.environ | {"PATH": python, "PYTHONPATH": path},
+    capture_output=True,
+    text=True,
+    timeout=200,
+  )
+  assert "on 2 cpu devices" in result.stdout, result.stderr[-2000:]
+  assert result.stdout.count("done: top-1") == 1, result.stderr[-2000:]
+  (workdir,) = (tmp_path / "runs").iterdir()
+  *_, last = (workdir / "metrics.jsonl").open()
+  assert json.loads(last)["step"] == 4 and json.loads(last)["count"] == 360
