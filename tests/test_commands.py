@@ -15,6 +15,7 @@ from resnet_jax import create_model, evaluation, trainer, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.digests import digest_arrays
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -76,6 +77,19 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   by_file = evaluation.evaluate_weights(config, path)
   np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
   assert by_file["top1"] == by_run["top1"]
+
+
+def test_hash_is_of_the_bits(run, capsys):
+  text = call(capsys, "hash", run)
+  found = json.loads(call(capsys, "hash", run, "--checkpoint=1", "--json"))
+  assert text == f"step 1: {found['hash']}\n" and len(found["hash"]) == 32
+  with CheckpointStore(run) as store:
+    _, variables = store.restore_model("latest")
+  assert digest_arrays(variables) == found["hash"]
+  bias = variables["params"]["head"]["bias"]
+  for other in (bias.at[3].set(-bias[3]), bias.astype(np.float16), bias[None]):
+    variables["params"]["head"]["bias"] = other
+    assert digest_arrays(variables) != found["hash"]
 
 
 def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, capsys):
