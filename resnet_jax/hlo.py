@@ -5,6 +5,7 @@ where XLA knows how often that is.
 """
 
 import dataclasses
+import math
 import re
 from collections import Counter, defaultdict
 
@@ -22,7 +23,11 @@ _CALLED = re.compile(
 )
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
-_GROUP = re.compile(r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\])")
+_CHANNEL = re.compile(r"channel_id=(\d+)")
+# {{0,1},{2,3}}, or [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}: XLA has three ways.
+_GROUP = re.compile(
+  r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})"
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -73,10 +78,15 @@ def count_collectives(text: str, num_devices: int) -> list[Collective]:
 
   counts: Counter = Counter()
   sizes: Counter = Counter()
+  channels: set[str] = set()
 
   def walk(computation: str, times: int) -> None:
     for line in lines[computation]:
-      if match := _COLLECTIVE.search(line):
+      channel = _CHANNEL.search(line)
+      # TPUs write one that overlaps with computation once for each of its pieces.
+      seen = channel is not None and channel[1] in channels
+      if (match := _COLLECTIVE.search(line)) and not seen:
+        channels.update([channel[1]] if channel else [])
         key = match[2], _group_size(line, num_devices)
         counts[key] += times
         sizes[key] += times * _result_bytes(match)
@@ -99,6 +109,9 @@ def _group_size(line: str, num_devices: int) -> int:
   match = _GROUP.search(line)
   if not match or match[1] == "":
     return num_devices
+  if match[3]:
+    sizes = dict(axis.split("=") for axis in match[3].split(","))
+    return math.prod(int(sizes.get(axis, 1)) for axis in match[4].split(","))
   return int(match[2]) if match[2] else len(match[1].split(","))
 
 

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
@@ -35,10 +36,9 @@ def chunk_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def split_over_devices(tree, mesh: Mesh):
-  """Returns a sharding for each array: its largest axis that splits evenly is split.
+  """Returns a sharding for each array: its last axis that splits evenly is split.
 
-  Where none does, every device holds the whole. For optimiser states: each device then
-  updates its part of the parameters (Rajbhandari et al. 2020, section 5.1, "ZeRO-1").
+  Where none does, every device holds the whole.
 
   Args:
     tree: of arrays or of their shapes and dtypes.
@@ -46,13 +46,38 @@ def split_over_devices(tree, mesh: Mesh):
   """
 
   def sharding(array) -> NamedSharding:
-    sizes = [0 if size % mesh.size else size for size in array.shape]
-    if not any(sizes):
-      return replicated(mesh)
-    axis = sizes.index(max(sizes))
-    return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    for axis in reversed(range(array.ndim)):
+      if array.shape[axis] % mesh.size == 0:
+        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+    return replicated(mesh)
 
   return jax.tree.map(sharding, tree)
+
+
+def split_updates(
+  tx: optax.GradientTransformation, mesh: Mesh
+) -> optax.GradientTransformation:
+  """Returns an optimiser of which each device keeps and computes a part.
+
+  Rajbhandari et al. 2020, section 5.1 ("ZeRO-1"). The state is to be placed by
+  `split_over_devices`.
+
+  Args:
+    tx: the optimiser.
+    mesh: the devices.
+  """
+  constrain = jax.lax.with_sharding_constraint
+
+  def split(tree):
+    # Whole first: else the compiler splits all that leads to it and comes from it, and
+    # gathers the inputs of each convolution.
+    tree = constrain(tree, replicated(mesh))
+    return constrain(tree, split_over_devices(tree, mesh))
+
+  def update(gradients, state, params=None, **kwargs):
+    return tx.update(split(gradients), state, split(params), **kwargs)
+
+  return optax.GradientTransformationExtraArgs(tx.init, update)
 
 
 def count_norm_groups(scope: str, batch_size: int, mesh: Mesh) -> int:

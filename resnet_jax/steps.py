@@ -227,11 +227,16 @@ def compile_train_chunk(
     state_sharding: of the state's leaves; None is `sharding`.
     **options: those of `train_step`.
   """
-  step = partial(train_step, **options)
+  shardings = state_sharding or sharding, sharding
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    state, metrics = train_step(state, batch, **options)
+    # Without this, the loop could carry the parameters as the optimiser has its state.
+    return lax.with_sharding_constraint(state, shardings[0]), metrics
+
   chunk = partial(
     train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
   )
-  shardings = state_sharding or sharding, sharding
   device: jax.Device = next(iter(sharding.device_set))
   return backend.jit(chunk, device.platform, donate_argnums=0, out_shardings=shardings)
 

@@ -36,6 +36,7 @@ from resnet_jax.sharding import (
   create_mesh,
   replicated,
   split_over_devices,
+  split_updates,
 )
 from resnet_jax.stop import Stopped, StopRequest
 from resnet_jax.train_state import StateInit, TrainState, Variables
@@ -127,7 +128,7 @@ def _train(
         stopping = stop.is_asked() and step < plan.num_steps
         if plan.save_at(step) or stopping:
           writer.flush()
-          check_finite(state.variables, step)
+          check_finite(state.variables, step, float(schedule(step - 1)))
           results = None
           evaluations = list(versions(state).items())
           if not plan.eval_at(step):  # What is kept to be evaluated is the last.
@@ -185,14 +186,16 @@ def create_init(
     image_shape: (H, W, C).
     mesh: the devices.
   """
-  split = partial(split_over_devices, mesh=mesh)
+  tx, split = create_optimizer(config.optim, schedule), None
+  if config.optim.shard_state:
+    tx, split = split_updates(tx, mesh), partial(split_over_devices, mesh=mesh)
   return StateInit(
     model,
-    create_optimizer(config.optim, schedule),
+    tx,
     image_shape,
     replicated(mesh),
     ema=config.optim.ema_decay > 0,
-    shard_opt_state=split if config.optim.shard_state else None,
+    shard_opt_state=split,
   )
 
 
@@ -280,11 +283,12 @@ def create_refresh(
   return refresh
 
 
-def check_finite(variables: Variables, step: int) -> None:
+def check_finite(variables: Variables, step: int, learning_rate: float) -> None:
   """Raises `FloatingPointError` if parameters or statistics are not finite."""
   if not _all_finite(variables):
     raise FloatingPointError(
-      f"the parameters are no longer finite after step {step}; {DIVERGENCE_ADVICE}"
+      f"the parameters are no longer finite after step {step}, at learning rate "
+      f"{learning_rate:.3g}; {DIVERGENCE_ADVICE}"
     )
 
 

@@ -40,6 +40,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %r = (f32[8]{0:T(256)S(1)}, bf16[3,3]{1,0}) all-reduce(%p), replica_groups=[1,4]<=[4]
   %g = (f32[2]{0}, f32[8]{0}) all-gather-start(%p), replica_groups={{0,1,2,3}}
   %d = f32[8]{0} all-gather-done(%g)
+  %m = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
+  %again = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
   %alone = f32[9]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3}}, to_apply=%add
   %w = s32[] while(%t), body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
@@ -48,6 +50,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
 
 def test_collectives_are_counted_as_often_as_they_run():
   assert count_collectives(PROGRAM, 4) == [
+    Collective("all-gather", 2, 1, 3),
     Collective("all-gather", 4, 1, 32),
     Collective("all-reduce", 2, 5, 80),
     Collective("all-reduce", 4, 1, 50),
@@ -90,6 +93,12 @@ def test_global_batch_norm_waits_twice_in_each_layer_and_its_own_never(rehearsed
   assert PARAMS + 2 * features <= alone.bytes / 4 < PARAMS + 2 * features + 50
 
 
+def test_groups_of_batch_norm_exchange_among_themselves():
+  report = rehearse(dataclasses.replace(CONFIG, bn_scope="2"), cpu(4))
+  counts = {c.group: c.count for c in report.collectives}
+  assert counts[2] >= 2 * NORMS - 1 and counts[4] <= 3
+
+
 @pytest.mark.parametrize("loops", [False, True])
 def test_operations_are_those_of_the_layers_in_loops_too(rehearsed, loops):
   name, report = "resnet8", rehearsed
@@ -104,9 +113,11 @@ def test_operations_are_those_of_the_layers_in_loops_too(rehearsed, loops):
   assert 0.7 < report.flops / (2 * 3 * multiply_adds) < 1.0
 
 
-def test_memory_of_the_optimiser_is_split(rehearsed):
+def test_memory_of_the_optimiser_is_split_and_its_work_gathered_once(rehearsed):
   optim = dataclasses.replace(CONFIG.optim, shard_state=True)
   split = rehearse(dataclasses.replace(CONFIG, optim=optim), cpu(4))
+  gathered = sum(c.bytes for c in split.collectives if c.kind == "all-gather")
+  assert 0.9 < gathered / (4 * PARAMS) <= 1
   saved = rehearsed.memory["arguments"] - split.memory["arguments"]
   assert saved / (4 * PARAMS * 3 / 4) == pytest.approx(1, abs=0.05)
 

@@ -16,7 +16,12 @@ from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import load_synthetic
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.zoo import create_model
-from resnet_jax.sharding import create_mesh, replicated, split_over_devices
+from resnet_jax.sharding import (
+  create_mesh,
+  replicated,
+  split_over_devices,
+  split_updates,
+)
 from resnet_jax.train_state import StateInit, TrainState
 
 BATCH = 16
@@ -42,6 +47,8 @@ class Setup:
     model = create_model("resnet8", dtype=dtype).clone(norm=norm, stage_sizes=stages)
     split = partial(split_over_devices, mesh=mesh) if shard_state else None
     sharding, tx = replicated(mesh), optax.sgd(0.02, 0.9)
+    if shard_state:
+      tx = split_updates(tx, mesh)
     init = StateInit(model, tx, (8, 8, 3), sharding, shard_opt_state=split)
     self.state = init(jax.random.key(1))
     kwargs = {

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import re
 import signal
 from functools import partial
 
@@ -217,6 +218,7 @@ def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path, periods):
   saved = latest_step(tmp_path)
   expected = f"last good checkpoint is of step {saved}" if saved else "nothing is saved"
   assert expected in str(error.value)
+  assert re.search(r"step \d+, at learning rate 1e\+30", str(error.value))
   # After one step the parameters are huge, and still numbers.
   assert latest_step(tmp_path) <= (1 if periods else 0)
   assert (tmp_path / "curves.png").exists()
