@@ -117,7 +117,7 @@ def test_memory_of_the_optimiser_is_split_and_its_work_gathered_once(rehearsed):
   optim = dataclasses.replace(CONFIG.optim, shard_state=True)
   split = rehearse(dataclasses.replace(CONFIG, optim=optim), cpu(4))
   gathered = sum(c.bytes for c in split.collectives if c.kind == "all-gather")
-  assert 0.9 < gathered / (4 * PARAMS) <= 1
+  assert 0.9 < gathered / (4 * PARAMS) < 1.05
   saved = rehearsed.memory["arguments"] - split.memory["arguments"]
   assert saved / (4 * PARAMS * 3 / 4) == pytest.approx(1, abs=0.05)
 
