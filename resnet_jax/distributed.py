@@ -67,6 +67,9 @@ def connect(
   except RuntimeError as error:  # Whatever the network says.
     where = coordinator or "the coordinator that the launcher's environment names"
     raise OSError(f"cannot connect to {where}: {error}") from error
+  except ValueError:  # JAX asked around a TPU host, which is no part of a slice.
+    if not _has_chips():
+      raise
   with _ending_together() if jax.process_count() > 1 else contextlib.nullcontext():
     yield
 

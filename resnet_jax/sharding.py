@@ -74,10 +74,10 @@ def split_updates(
     tree = constrain(tree, replicated(mesh))
     return constrain(tree, split_over_devices(tree, mesh))
 
-  def update(gradients, state, params=None, **kwargs):
-    return tx.update(split(gradients), state, split(params), **kwargs)
+  def update(gradients, state, params=None):
+    return tx.update(split(gradients), state, split(params))
 
-  return optax.GradientTransformationExtraArgs(tx.init, update)
+  return optax.GradientTransformation(tx.init, update)
 
 
 def count_norm_groups(scope: str, batch_size: int, mesh: Mesh) -> int:
