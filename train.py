@@ -7,6 +7,7 @@ python train.py --mode=eval --workdir=RUN
 The same --workdir goes on where a run stopped. Settings: resnet_jax/config.py.
 """
 
+import signal
 from pathlib import Path
 
 from absl import app, flags
@@ -56,6 +57,8 @@ def run() -> None:
   if MODE.value == "eval":
     if workdir is None:
       raise ValueError("--mode=eval needs --workdir, the directory of a run")
+    # Of several processes JAX would take it for a notice to save.
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
     step, results = evaluation.evaluate_run(config, workdir, CHECKPOINT.value)
     show(f"step {step}: {evaluation.describe(results)}")
     return

@@ -43,6 +43,7 @@ class CheckpointStore:
     best = policies.BestN(
       get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
     )
+    self._saving = 0
     self._directory = epath.Path(workdir).resolve() / "checkpoints"
     self._manager = ocp.CheckpointManager(
       self._directory,

@@ -100,7 +100,7 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
 def _help() -> str:
   main = sys.modules["__main__"]
   lines = [main.__doc__ or "", "  --config: config file (default: configs/digits.py)"]
-  for flag in FLAGS.get_key_flags_for_module(main.__file__ or ""):
+  for flag in FLAGS.get_key_flags_for_module(sys.argv[0]):
     lines.append(f"  --{flag.name}: {flag.help} (default: {flag.default})")
   for path, field, value in config_lib.walk(Config()):
     kind = config_lib.type_name(path)

@@ -15,11 +15,16 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from jax.experimental import multihost_utils
 
 # A process that vanished without a word is noticed after this time.
 HEARTBEAT_TIMEOUT_S = 30
+_CONNECT_TIMEOUT_S = 300
 _POLL_S = 0.5
 _KEY = "resnet_jax/error"
+# What JAX itself looks for.
+_SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
+_OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 
 
 @contextlib.contextmanager
@@ -30,9 +35,10 @@ def connect(
 ) -> Iterator[None]:
   """Connects the processes of a run; an error in one of them ends all within 10 s.
 
-  Without arguments, the launcher's environment is asked: Slurm, Open MPI, Kubernetes
+  Without arguments, the launcher's environment is asked: Slurm, Open MPI 4, Kubernetes
   (indexed Jobs and JobSets), GKE and Cloud TPU; without a launcher, the process is
-  alone. Before any other use of JAX.
+  alone. Before any other use of JAX. If some processes never come, JAX aborts those
+  that wait for them after 5 minutes.
 
   Args:
     coordinator: HOST:PORT, where process 0 listens; the others need `num_processes`
@@ -41,8 +47,9 @@ def connect(
     process_id: of this one, from 0.
 
   Raises:
-    ValueError: arguments that are wrong or incomplete.
-    OSError: the processes did not find each other.
+    ValueError: arguments that are wrong or incomplete, or a launcher that does not
+      tell where process 0 is.
+    OSError: process 0 cannot listen.
   """
   given = {
     "--coordinator": coordinator,
@@ -52,24 +59,30 @@ def connect(
   if missing := [flag for flag, value in given.items() if value is None]:
     if len(missing) < len(given):
       raise ValueError(f"{' and '.join(missing)} must be given too: all three or none")
-    if not _is_launched():
+    if not (_is_launched() or _has_chips()):
       yield
       return
   else:
     _check(coordinator, num_processes, process_id)
+  where = coordinator or "the address that the launcher's environment gives"
+  text = f"waiting at {where} for the other processes, {_CONNECT_TIMEOUT_S} s at most"
+  notice = threading.Timer(10, print, [text], {"file": sys.stderr, "flush": True})
+  notice.start()
   try:
     jax.distributed.initialize(
       coordinator,
       num_processes,
       process_id,
+      initialization_timeout=_CONNECT_TIMEOUT_S,
       heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
     )
   except RuntimeError as error:  # Whatever the network says.
-    where = coordinator or "the coordinator that the launcher's environment names"
-    raise OSError(f"cannot connect to {where}: {error}") from error
-  except ValueError:  # JAX asked around a TPU host, which is no part of a slice.
-    if not _has_chips():
-      raise
+    raise OSError(f"cannot connect at {where}: {error}") from error
+  except ValueError as error:  # A TPU host that is no part of a slice is alone.
+    if _is_launched():
+      raise ValueError(f"the launcher's environment is not enough: {error}") from error
+  finally:
+    notice.cancel()
   with _ending_together() if jax.process_count() > 1 else contextlib.nullcontext():
     yield
 
@@ -90,22 +103,34 @@ def _check(coordinator, num_processes, process_id) -> None:
 
 
 def _is_launched() -> bool:
-  """Whether a launcher that JAX knows started this process.
+  """Whether a launcher that JAX knows started several processes.
 
   `jax.distributed.initialize` fails where there is none, and asks the network about
-  some; so only these variables are looked at, and whether there are TPU chips.
+  some; so only these variables are looked at.
+
+  Raises:
+    ValueError: the launcher is Open MPI 5, which does not tell where process 0 is.
   """
   variables = os.environ
 
   def several(name: str) -> bool:
     return variables.get(name, "").isdecimal() and int(variables[name]) > 1
 
+  if several("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI not in variables:
+    raise ValueError(
+      f"Open MPI does not tell where process 0 is ({_OPEN_MPI} is not set); give "
+      "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
+      "--process_id=$OMPI_COMM_WORLD_RANK"
+    )
   return (
-    ("SLURM_STEP_NODELIST" in variables and several("SLURM_NTASKS"))
+    # The step's own number: within `salloc` that of the allocation is set too.
+    (
+      (all(f"SLURM_{name}" in variables for name in _SLURM))
+      and several("SLURM_STEP_NUM_TASKS")
+    )
     or several("OMPI_COMM_WORLD_SIZE")
     or ("JOB_COMPLETION_INDEX" in variables and _is_installed("kubernetes"))
     or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
-    or _has_chips()
   )
 
 
@@ -114,18 +139,26 @@ def _is_installed(package: str) -> bool:
 
 
 def _has_chips() -> bool:
+  """Whether this may be a host of a TPU slice, of which only the network knows."""
   paths = Path("/dev/accel0"), Path("/dev/vfio/0")
-  return _is_installed("libtpu") and any(path.exists() for path in paths)
+  platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+  return (
+    "tpu" in platforms
+    and _is_installed("libtpu")
+    and any(path.exists() for path in paths)
+  )
 
 
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
   # The store that JAX's processes share has no public name; Orbax uses it like this.
   store: Any = jax._src.distributed.global_state.client
-  done = threading.Event()
-  threading.Thread(target=_watch, args=(store, done), daemon=True).start()
+  done, told = threading.Event(), threading.Event()
+  threading.Thread(target=_watch, args=(store, done, told), daemon=True).start()
   try:
     yield
+    # None leaves before all have done all, so that a late error too ends all.
+    multihost_utils.sync_global_devices("all is done")
   except BaseException as error:
     if isinstance(error, SystemExit) and not error.code:
       raise
@@ -134,14 +167,15 @@ def _ending_together() -> Iterator[None]:
       status, reason = int(str(error.code)), error.__context__ or error
     elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_network(error):
       time.sleep(2 * _POLL_S)  # Whose end it is may be known in a moment.
-      reason = OSError(f"another process is gone; its own output says why ({error})")
-      print(f"error: {reason}", file=sys.stderr)
+      if not told.is_set():
+        reason = OSError(f"another process is gone; its own output says why ({error})")
+        print(f"error: {reason}", file=sys.stderr)
     else:
       sys.excepthook(type(error), error, error.__traceback__)
-    text = f"process {jax.process_index()}: {reason or type(reason).__name__}"
     done.set()
+    text = str(reason) or type(reason).__name__
     with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
-      store.key_value_set(_KEY, text)
+      store.key_value_set(_KEY, f"process {jax.process_index()}: {text}")
     _exit(status)
   finally:
     done.set()
@@ -152,13 +186,14 @@ def _is_of_network(error: Exception) -> bool:
   return any(sign in str(error) for sign in signs)
 
 
-def _watch(store, done: threading.Event) -> None:
+def _watch(store, done: threading.Event, told: threading.Event) -> None:
   """Ends this process once another one has failed."""
   while not done.wait(_POLL_S):
     try:
       text = store.key_value_try_get(_KEY)
     except jax.errors.JaxRuntimeError:  # Nothing is there.
       continue
+    told.set()
     if jax.process_index() == 0:
       print(f"error: {text}", file=sys.stderr)
     _exit(1)

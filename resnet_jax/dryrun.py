@@ -48,7 +48,8 @@ class Report:
     flops: a multiplication and an addition are two.
     memory_traffic: bytes read and written, as XLA estimates.
     collectives: of one step.
-    compute_s, memory_s, network_s: what each would take at the chip's peak.
+    compute_s, memory_s, network_s: what each would take at the chip's peak; float32
+      convolutions and products run at bfloat16's rate on TPUs, by JAX's default.
     step_s: the largest of them: all overlap.
     bound: which that is.
     images_per_s: of all chips, by `step_s`.
@@ -102,6 +103,7 @@ def use_cpu_only(topologies: list[str]) -> None:
   # libtpu would ask Google's cloud where it is, and tell that it is not there.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is opened.
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
@@ -234,7 +236,8 @@ def _add_roofline(report: Report, topology: Topology) -> Report:
   chip = topology.chip
   sent = sum(c.sent_bytes for c in report.collectives)
   # Along each axis a message goes half way round in both directions, there and back.
-  hops = sum(c.count for c in report.collectives) * sum(topology.shape)
+  around = sum(topology.shape)
+  hops = sum(c.count * min(c.group, around) for c in report.collectives)
   seconds = {
     "compute": report.flops / chip.flops_per_s,
     "memory": report.memory_traffic / chip.memory_bytes_per_s,

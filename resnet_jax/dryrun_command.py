@@ -37,7 +37,8 @@ def run(args: argparse.Namespace) -> None:
   """Rehearses on each topology; `args.settings` are the flags of the settings."""
   from resnet_jax import dryrun
 
-  cli.parse_flags(["resnet-jax", f"--config={args.config}", *args.settings], "")
+  flags = [f"--config={args.config}", *args.settings]
+  cli.parse_flags(["resnet-jax", *flags], args.config)
   names = args.topology.split(",")
   dryrun.use_cpu_only(names)
   topologies = [dryrun.describe_topology(name) for name in names]

@@ -9,9 +9,6 @@ import math
 import re
 from collections import Counter, defaultdict
 
-_BYTES = {"pred": 1, "bf16": 2} | {
-  f"{kind}{bits}": bits // 8 for kind in "suf" for bits in (8, 16, 32, 64)
-}
 _ARRAY = re.compile(r"\b(\w+)\[([\d,]*)\]")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([\w.\-]+) \(.*\{$")
 _COLLECTIVE = re.compile(
@@ -116,12 +113,14 @@ def _group_size(line: str, num_devices: int) -> int:
 
 
 def _result_bytes(match: re.Match) -> int:
-  sizes = []
-  for dtype, shape in _ARRAY.findall(match[1]):
-    size = _BYTES.get(dtype, 0)
-    for length in filter(None, shape.split(",")):
-      size *= int(length)
-    sizes.append(size)
-  if match[3] and match[2] in ("all-gather", "collective-permute"):
-    sizes = sizes[len(sizes) // 2 :]  # Operands come first.
-  return sum(sizes)
+  arrays = _ARRAY.findall(match[1])
+  if match[3] and match[2] != "all-reduce":  # Operands, results, and scalars for XLA.
+    arrays = [array for array in arrays if array != ("u32", "")]
+    arrays = arrays[len(arrays) // 2 :]
+  return sum(_bytes(dtype, shape) for dtype, shape in arrays)
+
+
+def _bytes(dtype: str, shape: str) -> int:
+  bits = re.match(r"[a-z]+(\d+)", dtype)  # "pred" has none, and takes a byte.
+  size = int(bits[1]) // 8 if bits else 1
+  return size * math.prod(int(length) for length in shape.split(",") if length)

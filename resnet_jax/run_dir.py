@@ -5,13 +5,17 @@ put there. Several processes of one run share it; process 0 writes.
 """
 
 import contextlib
-import importlib.util
+import dataclasses
+import errno
+import hashlib
+import importlib
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
@@ -23,8 +27,10 @@ try:
 except ImportError:  # Windows.
   fcntl = None  # type: ignore[assignment]
 
-# What epath and TensorBoard's files need; Orbax brings its own.
-_REMOTE = {"gs": ("gcs", ("gcsfs", "google")), "s3": ("s3", ("s3fs", "boto3"))}
+# What epath and TensorBoard's files need for gs://; Orbax brings its own.
+_FOR_GCS = ("gcsfs", "google.cloud.storage")
+# No locks there, as on some network file systems.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def new_workdir(name: str) -> str:
@@ -36,20 +42,22 @@ def new_workdir(name: str) -> str:
 
 
 def check_storage(workdir: str) -> None:
-  """Raises `ValueError` if remote storage needs packages that are not installed."""
+  """Raises `ValueError` for storage that Orbax or this installation cannot use."""
   scheme, separator, _ = str(workdir).partition("://")
   if not separator:
     return
-  if scheme not in _REMOTE:
+  if scheme != "gs":
     raise ValueError(
-      f"--workdir={workdir} must be a local path, or begin with gs:// or s3://"
+      f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
+      "nowhere else; mount other storage"
     )
-  extra, packages = _REMOTE[scheme]
-  for package in packages:
-    if importlib.util.find_spec(package) is None:
+  for package in _FOR_GCS:
+    try:
+      importlib.import_module(package)
+    except ImportError as error:
       raise ValueError(
-        f"--workdir={workdir} needs {package}: pip install 'resnet_jax[{extra}]'"
-      )
+        f"--workdir={workdir} needs {package}: pip install 'resnet_jax[gcs]'"
+      ) from error
 
 
 def load_config(workdir: str) -> Config | None:
@@ -84,8 +92,7 @@ def load_run_config(workdir: str) -> Config:
 def latest_step(workdir: str) -> int:
   """Returns the newest step saved in `workdir`; 0 if there is none."""
   path = epath.Path(workdir) / "checkpoints"
-  names = [child.name for child in path.iterdir()] if path.exists() else []
-  return max((int(name) for name in names if name.isdecimal()), default=0)
+  return max(ocp.utils.checkpoint_steps(path), default=0) if path.exists() else 0
 
 
 def load_class_names(workdir: str) -> tuple[str, ...]:
@@ -117,7 +124,7 @@ def open_run(
 
   Until the end of the context no other process can open it. The lock is the
   operating system's, and goes with the process however that ends; there is none on
-  remote storage, and none on Windows.
+  remote storage, on file systems without locks, and on Windows.
 
   Args:
     workdir: a directory that holds a run, or none.
@@ -128,7 +135,7 @@ def open_run(
   Raises:
     ValueError: `workdir` is a file or in use, the run there has other settings or
       classes or is further than `num_steps`, a class name is no line of text, or
-      the processes do not see one directory.
+      the processes have other settings or do not see one directory.
   """
   check_storage(workdir)
   path = epath.Path(workdir)
@@ -147,7 +154,7 @@ def open_run(
         _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
       _write(path / "config.json", saved_config.to_json(config))
     if jax.process_count() > 1:
-      multihost_utils.sync_global_devices("the run directory is there")
+      _check_same_settings(config)  # Comes back once process 0 is ready.
       if not (path / "config.json").exists():
         raise ValueError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
@@ -169,7 +176,23 @@ def _lock(workdir: str) -> Iterator[None]:
         f"--workdir={workdir} is in use by another process that trains there; wait "
         "for its end or name another directory"
       ) from None
+    except OSError as error:
+      if error.errno not in _NO_LOCKS:
+        raise
     yield
+
+
+def _check_same_settings(config: Config) -> None:
+  """Raises `ValueError` if this process has other settings than process 0."""
+  # Where the images are and how they are read may differ from host to host.
+  data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
+  text = saved_config.to_json(dataclasses.replace(config, data=data))
+  own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+  if (multihost_utils.broadcast_one_to_all(own) != own).any():
+    raise ValueError(
+      f"process {jax.process_index()} has other settings than process 0; start all "
+      "with the same flags and configs"
+    )
 
 
 def _check_resumable(

@@ -7,7 +7,8 @@ from resnet_jax.config import Config, check_field_name, flatten
 from resnet_jax.validation import validate
 
 # What may change between a run and its continuation: nothing here touches the numbers
-# of a step, but for images that could not be read before. `num_*` may, except under a
+# of a step, but for images that could not be read before, and updates that were not
+# finite. `num_*` may, except under a
 # schedule that depends on them.
 _FREE_ON_RESUME = {
   "num_epochs",
@@ -22,6 +23,8 @@ _FREE_ON_RESUME = {
   "data.num_workers",
   "data.on_error",
   "data.max_skip_share",
+  "optim.shard_state",
+  "optim.skip_nonfinite",
 }
 
 

@@ -7,17 +7,24 @@ from collections.abc import Sequence
 from functools import partial
 
 import jax
+import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns a mesh of the given devices (all of them by default) along "data"."""
-  devices = jax.devices() if devices is None else list(devices)
+  devices = in_process_order(jax.devices() if devices is None else devices)
   # Auto, not the newer default Explicit: the compiler propagates the shardings.
-  return jax.make_mesh(
-    (len(devices),), ("data",), axis_types=(AxisType.Auto,), devices=devices
-  )
+  return Mesh(np.array(devices), ("data",), axis_types=(AxisType.Auto,))
+
+
+def in_process_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
+  """Returns the devices of process 0 first, as `local_rows` has the rows of a batch.
+
+  `jax.make_mesh` would go along the wires of a TPU slice, in and out of its hosts.
+  """
+  return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:

@@ -46,6 +46,8 @@ class StopRequest:
   def __exit__(self, *exc_info) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
+    if self._before and jax.process_count() > 1:
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)  # There is no step to finish.
 
   def _ask(self, number: int, frame) -> None:
     del frame

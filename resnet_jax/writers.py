@@ -193,15 +193,15 @@ class MetricWriter:
     skipped = [*self._input.skipped.values(), *self._eval_set.skipped.values()]
     for text in dict.fromkeys(skipped):
       if text not in self._skipped:
-        self._console.print(
-          f"skipped {text}", highlight=False, markup=False, soft_wrap=True
-        )
+        # Only the process knows that reads it, and the others' consoles are quiet.
+        console = self._console if self._writes else Console(stderr=True)
+        console.print(f"skipped {text}", highlight=False, markup=False, soft_wrap=True)
     self._skipped.update(skipped)
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+    self._show_skipped()
     if not self._writes:
       return
-    self._show_skipped()
     if self._skipped:
       values = values | {"skipped": len(self._skipped)}
     epoch = round(step / self._plan.steps_per_epoch, 4)

@@ -1,6 +1,8 @@
 """What is saved comes back, the right ones are kept, wrong ones refused."""
 
+import resource
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import jax.numpy as jnp
@@ -125,6 +127,32 @@ def test_a_damaged_newest_is_named_set_aside_and_the_one_before_used(
   assert len(list((tmp_path / "damaged").iterdir())) == 2
   with CheckpointStore(tmp_path, keep=3) as store:
     assert_equal(store.restore_latest(state, said.append), states[5])
+
+
+@pytest.mark.parametrize("known", [True, False])
+def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
+  tmp_path, monkeypatch, known
+):
+  """Full as the system says before, and as a limit that only writing meets."""
+  state = make_state(step=1)
+  limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+  with CheckpointStore(tmp_path) as store:
+    store.save(1, state)
+  reason = r"takes 0\.6 MB and 0\.0 MB are free" if known else "File too large"
+  text = f"checkpoint 2 cannot be saved.*: .*{reason}; 1 is the newest"
+  try:
+    with pytest.raises(OSError, match=text), CheckpointStore(tmp_path) as store:
+      if known:
+        free = SimpleNamespace(free=0)
+        monkeypatch.setattr("shutil.disk_usage", lambda path: free)
+      else:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, limits[1]))
+      store.save(2, state)
+  finally:
+    resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+  assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
+  with CheckpointStore(tmp_path) as store:
+    assert_equal(store.restore_latest(make_state()), state)
 
 
 def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):

@@ -10,6 +10,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
 import jax
 import numpy as np
@@ -21,7 +22,7 @@ from resnet_jax.evaluation import build_model
 from resnet_jax.optim import create_schedule
 from resnet_jax.plan import Plan
 from resnet_jax.run_dir import load_config
-from resnet_jax.sharding import create_mesh
+from resnet_jax.sharding import create_mesh, in_process_order
 from resnet_jax.trainer import create_init
 
 ROOT = Path(__file__).parents[1]
@@ -182,6 +183,22 @@ def test_a_killed_process_ends_the_others(tmp_path):
   assert "error: another process is gone; its own output says why" in error
 
 
+def test_other_settings_in_one_process_are_refused(tmp_path):
+  own = {1: "--config.seed=5"}
+  with launched(2, f"--workdir={tmp_path / 'run'}", own=own) as processes:
+    _, error = processes[0].communicate(timeout=60)
+    processes[1].communicate(timeout=60)
+    assert [process.returncode for process in processes] == [1, 2]
+  assert "error: process 1: process 1 has other settings than process 0" in error
+
+
+def test_rows_go_to_the_processes_in_their_order():
+  """Along the wires of a 4x4 slice the chips of a host are not neighbours."""
+  hosts = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
+  chips = [SimpleNamespace(id=i, process_index=host) for i, host in enumerate(hosts)]
+  assert [c.process_index for c in in_process_order(chips)] == sorted(hosts)
+
+
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
@@ -197,14 +214,31 @@ def test_wrong_flags_are_named(arguments, message):
     pass
 
 
+SRUN = {
+  "SLURM_JOB_ID": "1",
+  "SLURM_STEP_NODELIST": "node[1-4]",
+  "SLURM_NTASKS": "4",
+  "SLURM_STEP_NUM_TASKS": "4",
+  "SLURM_PROCID": "0",
+  "SLURM_LOCALID": "0",
+}
+
+
+def test_open_mpi_5_needs_flags(monkeypatch):
+  monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
+  with pytest.raises(ValueError, match="give --coordinator"), distributed.connect():
+    pass
+
+
 @pytest.mark.parametrize(
   ("variables", "expected"),
   [
     ({}, False),
-    ({"SLURM_NTASKS": "4"}, False),  # An allocation, but not started by srun.
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NODELIST": "node[1-4]"}, True),
-    ({"SLURM_NTASKS": "1", "SLURM_STEP_NODELIST": "node1"}, False),
-    ({"OMPI_COMM_WORLD_SIZE": "2"}, True),
+    (SRUN, True),
+    (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # A shell within `salloc`.
+    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, False),  # `sbatch` itself.
+    ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "x"}, True),
+    ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
     ({"TPU_WORKER_HOSTNAMES": "a"}, False),
   ],

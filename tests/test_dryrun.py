@@ -42,6 +42,8 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %d = f32[8]{0} all-gather-done(%g)
   %m = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
   %again = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
+  %pp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p)
+  %f8 = f8e4m3fn[5]{0} all-to-all(%p), replica_groups={{0,1,2,3}}
   %alone = f32[9]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3}}, to_apply=%add
   %w = s32[] while(%t), body=%body, backend_config={"known_trip_count":{"n":"5"}}
 }
@@ -54,6 +56,8 @@ def test_collectives_are_counted_as_often_as_they_run():
     Collective("all-gather", 4, 1, 32),
     Collective("all-reduce", 2, 5, 80),
     Collective("all-reduce", 4, 1, 50),
+    Collective("all-to-all", 4, 1, 5),
+    Collective("collective-permute", 4, 1, 32),
   ]
 
 
@@ -141,7 +145,7 @@ def run(*args) -> subprocess.CompletedProcess:
 def test_command_prints_an_object_for_each_topology():
   result = run(
     "--config=configs/digits.py",
-    "--topology=cpu:2,cpu:2",
+    "--topology=cpu:1,cpu:2",
     "--images-per-chip=8",
     "--config.bn_scope=device",
     "--json",

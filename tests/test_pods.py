@@ -2,7 +2,9 @@
 
 import json
 import os
+import random
 import re
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -26,6 +28,12 @@ def test_two_processes_train(block, tmp_path):
   # Smaller than the digits, which take longer to compile.
   settings = "--config.data.name=synthetic --config.data.image_size=8"
   block = block.replace("train.py", f"train.py {settings} --config.batch_size=16")
+  with socket.socket() as sock:
+    sock.bind(("localhost", 0))
+    port = sock.getsockname()[1]
+  block = re.sub(r"localhost:\d+", f"localhost:{port}", block)
+  # JAX makes the port of it.
+  block = block.replace("SLURM_JOB_ID=1", f"SLURM_JOB_ID={random.randrange(4096)}")
   for name in ("train.py", "configs"):
     (tmp_path / name).symlink_to(ROOT / name)
   python = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])

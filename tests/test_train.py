@@ -26,7 +26,7 @@ TINY = [
 
 
 def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
-  command = [sys.executable, str(ROOT / "train.py"), *map(str, args)]
+  command = [sys.executable, "train.py", *map(str, args)]
   return subprocess.run(
     command, cwd=cwd, capture_output=True, text=True, timeout=300, **kwargs
   )
@@ -155,7 +155,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_help_names_the_flags():
   result = train("--help")
   assert result.returncode == 0
-  for flag in ("--config:", "--workdir:", "--mode:", "--config.optim.learning_rate:"):
+  settings = "--config:", "--config.optim.learning_rate:"
+  for flag in ("--workdir:", "--mode:", "--coordinator:", *settings):
     assert flag in result.stdout
 
 

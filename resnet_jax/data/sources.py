@@ -230,6 +230,10 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
+  if "://" in config.dir:
+    raise ValueError(
+      f"config.data.dir={config.dir!r} must be a local path; mount remote storage"
+    )
   if not config.name:
     raise ValueError("config.data.name must name a data set; these weights have none")
   if config.name == "digits":

@@ -1,6 +1,6 @@
 """Runs killed at random moments, saves included, end with the bits of one that was not.
 
-`CHAOS_RUNS=30 pytest tests/chaos -s` takes some minutes; the suite does a few.
+`CHAOS_RUNS=30 pytest tests/chaos -n0 -s` takes some minutes; the suite does a few.
 """
 
 import json
