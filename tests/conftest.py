@@ -17,6 +17,24 @@ import jax  # noqa: E402 - after the variables it reads
 jax.config.update("jax_num_cpu_devices", 8)
 
 
+def pytest_collection_modifyitems(items):
+  """Long files first, for the workers to end together."""
+  long = [
+    "test_distributed.py",
+    "test_trainer.py",
+    "test_train.py",
+    "test_chaos.py",
+    "test_dryrun.py",
+    "test_steps.py",
+    "test_streaming.py",
+  ]
+
+  def place(item) -> int:
+    return long.index(item.path.name) if item.path.name in long else len(long)
+
+  items.sort(key=place)
+
+
 def pytest_unconfigure():
   if CACHE:
     shutil.rmtree(CACHE, ignore_errors=True)

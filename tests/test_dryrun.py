@@ -143,13 +143,8 @@ def run(*args) -> subprocess.CompletedProcess:
 
 
 def test_command_prints_an_object_for_each_topology():
-  result = run(
-    "--config=configs/digits.py",
-    "--topology=cpu:1,cpu:2",
-    "--images-per-chip=8",
-    "--config.bn_scope=device",
-    "--json",
-  )
+  flags = "--config=configs/digits.py", "--config.model.name=plain8", "--json"
+  result = run(*flags, "--topology=cpu:1,cpu:2", "--images-per-chip=8")
   assert result.returncode == 0, result.stderr
   one, two = map(json.loads, result.stdout.splitlines())
   assert (one["batch_size"], two["batch_size"]) == (8, 16)

@@ -5,7 +5,7 @@ import sys
 import pytest
 from etils import epath
 
-from resnet_jax.config import Config
+from resnet_jax.config import Config, DataConfig
 from resnet_jax.run_dir import latest_step, load_config, open_run
 
 
@@ -99,3 +99,21 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="seed was 3 and is now 4"):
       use("gs://bucket/run", Config(seed=4), 9)
   assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"
+
+
+def test_other_settings_in_one_process_are_refused(tmp_path, monkeypatch):
+  """Where the images are may differ."""
+  monkeypatch.setattr("jax.process_count", lambda: 2)
+  sent = []
+
+  def broadcast(array):
+    sent.append(array)
+    return sent[0]
+
+  module = "resnet_jax.run_dir.multihost_utils.broadcast_one_to_all"
+  monkeypatch.setattr(module, broadcast)
+  use(tmp_path, Config(), 5)
+  monkeypatch.setattr("jax.process_index", lambda: 1)
+  use(tmp_path, Config(data=DataConfig(dir="elsewhere", num_threads=3)), 5)
+  with pytest.raises(ValueError, match="process 1 has other settings than process 0"):
+    use(tmp_path, Config(seed=1), 5)

@@ -2,9 +2,11 @@
 
 from pathlib import Path
 
+STEPS = 8
+
 
 def train(workdir: str) -> None:
-  """Trains 12 steps, saving after each, and writes a hash of all of the final state."""
+  """Saves after each of `STEPS` steps, and writes a hash of all of the last state."""
   import io
 
   import jax
@@ -22,7 +24,7 @@ def train(workdir: str) -> None:
   from resnet_jax.trainer import train_and_evaluate
 
   config = Config(
-    num_steps=12,
+    num_steps=STEPS,
     batch_size=16,
     steps_per_call=2,
     log_every_steps=4,
@@ -30,7 +32,7 @@ def train(workdir: str) -> None:
     model=ModelConfig(name="resnet8"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=70),
     augment=AugmentConfig(padding=1, flip=True),
-    optim=OptimConfig(learning_rate=0.02, decay_steps=(8,)),
+    optim=OptimConfig(learning_rate=0.02, decay_steps=(6,)),
     checkpoint=CheckpointConfig(every_steps=1),
   )
   console = Console(file=io.StringIO())
