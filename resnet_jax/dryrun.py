@@ -163,7 +163,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
     )
     classes = data.num_classes or create_model(config.model.name).num_classes
     config = resolve(config, classes)
-    plan = Plan.create(config, max(data.num_examples, config.batch_size))
+    plan = Plan.create(config, data.num_examples)
     schedule = create_schedule(config.optim, plan, config.batch_size)
     model = with_norm_groups(build_model(config), config, mesh)
     init = create_init(config, model, schedule, data.image_shape, on)

@@ -156,6 +156,10 @@ def test_command_prints_an_object_for_each_topology():
   ("args", "message"),
   [
     (["--topology=v9:2x2"], "--topology 'v9:2x2' must be one such as"),
+    (
+      ["--topology=cpu:2", "--config.batch_size=2000"],
+      "batch_size=2000 must be at most",
+    ),
     (["--topology=cpu:0"], "--topology 'cpu:0' must be one such as cpu:8"),
     (["--topology=cpu:3"], "config.batch_size=32 must be a multiple of the 3 devices"),
     (["--topology=cpu:2", "--config.bn_scope=all"], "config.bn_scope='all' must be"),

@@ -66,7 +66,8 @@ def create_abstract_dataset(
       "mask": split(rows, jnp.bool_),
     }
     chunk = streaming.Chunk(batches, whole((), jnp.int32))
-    return AbstractDataset(chunk, streaming.take_batch, shape, _NUM_STREAMED, 0)
+    number = max(_NUM_STREAMED, batch_size)
+    return AbstractDataset(chunk, streaming.take_batch, shape, number, 0)
   source = open_source(config, config.train_split)
   if not isinstance(source, Source):
     raise ValueError(
