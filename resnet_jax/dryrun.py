@@ -80,7 +80,7 @@ class Topology:
 
   Attributes:
     name: as asked for.
-    devices: those of JAX; some chips are two.
+    devices: one for each chip.
     shape: chips along each axis of the network.
     chip: peak rates; None for a CPU.
   """
@@ -89,10 +89,6 @@ class Topology:
   devices: list
   shape: tuple[int, ...]
   chip: Chip | None
-
-  @property
-  def num_chips(self) -> int:
-    return math.prod(self.shape)
 
 
 def use_cpu_only(topologies: list[str]) -> None:
@@ -129,8 +125,10 @@ def describe_topology(name: str) -> Topology:
     )
   from jax.experimental import topologies
 
+  # The two cores of a chip as one device, as they are used; v5p's are by default.
+  options = {"chip_config_name": "megacore"} if kind == "v4" else {}
   try:
-    described = topologies.get_topology_desc(name, "tpu")
+    described = topologies.get_topology_desc(name, "tpu", **options)
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).split(": ", 1)[-1]
     raise ValueError(
@@ -184,7 +182,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
   flops = cost["flops"] / len(topology.devices)
 
   report = Report(
-    topology.name, topology.num_chips, config.batch_size, dtype, fits=False
+    topology.name, len(topology.devices), config.batch_size, dtype, fits=False
   )
   start = time.monotonic()
   try:
@@ -207,17 +205,15 @@ def rehearse(config: Config, topology: Topology) -> Report:
   }
   # The new state takes the place of the old one.
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
-  per_chip = len(topology.devices) // topology.num_chips
-  parts = {name: size * per_chip for name, size in parts.items()}
   collectives = count_collectives(compiled.as_text(), len(topology.devices))
   return _add_roofline(
     dataclasses.replace(
       report,
       fits=True,
       compile_s=seconds,
-      memory=parts | {"peak": sum(parts.values()) + new * per_chip},
-      flops=flops * per_chip,
-      memory_traffic=traffic * per_chip,
+      memory=parts | {"peak": sum(parts.values()) + new},
+      flops=flops,
+      memory_traffic=traffic,
       collectives=tuple(collectives),
     ),
     topology,

@@ -46,7 +46,7 @@ def run(args: argparse.Namespace) -> None:
   for topology in topologies:
     config = copy.deepcopy(cli.read_config(None))
     if args.images_per_chip:
-      config.batch_size = args.images_per_chip * topology.num_chips
+      config.batch_size = args.images_per_chip * len(topology.devices)
     report = dryrun.rehearse(config, topology)
     reports.append(report)
     if args.json:

@@ -161,7 +161,7 @@ def test_any_number_of_devices_equals_one(devices, shard_state):
   assert kernel.addressable_shards[0].data.size == kernel.size
 
 
-@pytest.mark.parametrize(("devices", "groups", "accumulate"), [(4, 2, 1), (8, 4, 2)])
+@pytest.mark.parametrize(("devices", "groups", "accumulate"), [(8, 4, 2)])
 def test_groups_and_parts_are_the_same_on_any_number_of_devices(
   devices, groups, accumulate
 ):
