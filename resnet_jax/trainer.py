@@ -65,6 +65,7 @@ def train_and_evaluate(
     ValueError: settings that are wrong or do not fit the data or the run there.
     FileNotFoundError: the data set is not there.
     FloatingPointError: the loss is no longer finite.
+    OSError: a state cannot be saved, such as for want of space.
     Stopped: a signal asked for it; the state is saved.
   """
   check(config)
