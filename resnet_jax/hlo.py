@@ -21,7 +21,8 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-# {{0,1},{2,3}}, or [2,2]<=[4], or mesh['a'=2,'b'=2] {'b'}: XLA has three ways.
+# {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}, or of a part of an axis
+# mesh['a'=4] {'a':(2)2}: XLA's ways to say it.
 _GROUP = re.compile(
   r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})"
 )
@@ -108,7 +109,9 @@ def _group_size(line: str, num_devices: int) -> int:
     return num_devices
   if match[3]:
     sizes = dict(axis.split("=") for axis in match[3].split(","))
-    return math.prod(int(sizes.get(axis, 1)) for axis in match[4].split(","))
+    # A part of an axis is written 'a':(before)size.
+    axes = [axis.rpartition(")")[2] for axis in match[4].split(",")]
+    return math.prod(int(sizes.get(axis, axis)) for axis in axes)
   return int(match[2]) if match[2] else len(match[1].split(","))
 
 

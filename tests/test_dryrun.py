@@ -43,6 +43,7 @@ ENTRY %main (p: f32[8]) -> f32[8] {
   %m = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
   %again = s8[3]{0} all-gather(%p), channel_id=7, replica_groups=mesh['x'=2,'y'=2] {'y'}
   %pp = (f32[8]{0}, f32[8]{0}, u32[], u32[]) collective-permute-start(%p)
+  %sub = s8[7]{0} all-to-all(%p), replica_groups=mesh['x'=8,'y'=2] {'x':(2)4,'y'}
   %f8 = f8e4m3fn[5]{0} all-to-all(%p), replica_groups={{0,1,2,3}}
   %alone = f32[9]{0} all-reduce(%p), replica_groups={{0},{1},{2},{3}}, to_apply=%add
   %w = s32[] while(%t), body=%body, backend_config={"known_trip_count":{"n":"5"}}
@@ -57,6 +58,7 @@ def test_collectives_are_counted_as_often_as_they_run():
     Collective("all-reduce", 2, 5, 80),
     Collective("all-reduce", 4, 1, 50),
     Collective("all-to-all", 4, 1, 5),
+    Collective("all-to-all", 8, 1, 7),
     Collective("collective-permute", 4, 1, 32),
   ]
 
