@@ -125,7 +125,7 @@ def _is_launched() -> bool:
   return (
     # The step's own number: within `salloc` that of the allocation is set too.
     (
-      (all(f"SLURM_{name}" in variables for name in _SLURM))
+      all(f"SLURM_{name}" in variables for name in _SLURM)
       and several("SLURM_STEP_NUM_TASKS")
     )
     or several("OMPI_COMM_WORLD_SIZE")

@@ -19,7 +19,7 @@ from jax.sharding import Mesh
 from resnet_jax import backend
 from resnet_jax.chips import CHIPS, HOP_S, Chip
 from resnet_jax.config import Config
-from resnet_jax.data.abstract import create_abstract_dataset
+from resnet_jax.data.abstract import create_abstract_dataset, open_resident
 from resnet_jax.evaluation import build_model, check, resolve
 from resnet_jax.hlo import Collective, count_collectives
 from resnet_jax.models.zoo import create_model
@@ -154,10 +154,11 @@ def rehearse(config: Config, topology: Topology) -> Report:
   platform = topology.devices[0].platform
   dtype = str(backend.compute_dtype(config.model.dtype, platform))
   config = _with(config, "model", dtype=dtype)
+  source = open_resident(config.data)
 
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
     data = create_abstract_dataset(
-      config.data, config.batch_size, config.steps_per_call, on
+      config.data, source, config.batch_size, config.steps_per_call, on
     )
     classes = data.num_classes or create_model(config.model.name).num_classes
     config = resolve(config, classes)

@@ -8,8 +8,7 @@ from resnet_jax.validation import validate
 
 # What may change between a run and its continuation: nothing here touches the numbers
 # of a step, but for images that could not be read before, and updates that were not
-# finite. `num_*` may, except under a
-# schedule that depends on them.
+# finite. `num_*` may, except under a schedule that depends on them.
 _FREE_ON_RESUME = {
   "num_epochs",
   "num_steps",

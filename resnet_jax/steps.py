@@ -99,9 +99,7 @@ def train_step(
     )
   if not skip_nonfinite:
     return state, metrics | {"skipped_updates": jnp.zeros(())}
-  is_finite = jnp.isfinite(metrics["loss"])
-  for gradients in jax.tree.leaves(grads):
-    is_finite &= jnp.isfinite(gradients).all()
+  is_finite = all_finite((metrics["loss"], grads))
 
   def keep(new: jax.Array, old: jax.Array) -> jax.Array:
     # Counts move on, so that the learning rate stays a function of the step.
@@ -111,6 +109,11 @@ def train_step(
   metrics = {name: jnp.where(is_finite, value, 0) for name, value in metrics.items()}
   metrics["skipped_updates"] = 1.0 - is_finite
   return jax.tree.map(keep, state, before), metrics
+
+
+def all_finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite, a scalar."""
+  return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
 def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int):

@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator
 from functools import partial
 
 import jax
-import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 from rich.console import Console
@@ -293,9 +292,7 @@ def check_finite(variables: Variables, step: int, learning_rate: float) -> None:
     )
 
 
-@jax.jit
-def _all_finite(tree) -> jax.Array:
-  return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+_all_finite = jax.jit(steps.all_finite)
 
 
 def _headline(config, plan, state, train_set, eval_set) -> str:

@@ -41,23 +41,42 @@ class AbstractDataset:
   num_classes: int
 
 
-def create_abstract_dataset(
-  config: DataConfig, batch_size: int, steps_per_call: int, mesh: Mesh
-) -> AbstractDataset:
-  """Returns the training set as shapes; what is streamed need not be there.
-
-  Args:
-    config: which data set.
-    batch_size: B, over all devices.
-    steps_per_call: K.
-    mesh: the devices, which may be only described.
+def open_resident(config: DataConfig) -> Source | None:
+  """Opens a training set that is to live on the devices; None if it is streamed.
 
   Raises:
     ValueError: as `open_source`.
-    FileNotFoundError: a set that is to live on the devices is not there.
+    FileNotFoundError: it is not there.
+  """
+  if config.train_crop:
+    return None
+  source = open_source(config, config.train_split)
+  if not isinstance(source, Source):
+    raise ValueError(
+      "config.data.train_crop='' must be 'random_resized' or 'random', with "
+      "config.data.image_size: images of many sizes are cut to one"
+    )
+  return source
+
+
+def create_abstract_dataset(
+  config: DataConfig,
+  source: Source | None,
+  batch_size: int,
+  steps_per_call: int,
+  mesh: Mesh,
+) -> AbstractDataset:
+  """Returns the training set as shapes.
+
+  Args:
+    config: which data set.
+    source: from `open_resident`.
+    batch_size: B, over all devices.
+    steps_per_call: K.
+    mesh: the devices, which may be only described.
   """
   whole: Callable = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
-  if config.train_crop:
+  if source is None:
     split: Callable = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
     shape, rows = (config.image_size,) * 2 + (3,), (steps_per_call, batch_size)
     batches = {
@@ -68,12 +87,6 @@ def create_abstract_dataset(
     chunk = streaming.Chunk(batches, whole((), jnp.int32))
     number = max(_NUM_STREAMED, batch_size)
     return AbstractDataset(chunk, streaming.take_batch, shape, number, 0)
-  source = open_source(config, config.train_split)
-  if not isinstance(source, Source):
-    raise ValueError(
-      "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size: images of many sizes are cut to one"
-    )
   count = len(source.images)
   feed = resident.Feed(
     image=whole(source.images.shape, jnp.uint8),
