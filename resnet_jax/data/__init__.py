@@ -68,8 +68,24 @@ def create_dataset(
     resize, crop = config.train_resize, 0
     if augment is None:
       resize, crop = config.eval_resize, config.eval_crop
-    return ResidentDataset(source, batch_size, mesh, resize, crop, config.interpolation)
+    return ResidentDataset(
+      source,
+      batch_size,
+      mesh,
+      resize=resize,
+      crop=crop,
+      interpolation=config.interpolation,
+    )
   return create_streaming(config, source, batch_size, mesh, augment)
+
+
+def require_train_crop(config: DataConfig) -> None:
+  """Raises `ValueError` if images of many sizes are not cut to one."""
+  if not config.train_crop:
+    raise ValueError(
+      "config.data.train_crop='' must be 'random_resized' or 'random', with "
+      "config.data.image_size: images of many sizes are cut to one"
+    )
 
 
 def create_streaming(
@@ -94,11 +110,7 @@ def create_streaming(
       max_pixels=config.max_pixels,
     )
   else:
-    if not config.train_crop:
-      raise ValueError(
-        "config.data.train_crop='' must be 'random_resized' or 'random', with "
-        "config.data.image_size: images of many sizes are cut to one"
-      )
+    require_train_crop(config)
     transform = TrainTransform(
       crop=config.train_crop,
       resize=config.train_resize,

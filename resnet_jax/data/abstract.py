@@ -13,10 +13,9 @@ import jax.numpy as jnp
 from jax.sharding import Mesh
 
 from resnet_jax.config import DataConfig
-from resnet_jax.data import resident, streaming
-from resnet_jax.data.augment import resize_and_crop
+from resnet_jax.data import require_train_crop, resident, streaming
 from resnet_jax.data.sources import Source, open_source
-from resnet_jax.sharding import batch_sharding, chunk_sharding, replicated
+from resnet_jax.sharding import chunk_sharding, replicated
 
 # A streamed set is not opened; its size changes nothing that is compiled but constants.
 _NUM_STREAMED = 1_281_167
@@ -51,12 +50,10 @@ def open_resident(config: DataConfig) -> Source | None:
   if config.train_crop:
     return None
   source = open_source(config, config.train_split)
-  if not isinstance(source, Source):
-    raise ValueError(
-      "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size: images of many sizes are cut to one"
-    )
-  return source
+  if isinstance(source, Source):
+    return source
+  require_train_crop(config)
+  return None
 
 
 def create_abstract_dataset(
@@ -93,17 +90,11 @@ def create_abstract_dataset(
     label=whole((count,), jnp.int32),
     order=whole((count,), jnp.int32),
   )
-  resize = partial(
-    resize_and_crop,
+  take_batch, shape = resident.bind_take_batch(
+    source.images,
+    batch_size,
+    mesh,
     resize=config.train_resize,
-    crop=0,
     interpolation=config.interpolation,
   )
-  take_batch = partial(
-    resident.take_batch,
-    batch_size=batch_size,
-    sharding=batch_sharding(mesh),
-    resize=resize,
-  )
-  shape = jax.eval_shape(resize, source.images[:1]).shape[1:]
   return AbstractDataset(feed, take_batch, shape, count, len(source.class_names))

@@ -7,6 +7,7 @@ import dataclasses
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
+from typing import Any
 
 import flax.struct
 import jax
@@ -66,6 +67,33 @@ def take_batch(
   return jax.lax.with_sharding_constraint(batch, sharding)
 
 
+def bind_take_batch(
+  images: np.ndarray,
+  batch_size: int,
+  mesh: Mesh,
+  resize: int = 0,
+  crop: int = 0,
+  interpolation: str = "bilinear",
+) -> tuple[Callable, tuple[int, int, int]]:
+  """Returns `take_batch` of (feed, step) alone, and (H, W, C) of what it takes.
+
+  Args:
+    images: [N, H, W, C] uint8.
+    batch_size: B.
+    mesh: the devices.
+    resize: see `resize_and_crop`, which is part of the step.
+    crop: likewise.
+    interpolation: likewise.
+  """
+  resized = partial(
+    resize_and_crop, resize=resize, crop=crop, interpolation=interpolation
+  )
+  bound = partial(
+    take_batch, batch_size=batch_size, sharding=batch_sharding(mesh), resize=resized
+  )
+  return bound, jax.eval_shape(resized, images[:1]).shape[1:]
+
+
 class ResidentDataset:
   """One split as uint8 on every device.
 
@@ -84,9 +112,7 @@ class ResidentDataset:
     source: Source,
     batch_size: int,
     mesh: Mesh,
-    resize: int = 0,
-    crop: int = 0,
-    interpolation: str = "bilinear",
+    **resizing: Any,
   ):
     """Copies the images to the devices.
 
@@ -94,19 +120,13 @@ class ResidentDataset:
       source: see `Source`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
-      resize: see `resize_and_crop`, which is part of the step.
-      crop: likewise.
-      interpolation: likewise.
+      **resizing: of `bind_take_batch`.
     """
-    resized = partial(
-      resize_and_crop, resize=resize, crop=crop, interpolation=interpolation
-    )
     self.num_examples = len(source.images)
     self.class_names = source.class_names
-    self.image_shape = jax.eval_shape(resized, source.images[:1]).shape[1:]
     self.skipped: dict[int, str] = {}
-    self.take_batch = partial(
-      take_batch, batch_size=batch_size, sharding=batch_sharding(mesh), resize=resized
+    self.take_batch, self.image_shape = bind_take_batch(
+      source.images, batch_size, mesh, **resizing
     )
     self._num_batches = math.ceil(self.num_examples / batch_size)
     # Evaluation's order; the indices past the last example are padding.
