@@ -4,7 +4,6 @@ The step is the trainer's own, from the same settings. TPUs are described by lib
 (`pip install 'resnet_jax[tpu]'`), which compiles for them on any Linux machine.
 """
 
-import ctypes
 import dataclasses
 import importlib.util
 import math
@@ -103,20 +102,6 @@ def use_cpu_only(topologies: list[str]) -> None:
   os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is opened.
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
-  _enlarge_stacks()
-
-
-def _enlarge_stacks() -> None:
-  """Gives threads to come a stack of 256 MiB.
-
-  libtpu's compiler walks a ResNet-50 for v6e by recursion, and overruns the usual 8.
-  """
-  libc: Any = ctypes.CDLL(None)
-  if hasattr(libc, "pthread_setattr_default_np"):  # glibc's, as libtpu needs.
-    attributes = ctypes.create_string_buffer(64)
-    libc.pthread_attr_init(attributes)
-    libc.pthread_attr_setstacksize(attributes, ctypes.c_size_t(256 * 2**20))
-    libc.pthread_setattr_default_np(attributes)
 
 
 def describe_topology(name: str) -> Topology:

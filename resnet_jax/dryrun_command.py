@@ -4,6 +4,9 @@ import argparse
 import copy
 import dataclasses
 import json
+import multiprocessing
+import signal
+import sys
 from typing import TYPE_CHECKING
 
 from rich.console import Console
@@ -34,7 +37,30 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Rehearses on each topology; `args.settings` are the flags of the settings."""
+  """Rehearses on each topology; `args.settings` are the flags of the settings.
+
+  Raises:
+    OSError: libtpu's compiler crashed, in the process that is made for it.
+    SystemExit: always otherwise.
+  """
+  # Forked, not spawned: JAX has not started here, and need not be imported again.
+  process = multiprocessing.get_context("fork").Process(target=_run, args=(args,))
+  process.start()
+  try:
+    process.join()
+  except KeyboardInterrupt:  # It got the signal as well, and says so.
+    process.join()
+  status = process.exitcode or 0
+  if status < 0:
+    raise OSError(
+      f"the compiler crashed ({signal.Signals(-status).name}), its own report is above; "
+      "another topology, batch size or version of libtpu may pass"
+    )
+  sys.exit(status)
+
+
+@cli.clean_errors()
+def _run(args: argparse.Namespace) -> None:
   from resnet_jax import dryrun
 
   flags = [f"--config={args.config}", *args.settings]

@@ -3,13 +3,15 @@
 import dataclasses
 import importlib.util
 import json
+import os
+import signal
 import subprocess
 import sys
 
 import jax
 import pytest
 
-from resnet_jax import dryrun
+from resnet_jax import commands, dryrun
 from resnet_jax.chips import CHIPS
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.dryrun import Topology, rehearse
@@ -170,6 +172,19 @@ def test_wrong_usage_is_one_line(args, message):
   assert result.returncode == 2
   (line,) = result.stderr.splitlines()
   assert line.startswith("error: ") and message in line
+
+
+@pytest.mark.filterwarnings("ignore:os.fork")
+def test_a_crash_of_the_compiler_is_one_line(monkeypatch, capfd):
+  def crash(names):
+    os.kill(os.getpid(), signal.SIGSEGV)
+
+  monkeypatch.setattr(dryrun, "use_cpu_only", crash)
+  args = ["dryrun", "--config=configs/digits.py", "--topology=cpu:2"]
+  with pytest.raises(SystemExit) as exit:
+    commands.main(args)
+  assert exit.value.code == 1
+  assert "error: the compiler crashed (SIGSEGV)" in capfd.readouterr().err
 
 
 @pytest.mark.skipif(importlib.util.find_spec("libtpu") is None, reason="needs libtpu")
