@@ -53,7 +53,7 @@ def run(args: argparse.Namespace) -> None:
   status = process.exitcode or 0
   if status < 0:
     raise OSError(
-      f"the compiler crashed ({signal.Signals(-status).name}), its own report is above; "
+      f"the compiler crashed ({signal.Signals(-status).name}); its report is above; "
       "another topology, batch size or version of libtpu may pass"
     )
   sys.exit(status)
