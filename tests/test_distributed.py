@@ -40,6 +40,7 @@ SETTINGS = [
   "--config.optim.learning_rate=0.005",
   "--config.steps_per_call=2",
   "--config.log_every_steps=2",
+  "--config.eval_every_steps=20",
 ]
 
 

@@ -39,7 +39,7 @@ class SqueezeExcite(nn.Module):
   def forward(self, x):
     """Maps [B, C, H, W] to the same shape."""
     mean = x.mean((2, 3), keepdim=True)
-    return x * self.fc2(self.fc1(mean).relu()).sigmoid()
+    return x * self.fc2(self.fc1(mean).relu_()).sigmoid()
 
 
 class Block(nn.Module):
@@ -85,13 +85,13 @@ class Block(nn.Module):
     y, start = x, x
     for i, (convolve, norm) in enumerate(self.pairs):
       if self.preact:
-        y = norm(y).relu()
+        y = norm(y).relu_()
         start = y if i == 0 and self.downsample is not None else start
         y = convolve(y)
       else:
-        y = norm(convolve(y if i == 0 else y.relu()))
+        y = norm(convolve(y if i == 0 else y.relu_()))
     y = self.se(y) + (start if self.downsample is None else self.downsample(start))
-    return y if self.preact else y.relu()
+    return y if self.preact else y.relu_()
 
 
 OPTIONS = {
@@ -146,12 +146,12 @@ class ResNet(nn.Module):
 
   def forward(self, x: torch.Tensor) -> tuple[list[torch.Tensor], torch.Tensor]:
     """Maps [B, 3, H, W] to each stage's output and logits [B, num_classes]."""
-    x = self.stem(x) if self.preact else self.bn1(self.conv1(x)).relu()
+    x = self.stem(x) if self.preact else self.bn1(self.conv1(x)).relu_()
     x = x if self.small else max_pool2d(x, 3, 2, 1)
     outputs = []
     for stage in self.plain_stages:
       x = stage(x)
       outputs.append(x)
-    x = self.norm(x).relu() if self.preact else x
+    x = self.norm(x).relu_() if self.preact else x
     x = x.mean((2, 3), keepdim=True)
     return outputs, self.head(x).flatten(1) if self.preact else self.fc(x.flatten(1))
