@@ -138,10 +138,11 @@ def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int)
     return (batch_stats, grads, add_metrics(metrics, more)), None
 
   inputs = split, jax.random.split(key, parts)
+  # All parts in the loop: the first before it would be compiled a second time.
   first = jax.tree.map(lambda x: x[0], inputs)
-  grads, (batch_stats, metrics) = gradient(batch_stats, *first)
-  rest = jax.tree.map(lambda x: x[1:], inputs)
-  carry, _ = lax.scan(body, (batch_stats, grads, metrics), rest)
+  shapes = jax.eval_shape(gradient, batch_stats, *first)
+  grads, (_, metrics) = jax.tree.map(jnp.zeros_like, shapes)
+  carry, _ = lax.scan(body, (batch_stats, grads, metrics), inputs)
   batch_stats, grads, metrics = carry
   return grads, batch_stats, metrics
 

@@ -72,7 +72,7 @@ def assert_states_equal(a, b):
 
 
 # 4 steps an epoch: 7 is within one, and 2 steps a call cut it elsewhere.
-@pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 3), (7, 2), (4, 3)])
+@pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 2), (4, 3)])
 def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_per_call):
   run(make_config(num_steps=stop, steps_per_call=steps_per_call), tmp_path)
   state, results, shown = run(make_config(), tmp_path)
@@ -84,10 +84,10 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
   }
 
 
-def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(tmp_path, monkeypatch):
-  optim = OptimConfig(schedule="cosine", warmup_steps=3, nesterov=True)
-  config = make_config(optim=optim, checkpoint=CheckpointConfig(every_steps=5))
-  expected, *_ = run(config, tmp_path / "whole")
+def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
+  whole, tmp_path, monkeypatch
+):
+  config = make_config(checkpoint=CheckpointConfig(every_steps=5))
   save = CheckpointStore.save
 
   def save_and_die(self, step, *args):
@@ -98,9 +98,9 @@ def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(tmp_path, monkeyp
   with monkeypatch.context() as patch:
     patch.setattr(CheckpointStore, "save", save_and_die)
     with pytest.raises(RuntimeError, match="killed"):
-      run(config, tmp_path / "died")
-  assert latest_step(tmp_path / "died") == 5
-  assert_states_equal(run(config, tmp_path / "died")[0], expected)
+      run(config, tmp_path)
+  assert latest_step(tmp_path) == 5
+  assert_states_equal(run(config, tmp_path)[0], whole[1])
 
 
 def test_a_signal_ends_a_run_between_calls_with_nothing_lost(
@@ -244,7 +244,14 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
     num_steps=6,
     precise_bn_batches=2,
     augment=AugmentConfig(flip=True, brightness=0.2, erasing=0.2, mixup=0.2, cutmix=1),
-    optim=OptimConfig("adamw", 1e-3, clip_norm=1.0, accumulate=2, ema_decay=0.9),
+    optim=OptimConfig(
+      "adamw",
+      1e-3,
+      warmup_steps=2,
+      clip_norm=1.0,
+      accumulate=2,
+      ema_decay=0.9,
+    ),
   )
   state, results, shown = run(config, tmp_path / "whole", devices=2)
   assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
