@@ -14,12 +14,12 @@ import itertools
 import json
 import math
 import os
-import signal
 import statistics
-import subprocess
 import sys
 import time
 from pathlib import Path
+
+from turns import Turns
 
 SIZE, BATCH = 224, 64
 
@@ -189,40 +189,6 @@ def cpu_seconds() -> float:
     if own in (int(path.parent.name), int(fields[1])):
       total += int(fields[11]) + int(fields[12])
   return total / ticks
-
-
-class Turns:
-  """A case in a process group of its own, which runs in its turns only."""
-
-  def __init__(self, command: list[str]):
-    self.process = subprocess.Popen(
-      command,
-      stdin=subprocess.PIPE,
-      stdout=subprocess.PIPE,
-      stderr=subprocess.PIPE,
-      text=True,
-      start_new_session=True,
-    )
-    self.turns: list[dict[str, float]] = []
-    self.error = ""
-
-  def take(self, batches: int) -> None:
-    if self.error:
-      return
-    os.killpg(self.process.pid, signal.SIGCONT)
-    assert self.process.stdin and self.process.stdout and self.process.stderr
-    try:
-      self.process.stdin.write(f"{batches}\n")
-      self.process.stdin.flush()
-      self.turns.append(json.loads(self.process.stdout.readline()))
-      os.killpg(self.process.pid, signal.SIGSTOP)
-    except (BrokenPipeError, json.JSONDecodeError):
-      self.error = self.process.stderr.read().strip().splitlines()[-1]
-
-  def end(self) -> None:
-    if not self.error:
-      os.killpg(self.process.pid, signal.SIGKILL)
-    self.process.wait()
 
 
 def main() -> None:

@@ -16,7 +16,7 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from resnet_jax import backend
+from resnet_jax import backend, native
 from resnet_jax.chips import CHIPS, HOP_S, Chip
 from resnet_jax.config import Config
 from resnet_jax.data.abstract import create_abstract_dataset, open_resident
@@ -156,6 +156,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
   config = _with(config, "model", dtype=dtype)
   source = open_resident(config.data)
 
+  @native.disabled()  # Its operations could not be counted.
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
     data = create_abstract_dataset(
       config.data, source, config.batch_size, config.steps_per_call, on

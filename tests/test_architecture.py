@@ -19,6 +19,7 @@ LEVELS = [
     "distributed",
     "hlo",
     "chips",
+    "native",
   },
   {"models", "plan", "validation", "torch_file"},
   {"saved_config", "metrics", "sharding", "optim", "curves", "torch_names", "summary"},

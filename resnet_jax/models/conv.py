@@ -4,7 +4,8 @@ XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
 The gradients that JAX derives have such orders, so within any loop they fall to
 a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
 are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
-which give the same bits. Other backends keep `lax.conv`'s own gradient.
+which give the same bits; or, on one CPU, `native` computes them, faster still.
+Other backends keep `lax.conv`'s own gradient.
 
 Grouped convolutions have no fast kernel on a CPU at all: there they run as a few
 dense ones of `_DENSE_CHANNELS` channels, filled up with zeros between the groups.
@@ -12,11 +13,14 @@ dense ones of `_DENSE_CHANNELS` channels, filled up with zeros between the group
 Shapes: B batch, H height, W width, C input channels, F output channels (features).
 """
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
 import jax.numpy as jnp
 from jax import lax
+
+from resnet_jax import native
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
@@ -83,13 +87,35 @@ def _dense_conv(x, kernel, stride, padding, groups):
 
 
 def _forward(x, kernel, stride, padding, groups):
-  if groups == 1 and _is_pointwise(kernel, padding):
-    default = partial(_lax_conv, stride=stride, padding=padding, groups=1)
+  settings = {"stride": stride, "padding": padding}
+  if groups > 1:
+    return conv2d(x, kernel, stride, padding, groups), (x, kernel)
+  if _is_pointwise(kernel, padding):
     on_cpu = partial(_pointwise_conv, stride=stride)
-    y = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
   else:
-    y = conv2d(x, kernel, stride, padding, groups)
-  return y, (x, kernel)
+    on_cpu = partial(_spatial_conv, **settings)
+  default = partial(_lax_conv, **settings, groups=1)
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default), (x, kernel)
+
+
+def _spatial_conv(x, kernel, stride, padding):
+  """A convolution that sees neighbours, in the quickest way on a CPU."""
+  settings = {"stride": stride, "padding": padding}
+  reference: Callable = partial(_lax_conv, **settings, groups=1)
+  if native.fits(x, kernel, kernel.shape, **settings):
+    return _with_derivatives(partial(native.conv2d, **settings), reference)(x, kernel)
+  return reference(x, kernel)
+
+
+def _with_derivatives(call, reference):
+  """A custom call, with the derivatives of what computes the same: for second ones."""
+  function = jax.custom_jvp(call)
+
+  @function.defjvp
+  def derive(primals, tangents):
+    return call(*primals), jax.jvp(reference, primals, tangents)[1]
+
+  return function
 
 
 def _backward(stride, padding, groups, residuals, dy):
@@ -100,15 +126,34 @@ def _backward(stride, padding, groups, residuals, dy):
   if groups > 1:
     on_cpu = partial(derived_gradients, partial(_dense_conv, **settings, groups=groups))
   elif _is_pointwise(residuals[1], padding):
-    on_cpu = partial(derived_gradients, partial(_pointwise_conv, stride=stride))
+    on_cpu = partial(_pointwise_gradients, stride=stride)
   else:
     on_cpu = partial(_canonical_gradients, **settings)
   default = partial(derived_gradients, partial(_lax_conv, **settings, groups=groups))
   return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
 
 
+def _pointwise_gradients(x, kernel, dy, stride):
+  """Both gradients as products of matrices.
+
+  Those that JAX derives from `_pointwise_conv` are the same but for the order of
+  axes, for which XLA:CPU writes the whole of `dy` transposed.
+  """
+  inputs, features = kernel.shape[2:]
+  seen = x[:, ::stride, ::stride]
+  rows, dy_rows = seen.reshape(-1, inputs), dy.reshape(-1, features)
+  kernel_gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
+  input_gradient = (dy_rows @ kernel[0, 0].T).reshape(seen.shape)
+  pads = [(0, 0, 0)]
+  for size, out in zip(x.shape[1:3], seen.shape[1:3], strict=True):
+    pads.append((0, size - (out - 1) * stride - 1, stride - 1))
+  zero = jnp.zeros((), dy.dtype)
+  input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
+  return input_gradient, kernel_gradient.reshape(kernel.shape)
+
+
 def _canonical_gradients(x, kernel, dy, stride, padding):
-  """Both gradients as NHWC x HWIO convolutions, equal to `lax.conv`'s to the bit."""
+  """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
   return (
     _input_gradient(x.shape, kernel, dy, stride, padding),
     _kernel_gradient(x, kernel.shape, dy, stride, padding),
@@ -117,16 +162,29 @@ def _canonical_gradients(x, kernel, dy, stride, padding):
 
 def _input_gradient(x_shape, kernel, dy, stride, padding):
   """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
+  turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+  if stride == 1 and kernel.shape[0] == kernel.shape[1] > padding and dy.size:
+    return _spatial_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
   pads = []
   for size, taps, out in zip(x_shape[1:3], kernel.shape, dy.shape[1:3], strict=False):
     low = taps - 1 - padding
     # The far side also covers the pixels that the last stride did not reach.
     pads.append((low, size + taps - 1 - low - ((out - 1) * stride + 1)))
-  turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
   return _conv(dy, turned, (1, 1), pads, lhs_dilation=(stride, stride))
 
 
 def _kernel_gradient(x, kernel_shape, dy, stride, padding):
+  settings = {"stride": stride, "padding": padding}
+  reference: Callable = partial(
+    _canonical_kernel_gradient, kernel_shape=kernel_shape, **settings
+  )
+  if native.fits(x, dy, kernel_shape, **settings):
+    call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
+    return _with_derivatives(call, reference)(x, dy)
+  return reference(x, dy)
+
+
+def _canonical_kernel_gradient(x, dy, kernel_shape, stride, padding):
   """`x` as [C, H, W, B] convolved with `dy` as [H', W', B, F]: B is summed over."""
   pads = []
   for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):

@@ -1,0 +1,257 @@
+"""The networks of ours and of the peers, as processes that `turns.py` compares.
+
+Command: python benchmarks/cases.py PEER TASK MODEL BATCH DTYPE, which `train_step.py`
+and `inference.py` run: it reads how often to run from stdin. Images are random, and on
+the device from the start.
+"""
+
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+from turns import count_cores, serve
+
+# Blocks of each stage, bottlenecks, side of the images.
+MODELS = {
+  "resnet18": ((2, 2, 2, 2), False, 224),
+  "resnet34": ((3, 4, 6, 3), False, 224),
+  "resnet50": ((3, 4, 6, 3), True, 224),
+  "resnet20": ((3, 3, 3), False, 32),
+  "resnet56": ((9, 9, 9), False, 32),
+  "resnet110": ((18, 18, 18), False, 32),
+}
+RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
+
+
+def classes_of(size: int) -> int:
+  return 10 if size == 32 else 1000
+
+
+def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
+  """The trainer's own step: uint8 images, normalised in it, in one call for a turn."""
+  import jax
+  import jax.numpy as jnp
+  import optax
+
+  from resnet_jax import create_model
+  from resnet_jax.data.augment import preprocess
+  from resnet_jax.optim import kernels_only
+  from resnet_jax.sharding import create_mesh, replicated
+  from resnet_jax.steps import compile_train_chunk
+  from resnet_jax.train_state import StateInit
+
+  size = MODELS[name][2]
+  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
+  sharding = replicated(create_mesh(jax.devices()[:1]))
+  tx = optax.chain(
+    optax.add_decayed_weights(DECAY, kernels_only), optax.sgd(RATE, MOMENTUM)
+  )
+  state = StateInit(model, tx, (size, size, 3), sharding)(jax.random.key(0))
+  chunk = compile_train_chunk(
+    preprocess=lambda x, key: preprocess(x, key, mean=(0.5,), std=(0.25,)),
+    take_batch=lambda feed, step: feed,
+    num_classes=classes_of(size),
+    sharding=sharding,
+  )
+  key = jax.random.key(1)
+  feed = {
+    "image": jax.random.randint(key, (batch, size, size, 3), 0, 256).astype(jnp.uint8),
+    "label": jax.random.randint(key, (batch,), 0, classes_of(size)),
+    "mask": jnp.ones(batch, bool),
+  }
+
+  def run(count: int) -> None:
+    nonlocal state
+    state, metrics = chunk(state, feed, count)
+    jax.block_until_ready((state, metrics))
+
+  return run
+
+
+def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
+  """The model's evaluation forward pass."""
+  import jax
+  import jax.numpy as jnp
+
+  from resnet_jax import backend, create_model
+
+  size = MODELS[name][2]
+  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
+  images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+  variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
+  forward = backend.jit(partial(model.apply, train=False))
+
+  def run(count: int) -> None:
+    for _ in range(count):
+      jax.block_until_ready(forward(variables, images))
+
+  return run
+
+
+def stock_flax(name: str, dtype: str):
+  """Returns the stock model, its variables, and the side of its images.
+
+  Where shapes change it has projections, on CIFAR too; the others pad there, as the
+  paper does, which is less work by 1 %.
+  """
+  import jax
+  import jax.numpy as jnp
+  from stock_flax import ResNet
+
+  sizes, bottleneck, size = MODELS[name]
+  small = size == 32
+  model = ResNet(
+    sizes, 16 if small else 64, bottleneck, small, classes_of(size), jnp.dtype(dtype)
+  )
+  images = jnp.zeros((1, size, size, 3))
+  return model, jax.jit(model.init)(jax.random.key(1), images), size
+
+
+def stock_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
+  """`jax.jit` of one step, with donation."""
+  import jax
+  import optax
+
+  model, variables, size = stock_flax(name, dtype)
+  tx = optax.chain(optax.add_decayed_weights(DECAY), optax.sgd(RATE, MOMENTUM))
+  images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+  labels = jax.random.randint(jax.random.key(1), (batch,), 0, classes_of(size))
+
+  @partial(jax.jit, donate_argnums=0)
+  def step(state):
+    variables, opt_state = state
+
+    def loss_fn(params):
+      logits, updates = model.apply(
+        variables | {"params": params}, images, train=True, mutable=["batch_stats"]
+      )
+      cross_entropy = optax.softmax_cross_entropy_with_integer_labels(logits, labels)
+      return cross_entropy.mean(), updates
+
+    grads, updates = jax.grad(loss_fn, has_aux=True)(variables["params"])
+    changes, opt_state = tx.update(grads, opt_state, variables["params"])
+    params = optax.apply_updates(variables["params"], changes)
+    return {"params": params, **updates}, opt_state
+
+  state = variables, tx.init(variables["params"])
+
+  def run(count: int) -> None:
+    nonlocal state
+    for _ in range(count):
+      state = step(state)
+    jax.block_until_ready(state)
+
+  return run
+
+
+def stock_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
+  """`jax.jit` of the forward pass."""
+  import jax
+
+  model, variables, size = stock_flax(name, dtype)
+  images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
+  forward = jax.jit(model.apply)
+
+  def run(count: int) -> None:
+    for _ in range(count):
+      jax.block_until_ready(forward(variables, images))
+
+  return run
+
+
+def torch_model(name: str, compiled: bool):
+  """Returns a channels-last model, its device, and the side of its images."""
+  import torch
+  from torch import nn
+
+  torch.set_num_threads(count_cores())
+  sizes, bottleneck, size = MODELS[name]
+  small = size == 32
+  device = "cuda" if torch.cuda.is_available() else "cpu"
+  if device == "cuda" and not small:
+    import torchvision
+
+    model = torchvision.models.get_model(name)
+  else:  # There is no torchvision for CPUs everywhere; the same network.
+    sys.path.append(str(Path(__file__).parents[1] / "tests"))
+    from torch_resnet import ResNet
+
+    class Logits(ResNet):
+      def forward(self, x):
+        return super().forward(x)[1]
+
+    options = {"features": 16, "stem": "cifar", "shortcut": "A"} if small else {}
+    model = Logits(sizes, classes_of(size), bottleneck=bottleneck, **options)
+  model = model.to(device, memory_format=torch.channels_last)
+  wrapped: nn.Module = torch.compile(model) if compiled else model
+  return wrapped, device, size
+
+
+def torch_train(
+  name: str, batch: int, dtype: str, compiled: bool = False
+) -> Callable[[int], None]:
+  """A step with SGD; autocast for bfloat16."""
+  import torch
+  from torch.nn import functional
+
+  model, device, size = torch_model(name, compiled)
+  images = torch.randn(batch, 3, size, size, device=device)
+  images = images.to(memory_format=torch.channels_last)
+  labels = torch.randint(classes_of(size), (batch,), device=device)
+  optimizer = torch.optim.SGD(
+    model.parameters(), RATE, MOMENTUM, weight_decay=DECAY, foreach=True
+  )
+
+  def run(count: int) -> None:
+    for _ in range(count):
+      with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+        loss = functional.cross_entropy(model(images), labels)
+      optimizer.zero_grad(set_to_none=True)
+      loss.backward()
+      optimizer.step()
+    loss.item()
+
+  return run
+
+
+def torch_infer(
+  name: str, batch: int, dtype: str, compiled: bool = False
+) -> Callable[[int], None]:
+  """The forward pass in inference mode."""
+  import torch
+
+  model, device, size = torch_model(name, compiled)
+  model.eval()
+  images = torch.randn(batch, 3, size, size, device=device)
+  images = images.to(memory_format=torch.channels_last)
+
+  def run(count: int) -> None:
+    with torch.inference_mode():
+      for _ in range(count):
+        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
+          logits = model(images)
+        logits.sum().item()
+
+  return run
+
+
+CASES = {
+  ("ours", "train"): ours_train,
+  ("ours", "infer"): ours_infer,
+  ("stock flax", "train"): stock_train,
+  ("stock flax", "infer"): stock_infer,
+  ("torch", "train"): torch_train,
+  ("torch", "infer"): torch_infer,
+  ("torch.compile", "train"): partial(torch_train, compiled=True),
+  ("torch.compile", "infer"): partial(torch_infer, compiled=True),
+}
+
+
+def main() -> None:
+  peer, task, model, batch, dtype = sys.argv[1:]
+  serve(CASES[peer, task](model, int(batch), dtype))
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,97 @@
+"""The share of a run's time that is not spent in the training step.
+
+Command: python benchmarks/loop.py [--cifar10 DIR] [--json]. Trains the digits' and the
+CIFAR-10 config by the trainer itself, with logs, TensorBoard and the progress bar,
+from the first step to the last without evaluation. Each call of the step is waited for,
+so that what the trainer does meanwhile counts too: the share is an upper bound. Without
+`--cifar10`, a TFDS directory, as many synthetic images take its place.
+"""
+
+import argparse
+import importlib
+import io
+import json
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+from rich.console import Console
+
+from resnet_jax import trainer
+from resnet_jax.config import Config
+
+sys.path.append(str(Path(__file__).parents[1]))
+
+
+class Clock:
+  """Wraps a jitted `train_chunk`: seconds in its calls, and around all of them."""
+
+  def __init__(self, chunk):
+    self.chunk, self.inside, self.steps = chunk, 0.0, 0
+    self.first = self.last = 0.0
+
+  def __call__(self, state, feed, count):
+    start = time.perf_counter()
+    result = jax.block_until_ready(self.chunk(state, feed, count))
+    if count:  # A call of no steps compiles.
+      self.last = time.perf_counter()
+      self.first = self.first or start
+      self.inside += self.last - start
+      self.steps += count
+    return result
+
+
+def measure(config: Config) -> Clock:
+  """Trains, and returns what was measured."""
+  clocks = []
+  create = trainer.create_train_chunk
+
+  def create_clock(*args):
+    clocks.append(Clock(create(*args)))
+    return clocks[-1]
+
+  trainer.create_train_chunk = create_clock
+  try:
+    with tempfile.TemporaryDirectory() as folder:
+      trainer.train_and_evaluate(
+        config, f"{folder}/run", console=Console(file=io.StringIO())
+      )
+  finally:
+    trainer.create_train_chunk = create
+  return clocks[0]
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--cifar10", metavar="DIR")
+  parser.add_argument("--steps", type=int, default=60, help="of CIFAR-10")
+  parser.add_argument("--json", action="store_true")
+  args = parser.parse_args()
+  digits = importlib.import_module("configs.digits").get_config()
+  cifar = importlib.import_module("configs.cifar10_resnet20").get_config()
+  cifar.num_steps = args.steps
+  cifar.log_every_steps = 20
+  if args.cifar10:
+    cifar.data.dir = args.cifar10
+  else:
+    cifar.data.name, cifar.data.num_examples = "synthetic", 50_000
+  for name, config in {"digits, resnet8": digits, "cifar10, resnet20": cifar}.items():
+    config.eval_every_steps = 10**9
+    clock = measure(config)
+    wall = clock.last - clock.first
+    share = 1 - clock.inside / wall
+    row = {
+      "case": f"loop {name}",
+      "ours": wall / clock.steps,
+      "peer": clock.inside / clock.steps,
+      "peer_name": "step alone",
+      "ratio": round(clock.inside / wall, 4),
+    }
+    text = f"{name}: {1e3 * row['ours']:.2f} ms a step, {100 * share:.2f} % outside it"
+    print(json.dumps(row) if args.json else text, flush=True)
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,171 @@
+"""Cases that take turns: each in a process of its own, all others stopped meanwhile.
+
+On a machine that others use too only such a comparison means something: what disturbs
+one case disturbs the next one as much, and medians over the turns are compared.
+"""
+
+import argparse
+import json
+import os
+import platform
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+
+
+def serve(run: Callable[[int], None]) -> None:
+  """Runs as often as each line of stdin says; answers with the seconds of one."""
+  run(1)  # Compiles.
+  for line in sys.stdin:
+    start, count = time.perf_counter(), int(line)
+    run(count)
+    print(json.dumps({"s": (time.perf_counter() - start) / count}), flush=True)
+  os._exit(0)  # Some libraries wait for their threads.
+
+
+class Turns:
+  """A case in a process group of its own, which runs in its turns only.
+
+  Attributes:
+    turns: what it answered to each.
+    error: its last line of standard error, if it failed.
+  """
+
+  def __init__(self, command: list[str]):
+    """Starts a process that answers each line of stdin with a line of JSON."""
+    self.turns: list[dict[str, float]] = []
+    self.error = ""
+    self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long
+    self._process = subprocess.Popen(
+      command,
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      stderr=self._errors,
+      text=True,
+      start_new_session=True,
+    )
+
+  def take(self, count: int) -> None:
+    """Lets it run `count` times, and stops it."""
+    if self.error:
+      return
+    os.killpg(self._process.pid, signal.SIGCONT)
+    assert self._process.stdin and self._process.stdout
+    try:
+      self._process.stdin.write(f"{count}\n")
+      self._process.stdin.flush()
+      self.turns.append(json.loads(self._process.stdout.readline()))
+      os.killpg(self._process.pid, signal.SIGSTOP)
+    except (BrokenPipeError, json.JSONDecodeError):
+      self.end()
+      self._errors.seek(0)
+      self.error = (self._errors.read().strip() or "it ended").splitlines()[-1]
+
+  def end(self) -> None:
+    """Kills it, and what it started."""
+    if self._process.poll() is None:
+      os.killpg(self._process.pid, signal.SIGKILL)
+    self._process.wait()
+
+
+def alternate(
+  commands: dict[str, list[str]], turns: int, count: int
+) -> dict[str, float | str]:
+  """Returns the median seconds of each case, or what went wrong with it.
+
+  Args:
+    commands: name -> a command that calls `serve`.
+    turns: of each case; one more is not counted.
+    count: runs in a turn.
+  """
+  cases: dict[str, Turns] = {}
+  try:
+    for name, command in commands.items():
+      cases[name] = Turns(command)
+      cases[name].take(1)  # Starts and compiles alone.
+    for _ in range(turns):
+      for case in cases.values():
+        case.take(count)
+  finally:  # Else they would stay, stopped.
+    for case in cases.values():
+      case.end()
+  return {
+    name: case.error or statistics.median(turn["s"] for turn in case.turns[1:])
+    for name, case in cases.items()
+  }
+
+
+def count_cores() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1
+
+
+def describe_machine() -> dict[str, object]:
+  """Returns what a result depends on."""
+  import jax
+
+  processor = platform.processor()
+  if os.path.exists("/proc/cpuinfo"):
+    with open("/proc/cpuinfo") as file:
+      lines = dict(line.split(":", 1) for line in file if ":" in line)
+    names = {key.strip(): value.strip() for key, value in lines.items()}
+    processor = names.get("model name", processor)
+  return {
+    "device": jax.devices()[0].device_kind,
+    "processor": processor,
+    "cores": count_cores(),
+    "jax": jax.__version__,
+    "python": platform.python_version(),
+    "date": time.strftime("%Y-%m-%d"),
+  }
+
+
+def report(
+  case: str, seconds: dict[str, float | str], ours: str, as_json: bool
+) -> list[dict]:
+  """Prints a case: times, and for each peer how often as fast ours is.
+
+  Args:
+    case: what was measured.
+    seconds: of `alternate`.
+    ours: the name of ours in it.
+    as_json: an object for each peer instead of a table.
+
+  Returns:
+    {"case", "ours", "peer", "peer_name", "ratio"} for each peer, in seconds; where one
+    failed {"case", "peer_name", "error"}.
+  """
+  own, rows = seconds[ours], []
+  for name, peer in seconds.items():
+    if name == ours:
+      continue
+    row: dict[str, object] = {"case": case, "peer_name": name}
+    if isinstance(own, str) or isinstance(peer, str):
+      row["error"] = own if isinstance(own, str) else peer
+    else:
+      row |= {"ours": own, "peer": peer, "ratio": round(peer / own, 3)}
+    rows.append(row)
+    if as_json:
+      print(json.dumps(row), flush=True)
+    elif "error" in row:
+      print(f"{case:42} {name:16} failed: {row['error']}", flush=True)
+    else:
+      print(
+        f"{case:42} {name:16} {1e3 * own:9.1f} ms, {1e3 * peer:9.1f} ms  "
+        f"x {row['ratio']:.2f}",
+        flush=True,
+      )
+  return rows
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that the comparisons share."""
+  parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
+  parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument("--json", action="store_true", help="one object a comparison")

@@ -1,0 +1,162 @@
+"""Convolutions in C++, for training on a CPU: XLA's own gradients are slow there.
+
+`conv.cc` is compiled once by the machine's C++ compiler, for its own processor, and
+kept in the user's cache directory. Without a compiler XLA's convolutions are used, and
+nothing else changes. How much faster these are is in `benchmarks/NOTES.md`.
+
+Letters: B batch, H height, W width, C input channels, F output channels (features).
+"""
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+_SOURCE = Path(__file__).with_name("conv.cc")
+_CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
+_enabled = contextvars.ContextVar("enabled", default=True)
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+  """Leaves what is traced within to XLA: it can count the operations, and export it."""
+  token = _enabled.set(False)
+  try:
+    yield
+  finally:
+    _enabled.reset(token)
+
+
+def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+  """Convolves [B, H, W, C] with [height, width, C, F], if `fits`."""
+  size = _out_size(x.shape, kernel.shape, stride, padding)
+  return _call(_CONV, (len(x), *size, kernel.shape[-1]), (x, kernel), stride, padding)
+
+
+def kernel_gradient(
+  x: jax.Array, dy: jax.Array, shape: tuple[int, ...], stride: int, padding: int
+) -> jax.Array:
+  """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
+  return _call(_KERNEL_GRADIENT, shape, (x, dy), stride, padding)
+
+
+def _call(name, shape, arrays, stride: int, padding: int) -> jax.Array:
+  _load()
+  result = jax.ShapeDtypeStruct(shape, jnp.float32)
+  call = jax.ffi.ffi_call(name, result, vmap_method="sequential")
+  return call(*arrays, stride=stride, padding=padding)
+
+
+def _out_size(x_shape, kernel_shape, stride, padding) -> tuple[int, int]:
+  sizes = zip(x_shape[1:3], kernel_shape[:2], strict=True)
+  height, width = ((size + 2 * padding - taps) // stride + 1 for size, taps in sizes)
+  return height, width
+
+
+def fits(
+  x: jax.Array, other: jax.Array, shape: tuple[int, ...], stride: int, padding: int
+) -> bool:
+  """Whether these kernels are there, and serve such a convolution.
+
+  They serve a process with one device, as XLA does not split a custom call.
+
+  Args:
+    x: its images.
+    other: its kernel, or the gradient of its result.
+    shape: of its kernel.
+    stride: along H and W.
+    padding: zeros on each side.
+  """
+  return (
+    _enabled.get()
+    and _is_alone()
+    and x.dtype == other.dtype == jnp.float32
+    and x.size > 0
+    and padding < min(shape[:2])
+    and min(_out_size(x.shape, shape, stride, padding)) > 0
+    and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
+    and (lanes := _load()) > 0
+    and shape[-1] % lanes == 0
+  )
+
+
+def _is_alone() -> bool:
+  return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+@functools.cache
+def _load() -> int:
+  """Compiles where need be, and registers; returns the floats of a vector, or 0."""
+  compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or ""]
+  if not compiler[0]:
+    return 0
+  try:
+    functions = _open(compiler)
+  except (OSError, subprocess.CalledProcessError) as error:
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    reason = next((line for line in lines if "error" in line), (lines or [""])[0])
+    warnings.warn(
+      f"training on the CPU is slower, as {compiler[0]} could not compile {_SOURCE}: "
+      f"{reason}",
+      stacklevel=2,
+    )
+    return 0
+  for name in (_CONV, _KERNEL_GRADIENT):
+    target = jax.ffi.pycapsule(getattr(functions, name))
+    jax.ffi.register_ffi_target(name, target, platform="cpu")
+  return functions.resnet_jax_lanes()
+
+
+def _open(compiler: list[str]) -> ctypes.CDLL:
+  """Loads the library of this machine from the cache, or made for this process."""
+  is_arm = platform.machine() in ("arm64", "aarch64")
+  own = "-mcpu=native" if is_arm else "-march=native"
+  flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
+  command = [*compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+  made_of = _SOURCE.read_text(), command, jaxlib.__version__, _processor()
+  digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+  try:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    library = Path(cache) / "resnet_jax" / f"conv-{digest}.so"
+    if not library.exists():
+      _compile(command, library)
+    return ctypes.CDLL(str(library))
+  except (OSError, RuntimeError):  # No home, not ours, or not to be executed.
+    with tempfile.TemporaryDirectory() as folder:
+      library = Path(folder) / "conv.so"
+      _compile(command, library)
+      return ctypes.CDLL(str(library))  # Stays in memory when its file is gone.
+
+
+def _processor() -> str:
+  """What the compiled code depends on: a home directory may serve many machines."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def _compile(command: list[str], library: Path) -> None:
+  library.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    made = Path(folder) / library.name
+    subprocess.run(
+      [*command, "-o", str(made)], check=True, capture_output=True, text=True
+    )
+    # Another process may have been as quick; both are the same.
+    made.replace(library)

@@ -1,0 +1,183 @@
+"""The convolutions in C++ against XLA's, and what happens without a compiler."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from resnet_jax import native
+from resnet_jax.models import conv
+
+needs_compiler = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+
+# Images, side, channels, features, taps, stride, padding.
+SHAPES = [
+  (2, 8, 16, 16, 3, 1, 1),
+  (1, 9, 5, 48, 3, 1, 1),  # Odd sizes, one image.
+  (3, 7, 64, 32, 3, 2, 1),
+  (2, 10, 32, 64, 3, 2, 1),  # The last column is in no window.
+  (1, 33, 3, 64, 7, 2, 3),  # The stem.
+  (2, 5, 160, 128, 3, 1, 1),  # A gradient that is split by channels.
+  (2, 6, 8, 16, 3, 1, 0),
+  (2, 6, 8, 16, 5, 1, 2),
+  (1, 4, 8, 32, 1, 2, 0),
+  (2, 1, 8, 16, 3, 1, 1),
+  (1, 70, 70, 16, 3, 1, 1),  # Some blocks of rows.
+]
+
+
+def arrays(images, side, channels, features, taps, stride, padding):
+  out = (side + 2 * padding - taps) // stride + 1
+  keys = jax.random.split(jax.random.key(side), 3)
+  return (
+    jax.random.normal(keys[0], (images, side, side, channels)),
+    jax.random.normal(keys[1], (taps, taps, channels, features)),
+    jax.random.normal(keys[2], (images, out, out, features)),
+  )
+
+
+def assert_close(ours, expected):
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(ours, expected, atol=1e-5 * scale, rtol=0)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", SHAPES)
+def test_convolution_and_gradient_are_those_of_xla(shape):
+  x, kernel, dy = arrays(*shape)
+  stride, padding = shape[5:]
+
+  def xla(x, kernel):
+    return conv._lax_conv(x, kernel, stride, padding, groups=1)
+
+  expected, gradients = jax.vjp(xla, x, kernel)
+  assert_close(
+    jax.jit(native.conv2d, static_argnums=(2, 3))(x, kernel, *shape[5:]), expected
+  )
+  ours = jax.jit(native.kernel_gradient, static_argnums=(2, 3, 4))
+  assert_close(ours(x, dy, kernel.shape, stride, padding), gradients(dy)[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("taps", [(3, 3), (1, 3), (5, 2)])
+def test_rectangles(taps):
+  x = jax.random.normal(jax.random.key(0), (2, 6, 11, 8))
+  kernel = jax.random.normal(jax.random.key(1), (*taps, 8, 16))
+  expected, gradients = jax.vjp(lambda *a: conv._lax_conv(*a, 2, 0, 1), x, kernel)
+  assert_close(native.conv2d(x, kernel, 2, 0), expected)
+  ours = native.kernel_gradient(x, expected, kernel.shape, 2, 0)
+  assert_close(ours, gradients(expected)[1])
+
+
+@needs_compiler
+def test_long_sums_keep_their_digits():
+  x = 1 + jax.random.normal(jax.random.key(0), (16, 64, 64, 4))
+  dy = 1 + jax.random.normal(jax.random.key(1), (16, 64, 64, 16))
+  ours = native.kernel_gradient(x, dy, (3, 3, 4, 16), 1, 1)
+  wide = np.pad(np.asarray(x, np.float64), ((0, 0), (1, 1), (1, 1), (0, 0)))
+  exact = np.einsum("nhwc,nhwf->cf", wide[:, :64, :64], np.asarray(dy, np.float64))
+  assert np.abs(ours[0, 0] - exact).max() < 2e-6 * np.abs(exact).max()
+
+
+@needs_compiler
+@pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0), (1, 4)])
+def test_training_takes_them_and_gets_the_same_gradients(monkeypatch, stride, padding):
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 32))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 64))
+
+  def gradients():
+    def loss(x, kernel):
+      return jnp.sum(jnp.sin(conv.conv2d(x, kernel, stride, padding)))
+
+    function = jax.jit(jax.grad(loss, argnums=(0, 1)))
+    return function(x, kernel), function.lower(x, kernel).as_text()
+
+  expected, plain = gradients()
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  ours, tuned = gradients()
+  jax.tree.map(assert_close, ours, expected)
+  assert "resnet_jax_conv" not in plain
+  # Padding beyond the kernel is left to XLA; so is the input's gradient at a stride.
+  called = [
+    tuned.count(f"@{name}(") for name in (native._CONV, native._KERNEL_GRADIENT)
+  ]
+  assert called == ([0, 0] if padding == 4 else [1 if stride == 2 else 2, 1])
+
+
+@needs_compiler
+def test_second_derivatives_and_vmap(monkeypatch):
+  x = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 16))
+  kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 16))
+
+  def values():
+    def loss(x, kernel):
+      return jnp.sum(conv.conv2d(x, kernel, 1, 1) ** 3)
+
+    gradient = jax.grad(loss, argnums=1)
+    penalty = jax.grad(lambda *a: jnp.sum(gradient(*a) ** 2), argnums=(0, 1))
+    forward = jax.jvp(lambda k: gradient(x[0], k), [kernel], [kernel])
+    return penalty(x[0], kernel), forward, jax.vmap(gradient, (0, None))(x, kernel)
+
+  expected = values()
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  jax.tree.map(assert_close, values(), expected)
+
+
+def test_only_what_they_serve(monkeypatch):
+  monkeypatch.setattr(native, "_load", lambda: 16)
+  x, kernel = jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 8, 32))
+
+  def fits(x=x, kernel=kernel, stride=1, padding=1):
+    return native.fits(x, kernel, kernel.shape, stride, padding)
+
+  assert not fits()  # The tests have eight devices.
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  assert fits()
+  with native.disabled():
+    assert not fits()
+  assert not fits(kernel=kernel[..., :24])
+  assert not fits(padding=3)
+  assert not fits(x[:, :2], padding=0)
+  assert not fits(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+  assert not fits(x[:0])
+
+
+def load(**variables) -> subprocess.CompletedProcess:
+  code = "from resnet_jax import native; print(native._load())"
+  environment = {"PATH": os.environ["PATH"], **variables}
+  return subprocess.run(
+    [sys.executable, "-c", code], env=environment, capture_output=True, text=True
+  )
+
+
+def test_without_a_compiler_there_are_none():
+  result = load(PATH="")
+  assert (result.stdout, result.stderr) == ("0\n", "")
+
+
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):
+  compiler = tmp_path / "c++"
+  compiler.write_text(
+    "#!/bin/sh\necho included >&2; echo error: no header >&2; exit 1\n"
+  )
+  compiler.chmod(0o755)
+  result = load(CXX=f"{compiler} -v", XDG_CACHE_HOME=str(tmp_path / "cache"))
+  assert result.stdout == "0\n"
+  assert f"{compiler} could not compile" in result.stderr
+  assert ": error: no header\n" in result.stderr
+  assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "resnet_jax"]
+
+
+@needs_compiler
+def test_a_cache_that_is_damaged_or_cannot_be_written_is_done_without(tmp_path):
+  lanes = f"{native._load()}\n"
+  result = load(XDG_CACHE_HOME=str(tmp_path))
+  assert (result.stdout, result.stderr) == (lanes, "")
+  (library,) = tmp_path.rglob("*.so")
+  library.write_bytes(b"no library")
+  result = load(XDG_CACHE_HOME=str(tmp_path))
+  assert (result.stdout, result.stderr) == (lanes, "")
