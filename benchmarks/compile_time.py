@@ -10,45 +10,18 @@ import argparse
 import time
 
 import jax
-import jax.numpy as jnp
-import optax
-
-from resnet_jax import create_model
-from resnet_jax.data.augment import preprocess
-from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.steps import compile_train_chunk
-from resnet_jax.train_state import StateInit
+from memory import prepare
 
 BATCH = 8
 
 
-def take_batch(feed, step):
-  return feed
-
-
 def measure(depth: int, scan: bool) -> tuple[float, float, float]:
   """Returns seconds to the initial state, to the compiled step, and of a step."""
-  model = create_model(f"resnet{depth}", scan=scan)
-  sharding = replicated(create_mesh(jax.devices()[:1]))
   start = time.monotonic()
-  tx = optax.sgd(0.1, 0.9)
-  state = StateInit(model, tx, (32, 32, 3), sharding)(jax.random.key(0))
+  init, chunk, feed = prepare(depth, BATCH, scan=scan)
+  state = init(jax.random.key(0))
   jax.block_until_ready(state.params)
   initialised = time.monotonic()
-  chunk = compile_train_chunk(
-    preprocess=lambda x, key: preprocess(
-      x, key, padding=4, flip=True, mean=(0.5,), std=(0.5,)
-    ),
-    take_batch=take_batch,
-    num_classes=10,
-    label_smoothing=0.0,
-    sharding=sharding,
-  )
-  feed = {
-    "image": jnp.zeros((BATCH, 32, 32, 3), jnp.uint8),
-    "label": jnp.zeros(BATCH, jnp.int32),
-    "mask": jnp.ones(BATCH, bool),
-  }
   state, _ = chunk(state, feed, 0)
   jax.block_until_ready(state.params)
   compiled = time.monotonic()
