@@ -72,7 +72,7 @@ def assert_states_equal(a, b):
 
 
 # 4 steps an epoch: 7 is within one, and 2 steps a call cut it elsewhere.
-@pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 2), (4, 3)])
+@pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 3), (7, 2), (4, 3)])
 def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_per_call):
   run(make_config(num_steps=stop, steps_per_call=steps_per_call), tmp_path)
   state, results, shown = run(make_config(), tmp_path)
@@ -84,21 +84,26 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
   }
 
 
-def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
-  whole, tmp_path, monkeypatch
-):
-  config = make_config(checkpoint=CheckpointConfig(every_steps=5))
+def die_after_saving(last, config, workdir, monkeypatch, devices=1):
+  """Runs until the state of step `last` is saved, and not to the run's own end."""
   save = CheckpointStore.save
 
   def save_and_die(self, step, *args):
     save(self, step, *args)
-    if step == 5:
+    if step == last:
       raise RuntimeError("killed")
 
   with monkeypatch.context() as patch:
     patch.setattr(CheckpointStore, "save", save_and_die)
     with pytest.raises(RuntimeError, match="killed"):
-      run(config, tmp_path)
+      run(config, workdir, devices)
+
+
+def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
+  whole, tmp_path, monkeypatch
+):
+  config = make_config(checkpoint=CheckpointConfig(every_steps=5))
+  die_after_saving(5, config, tmp_path, monkeypatch)
   assert latest_step(tmp_path) == 5
   assert_states_equal(run(config, tmp_path)[0], whole[1])
 
@@ -239,7 +244,9 @@ def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
+def test_all_options_together_resume_to_the_bit_and_evaluate_alike(
+  tmp_path, monkeypatch
+):
   config = make_config(
     num_steps=6,
     precise_bn_batches=2,
@@ -247,15 +254,17 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
     optim=OptimConfig(
       "adamw",
       1e-3,
+      schedule="cosine",
       warmup_steps=2,
       clip_norm=1.0,
       accumulate=2,
       ema_decay=0.9,
     ),
+    checkpoint=CheckpointConfig(every_steps=4),
   )
   state, results, shown = run(config, tmp_path / "whole", devices=2)
   assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
-  run(dataclasses.replace(config, num_steps=4), tmp_path / "cut", devices=2)
+  die_after_saving(4, config, tmp_path / "cut", monkeypatch, devices=2)
   assert_states_equal(run(config, tmp_path / "cut", devices=2)[0], state)
   # Both versions are evaluated; what is saved to be used is the average.
   last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}
