@@ -103,19 +103,9 @@ def _spatial_conv(x, kernel, stride, padding):
   settings = {"stride": stride, "padding": padding}
   reference: Callable = partial(_lax_conv, **settings, groups=1)
   if native.fits(x, kernel, kernel.shape, **settings):
-    return _with_derivatives(partial(native.conv2d, **settings), reference)(x, kernel)
+    call = partial(native.conv2d, **settings)
+    return native.with_derivatives(call, reference)(x, kernel)
   return reference(x, kernel)
-
-
-def _with_derivatives(call, reference):
-  """A custom call, with the derivatives of what computes the same: for second ones."""
-  function = jax.custom_jvp(call)
-
-  @function.defjvp
-  def derive(primals, tangents):
-    return call(*primals), jax.jvp(reference, primals, tangents)[1]
-
-  return function
 
 
 def _backward(stride, padding, groups, residuals, dy):
@@ -180,7 +170,7 @@ def _kernel_gradient(x, kernel_shape, dy, stride, padding):
   )
   if native.fits(x, dy, kernel_shape, **settings):
     call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
-    return _with_derivatives(call, reference)(x, dy)
+    return native.with_derivatives(call, reference)(x, dy)
   return reference(x, dy)
 
 

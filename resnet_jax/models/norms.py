@@ -17,6 +17,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
+from resnet_jax import native
+
 
 class BatchNorm(nn.Module):
   """Batch normalisation (Ioffe & Szegedy 2015) with torchvision's constants.
@@ -60,7 +62,8 @@ class BatchNorm(nn.Module):
     running_var = stats("var", ones, None, features, jnp.float32)
 
     if self.use_running_average:
-      return self._normalize(x, running_mean.value, running_var.value, scale, bias)
+      mean, var = running_mean.value, running_var.value
+      return _normalize(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
     groups = 1 if self.is_initializing() else self.groups
     if len(x) % groups:
       raise ValueError(
@@ -68,23 +71,69 @@ class BatchNorm(nn.Module):
       )
     # Without groups no axis for them, whose only effect would be to hinder layouts.
     parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
-    axes = tuple(range(parts.ndim - 4, parts.ndim - 1))
-    values = parts.astype(jnp.float32)
-    # Both in one pass; rounding may leave the difference below 0.
-    mean, square = values.mean(axes), lax.square(values).mean(axes)
-    var = jnp.maximum(square - lax.square(mean), 0)
+    batch_norm = _batch_norm
+    if groups == 1 and native.fits_norm(x):
+      batch_norm = _native_batch_norm
+    y, mean, var = batch_norm(parts, scale, bias, self.epsilon)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-      number = math.prod(parts.shape[axis] for axis in axes)
+      number = x.size // groups // x.shape[-1]
       kept_var = var * (number / max(1, number - 1)) if self.unbiased else var
       for running, new in ((running_mean, mean), (running_var, kept_var)):
         new = new.reshape(-1, *features).mean(0)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
-    mean, var = (s.reshape((*s.shape[:-1], 1, 1, 1, *features)) for s in (mean, var))
-    return self._normalize(parts, mean, var, scale, bias).reshape(x.shape)
+    return y.reshape(x.shape).astype(self.dtype)
 
-  def _normalize(self, x, mean, var, scale, bias) -> jax.Array:
-    y = (x - mean) * (lax.rsqrt(var + self.epsilon) * scale) + bias
-    return y.astype(self.dtype)
+
+def _normalize(x, mean, var, scale, bias, epsilon) -> jax.Array:
+  return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+
+
+def _moments(x) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance over B, H and W of [..., B, H, W, C]: each [..., C]."""
+  x, axes = x.astype(jnp.float32), (-4, -3, -2)
+  # Both in one pass; rounding may leave the difference below 0.
+  mean, square = x.mean(axes), lax.square(x).mean(axes)
+  return mean, jnp.maximum(square - lax.square(mean), 0)
+
+
+def _batch_norm(x, scale, bias, epsilon, moments=_moments):
+  """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
+  mean, var = moments(x)
+  wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
+  return _normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _native_batch_norm(x, scale, bias, epsilon):
+  """As `_batch_norm`; its sums, and those of its gradient, are `native`'s."""
+  moments = native.with_derivatives(native.moments, lambda x: jnp.stack(_moments(x)))
+  return _batch_norm(x, scale, bias, epsilon, moments)
+
+
+def _native_forward(x, scale, bias, epsilon):
+  y, mean, var = _native_batch_norm(x, scale, bias, epsilon)
+  return (y, mean, var), (x, scale, mean, var)
+
+
+def _native_backward(epsilon, residuals, gradients):
+  """Ioffe & Szegedy 2015, section 3, with what the two statistics receive."""
+  (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
+
+  def reference(x, mean, dy):
+    return jnp.stack([dy.sum((0, 1, 2)), (dy * (x - mean)).sum((0, 1, 2))])
+
+  sums = native.with_derivatives(native.batch_norm_sums, reference)
+  dy_sum, dy_x_sum = sums(x, mean, dy)
+  number = x.size // x.shape[-1]
+  rstd = lax.rsqrt(var + epsilon)
+  # Of 1, of x's distance from its mean, and of dy, in the gradient of x.
+  constant = (dmean - scale * rstd * dy_sum) / number
+  slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
+  dx = constant + (x - mean) * slope + dy * (scale * rstd)
+  return dx, dy_x_sum * rstd, dy_sum
+
+
+_native_batch_norm.defvjp(_native_forward, _native_backward)
 
 
 class GroupNorm(nn.Module):

@@ -1,7 +1,7 @@
-"""Convolutions in C++, for training on a CPU: XLA's own gradients are slow there.
+"""Layers in C++, for training on a CPU: XLA's own gradients are slow there.
 
-`conv.cc` is compiled once by the machine's C++ compiler, for its own processor, and
-kept in the user's cache directory. Without a compiler XLA's convolutions are used, and
+`kernels.cc` is compiled once by the machine's C++ compiler, for its own processor, and
+kept in the user's cache directory. Without a compiler XLA's layers are used, and
 nothing else changes. How much faster these are is in `benchmarks/NOTES.md`.
 
 Letters: B batch, H height, W width, C input channels, F output channels (features).
@@ -19,15 +19,16 @@ import shutil
 import subprocess
 import tempfile
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import jax
 import jax.numpy as jnp
 import jaxlib
 
-_SOURCE = Path(__file__).with_name("conv.cc")
+_SOURCE = Path(__file__).with_name("kernels.cc")
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
+_MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _enabled = contextvars.ContextVar("enabled", default=True)
 
 
@@ -44,21 +45,32 @@ def disabled() -> Iterator[None]:
 def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
   """Convolves [B, H, W, C] with [height, width, C, F], if `fits`."""
   size = _out_size(x.shape, kernel.shape, stride, padding)
-  return _call(_CONV, (len(x), *size, kernel.shape[-1]), (x, kernel), stride, padding)
+  shape = len(x), *size, kernel.shape[-1]
+  return _call(_CONV, shape, x, kernel, stride=stride, padding=padding)
 
 
 def kernel_gradient(
   x: jax.Array, dy: jax.Array, shape: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
   """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
-  return _call(_KERNEL_GRADIENT, shape, (x, dy), stride, padding)
+  return _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
 
 
-def _call(name, shape, arrays, stride: int, padding: int) -> jax.Array:
+def moments(x: jax.Array) -> jax.Array:
+  """Mean and variance, [2, C], of each channel of [..., C], if `fits_norm`."""
+  return _call(_MOMENTS, (2, x.shape[-1]), x)
+
+
+def batch_norm_sums(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
+  """Sums of `dy` and of `dy * (x - mean)`, [2, C], over each channel of [..., C]."""
+  return _call(_BATCH_NORM_SUMS, (2, x.shape[-1]), x, mean, dy)
+
+
+def _call(name: str, shape: tuple[int, ...], *arrays: jax.Array, **attributes):
   _load()
   result = jax.ShapeDtypeStruct(shape, jnp.float32)
   call = jax.ffi.ffi_call(name, result, vmap_method="sequential")
-  return call(*arrays, stride=stride, padding=padding)
+  return call(*arrays, **attributes)
 
 
 def _out_size(x_shape, kernel_shape, stride, padding) -> tuple[int, int]:
@@ -67,12 +79,21 @@ def _out_size(x_shape, kernel_shape, stride, padding) -> tuple[int, int]:
   return height, width
 
 
+def with_derivatives(call: Callable, reference: Callable) -> Callable:
+  """A custom call, with the derivatives of what computes the same: for second ones."""
+  function = jax.custom_jvp(call)
+
+  @function.defjvp
+  def derive(primals, tangents):
+    return call(*primals), jax.jvp(reference, primals, tangents)[1]
+
+  return function
+
+
 def fits(
   x: jax.Array, other: jax.Array, shape: tuple[int, ...], stride: int, padding: int
 ) -> bool:
-  """Whether these kernels are there, and serve such a convolution.
-
-  They serve a process with one device, as XLA does not split a custom call.
+  """Whether `conv2d` and `kernel_gradient` are there, and serve such a convolution.
 
   Args:
     x: its images.
@@ -82,15 +103,28 @@ def fits(
     padding: zeros on each side.
   """
   return (
+    padding < min(shape[:2])
+    and min(_out_size(x.shape, shape, stride, padding)) > 0
+    and other.dtype == jnp.float32
+    and _serves(x, shape[-1])
+  )
+
+
+def fits_norm(x: jax.Array) -> bool:
+  """Whether `moments` and `batch_norm_sums` are there, and serve such an array."""
+  return _serves(x, x.shape[-1])
+
+
+def _serves(x: jax.Array, features: int) -> bool:
+  """They serve a process with one device, as XLA does not split a custom call."""
+  return (
     _enabled.get()
     and _is_alone()
-    and x.dtype == other.dtype == jnp.float32
+    and x.dtype == jnp.float32
     and x.size > 0
-    and padding < min(shape[:2])
-    and min(_out_size(x.shape, shape, stride, padding)) > 0
     and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
     and (lanes := _load()) > 0
-    and shape[-1] % lanes == 0
+    and features % lanes == 0
   )
 
 
@@ -115,7 +149,7 @@ def _load() -> int:
       stacklevel=2,
     )
     return 0
-  for name in (_CONV, _KERNEL_GRADIENT):
+  for name in (_CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS):
     target = jax.ffi.pycapsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes()
@@ -127,17 +161,18 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
   own = "-mcpu=native" if is_arm else "-march=native"
   flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
   command = [*compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
-  made_of = _SOURCE.read_text(), command, jaxlib.__version__, _processor()
+  sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]*"))]
+  made_of = sources, command, jaxlib.__version__, _processor()
   digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    library = Path(cache) / "resnet_jax" / f"conv-{digest}.so"
+    library = Path(cache) / "resnet_jax" / f"kernels-{digest}.so"
     if not library.exists():
       _compile(command, library)
     return ctypes.CDLL(str(library))
   except (OSError, RuntimeError):  # No home, not ours, or not to be executed.
     with tempfile.TemporaryDirectory() as folder:
-      library = Path(folder) / "conv.so"
+      library = Path(folder) / "kernels.so"
       _compile(command, library)
       return ctypes.CDLL(str(library))  # Stays in memory when its file is gone.
 

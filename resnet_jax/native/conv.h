@@ -1,87 +1,21 @@
-// Convolutions of images [N, H, W, C] on a CPU, as custom calls of XLA.
+// Convolutions of images [N, H, W, C].
 //
 // Both work on tiles of the result that stay in vector registers while everything that
 // is added to them streams past: a vector holds neighbouring output channels, and single
 // numbers of the image are multiplied with it. Images are first copied, with their border
-// of zeros, a few rows at a time, to where the cache holds them. How many threads there
-// are, and which of them computes a part, leaves no trace in the result.
+// of zeros, a few rows at a time, to where the cache holds them.
 
-#include <algorithm>
-#include <atomic>
-#include <condition_variable>
-#include <cstdint>
-#include <cstring>
-#include <functional>
-#include <memory>
-#include <mutex>
-#include <new>
+#pragma once
 
-#include "xla/ffi/api/ffi.h"
+#include "parallel.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
-
-// Floats of a vector, and how many vectors of sums leave registers for the factors.
-#if defined(__AVX512F__)
-constexpr int kLanes = 16, kSums = 28;
-#elif defined(__AVX__)
-constexpr int kLanes = 8, kSums = 12;
-#elif defined(__aarch64__)
-constexpr int kLanes = 4, kSums = 24;
-#else
-constexpr int kLanes = 4, kSums = 12;
-#endif
-typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
 
 // Floats of rows, of whole images and of a kernel's gradient that a task has in the cache.
 constexpr int64_t kRowsInCache = 48 * 1024, kImagesInCache = 96 * 1024;
 constexpr int64_t kGradientInCache = 96 * 1024;
 // Floats of all parts of a gradient that are added up.
 constexpr int64_t kPartialGradients = 4 * 1024 * 1024;
-
-inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
-inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
-
-int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
-
-// XLA says 0 where it cannot tell.
-int64_t Threads(const ffi::ThreadPool& pool) {
-  return std::max<int64_t>(1, pool.num_threads());
-}
-
-// Runs task(0) ... task(count - 1) on the pool's threads and on this one.
-void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task) {
-  struct State {
-    std::function<void(int64_t)> task;
-    int64_t count;
-    std::atomic<int64_t> next{0}, done{0};
-    std::mutex mutex;
-    std::condition_variable finished;
-
-    void Work() {
-      for (int64_t i; (i = next++) < count;) {
-        task(i);
-        if (++done == count) {
-          std::lock_guard<std::mutex> lock(mutex);
-          finished.notify_all();
-        }
-      }
-    }
-  };
-  // Shared, as a helper may start when all is done and this function has returned.
-  auto state = std::make_shared<State>();
-  state->task = std::move(task);
-  state->count = count;
-  for (int64_t i = 1; i < std::min(Threads(pool), count); ++i) {
-    pool.Schedule([state] { state->Work(); });
-  }
-  state->Work();
-  std::unique_lock<std::mutex> lock(state->mutex);
-  state->finished.wait(lock, [&] { return state->done == state->count; });
-}
 
 struct Conv {
   int64_t n, h, w, c;     // Images and their channels,
@@ -124,21 +58,6 @@ void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t row
     std::memset(inner + copied * cs, 0, 4 * (width - conv.padding - copied) * cs);
   }
 }
-
-// Memory of this thread, not set to zero, that is kept for the next call.
-template <int kUse>
-float* Scratch(int64_t size) {
-  thread_local std::unique_ptr<float[]> scratch;
-  thread_local int64_t capacity = 0;
-  if (size > capacity) {
-    scratch.reset();
-    capacity = 0;
-    scratch.reset(new float[size]);
-    capacity = size;
-  }
-  return scratch.get();
-}
-enum { kCopy, kPacked, kPartial };
 
 // ---- The convolution ----
 
@@ -348,30 +267,3 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t s
 }
 
 }  // namespace
-
-// Floats of a vector: the features of a convolution must be a multiple.
-extern "C" int resnet_jax_lanes() { return kLanes; }
-
-// No exception leaves a handler; threads of the pool need little memory, and end it all.
-template <ffi::Error (*function)(ffi::ThreadPool, Array, Array, int64_t, int64_t, Result)>
-ffi::Error Guarded(ffi::ThreadPool pool, Array a, Array b, int64_t stride, int64_t padding,
-                   Result result) {
-  try {
-    return function(pool, a, b, stride, padding, result);
-  } catch (const std::bad_alloc&) {
-    return ffi::Error(ffi::ErrorCode::kResourceExhausted, "no memory for a convolution");
-  }
-}
-
-// All arrays are row-major, as `jax.ffi.ffi_call` has them if nothing else is said.
-#define DEFINE(name, function)                                    \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, Guarded<function>,          \
-                                ffi::Ffi::Bind()                  \
-                                    .Ctx<ffi::ThreadPool>()       \
-                                    .Arg<Array>()                 \
-                                    .Arg<Array>()                 \
-                                    .Attr<int64_t>("stride")      \
-                                    .Attr<int64_t>("padding")     \
-                                    .Ret<Array>())
-DEFINE(resnet_jax_conv, ConvForward);
-DEFINE(resnet_jax_conv_kernel_gradient, ConvKernelGradient);

@@ -1,0 +1,90 @@
+// What the kernels share: vectors, memory of a thread, and work split over the pool.
+
+#pragma once
+
+#include <algorithm>
+#include <atomic>
+#include <condition_variable>
+#include <cstdint>
+#include <cstring>
+#include <functional>
+#include <memory>
+#include <mutex>
+
+#include "xla/ffi/api/ffi.h"
+
+namespace {
+
+namespace ffi = xla::ffi;
+using Array = ffi::Buffer<ffi::F32>;
+using Result = ffi::ResultBuffer<ffi::F32>;
+
+// Floats of a vector, and how many vectors of sums leave registers for the factors.
+#if defined(__AVX512F__)
+constexpr int kLanes = 16, kSums = 28;
+#elif defined(__AVX__)
+constexpr int kLanes = 8, kSums = 12;
+#elif defined(__aarch64__)
+constexpr int kLanes = 4, kSums = 24;
+#else
+constexpr int kLanes = 4, kSums = 12;
+#endif
+typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+
+inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
+inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
+
+int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// XLA says 0 where it cannot tell.
+int64_t Threads(const ffi::ThreadPool& pool) {
+  return std::max<int64_t>(1, pool.num_threads());
+}
+
+// Runs task(0) ... task(count - 1) on the pool's threads and on this one.
+void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task) {
+  struct State {
+    std::function<void(int64_t)> task;
+    int64_t count;
+    std::atomic<int64_t> next{0}, done{0};
+    std::mutex mutex;
+    std::condition_variable finished;
+
+    void Work() {
+      for (int64_t i; (i = next++) < count;) {
+        task(i);
+        if (++done == count) {
+          std::lock_guard<std::mutex> lock(mutex);
+          finished.notify_all();
+        }
+      }
+    }
+  };
+  // Shared, as a helper may start when all is done and this function has returned.
+  auto state = std::make_shared<State>();
+  state->task = std::move(task);
+  state->count = count;
+  for (int64_t i = 1; i < std::min(Threads(pool), count); ++i) {
+    pool.Schedule([state] { state->Work(); });
+  }
+  state->Work();
+  std::unique_lock<std::mutex> lock(state->mutex);
+  state->finished.wait(lock, [&] { return state->done == state->count; });
+}
+
+// Memory of this thread, not set to zero, that is kept for the next call.
+template <int kUse>
+float* Scratch(int64_t size) {
+  thread_local std::unique_ptr<float[]> scratch;
+  thread_local int64_t capacity = 0;
+  if (size > capacity) {
+    scratch.reset();
+    capacity = 0;
+    scratch.reset(new float[size]);
+    capacity = size;
+  }
+  return scratch.get();
+}
+enum { kCopy, kPacked, kPartial };
+
+}  // namespace
