@@ -34,8 +34,9 @@ DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "digits.py")
 def main(_) -> None:
   # Not before the flags are known to be right: JAX, Orbax and the rest take time.
   with cli.clean_errors():
-    from resnet_jax import distributed
+    from resnet_jax import backend, distributed
 
+    backend.keep_freed_memory()
     processes = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
     with distributed.connect(*processes), cli.clean_errors():
       run()

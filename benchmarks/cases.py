@@ -30,6 +30,9 @@ def classes_of(size: int) -> int:
 
 def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   """The trainer's own step: uint8 images, normalised in it, in one call for a turn."""
+  from resnet_jax import backend
+
+  backend.keep_freed_memory()  # As `train.py` does.
   import jax
   import jax.numpy as jnp
   import optax
@@ -71,10 +74,13 @@ def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
 
 def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   """The model's evaluation forward pass."""
+  from resnet_jax import backend
+
+  backend.keep_freed_memory()
   import jax
   import jax.numpy as jnp
 
-  from resnet_jax import backend, create_model
+  from resnet_jax import create_model
 
   size = MODELS[name][2]
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))

@@ -206,10 +206,11 @@ def _convert(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> None:
-  from resnet_jax import evaluation, run_dir, weights
+  from resnet_jax import backend, evaluation, run_dir, weights
   from resnet_jax.convert import with_preprocessing
   from resnet_jax.models.zoo import create_model
 
+  backend.keep_freed_memory()
   if args.workdir is not None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):

@@ -11,6 +11,7 @@ import pytest
 
 from resnet_jax import native
 from resnet_jax.models import conv
+from resnet_jax.models.norms import BatchNorm
 
 needs_compiler = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
 
@@ -21,7 +22,8 @@ SHAPES = [
   (3, 7, 64, 32, 3, 2, 1),
   (2, 10, 32, 64, 3, 2, 1),  # The last column is in no window.
   (1, 33, 3, 64, 7, 2, 3),  # The stem.
-  (2, 5, 160, 128, 3, 1, 1),  # A gradient that is split by channels.
+  (2, 5, 160, 128, 3, 1, 1),  # A gradient that is split by channels,
+  (3, 7, 400, 528, 1, 1, 0),  # and by features; in blocks of some images.
   (2, 6, 8, 16, 3, 1, 0),
   (2, 6, 8, 16, 5, 1, 2),
   (1, 4, 8, 32, 1, 2, 0),
@@ -125,6 +127,63 @@ def test_second_derivatives_and_vmap(monkeypatch):
   expected = values()
   monkeypatch.setattr(native, "_is_alone", lambda: True)
   jax.tree.map(assert_close, values(), expected)
+
+
+def assert_same_step(monkeypatch, function, *arguments, called):
+  """Of a new function: `jax.jit` knows one that it has traced."""
+  expected = jax.jit(lambda *a: function(*a))(*arguments)
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  tuned = jax.jit(lambda *a: function(*a))
+  jax.tree.map(assert_close, tuned(*arguments), expected)
+  text = tuned.lower(*arguments).as_text()
+  assert {name: text.count(f"@{name}(") for name in called} == called
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 3, 5, 16), (1, 2, 3, 32), (7, 40, 40, 80)])
+def test_batch_norm_and_its_gradient(monkeypatch, shape):
+  norm = BatchNorm(use_running_average=False)
+  x, dy = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
+  variables = norm.init(jax.random.key(0), x)
+  variables["params"]["scale"] += jnp.arange(shape[-1]) / 16
+
+  def step(params, x):
+    def loss(params, x):
+      y, updates = norm.apply(
+        variables | {"params": params}, 3 * x + 1, mutable="batch_stats"
+      )
+      # The statistics have gradients too.
+      return (jnp.sin(y) * dy).sum() + (updates["batch_stats"]["var"] ** 2).sum(), y
+
+    return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
+
+  called = {native._MOMENTS: 1, native._BATCH_NORM_SUMS: 1}
+  assert_same_step(monkeypatch, step, variables["params"], x, called=called)
+
+
+@needs_compiler
+def test_moments_far_from_zero():
+  x = 1e4 + jax.random.normal(jax.random.key(0), (4, 32, 32, 16))
+  mean, var = native.moments(x)
+  exact = np.asarray(x, np.float64)
+  np.testing.assert_allclose(mean, exact.mean((0, 1, 2)), rtol=1e-7)
+  np.testing.assert_allclose(var, exact.var((0, 1, 2)), rtol=1e-5)
+
+
+@needs_compiler
+def test_second_derivative_of_batch_norm(monkeypatch):
+  norm = BatchNorm(use_running_average=False)
+  x = jax.random.normal(jax.random.key(0), (2, 4, 4, 16))
+  variables = norm.init(jax.random.key(0), x)
+
+  def penalty(x):
+    def loss(x):
+      return jnp.sum(norm.apply(variables, x, mutable="batch_stats")[0] ** 3)
+
+    return jnp.sum(jax.grad(loss)(x) ** 2)
+
+  called = {native._MOMENTS: 1}
+  assert_same_step(monkeypatch, jax.grad(penalty), x, called=called)
 
 
 def test_only_what_they_serve(monkeypatch):

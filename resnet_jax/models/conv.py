@@ -129,24 +129,36 @@ def _pointwise_gradients(x, kernel, dy, stride):
   Those that JAX derives from `_pointwise_conv` are the same but for the order of
   axes, for which XLA:CPU writes the whole of `dy` transposed.
   """
-  inputs, features = kernel.shape[2:]
   seen = x[:, ::stride, ::stride]
-  rows, dy_rows = seen.reshape(-1, inputs), dy.reshape(-1, features)
-  kernel_gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
-  input_gradient = (dy_rows @ kernel[0, 0].T).reshape(seen.shape)
+  input_gradient = (dy.reshape(-1, dy.shape[-1]) @ kernel[0, 0].T).reshape(seen.shape)
   pads = [(0, 0, 0)]
   for size, out in zip(x.shape[1:3], seen.shape[1:3], strict=True):
     pads.append((0, size - (out - 1) * stride - 1, stride - 1))
   zero = jnp.zeros((), dy.dtype)
   input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
-  return input_gradient, kernel_gradient.reshape(kernel.shape)
+  settings = {"kernel_shape": kernel.shape, "stride": stride, "padding": 0}
+  # From few channels to many XLA's product is the quicker one.
+  kernel_gradient = _pointwise_kernel_gradient
+  if kernel.shape[2] >= kernel.shape[3]:
+    kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
+  return input_gradient, kernel_gradient(x, dy, **settings)
+
+
+def _pointwise_kernel_gradient(x, dy, kernel_shape, stride, padding):
+  del padding  # None.
+  rows = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
+  dy_rows = dy.reshape(-1, dy.shape[-1])
+  gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
+  return gradient.reshape(kernel_shape)
 
 
 def _canonical_gradients(x, kernel, dy, stride, padding):
   """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
+  settings = {"stride": stride, "padding": padding}
+  reference = _canonical_kernel_gradient
   return (
-    _input_gradient(x.shape, kernel, dy, stride, padding),
-    _kernel_gradient(x, kernel.shape, dy, stride, padding),
+    _input_gradient(x.shape, kernel, dy, **settings),
+    _kernel_gradient(x, dy, kernel.shape, **settings, reference=reference),
   )
 
 
@@ -163,11 +175,10 @@ def _input_gradient(x_shape, kernel, dy, stride, padding):
   return _conv(dy, turned, (1, 1), pads, lhs_dilation=(stride, stride))
 
 
-def _kernel_gradient(x, kernel_shape, dy, stride, padding):
+def _kernel_gradient(x, dy, kernel_shape, stride, padding, reference):
+  """`native`'s where that serves, or the reference, which takes the same arguments."""
   settings = {"stride": stride, "padding": padding}
-  reference: Callable = partial(
-    _canonical_kernel_gradient, kernel_shape=kernel_shape, **settings
-  )
+  reference = partial(reference, kernel_shape=kernel_shape, **settings)
   if native.fits(x, dy, kernel_shape, **settings):
     call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
     return native.with_derivatives(call, reference)(x, dy)

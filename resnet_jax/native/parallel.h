@@ -75,16 +75,17 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
 // Memory of this thread, not set to zero, that is kept for the next call.
 template <int kUse>
 float* Scratch(int64_t size) {
-  thread_local std::unique_ptr<float[]> scratch;
+  struct alignas(64) Line { float floats[16]; };  // No vector lies on two lines of a cache.
+  thread_local std::unique_ptr<Line[]> scratch;
   thread_local int64_t capacity = 0;
   if (size > capacity) {
     scratch.reset();
     capacity = 0;
-    scratch.reset(new float[size]);
+    scratch.reset(new Line[CeilDiv(size, 16)]);
     capacity = size;
   }
-  return scratch.get();
+  return scratch[0].floats;
 }
-enum { kCopy, kPacked, kPartial };
+enum { kCopy, kPacked, kSumsOfPart, kPartial };
 
 }  // namespace

@@ -1,0 +1,106 @@
+"""What is tuned for a CPU changes no result, and memory stays with the process."""
+
+import os
+import subprocess
+import sys
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from resnet_jax import backend, native
+from resnet_jax.models.blocks import BottleneckBlock, PreActBasicBlock
+from resnet_jax.models.layers import CifarStem
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.steps import compile_train_chunk
+from resnet_jax.train_state import StateInit
+
+NETS = {
+  "basic blocks, CIFAR's stem": {"stem": CifarStem, "features": 16},
+  "bottlenecks, scanned": {
+    "stage_sizes": (3, 2),
+    "block": BottleneckBlock,
+    "features": 32,
+    "scan": True,
+  },
+  "pre-activation": {"block": PreActBasicBlock, "pre_activation": True},
+}
+
+
+@pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
+  """Forward, backward and update, with all that is chosen for a CPU and without."""
+  model = ResNet(**{"stage_sizes": (1, 1), "num_classes": 4} | net)
+  sharding = replicated(create_mesh(jax.devices()[:1]))
+  feed = {
+    "image": jax.random.bits(jax.random.key(0), (4, 32, 32, 3), "uint8"),
+    "label": jnp.arange(4),
+    "mask": jnp.ones(4, bool),
+  }
+
+  def train():
+    tx = optax.sgd(0.01, 0.9)
+    state = StateInit(model, tx, (32, 32, 3), sharding)(jax.random.key(0))
+    chunk = compile_train_chunk(
+      preprocess=lambda images, key: images.astype(jnp.float32) / 64 - 2,
+      take_batch=lambda feed, step: feed,
+      num_classes=4,
+      sharding=sharding,
+    )
+    text = chunk.lower(state, feed, 3).as_text()
+    state, metrics = chunk(state, feed, 3)
+    return text, (state.params, state.batch_stats, metrics)
+
+  monkeypatch.setattr(backend, "_CPU_OPTIONS", {})
+  text, untuned = train()
+  assert "resnet_jax" not in text
+  monkeypatch.undo()
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  text, tuned = train()
+  assert "@resnet_jax_conv_kernel_gradient(" in text
+  assert "@resnet_jax_batch_norm_sums(" in text
+
+  def assert_close(a, b):
+    scale = np.abs(b).max()
+    np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale)
+
+  jax.tree.map(assert_close, tuned, untuned)
+
+
+def test_an_option_that_jaxlib_does_not_know_is_left_out():
+  options = {"xla_backend_optimization_level": 0, "xla_cpu_of_tomorrow": True}
+  assert backend._compile_options(options, "cpu") == {
+    "xla_backend_optimization_level": 0
+  }
+  assert backend._compile_options(options, "gpu") == {}
+
+
+FAULTS = """
+import resource, sys
+from resnet_jax import backend
+if sys.argv[1] == "keep":
+  backend.keep_freed_memory()
+import jax, jax.numpy as jnp
+f, x = jax.jit(jnp.cos), jnp.ones((2048, 2048))
+for i in range(40):
+  if i == 30:
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+  f(x).block_until_ready()
+print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="is for glibc")
+def test_freed_memory_is_kept():
+  def faults(mode: str) -> int:
+    environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
+    command = [sys.executable, "-c", FAULTS, mode]
+    return int(subprocess.check_output(command, env=environment, text=True))
+
+  if faults("default") < 5000:
+    pytest.skip("another C library, which keeps it anyway")
+  assert faults("keep") < 5000
