@@ -85,7 +85,7 @@ from resnet_jax import backend
 if sys.argv[1] == "keep":
   backend.keep_freed_memory()
 import jax, jax.numpy as jnp
-f, x = jax.jit(jnp.cos), jnp.ones((2048, 2048))
+f, x = jax.jit(jnp.negative), jnp.ones((4096, 4096))
 for i in range(40):
   if i == 30:
     before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
