@@ -47,10 +47,12 @@ def conv2d(
   Returns:
     [B, (H + 2 padding - height) // stride + 1, likewise for W, F], dtype of `x`.
   """
-  default = partial(_lax_conv, stride=stride, padding=padding, groups=groups)
-  if groups == 1:
-    return default(x, kernel)
-  on_cpu = partial(_dense_conv, stride=stride, padding=padding, groups=groups)
+  settings = {"stride": stride, "padding": padding}
+  if groups > 1:
+    on_cpu = partial(_dense_conv, **settings, groups=groups)
+  else:
+    on_cpu = partial(_spatial_conv, **settings)
+  default = partial(_lax_conv, **settings, groups=groups)
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 

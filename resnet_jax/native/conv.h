@@ -116,7 +116,8 @@ ffi::Error ConvForward(ffi::ThreadPool pool, Array x, Array kernel, int64_t stri
 
   // A task has some rows of an image, or some whole images; each panel is read once for it.
   const int64_t row_size = conv.padded_w() * conv.c;
-  const int64_t rows = std::clamp<int64_t>(kRowsInCache / (row_size * stride), 1, conv.out_h);
+  const int64_t rows = Even(
+      conv.out_h, std::clamp<int64_t>(kRowsInCache / (row_size * stride), 1, conv.out_h));
   const int64_t copy_size = conv.in_rows(rows) * row_size;
   const int64_t blocks = CeilDiv(conv.out_h, rows);
   const int64_t images = std::clamp<int64_t>(
@@ -234,7 +235,7 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t s
   // work for many threads: what their parts give is added up at the end.
   const int64_t features = std::min(conv.f, kFeaturesInCache);
   const int64_t most = std::max<int64_t>(1, kGradientInCache / (taps * features));
-  const int64_t channels = CeilDiv(CeilDiv(conv.c, CeilDiv(conv.c, most)), 8) * 8;
+  const int64_t channels = CeilDiv(Even(conv.c, most), 8) * 8;
   const int64_t c_parts = CeilDiv(conv.c, channels), f_parts = CeilDiv(conv.f, features);
   const int64_t parts = c_parts * f_parts;
   const int64_t splits = std::clamp<int64_t>(
@@ -246,8 +247,10 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t s
     const int64_t c0 = part % c_parts * channels, cs = std::min(channels, conv.c - c0);
     const int64_t f0 = part / c_parts * features, fs = std::min(features, conv.f - f0);
     const int64_t row_size = conv.padded_w() * cs;
-    const int64_t rows = std::clamp<int64_t>(
-        std::min(kRowsInCache / (row_size * stride), kPixelsInCache / conv.out_w), 1, conv.out_h);
+    const int64_t rows = Even(
+        conv.out_h, std::clamp<int64_t>(std::min(kRowsInCache / (row_size * stride),
+                                                 kPixelsInCache / conv.out_w),
+                                        1, conv.out_h));
     const int64_t image_size = conv.in_rows(rows) * row_size;
     const int64_t images = std::max<int64_t>(
         1, rows < conv.out_h ? 1

@@ -36,6 +36,9 @@ inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
+// Size of parts that are about equal, each of at most `most`.
+int64_t Even(int64_t whole, int64_t most) { return CeilDiv(whole, CeilDiv(whole, most)); }
+
 // XLA says 0 where it cannot tell.
 int64_t Threads(const ffi::ThreadPool& pool) {
   return std::max<int64_t>(1, pool.num_threads());
