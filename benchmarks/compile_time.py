@@ -1,47 +1,85 @@
-"""How long a network takes to its first update: tracing and compiling, over depth.
+"""How long until a network's first step can start: tracing and compiling, over depth.
 
 Command: python benchmarks/compile_time.py [--depths 20 56 110 1202] [--unrolled 110]
-
-One line a case: CIFAR ResNet at batch 8, float32, SGD with momentum; initialisation
-("init") and one training step in the loop ("step") are compiled anew each time.
+[--json]. CIFAR ResNets at batch 8, float32, SGD with momentum: seconds to the initial
+state, from there to the compiled step, both together, and of a step. Each case is
+in a process of its own that JAX has started in; twice, without and with what JAX's
+persistent cache has kept of it.
 """
 
 import argparse
+import json
+import os
+import subprocess
+import sys
+import tempfile
 import time
-
-import jax
-from memory import prepare
 
 BATCH = 8
 
 
-def measure(depth: int, scan: bool) -> tuple[float, float, float]:
-  """Returns seconds to the initial state, to the compiled step, and of a step."""
-  start = time.monotonic()
+def measure(depth: int, scan: bool) -> dict[str, float]:
+  """Returns the seconds of each part."""
+  import jax
+  from memory import prepare
+
+  jax.block_until_ready(jax.numpy.zeros(3) + 1)
+  times = [time.perf_counter()]
   init, chunk, feed = prepare(depth, BATCH, scan=scan)
   state = init(jax.random.key(0))
+  for count in (0, 1):
+    jax.block_until_ready(state.params)
+    times.append(time.perf_counter())
+    state, _ = chunk(state, feed, count)
   jax.block_until_ready(state.params)
-  initialised = time.monotonic()
-  state, _ = chunk(state, feed, 0)
-  jax.block_until_ready(state.params)
-  compiled = time.monotonic()
-  jax.block_until_ready(chunk(state, feed, 1))
-  return initialised - start, compiled - initialised, time.monotonic() - compiled
+  times.append(time.perf_counter())
+  parts = zip(("init", "compile", "step"), times, times[1:], strict=False)
+  return {name: end - start for name, start, end in parts}
+
+
+def run(depth: int, layout: str, cache: str) -> dict[str, float]:
+  """As `measure`, in a new process that keeps what it compiles in `cache`."""
+  environment = os.environ | {
+    "JAX_COMPILATION_CACHE_DIR": cache,
+    "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
+  }
+  command = [sys.executable, __file__, "--one", str(depth), layout]
+  return json.loads(subprocess.check_output(command, env=environment, text=True))
 
 
 def main() -> None:
-  parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+  parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110, 1202])
   parser.add_argument("--unrolled", type=int, default=110, help="up to this depth")
+  parser.add_argument("--json", action="store_true")
+  parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
-  print(f"jax {jax.__version__}, {jax.devices()[0].device_kind}")
-  print("model       layout     init s   compile s   first step s")
+  if args.one:
+    print(json.dumps(measure(int(args.one[0]), args.one[1] == "scanned")))
+    return
+  first: dict[str, float] = {}  # Of the first depth, by the state of the cache.
+  if not args.json:
+    print("model       layout    cache   init s  compile s       both   a step s")
   for depth in args.depths:
-    for scan in (True, False):
-      if scan or depth <= args.unrolled:
-        layout = "scanned" if scan else "unrolled"
-        init, step, run = measure(depth, scan)
-        print(f"resnet{depth:<5} {layout:8} {init:8.1f} {step:11.1f} {run:14.2f}")
+    for layout in ("scanned", "unrolled"):
+      if layout == "unrolled" and depth > args.unrolled:
+        continue
+      with tempfile.TemporaryDirectory() as cache:
+        for kept in ("cold", "warm"):
+          parts = run(depth, layout, cache)
+          total = parts["init"] + parts["compile"]
+          first.setdefault(kept, total)
+          row = {
+            "case": f"to the first step, resnet{depth} {layout}, {kept} cache",
+            "ours": total,
+            "peer": first[kept],
+            "peer_name": f"resnet{args.depths[0]} scanned",
+            "ratio": round(first[kept] / total, 3),
+          }
+          columns = parts["init"], parts["compile"], total, parts["step"]
+          text = " ".join(f"{seconds:10.1f}" for seconds in columns)
+          line = f"resnet{depth:<5} {layout:9} {kept:5} {text}"
+          print(json.dumps(row) if args.json else line, flush=True)
 
 
 if __name__ == "__main__":

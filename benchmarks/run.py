@@ -18,6 +18,7 @@ HERE = Path(__file__).parent
 QUICK = [
   ("train_step.py", ["--cases", "resnet20:128", "--turns", "5"]),
   ("inference.py", ["--cases", "resnet50:1", "resnet20:32", "--turns", "5"]),
+  ("compile_time.py", ["--depths", "20", "1202", "--unrolled", "0"]),
   ("loop.py", ["--steps", "40"]),
 ]
 FULL = [
@@ -25,6 +26,7 @@ FULL = [
   ("train_step.py", ["--dtype", "bfloat16", "--cases", "resnet50:16", "resnet20:128"]),
   ("inference.py", []),
   ("loop.py", []),
+  ("compile_time.py", []),
   ("memory.py", []),
 ]
 

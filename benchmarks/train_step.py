@@ -13,7 +13,6 @@ from pathlib import Path
 from turns import add_arguments, alternate, report
 
 PEERS = ("stock flax", "torch", "torch.compile")
-SLOW = ("resnet18", "resnet34", "resnet50")  # One run is a turn, not three.
 DEFAULT = {
   "train": ["resnet18:16", "resnet50:16", "resnet20:128", "resnet56:128"],
   "infer": ["resnet50:1", "resnet50:16", "resnet20:32", "resnet20:256"],
@@ -30,7 +29,7 @@ def compare(task: str, args: argparse.Namespace) -> list[dict]:
       python = args.torch if peer.startswith("torch") else sys.executable
       file = str(Path(__file__).with_name("cases.py"))
       commands[peer] = [python, file, peer, task, model, batch, args.dtype]
-    seconds = alternate(commands, args.turns, 1 if model in SLOW else 3)
+    seconds = alternate(commands, args.turns, 3)
     title = f"{task} {model}, batch {batch}, {args.dtype}"
     rows += report(title, seconds, "ours", args.json)
   return rows

@@ -22,8 +22,10 @@ _CPU_OPTIONS = {
 }
 
 
-# Twenty random kernels took 8 s to compile well, and run once.
-_CPU_ONCE_OPTIONS = {"xla_backend_optimization_level": 0}
+# Twenty random kernels took 8 s to compile well, and run once; but to draw 20 million
+# numbers by what is compiled at level 0 takes longer than to compile it at level 1.
+_CPU_ONCE_OPTION = "xla_backend_optimization_level"
+_LARGE = 10_000_000
 
 
 @functools.cache
@@ -54,9 +56,15 @@ def jit(function: Callable, platform: str | None = None, **kwargs) -> Callable:
   return jax.jit(function, compiler_options=options, **kwargs)
 
 
-def jit_once(function: Callable, **kwargs) -> Callable:
-  """`jax.jit` for a function called once: on a CPU it compiles fast, runs slowly."""
-  options = _compile_options(_CPU_ONCE_OPTIONS)
+def jit_once(function: Callable, size: int = 0, **kwargs) -> Callable:
+  """`jax.jit` for a function called once: on a CPU it compiles fast, runs slowly.
+
+  Args:
+    function: to be compiled.
+    size: how many numbers it returns, about.
+    **kwargs: of `jax.jit`.
+  """
+  options = _compile_options({_CPU_ONCE_OPTION: int(size > _LARGE)})
   return jax.jit(function, compiler_options=options, **kwargs)
 
 

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import optax
 from flax import linen as nn
@@ -63,7 +64,14 @@ class StateInit:
 
   def __call__(self, key: jax.Array) -> TrainState:
     """Computes the state; parameters and augmentation get different keys."""
-    return backend.jit_once(self._create, out_shardings=self.sharding())(key)
+    jaxpr, shapes = self._traced
+    leaves, structure = jax.tree.flatten(shapes)
+    create = backend.jit_once(
+      jax.extend.core.jaxpr_as_fun(jaxpr),
+      size=sum(leaf.size for leaf in leaves),
+      out_shardings=jax.tree.leaves(self.sharding()),
+    )
+    return jax.tree.unflatten(structure, create(key))
 
   def _create(self, key: jax.Array) -> TrainState:
     init_key, step_key = jax.random.split(key)
@@ -82,7 +90,12 @@ class StateInit:
   @functools.cached_property
   def shapes(self) -> TrainState:
     """Shapes and dtypes of the state; nothing is computed."""
-    return jax.eval_shape(self._create, jax.random.key(0))
+    return self._traced[1]
+
+  @functools.cached_property
+  def _traced(self):
+    """`_create` as a jaxpr, and its shapes: traced once, which takes seconds."""
+    return jax.make_jaxpr(self._create, return_shape=True)(jax.random.key(0))
 
   def sharding(self) -> TrainState:
     """Shardings of the state's leaves."""
