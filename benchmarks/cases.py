@@ -28,8 +28,8 @@ def classes_of(size: int) -> int:
   return 10 if size == 32 else 1000
 
 
-def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """The trainer's own step: uint8 images, normalised in it, in one call for a turn."""
+def create_step(name: str, batch: int, dtype: str, scan: bool = False):
+  """Returns the trainer's own chunk of steps, the first state, and what it is fed."""
   from resnet_jax import backend
 
   backend.keep_freed_memory()  # As `train.py` does.
@@ -45,7 +45,7 @@ def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   from resnet_jax.train_state import StateInit
 
   size = MODELS[name][2]
-  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
+  model = create_model(name, classes_of(size), scan=scan, dtype=jnp.dtype(dtype))
   sharding = replicated(create_mesh(jax.devices()[:1]))
   tx = optax.chain(
     optax.add_decayed_weights(DECAY, kernels_only), optax.sgd(RATE, MOMENTUM)
@@ -63,6 +63,15 @@ def ours_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
     "label": jax.random.randint(key, (batch,), 0, classes_of(size)),
     "mask": jnp.ones(batch, bool),
   }
+  return chunk, state, feed
+
+
+def ours_train(
+  name: str, batch: int, dtype: str, scan: bool = False
+) -> Callable[[int], None]:
+  """The trainer's step: uint8 images, normalised in it, in one call for a turn."""
+  chunk, state, feed = create_step(name, batch, dtype, scan)
+  import jax
 
   def run(count: int) -> None:
     nonlocal state
@@ -244,6 +253,7 @@ def torch_infer(
 
 CASES = {
   ("ours", "train"): ours_train,
+  ("ours scanned", "train"): partial(ours_train, scan=True),
   ("ours", "infer"): ours_infer,
   ("stock flax", "train"): stock_train,
   ("stock flax", "infer"): stock_infer,

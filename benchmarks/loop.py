@@ -1,10 +1,11 @@
 """The share of a run's time that is not spent in the training step.
 
-Command: python benchmarks/loop.py [--cifar10 DIR] [--json]. Trains the digits' and the
-CIFAR-10 config by the trainer itself, with logs, TensorBoard and the progress bar,
-from the first step to the last without evaluation. Each call of the step is waited for,
-so that what the trainer does meanwhile counts too: the share is an upper bound. Without
-`--cifar10`, a TFDS directory, as many synthetic images take its place.
+Command: python benchmarks/loop.py [--cifar10 DIR] [--models resnet20 resnet56]
+[--steps-per-call 390] [--json]. Trains the digits' and the CIFAR-10 config by the
+trainer itself, with logs, TensorBoard and the progress bar, from the first step to the
+last without evaluation. Each call of the step is waited for, so that what the trainer
+does meanwhile counts too: the share is an upper bound. Without `--cifar10`, a TFDS
+directory, as many synthetic images take its place.
 """
 
 import argparse
@@ -67,17 +68,24 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--cifar10", metavar="DIR")
   parser.add_argument("--steps", type=int, default=60, help="of CIFAR-10")
+  parser.add_argument("--models", nargs="+", default=["resnet20"], help="of CIFAR-10")
+  parser.add_argument("--steps-per-call", type=int, help="390: an epoch in one call")
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
-  digits = importlib.import_module("configs.digits").get_config()
-  cifar = importlib.import_module("configs.cifar10_resnet20").get_config()
-  cifar.num_steps = args.steps
-  cifar.log_every_steps = 20
-  if args.cifar10:
-    cifar.data.dir = args.cifar10
-  else:
-    cifar.data.name, cifar.data.num_examples = "synthetic", 50_000
-  for name, config in {"digits, resnet8": digits, "cifar10, resnet20": cifar}.items():
+  configs = {"digits, resnet8": importlib.import_module("configs.digits").get_config()}
+  for model in args.models:
+    cifar = importlib.import_module("configs.cifar10_resnet20").get_config()
+    cifar.model.name = model
+    cifar.num_steps = args.steps
+    cifar.log_every_steps = args.steps_per_call or 20
+    if args.steps_per_call:
+      cifar.steps_per_call = args.steps_per_call
+    if args.cifar10:
+      cifar.data.dir = args.cifar10
+    else:
+      cifar.data.name, cifar.data.num_examples = "synthetic", 50_000
+    configs[f"cifar10, {model}"] = cifar
+  for name, config in configs.items():
     config.eval_every_steps = 10**9
     clock = measure(config)
     wall = clock.last - clock.first
@@ -89,7 +97,10 @@ def main() -> None:
       "peer_name": "step alone",
       "ratio": round(clock.inside / wall, 4),
     }
-    text = f"{name}: {1e3 * row['ours']:.2f} ms a step, {100 * share:.2f} % outside it"
+    text = (
+      f"{name}: {1e3 * wall / clock.steps:.2f} ms a step, "
+      f"{config.batch_size * clock.steps / wall:.0f} images/s, {share:.2%} outside it"
+    )
     print(json.dumps(row) if args.json else text, flush=True)
 
 

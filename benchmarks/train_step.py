@@ -40,7 +40,8 @@ def create_parser(text: str) -> argparse.ArgumentParser:
   parser = argparse.ArgumentParser(description=text)
   parser.add_argument("--cases", nargs="+", metavar="MODEL:BATCH")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  parser.add_argument("--peers", nargs="+", choices=PEERS, default=PEERS)
+  others = (*PEERS, "ours scanned")
+  parser.add_argument("--peers", nargs="+", choices=others, default=PEERS)
   add_arguments(parser)
   return parser
 
