@@ -5,6 +5,8 @@ import shutil
 import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
+# Most of the time goes into compiling what runs for milliseconds.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
 # New for each session; the workers and the commands that tests run inherit it.
 CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -286,7 +286,7 @@ from resnet_jax.data import check
 
 def open_slowly(data, max_pixels):
   print("begun", flush=True)
-  time.sleep(1)
+  time.sleep(4)
   raise check.ImageError("it is slow")
 
 check.open_image, check._CHUNK = open_slowly, 1
@@ -302,5 +302,5 @@ main(["data", "check", sys.argv[1], "--picture="])
   )
   assert process.stdout and "begun" in process.stdout.readline()
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=40)  # All of them would take 50 s.
+  _, err = process.communicate(timeout=120)  # All of them would take 200 s.
   assert process.returncode == 1 and err == "error: interrupted\n"

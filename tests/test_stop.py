@@ -34,7 +34,7 @@ def test_the_second_signal_ends_the_process(number):
     for line in ("ready\n", "asked\n"):
       assert process.stdout.readline() == line
       process.send_signal(number)
-    _, error = process.communicate(timeout=20)
+    _, error = process.communicate(timeout=120)
   finally:
     process.kill()
   assert process.returncode == -number

@@ -522,8 +522,8 @@ def test_workers_end_with_the_process_however_it_ends(tmp_path):
     killed.kill()
     os.killpg(interrupted.pid, signal.SIGINT)  # The keyboard interrupts workers too.
     # Returns when the workers, who have the other end of the pipes, are gone too.
-    killed.communicate(timeout=20)
-    error = interrupted.communicate(timeout=20)[1]
+    killed.communicate(timeout=120)
+    error = interrupted.communicate(timeout=120)[1]
     assert error.startswith("Traceback") and error.endswith("KeyboardInterrupt\n")
     assert error.count("Traceback") == 1
   finally:
