@@ -65,6 +65,8 @@ class StateInit:
   def __call__(self, key: jax.Array) -> TrainState:
     """Computes the state; parameters and augmentation get different keys."""
     jaxpr, shapes = self._traced
+    if jax.typeof(key) != jaxpr.in_avals[0]:  # Another kind of generator.
+      jaxpr, shapes = self._trace(key)
     leaves, structure = jax.tree.flatten(shapes)
     create = backend.jit_once(
       jax.extend.core.jaxpr_as_fun(jaxpr),
@@ -94,8 +96,11 @@ class StateInit:
 
   @functools.cached_property
   def _traced(self):
-    """`_create` as a jaxpr, and its shapes: traced once, which takes seconds."""
-    return jax.make_jaxpr(self._create, return_shape=True)(jax.random.key(0))
+    return self._trace(jax.random.key(0))
+
+  def _trace(self, key: jax.Array):
+    """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
+    return jax.make_jaxpr(self._create, return_shape=True)(key)
 
   def sharding(self) -> TrainState:
     """Shardings of the state's leaves."""

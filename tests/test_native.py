@@ -171,7 +171,7 @@ def test_moments_far_from_zero():
 
 
 @needs_compiler
-def test_second_derivative_of_batch_norm(monkeypatch):
+def test_further_derivatives_of_batch_norm(monkeypatch):
   norm = BatchNorm(use_running_average=False)
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 16))
   variables = norm.init(jax.random.key(0), x)
@@ -182,8 +182,18 @@ def test_second_derivative_of_batch_norm(monkeypatch):
 
     return jnp.sum(jax.grad(loss)(x) ** 2)
 
-  called = {native._MOMENTS: 1}
-  assert_same_step(monkeypatch, jax.grad(penalty), x, called=called)
+  def derivatives(x):
+    second = jax.grad(penalty)
+    return second(x), jax.jvp(second, [x], [jnp.cos(x)])[1]
+
+  assert_same_step(monkeypatch, derivatives, x, called={})
+
+
+def test_channels_that_do_not_match_are_an_error(monkeypatch):
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  x, kernel = jnp.ones((1, 4, 4, 64)), jnp.ones((3, 3, 8, 16))
+  with pytest.raises(ValueError, match="feature dimension"):
+    conv.conv2d(x, kernel, 1, 1)
 
 
 def test_only_what_they_serve(monkeypatch):

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from flax import linen as nn
 
 from resnet_jax import steps
 from resnet_jax.data.augment import preprocess
@@ -335,3 +336,12 @@ def test_precise_variance_of_a_channel_without_any_is_not_negative():
   c = jnp.linspace(5, 60, 1000)
   found = steps.precise_statistics({"mean": c + c + c, "var": c * c + c * c + c * c}, 3)
   assert found["var"].min() >= 0 and found["var"].max() < 1e-2
+
+
+def test_the_first_state_is_made_from_any_kind_of_key():
+  init = StateInit(nn.Dense(3), optax.sgd(0.1), (8, 8, 3), replicated(create_mesh()))
+  typed, raw = init(jax.random.key(0)), init(jax.random.PRNGKey(0))
+  chex.assert_trees_all_equal(typed.params, raw.params)
+  other = init(jax.random.key(0, impl="rbg"))
+  assert jax.random.key_impl(other.key) == "rbg"
+  assert not np.array_equal(other.params["kernel"], typed.params["kernel"])

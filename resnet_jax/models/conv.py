@@ -68,7 +68,7 @@ def _is_pointwise(kernel, padding) -> bool:
 def _pointwise_conv(x, kernel, stride):
   """A 1x1 convolution as a matrix product: no layout change in its gradients.
 
-  Used in training only: for inference alone XLA:CPU's convolution is faster.
+  Used in training only: for inference alone a convolution is faster.
   """
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 

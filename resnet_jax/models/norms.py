@@ -72,7 +72,7 @@ class BatchNorm(nn.Module):
     # Without groups no axis for them, whose only effect would be to hinder layouts.
     parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
     batch_norm = _batch_norm
-    if groups == 1 and native.fits_norm(x):
+    if groups == 1 and native.fits_norm(x) and scale.dtype == bias.dtype == x.dtype:
       batch_norm = _native_batch_norm
     y, mean, var = batch_norm(parts, scale, bias, self.epsilon)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
@@ -105,13 +105,20 @@ def _batch_norm(x, scale, bias, epsilon, moments=_moments):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _native_batch_norm(x, scale, bias, epsilon):
-  """As `_batch_norm`; its sums, and those of its gradient, are `native`'s."""
+  """As `_batch_norm`; its sums, and those of its gradient, are `native`'s.
+
+  Reverse-mode differentiable only; its gradient is so in both modes.
+  """
+  return _native_values(x, scale, bias, epsilon)
+
+
+def _native_values(x, scale, bias, epsilon):
   moments = native.with_derivatives(native.moments, lambda x: jnp.stack(_moments(x)))
   return _batch_norm(x, scale, bias, epsilon, moments)
 
 
 def _native_forward(x, scale, bias, epsilon):
-  y, mean, var = _native_batch_norm(x, scale, bias, epsilon)
+  y, mean, var = _native_values(x, scale, bias, epsilon)
   return (y, mean, var), (x, scale, mean, var)
 
 

@@ -1,4 +1,4 @@
-"""Layers in C++, for training on a CPU: XLA's own gradients are slow there.
+"""Layers in C++, for a CPU: XLA's own convolutions and gradients are slow there.
 
 `kernels.cc` is compiled once by the machine's C++ compiler, for its own processor, and
 kept in the user's cache directory. Without a compiler XLA's layers are used, and
@@ -80,12 +80,12 @@ def _out_size(x_shape, kernel_shape, stride, padding) -> tuple[int, int]:
 
 
 def with_derivatives(call: Callable, reference: Callable) -> Callable:
-  """A custom call, with the derivatives of what computes the same: for second ones."""
+  """A custom call, with the derivatives of what computes the same."""
   function = jax.custom_jvp(call)
 
   @function.defjvp
   def derive(primals, tangents):
-    return call(*primals), jax.jvp(reference, primals, tangents)[1]
+    return function(*primals), jax.jvp(reference, primals, tangents)[1]
 
   return function
 
@@ -103,7 +103,8 @@ def fits(
     padding: zeros on each side.
   """
   return (
-    padding < min(shape[:2])
+    x.shape[-1] == shape[-2]
+    and padding < min(shape[:2])
     and min(_out_size(x.shape, shape, stride, padding)) > 0
     and other.dtype == jnp.float32
     and _serves(x, shape[-1])
@@ -144,8 +145,7 @@ def _load() -> int:
     lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
     reason = next((line for line in lines if "error" in line), (lines or [""])[0])
     warnings.warn(
-      f"training on the CPU is slower, as {compiler[0]} could not compile {_SOURCE}: "
-      f"{reason}",
+      f"the CPU will be slower, as {compiler[0]} could not compile {_SOURCE}: {reason}",
       stacklevel=2,
     )
     return 0
@@ -161,7 +161,9 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
   own = "-mcpu=native" if is_arm else "-march=native"
   flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
   command = [*compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
-  sources = [path.read_text() for path in sorted(_SOURCE.parent.glob("*.[ch]*"))]
+  sources = [
+    path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
+  ]
   made_of = sources, command, jaxlib.__version__, _processor()
   digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:

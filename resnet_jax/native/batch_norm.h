@@ -62,7 +62,7 @@ void SumRows(ffi::ThreadPool& pool, int64_t size, int64_t channels, const Add& a
 // Mean and variance of each channel.
 ffi::Error Moments(ffi::ThreadPool pool, Array x, Result moments) {
   const int64_t channels = x.dimensions().back(), size = x.element_count();
-  // Distances from any value of the channel: far from 0, squares would lose digits.
+  // Distances from some value of the channel: far from 0, squares would lose digits.
   const float *values = x.typed_data(), *origin = values;
   std::vector<double> sums;
   SumRows(

@@ -213,7 +213,7 @@ void GradientOfFeatures(const Conv& conv, const Pixels& pixels, float* gradient)
   const int64_t tap = pixels.channels * pixels.features;
   for (int64_t i = 0; i < conv.kh; ++i, gradient += conv.kw * tap) {
     const float* row = pixels.x + i * conv.padded_w() * pixels.channels;
-    if (conv.kw == 3 && 3 * V <= kSums) {
+    if (conv.kw == 3) {
       GradientRow<3, V>(conv, pixels, row, gradient);
     } else if (conv.kw == 7 && 7 * V <= kSums) {
       GradientRow<7, V>(conv, pixels, row, gradient);

@@ -1,4 +1,4 @@
-// Custom calls of XLA for training on a CPU, in float32.
+// Custom calls of XLA for a CPU, in float32.
 //
 // How many threads there are, and which of them computes a part, leaves no trace in a
 // result.
@@ -11,7 +11,7 @@
 // Floats of a vector: the features of a convolution must be a multiple.
 extern "C" int resnet_jax_lanes() { return kLanes; }
 
-// No exception leaves a handler; threads of the pool need little memory, and end it all.
+// No exception leaves a handler; in a task it ends the process.
 template <auto function>
 struct Guarded;
 template <typename... Args, ffi::Error (*function)(ffi::ThreadPool, Args...)>

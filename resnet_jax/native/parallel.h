@@ -53,7 +53,8 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
     std::mutex mutex;
     std::condition_variable finished;
 
-    void Work() {
+    // The tasks of other threads use what is on the stack of the one that waits for them.
+    void Work() noexcept {
       for (int64_t i; (i = next++) < count;) {
         task(i);
         if (++done == count) {
@@ -87,7 +88,7 @@ float* Scratch(int64_t size) {
     scratch.reset(new Line[CeilDiv(size, 16)]);
     capacity = size;
   }
-  return scratch[0].floats;
+  return reinterpret_cast<float*>(scratch.get());
 }
 enum { kCopy, kPacked, kSumsOfPart, kPartial };
 
