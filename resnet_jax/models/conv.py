@@ -51,7 +51,7 @@ def conv2d(
   if groups > 1:
     on_cpu = partial(_dense_conv, **settings, groups=groups)
   else:
-    on_cpu = partial(_spatial_conv, **settings)
+    on_cpu = partial(_cpu_conv, **settings)
   default = partial(_lax_conv, **settings, groups=groups)
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
@@ -95,13 +95,13 @@ def _forward(x, kernel, stride, padding, groups):
   if _is_pointwise(kernel, padding):
     on_cpu = partial(_pointwise_conv, stride=stride)
   else:
-    on_cpu = partial(_spatial_conv, **settings)
+    on_cpu = partial(_cpu_conv, **settings)
   default = partial(_lax_conv, **settings, groups=1)
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default), (x, kernel)
 
 
-def _spatial_conv(x, kernel, stride, padding):
-  """A convolution that sees neighbours, in the quickest way on a CPU."""
+def _cpu_conv(x, kernel, stride, padding):
+  """A convolution as one, not as a product: `native`'s where that serves."""
   settings = {"stride": stride, "padding": padding}
   reference: Callable = partial(_lax_conv, **settings, groups=1)
   if native.fits(x, kernel, kernel.shape, **settings):
@@ -168,7 +168,7 @@ def _input_gradient(x_shape, kernel, dy, stride, padding):
   """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
   turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
   if stride == 1 and kernel.shape[0] == kernel.shape[1] > padding and dy.size:
-    return _spatial_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
+    return _cpu_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
   pads = []
   for size, taps, out in zip(x_shape[1:3], kernel.shape, dy.shape[1:3], strict=False):
     low = taps - 1 - padding
