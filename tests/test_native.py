@@ -3,6 +3,7 @@
 import os
 import subprocess
 import sys
+from functools import partial
 
 import jax
 import jax.numpy as jnp
@@ -29,6 +30,11 @@ SHAPES = [
   (1, 4, 8, 32, 1, 2, 0),
   (2, 1, 8, 16, 3, 1, 1),
   (1, 70, 70, 16, 3, 1, 1),  # Some blocks of rows.
+  (4, 8, 32, 16, 3, 1, 1),  # Enough tiles for Winograd's algorithm; not from 31 on,
+  (3, 11, 32, 48, 3, 1, 1),  # where the last ones are of one pixel,
+  (4, 9, 32, 32, 3, 1, 0),
+  (4, 7, 64, 16, 3, 1, 2),
+  (2, 40, 64, 32, 3, 1, 1),  # and in parts of which one is smaller.
 ]
 
 
@@ -58,10 +64,30 @@ def test_convolution_and_gradient_are_those_of_xla(shape):
 
   expected, gradients = jax.vjp(xla, x, kernel)
   assert_close(
-    jax.jit(native.conv2d, static_argnums=(2, 3))(x, kernel, *shape[5:]), expected
+    jax.jit(partial(native.conv2d, stride=stride, padding=padding))(x, kernel), expected
   )
   ours = jax.jit(native.kernel_gradient, static_argnums=(2, 3, 4))
   assert_close(ours(x, dy, kernel.shape, stride, padding), gradients(dy)[1])
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 7, 16, 48, 3, 2, 1), (4, 9, 32, 32, 3, 1, 1)])
+@pytest.mark.parametrize("relu", [False, True])
+@pytest.mark.parametrize("added", [False, True])
+def test_what_follows_a_convolution(shape, relu, added):
+  x, kernel, other = arrays(*shape)
+  stride, padding = shape[5:]
+  scale, shift = jnp.linspace(-1, 2, shape[3]), jnp.linspace(3, -2, shape[3])
+  expected = conv._lax_conv(x, kernel, stride, padding, groups=1) * scale + shift
+  then = (scale, shift, other) if added else (scale, shift)
+  expected = sum(then[2:], expected)
+  expected = jax.nn.relu(expected) if relu else expected
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  assert_close(native.conv2d(x, kernel, *then, **settings), expected)
+  # What is wrong is seen, and not turned into 0.
+  ours = native.conv2d(x.at[0, 0, 0, 0].set(jnp.nan), kernel, *then, **settings)
+  assert jnp.isnan(ours[0, 0, 0]).all()
+  assert not jnp.isnan(ours[1:]).any()
 
 
 @needs_compiler
@@ -70,7 +96,7 @@ def test_rectangles(taps):
   x = jax.random.normal(jax.random.key(0), (2, 6, 11, 8))
   kernel = jax.random.normal(jax.random.key(1), (*taps, 8, 16))
   expected, gradients = jax.vjp(lambda *a: conv._lax_conv(*a, 2, 0, 1), x, kernel)
-  assert_close(native.conv2d(x, kernel, 2, 0), expected)
+  assert_close(native.conv2d(x, kernel, stride=2, padding=0), expected)
   ours = native.kernel_gradient(x, expected, kernel.shape, 2, 0)
   assert_close(ours, gradients(expected)[1])
 

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from resnet_jax.models.layers import Conv, ModuleDef, drop_path
+from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import ProjectionShortcut
 
@@ -56,19 +56,23 @@ class Block(nn.Module):
     """Channels of the output."""
     return self.expansion * self.features
 
-  def last_norm(self, name: str, x: jax.Array) -> jax.Array:
-    """The norm before the shortcut is joined."""
-    zeros, ones = nn.initializers.zeros, nn.initializers.ones
-    return self.norm(scale_init=zeros if self.zero_init else ones, name=name)(x)
-
-  def join(self, x, residual, noise, **kwargs) -> jax.Array:
-    """Attention, stochastic depth and the shortcut, which takes `kwargs`."""
+  def join(self, shortcut, x, residual, noise) -> jax.Array:
+    """Attention, stochastic depth and the shortcut."""
     if self.attention is not None:
       residual = self.attention(name="se")(residual)
     if noise is not None and noise.drop_path is not None:
       residual = drop_path(residual, noise.key, noise.drop_path)
-    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", **kwargs)
     return shortcut(x, residual)
+
+  def last(self, conv: nn.Module, norm_name: str, y, x, noise) -> jax.Array:
+    """Maps what comes to the last convolution, and the block's input, to its output."""
+    zeros, ones = nn.initializers.zeros, nn.initializers.ones
+    scale_init = zeros if self.zero_init else ones
+    norm = self.norm(scale_init=scale_init, name=norm_name)
+    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut")
+    if self.attention is None and noise is None and getattr(shortcut, "adds", False):
+      return conv_norm(conv, norm, y, shortcut=shortcut, start=x)
+    return nn.relu(self.join(shortcut, x, conv_norm(conv, norm, y, relu=False), noise))
 
 
 class BasicBlock(Block):
@@ -77,10 +81,9 @@ class BasicBlock(Block):
   @nn.compact
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    y = self.conv(self.features, 3, self.stride, name="conv1")(x)
-    y = nn.relu(self.norm(name="bn1")(y))
-    y = self.conv(self.out_features, 3, name="conv2")(y)
-    return nn.relu(self.join(x, self.last_norm("bn2", y), noise))
+    conv1 = self.conv(self.features, 3, self.stride, name="conv1")
+    y = conv_norm(conv1, self.norm(name="bn1"), x)
+    return self.last(self.conv(self.out_features, 3, name="conv2"), "bn2", y, x, noise)
 
 
 class BottleneckBlock(Block):
@@ -104,12 +107,11 @@ class BottleneckBlock(Block):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     strides = (self.stride, 1) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
-    y = self.conv(width, 1, strides[0], name="conv1")(x)
-    y = nn.relu(self.norm(name="bn1")(y))
-    y = self.conv(width, 3, strides[1], groups=self.groups, name="conv2")(y)
-    y = nn.relu(self.norm(name="bn2")(y))
-    y = self.conv(self.out_features, 1, name="conv3")(y)
-    return nn.relu(self.join(x, self.last_norm("bn3", y), noise))
+    conv1 = self.conv(width, 1, strides[0], name="conv1")
+    y = conv_norm(conv1, self.norm(name="bn1"), x)
+    conv2 = self.conv(width, 3, strides[1], groups=self.groups, name="conv2")
+    y = conv_norm(conv2, self.norm(name="bn2"), y)
+    return self.last(self.conv(self.out_features, 1, name="conv3"), "bn3", y, x, noise)
 
 
 class PreActBlock(Block):
@@ -126,7 +128,8 @@ class PreActBlock(Block):
   def join_preact(self, x, activated, residual, noise):
     """As `join`; a shortcut that changes the shape starts from `activated`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
-    return self.join(x if same else activated, residual, noise, norm=None)
+    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", norm=None)
+    return self.join(shortcut, x if same else activated, residual, noise)
 
 
 class PreActBasicBlock(PreActBlock):
@@ -143,8 +146,8 @@ class PreActBasicBlock(PreActBlock):
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     activated = nn.relu(self.norm(name="bn1")(x))
-    y = self.conv(self.features, 3, self.stride, name="conv1")(activated)
-    y = nn.relu(self.norm(name="bn2")(y))
+    conv1 = self.conv(self.features, 3, self.stride, name="conv1")
+    y = conv_norm(conv1, self.norm(name="bn2"), activated)
     if noise is not None and self.dropout:
       kept = jax.random.bernoulli(
         jax.random.fold_in(noise.key, 1), 1 - self.dropout, y.shape
@@ -162,8 +165,8 @@ class PreActBottleneckBlock(PreActBlock):
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     activated = nn.relu(self.norm(name="bn1")(x))
-    y = self.conv(self.features, 1, name="conv1")(activated)
-    y = nn.relu(self.norm(name="bn2")(y))
-    y = self.conv(self.features, 3, self.stride, name="conv2")(y)
-    y = nn.relu(self.norm(name="bn3")(y))
+    conv1 = self.conv(self.features, 1, name="conv1")
+    y = conv_norm(conv1, self.norm(name="bn2"), activated)
+    conv2 = self.conv(self.features, 3, self.stride, name="conv2")
+    y = conv_norm(conv2, self.norm(name="bn3"), y)
     return self.join_preact(x, activated, self.last_conv(y, 1, "conv3"), noise)

@@ -110,6 +110,56 @@ def _cpu_conv(x, kernel, stride, padding):
   return reference(x, kernel)
 
 
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def fused_conv2d(
+  x: jax.Array,
+  kernel: jax.Array,
+  then: tuple[jax.Array, ...],
+  stride: int,
+  padding: int,
+  relu: bool,
+) -> jax.Array:
+  """`conv2d` and what follows it, in one pass on a CPU if `native.fits`.
+
+  Reverse-mode differentiable only, and then not fused.
+
+  Args:
+    x: [B, H, W, C] float32.
+    kernel: [height, width, C, F] float32.
+    then: what to multiply the result by and what to add to it, both [F]; then, maybe,
+      what else to add, in its own shape.
+    stride: as of `conv2d`.
+    padding: as of `conv2d`.
+    relu: whether ReLU comes last.
+
+  Returns:
+    As `conv2d`.
+  """
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  on_cpu = partial(native.conv2d, **settings)
+  default = partial(_conv_and_then, **settings)
+  return lax.platform_dependent(x, kernel, *then, cpu=on_cpu, default=default)
+
+
+def _conv_and_then(x, kernel, scale, shift, *added, stride, padding, relu):
+  y = sum(added, conv2d(x, kernel, stride, padding) * scale + shift)
+  return jax.nn.relu(y) if relu else y
+
+
+def _fused_forward(x, kernel, then, stride, padding, relu):
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  return jax.vjp(partial(_conv_and_then, **settings), x, kernel, *then)
+
+
+def _fused_backward(stride, padding, relu, gradients, dy):
+  del stride, padding, relu
+  x, kernel, *then = gradients(dy)
+  return x, kernel, tuple(then)
+
+
+fused_conv2d.defvjp(_fused_forward, _fused_backward)
+
+
 def _backward(stride, padding, groups, residuals, dy):
   def derived_gradients(conv, x, kernel, dy):
     return jax.vjp(conv, x, kernel)[1](dy)

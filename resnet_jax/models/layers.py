@@ -13,8 +13,9 @@ from flax import linen as nn
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from resnet_jax.models.conv import conv2d
-from resnet_jax.models.norms import BatchNorm
+from resnet_jax import native
+from resnet_jax.models.conv import conv2d, fused_conv2d
+from resnet_jax.models.norms import BatchNorm, affine
 
 ModuleDef = Callable[..., Any]
 
@@ -48,9 +49,60 @@ class Conv(nn.Module):
     size, inputs = self.kernel_size, x.shape[-1] // self.groups
     shape = (size, size, inputs, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
-    padding = size // 2 if self.padding is None else self.padding
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return conv2d(x, kernel, self.stride, padding, self.groups)
+    return conv2d(x, kernel, *self._settings(), self.groups)
+
+  def _settings(self) -> tuple[int, int]:
+    size = self.kernel_size
+    return self.stride, size // 2 if self.padding is None else self.padding
+
+  def fused(self, norm: nn.Module, x: jax.Array, relu: bool, added: Callable | None):
+    """Returns `conv_norm` in one pass, or None where that cannot be."""
+    if (
+      type(self) is not Conv
+      or self.is_initializing()
+      or self.is_mutable_collection("intermediates")  # The layers' own results.
+      or not self.dtype == norm.dtype == jnp.float32
+    ):
+      return None
+    kernel, settings = self.variables["params"]["kernel"], self._settings()
+    then = affine(norm)
+    if then is None or not native.fits(x, kernel, kernel.shape, *settings):
+      return None
+    if added is not None:
+      then = *then, added()
+    return fused_conv2d(x, kernel, then, *settings, relu)
+
+
+def conv_norm(
+  conv: nn.Module,
+  norm: nn.Module,
+  x: jax.Array,
+  relu: bool = True,
+  shortcut: nn.Module | None = None,
+  start: jax.Array | None = None,
+) -> jax.Array:
+  """Returns `shortcut(start, norm(conv(x)))` through ReLU.
+
+  One pass on a CPU in evaluation, where norms multiply and add constants.
+
+  Args:
+    conv: a bound convolution.
+    norm: a bound norm.
+    x: [B, H, W, C].
+    relu: whether ReLU comes last.
+    shortcut: a bound one that adds `project(start)`; None for none.
+    start: [B, H, W, C], the block's input.
+  """
+  added = None if shortcut is None else lambda: shortcut.project(start)
+  if isinstance(conv, Conv):
+    y = conv.fused(norm, x, relu, added)
+    if y is not None:
+      return y
+  y = norm(conv(x))
+  if shortcut is not None:
+    y = shortcut(start, y)
+  return nn.relu(y) if relu else y
 
 
 def max_pool_3x3(x: jax.Array) -> jax.Array:
@@ -86,9 +138,11 @@ class Stem(nn.Module):
   conv: ModuleDef = Conv
   norm: ModuleDef = BatchNorm
 
-  def last_norm_relu(self, name: str, x: jax.Array) -> jax.Array:
-    """Norm and ReLU, if they are not left to the first block."""
-    return x if self.pre_activation else nn.relu(self.norm(name=name)(x))
+  def last(self, conv: nn.Module, norm_name: str, x: jax.Array) -> jax.Array:
+    """The last convolution, with norm and ReLU unless the first block has them."""
+    if self.pre_activation:
+      return conv(x)
+    return conv_norm(conv, self.norm(name=norm_name), x)
 
 
 class ImageNetStem(Stem):
@@ -97,8 +151,8 @@ class ImageNetStem(Stem):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
-    x = self.conv(self.features, 7, 2, name="conv")(x)
-    return max_pool_3x3(self.last_norm_relu("bn", x))
+    conv = self.conv(self.features, 7, 2, name="conv")
+    return max_pool_3x3(self.last(conv, "bn", x))
 
 
 class DeepStem(Stem):
@@ -108,10 +162,9 @@ class DeepStem(Stem):
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
     half = self.features // 2
-    x = self.conv(half, 3, 2, name="conv1")(x)
-    x = self.conv(half, 3, name="conv2")(nn.relu(self.norm(name="bn1")(x)))
-    x = self.conv(self.features, 3, name="conv3")(nn.relu(self.norm(name="bn2")(x)))
-    return max_pool_3x3(self.last_norm_relu("bn3", x))
+    x = conv_norm(self.conv(half, 3, 2, name="conv1"), self.norm(name="bn1"), x)
+    x = conv_norm(self.conv(half, 3, name="conv2"), self.norm(name="bn2"), x)
+    return max_pool_3x3(self.last(self.conv(self.features, 3, name="conv3"), "bn3", x))
 
 
 class CifarStem(Stem):
@@ -120,7 +173,7 @@ class CifarStem(Stem):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, H, W, features]."""
-    return self.last_norm_relu("bn", self.conv(self.features, 3, name="conv")(x))
+    return self.last(self.conv(self.features, 3, name="conv"), "bn", x)
 
 
 STEMS = {"imagenet": ImageNetStem, "deep": DeepStem, "cifar": CifarStem}

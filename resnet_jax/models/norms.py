@@ -204,6 +204,19 @@ class FrozenBatchNorm(nn.Module):
     return (x * scale + (bias - mean * scale)).astype(self.dtype)
 
 
+def affine(norm: nn.Module) -> tuple[jax.Array, jax.Array] | None:
+  """What a norm multiplies by and adds, [C] each; None if it does anything else."""
+  values = norm.variables.get("batch_stats", {})
+  if type(norm) is FrozenBatchNorm:
+    values = lax.stop_gradient(values)
+  elif type(norm) is BatchNorm and norm.use_running_average:
+    values = {**values, **norm.variables["params"]}
+  else:
+    return None
+  scale = values["scale"] * lax.rsqrt(values["var"] + norm.epsilon)
+  return scale, values["bias"] - values["mean"] * scale
+
+
 NORMS = {
   "batch": BatchNorm,
   "unbiased_batch": partial(BatchNorm, unbiased=True),

@@ -1,6 +1,7 @@
 """Shortcuts: how a block joins its input with what its convolutions made of it.
 
-Each is called as `shortcut(features, stride, ...)(x, residual)`.
+Each is called as `shortcut(features, stride, ...)(x, residual)`. Those that do no more
+than to add have a method `project(x)`, which returns what they add, and say `adds`.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -11,7 +12,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_jax.models.layers import Conv, ModuleDef
+from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
 
 
@@ -26,12 +27,17 @@ class IdentityShortcut(nn.Module):
   stride: int
   conv: ModuleDef = Conv
   norm: ModuleDef | None = BatchNorm
+  adds = True
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    return residual + self.project(x)
+
+  def project(self, x: jax.Array) -> jax.Array:
+    """Returns `x` in the shape of the block's output."""
     before, odd = divmod(self.features - x.shape[-1], 2)
     x = x[:, :: self.stride, :: self.stride]
-    return residual + jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, before + odd)))
+    return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, before + odd)))
 
 
 class ProjectionShortcut(nn.Module):
@@ -52,6 +58,7 @@ class ProjectionShortcut(nn.Module):
   pool: bool = False
   conv: ModuleDef = Conv
   norm: ModuleDef | None = BatchNorm
+  adds = True
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -67,8 +74,10 @@ class ProjectionShortcut(nn.Module):
       window, odd = (stride, stride), [(0, size % stride) for size in x.shape[1:3]]
       x = nn.avg_pool(x, window, window, odd, count_include_pad=False)
       stride = 1
-    x = self.conv(self.features, 1, stride, name="conv")(x)
-    return x if self.norm is None else self.norm(name="bn")(x)
+    conv = self.conv(self.features, 1, stride, name="conv")
+    if self.norm is None:
+      return conv(x)
+    return conv_norm(conv, self.norm(name="bn"), x, relu=False)
 
 
 class HighwayShortcut(ProjectionShortcut):
@@ -83,6 +92,7 @@ class HighwayShortcut(ProjectionShortcut):
   """
 
   gate_bias: float = -3.0
+  adds = False
 
   @nn.compact
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:

@@ -42,11 +42,28 @@ def disabled() -> Iterator[None]:
     _enabled.reset(token)
 
 
-def conv2d(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
-  """Convolves [B, H, W, C] with [height, width, C, F], if `fits`."""
-  size = _out_size(x.shape, kernel.shape, stride, padding)
-  shape = len(x), *size, kernel.shape[-1]
-  return _call(_CONV, shape, x, kernel, stride=stride, padding=padding)
+def conv2d(
+  x: jax.Array,
+  kernel: jax.Array,
+  *then: jax.Array,
+  stride: int,
+  padding: int,
+  relu: bool = False,
+) -> jax.Array:
+  """Convolves [B, H, W, C] with [height, width, C, F], if `fits`.
+
+  Args:
+    x: the images.
+    kernel: the kernel.
+    *then: what to multiply the result by and what to add to it, both [F], then what
+      else to add, in its own shape; all, the first two or none.
+    stride: along H and W.
+    padding: zeros on each side.
+    relu: in the end, 0 where it is less.
+  """
+  shape = _out_shape(x.shape, kernel.shape, stride, padding)
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  return _call(_CONV, shape, x, kernel, *then, **settings)
 
 
 def kernel_gradient(
@@ -73,10 +90,10 @@ def _call(name: str, shape: tuple[int, ...], *arrays: jax.Array, **attributes):
   return call(*arrays, **attributes)
 
 
-def _out_size(x_shape, kernel_shape, stride, padding) -> tuple[int, int]:
+def _out_shape(x_shape, kernel_shape, stride, padding) -> tuple[int, ...]:
   sizes = zip(x_shape[1:3], kernel_shape[:2], strict=True)
-  height, width = ((size + 2 * padding - taps) // stride + 1 for size, taps in sizes)
-  return height, width
+  size = ((size + 2 * padding - taps) // stride + 1 for size, taps in sizes)
+  return x_shape[0], *size, kernel_shape[-1]
 
 
 def with_derivatives(call: Callable, reference: Callable) -> Callable:
@@ -105,7 +122,7 @@ def fits(
   return (
     x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
-    and min(_out_size(x.shape, shape, stride, padding)) > 0
+    and min(_out_shape(x.shape, shape, stride, padding)) > 0
     and other.dtype == jnp.float32
     and _serves(x, shape[-1])
   )

@@ -1,6 +1,6 @@
 // Convolutions of images [N, H, W, C].
 //
-// Both work on tiles of the result that stay in vector registers while everything that
+// They work on tiles of the result that stay in vector registers while everything that
 // is added to them streams past: a vector holds neighbouring output channels, and single
 // numbers of the image are multiplied with it. Images are first copied, with their border
 // of zeros, a few rows at a time, to where the cache holds them.
@@ -11,12 +11,8 @@
 
 namespace {
 
-// Floats of rows, of whole images and of a kernel's gradient that a task has in the cache.
+// Floats of rows and of whole images that a task has in the cache.
 constexpr int64_t kRowsInCache = 48 * 1024, kImagesInCache = 96 * 1024;
-constexpr int64_t kGradientInCache = 96 * 1024, kFeaturesInCache = 256;
-// Pixels of a gradient's block; tasks that it is split into, and floats of all they add up.
-constexpr int64_t kPixelsInCache = 512, kTasks = 32;
-constexpr int64_t kPartialGradients = 1024 * 1024;
 
 struct Conv {
   int64_t n, h, w, c;     // Images and their channels,
@@ -60,11 +56,24 @@ void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t row
   }
 }
 
-// ---- The convolution ----
+// What becomes of sums at the end.
+struct Then {
+  const float *shift, *added;  // Of each feature, and of each number; null for none.
+  bool relu;
 
-// T neighbouring pixels of V vectors of channels: y = sum over taps of x times kernel.
+  bool IsNothing() const { return !shift && !added && !relu; }
+  Vector operator()(Vector sum, int64_t pixel, int64_t feature) const {
+    if (shift) sum += Load(shift + feature);
+    if (added) sum += Load(added + pixel + feature);
+    return relu ? (sum < 0 ? Vector{} : sum) : sum;  // NaN stays.
+  }
+};
+
+// T neighbouring pixels of V vectors of channels, the first of which are at `pixel` and
+// `feature` of y: sums over the taps of x times kernel.
 template <int V, int T>
-void ConvTile(const Conv& conv, const float* x, const float* kernel, float* y) {
+void ConvTile(const Conv& conv, const float* x, const float* kernel, const Then& then,
+              int64_t pixel, int64_t feature, float* y) {
   Vector sums[T][V] = {};
   for (int64_t i = 0; i < conv.kh; ++i) {
     const float* row = x + i * conv.padded_w() * conv.c;
@@ -79,9 +88,13 @@ void ConvTile(const Conv& conv, const float* x, const float* kernel, float* y) {
       }
     }
   }
+  const bool is_nothing = then.IsNothing();
 #pragma GCC unroll 32
   for (int t = 0; t < T; ++t) {
-    for (int v = 0; v < V; ++v) Store(y + t * conv.f + v * kLanes, sums[t][v]);
+    for (int v = 0; v < V; ++v) {
+      const int64_t p = pixel + t * conv.f, f = feature + v * kLanes;
+      Store(y + p + f, is_nothing ? sums[t][v] : then(sums[t][v], p, f));
+    }
   }
 }
 
@@ -95,29 +108,48 @@ ConvTileFn FindConvTile(int64_t t) {
   return ConvTile<V, T>;
 }
 
-ffi::Error ConvForward(ffi::ThreadPool pool, Array x, Array kernel, int64_t stride,
-                       int64_t padding, Result y) {
-  const Conv conv = Describe(x, kernel.dimensions(), y->dimensions(), stride, padding);
-  const int vectors = conv.f % (2 * kLanes) == 0 ? 2 : 1;
-  const int64_t panel = vectors * kLanes, panels = conv.f / panel, taps = conv.taps();
-  const int64_t tiles = CeilDiv(conv.out_w, kSums / vectors);
-  const int64_t tile = CeilDiv(conv.out_w, tiles);
-  auto find = vectors == 2 ? FindConvTile<2> : FindConvTile<1>;
-  const ConvTileFn most = find(tile), last = find(conv.out_w - (tiles - 1) * tile);
+// Rows of `width` pixels as tiles, for one panel, a vector or two, of the features.
+class Rows {
+ public:
+  Rows(const Conv& conv, int64_t width)
+      : vectors(conv.f % (2 * kLanes) == 0 ? 2 : 1),
+        panel(vectors * kLanes),
+        panels(conv.f / panel),
+        conv_(conv),
+        tiles_(CeilDiv(width, kSums / vectors)),
+        tile_(CeilDiv(width, tiles_)) {
+    auto find = vectors == 2 ? FindConvTile<2> : FindConvTile<1>;
+    most_ = find(tile_);
+    last_ = find(width - (tiles_ - 1) * tile_);
+  }
 
-  // The kernel, as [panels, taps, panel].
-  float* packed = Scratch<kPacked>(taps * conv.f);
-  ParallelFor(pool, panels, [&](int64_t p) {
-    for (int64_t i = 0; i < taps; ++i) {
-      std::memcpy(packed + (p * taps + i) * panel,
-                  kernel.typed_data() + i * conv.f + p * panel, 4 * panel);
+  void operator()(const float* x, const float* kernel, const Then& then, int64_t pixel,
+                  int64_t feature, float* y) const {
+    for (int64_t t = 0; t < tiles_; ++t) {
+      (t + 1 < tiles_ ? most_ : last_)(conv_, x, kernel, then, pixel, feature, y);
+      x += tile_ * conv_.stride * conv_.c;
+      pixel += tile_ * conv_.f;
     }
-  });
+  }
+
+  const int64_t vectors, panel, panels;
+
+ private:
+  const Conv& conv_;
+  const int64_t tiles_, tile_;
+  ConvTileFn most_, last_;
+};
+
+// Its kernel's features are multiplied by `scale`, if that is not null.
+void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const float* kernel,
+                 const float* scale, const Then& then, float* y) {
+  const Rows row(conv, conv.out_w);
+  const int64_t panel = row.panel, panels = row.panels, taps = conv.taps();
 
   // A task has some rows of an image, or some whole images; each panel is read once for it.
   const int64_t row_size = conv.padded_w() * conv.c;
   const int64_t rows = Even(
-      conv.out_h, std::clamp<int64_t>(kRowsInCache / (row_size * stride), 1, conv.out_h));
+      conv.out_h, std::clamp<int64_t>(kRowsInCache / (row_size * conv.stride), 1, conv.out_h));
   const int64_t copy_size = conv.in_rows(rows) * row_size;
   const int64_t blocks = CeilDiv(conv.out_h, rows);
   const int64_t images = std::clamp<int64_t>(
@@ -125,178 +157,48 @@ ffi::Error ConvForward(ffi::ThreadPool pool, Array x, Array kernel, int64_t stri
   const int64_t groups = CeilDiv(conv.n, images) * blocks;
   // Few are also split by the channels of the output.
   const int64_t splits = std::min(panels, CeilDiv(2 * Threads(pool), groups));
+
+  // The kernel, as [panels, taps, panel]; or each panel by the only task that has it.
+  auto pack = [&](int64_t p, float* to) {
+    for (int64_t i = 0; i < taps; ++i) {
+      float* row = to + i * panel;
+      std::memcpy(row, kernel + i * conv.f + p * panel, 4 * panel);
+      if (!scale) continue;
+      for (int64_t f = 0; f < panel; f += kLanes) {
+        Store(row + f, Load(row + f) * Load(scale + p * panel + f));
+      }
+    }
+  };
+  const bool is_shared = groups > 1;
+  float* packed = Scratch<kPacked>(is_shared ? taps * conv.f : 0);
+  ParallelFor(pool, is_shared ? panels : 0,
+              [&](int64_t p) { pack(p, packed + p * taps * panel); });
+
   ParallelFor(pool, groups * splits, [&](int64_t task) {
     const int64_t split = task % splits, group = task / splits;
     const int64_t n0 = group / blocks * images, n1 = std::min(n0 + images, conv.n);
     const int64_t first = group % blocks * rows, count = std::min(rows, conv.out_h - first);
     float* copies = Scratch<kCopy>(images * copy_size);
     for (int64_t n = n0; n < n1; ++n) {
-      CopyPadded(conv, x.typed_data() + n * conv.h * conv.w * conv.c, first, count, 0, conv.c,
+      CopyPadded(conv, x + n * conv.h * conv.w * conv.c, first, count, 0, conv.c,
                  copies + (n - n0) * copy_size);
     }
     for (int64_t p = panels * split / splits; p < panels * (split + 1) / splits; ++p) {
+      const float* factors = packed + p * taps * panel;
+      if (!is_shared) {
+        float* own = Scratch<kPartial>(taps * panel);
+        pack(p, own);
+        factors = own;
+      }
       for (int64_t n = n0; n < n1; ++n) {
         for (int64_t r = 0; r < count; ++r) {
-          const float* in = copies + (n - n0) * copy_size + r * stride * row_size;
-          float* out = y->typed_data() +
-                       ((n * conv.out_h + first + r) * conv.out_w) * conv.f + p * panel;
-          for (int64_t t = 0; t < tiles; ++t) {
-            (t + 1 < tiles ? most : last)(conv, in + t * tile * stride * conv.c,
-                                          packed + p * taps * panel, out + t * tile * conv.f);
-          }
+          row(copies + (n - n0) * copy_size + r * conv.stride * row_size,
+              factors, then,
+              ((n * conv.out_h + first + r) * conv.out_w) * conv.f, p * panel, y);
         }
       }
     }
   });
-  return ffi::Error::Success();
-}
-
-// ---- The gradient of its kernel ----
-
-// What a task adds at once to its part of the gradient, [taps, channels, features]: rows of
-// some images, copied with their borders, and a vector or two of the features there.
-struct Pixels {
-  int64_t channels, features, images, rows, image_size;  // The last, of a copy.
-  const float *x, *dy;
-};
-
-// Adds to KW taps of a row, C channels and V vectors of features of the gradient what
-// the pixels give: x times dy.
-template <int KW, int V, int C>
-void GradientTile(const Conv& conv, const Pixels& pixels, const float* x, float* gradient) {
-  Vector sums[KW][C][V] = {};
-  const int64_t step = conv.stride * pixels.channels, row_step = conv.padded_w() * step;
-  const float* dy = pixels.dy;
-  for (int64_t n = 0; n < pixels.images; ++n) {
-    for (int64_t r = 0; r < pixels.rows; ++r) {
-      const float* pixel = x + n * pixels.image_size + r * row_step;
-      for (int64_t i = 0; i < conv.out_w; ++i, pixel += step, dy += V * kLanes) {
-        Vector factors[V];
-        for (int v = 0; v < V; ++v) factors[v] = Load(dy + v * kLanes);
-#pragma GCC unroll 32
-        for (int j = 0; j < KW; ++j) {
-#pragma GCC unroll 32
-          for (int c = 0; c < C; ++c) {
-            const float value = pixel[j * pixels.channels + c];
-            for (int v = 0; v < V; ++v) sums[j][c][v] += value * factors[v];
-          }
-        }
-      }
-    }
-  }
-#pragma GCC unroll 32
-  for (int j = 0; j < KW; ++j) {
-#pragma GCC unroll 32
-    for (int c = 0; c < C; ++c) {
-      // Added at the end: long sums in one float would lose more digits.
-      float* to = gradient + (j * pixels.channels + c) * pixels.features;
-      for (int v = 0; v < V; ++v) Store(to + v * kLanes, Load(to + v * kLanes) + sums[j][c][v]);
-    }
-  }
-}
-
-constexpr int PowerOfTwo(int most) { return most < 2 ? 1 : 2 * PowerOfTwo(most / 2); }
-
-// The same for channels from `c` on, at taps that start at x.
-template <int KW, int V, int C = PowerOfTwo(kSums / (KW * V))>
-void GradientRow(const Conv& conv, const Pixels& pixels, const float* x, float* gradient,
-                 int64_t c = 0) {
-  for (; c + C <= pixels.channels; c += C) {
-    GradientTile<KW, V, C>(conv, pixels, x + c, gradient + c * pixels.features);
-  }
-  if constexpr (C > 1) GradientRow<KW, V, C / 2>(conv, pixels, x, gradient, c);
-}
-
-// The same for all taps.
-template <int V>
-void GradientOfFeatures(const Conv& conv, const Pixels& pixels, float* gradient) {
-  const int64_t tap = pixels.channels * pixels.features;
-  for (int64_t i = 0; i < conv.kh; ++i, gradient += conv.kw * tap) {
-    const float* row = pixels.x + i * conv.padded_w() * pixels.channels;
-    if (conv.kw == 3) {
-      GradientRow<3, V>(conv, pixels, row, gradient);
-    } else if (conv.kw == 7 && 7 * V <= kSums) {
-      GradientRow<7, V>(conv, pixels, row, gradient);
-    } else {
-      for (int64_t j = 0; j < conv.kw; ++j) {
-        GradientRow<1, V>(conv, pixels, row + j * pixels.channels, gradient + j * tap);
-      }
-    }
-  }
-}
-
-ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
-                              int64_t padding, Result gradient) {
-  const Conv conv =
-      Describe(x, gradient->dimensions(), dy.dimensions(), stride, padding);
-  const int vectors = conv.f % (2 * kLanes) == 0 ? 2 : 1;
-  const int64_t panel = vectors * kLanes, taps = conv.kh * conv.kw, size = conv.taps() * conv.f;
-  // Parts of the gradient that stay in the cache; and images are split so that there is
-  // work for many threads: what their parts give is added up at the end.
-  const int64_t features = std::min(conv.f, kFeaturesInCache);
-  const int64_t most = std::max<int64_t>(1, kGradientInCache / (taps * features));
-  const int64_t channels = CeilDiv(Even(conv.c, most), 8) * 8;
-  const int64_t c_parts = CeilDiv(conv.c, channels), f_parts = CeilDiv(conv.f, features);
-  const int64_t parts = c_parts * f_parts;
-  const int64_t splits = std::clamp<int64_t>(
-      std::min(CeilDiv(kTasks, parts), kPartialGradients / size), 1, conv.n);
-  float *others = Scratch<kPartial>((splits - 1) * size), *out = gradient->typed_data();
-
-  ParallelFor(pool, parts * splits, [&](int64_t task) {
-    const int64_t split = task % splits, part = task / splits;
-    const int64_t c0 = part % c_parts * channels, cs = std::min(channels, conv.c - c0);
-    const int64_t f0 = part / c_parts * features, fs = std::min(features, conv.f - f0);
-    const int64_t row_size = conv.padded_w() * cs;
-    const int64_t rows = Even(
-        conv.out_h, std::clamp<int64_t>(std::min(kRowsInCache / (row_size * stride),
-                                                 kPixelsInCache / conv.out_w),
-                                        1, conv.out_h));
-    const int64_t image_size = conv.in_rows(rows) * row_size;
-    const int64_t images = std::max<int64_t>(
-        1, rows < conv.out_h ? 1
-                             : std::min(kRowsInCache / image_size,
-                                        kPixelsInCache / (conv.out_h * conv.out_w)));
-    float* copies = Scratch<kCopy>(images * image_size);
-    float* packed = Scratch<kPacked>(images * rows * conv.out_w * panel);
-    float* sums = Scratch<kSumsOfPart>(taps * cs * fs);
-    std::memset(sums, 0, 4 * taps * cs * fs);
-    const int64_t end = conv.n * (split + 1) / splits;
-    for (int64_t n = conv.n * split / splits; n < end; n += images) {
-      for (int64_t first = 0; first < conv.out_h; first += rows) {
-        const Pixels pixels = {
-            cs, fs, std::min(images, end - n), std::min(rows, conv.out_h - first), image_size,
-            copies, packed};
-        for (int64_t i = 0; i < pixels.images; ++i) {
-          CopyPadded(conv, x.typed_data() + (n + i) * conv.h * conv.w * conv.c, first,
-                     pixels.rows, c0, cs, copies + i * image_size);
-        }
-        // Of several images these are all rows, so they are neighbours.
-        const float* from =
-            dy.typed_data() + (n * conv.out_h + first) * conv.out_w * conv.f + f0;
-        const int64_t count = pixels.images * pixels.rows * conv.out_w;
-        for (int64_t f = 0; f < fs; f += panel) {
-          for (int64_t i = 0; i < count; ++i) {
-            std::memcpy(packed + i * panel, from + i * conv.f + f, 4 * panel);
-          }
-          (vectors == 2 ? GradientOfFeatures<2> : GradientOfFeatures<1>)(conv, pixels, sums + f);
-        }
-      }
-    }
-    float* to = (split ? others + (split - 1) * size : out) + c0 * conv.f + f0;
-    for (int64_t i = 0; i < taps * cs; ++i) {
-      std::memcpy(to + (i / cs * conv.c + i % cs) * conv.f, sums + i * fs, 4 * fs);
-    }
-  });
-  if (splits == 1) return ffi::Error::Success();
-  const int64_t pieces = CeilDiv(size, kRowsInCache);
-  ParallelFor(pool, pieces, [&](int64_t piece) {
-    for (int64_t s = 0; s + 1 < splits; ++s) {
-      for (int64_t i = size * piece / pieces; i < size * (piece + 1) / pieces; ++i) {
-        out[i] += others[s * size + i];
-      }
-    }
-  });
-  return ffi::Error::Success();
 }
 
 }  // namespace

@@ -1,0 +1,166 @@
+// 3x3 convolutions at stride 1 in 16 multiplications instead of 36 for four pixels: F(2x2, 3x3)
+// of Lavin & Gray 2015, "Fast algorithms for convolutional neural networks", section 4.1.
+//
+// A tile is 2x2 pixels of output and the 4x4 of input that they see. Transformed tiles and
+// kernels have 16 places each; the products at a place, summed over the channels, are a
+// product of matrices, [tiles, channels] and [channels, features].
+
+#pragma once
+
+#include "conv.h"
+
+namespace {
+
+constexpr int64_t kPlaces = 16;
+// Floats of transformed images that a task has in the cache; and the fewest of its tiles, as
+// all kernels are read for them.
+constexpr int64_t kTransformedInCache = 96 * 1024, kFewestTiles = 64;
+
+// Whether the products that are saved are worth the transformations.
+bool IsForWinograd(const Conv& conv) {
+  const int64_t tiles = conv.n * CeilDiv(conv.out_h, 2) * CeilDiv(conv.out_w, 2);
+  return conv.kh == 3 && conv.kw == 3 && conv.stride == 1 && conv.c % kLanes == 0 &&
+         conv.c >= 2 * kLanes && tiles >= kFewestTiles;
+}
+
+// Four values by four: from the rows of `from`, or its columns, to those of `to`.
+template <typename Row>
+void TransformImage(const Row& from, Vector* to, int64_t step) {
+  to[0] = from(0) - from(2);
+  to[step] = from(1) + from(2);
+  to[2 * step] = from(2) - from(1);
+  to[3 * step] = from(1) - from(3);
+}
+
+// A tile's pixels, null outside the image, to `places`, which are `step` floats apart.
+void TransformTile(const float* const pixels[16], int64_t channels, int64_t step,
+                   float* places) {
+  for (int64_t c = 0; c < channels; c += kLanes) {
+    Vector rows[16], columns[16];
+    for (int j = 0; j < 4; ++j) {
+      TransformImage(
+          [&](int i) {
+            const float* pixel = pixels[4 * i + j];
+            return pixel ? Load(pixel + c) : Vector{};
+          },
+          rows + j, 4);
+    }
+    for (int i = 0; i < 4; ++i) {
+      TransformImage([&](int j) { return rows[4 * i + j]; }, columns + 4 * i, 1);
+    }
+    for (int place = 0; place < kPlaces; ++place) {
+      Store(places + place * step + c, columns[place]);
+    }
+  }
+}
+
+// Three vectors of taps to four.
+void TransformTaps(Vector a, Vector b, Vector c, Vector* to, int64_t step) {
+  to[0] = a;
+  to[step] = 0.5f * (a + b + c);
+  to[2 * step] = 0.5f * (a - b + c);
+  to[3 * step] = c;
+}
+
+// A vector of features of a kernel, whose taps are `tap` floats apart, to its places.
+void TransformKernel(const float* kernel, int64_t tap, Vector scale, int64_t step,
+                     float* places) {
+  Vector rows[12], columns[16];
+  for (int j = 0; j < 3; ++j) {
+    const float* column = kernel + j * tap;
+    TransformTaps(scale * Load(column), scale * Load(column + 3 * tap),
+                  scale * Load(column + 6 * tap), rows + j, 3);
+  }
+  for (int i = 0; i < 4; ++i) {
+    const Vector* row = rows + 3 * i;
+    TransformTaps(row[0], row[1], row[2], columns + 4 * i, 1);
+  }
+  for (int place = 0; place < kPlaces; ++place) Store(places + place * step, columns[place]);
+}
+
+// The sums at the places of a tile to its four pixels.
+void TransformSums(const float* places, int64_t step, Vector pixels[4]) {
+  Vector rows[8];
+  for (int j = 0; j < 4; ++j) {
+    Vector sums[4];
+    for (int i = 0; i < 4; ++i) sums[i] = Load(places + (4 * i + j) * step);
+    rows[j] = sums[0] + sums[1] + sums[2];
+    rows[4 + j] = sums[1] - sums[2] - sums[3];
+  }
+  for (int i = 0; i < 2; ++i) {
+    const Vector* row = rows + 4 * i;
+    pixels[2 * i] = row[0] + row[1] + row[2];
+    pixels[2 * i + 1] = row[1] - row[2] - row[3];
+  }
+}
+
+// As `ConvForward`.
+void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
+                     const float* kernel, const float* scale, const Then& then, float* y) {
+  const int64_t tiles_h = CeilDiv(conv.out_h, 2), tiles_w = CeilDiv(conv.out_w, 2);
+  const int64_t tiles = conv.n * tiles_h * tiles_w;
+  // As a 1x1 convolution of rows of tiles.
+  const Conv product = {1, 1, 1, conv.c, 1, 1, conv.f, 1, 1, 1, 0};
+
+  const int64_t most = std::max(kFewestTiles, kTransformedInCache / (kPlaces * conv.c));
+  const int64_t part = Even(tiles, std::min(most, CeilDiv(tiles, Threads(pool))));
+  const Rows row(product, part), last_row(product, tiles - (CeilDiv(tiles, part) - 1) * part);
+  const int64_t panel = row.panel, panels = row.panels;
+
+  // The kernel, as [places, panels, channels, panel].
+  const int64_t place_size = conv.c * conv.f;
+  float* packed = Scratch<kPacked>(kPlaces * place_size);
+  ParallelFor(pool, panels, [&](int64_t p) {
+    for (int64_t c = 0; c < conv.c; ++c) {
+      for (int64_t f = 0; f < panel; f += kLanes) {
+        const int64_t feature = p * panel + f;
+        TransformKernel(kernel + c * conv.f + feature, place_size,
+                        scale ? Load(scale + feature) : Vector{} + 1.0f, place_size,
+                        packed + (p * conv.c + c) * panel + f);
+      }
+    }
+  });
+
+  ParallelFor(pool, CeilDiv(tiles, part), [&](int64_t task) {
+    const int64_t first = task * part, count = std::min(part, tiles - first);
+    float* transformed = Scratch<kCopy>(kPlaces * count * conv.c);
+    float* sums = Scratch<kSumsOfPart>(kPlaces * count * conv.f);
+    auto each_tile = [&](auto&& function) {
+      for (int64_t t = 0; t < count; ++t) {
+        const int64_t tile = first + t, row = tile / tiles_w;
+        function(t, row / tiles_h, row % tiles_h * 2, tile % tiles_w * 2);
+      }
+    };
+    each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
+      const float* pixels[16];
+      for (int64_t i = 0; i < 16; ++i) {
+        const int64_t r = h + i / 4 - conv.padding, s = w + i % 4 - conv.padding;
+        const bool inside = r >= 0 && r < conv.h && s >= 0 && s < conv.w;
+        pixels[i] = inside ? x + ((n * conv.h + r) * conv.w + s) * conv.c : nullptr;
+      }
+      TransformTile(pixels, conv.c, count * conv.c, transformed + t * conv.c);
+    });
+    for (int64_t place = 0; place < kPlaces; ++place) {
+      for (int64_t p = 0; p < panels; ++p) {
+        (count == part ? row : last_row)(
+            transformed + place * count * conv.c,
+            packed + place * place_size + p * conv.c * panel, {}, 0, p * panel,
+            sums + place * count * conv.f);
+      }
+    }
+    each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
+      for (int64_t f = 0; f < conv.f; f += kLanes) {
+        Vector pixels[4];
+        TransformSums(sums + t * conv.f + f, count * conv.f, pixels);
+        for (int64_t i = 0; i < 4; ++i) {
+          const int64_t r = h + i / 2, s = w + i % 2;
+          if (r >= conv.out_h || s >= conv.out_w) continue;
+          const int64_t pixel = ((n * conv.out_h + r) * conv.out_w + s) * conv.f;
+          Store(y + pixel + f, then(pixels[i], pixel, f));
+        }
+      }
+    });
+  });
+}
+
+}  // namespace

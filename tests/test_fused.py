@@ -1,0 +1,143 @@
+"""On one CPU, evaluation computes a convolution and what follows it in one call."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import linen as nn
+
+from resnet_jax import native
+from resnet_jax.models import layers
+from resnet_jax.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
+)
+from resnet_jax.models.layers import CifarStem, Conv, DeepStem, SqueezeExcite
+from resnet_jax.models.norms import NORMS
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS
+
+pytestmark = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+
+# What differs from two basic blocks with a CIFAR stem; how many calls are fused.
+NETS = {
+  "basic": ({}, 6),
+  "bottleneck": ({"block": BottleneckBlock}, 9),
+  # `nn.scan` traces its block twice.
+  "scan": ({"stage_sizes": (3, 1), "scan": True}, 10),
+  "deep stem": ({"stem": DeepStem, "features": 32}, 8),
+  "A": ({"shortcut": SHORTCUTS["A"]}, 5),
+  "D": ({"shortcut": SHORTCUTS["D"]}, 6),
+  "highway": ({"shortcut": SHORTCUTS["highway"]}, 6),
+  "none": ({"shortcut": SHORTCUTS["none"]}, 5),
+  "squeeze-excite": ({"block": partial(BasicBlock, attention=SqueezeExcite)}, 6),
+  "frozen": ({"norm": NORMS["frozen"]}, 6),
+  "group": ({"norm": NORMS["group"]}, 0),
+  # Their last convolution has no norm, nor has a 3x3 of several groups a kernel here.
+  "pre-activation": ({"block": PreActBasicBlock, "pre_activation": True}, 2),
+  "pre-activation 2": ({"block": PreActBottleneckBlock, "pre_activation": True}, 4),
+  "groups": ({"block": partial(BottleneckBlock, groups=2)}, 7),
+}
+
+
+def assert_close(ours, expected):
+  scale = np.abs(expected).max()
+  np.testing.assert_allclose(ours, expected, atol=2e-5 * scale, rtol=0)
+
+
+def some_variables(model, x):
+  """Random numbers of the right shapes; variances are positive."""
+  numbers = np.random.default_rng(0)
+
+  def draw(path, leaf):
+    value = numbers.normal(size=leaf.shape)
+    if path[-1].key == "kernel":
+      value /= np.sqrt(leaf.size / leaf.shape[-1])
+    else:
+      value = 0.5 + 0.1 * np.abs(value)
+    return jnp.asarray(value, jnp.float32)
+
+  variables = jax.eval_shape(model.init, jax.random.key(0), x)
+  return jax.tree_util.tree_map_with_path(draw, variables)
+
+
+@pytest.fixture
+def fused(monkeypatch):
+  """The calls that are fused, from now on."""
+  calls = []
+
+  def count(*args):
+    calls.append(args)
+    return call(*args)
+
+  call = layers.fused_conv2d
+  monkeypatch.setattr(layers, "fused_conv2d", count)
+  return calls
+
+
+@pytest.mark.parametrize(("changes", "number"), NETS.values(), ids=NETS)
+def test_logits_are_the_same(monkeypatch, fused, changes, number):
+  settings = {"stage_sizes": (1, 1), "features": 16, "stem": CifarStem}
+  model = ResNet(**settings | {"num_classes": 4} | changes)
+  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+  variables = some_variables(model, images)
+  expected = jax.jit(model.apply)(variables, images)
+  assert not fused
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  ours = jax.jit(lambda *a: model.apply(*a))(variables, images)
+  assert len(fused) == number
+  assert_close(ours, expected)
+
+
+def test_gradients_are_the_same(monkeypatch, fused):
+  """Of evaluation, as pictures that explain a network need them."""
+  norm = partial(NORMS["batch"], use_running_average=True)
+  shortcut = partial(SHORTCUTS["B"], norm=norm)
+  block = BottleneckBlock(16, norm=norm, shortcut=shortcut)
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
+  variables = some_variables(block, x)
+
+  def gradients():
+    def loss(variables, x):
+      return jnp.sum(jnp.sin(block.apply(variables, x)))
+
+    return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, x)
+
+  expected = gradients()
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  jax.tree.map(assert_close, gradients(), expected)
+  assert len(fused) == 4
+
+
+def test_layers_whose_results_are_asked_for_are_called(monkeypatch, fused):
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  block, x = BasicBlock(16), jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
+  variables = some_variables(block, x)
+  _, state = block.apply(
+    variables, x, capture_intermediates=True, mutable=["intermediates"]
+  )
+  assert {"conv1", "bn1", "conv2", "bn2"} <= set(state["intermediates"])
+  assert not fused
+
+
+def test_other_layers_are_called(monkeypatch, fused):
+  """A layer that somebody derived from ours may do more."""
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+
+  class Twice(Conv):
+    @nn.compact
+    def __call__(self, x):
+      return 2 * super().__call__(x)
+
+  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
+  norm = partial(NORMS["batch"], use_running_average=True)
+  block, twice = (BasicBlock(16, conv=conv, norm=norm) for conv in (Conv, Twice))
+  variables = some_variables(block, x)
+  y = block.apply(variables, x)
+  assert len(fused) == 2
+  assert jnp.abs(twice.apply(variables, x) - y).max() > 0.1
+  assert len(fused) == 2
