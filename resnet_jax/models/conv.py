@@ -15,6 +15,7 @@ Shapes: B batch, H height, W width, C input channels, F output channels (feature
 
 from collections.abc import Callable
 from functools import partial
+from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -135,7 +136,7 @@ def fused_conv2d(
   Returns:
     As `conv2d`.
   """
-  settings = {"stride": stride, "padding": padding, "relu": relu}
+  settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
   on_cpu = partial(native.conv2d, **settings)
   default = partial(_conv_and_then, **settings)
   return lax.platform_dependent(x, kernel, *then, cpu=on_cpu, default=default)

@@ -10,6 +10,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
@@ -50,7 +51,8 @@ class Conv(nn.Module):
     shape = (size, size, inputs, self.features)
     kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return conv2d(x, kernel, *self._settings(), self.groups)
+    y = conv2d(x, kernel, *self._settings(), self.groups)
+    return checkpoint_name(y, "conv")
 
   def _settings(self) -> tuple[int, int]:
     size = self.kernel_size
@@ -66,11 +68,10 @@ class Conv(nn.Module):
     ):
       return None
     kernel, settings = self.variables["params"]["kernel"], self._settings()
-    then = affine(norm)
-    if then is None or not native.fits(x, kernel, kernel.shape, *settings):
+    constants = affine(norm)
+    if constants is None or not native.fits(x, kernel, kernel.shape, *settings):
       return None
-    if added is not None:
-      then = *then, added()
+    then = constants if added is None else (*constants, added())
     return fused_conv2d(x, kernel, then, *settings, relu)
 
 

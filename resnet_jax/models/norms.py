@@ -14,6 +14,7 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
@@ -98,7 +99,7 @@ def _moments(x) -> tuple[jax.Array, jax.Array]:
 
 def _batch_norm(x, scale, bias, epsilon, moments=_moments):
   """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
-  mean, var = moments(x)
+  mean, var = (checkpoint_name(moment, "moments") for moment in moments(x))
   wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
   return _normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
 

@@ -56,8 +56,11 @@ class Stage(nn.Module):
     def run(block: nn.Module, x: jax.Array, noise: Noise | None):
       return block(x, noise), None  # What a scan wants: carry and output.
 
-    if self.remat:
-      run = nn.remat(run, prevent_cse=not self.scan)
+    if self.remat or self.scan:
+      # A loop copies what it keeps; to normalise anew costs no more than that.
+      names = () if self.remat else ("conv", "moments")
+      policy = jax.checkpoint_policies.save_only_these_names(*names)
+      run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
     x, _ = run(self.block(stride=self.stride, name="block1"), x, noise_of(0))
     if self.scan and self.num_blocks > 1:
       scan = nn.scan(
