@@ -28,8 +28,19 @@ def classes_of(size: int) -> int:
   return 10 if size == 32 else 1000
 
 
-def create_step(name: str, batch: int, dtype: str, scan: bool = False):
-  """Returns the trainer's own chunk of steps, the first state, and what it is fed."""
+def side_of(name: str) -> int:
+  return MODELS[name][2] if name in MODELS else 32
+
+
+def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
+  """Returns what makes the first state, the trainer's own chunk, and what it is fed.
+
+  Args:
+    name: of the network.
+    batch: images of a step.
+    dtype: of the computation.
+    **options: of the network: `scan`, `remat`.
+  """
   from resnet_jax import backend
 
   backend.keep_freed_memory()  # As `train.py` does.
@@ -44,13 +55,13 @@ def create_step(name: str, batch: int, dtype: str, scan: bool = False):
   from resnet_jax.steps import compile_train_chunk
   from resnet_jax.train_state import StateInit
 
-  size = MODELS[name][2]
-  model = create_model(name, classes_of(size), scan=scan, dtype=jnp.dtype(dtype))
+  size = side_of(name)
+  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype), **options)
   sharding = replicated(create_mesh(jax.devices()[:1]))
   tx = optax.chain(
     optax.add_decayed_weights(DECAY, kernels_only), optax.sgd(RATE, MOMENTUM)
   )
-  state = StateInit(model, tx, (size, size, 3), sharding)(jax.random.key(0))
+  init = StateInit(model, tx, (size, size, 3), sharding)
   chunk = compile_train_chunk(
     preprocess=lambda x, key: preprocess(x, key, mean=(0.5,), std=(0.25,)),
     take_batch=lambda feed, step: feed,
@@ -63,15 +74,17 @@ def create_step(name: str, batch: int, dtype: str, scan: bool = False):
     "label": jax.random.randint(key, (batch,), 0, classes_of(size)),
     "mask": jnp.ones(batch, bool),
   }
-  return chunk, state, feed
+  return init, chunk, feed
 
 
 def ours_train(
   name: str, batch: int, dtype: str, scan: bool = False
 ) -> Callable[[int], None]:
   """The trainer's step: uint8 images, normalised in it, in one call for a turn."""
-  chunk, state, feed = create_step(name, batch, dtype, scan)
+  init, chunk, feed = create_step(name, batch, dtype, scan=scan)
   import jax
+
+  state = init(jax.random.key(0))
 
   def run(count: int) -> None:
     nonlocal state
@@ -91,7 +104,7 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
 
   from resnet_jax import create_model
 
-  size = MODELS[name][2]
+  size = side_of(name)
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)

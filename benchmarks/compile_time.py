@@ -21,11 +21,11 @@ BATCH = 8
 def measure(depth: int, scan: bool) -> dict[str, float]:
   """Returns the seconds of each part."""
   import jax
-  from memory import prepare
+  from cases import create_step
 
   jax.block_until_ready(jax.numpy.zeros(3) + 1)
+  init, chunk, feed = create_step(f"resnet{depth}", BATCH, scan=scan)
   times = [time.perf_counter()]
-  init, chunk, feed = prepare(depth, BATCH, scan=scan)
   state = init(jax.random.key(0))
   for count in (0, 1):
     jax.block_until_ready(state.params)

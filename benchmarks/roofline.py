@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from cases import MODELS, create_step
+from cases import create_step, side_of
 
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) [\w\-]+\(([^)]*)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -131,13 +131,13 @@ def main() -> None:
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
   name, batch = args.case.split(":")
-  chunk, state, feed = create_step(name, int(batch), args.dtype)
+  init, chunk, feed = create_step(name, int(batch), args.dtype)
   import jax
 
   from resnet_jax import create_model
   from resnet_jax.summary import list_layers
 
-  side = MODELS[name][2]
+  state, side = init(jax.random.key(0)), side_of(name)
   layers = {
     layer.name: layer.multiply_adds * int(batch)
     for layer in list_layers(create_model(name), (side, side, 3))
