@@ -73,14 +73,15 @@ class Turns:
 
 
 def alternate(
-  commands: dict[str, list[str]], turns: int, count: int
+  commands: dict[str, list[str]], turns: int, seconds: float
 ) -> dict[str, float | str]:
   """Returns the median seconds of each case, or what went wrong with it.
 
   Args:
     commands: name -> a command that calls `serve`.
     turns: of each case; one more is not counted.
-    count: runs in a turn.
+    seconds: that a turn takes at least, in at least three runs: what stood still is
+      slower at first.
   """
   cases: dict[str, Turns] = {}
   try:
@@ -89,7 +90,8 @@ def alternate(
       cases[name].take(1)  # Starts and compiles alone.
     for _ in range(turns):
       for case in cases.values():
-        case.take(count)
+        first = case.turns[0]["s"] if case.turns else seconds
+        case.take(max(3, round(seconds / first)))
   finally:  # Else they would stay, stopped.
     for case in cases.values():
       case.end()
@@ -169,3 +171,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=7)
   parser.add_argument("--json", action="store_true", help="one object a comparison")
+
+
+if __name__ == "__main__":
+  print(json.dumps(describe_machine()))

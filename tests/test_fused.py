@@ -2,13 +2,14 @@
 
 from functools import partial
 
+import flax
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import linen as nn
 
-from resnet_jax import native
+from resnet_jax import backend, native
 from resnet_jax.models import layers
 from resnet_jax.models.blocks import (
   BasicBlock,
@@ -20,6 +21,7 @@ from resnet_jax.models.layers import CifarStem, Conv, DeepStem, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.summary import list_layers
 
 pytestmark = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
 
@@ -85,12 +87,32 @@ def test_logits_are_the_same(monkeypatch, fused, changes, number):
   model = ResNet(**settings | {"num_classes": 4} | changes)
   images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
   variables = some_variables(model, images)
-  expected = jax.jit(model.apply)(variables, images)
+  expected = backend.jit_once(model.apply)(variables, images)
   assert not fused
   monkeypatch.setattr(native, "_is_alone", lambda: True)
-  ours = jax.jit(lambda *a: model.apply(*a))(variables, images)
+  ours = backend.jit_once(lambda *a: model.apply(*a))(variables, images)
   assert len(fused) == number
   assert_close(ours, expected)
+
+
+def test_gradients_of_frozen_scanned_blocks_are_the_same(monkeypatch, fused):
+  model = ResNet(
+    (3,), 4, 16, stem=CifarStem, norm=NORMS["frozen"], scan=True, remat=False
+  )
+  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+  variables = some_variables(model, x)
+
+  def gradients():
+    def loss(params):
+      logits = model.apply(variables | {"params": params}, x, train=True)
+      return jnp.sum(jnp.sin(logits))
+
+    return jax.jit(jax.grad(loss))(variables["params"])
+
+  expected = gradients()
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  jax.tree.map(assert_close, gradients(), expected)
+  assert fused
 
 
 def test_gradients_are_the_same(monkeypatch, fused):
@@ -115,12 +137,23 @@ def test_gradients_are_the_same(monkeypatch, fused):
 
 def test_layers_whose_results_are_asked_for_are_called(monkeypatch, fused):
   monkeypatch.setattr(native, "_is_alone", lambda: True)
-  block, x = BasicBlock(16), jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
+  norm = partial(NORMS["batch"], use_running_average=True)
+  block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
   variables = some_variables(block, x)
   _, state = block.apply(
     variables, x, capture_intermediates=True, mutable=["intermediates"]
   )
   assert {"conv1", "bn1", "conv2", "bn2"} <= set(state["intermediates"])
+  assert not fused
+  block.apply(variables, x)
+  assert len(fused) == 2
+
+
+def test_a_summary_has_all_layers(monkeypatch, fused):
+  model = ResNet((1,), features=16)
+  expected = list_layers(model, (16, 16, 3))
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  assert list_layers(model, (16, 16, 3)) == expected
   assert not fused
 
 
@@ -141,3 +174,38 @@ def test_other_layers_are_called(monkeypatch, fused):
   assert len(fused) == 2
   assert jnp.abs(twice.apply(variables, x) - y).max() > 0.1
   assert len(fused) == 2
+
+
+@pytest.mark.parametrize(
+  "path", [("conv1", "kernel"), ("bn1", "scale"), ("bn2", "bias")]
+)
+def test_wrong_variables_are_an_error(monkeypatch, fused, path):
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  norm = partial(NORMS["batch"], use_running_average=True)
+  block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
+  variables = some_variables(block, x)
+  *parents, name = path
+  values = variables["params"]
+  for parent in parents:
+    values = values[parent]
+  values[name] = jnp.ones((3, 3, 16, 32) if name == "kernel" else 32)
+  with pytest.raises(flax.errors.FlaxError, match="|".join(path)):
+    block.apply(variables, x)
+
+
+def test_other_shortcuts_are_called(monkeypatch, fused):
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+
+  class Half(SHORTCUTS["B"]):
+    def __call__(self, x, residual):
+      return super().__call__(x, residual / 2)
+
+  norm = partial(NORMS["batch"], use_running_average=True)
+  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
+  whole, half = (
+    BasicBlock(16, norm=norm, shortcut=shortcut) for shortcut in (SHORTCUTS["B"], Half)
+  )
+  variables = some_variables(whole, x)
+  assert jnp.abs(whole.apply(variables, x) - half.apply(variables, x)).max() > 0.1
+  # In front of the derived one there is no ReLU.
+  assert [relu for *_, relu in fused] == [True, True, True, False]

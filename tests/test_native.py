@@ -30,11 +30,11 @@ SHAPES = [
   (1, 4, 8, 32, 1, 2, 0),
   (2, 1, 8, 16, 3, 1, 1),
   (1, 70, 70, 16, 3, 1, 1),  # Some blocks of rows.
-  (4, 8, 32, 16, 3, 1, 1),  # Enough tiles for Winograd's algorithm; not from 31 on,
-  (3, 11, 32, 48, 3, 1, 1),  # where the last ones are of one pixel,
+  (4, 8, 32, 16, 3, 1, 1),  # Enough tiles for Winograd's algorithm:
+  (3, 11, 32, 48, 3, 1, 1),  # the last of a row has one column,
   (4, 9, 32, 32, 3, 1, 0),
   (4, 7, 64, 16, 3, 1, 2),
-  (2, 40, 64, 32, 3, 1, 1),  # and in parts of which one is smaller.
+  (1, 74, 64, 32, 3, 1, 1),  # and the last part fewer tiles.
 ]
 
 
@@ -99,6 +99,25 @@ def test_rectangles(taps):
   assert_close(native.conv2d(x, kernel, stride=2, padding=0), expected)
   ours = native.kernel_gradient(x, expected, kernel.shape, 2, 0)
   assert_close(ours, gradients(expected)[1])
+
+
+@needs_compiler
+def test_many_tiles_are_done_by_another_algorithm():
+  x, kernel, _ = arrays(8, 8, 64, 64, 3, 1, 1)
+  convolve = partial(native.conv2d, stride=1, padding=1)
+  ours = convolve(x, kernel)
+  direct = jnp.concatenate([convolve(image[None], kernel) for image in x])
+  assert (ours != direct).any()  # Rounded otherwise.
+  assert_close(ours, direct)
+
+
+@needs_compiler
+@pytest.mark.parametrize("then", [["f"], ["f", "c"], ["f", "f", "f"], ["f", "F"]])
+def test_what_follows_has_the_right_shapes(then):
+  x, kernel, _ = arrays(1, 8, 16, 32, 3, 1, 1)
+  shapes = {"f": jnp.ones(32), "c": jnp.ones(16), "F": jnp.ones(32, jnp.bfloat16)}
+  with pytest.raises(ValueError, match="what follows a convolution"):
+    native.conv2d(x, kernel, *(shapes[name] for name in then), stride=1, padding=1)
 
 
 @needs_compiler

@@ -12,7 +12,7 @@ from flax import struct
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.shortcuts import ProjectionShortcut
+from resnet_jax.models.shortcuts import ADDITIVE, ProjectionShortcut
 
 
 @struct.dataclass
@@ -70,7 +70,7 @@ class Block(nn.Module):
     scale_init = zeros if self.zero_init else ones
     norm = self.norm(scale_init=scale_init, name=norm_name)
     shortcut = self.shortcut(self.out_features, self.stride, name="shortcut")
-    if self.attention is None and noise is None and getattr(shortcut, "adds", False):
+    if self.attention is None and noise is None and type(shortcut) in ADDITIVE:
       return conv_norm(conv, norm, y, shortcut=shortcut, start=x)
     return nn.relu(self.join(shortcut, x, conv_norm(conv, norm, y, relu=False), noise))
 

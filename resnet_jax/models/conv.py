@@ -20,6 +20,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from jax import lax
+from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax import native
 
@@ -143,7 +144,8 @@ def fused_conv2d(
 
 
 def _conv_and_then(x, kernel, scale, shift, *added, stride, padding, relu):
-  y = sum(added, conv2d(x, kernel, stride, padding) * scale + shift)
+  y = checkpoint_name(conv2d(x, kernel, stride, padding), "conv")
+  y = sum(added, y * scale + shift)
   return jax.nn.relu(y) if relu else y
 
 

@@ -47,32 +47,37 @@ class Conv(nn.Module):
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
-    size, inputs = self.kernel_size, x.shape[-1] // self.groups
-    shape = (size, size, inputs, self.features)
-    kernel = self.param("kernel", self.kernel_init, shape, jnp.float32)
+    kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = conv2d(x, kernel, *self._settings(), self.groups)
+    y = conv2d(x, kernel, *self.settings(), self.groups)
     return checkpoint_name(y, "conv")
 
-  def _settings(self) -> tuple[int, int]:
+  def _shape(self, x: jax.Array) -> tuple[int, ...]:
+    size = self.kernel_size
+    return size, size, x.shape[-1] // self.groups, self.features
+
+  def settings(self) -> tuple[int, int]:
+    """Returns stride and padding."""
     size = self.kernel_size
     return self.stride, size // 2 if self.padding is None else self.padding
 
-  def fused(self, norm: nn.Module, x: jax.Array, relu: bool, added: Callable | None):
-    """Returns `conv_norm` in one pass, or None where that cannot be."""
+  def to_fuse(self, norm: nn.Module, x: jax.Array):
+    """Returns the kernel and the norm's `affine` if they may become one call."""
     if (
-      type(self) is not Conv
+      type(self) is not Conv  # What is derived from it may do more.
       or self.is_initializing()
       or self.is_mutable_collection("intermediates")  # The layers' own results.
-      or not self.dtype == norm.dtype == jnp.float32
+      or jnp.dtype(self.dtype) != jnp.float32
     ):
       return None
-    kernel, settings = self.variables["params"]["kernel"], self._settings()
-    constants = affine(norm)
-    if constants is None or not native.fits(x, kernel, kernel.shape, *settings):
+    constants = affine(norm, self.features)
+    kernel = nn.meta.unbox(self.variables).get("params", {}).get("kernel")
+    # The layers themselves say what is wrong with variables.
+    if constants is None or kernel is None or kernel.shape != self._shape(x):
       return None
-    then = constants if added is None else (*constants, added())
-    return fused_conv2d(x, kernel, then, *settings, relu)
+    if not native.fits(x, kernel, kernel.shape, *self.settings()):
+      return None
+    return kernel, constants
 
 
 def conv_norm(
@@ -85,7 +90,8 @@ def conv_norm(
 ) -> jax.Array:
   """Returns `shortcut(start, norm(conv(x)))` through ReLU.
 
-  One pass on a CPU in evaluation, where norms multiply and add constants.
+  In evaluation on one CPU, where norms multiply and add constants, all of it is one
+  call: interceptors of methods do not see the layers' own, unless `native.disabled()`.
 
   Args:
     conv: a bound convolution.
@@ -95,11 +101,11 @@ def conv_norm(
     shortcut: a bound one that adds `project(start)`; None for none.
     start: [B, H, W, C], the block's input.
   """
-  added = None if shortcut is None else lambda: shortcut.project(start)
-  if isinstance(conv, Conv):
-    y = conv.fused(norm, x, relu, added)
-    if y is not None:
-      return y
+  if isinstance(conv, Conv) and (found := conv.to_fuse(norm, x)):
+    kernel, then = found
+    if shortcut is not None:
+      then = *then, shortcut.project(start).astype(x.dtype)
+    return fused_conv2d(x, kernel, then, *conv.settings(), relu)
   y = norm(conv(x))
   if shortcut is not None:
     y = shortcut(start, y)

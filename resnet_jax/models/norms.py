@@ -205,17 +205,34 @@ class FrozenBatchNorm(nn.Module):
     return (x * scale + (bias - mean * scale)).astype(self.dtype)
 
 
-def affine(norm: nn.Module) -> tuple[jax.Array, jax.Array] | None:
-  """What a norm multiplies by and adds, [C] each; None if it does anything else."""
-  values = norm.variables.get("batch_stats", {})
+def affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array] | None:
+  """What a norm multiplies by and adds, each [features] float32.
+
+  None if it does anything else, or has not all its variables in that shape.
+  """
   if type(norm) is FrozenBatchNorm:
-    values = lax.stop_gradient(values)
+    collection = "batch_stats"
   elif type(norm) is BatchNorm and norm.use_running_average:
-    values = {**values, **norm.variables["params"]}
+    collection = "params"
   else:
     return None
-  scale = values["scale"] * lax.rsqrt(values["var"] + norm.epsilon)
-  return scale, values["bias"] - values["mean"] * scale
+  variables = nn.meta.unbox(norm.variables)
+  weights, stats = (variables.get(key, {}) for key in (collection, "batch_stats"))
+  values = [
+    weights.get("scale"),
+    weights.get("bias"),
+    stats.get("mean"),
+    stats.get("var"),
+  ]
+  if any(value is None or value.shape != (features,) for value in values):
+    return None
+  if jnp.dtype(norm.dtype) != jnp.float32:
+    return None
+  if type(norm) is FrozenBatchNorm:
+    values = lax.stop_gradient(values)
+  scale, bias, mean, var = (value.astype(jnp.float32) for value in values)
+  scale *= lax.rsqrt(var + jnp.float32(norm.epsilon))
+  return scale, bias - mean * scale
 
 
 NORMS = {

@@ -32,6 +32,7 @@ class Stage(nn.Module):
     block: called as `block(stride=..., name=...)`.
     stride: of the first block.
     scan: run the others as one under `nn.scan`; see `layout.py` for their variables.
+      For the backward pass all keep convolutions and moments, and normalise anew.
     remat: keep only the blocks' inputs for the backward pass, compute the rest anew.
   """
 
@@ -57,7 +58,7 @@ class Stage(nn.Module):
       return block(x, noise), None  # What a scan wants: carry and output.
 
     if self.remat or self.scan:
-      # A loop copies what it keeps; to normalise anew costs no more than that.
+      # A loop copies what is kept; to normalise anew costs no more than that.
       names = () if self.remat else ("conv", "moments")
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)

@@ -1,7 +1,6 @@
 """Shortcuts: how a block joins its input with what its convolutions made of it.
 
-Each is called as `shortcut(features, stride, ...)(x, residual)`. Those that do no more
-than to add have a method `project(x)`, which returns what they add, and say `adds`.
+Each is called as `shortcut(features, stride, ...)(x, residual)`.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -27,7 +26,6 @@ class IdentityShortcut(nn.Module):
   stride: int
   conv: ModuleDef = Conv
   norm: ModuleDef | None = BatchNorm
-  adds = True
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -58,7 +56,6 @@ class ProjectionShortcut(nn.Module):
   pool: bool = False
   conv: ModuleDef = Conv
   norm: ModuleDef | None = BatchNorm
-  adds = True
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -92,7 +89,6 @@ class HighwayShortcut(ProjectionShortcut):
   """
 
   gate_bias: float = -3.0
-  adds = False
 
   @nn.compact
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
@@ -117,6 +113,9 @@ class NoShortcut(nn.Module):
     """Returns `residual`."""
     return residual
 
+
+# Those that add `project(x)` and do no more; what is derived from them may.
+ADDITIVE = IdentityShortcut, ProjectionShortcut
 
 SHORTCUTS = {
   "A": IdentityShortcut,

@@ -60,8 +60,16 @@ def conv2d(
     stride: along H and W.
     padding: zeros on each side.
     relu: in the end, 0 where it is less.
+
+  Raises:
+    ValueError: `then` has other shapes, or is not float32.
   """
   shape = _out_shape(x.shape, kernel.shape, stride, padding)
+  expected = [shape[-1:], shape[-1:], shape][: len(then)]
+  is_float = all(array.dtype == jnp.float32 for array in then)
+  if len(then) == 1 or [array.shape for array in then] != expected or not is_float:
+    found = ", ".join(str(jax.typeof(array)) for array in then)
+    raise ValueError(f"what follows a convolution to {shape} is {found}")
   settings = {"stride": stride, "padding": padding, "relu": relu}
   return _call(_CONV, shape, x, kernel, *then, **settings)
 

@@ -12,18 +12,18 @@
 namespace {
 
 constexpr int64_t kPlaces = 16;
-// Floats of transformed images that a task has in the cache; and the fewest of its tiles, as
-// all kernels are read for them.
-constexpr int64_t kTransformedInCache = 96 * 1024, kFewestTiles = 64;
+// Floats of transformed images that a task has in the cache, and tiles that it has at the most
+// if those are fewer, or at the least: all kernels are read for them.
+constexpr int64_t kTransformedInCache = 96 * 1024, kManyTiles = 64, kFewTiles = 16;
 
 // Whether the products that are saved are worth the transformations.
 bool IsForWinograd(const Conv& conv) {
   const int64_t tiles = conv.n * CeilDiv(conv.out_h, 2) * CeilDiv(conv.out_w, 2);
   return conv.kh == 3 && conv.kw == 3 && conv.stride == 1 && conv.c % kLanes == 0 &&
-         conv.c >= 2 * kLanes && tiles >= kFewestTiles;
+         conv.c >= 2 * kLanes && tiles >= kManyTiles;
 }
 
-// Four values by four: from the rows of `from`, or its columns, to those of `to`.
+// Four vectors, a column of a tile or a row, to four that are `step` vectors apart.
 template <typename Row>
 void TransformImage(const Row& from, Vector* to, int64_t step) {
   to[0] = from(0) - from(2);
@@ -102,8 +102,10 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
   // As a 1x1 convolution of rows of tiles.
   const Conv product = {1, 1, 1, conv.c, 1, 1, conv.f, 1, 1, 1, 0};
 
-  const int64_t most = std::max(kFewestTiles, kTransformedInCache / (kPlaces * conv.c));
-  const int64_t part = Even(tiles, std::min(most, CeilDiv(tiles, Threads(pool))));
+  const int64_t most =
+      std::max(kManyTiles, kTransformedInCache / (kPlaces * std::max(conv.c, conv.f)));
+  const int64_t part =
+      Even(tiles, std::clamp(CeilDiv(tiles, Threads(pool)), kFewTiles, most));
   const Rows row(product, part), last_row(product, tiles - (CeilDiv(tiles, part) - 1) * part);
   const int64_t panel = row.panel, panels = row.panels;
 
@@ -127,8 +129,8 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
     float* sums = Scratch<kSumsOfPart>(kPlaces * count * conv.f);
     auto each_tile = [&](auto&& function) {
       for (int64_t t = 0; t < count; ++t) {
-        const int64_t tile = first + t, row = tile / tiles_w;
-        function(t, row / tiles_h, row % tiles_h * 2, tile % tiles_w * 2);
+        const int64_t tile = first + t, h = tile / tiles_w;
+        function(t, h / tiles_h, h % tiles_h * 2, tile % tiles_w * 2);
       }
     };
     each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
