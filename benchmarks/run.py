@@ -17,8 +17,8 @@ from train_step import PEERS
 
 HERE = Path(__file__).parent
 QUICK = [
-  ("train_step.py", ["--cases", "resnet20:128", "--turns", "5"]),
-  ("inference.py", ["--cases", "resnet50:1", "resnet20:32", "--turns", "5"]),
+  ("train_step.py", ["--cases", "resnet20:128", "--turns", "4", "--seconds", "2"]),
+  ("inference.py", ["--cases", "resnet50:16", "--turns", "4", "--seconds", "2"]),
   ("compile_time.py", ["--depths", "20", "1202", "--unrolled", "0"]),
   ("loop.py", ["--steps", "40"]),
 ]

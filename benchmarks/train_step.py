@@ -12,7 +12,6 @@ from pathlib import Path
 
 from turns import add_arguments, alternate, report
 
-TURN_SECONDS = 5.0
 PEERS = ("stock flax", "torch", "torch.compile")
 DEFAULT = {
   "train": ["resnet18:16", "resnet50:16", "resnet20:128", "resnet56:128"],
@@ -30,7 +29,7 @@ def compare(task: str, args: argparse.Namespace) -> list[dict]:
       python = args.torch if peer.startswith("torch") else sys.executable
       file = str(Path(__file__).with_name("cases.py"))
       commands[peer] = [python, file, peer, task, model, batch, args.dtype]
-    seconds = alternate(commands, args.turns, TURN_SECONDS)
+    seconds = alternate(commands, args.turns, args.seconds)
     title = f"{task} {model}, batch {batch}, {args.dtype}"
     rows += report(title, seconds, "ours", args.json)
   return rows

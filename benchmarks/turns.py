@@ -170,6 +170,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that the comparisons share."""
   parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=7)
+  parser.add_argument("--seconds", type=float, default=5, help="of a turn, at least")
   parser.add_argument("--json", action="store_true", help="one object a comparison")
 
 
