@@ -35,6 +35,9 @@ SHAPES = [
   (4, 9, 32, 32, 3, 1, 0),
   (4, 7, 64, 16, 3, 1, 2),
   (1, 74, 64, 32, 3, 1, 1),  # and the last part fewer tiles.
+  (3, 7, 512, 32, 1, 1, 0),  # Copied pixels are spread over the cache,
+  (4, 8, 512, 16, 3, 1, 1),  # as are transformed ones.
+  (3, 120, 4, 128, 1, 1, 0),  # 22 MB are stored past the cache.
 ]
 
 

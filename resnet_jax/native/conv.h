@@ -19,6 +19,9 @@ struct Conv {
   int64_t out_h, out_w, f;  // what comes out, its channels,
   int64_t kh, kw, stride, padding;
 
+  // Floats from a pixel of a copy to the next. Those of a tile that are a multiple of 2 KB
+  // apart would share few sets of the first cache.
+  int64_t step() const { return kw == 1 && c % 512 == 0 ? c + kLanes : c; }
   int64_t padded_w() const { return (out_w - 1) * stride + kw; }
   int64_t in_rows(int64_t rows) const { return (rows - 1) * stride + kh; }
   int64_t taps() const { return kh * kw * c; }
@@ -30,29 +33,30 @@ Conv Describe(const Array& x, ffi::Span<const int64_t> kernel, ffi::Span<const i
   return {in[0], in[1], in[2], in[3], y[1], y[2], y[3], kernel[0], kernel[1], stride, padding};
 }
 
-// Copies what `rows` rows of output from `first` on see of channels [c0, c0 + cs).
+// Copies what `rows` rows of output from `first` on see of channels [c0, c0 + cs), with
+// `step` floats for a pixel.
 void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t rows, int64_t c0,
-                int64_t cs, float* copy) {
+                int64_t cs, int64_t step, float* copy) {
   const int64_t width = conv.padded_w();
   const int64_t copied = std::min(conv.w, width - conv.padding);
   for (int64_t r = 0; r < conv.in_rows(rows); ++r) {
     const int64_t row = first * conv.stride - conv.padding + r;
-    float* to = copy + r * width * cs;
+    float* to = copy + r * width * step;
     if (row < 0 || row >= conv.h) {
-      std::memset(to, 0, 4 * width * cs);
+      std::memset(to, 0, 4 * width * step);
       continue;
     }
-    float* inner = to + conv.padding * cs;
+    float* inner = to + conv.padding * step;
     const float* from = image + row * conv.w * conv.c + c0;
-    std::memset(to, 0, 4 * conv.padding * cs);
-    if (cs == conv.c) {
-      std::memcpy(inner, from, 4 * copied * cs);
+    std::memset(to, 0, 4 * conv.padding * step);
+    if (step == conv.c) {
+      std::memcpy(inner, from, 4 * copied * step);
     } else {
       for (int64_t i = 0; i < copied; ++i) {
-        std::memcpy(inner + i * cs, from + i * conv.c, 4 * cs);
+        std::memcpy(inner + i * step, from + i * conv.c, 4 * cs);
       }
     }
-    std::memset(inner + copied * cs, 0, 4 * (width - conv.padding - copied) * cs);
+    std::memset(inner + copied * step, 0, 4 * (width - conv.padding - copied) * step);
   }
 }
 
@@ -60,6 +64,7 @@ void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t row
 struct Then {
   const float *shift, *added;  // Of each feature, and of each number; null for none.
   bool relu;
+  bool is_streamed;  // Stored past the caches.
 
   bool IsNothing() const { return !shift && !added && !relu; }
   Vector operator()(Vector sum, int64_t pixel, int64_t feature) const {
@@ -75,15 +80,16 @@ template <int V, int T>
 void ConvTile(const Conv& conv, const float* x, const float* kernel, const Then& then,
               int64_t pixel, int64_t feature, float* y) {
   Vector sums[T][V] = {};
+  const int64_t step = conv.stride * conv.step();
   for (int64_t i = 0; i < conv.kh; ++i) {
-    const float* row = x + i * conv.padded_w() * conv.c;
+    const float* row = x + i * conv.padded_w() * conv.step();
     // The taps of a row, and their channels, are neighbours in the image as in the kernel.
     for (int64_t k = 0; k < conv.kw * conv.c; ++k, kernel += V * kLanes) {
       Vector factors[V];
       for (int v = 0; v < V; ++v) factors[v] = Load(kernel + v * kLanes);
 #pragma GCC unroll 32
       for (int t = 0; t < T; ++t) {
-        const float value = row[t * conv.stride * conv.c + k];
+        const float value = row[t * step + k];
         for (int v = 0; v < V; ++v) sums[t][v] += value * factors[v];
       }
     }
@@ -93,7 +99,8 @@ void ConvTile(const Conv& conv, const float* x, const float* kernel, const Then&
   for (int t = 0; t < T; ++t) {
     for (int v = 0; v < V; ++v) {
       const int64_t p = pixel + t * conv.f, f = feature + v * kLanes;
-      Store(y + p + f, is_nothing ? sums[t][v] : then(sums[t][v], p, f));
+      const Vector result = is_nothing ? sums[t][v] : then(sums[t][v], p, f);
+      then.is_streamed ? Stream(y + p + f, result) : Store(y + p + f, result);
     }
   }
 }
@@ -127,7 +134,7 @@ class Rows {
                   int64_t feature, float* y) const {
     for (int64_t t = 0; t < tiles_; ++t) {
       (t + 1 < tiles_ ? most_ : last_)(conv_, x, kernel, then, pixel, feature, y);
-      x += tile_ * conv_.stride * conv_.c;
+      x += tile_ * conv_.stride * conv_.step();
       pixel += tile_ * conv_.f;
     }
   }
@@ -147,7 +154,7 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const 
   const int64_t panel = row.panel, panels = row.panels, taps = conv.taps();
 
   // A task has some rows of an image, or some whole images; each panel is read once for it.
-  const int64_t row_size = conv.padded_w() * conv.c;
+  const int64_t row_size = conv.padded_w() * conv.step();
   const int64_t rows = Even(
       conv.out_h, std::clamp<int64_t>(kRowsInCache / (row_size * conv.stride), 1, conv.out_h));
   const int64_t copy_size = conv.in_rows(rows) * row_size;
@@ -181,7 +188,7 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const 
     float* copies = Scratch<kCopy>(images * copy_size);
     for (int64_t n = n0; n < n1; ++n) {
       CopyPadded(conv, x + n * conv.h * conv.w * conv.c, first, count, 0, conv.c,
-                 copies + (n - n0) * copy_size);
+                 conv.step(), copies + (n - n0) * copy_size);
     }
     for (int64_t p = panels * split / splits; p < panels * (split + 1) / splits; ++p) {
       const float* factors = packed + p * taps * panel;

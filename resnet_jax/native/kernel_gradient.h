@@ -127,7 +127,7 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t s
             copies, packed};
         for (int64_t i = 0; i < pixels.images; ++i) {
           CopyPadded(conv, x.typed_data() + (n + i) * conv.h * conv.w * conv.c, first,
-                     pixels.rows, c0, cs, copies + i * image_size);
+                     pixels.rows, c0, cs, cs, copies + i * image_size);
         }
         // Of several images these are all rows, so they are neighbours.
         const float* from =

@@ -19,10 +19,12 @@ ffi::Error Convolution(ffi::ThreadPool pool, Array x, Array kernel, ffi::Remaini
   auto optional = [&](size_t i) {
     return i < rest.size() ? rest.get<Array>(i)->typed_data() : nullptr;
   };
+  const bool is_streamed = y->size_bytes() > kMostCached &&
+                           reinterpret_cast<uintptr_t>(y->typed_data()) % sizeof(Vector) == 0;
   const Conv conv = Describe(x, kernel.dimensions(), y->dimensions(), stride, padding);
   (IsForWinograd(conv) ? WinogradForward : ConvForward)(
       pool, conv, x.typed_data(), kernel.typed_data(), optional(0),
-      {optional(1), optional(2), relu}, y->typed_data());
+      {optional(1), optional(2), relu, is_streamed}, y->typed_data());
   return ffi::Error::Success();
 }
 

@@ -2,6 +2,10 @@
 
 #pragma once
 
+#ifdef __AVX__
+#include <immintrin.h>
+#endif
+
 #include <algorithm>
 #include <atomic>
 #include <condition_variable>
@@ -33,6 +37,19 @@ typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_ali
 
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
+
+// Past the caches, to where a vector may be; ParallelFor's atomic counter waits for it.
+inline void Stream(float* to, Vector v) {
+#if defined(__AVX512F__)
+  _mm512_stream_ps(to, (__m512)v);
+#elif defined(__AVX__)
+  _mm256_stream_ps(to, (__m256)v);
+#else
+  Store(to, v);
+#endif
+}
+// Bytes of a result that may still be in a cache when it is read.
+constexpr size_t kMostCached = 16 << 20;
 
 int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 

@@ -102,6 +102,7 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
   // As a 1x1 convolution of rows of tiles.
   const Conv product = {1, 1, 1, conv.c, 1, 1, conv.f, 1, 1, 1, 0};
 
+  const int64_t step = product.step();
   const int64_t most =
       std::max(kManyTiles, kTransformedInCache / (kPlaces * std::max(conv.c, conv.f)));
   const int64_t part =
@@ -125,7 +126,7 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
 
   ParallelFor(pool, CeilDiv(tiles, part), [&](int64_t task) {
     const int64_t first = task * part, count = std::min(part, tiles - first);
-    float* transformed = Scratch<kCopy>(kPlaces * count * conv.c);
+    float* transformed = Scratch<kCopy>(kPlaces * count * step);
     float* sums = Scratch<kSumsOfPart>(kPlaces * count * conv.f);
     auto each_tile = [&](auto&& function) {
       for (int64_t t = 0; t < count; ++t) {
@@ -140,12 +141,12 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
         const bool inside = r >= 0 && r < conv.h && s >= 0 && s < conv.w;
         pixels[i] = inside ? x + ((n * conv.h + r) * conv.w + s) * conv.c : nullptr;
       }
-      TransformTile(pixels, conv.c, count * conv.c, transformed + t * conv.c);
+      TransformTile(pixels, conv.c, count * step, transformed + t * step);
     });
     for (int64_t place = 0; place < kPlaces; ++place) {
       for (int64_t p = 0; p < panels; ++p) {
         (count == part ? row : last_row)(
-            transformed + place * count * conv.c,
+            transformed + place * count * step,
             packed + place * place_size + p * conv.c * panel, {}, 0, p * panel,
             sums + place * count * conv.f);
       }
