@@ -41,36 +41,43 @@ SHAPES = [
 ]
 
 
-def arrays(images, side, channels, features, taps, stride, padding):
+def arrays(images, side, channels, features, taps, stride, padding, dtype="float32"):
   out = (side + 2 * padding - taps) // stride + 1
   keys = jax.random.split(jax.random.key(side), 3)
   return (
-    jax.random.normal(keys[0], (images, side, side, channels)),
-    jax.random.normal(keys[1], (taps, taps, channels, features)),
-    jax.random.normal(keys[2], (images, out, out, features)),
+    jax.random.normal(keys[0], (images, side, side, channels), dtype),
+    jax.random.normal(keys[1], (taps, taps, channels, features), dtype),
+    jax.random.normal(keys[2], (images, out, out, features), dtype),
   )
 
 
 def assert_close(ours, expected):
+  """To float32's digits, but for one rounding to bfloat16."""
+  rounding = 2**-8 if ours.dtype == jnp.bfloat16 else 0
+  ours, expected = (np.asarray(array, np.float32) for array in (ours, expected))
   scale = np.abs(expected).max()
-  np.testing.assert_allclose(ours, expected, atol=1e-5 * scale, rtol=0)
+  np.testing.assert_allclose(ours, expected, atol=1e-5 * scale, rtol=rounding)
 
 
 @needs_compiler
 @pytest.mark.parametrize("shape", SHAPES)
-def test_convolution_and_gradient_are_those_of_xla(shape):
-  x, kernel, dy = arrays(*shape)
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_convolution_and_gradient_are_those_of_xla(shape, dtype):
+  x, kernel, dy = arrays(*shape, dtype)
   stride, padding = shape[5:]
 
   def xla(x, kernel):
     return conv._lax_conv(x, kernel, stride, padding, groups=1)
 
-  expected, gradients = jax.vjp(xla, x, kernel)
-  assert_close(
-    jax.jit(partial(native.conv2d, stride=stride, padding=padding))(x, kernel), expected
-  )
+  wide_x, wide_kernel, wide_dy = (a.astype(jnp.float32) for a in (x, kernel, dy))
+  expected, gradients = jax.vjp(xla, wide_x, wide_kernel)
+  ours = jax.jit(partial(native.conv2d, stride=stride, padding=padding))(x, kernel)
+  assert ours.dtype == dtype
+  assert_close(ours, expected)
   ours = jax.jit(native.kernel_gradient, static_argnums=(2, 3, 4))
-  assert_close(ours(x, dy, kernel.shape, stride, padding), gradients(dy)[1])
+  ours = ours(x, dy, kernel.shape, stride, padding)
+  assert ours.dtype == dtype
+  assert_close(ours, gradients(wide_dy)[1])
 
 
 @needs_compiler
@@ -152,9 +159,8 @@ def test_training_takes_them_and_gets_the_same_gradients(monkeypatch, stride, pa
   jax.tree.map(assert_close, ours, expected)
   assert "resnet_jax_conv" not in plain
   # Padding beyond the kernel is left to XLA; so is the input's gradient at a stride.
-  called = [
-    tuned.count(f"@{name}(") for name in (native._CONV, native._KERNEL_GRADIENT)
-  ]
+  names = native._CONV, native._KERNEL_GRADIENT
+  called = [tuned.count(f"@{name}_float32(") for name in names]
   assert called == ([0, 0] if padding == 4 else [1 if stride == 2 else 2, 1])
 
 
@@ -184,7 +190,7 @@ def assert_same_step(monkeypatch, function, *arguments, called):
   tuned = jax.jit(lambda *a: function(*a))
   jax.tree.map(assert_close, tuned(*arguments), expected)
   text = tuned.lower(*arguments).as_text()
-  assert {name: text.count(f"@{name}(") for name in called} == called
+  assert {name: text.count(f"@{name}_float32(") for name in called} == called
 
 
 @needs_compiler
@@ -207,6 +213,49 @@ def test_batch_norm_and_its_gradient(monkeypatch, shape):
 
   called = {native._MOMENTS: 1, native._BATCH_NORM_SUMS: 1}
   assert_same_step(monkeypatch, step, variables["params"], x, called=called)
+
+
+@needs_compiler
+def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
+  # Halfway to the next, and about; the largest; infinities; -0 and the smallest; NaNs,
+  # of which one has all its bits in the half that bfloat16 lacks.
+  bits = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000]
+  bits += [0xFF800000, 0x80000000, 1, 0x7FC00000, 0x7F800001, 0xFFFFFFFF]
+  values = jnp.asarray(np.array(bits, np.uint32).view(np.float32))
+  # One tap of weight one: each feature is the shift, in float32, before it is stored.
+  zero, one = (
+    jnp.zeros((1, 1, 1, 1), jnp.bfloat16),
+    jnp.ones((1, 1, 1, 16), jnp.bfloat16),
+  )
+  shift = jnp.zeros(16).at[: len(bits)].set(values)
+  ours = native.conv2d(zero, one, jnp.ones(16), shift, stride=1, padding=0)
+  expected = shift.astype(jnp.bfloat16).astype(jnp.float32)
+  np.testing.assert_array_equal(ours[0, 0, 0].astype(jnp.float32), expected)
+
+
+@needs_compiler
+@pytest.mark.parametrize("shape", [(2, 3, 5, 16), (7, 40, 40, 80)])
+def test_batch_norm_in_bfloat16(monkeypatch, shape):
+  """Is that in float32, rounded once."""
+  x, dy = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
+
+  def step(x, dy):
+    norm = BatchNorm(use_running_average=False, dtype=x.dtype)
+    variables = norm.init(jax.random.key(0), x)
+    y, gradient, updates = jax.vjp(
+      lambda x: norm.apply(variables, x, mutable="batch_stats"), x, has_aux=True
+    )
+    return y, *gradient(dy), updates
+
+  expected = step(x.astype(jnp.float32), dy.astype(jnp.float32))
+  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  tuned = jax.jit(step)
+  ours = tuned(x, dy)
+  assert ours[0].dtype == ours[1].dtype == jnp.bfloat16
+  jax.tree.map(assert_close, ours, expected)
+  text = tuned.lower(x, dy).as_text()
+  for name in (native._MOMENTS, native._BATCH_NORM_SUMS):
+    assert f"@{name}_bfloat16(" in text
 
 
 @needs_compiler
@@ -260,7 +309,9 @@ def test_only_what_they_serve(monkeypatch):
   assert not fits(kernel=kernel[..., :24])
   assert not fits(padding=3)
   assert not fits(x[:, :2], padding=0)
-  assert not fits(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+  assert fits(x.astype(jnp.bfloat16), kernel.astype(jnp.bfloat16))
+  assert not fits(x, kernel.astype(jnp.bfloat16))
+  assert not fits(x.astype(jnp.float16), kernel.astype(jnp.float16))
   assert not fits(x[:0])
 
 

@@ -192,9 +192,9 @@ def _pointwise_gradients(x, kernel, dy, stride):
   zero = jnp.zeros((), dy.dtype)
   input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
   settings = {"kernel_shape": kernel.shape, "stride": stride, "padding": 0}
-  # From few channels to many XLA's product is the quicker one.
+  # XLA's product is the quicker one from few channels to many, and in bfloat16.
   kernel_gradient = _pointwise_kernel_gradient
-  if kernel.shape[2] >= kernel.shape[3]:
+  if kernel.shape[2] >= kernel.shape[3] and x.dtype == jnp.float32:
     kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
   return input_gradient, kernel_gradient(x, dy, **settings)
 

@@ -73,7 +73,8 @@ class BatchNorm(nn.Module):
     # Without groups no axis for them, whose only effect would be to hinder layouts.
     parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
     batch_norm = _batch_norm
-    if groups == 1 and native.fits_norm(x) and scale.dtype == bias.dtype == x.dtype:
+    is_usual = scale.dtype == bias.dtype == jnp.float32 and x.dtype == self.dtype
+    if groups == 1 and native.fits_norm(x) and is_usual:
       batch_norm = _native_batch_norm
     y, mean, var = batch_norm(parts, scale, bias, self.epsilon)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
@@ -106,7 +107,7 @@ def _batch_norm(x, scale, bias, epsilon, moments=_moments):
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
 def _native_batch_norm(x, scale, bias, epsilon):
-  """As `_batch_norm`; its sums, and those of its gradient, are `native`'s.
+  """As `_batch_norm`, in the dtype of `x`; sums, and the gradient's, are `native`'s.
 
   Reverse-mode differentiable only; its gradient is so in both modes.
   """
@@ -115,7 +116,8 @@ def _native_batch_norm(x, scale, bias, epsilon):
 
 def _native_values(x, scale, bias, epsilon):
   moments = native.with_derivatives(native.moments, lambda x: jnp.stack(_moments(x)))
-  return _batch_norm(x, scale, bias, epsilon, moments)
+  y, mean, var = _batch_norm(x, scale, bias, epsilon, moments)
+  return y.astype(x.dtype), mean, var
 
 
 def _native_forward(x, scale, bias, epsilon):
@@ -128,6 +130,7 @@ def _native_backward(epsilon, residuals, gradients):
   (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
 
   def reference(x, mean, dy):
+    dy = dy.astype(jnp.float32)
     return jnp.stack([dy.sum((0, 1, 2)), (dy * (x - mean)).sum((0, 1, 2))])
 
   sums = native.with_derivatives(native.batch_norm_sums, reference)
@@ -138,7 +141,7 @@ def _native_backward(epsilon, residuals, gradients):
   constant = (dmean - scale * rstd * dy_sum) / number
   slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
   dx = constant + (x - mean) * slope + dy * (scale * rstd)
-  return dx, dy_x_sum * rstd, dy_sum
+  return dx.astype(x.dtype), dy_x_sum * rstd, dy_sum
 
 
 _native_batch_norm.defvjp(_native_forward, _native_backward)

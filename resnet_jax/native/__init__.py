@@ -26,9 +26,12 @@ import jax
 import jax.numpy as jnp
 import jaxlib
 
+from resnet_jax import backend
+
 _SOURCE = Path(__file__).with_name("kernels.cc")
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
 _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
+_DTYPES = "float32", "bfloat16"
 _enabled = contextvars.ContextVar("enabled", default=True)
 
 
@@ -61,6 +64,9 @@ def conv2d(
     padding: zeros on each side.
     relu: in the end, 0 where it is less.
 
+  Returns:
+    In the dtype of `x`.
+
   Raises:
     ValueError: `then` has other shapes, or is not float32.
   """
@@ -71,31 +77,38 @@ def conv2d(
     found = ", ".join(str(jax.typeof(array)) for array in then)
     raise ValueError(f"what follows a convolution to {shape} is {found}")
   settings = {"stride": stride, "padding": padding, "relu": relu}
-  return _call(_CONV, shape, x, kernel, *then, **settings)
+  return _call(_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
 
 
 def kernel_gradient(
   x: jax.Array, dy: jax.Array, shape: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
   """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
-  return _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
+  gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
+  return gradient.astype(x.dtype)
 
 
 def moments(x: jax.Array) -> jax.Array:
-  """Mean and variance, [2, C], of each channel of [..., C], if `fits_norm`."""
+  """Mean and variance, [2, C] float32, of channels of [..., C], if `fits_norm`."""
   return _call(_MOMENTS, (2, x.shape[-1]), x)
 
 
 def batch_norm_sums(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
-  """Sums of `dy` and of `dy * (x - mean)`, [2, C], over each channel of [..., C]."""
+  """Sums of `dy` and `dy * (x - mean)`, [2, C] float32, over channels of [..., C]."""
   return _call(_BATCH_NORM_SUMS, (2, x.shape[-1]), x, mean, dy)
 
 
-def _call(name: str, shape: tuple[int, ...], *arrays: jax.Array, **attributes):
+def _call(
+  name: str,
+  shape: tuple[int, ...],
+  *arrays: jax.Array,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  **attributes,
+) -> jax.Array:
   _load()
-  result = jax.ShapeDtypeStruct(shape, jnp.float32)
-  call = jax.ffi.ffi_call(name, result, vmap_method="sequential")
-  return call(*arrays, **attributes)
+  result = jax.ShapeDtypeStruct(shape, dtype)
+  name = f"{name}_{arrays[0].dtype}"
+  return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
 
 
 def _out_shape(x_shape, kernel_shape, stride, padding) -> tuple[int, ...]:
@@ -131,7 +144,7 @@ def fits(
     x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
     and min(_out_shape(x.shape, shape, stride, padding)) > 0
-    and other.dtype == jnp.float32
+    and other.dtype == x.dtype
     and _serves(x, shape[-1])
   )
 
@@ -146,7 +159,7 @@ def _serves(x: jax.Array, features: int) -> bool:
   return (
     _enabled.get()
     and _is_alone()
-    and x.dtype == jnp.float32
+    and str(x.dtype) in _DTYPES
     and x.size > 0
     and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
     and (lanes := _load()) > 0
@@ -174,7 +187,8 @@ def _load() -> int:
       stacklevel=2,
     )
     return 0
-  for name in (_CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS):
+  names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
+  for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
     target = jax.ffi.pycapsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes()
@@ -189,7 +203,7 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
   sources = [
     path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
   ]
-  made_of = sources, command, jaxlib.__version__, _processor()
+  made_of = sources, command, jaxlib.__version__, backend.processor_flags()
   digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:
     cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
@@ -202,15 +216,6 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
       library = Path(folder) / "kernels.so"
       _compile(command, library)
       return ctypes.CDLL(str(library))  # Stays in memory when its file is gone.
-
-
-def _processor() -> str:
-  """What the compiled code depends on: a home directory may serve many machines."""
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return platform.processor()
-  return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def _compile(command: list[str], library: Path) -> None:

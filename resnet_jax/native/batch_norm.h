@@ -60,14 +60,17 @@ void SumRows(ffi::ThreadPool& pool, int64_t size, int64_t channels, const Add& a
 }
 
 // Mean and variance of each channel.
-ffi::Error Moments(ffi::ThreadPool pool, Array x, Result moments) {
+template <typename T>
+ffi::Error Moments(ffi::ThreadPool pool, Array<T> x, Result<float> moments) {
   const int64_t channels = x.dimensions().back(), size = x.element_count();
   // Distances from some value of the channel: far from 0, squares would lose digits.
-  const float *values = x.typed_data(), *origin = values;
+  const T* values = x.typed_data();
+  std::vector<float> origin(channels);
+  Copy(values, channels, origin.data());
   std::vector<double> sums;
   SumRows(
       pool, size, channels,
-      [=](int64_t i, int64_t c, Vector& a, Vector& b) {
+      [values, origin = origin.data()](int64_t i, int64_t c, Vector& a, Vector& b) {
         const Vector distance = Load(values + i) - Load(origin + c);
         a += distance;
         b += distance * distance;
@@ -83,8 +86,11 @@ ffi::Error Moments(ffi::ThreadPool pool, Array x, Result moments) {
 }
 
 // Sums of the gradient, and of the gradient times x's distance from its mean.
-ffi::Error GradientSums(ffi::ThreadPool pool, Array x, Array mean, Array dy, Result result) {
-  const float *values = x.typed_data(), *means = mean.typed_data(), *gradient = dy.typed_data();
+template <typename T>
+ffi::Error GradientSums(ffi::ThreadPool pool, Array<T> x, Array<float> mean, Array<T> dy,
+                        Result<float> result) {
+  const T *values = x.typed_data(), *gradient = dy.typed_data();
+  const float* means = mean.typed_data();
   std::vector<double> sums;
   SumRows(
       pool, x.element_count(), x.dimensions().back(),

@@ -27,15 +27,15 @@ struct Conv {
   int64_t taps() const { return kh * kw * c; }
 };
 
-Conv Describe(const Array& x, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> y,
+Conv Describe(ffi::Span<const int64_t> in, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> y,
               int64_t stride, int64_t padding) {
-  auto in = x.dimensions();
   return {in[0], in[1], in[2], in[3], y[1], y[2], y[3], kernel[0], kernel[1], stride, padding};
 }
 
 // Copies what `rows` rows of output from `first` on see of channels [c0, c0 + cs), with
 // `step` floats for a pixel.
-void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t rows, int64_t c0,
+template <typename T>
+void CopyPadded(const Conv& conv, const T* image, int64_t first, int64_t rows, int64_t c0,
                 int64_t cs, int64_t step, float* copy) {
   const int64_t width = conv.padded_w();
   const int64_t copied = std::min(conv.w, width - conv.padding);
@@ -47,38 +47,47 @@ void CopyPadded(const Conv& conv, const float* image, int64_t first, int64_t row
       continue;
     }
     float* inner = to + conv.padding * step;
-    const float* from = image + row * conv.w * conv.c + c0;
+    const T* from = image + row * conv.w * conv.c + c0;
     std::memset(to, 0, 4 * conv.padding * step);
     if (step == conv.c) {
-      std::memcpy(inner, from, 4 * copied * step);
+      Copy(from, copied * step, inner);
     } else {
       for (int64_t i = 0; i < copied; ++i) {
-        std::memcpy(inner + i * step, from + i * conv.c, 4 * cs);
+        Copy(from + i * conv.c, cs, inner + i * step);
       }
     }
     std::memset(inner + copied * step, 0, 4 * (width - conv.padding - copied) * step);
   }
 }
 
-// What becomes of sums at the end.
-struct Then {
-  const float *shift, *added;  // Of each feature, and of each number; null for none.
-  bool relu;
-  bool is_streamed;  // Stored past the caches.
+// Where sums go, and what becomes of them before.
+struct Output {
+  float* y;
+  Half* halves = nullptr;  // Instead of y.
+  // To add for each feature, and for each number; null for none.
+  const float *shift = nullptr, *added = nullptr;
+  bool relu = false;
+  bool is_streamed = false;  // Stored past the caches.
 
-  bool IsNothing() const { return !shift && !added && !relu; }
-  Vector operator()(Vector sum, int64_t pixel, int64_t feature) const {
+  bool IsPlain() const { return !halves && !shift && !added && !relu && !is_streamed; }
+  void operator()(Vector sum, int64_t pixel, int64_t feature) const {
+    const int64_t i = pixel + feature;
     if (shift) sum += Load(shift + feature);
-    if (added) sum += Load(added + pixel + feature);
-    return relu ? (sum < 0 ? Vector{} : sum) : sum;  // NaN stays.
+    if (added) sum += Load(added + i);
+    if (relu) sum = sum < 0 ? Vector{} : sum;  // NaN stays.
+    if (halves) {
+      Store(halves + i, sum);
+    } else {
+      is_streamed ? Stream(y + i, sum) : Store(y + i, sum);
+    }
   }
 };
 
 // T neighbouring pixels of V vectors of channels, the first of which are at `pixel` and
-// `feature` of y: sums over the taps of x times kernel.
+// `feature` of the output: sums over the taps of x times kernel.
 template <int V, int T>
-void ConvTile(const Conv& conv, const float* x, const float* kernel, const Then& then,
-              int64_t pixel, int64_t feature, float* y) {
+void ConvTile(const Conv& conv, const float* x, const float* kernel, const Output& output,
+              int64_t pixel, int64_t feature) {
   Vector sums[T][V] = {};
   const int64_t step = conv.stride * conv.step();
   for (int64_t i = 0; i < conv.kh; ++i) {
@@ -94,13 +103,12 @@ void ConvTile(const Conv& conv, const float* x, const float* kernel, const Then&
       }
     }
   }
-  const bool is_nothing = then.IsNothing();
+  const bool is_plain = output.IsPlain();
 #pragma GCC unroll 32
   for (int t = 0; t < T; ++t) {
     for (int v = 0; v < V; ++v) {
       const int64_t p = pixel + t * conv.f, f = feature + v * kLanes;
-      const Vector result = is_nothing ? sums[t][v] : then(sums[t][v], p, f);
-      then.is_streamed ? Stream(y + p + f, result) : Store(y + p + f, result);
+      is_plain ? Store(output.y + p + f, sums[t][v]) : output(sums[t][v], p, f);
     }
   }
 }
@@ -130,10 +138,10 @@ class Rows {
     last_ = find(width - (tiles_ - 1) * tile_);
   }
 
-  void operator()(const float* x, const float* kernel, const Then& then, int64_t pixel,
-                  int64_t feature, float* y) const {
+  void operator()(const float* x, const float* kernel, const Output& output, int64_t pixel,
+                  int64_t feature) const {
     for (int64_t t = 0; t < tiles_; ++t) {
-      (t + 1 < tiles_ ? most_ : last_)(conv_, x, kernel, then, pixel, feature, y);
+      (t + 1 < tiles_ ? most_ : last_)(conv_, x, kernel, output, pixel, feature);
       x += tile_ * conv_.stride * conv_.step();
       pixel += tile_ * conv_.f;
     }
@@ -148,8 +156,9 @@ class Rows {
 };
 
 // Its kernel's features are multiplied by `scale`, if that is not null.
-void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const float* kernel,
-                 const float* scale, const Then& then, float* y) {
+template <typename T>
+void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
+                 const float* scale, const Output& output) {
   const Rows row(conv, conv.out_w);
   const int64_t panel = row.panel, panels = row.panels, taps = conv.taps();
 
@@ -169,7 +178,7 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const 
   auto pack = [&](int64_t p, float* to) {
     for (int64_t i = 0; i < taps; ++i) {
       float* row = to + i * panel;
-      std::memcpy(row, kernel + i * conv.f + p * panel, 4 * panel);
+      Copy(kernel + i * conv.f + p * panel, panel, row);
       if (!scale) continue;
       for (int64_t f = 0; f < panel; f += kLanes) {
         Store(row + f, Load(row + f) * Load(scale + p * panel + f));
@@ -200,8 +209,8 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const float* x, const 
       for (int64_t n = n0; n < n1; ++n) {
         for (int64_t r = 0; r < count; ++r) {
           row(copies + (n - n0) * copy_size + r * conv.stride * row_size,
-              factors, then,
-              ((n * conv.out_h + first + r) * conv.out_w) * conv.f, p * panel, y);
+              factors, output,
+              ((n * conv.out_h + first + r) * conv.out_w) * conv.f, p * panel);
         }
       }
     }

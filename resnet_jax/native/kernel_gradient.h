@@ -84,10 +84,11 @@ void GradientOfFeatures(const Conv& conv, const Pixels& pixels, float* gradient)
   }
 }
 
-ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t stride,
-                              int64_t padding, Result gradient) {
+template <typename T>
+ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int64_t stride,
+                              int64_t padding, Result<float> gradient) {
   const Conv conv =
-      Describe(x, gradient->dimensions(), dy.dimensions(), stride, padding);
+      Describe(x.dimensions(), gradient->dimensions(), dy.dimensions(), stride, padding);
   const int vectors = conv.f % (2 * kLanes) == 0 ? 2 : 1;
   const int64_t panel = vectors * kLanes, taps = conv.kh * conv.kw, size = conv.taps() * conv.f;
   // Parts of the gradient that stay in the cache; and images are split so that there is
@@ -130,12 +131,12 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array x, Array dy, int64_t s
                      pixels.rows, c0, cs, cs, copies + i * image_size);
         }
         // Of several images these are all rows, so they are neighbours.
-        const float* from =
+        const T* from =
             dy.typed_data() + (n * conv.out_h + first) * conv.out_w * conv.f + f0;
         const int64_t count = pixels.images * pixels.rows * conv.out_w;
         for (int64_t f = 0; f < fs; f += panel) {
           for (int64_t i = 0; i < count; ++i) {
-            std::memcpy(packed + i * panel, from + i * conv.f + f, 4 * panel);
+            Copy(from + i * conv.f + f, panel, packed + i * panel);
           }
           (vectors == 2 ? GradientOfFeatures<2> : GradientOfFeatures<1>)(conv, pixels, sums + f);
         }

@@ -1,4 +1,4 @@
-// Custom calls of XLA for a CPU, in float32.
+// Custom calls of XLA for a CPU, on arrays of float32 or bfloat16; all sums are float32.
 //
 // How many threads there are, and which of them computes a part, leaves no trace in a
 // result.
@@ -14,17 +14,25 @@ extern "C" int resnet_jax_lanes() { return kLanes; }
 
 // `rest` may be what to multiply each channel of the result by, and what to add to it; then
 // what else to add, in the shape of the result.
-ffi::Error Convolution(ffi::ThreadPool pool, Array x, Array kernel, ffi::RemainingArgs rest,
-                       int64_t stride, int64_t padding, bool relu, Result y) {
+template <typename T>
+ffi::Error Convolution(ffi::ThreadPool pool, Array<T> x, Array<T> kernel,
+                       ffi::RemainingArgs rest, int64_t stride, int64_t padding, bool relu,
+                       Result<T> y) {
   auto optional = [&](size_t i) {
-    return i < rest.size() ? rest.get<Array>(i)->typed_data() : nullptr;
+    return i < rest.size() ? rest.get<Array<float>>(i)->typed_data() : nullptr;
   };
-  const bool is_streamed = y->size_bytes() > kMostCached &&
-                           reinterpret_cast<uintptr_t>(y->typed_data()) % sizeof(Vector) == 0;
-  const Conv conv = Describe(x, kernel.dimensions(), y->dimensions(), stride, padding);
-  (IsForWinograd(conv) ? WinogradForward : ConvForward)(
-      pool, conv, x.typed_data(), kernel.typed_data(), optional(0),
-      {optional(1), optional(2), relu, is_streamed}, y->typed_data());
+  Output output = {nullptr, nullptr, optional(1), optional(2), relu};
+  if constexpr (std::is_same_v<T, Half>) {
+    output.halves = y->typed_data();
+  } else {
+    output.y = y->typed_data();
+    output.is_streamed = y->size_bytes() > kMostCached &&
+                         reinterpret_cast<uintptr_t>(output.y) % sizeof(Vector) == 0;
+  }
+  const Conv conv =
+      Describe(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
+  (IsForWinograd(conv) ? WinogradForward<T> : ConvForward<T>)(
+      pool, conv, x.typed_data(), kernel.typed_data(), optional(0), output);
   return ffi::Error::Success();
 }
 
@@ -43,15 +51,18 @@ struct Guarded<function> {
 };
 
 // All arrays are row-major, as `jax.ffi.ffi_call` has them if nothing else is said.
-#define DEFINE(name, function, binding)                             \
-  XLA_FFI_DEFINE_HANDLER_SYMBOL(name, Guarded<function>::Call,      \
+#define HANDLER(name, function, binding)                                  \
+  XLA_FFI_DEFINE_HANDLER_SYMBOL(resnet_jax_##name, Guarded<function>::Call, \
                                 ffi::Ffi::Bind().Ctx<ffi::ThreadPool>() binding)
 #define OF_CONVOLUTION .Attr<int64_t>("stride").Attr<int64_t>("padding")
+#define HANDLERS(T, dtype)                                                              \
+  HANDLER(conv_##dtype, Convolution<T>, .Arg<Array<T>>().Arg<Array<T>>().RemainingArgs() \
+          OF_CONVOLUTION.Attr<bool>("relu").Ret<Array<T>>());                           \
+  HANDLER(conv_kernel_gradient_##dtype, ConvKernelGradient<T>,                          \
+          .Arg<Array<T>>().Arg<Array<T>>() OF_CONVOLUTION.Ret<Array<float>>());         \
+  HANDLER(moments_##dtype, Moments<T>, .Arg<Array<T>>().Ret<Array<float>>());           \
+  HANDLER(batch_norm_sums_##dtype, GradientSums<T>,                                     \
+          .Arg<Array<T>>().Arg<Array<float>>().Arg<Array<T>>().Ret<Array<float>>())
 
-DEFINE(resnet_jax_conv, Convolution, .Arg<Array>().Arg<Array>().RemainingArgs()
-       OF_CONVOLUTION.Attr<bool>("relu").Ret<Array>());
-DEFINE(resnet_jax_conv_kernel_gradient, ConvKernelGradient,
-       .Arg<Array>().Arg<Array>() OF_CONVOLUTION.Ret<Array>());
-DEFINE(resnet_jax_moments, Moments, .Arg<Array>().Ret<Array>());
-DEFINE(resnet_jax_batch_norm_sums, GradientSums,
-       .Arg<Array>().Arg<Array>().Arg<Array>().Ret<Array>());
+HANDLERS(float, float32);
+HANDLERS(Half, bfloat16);

@@ -14,14 +14,19 @@
 #include <functional>
 #include <memory>
 #include <mutex>
+#include <type_traits>
 
 #include "xla/ffi/api/ffi.h"
 
 namespace {
 
 namespace ffi = xla::ffi;
-using Array = ffi::Buffer<ffi::F32>;
-using Result = ffi::ResultBuffer<ffi::F32>;
+// An array's numbers are float, or bfloat16: the upper half of a float.
+using Half = uint16_t;
+template <typename T>
+using Array = ffi::Buffer<std::is_same_v<T, Half> ? ffi::BF16 : ffi::F32>;
+template <typename T>
+using Result = ffi::Result<Array<T>>;
 
 // Floats of a vector, and how many vectors of sums leave registers for the factors.
 #if defined(__AVX512F__)
@@ -34,9 +39,34 @@ constexpr int kLanes = 4, kSums = 24;
 constexpr int kLanes = 4, kSums = 12;
 #endif
 typedef float Vector __attribute__((vector_size(4 * kLanes), aligned(4), may_alias));
+typedef uint32_t Bits __attribute__((vector_size(4 * kLanes)));
+typedef Half Halves __attribute__((vector_size(2 * kLanes), aligned(2), may_alias));
 
 inline Vector Load(const float* from) { return *reinterpret_cast<const Vector*>(from); }
 inline void Store(float* to, Vector v) { *reinterpret_cast<Vector*>(to) = v; }
+
+inline Vector Load(const Half* from) {
+  const Halves upper = *reinterpret_cast<const Halves*>(from);
+  return (Vector)(__builtin_convertvector(upper, Bits) << 16);
+}
+inline void Store(Half* to, Vector v) {
+  const Bits bits = (Bits)v, nearest = bits + 0x7fff + (bits >> 16 & 1);
+  const Bits rounded = v == v ? nearest : bits | 0x400000;  // NaN stays.
+  *reinterpret_cast<Halves*>(to) = __builtin_convertvector(rounded >> 16, Halves);
+}
+
+// Copies `count` numbers.
+inline void Copy(const float* from, int64_t count, float* to) {
+  std::memcpy(to, from, 4 * count);
+}
+inline void Copy(const Half* from, int64_t count, float* to) {
+  int64_t i = 0;
+  for (; i + kLanes <= count; i += kLanes) Store(to + i, Load(from + i));
+  for (; i < count; ++i) {
+    const uint32_t bits = uint32_t{from[i]} << 16;
+    std::memcpy(to + i, &bits, 4);
+  }
+}
 
 // Past the caches, to where a vector may be; ParallelFor's atomic counter waits for it.
 inline void Stream(float* to, Vector v) {

@@ -33,14 +33,15 @@ void TransformImage(const Row& from, Vector* to, int64_t step) {
 }
 
 // A tile's pixels, null outside the image, to `places`, which are `step` floats apart.
-void TransformTile(const float* const pixels[16], int64_t channels, int64_t step,
+template <typename T>
+void TransformTile(const T* const pixels[16], int64_t channels, int64_t step,
                    float* places) {
   for (int64_t c = 0; c < channels; c += kLanes) {
     Vector rows[16], columns[16];
     for (int j = 0; j < 4; ++j) {
       TransformImage(
           [&](int i) {
-            const float* pixel = pixels[4 * i + j];
+            const T* pixel = pixels[4 * i + j];
             return pixel ? Load(pixel + c) : Vector{};
           },
           rows + j, 4);
@@ -63,11 +64,12 @@ void TransformTaps(Vector a, Vector b, Vector c, Vector* to, int64_t step) {
 }
 
 // A vector of features of a kernel, whose taps are `tap` floats apart, to its places.
-void TransformKernel(const float* kernel, int64_t tap, Vector scale, int64_t step,
+template <typename T>
+void TransformKernel(const T* kernel, int64_t tap, Vector scale, int64_t step,
                      float* places) {
   Vector rows[12], columns[16];
   for (int j = 0; j < 3; ++j) {
-    const float* column = kernel + j * tap;
+    const T* column = kernel + j * tap;
     TransformTaps(scale * Load(column), scale * Load(column + 3 * tap),
                   scale * Load(column + 6 * tap), rows + j, 3);
   }
@@ -95,8 +97,9 @@ void TransformSums(const float* places, int64_t step, Vector pixels[4]) {
 }
 
 // As `ConvForward`.
-void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
-                     const float* kernel, const float* scale, const Then& then, float* y) {
+template <typename T>
+void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
+                     const float* scale, const Output& output) {
   const int64_t tiles_h = CeilDiv(conv.out_h, 2), tiles_w = CeilDiv(conv.out_w, 2);
   const int64_t tiles = conv.n * tiles_h * tiles_w;
   // As a 1x1 convolution of rows of tiles.
@@ -135,7 +138,7 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
       }
     };
     each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
-      const float* pixels[16];
+      const T* pixels[16];
       for (int64_t i = 0; i < 16; ++i) {
         const int64_t r = h + i / 4 - conv.padding, s = w + i % 4 - conv.padding;
         const bool inside = r >= 0 && r < conv.h && s >= 0 && s < conv.w;
@@ -147,8 +150,8 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
       for (int64_t p = 0; p < panels; ++p) {
         (count == part ? row : last_row)(
             transformed + place * count * step,
-            packed + place * place_size + p * conv.c * panel, {}, 0, p * panel,
-            sums + place * count * conv.f);
+            packed + place * place_size + p * conv.c * panel,
+            {sums + place * count * conv.f}, 0, p * panel);
       }
     }
     each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
@@ -159,7 +162,7 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const float* x,
           const int64_t r = h + i / 2, s = w + i % 2;
           if (r >= conv.out_h || s >= conv.out_w) continue;
           const int64_t pixel = ((n * conv.out_h + r) * conv.out_w + s) * conv.f;
-          Store(y + pixel + f, then(pixels[i], pixel, f));
+          output(pixels[i], pixel, f);
         }
       }
     });
