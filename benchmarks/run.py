@@ -52,7 +52,7 @@ def draw(rows: list[dict], path: Path) -> None:
   axes.set_xscale("log")
   axes.set_xticks(ticks, [f"{tick:g}" for tick in ticks])
   axes.set_xticks([], minor=True)
-  axes.set_xlim(min([0.7, *ratios]) / 1.2, max([2, *ratios]) * 1.2)
+  axes.set_xlim(min([0.7, *ratios]) / 1.4, max([2, *ratios]) * 1.4)
   axes.set(xlabel="times as fast as the peer", ylim=(-0.7, len(rows) - 0.3))
   figure.savefig(path, dpi=80)
 

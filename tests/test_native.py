@@ -344,9 +344,13 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):
 @needs_compiler
 def test_a_cache_that_is_damaged_or_cannot_be_written_is_done_without(tmp_path):
   lanes = f"{native._load()}\n"
-  result = load(XDG_CACHE_HOME=str(tmp_path))
+  compiler = tmp_path / "c++"  # The last level counts, and this one is soon done.
+  compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
+  compiler.chmod(0o755)
+  variables = {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(compiler)}
+  result = load(**variables)
   assert (result.stdout, result.stderr) == (lanes, "")
   (library,) = tmp_path.rglob("*.so")
   library.write_bytes(b"no library")
-  result = load(XDG_CACHE_HOME=str(tmp_path))
+  result = load(**variables)
   assert (result.stdout, result.stderr) == (lanes, "")
