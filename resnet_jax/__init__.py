@@ -7,9 +7,10 @@ from resnet_jax.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
+from resnet_jax.models.dense import FPN, FCNHead
 from resnet_jax.models.layers import SqueezeExcite
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import Backbone, ResNet
 from resnet_jax.models.zoo import (
   MODELS,
   ResNet18,
@@ -21,10 +22,13 @@ from resnet_jax.models.zoo import (
 )
 
 __all__ = [
+  "FPN",
   "MODELS",
+  "Backbone",
   "BasicBlock",
   "BatchNorm",
   "BottleneckBlock",
+  "FCNHead",
   "FrozenBatchNorm",
   "GroupNorm",
   "PreActBasicBlock",

@@ -109,3 +109,41 @@ def test_other_backends_keep_their_own_gradient():
   traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
   text = traced.lower(lowering_platforms=("tpu",)).as_text("hlo")
   assert "dim_labels=f01b_i01o->01bf" in text
+
+
+@pytest.mark.parametrize(
+  ("sizes", "taps", "padding", "groups", "dilation"),
+  [
+    ((12, 12), 3, 2, 1, 2),
+    ((11, 7), 3, 4, 1, 4),  # More than a phase of the second axis holds.
+    ((9, 10), 3, 0, 1, 3),
+    ((10, 8), 5, 2, 1, 2),
+    ((8, 9), 3, 2, 2, 2),
+  ],
+)
+def test_dilated_convolution_is_lax(sizes, taps, padding, groups, dilation):
+  rng = np.random.default_rng(0)
+  x = rng.normal(size=(2, *sizes, 4)).astype(np.float32)
+  kernel = rng.normal(size=(taps, taps, 4 // groups, 6)).astype(np.float32)
+
+  def reference(x, kernel):
+    return jax.lax.conv_general_dilated(
+      x,
+      kernel,
+      (1, 1),
+      [(padding, padding)] * 2,
+      rhs_dilation=(dilation, dilation),
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+      feature_group_count=groups,
+    )
+
+  def ours(x, kernel):
+    return conv.dilated_conv2d(x, kernel, padding, groups, dilation)
+
+  def values_and_gradients(function):
+    y, gradients = jax.vjp(function, x, kernel)
+    return y, *gradients(jnp.sin(jnp.arange(y.size)).reshape(y.shape))
+
+  results = (jax.jit(partial(values_and_gradients, f))() for f in (ours, reference))
+  for a, b in zip(*results, strict=True):
+    np.testing.assert_allclose(a, b, rtol=0, atol=2e-5)

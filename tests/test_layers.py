@@ -174,3 +174,9 @@ def test_convolution_starts_he_normal_with_fan_out():
   x = jnp.zeros((1, 8, 8, 16))
   kernel = layers.Conv(256, 3).init(jax.random.key(0), x)["params"]["kernel"]
   assert abs(float(kernel.std()) / np.sqrt(2 / (256 * 9)) - 1) < 0.02
+
+
+def test_a_convolution_has_no_stride_and_dilation_at_once():
+  with pytest.raises(ValueError, match="dilation=2 with stride=2; one must be 1"):
+    conv = layers.Conv(8, 3, stride=2, dilation=2)
+    conv.init(jax.random.key(0), jnp.ones((1, 8, 8, 3)))

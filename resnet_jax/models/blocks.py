@@ -5,6 +5,8 @@ Each is called as `block(x, noise)`; `noise` is None or what `Noise` says.
 Shapes: B batch, H height, W width, C input channels.
 """
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
@@ -40,6 +42,9 @@ class Block(nn.Module):
       block, is 0.
     shortcut: joins the block's input with what its convolutions made of it.
     attention: applied to that before it is joined, such as `SqueezeExcite`.
+    dilation: of the 3x3 convolutions.
+    first_dilation: of the one that has the stride, if it differs: a stride that was
+      taken away spreads what comes after it, not the convolution that had it.
   """
 
   features: int
@@ -50,11 +55,22 @@ class Block(nn.Module):
   norm: ModuleDef = BatchNorm
   shortcut: ModuleDef = ProjectionShortcut
   attention: ModuleDef | None = None
+  dilation: int = 1
+  first_dilation: int | None = None
 
   @property
   def out_features(self) -> int:
     """Channels of the output."""
     return self.expansion * self.features
+
+  def conv3x3(self, features: int, stride: int | None = None, **kwargs) -> nn.Module:
+    """A dilated convolution; with a stride, even of 1, it is the one that has it."""
+    dilation = self.dilation
+    if stride is not None and self.first_dilation is not None:
+      dilation = self.first_dilation
+    if dilation > 1:
+      kwargs["dilation"] = dilation
+    return self.conv(features, 3, stride or 1, **kwargs)
 
   def join(self, shortcut, x, residual, noise) -> jax.Array:
     """Attention, stochastic depth and the shortcut."""
@@ -81,9 +97,9 @@ class BasicBlock(Block):
   @nn.compact
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    conv1 = self.conv(self.features, 3, self.stride, name="conv1")
+    conv1 = self.conv3x3(self.features, self.stride, name="conv1")
     y = conv_norm(conv1, self.norm(name="bn1"), x)
-    return self.last(self.conv(self.out_features, 3, name="conv2"), "bn2", y, x, noise)
+    return self.last(self.conv3x3(self.out_features, name="conv2"), "bn2", y, x, noise)
 
 
 class BottleneckBlock(Block):
@@ -105,11 +121,11 @@ class BottleneckBlock(Block):
   @nn.compact
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    strides = (self.stride, 1) if self.stride_on_1x1 else (1, self.stride)
+    strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
     conv1 = self.conv(width, 1, strides[0], name="conv1")
     y = conv_norm(conv1, self.norm(name="bn1"), x)
-    conv2 = self.conv(width, 3, strides[1], groups=self.groups, name="conv2")
+    conv2 = self.conv3x3(width, strides[1], groups=self.groups, name="conv2")
     y = conv_norm(conv2, self.norm(name="bn2"), y)
     return self.last(self.conv(self.out_features, 1, name="conv3"), "bn3", y, x, noise)
 
@@ -120,10 +136,9 @@ class PreActBlock(Block):
   A projection takes the normalised input and has no norm of its own.
   """
 
-  def last_conv(self, x: jax.Array, kernel_size: int, name: str) -> jax.Array:
-    """The convolution before the shortcut is joined."""
-    kwargs = {"kernel_init": nn.initializers.zeros} if self.zero_init else {}
-    return self.conv(self.out_features, kernel_size, name=name, **kwargs)(x)
+  def last_conv_options(self) -> dict[str, Any]:
+    """Of the convolution before the shortcut is joined."""
+    return {"kernel_init": nn.initializers.zeros} if self.zero_init else {}
 
   def join_preact(self, x, activated, residual, noise):
     """As `join`; a shortcut that changes the shape starts from `activated`."""
@@ -146,14 +161,15 @@ class PreActBasicBlock(PreActBlock):
   def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     activated = nn.relu(self.norm(name="bn1")(x))
-    conv1 = self.conv(self.features, 3, self.stride, name="conv1")
+    conv1 = self.conv3x3(self.features, self.stride, name="conv1")
     y = conv_norm(conv1, self.norm(name="bn2"), activated)
     if noise is not None and self.dropout:
       kept = jax.random.bernoulli(
         jax.random.fold_in(noise.key, 1), 1 - self.dropout, y.shape
       )
       y = jnp.where(kept, y / (1 - self.dropout), 0)
-    return self.join_preact(x, activated, self.last_conv(y, 3, "conv2"), noise)
+    conv2 = self.conv3x3(self.out_features, name="conv2", **self.last_conv_options())
+    return self.join_preact(x, activated, conv2(y), noise)
 
 
 class PreActBottleneckBlock(PreActBlock):
@@ -167,6 +183,7 @@ class PreActBottleneckBlock(PreActBlock):
     activated = nn.relu(self.norm(name="bn1")(x))
     conv1 = self.conv(self.features, 1, name="conv1")
     y = conv_norm(conv1, self.norm(name="bn2"), activated)
-    conv2 = self.conv(self.features, 3, self.stride, name="conv2")
+    conv2 = self.conv3x3(self.features, self.stride, name="conv2")
     y = conv_norm(conv2, self.norm(name="bn3"), y)
-    return self.join_preact(x, activated, self.last_conv(y, 1, "conv3"), noise)
+    conv3 = self.conv(self.out_features, 1, name="conv3", **self.last_conv_options())
+    return self.join_preact(x, activated, conv3(y), noise)

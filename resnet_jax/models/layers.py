@@ -5,7 +5,7 @@ are float32; `dtype` is what a layer computes in and returns.
 """
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from resnet_jax import native
-from resnet_jax.models.conv import conv2d, fused_conv2d
+from resnet_jax.models.conv import conv2d, dilated_conv2d, fused_conv2d
 from resnet_jax.models.norms import BatchNorm, affine
 
 ModuleDef = Callable[..., Any]
@@ -31,8 +31,10 @@ class Conv(nn.Module):
     features: output channels.
     kernel_size: height and width of the kernel, in pixels.
     stride: step along both spatial axes.
-    padding: zeros on each side; None keeps the size at stride 1 (odd kernels).
+    padding: zeros on each side, times `dilation`; None keeps the size at stride 1 (odd
+      kernels).
     groups: divides both numbers of channels (Xie et al. 2016, "ResNeXt").
+    dilation: distance of the pixels that a kernel sees, at stride 1.
     dtype: of the computation and the output.
   """
 
@@ -41,15 +43,27 @@ class Conv(nn.Module):
   stride: int = 1
   padding: int | None = None
   groups: int = 1
+  dilation: int = 1
   kernel_init: Initializer = he_normal_fan_out
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features]."""
+    """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
+
+    Raises:
+      ValueError: both a stride and a dilation.
+    """
     kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    y = conv2d(x, kernel, *self.settings(), self.groups)
+    stride, padding = self.settings()
+    if self.dilation == 1:
+      y = conv2d(x, kernel, stride, padding, self.groups)
+    elif stride == 1:
+      padding *= self.dilation
+      y = dilated_conv2d(x, kernel, padding, self.groups, self.dilation)
+    else:
+      raise ValueError(f"dilation={self.dilation} with stride={stride}; one must be 1")
     return checkpoint_name(y, "conv")
 
   def _shape(self, x: jax.Array) -> tuple[int, ...]:
@@ -65,6 +79,7 @@ class Conv(nn.Module):
     """Returns the kernel and the norm's `affine` if they may become one call."""
     if (
       type(self) is not Conv  # What is derived from it may do more.
+      or self.dilation > 1
       or self.is_initializing()
       or self.is_mutable_collection("intermediates")  # The layers' own results.
       or jnp.dtype(self.dtype) != jnp.float32
@@ -136,9 +151,12 @@ class Stem(nn.Module):
   """What the stems have in common.
 
   Attributes:
+    STRIDE: of the output's pixels, in those of the image.
     features: output channels.
     pre_activation: leave out the last norm and ReLU; the first block has them.
   """
+
+  STRIDE: ClassVar[int] = 4
 
   features: int
   pre_activation: bool = False
@@ -176,6 +194,8 @@ class DeepStem(Stem):
 
 class CifarStem(Stem):
   """3x3 convolution at full resolution (paper, section 4.2)."""
+
+  STRIDE: ClassVar[int] = 1
 
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:

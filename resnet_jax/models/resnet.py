@@ -31,6 +31,8 @@ class Stage(nn.Module):
     num_blocks: how many.
     block: called as `block(stride=..., name=...)`.
     stride: of the first block.
+    dilation: of the blocks' 3x3 convolutions.
+    first_dilation: of the one that has the stride, where that was taken away.
     scan: run the others as one under `nn.scan`; see `layout.py` for their variables.
       For the backward pass all keep convolutions and moments, and normalise anew.
     remat: keep only the blocks' inputs for the backward pass, compute the rest anew.
@@ -39,6 +41,8 @@ class Stage(nn.Module):
   num_blocks: int
   block: ModuleDef
   stride: int
+  dilation: int = 1
+  first_dilation: int = 1
   scan: bool = False
   remat: bool = False
 
@@ -62,7 +66,11 @@ class Stage(nn.Module):
       names = () if self.remat else ("conv", "moments")
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
-    x, _ = run(self.block(stride=self.stride, name="block1"), x, noise_of(0))
+    block, first = self.block, {"stride": self.stride}
+    if self.dilation > 1:
+      block = partial(block, dilation=self.dilation)
+      first["first_dilation"] = self.first_dilation
+    x, _ = run(block(**first, name="block1"), x, noise_of(0))
     if self.scan and self.num_blocks > 1:
       scan = nn.scan(
         run,
@@ -70,10 +78,10 @@ class Stage(nn.Module):
         split_rngs={"params": True},
         length=self.num_blocks - 1,
       )
-      x, _ = scan(self.block(name="blocks"), x, noise_of(slice(1, None)))
+      x, _ = scan(block(name="blocks"), x, noise_of(slice(1, None)))
     else:
       for i in range(1, self.num_blocks):
-        x, _ = run(self.block(name=f"block{i + 1}"), x, noise_of(i))
+        x, _ = run(block(name=f"block{i + 1}"), x, noise_of(i))
     return x
 
 
@@ -121,7 +129,9 @@ class ResNet(nn.Module):
   remat: bool = False
   dtype: DTypeLike = jnp.float32
 
-  @nn.compact
+  def setup(self):
+    self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
+
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
     """Returns logits.
 
@@ -135,6 +145,14 @@ class ResNet(nn.Module):
     Returns:
       [B, num_classes] float32.
     """
+    x = self.stages(images, train)[-1]
+    return self.head(x.astype(jnp.float32).mean(axis=(1, 2)))
+
+  @nn.compact
+  def stages(
+    self, images: jax.Array, train: bool = False, output_stride: int | None = None
+  ) -> list[jax.Array]:
+    """Returns what comes out of each stage; all is as in `Backbone`."""
     conv = partial(Conv, dtype=self.dtype)
     norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
     block = partial(
@@ -145,26 +163,35 @@ class ResNet(nn.Module):
       shortcut=partial(self.shortcut, conv=conv, norm=norm),
       **({"dropout": self.dropout} if self.dropout else {}),
     )
-    x = self.stem(
+    stem = self.stem(
       self.stem_features or self.features,
       pre_activation=self.pre_activation,
       conv=conv,
       norm=norm,
       name="stem",
-    )(images.astype(self.dtype))
+    )
+    kept = len(self.stage_sizes)  # Stages that have their strides.
+    if output_stride is not None:
+      strides = [stem.STRIDE * 2**i for i in range(kept)]
+      if output_stride not in strides:
+        raise ValueError(f"output_stride={output_stride} must be one of {strides}")
+      kept = 1 + strides.index(output_stride)
+    x, outputs = stem(images.astype(self.dtype)), []
     for i, noise in enumerate(self._noise(train)):
       name = f"stage{i + 1}"
       x = self._stage_type(name)(
         self.stage_sizes[i],
         partial(block, self.features * 2**i),
-        stride=1 if i == 0 else 2,
+        stride=1 if i == 0 or i >= kept else 2,
+        dilation=2 ** max(0, i + 1 - kept),
+        first_dilation=2 ** max(0, i - kept),
         remat=self.remat,
         name=name,
       )(x, noise)
+      outputs.append(x)
     if self.pre_activation:
-      x = nn.relu(norm(name="bn")(x))
-    x = x.astype(jnp.float32).mean(axis=(1, 2))
-    return nn.Dense(self.num_classes, kernel_init=_head_init, name="head")(x)
+      outputs[-1] = nn.relu(norm(name="bn")(x))
+    return outputs
 
   def _noise(self, train: bool) -> Sequence[Noise | None]:
     """Returns each stage's randomness."""
@@ -203,3 +230,45 @@ class ResNet(nn.Module):
         mutable=True,
       )
     return partial(stage, scan=True)
+
+
+class Backbone(nn.Module):
+  """A residual network without its head, for detection, segmentation and the like.
+
+  Its variables are those of the network: what was trained or loaded for that fits as
+  it is, and the head's parameters, if given, are not looked at.
+
+  Attributes:
+    net: the network, such as `create_model("resnet50")`.
+    output_stride: of the coarsest map, in pixels of the image: later strides are
+      replaced by dilation of what follows them, so that the same weights see the same
+      pixels at more places (Chen et al. 2017, "Rethinking atrous convolution",
+      section 3.1). None keeps all strides; else the stem's, 4 for ImageNet nets, or
+      2, 4 or 8 times that.
+  """
+
+  net: ResNet
+  output_stride: int | None = None
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+    """Returns the last map of each stage.
+
+    Args:
+      images: [B, H, W, C], floating point and normalised.
+      train: as of `ResNet`.
+
+    Returns:
+      "c2", "c3", "c4" and, of nets with four stages, "c5": [B, ceil(H / stride),
+      ceil(W / stride), features]. Strides are 4, 8, 16 and 32 (1, 2 and 4 with CIFAR's
+      stem), and none more than `output_stride`. Features are 64, 128, 256 and 512, or
+      with bottleneck blocks 4 times that (16, 32 and 64 for CIFAR's nets). All in the
+      net's dtype, after ReLU, but for pre-activation nets, of which the last only is.
+
+    Raises:
+      ValueError: no stage has `output_stride`.
+    """
+    net = self.net.clone(parent=self, name=None)  # Another module may have made it.
+    nn.share_scope(self, net)
+    outputs = net.stages(images, train, self.output_stride)
+    return {f"c{i}": x for i, x in enumerate(outputs, start=2)}

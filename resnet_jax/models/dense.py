@@ -1,0 +1,124 @@
+"""What goes on top of a `Backbone` to predict something for every place of an image.
+
+Shapes: B batch, H height, W width, C input channels.
+"""
+
+from collections.abc import Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from flax import linen as nn
+from jax.typing import DTypeLike
+
+from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
+from resnet_jax.models.norms import BatchNorm
+
+
+class _BiasedConv(Conv):
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
+    return super().__call__(x) + bias.astype(self.dtype)
+
+
+class FPN(nn.Module):
+  """Feature pyramid network (Lin et al. 2016, arXiv 1612.03144, section 3).
+
+  Each map becomes `features` wide by a 1x1 convolution; from the coarsest on, it is
+  doubled in size and added to the next finer one; a 3x3 convolution follows on each.
+
+  Attributes:
+    features: channels of all maps that come out.
+    extra_level: whether one more map follows, every second pixel of the coarsest: for
+      detectors of large things (section 4.1, footnote 2).
+    dtype: of the computation and the output.
+  """
+
+  features: int = 256
+  extra_level: bool = False
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(self, maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
+    """Maps {"c2": ..., "c5": ...} to {"p2": ..., "p5": ...}, for the levels given.
+
+    Args:
+      maps: of a `Backbone`, or some of them: [B, H, W, C]; each is as large as the
+        next finer one, or half as large, rounded up.
+
+    Returns:
+      [B, H, W, features], of the same sizes.
+
+    Raises:
+      ValueError: other sizes.
+    """
+    # torchvision's initialisation, `kaiming_uniform_(a=1)`.
+    init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
+    conv = partial(_BiasedConv, self.features, kernel_init=init, dtype=self.dtype)
+    merged, outputs = None, {}
+    for name in sorted(maps, reverse=True):
+      level = name.removeprefix("c")
+      x = conv(1, name=f"lateral{level}")(maps[name])
+      merged = x if merged is None else x + _enlarge(merged, x.shape)
+      outputs[f"p{level}"] = conv(3, name=f"output{level}")(merged)
+      if self.extra_level and len(outputs) == 1:
+        extra = f"p{int(level) + 1}"
+        outputs = {extra: outputs[f"p{level}"][:, ::2, ::2], **outputs}
+    return dict(sorted(outputs.items()))
+
+
+def _enlarge(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+  """Doubles H and W by repeating pixels, where `shape` has more of them."""
+  for axis in (1, 2):
+    wanted = shape[axis]
+    if x.shape[axis] == wanted:
+      continue
+    if x.shape[axis] != -(-wanted // 2):
+      raise ValueError(
+        f"a map of size {x.shape[axis]} is neither as large as the next, {wanted}, nor "
+        "half as large"
+      )
+    x = jax.lax.slice_in_dim(x.repeat(2, axis), 0, wanted, axis=axis)
+  return x
+
+
+class FCNHead(nn.Module):
+  """Classes of all pixels from one map (Long et al. 2014, arXiv 1411.4038).
+
+  As torchvision's `FCNHead`: a 3x3 convolution to a quarter of the channels, norm,
+  ReLU, dropout, a 1x1 convolution to the classes; enlarged bilinearly.
+
+  Attributes:
+    num_classes: number of logits of each pixel.
+    dropout: probability, in training, that a channel of an image is zeroed.
+    norm: one of `norms.py`.
+    dtype: of the computation; logits are float32.
+  """
+
+  num_classes: int
+  dropout: float = 0.1
+  norm: ModuleDef = BatchNorm
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: jax.Array, size: tuple[int, int], train: bool = False
+  ) -> jax.Array:
+    """Returns logits.
+
+    Args:
+      x: [B, H, W, C].
+      size: height and width of the result, in pixels: those of the image.
+      train: normalise by the batch's own statistics, which needs
+        `mutable=["batch_stats"]`; drop out, which needs `rngs={"dropout": key}`.
+
+    Returns:
+      [B, *size, num_classes] float32.
+    """
+    norm = self.norm(use_running_average=not train, dtype=self.dtype, name="bn")
+    conv = Conv(max(1, x.shape[-1] // 4), 3, dtype=self.dtype, name="conv")
+    x = conv_norm(conv, norm, x)
+    x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
+    x = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
+    return jax.image.resize(x, (len(x), *size, self.num_classes), "bilinear")

@@ -1,0 +1,115 @@
+"""Maps of each stage, with strides or with dilation in their place."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import normal
+
+from resnet_jax import (
+  Backbone,
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
+  ResNet,
+  create_model,
+)
+from resnet_jax.backend import jit_once
+from resnet_jax.models.layers import CifarStem
+from resnet_jax.models.shortcuts import SHORTCUTS
+
+NETS = {
+  "basic": {"block": BasicBlock},
+  "bottleneck": {"block": BottleneckBlock},
+  "v1": {"block": partial(BottleneckBlock, stride_on_1x1=True)},
+  "groups": {"block": partial(BottleneckBlock, groups=2)},
+  "option A": {"block": BasicBlock, "shortcut": SHORTCUTS["A"]},
+  "highway": {"block": BasicBlock, "shortcut": SHORTCUTS["highway"]},
+  "v2, basic": {"block": PreActBasicBlock, "pre_activation": True},
+  "v2, bottleneck": {"block": PreActBottleneckBlock, "pre_activation": True},
+  "scanned": {"block": BasicBlock, "scan": True},
+}
+
+
+def create(net: dict) -> ResNet:
+  return ResNet(stage_sizes=(1, 2, 1, 2), features=8, stem=CifarStem, **net)
+
+
+def init(module, images):
+  """Variables with running statistics unlike those that every net starts with."""
+  variables = jit_once(module.init)(jax.random.key(0), images)
+  noise = iter(jax.random.split(jax.random.key(1), 1000))
+
+  def moved(leaf):
+    return leaf + 0.5 * jax.random.uniform(next(noise), leaf.shape)
+
+  return variables | {"batch_stats": jax.tree.map(moved, variables["batch_stats"])}
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("output_stride", [1, 2, 4])
+def test_dilation_gives_the_same_values_at_more_places(net, output_stride):
+  net, images = create(net), normal(2, 19, 24, 3)
+  variables = init(net, images)
+  strided = jit_once(Backbone(net).apply)(variables, images)
+  dilated = jit_once(Backbone(net, output_stride).apply)(variables, images)
+  assert list(strided) == list(dilated) == ["c2", "c3", "c4", "c5"]
+  for i, name in enumerate(strided):
+    ratio = max(1, 2**i // output_stride)
+    ours = dilated[name][:, ::ratio, ::ratio]
+    np.testing.assert_allclose(ours, strided[name], rtol=0, atol=2e-5)
+    stride = min(2**i, output_stride)
+    assert dilated[name].shape[1:3] == (-(-19 // stride), -(-24 // stride))
+
+
+@pytest.mark.parametrize(
+  ("name", "features"),
+  [("resnet18", (64, 128, 256, 512)), ("resnet50", (256, 512, 1024, 2048))],
+)
+@pytest.mark.parametrize("output_stride", [None, 4, 8, 16, 32])
+def test_strides_and_features(name, features, output_stride):
+  backbone = Backbone(create_model(name), output_stride)
+  call = partial(backbone.init_with_output, jax.random.key(0))
+  maps = jax.eval_shape(call, jnp.ones((1, 224, 64, 3)))[0].values()
+  for stride, channels, array in zip((4, 8, 16, 32), features, maps, strict=True):
+    stride = min(stride, output_stride or stride)
+    assert array.shape == (1, 224 // stride, 64 // stride, channels)
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnetv2_18"])
+def test_variables_are_the_nets_without_its_head(name):
+  net, images = create_model(name), jnp.ones((1, 32, 32, 3))
+  expected = jit_once(net.init)(jax.random.key(0), images)
+  del expected["params"]["head"]
+  ours = jit_once(Backbone(net).init)(jax.random.key(0), images)
+  jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_the_classifier_is_on_top_of_the_last_map():
+  net, images = create_model("resnet8"), normal(2, 32, 32, 3)
+  variables = init(net, images)
+  maps = Backbone(net).apply(variables, images)
+  head = variables["params"]["head"]
+  expected = maps["c4"].mean((1, 2)) @ head["kernel"] + head["bias"]
+  ours = net.apply(variables, images)
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_training_moves_the_statistics():
+  backbone, images = Backbone(create_model("resnet8"), 2), normal(2, 16, 16, 3)
+  variables = init(backbone, images)
+  _, updates = backbone.apply(variables, images, train=True, mutable="batch_stats")
+  leaves = (jax.tree.leaves(tree["batch_stats"]) for tree in (variables, updates))
+  for before, after in zip(*leaves, strict=True):
+    assert (before != after).any()
+
+
+@pytest.mark.parametrize("output_stride", [0, 1, 5, 64])
+def test_a_stride_that_no_stage_has(output_stride):
+  backbone = Backbone(create_model("resnet18"), output_stride)
+  message = rf"output_stride={output_stride} must be one of \[4, 8, 16, 32\]"
+  with pytest.raises(ValueError, match=message):
+    backbone.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))

@@ -1,0 +1,137 @@
+"""The feature pyramid and the head of a segmentation network."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import normal
+from flax import linen as nn
+
+from resnet_jax import FPN, Backbone, FCNHead, ResNet
+from resnet_jax.backend import jit_once
+from resnet_jax.models.layers import CifarStem
+
+
+def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:
+  """Of 8, 16, ... channels."""
+  return {
+    f"c{level}": normal(2, *size, 2 * 2**level, seed=level)
+    for level, size in enumerate(sizes, start=2)
+  }
+
+
+def init(module, *arguments):
+  return jit_once(lambda: module.init(jax.random.key(0), *arguments))()
+
+
+@pytest.mark.parametrize(
+  "sizes",
+  [
+    [(16, 24), (8, 12), (4, 6)],
+    [(9, 7), (5, 4), (3, 2)],  # Rounded up,
+    [(8, 8), (4, 4), (4, 4)],  # and where dilation is in a stride's place.
+  ],
+)
+def test_pyramid_adds_what_is_above(sizes):
+  maps = maps_of(*sizes)
+  pyramid = FPN(features=8)
+  params = init(pyramid, maps)["params"]
+  kernels = jax.tree.map(jnp.zeros_like, params)
+  for level in (2, 3, 4):  # The first channels as they are; a bias for each level.
+    kernel = jnp.eye(2 * 2**level, 8)[None, None]
+    kernels[f"lateral{level}"] = {"kernel": kernel, "bias": jnp.full(8, float(level))}
+    kernels[f"output{level}"]["kernel"] = (
+      kernels[f"output{level}"]["kernel"].at[1, 1].set(jnp.eye(8))
+    )
+  ours = pyramid.apply({"params": kernels}, maps)
+  assert list(ours) == ["p2", "p3", "p4"]
+  merged = 0
+  for level in (4, 3, 2):
+    own = np.asarray(maps[f"c{level}"])[..., :8] + level
+    if level < 4:
+      for axis in (1, 2):
+        if merged.shape[axis] < own.shape[axis]:
+          index = np.arange(own.shape[axis]) // 2
+          merged = merged.take(index, axis)
+    merged = own + merged
+    np.testing.assert_allclose(ours[f"p{level}"], merged, rtol=1e-6)
+
+
+def test_pyramid_has_an_extra_level():
+  maps = maps_of((8, 8), (4, 4), (2, 2), (1, 1))
+  plain, extra = FPN(features=8), FPN(features=8, extra_level=True)
+  variables = init(plain, maps)
+  expected, ours = (module.apply(variables, maps) for module in (plain, extra))
+  assert list(ours) == ["p2", "p3", "p4", "p5", "p6"]
+  np.testing.assert_array_equal(ours.pop("p6"), expected["p5"][:, ::2, ::2])
+  jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+def test_pyramid_of_maps_that_do_not_fit():
+  with pytest.raises(ValueError, match="size 3 is neither as large as the next, 8"):
+    FPN().init(jax.random.key(0), maps_of((8, 8), (3, 3)))
+
+
+def test_head_is_a_classifier_of_every_pixel():
+  x, head = normal(2, 4, 6, 16), FCNHead(num_classes=5)
+  variables = init(head, x, (8, 12))
+  assert variables["params"]["conv"]["kernel"].shape == (3, 3, 16, 4)
+  params = variables["params"]
+  ours = head.apply(variables, x, (4, 6))  # Not enlarged.
+  y = jax.lax.conv_general_dilated(
+    x,
+    params["conv"]["kernel"],
+    (1, 1),
+    "SAME",
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+  )
+  y = jax.nn.relu(y / np.sqrt(1 + 1e-5)) @ params["head"]["kernel"]
+  np.testing.assert_allclose(ours, y, rtol=0, atol=1e-5)
+  enlarged = head.apply(variables, x, (8, 12))
+  np.testing.assert_allclose(
+    enlarged, jax.image.resize(y, (2, 8, 12, 5), "bilinear"), rtol=0, atol=1e-5
+  )
+
+
+def test_dropout_zeroes_channels_in_training():
+  x, head = jnp.ones((8, 4, 4, 64)), FCNHead(num_classes=3, dropout=0.5)
+  variables = init(head, x, (4, 4))
+
+  def logits(seed: int):
+    rngs = {"dropout": jax.random.key(seed)}
+    return head.apply(variables, x, (4, 4), True, rngs=rngs, mutable="batch_stats")[0]
+
+  assert (logits(0) != logits(1)).any()
+  np.testing.assert_array_equal(logits(0), logits(0))
+  assert np.ptp(np.asarray(logits(0))[:, 1:3, 1:3], axis=(1, 2)).max() < 1e-5
+
+
+class Segmenter(nn.Module):
+  """All three as layers of one network."""
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    net = ResNet(stage_sizes=(1, 1, 1), features=8, stem=CifarStem)
+    maps = Backbone(net, output_stride=2, name="backbone")(images, train)
+    finest = FPN(features=16, name="fpn")(maps)["p2"]
+    return FCNHead(num_classes=4, name="head")(finest, images.shape[1:3], train)
+
+
+def test_gradients_reach_every_parameter():
+  model, images = Segmenter(), normal(2, 12, 12, 3)
+  labels = jnp.arange(2 * 12 * 12).reshape(2, 12, 12) % 4
+  variables = jit_once(model.init)(jax.random.key(0), images)
+  assert {"stem", "stage3"} < variables["params"]["backbone"].keys()
+
+  @jit_once
+  @jax.grad
+  def gradients(params):
+    logits = model.apply(variables | {"params": params}, images)
+    chosen = jnp.take_along_axis(jax.nn.log_softmax(logits), labels[..., None], -1)
+    return -chosen.mean()
+
+  found = gradients(variables["params"])
+  for name in ("output3", "output4"):  # Of maps that are not used here.
+    del found["fpn"][name]
+  for path, leaf in jax.tree_util.tree_leaves_with_path(found):
+    assert jnp.abs(leaf).max() > 0, path
