@@ -133,10 +133,22 @@ class CheckpointStore:
       ) from error
 
   def _delete_unfinished(self) -> None:
-    """Removes what a save left that failed or was killed."""
-    if jax.process_index() == 0:
-      for path in self._directory.glob("*.orbax-checkpoint-tmp*"):
-        path.rmtree()
+    """Removes what a save left that failed or was killed.
+
+    After one array failed, Orbax's threads still write others, for which they also
+    make directories anew: so it looks again, and what then is left does not hide why
+    the save failed.
+    """
+    if jax.process_index() != 0:
+      return
+    for _ in range(20):
+      unfinished = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+      if not unfinished:
+        return
+      for path in unfinished:
+        with contextlib.suppress(OSError):
+          path.rmtree()
+      time.sleep(0.1)
 
   def restore_latest(
     self, state: TrainState, show: Callable[[str], None] = print

@@ -87,9 +87,8 @@ if sys.argv[1] == "keep":
   backend.keep_freed_memory()
 import jax, jax.numpy as jnp
 f, x = jax.jit(jnp.negative), jnp.ones((4096, 4096))
-for i in range(40):
-  if i == 30:
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
+for _ in range(80):
   f(x).block_until_ready()
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
@@ -102,6 +101,9 @@ def test_freed_memory_is_kept():
     command = [sys.executable, "-c", FAULTS, mode]
     return int(subprocess.check_output(command, env=environment, text=True))
 
-  if faults("default") < 5000:
+  # An array is freed by another thread, at times after the next is taken: now and then
+  # the heap grows by one, to ten or so, instead of by one for each of the 80 calls.
+  default = faults("default")
+  if default < 5000:
     pytest.skip("another C library, which keeps it anyway")
-  assert faults("keep") < 5000
+  assert faults("keep") < default / 3
