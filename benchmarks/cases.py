@@ -67,6 +67,7 @@ def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
     take_batch=lambda feed, step: feed,
     num_classes=classes_of(size),
     sharding=sharding,
+    dtype=dtype,
   )
   key = jax.random.key(1)
   feed = {
@@ -108,7 +109,7 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
-  forward = backend.jit(partial(model.apply, train=False))
+  forward = backend.jit(partial(model.apply, train=False), dtype=dtype)
 
   def run(count: int) -> None:
     for _ in range(count):

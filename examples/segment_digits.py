@@ -2,8 +2,8 @@
 
 Command: python examples/segment_digits.py [--steps 600] [--out segment_digits.png]
 
-Every pixel with ink is of the class of its digit, 1 to 10, others of class 0. Digits of
-the test canvases are in no training canvas.
+A pixel with more than a quarter of full ink is of the class of its digit, 1 to 10,
+others of class 0. Digits of the test canvases are in no training canvas.
 """
 
 import argparse

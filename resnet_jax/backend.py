@@ -14,6 +14,7 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 # XLA:CPU hands convolutions to YNNPACK by default, whose kernel gradient is slow.
 # Without "convolution" in this list they go to Eigen; batch norm's reductions stay.
@@ -24,7 +25,9 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 }
 
 # oneDNN's products of bfloat16 are several times as fast as what XLA makes of them,
-# and on a processor without instructions for them many times as slow.
+# and on a processor without instructions for them many times as slow. For what has no
+# bfloat16 they gain nothing, and a program with them cannot be kept in JAX's
+# compilation cache (jaxlib 0.12).
 _ONEDNN_OPTIONS: dict[str, str | bool] = {
   "xla_cpu_use_onednn": True,
   "xla_cpu_experimental_onednn_custom_call": True,
@@ -63,16 +66,23 @@ def _compile_options(cpu_options: dict, platform: str | None = None) -> dict:
   return {name: value for name, value in cpu_options.items() if _is_known(name, value)}
 
 
-def jit(function: Callable, platform: str | None = None, **kwargs) -> Callable:
+def jit(
+  function: Callable,
+  platform: str | None = None,
+  *,
+  dtype: DTypeLike = jnp.float32,
+  **kwargs,
+) -> Callable:
   """`jax.jit` for a function called over and over, tuned for a kind of device.
 
   Args:
     function: to be compiled.
     platform: "cpu", "gpu" or "tpu"; None is the default device's.
+    dtype: that it computes in.
     **kwargs: of `jax.jit`.
   """
-  options = _CPU_OPTIONS
-  if _ONEDNN_FLAGS & set(processor_flags().split()):
+  options, is_bfloat16 = _CPU_OPTIONS, jnp.dtype(dtype) == jnp.bfloat16
+  if is_bfloat16 and _ONEDNN_FLAGS & set(processor_flags().split()):
     options = options | _ONEDNN_OPTIONS
   options = _compile_options(options, platform)
   return jax.jit(function, compiler_options=options, **kwargs)

@@ -122,7 +122,13 @@ class CheckpointStore:
     try:
       yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
-      self._delete_unfinished()
+      # After one array failed, Orbax's threads still write others, for which they also
+      # make directories anew. What is left at last does not hide why the save failed.
+      for _ in range(20):
+        with contextlib.suppress(Exception):
+          if not self._delete_unfinished():
+            break
+        time.sleep(0.1)
       # tensorstore tells the operating system's reason last.
       reason = str(error).split(" [os_error")[0].rsplit(": ", 1)[-1]
       newest = max(ocp.utils.checkpoint_steps(self._directory), default=None)
@@ -132,23 +138,14 @@ class CheckpointStore:
         f"{left} there to go on from"
       ) from error
 
-  def _delete_unfinished(self) -> None:
-    """Removes what a save left that failed or was killed.
-
-    After one array failed, Orbax's threads still write others, for which they also
-    make directories anew: so it looks again, and what then is left does not hide why
-    the save failed.
-    """
+  def _delete_unfinished(self) -> bool:
+    """Removes what a save left that failed or was killed; returns if there was any."""
     if jax.process_index() != 0:
-      return
-    for _ in range(20):
-      unfinished = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
-      if not unfinished:
-        return
-      for path in unfinished:
-        with contextlib.suppress(OSError):
-          path.rmtree()
-      time.sleep(0.1)
+      return False
+    unfinished = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+    for path in unfinished:
+      path.rmtree()
+    return bool(unfinished)
 
   def restore_latest(
     self, state: TrainState, show: Callable[[str], None] = print

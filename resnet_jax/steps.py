@@ -10,8 +10,8 @@ from typing import Any
 import chex
 import jax
 import jax.numpy as jnp
-import optax
 from jax import lax
+from jax.typing import DTypeLike
 
 from resnet_jax import backend
 from resnet_jax.metrics import (
@@ -94,9 +94,11 @@ def train_step(
   if state.ema is not None:
     # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    state = state.replace(
-      ema=optax.incremental_update(state.variables, state.ema, 1 - decay)
+    # Not `optax.incremental_update`, which moves by a rounding what is as it was.
+    ema = jax.tree.map(
+      lambda new, old: old + (1 - decay) * (new - old), state.variables, state.ema
     )
+    state = state.replace(ema=ema)
   if not skip_nonfinite:
     return state, metrics | {"skipped_updates": jnp.zeros(())}
   is_finite = all_finite((metrics["loss"], grads))
@@ -218,6 +220,7 @@ def compile_train_chunk(
   num_classes: int,
   sharding: jax.sharding.Sharding,
   state_sharding: Any = None,
+  dtype: DTypeLike = jnp.float32,
   **options: Any,
 ) -> Callable:
   """Returns jitted `train_chunk(state, feed, count)`.
@@ -229,6 +232,7 @@ def compile_train_chunk(
     num_classes: number of logits.
     sharding: of the metrics.
     state_sharding: of the state's leaves; None is `sharding`.
+    dtype: of the model.
     **options: those of `train_step`.
   """
   shardings = state_sharding or sharding, sharding
@@ -242,7 +246,9 @@ def compile_train_chunk(
     train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
   )
   device: jax.Device = next(iter(sharding.device_set))
-  return backend.jit(chunk, device.platform, donate_argnums=0, out_shardings=shardings)
+  return backend.jit(
+    chunk, device.platform, dtype=dtype, donate_argnums=0, out_shardings=shardings
+  )
 
 
 def compile_eval_chunk(
@@ -252,13 +258,14 @@ def compile_eval_chunk(
   take_batch: TakeBatch,
   num_classes: int,
   sharding: jax.sharding.Sharding,
+  dtype: DTypeLike = jnp.float32,
 ) -> Callable:
   """Returns jitted `eval_chunk(variables, feed, count)`; arguments as above."""
   step = partial(eval_step, apply_fn=apply_fn, preprocess=preprocess)
   chunk = partial(
     eval_chunk, eval_step=step, take_batch=take_batch, num_classes=num_classes
   )
-  return backend.jit(chunk, out_shardings=sharding)
+  return backend.jit(chunk, dtype=dtype, out_shardings=sharding)
 
 
 def compile_statistics_chunk(
@@ -301,7 +308,7 @@ def compile_statistics_chunk(
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     return lax.fori_loop(first, first + count, body, zeros)
 
-  return backend.jit(chunk, out_shardings=sharding)
+  return backend.jit(chunk, dtype=model.dtype, out_shardings=sharding)
 
 
 def precise_statistics(sums: Any, num_batches: int) -> Any:

@@ -72,6 +72,18 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
   jax.tree.map(assert_close, tuned, untuned)
 
 
+def test_onednn_is_for_bfloat16_alone(monkeypatch):
+  """In float32 it gains nothing, and keeps programs out of the compilation cache."""
+  given = []
+  monkeypatch.setattr(backend, "processor_flags", lambda: "flags: avx512_bf16")
+  monkeypatch.setattr(backend, "_compile_options", lambda *args: given.append(args[0]))
+  monkeypatch.setattr(jax, "jit", lambda function, **kwargs: function)
+  for dtype in (jnp.float32, "float32", "bfloat16"):
+    backend.jit(jnp.negative, dtype=dtype)
+  both = backend._CPU_OPTIONS | backend._ONEDNN_OPTIONS
+  assert given == [backend._CPU_OPTIONS, backend._CPU_OPTIONS, both]
+
+
 def test_an_option_that_jaxlib_does_not_know_is_left_out():
   options = {"xla_backend_optimization_level": 0, "xla_cpu_of_tomorrow": True}
   assert backend._compile_options(options, "cpu") == {

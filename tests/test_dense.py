@@ -1,13 +1,14 @@
 """The feature pyramid and the head of a segmentation network."""
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal
 from flax import linen as nn
 
-from resnet_jax import FPN, Backbone, FCNHead, ResNet
+from resnet_jax import FPN, Backbone, FCNHead, ResNet, native
 from resnet_jax.backend import jit_once
 from resnet_jax.models.layers import CifarStem
 
@@ -135,3 +136,25 @@ def test_gradients_reach_every_parameter():
     del found["fpn"][name]
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     assert jnp.abs(leaf).max() > 0, path
+
+
+def test_a_dilated_segmenter_exports_with_any_batch_size():
+  net, head = ResNet(stage_sizes=(1, 1, 1), features=8, stem=CifarStem), FCNHead(3)
+  images = normal(2, 16, 16, 3)
+
+  def init(images):
+    key = jax.random.key(0)
+    maps, variables = Backbone(net, 2).init_with_output(key, images)
+    return {"net": variables, "head": head.init(key, maps["c4"], (16, 16))}
+
+  variables = jit_once(init)(images)
+
+  @jax.jit
+  def segment(images):
+    with native.disabled():
+      maps = Backbone(net, 2).apply(variables["net"], images)
+      return head.apply(variables["head"], maps["c4"], images.shape[1:3])
+
+  batch = jax.export.symbolic_shape("batch, 16, 16, 3")
+  exported = jax.export.export(segment)(jax.ShapeDtypeStruct(batch, jnp.float32))
+  np.testing.assert_allclose(exported.call(images), segment(images), atol=1e-5)

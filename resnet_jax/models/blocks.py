@@ -85,7 +85,8 @@ class Block(nn.Module):
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
     norm = self.norm(scale_init=scale_init, name=norm_name)
-    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut")
+    lost = {} if self.first_dilation is None else {"dilation": self.first_dilation}
+    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", **lost)
     if self.attention is None and noise is None and type(shortcut) in ADDITIVE:
       return conv_norm(conv, norm, y, shortcut=shortcut, start=x)
     return nn.relu(self.join(shortcut, x, conv_norm(conv, norm, y, relu=False), noise))

@@ -3,6 +3,7 @@
 Shapes: B batch, H height, W width, C input channels.
 """
 
+import re
 from collections.abc import Sequence
 from functools import partial
 
@@ -16,6 +17,8 @@ from resnet_jax.models.norms import BatchNorm
 
 
 class _BiasedConv(Conv):
+  """A convolution that no norm follows."""
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
@@ -51,20 +54,21 @@ class FPN(nn.Module):
       [B, H, W, features], of the same sizes.
 
     Raises:
-      ValueError: other sizes.
+      ValueError: other names or sizes.
     """
     # torchvision's initialisation, `kaiming_uniform_(a=1)`.
     init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
     conv = partial(_BiasedConv, self.features, kernel_init=init, dtype=self.dtype)
     merged, outputs = None, {}
-    for name in sorted(maps, reverse=True):
-      level = name.removeprefix("c")
-      x = conv(1, name=f"lateral{level}")(maps[name])
+    levels = sorted(int(name[1:]) for name in maps if re.fullmatch(r"c\d+", name))
+    if not levels or len(levels) < len(maps):
+      raise ValueError(f"maps must be named c2, c3 ..., not {sorted(maps)}")
+    for level in reversed(levels):
+      x = conv(1, name=f"lateral{level}")(maps[f"c{level}"])
       merged = x if merged is None else x + _enlarge(merged, x.shape)
       outputs[f"p{level}"] = conv(3, name=f"output{level}")(merged)
-      if self.extra_level and len(outputs) == 1:
-        extra = f"p{int(level) + 1}"
-        outputs = {extra: outputs[f"p{level}"][:, ::2, ::2], **outputs}
+    if self.extra_level:
+      outputs[f"p{levels[-1] + 1}"] = outputs[f"p{levels[-1]}"][:, ::2, ::2]
     return dict(sorted(outputs.items()))
 
 
@@ -86,8 +90,9 @@ def _enlarge(x: jax.Array, shape: Sequence[int]) -> jax.Array:
 class FCNHead(nn.Module):
   """Classes of all pixels from one map (Long et al. 2014, arXiv 1411.4038).
 
-  As torchvision's `FCNHead`: a 3x3 convolution to a quarter of the channels, norm,
-  ReLU, dropout, a 1x1 convolution to the classes; enlarged bilinearly.
+  As torchvision's `FCNHead`, but for the dropout, of single numbers there: a 3x3
+  convolution to a quarter of the channels, norm, ReLU, dropout, a 1x1 convolution to
+  the classes; enlarged bilinearly.
 
   Attributes:
     num_classes: number of logits of each pixel.
@@ -121,4 +126,4 @@ class FCNHead(nn.Module):
     x = conv_norm(conv, norm, x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
     x = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
-    return jax.image.resize(x, (len(x), *size, self.num_classes), "bilinear")
+    return jax.image.resize(x, (x.shape[0], *size, self.num_classes), "bilinear")

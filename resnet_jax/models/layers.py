@@ -25,7 +25,7 @@ he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Conv(nn.Module):
-  """A square convolution without bias; a batch norm always follows it.
+  """A square convolution without bias, as a batch norm follows it.
 
   Attributes:
     features: output channels.

@@ -14,6 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from resnet_jax.config import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
 from resnet_jax.models.layers import Conv, ImageNetStem, ModuleDef
 from resnet_jax.models.layout import to_named, to_scanned
@@ -96,7 +97,7 @@ class ResNet(nn.Module):
     stem_features: channels of the stem; None is `features`.
     block: one of `blocks.py`; `partial(BottleneckBlock, expansion=2)` and the like
       change its width.
-    stem: the layers before the first stage.
+    stem: the layers before the first stage; `STRIDE` is theirs, for `Backbone`.
     norm: one of `norms.py`, or anything that is called like them.
     shortcut: how blocks join their input with what their convolutions made of it.
     pre_activation: the blocks start with norm and ReLU, so the stem goes without and
@@ -105,6 +106,9 @@ class ResNet(nn.Module):
     stochastic_depth: probability that the last block is dropped for an example in
       training; rises linearly from the first (Huang et al. 2016, eq. 4).
     dropout: inside the blocks, for those that have it.
+    frozen: which of `groups` stay in evaluation mode in training: their norms use and
+      keep the running statistics, and nothing is dropped. Their parameters stay too if
+      the optimiser leaves them, see `optim.create_optimizer`.
     scan: run the equal blocks of a stage as one under `nn.scan`: compilation no
       longer takes longer for deeper nets. `init` then gives the scanned layout of
       `layout.py`; `apply` takes either.
@@ -125,11 +129,20 @@ class ResNet(nn.Module):
   zero_init_residual: bool = False
   stochastic_depth: float = 0.0
   dropout: float = 0.0
+  frozen: Sequence[str] = ()
   scan: bool = False
   remat: bool = False
   dtype: DTypeLike = jnp.float32
 
+  @property
+  def groups(self) -> tuple[str, ...]:
+    """Names of the parts that the parameters are in, from the first: "stem" ..."""
+    stages = (f"stage{i + 1}" for i in range(len(self.stage_sizes)))
+    return "stem", *stages, *(["bn"] if self.pre_activation else []), "head"
+
   def setup(self):
+    for group in self.frozen:
+      check_choice("frozen", group, self.groups)
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
 
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
@@ -154,43 +167,49 @@ class ResNet(nn.Module):
   ) -> list[jax.Array]:
     """Returns what comes out of each stage; all is as in `Backbone`."""
     conv = partial(Conv, dtype=self.dtype)
-    norm = partial(self.norm, use_running_average=not train, dtype=self.dtype)
-    block = partial(
-      self.block,
-      zero_init=self.zero_init_residual,
-      conv=conv,
-      norm=norm,
-      shortcut=partial(self.shortcut, conv=conv, norm=norm),
-      **({"dropout": self.dropout} if self.dropout else {}),
-    )
+
+    def norm_of(group: str) -> ModuleDef:
+      in_evaluation = not train or group in self.frozen
+      return partial(self.norm, use_running_average=in_evaluation, dtype=self.dtype)
+
     stem = self.stem(
       self.stem_features or self.features,
       pre_activation=self.pre_activation,
       conv=conv,
-      norm=norm,
+      norm=norm_of("stem"),
       name="stem",
     )
     kept = len(self.stage_sizes)  # Stages that have their strides.
     if output_stride is not None:
       strides = [stem.STRIDE * 2**i for i in range(kept)]
       if output_stride not in strides:
-        raise ValueError(f"output_stride={output_stride} must be one of {strides}")
+        raise ValueError(f"output_stride={output_stride!r} must be one of {strides}")
       kept = 1 + strides.index(output_stride)
     x, outputs = stem(images.astype(self.dtype)), []
     for i, noise in enumerate(self._noise(train)):
       name = f"stage{i + 1}"
+      norm = norm_of(name)
+      block = partial(
+        self.block,
+        self.features * 2**i,
+        zero_init=self.zero_init_residual,
+        conv=conv,
+        norm=norm,
+        shortcut=partial(self.shortcut, conv=conv, norm=norm),
+        **({"dropout": self.dropout} if self.dropout else {}),
+      )
       x = self._stage_type(name)(
         self.stage_sizes[i],
-        partial(block, self.features * 2**i),
+        block,
         stride=1 if i == 0 or i >= kept else 2,
         dilation=2 ** max(0, i + 1 - kept),
         first_dilation=2 ** max(0, i - kept),
         remat=self.remat,
         name=name,
-      )(x, noise)
+      )(x, None if name in self.frozen else noise)
       outputs.append(x)
     if self.pre_activation:
-      outputs[-1] = nn.relu(norm(name="bn")(x))
+      outputs[-1] = nn.relu(norm_of("bn")(name="bn")(x))
     return outputs
 
   def _noise(self, train: bool) -> Sequence[Noise | None]:
@@ -235,16 +254,17 @@ class ResNet(nn.Module):
 class Backbone(nn.Module):
   """A residual network without its head, for detection, segmentation and the like.
 
-  Its variables are those of the network: what was trained or loaded for that fits as
-  it is, and the head's parameters, if given, are not looked at.
+  Its variables are those of the network: what was trained or loaded for that, such as
+  `weights.load(path, net)`, fits as it is; the head's parameters are not looked at. In
+  a module that calls `net` too, the two do not share theirs.
 
   Attributes:
     net: the network, such as `create_model("resnet50")`.
     output_stride: of the coarsest map, in pixels of the image: later strides are
       replaced by dilation of what follows them, so that the same weights see the same
       pixels at more places (Chen et al. 2017, "Rethinking atrous convolution",
-      section 3.1). None keeps all strides; else the stem's, 4 for ImageNet nets, or
-      2, 4 or 8 times that.
+      section 3.1). None keeps all strides; else that of a stage: 4, 8, 16 or 32 for
+      ImageNet nets, 1, 2 or 4 for CIFAR's.
   """
 
   net: ResNet
@@ -261,13 +281,16 @@ class Backbone(nn.Module):
     Returns:
       "c2", "c3", "c4" and, of nets with four stages, "c5": [B, ceil(H / stride),
       ceil(W / stride), features]. Strides are 4, 8, 16 and 32 (1, 2 and 4 with CIFAR's
-      stem), and none more than `output_stride`. Features are 64, 128, 256 and 512, or
-      with bottleneck blocks 4 times that (16, 32 and 64 for CIFAR's nets). All in the
-      net's dtype, after ReLU, but for pre-activation nets, of which the last only is.
+      stem), and none more than `output_stride`. Features are 64, 128, 256 and 512 (16,
+      32 and 64 for CIFAR's nets), or with bottleneck blocks 4 times that; wide CIFAR
+      nets have k times as many. All are in the net's dtype, and after ReLU, but for
+      pre-activation nets, of which the last only is.
 
     Raises:
-      ValueError: no stage has `output_stride`.
+      ValueError: no stage has `output_stride`, or `net` is no `ResNet`.
     """
+    if not isinstance(self.net, ResNet):
+      raise ValueError(f"net must be a ResNet, not {self.net!r}; such as ResNet18()")
     net = self.net.clone(parent=self, name=None)  # Another module may have made it.
     nn.share_scope(self, net)
     outputs = net.stages(images, train, self.output_stride)

@@ -15,17 +15,30 @@ from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
 
 
-class IdentityShortcut(nn.Module):
+class _Shortcut(nn.Module):
+  """What the shortcuts have in common.
+
+  Attributes:
+    features: output channels.
+    stride: step along both spatial axes.
+    dilation: distance of neighbouring pixels, where a stride of 2 was taken away for
+      dilation of what follows; None elsewhere.
+    norm: after a convolution; None for none (pre-activation).
+  """
+
+  features: int
+  stride: int
+  dilation: int | None = None
+  conv: ModuleDef = Conv
+  norm: ModuleDef | None = BatchNorm
+
+
+class IdentityShortcut(_Shortcut):
   """Option A: every `stride`-th pixel, new channels filled with zeros; no parameters.
 
   Half of the zero channels go on each side, as in the widely used CIFAR weights of
   akamaster/pytorch_resnet_cifar10; the paper (section 4.1) leaves the place open.
   """
-
-  features: int
-  stride: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -38,24 +51,17 @@ class IdentityShortcut(nn.Module):
     return jnp.pad(x, ((0, 0), (0, 0), (0, 0), (before, before + odd)))
 
 
-class ProjectionShortcut(nn.Module):
+class ProjectionShortcut(_Shortcut):
   """Options B and C: a 1x1 convolution where the shape changes (B) or always (C).
 
   Attributes:
-    features: output channels.
-    stride: step along both spatial axes.
     always: option C.
     pool: average 2x2 pixels and then convolve at stride 1, instead of leaving out
       three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of tricks").
-    norm: after the convolution; None for none (pre-activation).
   """
 
-  features: int
-  stride: int
   always: bool = False
   pool: bool = False
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -68,13 +74,31 @@ class ProjectionShortcut(nn.Module):
       return x
     stride = self.stride
     if self.pool and stride > 1:
-      window, odd = (stride, stride), [(0, size % stride) for size in x.shape[1:3]]
-      x = nn.avg_pool(x, window, window, odd, count_include_pad=False)
+      # By name: jax2onnx, which replaces this function, takes nothing else.
+      x = nn.avg_pool(
+        x,
+        window_shape=(stride, stride),
+        strides=(stride, stride),
+        padding=[(0, size % stride) for size in x.shape[1:3]],
+        count_include_pad=False,
+      )
       stride = 1
+    elif self.pool and self.dilation is not None:
+      x = _average_2x2(x, self.dilation)
     conv = self.conv(self.features, 1, stride, name="conv")
     if self.norm is None:
       return conv(x)
     return conv_norm(conv, self.norm(name="bn"), x, relu=False)
+
+
+def _average_2x2(x: jax.Array, distance: int) -> jax.Array:
+  """Means of pixels and those `distance` right of, below and beside them, if there."""
+  _, height, width, _ = x.shape
+  padded = jnp.pad(x, ((0, 0), (0, distance), (0, distance), (0, 0)))
+  shifts = [(down, right) for down in (0, distance) for right in (0, distance)]
+  total = sum(padded[:, i : i + height, j : j + width] for i, j in shifts)
+  rows, columns = (1 + (jnp.arange(n) < n - distance) for n in (height, width))
+  return total / (rows[:, None, None] * columns[:, None]).astype(x.dtype)
 
 
 class HighwayShortcut(ProjectionShortcut):
@@ -101,13 +125,8 @@ class HighwayShortcut(ProjectionShortcut):
     return transform * residual + (1 - transform) * self.project(x)
 
 
-class NoShortcut(nn.Module):
+class NoShortcut(_Shortcut):
   """No shortcut: turns a residual block into a plain one."""
-
-  features: int
-  stride: int
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Returns `residual`."""

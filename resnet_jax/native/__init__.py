@@ -141,11 +141,11 @@ def fits(
     padding: zeros on each side.
   """
   return (
-    x.shape[-1] == shape[-2]
+    _serves(x, shape[-1])  # First, as an export's shapes cannot be compared.
+    and x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
     and min(_out_shape(x.shape, shape, stride, padding)) > 0
     and other.dtype == x.dtype
-    and _serves(x, shape[-1])
   )
 
 
