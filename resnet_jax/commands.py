@@ -1,20 +1,27 @@
 """`resnet-jax`: what one does with a network next to training it."""
 
 import argparse
-import contextlib
 import dataclasses
 import json
 import os
 import sys
-from collections.abc import Iterator
 from typing import NoReturn
 
 from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax import cli, dryrun_command
-from resnet_jax.config import Config, DataConfig, ModelConfig
+from resnet_jax import cli, dryrun_command, use_commands
+from resnet_jax.arguments import (
+  add_checkpoint,
+  add_model_options,
+  add_number,
+  add_trained,
+  check_source,
+  in_flags,
+  model_config,
+)
+from resnet_jax.config import Config, DataConfig
 
 
 def main(argv: list[str] | None = None) -> None:
@@ -51,8 +58,8 @@ def _parser() -> argparse.ArgumentParser:
 
   summary = add("summary", _summary, "Print layers, sizes, parameters, multiply-adds.")
   summary.add_argument("model", metavar="MODEL", help="such as resnet50")
-  _add_number(summary, "--image-size", "224, or 32 for CIFAR's nets, if not given")
-  _add_model_options(summary)
+  add_number(summary, "--image-size", "224, or 32 for CIFAR's nets, if not given")
+  add_model_options(summary)
   summary.add_argument("--json", action="store_true", help="print one JSON object")
 
   convert = add("convert", _convert, "Convert weights from a run or to one.")
@@ -61,37 +68,26 @@ def _parser() -> argparse.ArgumentParser:
   )
   convert.add_argument("target", metavar="DST", help="FILE.safetensors or a new run")
   convert.add_argument("--model", help="architecture of a SRC that is no run")
-  _add_model_options(convert)
-  _add_checkpoint(convert)
+  add_model_options(convert)
+  add_checkpoint(convert)
 
   evaluate = add("evaluate", _evaluate, "Evaluate a run or weights on a data set.")
-  evaluate.add_argument("--workdir", metavar="RUN", help="the directory of a run")
-  evaluate.add_argument("--model", help="architecture of the weights")
-  evaluate.add_argument(
-    "--weights", metavar="FILE", help="weight file, hf://owner/name"
-  )
-  _add_model_options(evaluate)
-  _add_checkpoint(evaluate)
+  add_trained(evaluate)
   evaluate.add_argument("--dataset", help="folder, digits, a TFDS set such as cifar10")
   evaluate.add_argument("--data-dir", metavar="DIR", help="the folder, or that of TFDS")
   evaluate.add_argument("--split", help="such as test or validation[:1000]")
-  _add_number(evaluate, "--batch-size", "images at once")
-  _add_number(evaluate, "--resize", "short side of photos in pixels, before the crop")
-  _add_number(evaluate, "--crop", "side of the square that is cut from photos")
-  for name in ("mean", "std"):
-    evaluate.add_argument(
-      f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
-    )
   evaluate.add_argument("--json", action="store_true", help="print one JSON object")
+
+  use_commands.add_commands(add)
 
   hashing = add("hash", _hash, "Print a hash of a run's parameters and statistics.")
   hashing.add_argument("workdir", metavar="RUN", help="the directory of a run")
-  _add_checkpoint(hashing)
+  add_checkpoint(hashing)
   hashing.add_argument("--json", action="store_true", help="print one JSON object")
 
   rehearsal = add("dryrun", dryrun_command.run, dryrun_command.TEXT)
   dryrun_command.add_arguments(rehearsal)
-  _add_number(rehearsal, "--images-per-chip", "batch size, if not the config's")
+  add_number(rehearsal, "--images-per-chip", "batch size, if not the config's")
 
   data = add("data", None, "Look at a data set before training on it.")
   data_commands = data.add_subparsers(required=True, metavar="COMMAND")
@@ -110,7 +106,7 @@ def _parser() -> argparse.ArgumentParser:
     default=DataConfig().val_share,
     help="of each class, if SOURCE has no splits (%(default)s)",
   )
-  _add_number(check, "--max-pixels", "an image with more is unreadable (100 million)")
+  add_number(check, "--max-pixels", "an image with more is unreadable (100 million)")
   check.add_argument(
     "--picture",
     metavar="FILE",
@@ -119,38 +115,6 @@ def _parser() -> argparse.ArgumentParser:
   )
   check.add_argument("--json", action="store_true", help="print one JSON object")
   return parser
-
-
-def _add_model_options(parser: argparse.ArgumentParser) -> None:
-  """Settings of `ModelConfig` that change which parameters there are."""
-  _add_number(parser, "--num-classes", "if not the model's own")
-  for name in ("stem", "shortcut"):
-    parser.add_argument(f"--{name}", default="", help="if not the model's own")
-
-
-def _add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
-  def positive(value: str) -> int:
-    if not value.isdecimal() or int(value) == 0:
-      raise argparse.ArgumentTypeError(f"{value!r} must be a whole number > 0")
-    return int(value)
-
-  parser.add_argument(flag, type=positive, metavar="N", help=text)
-
-
-def _add_checkpoint(parser: argparse.ArgumentParser) -> None:
-  parser.add_argument(
-    "--checkpoint", default="latest", help="of a run: latest, best or a step"
-  )
-
-
-def _model_config(args: argparse.Namespace) -> ModelConfig:
-  return ModelConfig(
-    name=args.model,
-    num_classes=args.num_classes or 0,
-    stem=args.stem,
-    shortcut=args.shortcut,
-    dtype="float32",
-  )
 
 
 def _summary(args: argparse.Namespace) -> None:
@@ -201,7 +165,7 @@ def _convert(args: argparse.Namespace) -> None:
 
   if args.model is None and (args.num_classes or args.stem or args.shortcut):
     raise ValueError("--num-classes, --stem and --shortcut need --model")
-  model = None if args.model is None else _model_config(args)
+  model = None if args.model is None else model_config(args)
   print(convert(args.source, args.target, model, args.checkpoint))
 
 
@@ -211,24 +175,20 @@ def _evaluate(args: argparse.Namespace) -> None:
   from resnet_jax.models.zoo import create_model
 
   backend.keep_freed_memory()
+  check_source(args)
   if args.workdir is not None:
-    for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
-      if getattr(args, flag):
-        raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
     config = run_dir.load_run_config(args.workdir)
-  elif args.model and args.weights and args.dataset:
-    if args.checkpoint != "latest":
-      raise ValueError("--checkpoint is for --workdir, not --weights")
-    config = Config(model=_model_config(args), data=DataConfig())
+  elif args.dataset:
+    config = Config(model=model_config(args), data=DataConfig())
     evaluation.check(config)
     model = create_model(args.model, stem=args.stem)
     preprocessing = weights.read_preprocessing(args.weights, model)
     config.data = with_preprocessing(config.data, preprocessing)
   else:
-    raise ValueError("needs --workdir RUN, or --model M --weights FILE --dataset D")
+    raise ValueError("--weights needs --dataset, the images to evaluate on")
   _apply(config, args)
   flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
-  with _in_flags(flags | {"batch_size": "--batch-size"}):
+  with in_flags(flags | {"batch_size": "--batch-size"}):
     if args.workdir is not None:
       _, results = evaluation.evaluate_run(config, args.workdir, args.checkpoint)
     else:
@@ -298,7 +258,7 @@ def _data_check(args: argparse.Namespace) -> None:
     "data.val_share": "--val-share",
     "data.max_pixels": "--max-pixels",
   }
-  with _in_flags(names):
+  with in_flags(names):
     validate(Config(data=config))
     try:
       report = check.scan(config, args.picture, progress)
@@ -312,16 +272,3 @@ def _data_check(args: argparse.Namespace) -> None:
     print(describe(report))
   if not report.ok:
     sys.exit(1)
-
-
-@contextlib.contextmanager
-def _in_flags(names: dict[str, str]) -> Iterator[None]:
-  """Puts a command's flags in place of the names of settings in errors."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError) as error:
-    text = str(error).replace("config.data.train_split or eval_split", "--split")
-    for name, flag in names.items():
-      text = text.replace(f"config.{name}", flag)
-    error.args = (text,)
-    raise

@@ -179,6 +179,8 @@ class OptimConfig:
       whose weight decay is apart from the gradient's; or, for batches of thousands,
       "lars" (You et al. 2017) or "lamb" (You et al. 2020).
     learning_rate: peak value, reached at the end of warmup.
+    learning_rate_multipliers: of groups that learn at another rate, such as
+      "head=10,stem=0.1"; the groups are those of `freeze`.
     reference_batch_size: if not 0, the learning rate is for this batch size, and is
       multiplied by batch_size / reference_batch_size (Goyal et al. 2017).
     batch_scaling: "linear", or "sqrt" to multiply by the root of that ratio, as is
@@ -206,6 +208,7 @@ class OptimConfig:
 
   name: str = _choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
   learning_rate: float = _positive(0.1)
+  learning_rate_multipliers: str = ""
   reference_batch_size: int = _at_least(0, 0)
   batch_scaling: str = _choice("linear", "linear", "sqrt")
   momentum: float = _setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
@@ -257,6 +260,10 @@ class Config:
       batch, whatever the number of devices; "device", the images of each device, with
       no communication, as in the paper; or a number of devices, such as "4". With
       `optim.accumulate` it is their images of one part.
+    init_from: weights to start from, of all but the head, which is new: a run
+      (RUN, or RUN/checkpoints/STEP), or a file that `weights.load` reads.
+    freeze: groups of parameters that stay as they start, with their batch-norm
+      statistics: some of stem, stage1, stage2 ... and head, with commas between.
     precise_bn_batches: number of training batches that batch-norm statistics are
       computed anew from before each evaluation, as the paper's authors did; 0 takes
       the running ones.
@@ -274,6 +281,8 @@ class Config:
     "'global', 'device' or a number of devices, such as '4'",
     lambda v: v in ("global", "device") or (v.isascii() and v.isdigit() and int(v) > 0),
   )
+  init_from: str = ""
+  freeze: str = ""
   precise_bn_batches: int = _at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)

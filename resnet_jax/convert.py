@@ -49,18 +49,20 @@ def convert(
 
 
 def _export_run(source: str, target: str, model: ModelConfig | None, which: str) -> str:
-  path = Path(source).resolve()
-  if path.parent.name == "checkpoints" and path.name.isdecimal():
-    path, which = path.parents[1], path.name
-  config = run_dir.load_run_config(str(path))
+  path, step_given = run_dir.split_checkpoint(source)
+  config = run_dir.load_run_config(path)
   if model is not None and model.name != config.model.name:
     raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
     raise ValueError(f"{target!r} must end in .safetensors, as {source!r} is a run")
-  with CheckpointStore(str(path)) as store:
-    step, variables = store.restore_model(which)
+  with CheckpointStore(path) as store:
+    step, variables = store.restore_model(step_given or which)
   weights.save(
-    target, evaluation.build_model(config), variables, preprocessing_of(config.data)
+    target,
+    evaluation.build_model(config),
+    variables,
+    preprocessing_of(config.data),
+    run_dir.load_class_names(path),
   )
   return f"{config.model.name} after step {step} of {source} -> {target}"
 

@@ -24,6 +24,7 @@ from resnet_jax.run_dir import (
 )
 from resnet_jax.sharding import create_mesh, replicated
 from resnet_jax.train_state import Variables, image_channels
+from resnet_jax.transfer import parse_frozen, parse_multipliers
 from resnet_jax.validation import validate
 
 Devices = Sequence[jax.Device]
@@ -160,6 +161,7 @@ def create_evaluation(
     take_batch=dataset.take_batch,
     num_classes=config.model.num_classes,
     sharding=replicated(mesh),
+    dtype=config.model.dtype,
   )
   return dataset, eval_chunk
 
@@ -197,6 +199,19 @@ def resolve(config: Config, num_classes: int) -> Config:
   return dataclasses.replace(config, model=model)
 
 
+def with_image_size(config: Config, image_shape: tuple[int, int, int]) -> Config:
+  """Returns settings that say how large the evaluated images are, where none do.
+
+  Nothing else about a run does, and photos must be resized for its model.
+  """
+  height, width, _ = image_shape
+  data = config.data
+  if data.eval_resize or data.eval_crop or height != width:
+    return config
+  data = dataclasses.replace(data, eval_resize=height, eval_crop=width)
+  return dataclasses.replace(config, data=data)
+
+
 def resolve_model(config: Config) -> tuple[Config, ResNet]:
   """Checks settings that have no data; the classes are the architecture's own.
 
@@ -209,8 +224,14 @@ def resolve_model(config: Config) -> tuple[Config, ResNet]:
 
 
 def build_model(config: Config) -> ResNet:
-  """Builds the model of resolved settings, such as those of a saved `config.json`."""
-  return create_model(**dataclasses.asdict(config.model))
+  """Builds the model of resolved settings, such as those of a saved `config.json`.
+
+  Raises:
+    ValueError: an unknown architecture, or settings that name groups it has not.
+  """
+  model = create_model(**dataclasses.asdict(config.model))
+  parse_multipliers(config.optim.learning_rate_multipliers, model)
+  return model.clone(frozen=parse_frozen(config.freeze, model))
 
 
 def describe(results: dict[str, float]) -> str:

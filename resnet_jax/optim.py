@@ -1,5 +1,8 @@
 """Learning-rate schedules and optimisers, put together from optax."""
 
+from collections.abc import Collection, Mapping
+from functools import partial
+
 import jax
 import optax
 
@@ -52,9 +55,44 @@ def kernels_only(params: optax.Params) -> optax.Params:
 
 
 def create_optimizer(
-  config: OptimConfig, schedule: optax.Schedule
+  config: OptimConfig,
+  schedule: optax.Schedule,
+  frozen: Collection[str] = (),
+  multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
+
+  Args:
+    config: which.
+    schedule: of the learning rate.
+    frozen: top-level groups of parameters that stay as they are, to the bit.
+    multipliers: of the learning rate, group -> factor.
+  """
+  tx = _create_optimizer(config, schedule)
+  freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
+  scales = [
+    optax.masked(optax.scale(factor), partial(_within, {group}))
+    for group, factor in (multipliers or {}).items()
+  ]
+  # Before, so that they count for no norm, and after, for weight decay.
+  if frozen:
+    return optax.chain(freeze, tx, *scales, freeze)
+  return optax.chain(tx, *scales) if scales else tx
+
+
+def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: whether a parameter is in one of the groups."""
+
+  def is_within(path, _):
+    return path[0].key in groups
+
+  return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _create_optimizer(
+  config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The same for all groups.
 
   SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
   LARS scales the step of each kernel, with its weight decay, by 0.001 of the kernel's

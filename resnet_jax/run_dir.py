@@ -89,8 +89,21 @@ def load_run_config(workdir: str) -> Config:
   return config
 
 
+def split_checkpoint(path: str) -> tuple[str, str]:
+  """Splits RUN/checkpoints/STEP into (RUN, STEP), and RUN into (RUN, "")."""
+  resolved = Path(path).resolve()
+  if resolved.parent.name == "checkpoints" and resolved.name.isdecimal():
+    return str(resolved.parents[1]), resolved.name
+  return path, ""
+
+
 def latest_step(workdir: str) -> int:
-  """Returns the newest step saved in `workdir`; 0 if there is none."""
+  """Returns the newest step saved in `workdir`; 0 if there is none.
+
+  Raises:
+    ValueError: as `check_storage`.
+  """
+  check_storage(workdir)
   path = epath.Path(workdir) / "checkpoints"
   return max(ocp.utils.checkpoint_steps(path), default=0) if path.exists() else 0
 

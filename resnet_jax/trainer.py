@@ -25,6 +25,7 @@ from resnet_jax.evaluation import (
   create_preprocess,
   evaluate,
   resolve,
+  with_image_size,
 )
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.optim import create_optimizer, create_schedule
@@ -39,6 +40,7 @@ from resnet_jax.sharding import (
 )
 from resnet_jax.stop import Stopped, StopRequest
 from resnet_jax.train_state import StateInit, TrainState, Variables
+from resnet_jax.transfer import load_start, parse_multipliers, start_from
 from resnet_jax.writers import DIVERGENCE_ADVICE, MetricWriter
 
 
@@ -76,13 +78,26 @@ def train_and_evaluate(
     config = resolve(config, len(train_set.class_names))
     model = with_norm_groups(build_model(config), config, mesh)
     eval_set, eval_chunk = create_evaluation(config, model, mesh, train_set.class_names)
+    config = with_image_size(config, eval_set.image_shape)
+    begin = None
+    if config.init_from and not latest_step(workdir):
+      begin = load_start(config.init_from, model, train_set.image_shape)
 
   with (
     open_run(workdir, config, plan.num_steps, train_set.class_names),
     last_checkpoint_in_errors(workdir),
   ):
     return _train(
-      config, workdir, plan, model, train_set, eval_set, eval_chunk, mesh, console
+      config,
+      workdir,
+      plan,
+      model,
+      begin,
+      train_set,
+      eval_set,
+      eval_chunk,
+      mesh,
+      console,
     )
 
 
@@ -91,13 +106,17 @@ def _train(
   workdir: str,
   plan: Plan,
   model: ResNet,
+  begin: Variables | None,
   train_set: Dataset,
   eval_set: Dataset,
   eval_chunk: Callable,
   mesh: Mesh,
   console: Console,
 ) -> tuple[TrainState, dict[str, float]]:
-  """Trains in a run directory that is open; `config` is resolved."""
+  """Trains in a run directory that is open.
+
+  `config` is resolved; `begin` replaces what a new run starts with, but for the head.
+  """
   init_key, data_key = jax.random.split(jax.random.key(config.seed))
   schedule = create_schedule(config.optim, plan, config.batch_size)
   init = create_init(config, model, schedule, train_set.image_shape, mesh)
@@ -105,7 +124,11 @@ def _train(
   refresh = create_refresh(config, model, train_set, plan, data_key, replicated(mesh))
   show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
   with CheckpointStore(workdir, config.checkpoint.keep) as store:
-    state, results = store.restore_latest(init(init_key), show), None
+    state, results = init(init_key), None
+    if begin is not None:
+      state = start_from(state, begin)
+      show(f"starts from {config.init_from}, with a new head")
+    state = store.restore_latest(state, show)
     start = int(state.step)
     show(_headline(config, plan, state, train_set, eval_set))
     show(f"run: {workdir}")
@@ -186,7 +209,9 @@ def create_init(
     image_shape: (H, W, C).
     mesh: the devices.
   """
-  tx, split = create_optimizer(config.optim, schedule), None
+  multipliers = parse_multipliers(config.optim.learning_rate_multipliers, model)
+  tx = create_optimizer(config.optim, schedule, model.frozen, multipliers)
+  split = None
   if config.optim.shard_state:
     tx, split = split_updates(tx, mesh), partial(split_over_devices, mesh=mesh)
   return StateInit(
@@ -220,6 +245,7 @@ def create_train_chunk(
     ema_decay=config.optim.ema_decay,
     skip_nonfinite=config.optim.skip_nonfinite,
     state_sharding=init.sharding(),
+    dtype=config.model.dtype,
     sharding=replicated(mesh),
   )
 
@@ -278,7 +304,13 @@ def create_refresh(
       for step, feed, number in train_set.train_chunks(key, 0, plan, lambda: False)
     ]
     total = functools.reduce(partial(jax.tree.map, operator.add), sums)
-    return variables | {"batch_stats": steps.precise_statistics(total, count)}
+    frozen = {
+      name: statistics
+      for name, statistics in variables["batch_stats"].items()
+      if name in model.frozen
+    }
+    statistics = steps.precise_statistics(total, count) | frozen
+    return variables | {"batch_stats": statistics}
 
   return refresh
 

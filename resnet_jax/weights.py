@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +28,8 @@ from resnet_jax.torch_names import canonical, torch_names
 from resnet_jax.train_state import Variables, abstract_variables
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
+# Their first names in WordNet (Princeton University), by ILSVRC's order of synsets.
+_IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 
 # torchvision's files with another preprocessing than its first ones, by the hash in
@@ -39,13 +41,14 @@ _RESIZED_TO_232 = {
 }
 
 
-def load(path: str | Path, model: ResNet) -> Variables:
+def load(path: str | Path, model: ResNet, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
     path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; or
       `hf://owner/name`, see `find`.
     model: with the architecture and the number of classes of the weights.
+    head: False leaves the head out, whatever number of classes it has.
 
   Returns:
     {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
@@ -66,6 +69,10 @@ def load(path: str | Path, model: ResNet) -> Variables:
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, shape, device)
   names = torch_names(model, wanted)
+  if not head:
+    for name in [name for name, keys in names.items() if keys[1] == "head"]:
+      names.pop(name)
+      tensors.pop(name, None)
   unused = [
     name
     for name in tensors
@@ -100,6 +107,7 @@ def save(
   model: ResNet,
   variables: Variables,
   preprocessing: Preprocessing | None = None,
+  class_names: Sequence[str] = (),
 ) -> None:
   """Writes weights that PyTorch loads strictly.
 
@@ -108,10 +116,13 @@ def save(
     model: that the weights are of.
     variables: {"params": ..., "batch_stats": ...} in either layout.
     preprocessing: kept in the file, for `read_preprocessing`.
+    class_names: in the order of the logits; likewise, for `read_class_names`.
 
   Raises:
-    ValueError: `path` ends differently.
+    ValueError: `path` ends differently, or there is no head.
   """
+  if "head" not in variables["params"]:
+    raise ValueError("the variables have no head, which PyTorch's loading needs")
   path = Path(path)
   if path.suffix != ".safetensors":
     raise ValueError(f"{path} must end in .safetensors")
@@ -125,6 +136,8 @@ def save(
   metadata = {"format": "pt"}
   if preprocessing is not None:
     metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
+  if class_names:
+    metadata["class_names"] = json.dumps(class_names)
   # Written apart and then renamed, so that nothing half-written stays.
   new = path.with_name(path.name + ".new")
   try:
@@ -165,6 +178,27 @@ def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
     return Preprocessing(resize=0, crop=0)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)
+
+
+def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
+  """Returns the names of the classes that a file of weights is for.
+
+  Those that `save` put in; else ImageNet's, if there are 1,000; else "class 0" ...
+
+  Args:
+    path: as for `load`.
+    num_classes: of the model.
+
+  Raises:
+    ValueError: the file is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  text = _metadata(find(path)).get("class_names")
+  if text is not None:
+    return tuple(json.loads(text))
+  if num_classes == 1000:
+    return tuple(_IMAGENET_CLASSES.read_text().splitlines())
+  return tuple(f"class {i}" for i in range(num_classes))
 
 
 def find(path: str | Path) -> Path:

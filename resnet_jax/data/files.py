@@ -183,7 +183,7 @@ def _classes(folder: Path) -> list[str]:
   return found
 
 
-def _images_below(folder: Path) -> list[str]:
+def images_below(folder: Path) -> list[str]:
   """Returns paths relative to the folder's parent, whether readable or not.
 
   They are in torchvision's order: all of a folder, then those below it.
@@ -211,7 +211,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   paths, labels = [], []
   for label, name in enumerate(classes):
     if (folder / name).is_dir():
-      found = _images_below(folder / name)
+      found = images_below(folder / name)
       if not found:
         raise ValueError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "

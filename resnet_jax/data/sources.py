@@ -33,6 +33,13 @@ class Source:
   labels: np.ndarray
   class_names: tuple[str, ...]
 
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def name(self, index: int) -> str:
+    """Returns what an image is called where it has no file."""
+    return f"image {index}"
+
 
 _DIGITS = tuple(map(str, range(10)))
 

@@ -1,0 +1,195 @@
+"""What a trained network sees in images, as vectors or maps to keep: embeddings.
+
+Letters: N images that can be read, F features, H x W of a map.
+"""
+
+import contextlib
+import math
+import os
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.config import check_choice
+from resnet_jax.data.files import FileList, list_images, list_splits
+from resnet_jax.data.loader import EncodedImages
+from resnet_jax.data.once import find_images, read_batches, read_image
+from resnet_jax.data.sources import Source
+from resnet_jax.pictures import Picture, draw_grid
+from resnet_jax.sharding import create_mesh
+from resnet_jax.trained import Trained, run_batches
+
+_QUERIES, _NEIGHBOURS = 8, 7
+
+
+def list_all(root: Path, val_share: float) -> FileList:
+  """Lists the images of all splits of a folder or table, see `files.list_images`.
+
+  A folder that has no folders is images without labels: those are -1.
+
+  Raises:
+    ValueError: as `list_images`.
+    FileNotFoundError: there is no such folder or table.
+  """
+  if root.is_dir() and not any(entry.is_dir() for entry in os.scandir(root)):
+    files = find_images([str(root)])
+    files.labels[:], files.class_names = -1, ()
+    return files
+  names: tuple[str, ...] = ()
+  paths, labels = [], []
+  for split in list_splits(root):
+    part = list_images(root, split, val_share, names)
+    names = part.class_names
+    paths += [part.name(i) for i in range(len(part))]
+    labels += part.labels.tolist()
+  return FileList("", paths, labels, names)
+
+
+def extract(
+  trained: Trained,
+  source: Source | EncodedImages,
+  path: str,
+  *,
+  layer: str = "pooled",
+  batch_size: int = 32,
+  figure: str = "",
+  advance: Callable[[int, list[str]], object] = lambda count, errors: None,
+) -> int:
+  """Writes the features of all images that can be read, in bounded memory.
+
+  The file holds "features" [N, F], or [N, H, W, F] of a map, float32; "files" [N];
+  "labels" [N] int32, -1 where there are none; "class_names" of the labels.
+
+  Args:
+    trained: the network.
+    source: the images.
+    path: of the .npz file; replaced if it is there, once all is done.
+    layer: "pooled", what the head sees, or a stage's map, "c2" to "c5".
+    batch_size: images at once, at most, over all devices.
+    figure: path of a PNG file: some images, each with those of the nearest features.
+    advance: told of each batch: number of images, and what could not be read.
+
+  Returns:
+    N.
+
+  Raises:
+    ValueError: `path` ends differently, the network has no such layer, or no image
+      can be read.
+  """
+  if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
+    raise ValueError(f"{path!r} must be an .npz file in a folder that is there")
+  stages = [f"c{i}" for i in range(2, 2 + len(trained.model.stage_sizes))]
+  check_choice("layer", layer, ["pooled", *stages])
+  mesh = create_mesh()
+  batches = read_batches(
+    source,
+    trained.preprocessing,
+    math.ceil(min(batch_size, len(source)) / mesh.size) * mesh.size,
+    trained.max_pixels,
+  )
+
+  def wanted(found: dict[str, jax.Array]) -> jax.Array:
+    return found[layer].astype(jnp.float32)
+
+  shape: tuple[int, ...] = ()
+  index: list[int] = []
+  labels: list[int] = []
+  first = 0
+  with _temporary(f"{path}.part") as part, _temporary(f"{path}.features") as raw:
+    with open(raw, "wb") as file:
+      for batch, features in run_batches(trained, batches, wanted, mesh):
+        rows = np.flatnonzero(batch["mask"])
+        features[rows].tofile(file)
+        shape = features.shape[1:]
+        index += (first + rows).tolist()
+        labels += batch["label"][rows].tolist()
+        first += len(batch["mask"])
+        advance(len(rows), [text for _, text in batch["errors"]])
+    if not index:
+      raise ValueError("no image can be read")
+    stored = np.memmap(raw, np.float32, "r", shape=(len(index), *shape))
+    with open(part, "wb") as file:
+      np.savez(
+        file,
+        features=stored,
+        files=np.array([source.name(i) for i in index]),
+        labels=np.array(labels, np.int32),
+        class_names=np.array(source.class_names, dtype=np.str_),
+      )
+    if figure:
+      _draw_neighbours(figure, trained, source, stored, index, labels)
+    os.replace(part, path)
+  return len(index)
+
+
+def find_neighbours(
+  features: np.ndarray, queries: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows of the highest cosine similarity to some rows, and it.
+
+  Args:
+    features: [N, ...] float32; read in parts, as it may not fit in memory.
+    queries: [Q], rows of it.
+    count: of neighbours of each, at most N - 1; a row is none of its own.
+
+  Returns:
+    [Q, count] int rows, from the most similar on, and their similarity in [-1, 1].
+  """
+
+  def unit(rows) -> np.ndarray:
+    flat = np.asarray(rows).reshape(len(rows), -1)
+    norms = np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat / np.maximum(norms, 1e-12)
+
+  chosen = unit(features[queries])
+  step = max(1, 2**24 // chosen.shape[1])
+  parts = [
+    chosen @ unit(features[i : i + step]).T for i in range(0, len(features), step)
+  ]
+  similarity = np.concatenate(parts, axis=1)
+  similarity[np.arange(len(queries)), queries] = -np.inf
+  nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+  return nearest, np.take_along_axis(similarity, nearest, axis=1)
+
+
+def _draw_neighbours(
+  path: str,
+  trained: Trained,
+  source: Source | EncodedImages,
+  features: np.ndarray,
+  index: list[int],
+  labels: list[int],
+) -> None:
+  """Draws images, framed, each at the head of a row of its nearest ones."""
+  rng = np.random.default_rng(0)
+  queries = np.sort(rng.permutation(len(index))[:_QUERIES])
+  count = min(_NEIGHBOURS, len(index) - 1)
+  nearest, similarity = find_neighbours(features, queries, count)
+
+  def picture(row: int, text: str, framed: bool = False) -> Picture:
+    size = trained.preprocessing, trained.max_pixels
+    name = Path(source.name(index[row])).name
+    if labels[row] >= 0:
+      name = source.class_names[labels[row]]
+    return Picture(read_image(source, index[row], *size), [name, text], framed=framed)
+
+  pictures = []
+  for query, others, values in zip(queries, nearest, similarity, strict=True):
+    pictures.append(picture(query, "asked for", framed=True))
+    pictures += [
+      picture(row, f"{value:.2f}") for row, value in zip(others, values, strict=True)
+    ]
+  draw_grid(path, pictures, 1 + count)
+
+
+@contextlib.contextmanager
+def _temporary(path: str) -> Iterator[str]:
+  """A file that is gone afterwards, however that comes."""
+  try:
+    yield path
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(path)

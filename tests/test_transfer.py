@@ -1,0 +1,196 @@
+"""Starting from trained weights, frozen groups, and rates of their own."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+from arrays import normal
+
+from resnet_jax import create_model, weights
+from resnet_jax.checkpoint import CheckpointStore
+from resnet_jax.config import Config, OptimConfig
+from resnet_jax.evaluation import build_model
+from resnet_jax.models.layout import to_named
+from resnet_jax.optim import create_optimizer
+from resnet_jax.run_dir import load_run_config
+from resnet_jax.trainer import train_and_evaluate
+from resnet_jax.transfer import parse_frozen, parse_multipliers
+
+
+def digits_config(**changes) -> Config:
+  config = Config(num_steps=4, batch_size=16, seed=3)
+  config.model.name = "resnet14"
+  return dataclasses.replace(config, **changes)
+
+
+def named(tree):
+  """Leaves in the named layout by their path."""
+  leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(to_named(tree)))
+  return {tuple(key.key for key in path): leaf for path, leaf in leaves}
+
+
+@pytest.fixture(scope="module")
+def source(tmp_path_factory):
+  """A run of another number of classes, and the same weights in a file."""
+  workdir = tmp_path_factory.mktemp("source") / "run"
+  config = digits_config(num_steps=2, seed=1)
+  config.model.num_classes = 13
+  state, _ = train_and_evaluate(config, str(workdir))
+  file = workdir.parent / "weights.safetensors"
+  weights.save(file, build_model(load_run_config(str(workdir))), state.variables)
+  return workdir, file, named(state.variables)
+
+
+@pytest.mark.parametrize("extra", ["", "everything"])
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_frozen_groups_stay_to_the_byte_and_the_others_move(
+  source, tmp_path, kind, extra
+):
+  workdir, file, start = source
+  config = digits_config(
+    init_from=str(workdir if kind == "run" else file), freeze="stem, stage1"
+  )
+  if extra:  # All that touches parameters or statistics besides the gradient.
+    config.precise_bn_batches = 2
+    config.model.scan = True
+    config.model.stochastic_depth = 0.3
+    config.optim = OptimConfig(
+      name="adamw", ema_decay=0.9, clip_norm=1.0, decay_all=True, accumulate=2
+    )
+  state, results = train_and_evaluate(config, str(tmp_path / "run"))
+  with CheckpointStore(str(tmp_path / "run")) as store:
+    _, evaluated = store.restore_model("latest")
+  assert np.isfinite(results["loss"])
+  versions = [state.variables, evaluated, *([state.ema] if extra else [])]
+  for variables in versions:
+    after = named(variables)
+    assert after.keys() == start.keys()
+    for path, leaf in after.items():
+      if path[1] in ("stem", "stage1"):
+        np.testing.assert_array_equal(leaf, start[path])
+      elif path[1] != "head":
+        assert not np.array_equal(leaf, start[path]), path
+    assert after["params", "head", "kernel"].shape == (64, 10)
+
+
+def test_a_frozen_group_computes_as_in_evaluation():
+  model = create_model("resnet8", 4)
+  images = normal(4, 8, 8, 3)
+  variables = model.init(jax.random.key(0), images)
+  variables["batch_stats"] = jax.tree.map(lambda x: x + 1, variables["batch_stats"])
+  frozen = model.clone(frozen=model.groups)
+  logits, updates = frozen.apply(variables, images, train=True, mutable=["batch_stats"])
+  np.testing.assert_allclose(logits, model.apply(variables, images), atol=1e-5)
+  jax.tree.map(
+    np.testing.assert_array_equal, updates["batch_stats"], variables["batch_stats"]
+  )
+  with pytest.raises(ValueError, match="frozen='stage4' is unknown; did you mean"):
+    model.clone(frozen=("stage4",)).apply(variables, images)
+
+
+@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "lamb"])
+def test_groups_have_learning_rates_of_their_own(name):
+  """As if a group had been trained alone, at its own rate."""
+  params = {
+    group: {"kernel": normal(5, 3, seed=i)}
+    for i, group in enumerate(("stem", "stage1", "head"))
+  }
+  gradients = jax.tree.map(lambda x: 2 * x + 1, params)
+  config = OptimConfig(name=name, weight_decay=0.1)
+
+  def update(tx, params, gradients):
+    state = tx.init(params)
+    for _ in range(3):
+      updates, state = tx.update(gradients, state, params)
+      params = optax.apply_updates(params, updates)
+    return params
+
+  tx = create_optimizer(config, lambda _: 0.1, {"stage1"}, {"head": 10.0})
+  together = update(tx, params, gradients)
+  np.testing.assert_array_equal(
+    together["stage1"]["kernel"], params["stage1"]["kernel"]
+  )
+  for group, rate in {"stem": 0.1, "head": 1.0}.items():
+    alone = create_optimizer(config, lambda _, rate=rate: rate)
+    expected = update(alone, {group: params[group]}, {group: gradients[group]})
+    np.testing.assert_allclose(
+      together[group]["kernel"], expected[group]["kernel"], rtol=1e-5
+    )
+
+
+def test_frozen_groups_do_not_count_for_the_clipped_norm():
+  params = {"stem": {"kernel": jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
+  gradients = {"stem": {"kernel": 1e9 * jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
+  config = OptimConfig(momentum=0.0, weight_decay=0.0, clip_norm=2.0)
+  tx = create_optimizer(config, lambda _: 0.5, {"stem"})
+  updates, _ = tx.update(gradients, tx.init(params), params)
+  np.testing.assert_allclose(updates["head"]["kernel"], -0.5)
+
+
+def test_a_started_run_goes_on_without_what_it_started_from(source, tmp_path):
+  """And ends with the same parameters as if it had never stopped."""
+  workdir, _, _ = source
+  config = digits_config(init_from=str(workdir), freeze="stem")
+  whole, _ = train_and_evaluate(config, str(tmp_path / "whole"))
+  config = digits_config(init_from=str(tmp_path / "moved"), freeze="stem")
+  (tmp_path / "moved").symlink_to(workdir)
+  train_and_evaluate(dataclasses.replace(config, num_steps=2), str(tmp_path / "parts"))
+  (tmp_path / "moved").unlink()
+  parts, _ = train_and_evaluate(config, str(tmp_path / "parts"))
+  jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
+
+
+def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_path):
+  workdir, file, _ = source
+  for change, text in (
+    (
+      {"name": "resnet20"},
+      "does not fit the model: .*stage1/block3/bn1/bias is mis",
+    ),
+    ({"stem": "imagenet"}, r"stem/conv/kernel is \(3, 3, 1, 16\) and must be \(7, 7"),
+  ):
+    config = digits_config(init_from=str(workdir))
+    config.model = dataclasses.replace(config.model, **change)
+    with pytest.raises(ValueError, match=text):
+      train_and_evaluate(config, str(tmp_path / "run"))
+  for path, text in (
+    (tmp_path / "none", "no config.init_from="),
+    (tmp_path, "no run"),
+    (workdir / "checkpoints" / "7", "no config.init_from="),
+  ):
+    config = digits_config(init_from=str(path))
+    with pytest.raises(FileNotFoundError, match=text):
+      train_and_evaluate(config, str(tmp_path / "run"))
+  config = digits_config(init_from=str(file))
+  config.data.name, config.data.num_examples = "synthetic", 32
+  with pytest.raises(ValueError, match=r"must be .*3, 3, 3, 16|as many channels"):
+    train_and_evaluate(config, str(tmp_path / "run"))
+  assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize(
+  ("freeze", "error"),
+  [
+    ("stem,stage9", "config.freeze='stage9' is unknown; did you mean stage"),
+    ("stem,", "config.freeze='' is unknown"),
+    ("stem,stage1,stage2,stage3,head", "leaves nothing to train"),
+  ],
+)
+def test_a_wrong_freeze_is_refused(freeze, error):
+  with pytest.raises(ValueError, match=error):
+    parse_frozen(freeze, create_model("resnet8"))
+
+
+@pytest.mark.parametrize(
+  "text", ["head", "head=", "head=-1", "head=inf", "head=nan", ","]
+)
+def test_wrong_multipliers_are_refused(text):
+  with pytest.raises(ValueError, match="learning_rate_multipliers="):
+    parse_multipliers(text, create_model("resnet8"))
+  assert parse_multipliers("head=10, stem=0.1", create_model("resnet8")) == {
+    "head": 10,
+    "stem": 0.1,
+  }

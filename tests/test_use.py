@@ -1,0 +1,389 @@
+"""Predicting, features and exports: what is computed, and what the commands say."""
+
+import json
+import subprocess
+import sys
+from functools import partial
+from pathlib import Path
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from arrays import normal, pixels
+from PIL import Image
+
+from resnet_jax import ResNet, create_model, weights
+from resnet_jax.commands import main
+from resnet_jax.config import Config
+from resnet_jax.data.once import find_images, read_batches
+from resnet_jax.data.sources import Source, load_digits
+from resnet_jax.explain import grad_cam
+from resnet_jax.export import export
+from resnet_jax.features import extract, find_neighbours, list_all
+from resnet_jax.models.layers import CifarStem, DeepStem
+from resnet_jax.models.layout import to_named
+from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.predict import predict
+from resnet_jax.preprocessing import Preprocessing
+from resnet_jax.trained import Trained, load_run, load_weights
+from resnet_jax.trainer import train_and_evaluate
+
+SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
+NAMES = tuple("abcdefg")
+
+
+def create(channels: int = 3, **net) -> Trained:
+  """A net with statistics as if it had been trained."""
+  options = {"stage_sizes": (1, 1), "features": 8, "stem": CifarStem} | net
+  model = ResNet(num_classes=len(NAMES), **options)
+  init = partial(model.init, images=jnp.zeros((1, 16, 16, channels)))
+  variables = to_named(jax.jit(init)(jax.random.key(0)))
+  kernel = variables["params"]["head"]["kernel"]
+  variables["params"]["head"]["kernel"] = 5 * kernel
+  noise = np.random.default_rng(0)
+  variables["batch_stats"] = jax.tree.map(
+    lambda x: x + noise.uniform(0, 0.3, x.shape).astype(np.float32),
+    variables["batch_stats"],
+  )
+  size = SIZE if channels == 3 else Preprocessing((0.5,), (0.5,), 20, 16)
+  return Trained("net", model, variables, size, NAMES)
+
+
+@pytest.fixture(scope="module")
+def trained() -> Trained:
+  return create()
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory) -> Path:
+  """Two classes of 5 and 6 images of several sizes, and one file that is no image."""
+  root = tmp_path_factory.mktemp("images")
+  for i in range(11):
+    path = root / "ab"[i % 2 == 0] / f"{i:02}.png"
+    path.parent.mkdir(exist_ok=True)
+    Image.fromarray(np.asarray(pixels(24 + i, 30, 3, seed=i))).save(path)
+  (root / "a" / "05x.jpg").write_bytes(b"no image")
+  return root
+
+
+def expected(trained: Trained, path: Path) -> dict:
+  """What the network makes of one file, by other means where there are some."""
+  image = Image.open(path)
+  scale = 20 / min(image.size)
+  image = image.resize([int(side * scale) for side in image.size], 2)
+  left, top = (round((side - 16) / 2) for side in image.size)
+  image = np.asarray(image.crop((left, top, left + 16, top + 16)))
+  x = (image / 255 - np.array(SIZE.mean)) / np.array(SIZE.std)
+  logits = trained.model.apply(trained.variables, x[None].astype(np.float32))
+  return {"probabilities": np.asarray(jax.nn.softmax(logits))[0], "image": image}
+
+
+def test_each_file_has_its_own_answer_whatever_the_batches(trained, folder):
+  files = find_images([str(folder)])
+  assert len(files) == 12
+  for batch_size in (1, 5, 32):
+    found = list(predict(trained, files, top=3, batch_size=batch_size, num_pictures=4))
+    assert [one.file for one in found] == [files.name(i) for i in range(12)]
+    assert [bool(one.error) for one in found] == [i == 3 for i in range(12)]
+    assert "none of JPEG" in found[3].error and found[3].file not in found[3].error
+    for i, one in enumerate(found):
+      if one.error:
+        assert not one.classes
+        continue
+      wanted = expected(trained, Path(one.file))
+      top = np.argsort(-wanted["probabilities"])[:3]
+      assert list(one.classes) == top.tolist()
+      np.testing.assert_allclose(
+        one.probabilities, wanted["probabilities"][top], atol=0.02
+      )
+      assert (one.image is not None) == (i in (0, 1, 2, 4))
+
+
+def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
+  """Peak memory of a process that reads them, against one that reads a tenth."""
+  Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
+  code = """
+import resource, sys
+sys.path.insert(0, "tests")
+from test_use import create, predict
+from resnet_jax.data.files import FileList
+files = FileList("", [sys.argv[1]] * int(sys.argv[2]), [0] * int(sys.argv[2]), [""])
+count = sum(1 for one in predict(create(), files, batch_size=250))
+print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
+"""
+
+  def peak(count: int) -> int:
+    command = [sys.executable, "-c", code, str(tmp_path / "one.png"), str(count)]
+    root = Path(__file__).parents[1]
+    done, kilobytes = subprocess.check_output(command, cwd=root, text=True).split()
+    assert int(done) == count
+    return int(kilobytes)
+
+  # All the images would be 7.7 MB, all float32 inputs 31 MB.
+  assert peak(10_000) - peak(1000) < 15_000
+
+
+def test_grey_networks_read_colour_files(folder):
+  grey, file = create(channels=1), folder / "a" / "01.png"
+  (found,) = predict(grey, find_images([str(file)]), top=7)
+  (batch,) = read_batches(find_images([str(file)]), SIZE, 1, 10**8)
+  luma = np.asarray(Image.fromarray(batch["image"][0]).convert("L"))
+  outputs = grey(jnp.asarray(luma[None, ..., None]))
+  probabilities = np.asarray(outputs["probabilities"][0])
+  np.testing.assert_allclose(
+    found.probabilities, probabilities[list(found.classes)], atol=0.01
+  )
+
+
+def test_grad_cam_is_that_of_the_gradients():
+  """By their mean over the map, as the paper defines it."""
+  maps, kernel, bias = normal(3, 4, 5, 6), normal(6, 7, seed=1), normal(7, seed=2)
+  classes = jnp.array([2, 0, 6])
+
+  def logits(maps):
+    return (maps.mean(axis=(1, 2)) @ kernel + bias)[jnp.arange(3), classes].sum()
+
+  weights = jax.grad(logits)(maps).mean(axis=(1, 2))
+  wanted = jax.nn.relu((maps * weights[:, None, None]).sum(-1))
+  np.testing.assert_allclose(grad_cam(maps, kernel, classes), wanted, atol=1e-6)
+
+
+@pytest.mark.parametrize("layer", ["pooled", "c2", "c3"])
+def test_features_are_what_the_network_computes(trained, folder, tmp_path, layer):
+  told = []
+  count = extract(
+    trained,
+    list_all(folder, 0.1),
+    str(tmp_path / "out.npz"),
+    layer=layer,
+    batch_size=4,
+    advance=lambda count, errors: told.append((count, errors)),
+  )
+  found = np.load(tmp_path / "out.npz")
+  assert count == len(found["files"]) == 11
+  assert sorted(found["files"]) == sorted(map(str, folder.rglob("*.png")))
+  assert found["class_names"].tolist() == ["a", "b"]
+  for file, label, feature in zip(
+    found["files"], found["labels"], found["features"], strict=True
+  ):
+    assert "ab"[label] == Path(file).parent.name
+    images = jnp.asarray(expected(trained, Path(file))["image"])[None]
+    wanted = np.asarray(trained(images)[layer][0])
+    np.testing.assert_allclose(feature, wanted, atol=0.02 * np.abs(wanted).max())
+  assert sum(count for count, _ in told) == 11
+  assert sum(len(errors) for _, errors in told) == 1
+  assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_features_of_arrays_and_of_images_without_labels(folder, tmp_path):
+  digits, grey = load_digits("test"), create(channels=1)
+  few = Source(digits.images[:5], digits.labels[:5], digits.class_names)
+  extract(grey, few, str(tmp_path / "out.npz"), batch_size=2)
+  found = np.load(tmp_path / "out.npz")
+  assert found["labels"].tolist() == digits.labels[:5].tolist()
+  assert found["files"].tolist() == [f"image {i}" for i in range(5)]
+  assert found["features"].shape == (5, 16)
+  files = list_all(folder / "b", 0.1)
+  assert len(files) == 6 and set(files.labels) == {-1}
+
+
+def test_features_that_end_early_leave_nothing(trained, folder, tmp_path):
+  with pytest.raises(ValueError, match=r"must be an \.npz file"):
+    extract(trained, find_images([str(folder)]), str(tmp_path / "out.csv"))
+  with pytest.raises(ValueError, match="layer='c9' is unknown; did you mean"):
+    extract(trained, find_images([str(folder)]), str(tmp_path / "o.npz"), layer="c9")
+  bad = find_images([str(folder / "a" / "05x.jpg")])
+  with pytest.raises(ValueError, match="no image can be read"):
+    extract(trained, bad, str(tmp_path / "o.npz"))
+
+  def interrupt(count, errors):
+    raise KeyboardInterrupt
+
+  with pytest.raises(KeyboardInterrupt):
+    extract(
+      trained, find_images([str(folder)]), str(tmp_path / "o.npz"), advance=interrupt
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_neighbours_are_the_most_similar_of_the_others():
+  features = np.array([[1, 0], [2, 0.1], [0, 3], [-1, 0], [0.1, 1]], np.float32)
+  nearest, similarity = find_neighbours(features, np.array([0, 2]), 2)
+  assert nearest.tolist() == [[1, 4], [4, 1]]
+  np.testing.assert_allclose(similarity[0, 0], 2 / np.hypot(2, 0.1), rtol=1e-6)
+
+
+NETS = {
+  "basic": {},
+  "pooled shortcut": {"shortcut": SHORTCUTS["D"]},
+  "deep stem": {"stem": DeepStem},
+}
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "onnx"])
+@pytest.mark.parametrize("image_size", [None, (40, 30)])
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
+  """At batch sizes that were not those of the export, with none of its code."""
+  trained, path = create(**net), tmp_path / f"net.{form}"
+  assert export(trained, str(path), form, image_size) <= 1e-4
+  assert [file.name for file in tmp_path.iterdir()] == [path.name]
+  for batch in (1, 3, 16):
+    images = pixels(batch, *(image_size or (16, 16)), 3, seed=batch)
+    if form == "onnx":
+      import onnxruntime
+
+      session = onnxruntime.InferenceSession(path)
+      (found,) = session.run(["probabilities"], {"images": np.asarray(images)})
+    else:
+      exported = jax.export.deserialize(bytearray(path.read_bytes()))
+      assert exported.platforms == ("cpu", "cuda", "tpu")
+      found = exported.call(images)
+    if image_size is None:
+      wanted = trained(images)["probabilities"]
+    else:
+      files = []
+      for i, image in enumerate(np.asarray(images)):
+        files.append(str(tmp_path / f"{i}.png"))
+        Image.fromarray(image).save(files[-1])
+      batches = read_batches(find_images(files), SIZE, batch, 10**8)
+      wanted = trained(jnp.asarray(next(batches)["image"]))["probabilities"]
+    # Pillow's resizing rounds twice.
+    np.testing.assert_allclose(found, wanted, atol=1e-4 if image_size is None else 0.03)
+
+
+def test_an_export_that_comes_back_different_is_not_written(
+  trained, tmp_path, monkeypatch
+):
+  monkeypatch.setattr("resnet_jax.export.TOLERANCE", -1.0)
+  with pytest.raises(ValueError, match=r"differs by .* nothing is written"):
+    export(trained, str(tmp_path / "net"), "stablehlo")
+  assert not list(tmp_path.iterdir())
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory) -> Path:
+  """A run on digits that knows only its beginnings."""
+  workdir = tmp_path_factory.mktemp("run") / "run"
+  config = Config(num_steps=30, batch_size=64)
+  config.model.name = "resnet8"
+  train_and_evaluate(config, str(workdir))
+  return workdir
+
+
+def test_a_run_and_the_weights_converted_from_it_are_the_same(run, tmp_path, capsys):
+  digits = load_digits("test")
+  place = tmp_path / "digits"
+  for i in range(12):
+    path = place / str(digits.labels[i]) / f"{i:02}.png"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.fromarray(digits.images[i, :, :, 0]).resize((80, 80), 0).save(path)
+  weights_file = tmp_path / "mine.safetensors"
+  main(["convert", str(run), str(weights_file)])
+  answers = []
+  for source in (
+    ["--workdir", str(run)],
+    ["--model", "resnet8", "--weights", str(weights_file)],
+  ):
+    capsys.readouterr()
+    main(["predict", *source, "--json", str(place)])
+    lines = capsys.readouterr().out.splitlines()
+    answers.append([json.loads(line) for line in lines])
+  assert answers[0] == answers[1]
+  assert len(answers[0]) == 12
+  right = [
+    Path(one["file"]).parent.name == one["labels"][0]["label"] for one in answers[0]
+  ]
+  assert sum(right) >= 8
+  assert all(len(one["labels"]) == 5 for one in answers[0])
+  a, b = load_run(str(run)), load_run(str(run), "30")
+  assert a.class_names == b.class_names == tuple("0123456789")
+  assert a.preprocessing.crop == a.preprocessing.resize == 8 and a.channels == 1
+
+
+def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
+  run, folder, tmp_path, capsys
+):
+  source = ["--workdir", str(run)]
+  figure = tmp_path / "grid.png"
+  with pytest.raises(SystemExit) as end:
+    main(["predict", *source, "--figure", str(figure), "--explain", str(folder)])
+  assert end.value.code == 1
+  out, err = capsys.readouterr()
+  assert len(out.splitlines()) == 11
+  assert f"error: {folder}/a/05x.jpg: it is none of" in err
+  assert "11 images; 1 could not be read" in err
+  assert Image.open(figure).size > (500, 300)
+  near = tmp_path / "near.png"
+  target = tmp_path / "f.npz"
+  with pytest.raises(SystemExit) as end:
+    main(["features", str(folder), str(target), *source, "--figure", str(near)])
+  assert end.value.code == 1
+  assert np.load(target)["features"].shape == (11, 64)
+  assert Image.open(near).size > (500, 300)
+  main(["export", str(tmp_path / "net"), "--format", "stablehlo", *source])
+  assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
+  names = {path.name for path in tmp_path.iterdir()}
+  assert names == {"grid.png", "near.png", "f.npz", "net"}
+
+
+@pytest.mark.parametrize(
+  ("arguments", "error"),
+  [
+    (["predict", "x.png"], "needs --workdir RUN, or --model M --weights FILE"),
+    (["predict", "{run}/no.png", "{source}"], "there is no image or folder"),
+    (["predict", "{empty}", "{source}"], "has no images"),
+    (["predict", "{folder}", "{source}", "--figure", "x.jpg"], "must be a .png"),
+    (["predict", "{folder}", "{source}", "--explain"], "--explain draws into --figure"),
+    (["predict", "{folder}", "{source}", "--crop", "9"], "crop=9 must be at most"),
+    (["predict", "{folder}", "{source}", "--mean", "1", "2"], "--mean 1.0 2.0 must"),
+    (["predict", "{folder}", "{source}", "--model", "m"], "--model is for --weights"),
+    (["features", "{folder}", "out.csv", "{source}"], "must be an .npz file"),
+    (
+      ["features", "{folder}", "o.npz", "{source}", "--layer", "c7"],
+      "layer='c7' is un",
+    ),
+    (["features", "nowhere", "o.npz", "{source}"], "no data set 'nowhere'"),
+    (
+      ["features", "{folder}", "o.npz", "{source}", "--split", "dev"],
+      "--split='dev' is not in",
+    ),
+    (["export", "/no/net", "--format", "onnx", "{source}"], "must be a file in"),
+    (["export", "net", "{source}"], "--format"),
+    (
+      ["export", "n", "--format", "onnx", "--image-size", "9", "{source}"],
+      "HEIGHTxWIDTH",
+    ),
+  ],
+)
+def test_wrong_use_is_one_line(run, folder, tmp_path, capsys, arguments, error):
+  (tmp_path / "empty").mkdir()
+  places = {"run": run, "folder": folder, "empty": tmp_path / "empty"}
+  filled = []
+  for argument in arguments:
+    if argument == "{source}":
+      filled += ["--workdir", str(run)]
+    else:
+      filled.append(argument.format(**places))
+  with pytest.raises(SystemExit) as end:
+    main(filled)
+  assert end.value.code == 2
+  lines = capsys.readouterr().err.splitlines()
+  assert len(lines) == 1 and lines[0].startswith("error: ") and error in lines[0]
+
+
+def test_weights_name_their_classes(tmp_path):
+  model = create_model("resnet8", 3)
+  variables = jax.jit(model.init)(jax.random.key(0), jnp.zeros((1, 8, 8, 3)))
+  path = tmp_path / "w.safetensors"
+  weights.save(path, model, variables)
+  assert weights.read_class_names(path, 3) == ("class 0", "class 1", "class 2")
+  imagenet = weights.read_class_names(path, 1000)
+  assert len(set(imagenet)) == 1000 and imagenet[281] == "tabby"
+  weights.save(path, model, variables, class_names=["x", "y", "z"])
+  assert weights.read_class_names(path, 3) == ("x", "y", "z")
+  config = Config().model
+  config.name, config.num_classes = "resnet8", 3
+  assert load_weights(str(path), config).class_names == ("x", "y", "z")
