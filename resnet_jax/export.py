@@ -83,14 +83,21 @@ def _create_function(
 
   def function(images: jax.Array) -> jax.Array:
     if matrices is not None:
-      images = images.astype(jnp.float32)
-      mixed = jnp.einsum("yh,bhwc,xw->byxc", matrices[0], images, matrices[1])
-      images = jnp.clip(jnp.round(mixed), 0, 255)
+      images = _resize(images, *matrices)
     with native.disabled():  # Its kernels are in this package only.
       outputs = trained.apply(trained.variables, images, model)
     return outputs["probabilities"]
 
   return function
+
+
+def _resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  """Mixes rows and columns, and rounds to whole grey levels."""
+  images = images.astype(jnp.float32)
+  mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
+  # What jax2onnx knows: `jnp.round` and `lax.clamp` fail in it.
+  grey = lax.round(mixed, lax.RoundingMethod.TO_NEAREST_EVEN)
+  return lax.max(lax.min(grey, 255.0), 0.0)
 
 
 def _resizing(old: int, short: int, trained: Trained) -> jax.Array:

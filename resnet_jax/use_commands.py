@@ -218,7 +218,7 @@ def _predict(args: argparse.Namespace) -> None:
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
       if not args.json:
-        print(_printable(f"{found.file}: {', '.join(lines)}"))
+        print(_printable(f"{found.file}: {'; '.join(lines)}"))
       if found.image is not None:
         heat = found.heat if args.explain else None
         name = os.path.basename(found.file)

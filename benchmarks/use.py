@@ -1,0 +1,124 @@
+"""What `resnet-jax predict` and `features` take beside the bare network, once warm.
+
+Command: python benchmarks/use.py [--photos DIR] [--model resnet50] [--json]
+
+Files are read and decoded, resized, cropped and classified in batches. Without
+--photos they are 500x375 JPEGs of noise, which take longer to decode than photos.
+"""
+
+import argparse
+import dataclasses
+import os
+import statistics
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import cv2
+import numpy as np
+from cases import classes_of, ours_infer, side_of
+from turns import report
+
+from resnet_jax import create_model
+from resnet_jax.backend import jit_once
+from resnet_jax.data.files import FileList
+from resnet_jax.data.once import find_images
+from resnet_jax.features import extract
+from resnet_jax.models.layout import to_named
+from resnet_jax.predict import predict
+from resnet_jax.preprocessing import Preprocessing
+from resnet_jax.trained import Trained
+
+
+def create_trained(name: str) -> Trained:
+  """A network with all that belongs to it but training."""
+  import jax
+  import jax.numpy as jnp
+
+  size = side_of(name)
+  model = create_model(name, classes_of(size))
+  init = jit_once(model.init)
+  variables = to_named(init(jax.random.key(0), jnp.zeros((1, size, size, 3))))
+  names = tuple(map(str, range(model.num_classes)))
+  preprocessing = dataclasses.replace(
+    Preprocessing(), resize=round(size * 8 / 7), crop=size
+  )
+  return Trained(name, model, variables, preprocessing, names)
+
+
+def write_photos(folder: str, count: int) -> None:
+  rng = np.random.default_rng(0)
+  for i in range(count):
+    rough = rng.integers(0, 256, (38, 50, 3), np.uint8)
+    cv2.imwrite(f"{folder}/{i}.jpg", cv2.resize(rough, (500, 375)))
+
+
+def time_stream(run: Callable[[Callable[[int], None]], None], batch: int) -> float:
+  """Seconds of an image after the first batch; `run` is to be told of each batch."""
+  times, counts = [], []
+
+  def tell(count: int) -> None:
+    counts.append(count)
+    times.append(time.perf_counter())
+
+  run(tell)
+  after = next(i for i in range(len(counts)) if sum(counts[: i + 1]) >= batch)
+  return (times[-1] - times[after]) / sum(counts[after + 1 :])
+
+
+def main() -> None:
+  parser = argparse.ArgumentParser(description=__doc__)
+  parser.add_argument("--photos", metavar="DIR")
+  parser.add_argument("--model", default="resnet50")
+  parser.add_argument("--batch-size", type=int, default=32)
+  parser.add_argument("--batches", type=int, default=10, help="of a turn")
+  parser.add_argument("--turns", type=int, default=5)
+  parser.add_argument("--json", action="store_true", help="one object a comparison")
+  args = parser.parse_args()
+  batch, count = args.batch_size, args.batch_size * args.batches
+  bare = ours_infer(args.model, batch, "float32")  # Before JAX starts.
+  trained = create_trained(args.model)
+  with tempfile.TemporaryDirectory() as folder:
+    if not args.photos:
+      write_photos(folder, 64)
+    found = find_images([args.photos or folder])
+    paths = [found.name(i % len(found)) for i in range(count)]
+    files = FileList("", paths, [0] * count, [""])
+
+    def run_bare(tell: Callable[[int], None]) -> None:
+      for _ in range(args.batches):
+        bare(1)
+        tell(batch)
+
+    def run_predict(tell: Callable[[int], None]) -> None:
+      for _ in predict(trained, files, batch_size=batch):
+        tell(1)
+
+    def run_features(tell: Callable[[int], None]) -> None:
+      target = str(Path(folder, "features.npz"))
+      extract(
+        trained,
+        files,
+        target,
+        batch_size=batch,
+        advance=lambda done, errors: tell(done + len(errors)),
+      )
+
+    cases = {"bare": run_bare, "predict": run_predict, "features": run_features}
+    seconds = {name: [] for name in cases}
+    for _ in range(args.turns):
+      for name, run in cases.items():
+        seconds[name].append(time_stream(run, batch))
+  medians = {name: statistics.median(values) for name, values in seconds.items()}
+  for name in ("predict", "features"):
+    case = f"{name} {args.model} batch {batch}, an image"
+    pair = {name: medians[name], "bare model": medians["bare"]}
+    report(case, pair, ours=name, as_json=args.json)
+  if not args.json:
+    rates = ", ".join(f"{name} {1 / s:.1f}" for name, s in medians.items())
+    print(f"images/s on {os.cpu_count()} cores: {rates}")
+
+
+if __name__ == "__main__":
+  main()
