@@ -39,7 +39,6 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
   add_model_options(parser)
   add_checkpoint(parser)
-  add_number(parser, "--batch-size", "images at once")
   add_number(parser, "--resize", "short side of photos in pixels, before the crop")
   add_number(parser, "--crop", "side of the square that is cut from photos")
   for name in ("mean", "std"):

@@ -4,6 +4,7 @@ Exit status: 0 done, 1 the run failed, 2 wrong usage.
 """
 
 import contextlib
+import os
 import re
 import sys
 import traceback
@@ -46,6 +47,9 @@ def clean_errors() -> Iterator[None]:
     if isinstance(error, FileNotFoundError):
       fail(1, error)
     raise
+  except BrokenPipeError:  # Who reads has enough, such as `head`.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    sys.exit(1)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
   except KeyboardInterrupt:

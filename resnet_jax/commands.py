@@ -73,6 +73,7 @@ def _parser() -> argparse.ArgumentParser:
 
   evaluate = add("evaluate", _evaluate, "Evaluate a run or weights on a data set.")
   add_trained(evaluate)
+  add_number(evaluate, "--batch-size", "images at once")
   evaluate.add_argument("--dataset", help="folder, digits, a TFDS set such as cifar10")
   evaluate.add_argument("--data-dir", metavar="DIR", help="the folder, or that of TFDS")
   evaluate.add_argument("--split", help="such as test or validation[:1000]")

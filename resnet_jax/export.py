@@ -1,12 +1,12 @@
 """A trained network as one file that runs without this package: StableHLO or ONNX.
 
 Either takes `images` [batch, H, W, C] uint8 of any batch size, resizes, crops and
-normalises them as evaluation does, and gives `probabilities` [batch, K] float32.
+normalises them as evaluation does, but for rounding, and gives `probabilities`
+[batch, K] float32.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
-import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from resnet_jax import native
 from resnet_jax.config import check_choice
 from resnet_jax.models.layers import Conv
 from resnet_jax.trained import Trained
+from resnet_jax.writing import replacing
 
 PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
@@ -60,16 +61,15 @@ def export(
   if min(shape[:2]) < crop and not trained.preprocessing.resize:
     raise ValueError(f"images of {shape[:2]} are smaller than the crop, {crop}")
   function = _create_function(trained, image_size)
-  content, run = _WRITERS[form](function, shape)
-  difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
-  if not difference <= TOLERANCE:
-    raise ValueError(
-      f"the exported network differs by {difference:.1g} in a probability, more than "
-      f"{TOLERANCE}; nothing is written"
-    )
-  part = f"{path}.part"
-  Path(part).write_bytes(content)
-  os.replace(part, path)
+  with replacing(path) as part:
+    content, run = _WRITERS[form](function, shape)
+    difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
+    if not difference <= TOLERANCE:
+      raise ValueError(
+        f"the exported network differs by {difference:.1g} in a probability, more than "
+        f"{TOLERANCE}; nothing is written"
+      )
+    Path(part).write_bytes(content)
   return difference
 
 
@@ -92,12 +92,10 @@ def _create_function(
 
 
 def _resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
-  """Mixes rows and columns, and rounds to whole grey levels."""
+  """Mixes rows and columns; not rounded, as ties would fall this way or that."""
   images = images.astype(jnp.float32)
   mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
-  # What jax2onnx knows: `jnp.round` and `lax.clamp` fail in it.
-  grey = lax.round(mixed, lax.RoundingMethod.TO_NEAREST_EVEN)
-  return lax.max(lax.min(grey, 255.0), 0.0)
+  return lax.max(lax.min(mixed, 255.0), 0.0)  # In jax2onnx `lax.clamp` fails.
 
 
 def _resizing(old: int, short: int, trained: Trained) -> jax.Array:

@@ -6,7 +6,8 @@ Letters: N images that can be read, F features, H x W of a map.
 import contextlib
 import math
 import os
-from collections.abc import Callable, Iterator
+import tempfile
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -14,13 +15,14 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config import check_choice
-from resnet_jax.data.files import FileList, list_images, list_splits
+from resnet_jax.data.files import SUFFIXES, FileList, list_images, list_splits
 from resnet_jax.data.loader import EncodedImages
 from resnet_jax.data.once import find_images, read_batches, read_image
 from resnet_jax.data.sources import Source
 from resnet_jax.pictures import Picture, draw_grid
 from resnet_jax.sharding import create_mesh
 from resnet_jax.trained import Trained, run_batches
+from resnet_jax.writing import replacing
 
 _QUERIES, _NEIGHBOURS = 8, 7
 
@@ -34,10 +36,18 @@ def list_all(root: Path, val_share: float) -> FileList:
     ValueError: as `list_images`.
     FileNotFoundError: there is no such folder or table.
   """
-  if root.is_dir() and not any(entry.is_dir() for entry in os.scandir(root)):
-    files = find_images([str(root)])
-    files.labels[:], files.class_names = -1, ()
-    return files
+  if root.is_dir():
+    shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    loose = [entry.name for entry in shown if entry.name.lower().endswith(SUFFIXES)]
+    if not any(entry.is_dir() for entry in shown):
+      files = find_images([str(root)])
+      files.labels[:], files.class_names = -1, ()
+      return files
+    if loose:
+      raise ValueError(
+        f"{str(root)!r} has images beside its folders, such as {loose[0]!r}: move them "
+        "into one, or name another folder"
+      )
   names: tuple[str, ...] = ()
   paths, labels = [], []
   for split in list_splits(root):
@@ -98,18 +108,22 @@ def extract(
   index: list[int] = []
   labels: list[int] = []
   first = 0
-  with _temporary(f"{path}.part") as part, _temporary(f"{path}.features") as raw:
-    with open(raw, "wb") as file:
-      for batch, features in run_batches(trained, batches, wanted, mesh):
-        rows = np.flatnonzero(batch["mask"])
-        features[rows].tofile(file)
-        shape = features.shape[1:]
-        index += (first + rows).tolist()
-        labels += batch["label"][rows].tolist()
-        first += len(batch["mask"])
-        advance(len(rows), [text for _, text in batch["errors"]])
+  with (
+    tempfile.TemporaryFile(dir=Path(path).absolute().parent) as raw,
+    contextlib.ExitStack() as stack,
+  ):
+    part = stack.enter_context(replacing(path))
+    for batch, found in run_batches(trained, batches, wanted, mesh):
+      rows = np.flatnonzero(batch["mask"])
+      raw.write(found[rows].tobytes())
+      shape = found.shape[1:]
+      index += (first + rows).tolist()
+      labels += batch["label"][rows].tolist()
+      first += len(batch["mask"])
+      advance(len(rows), [text for _, text in batch["errors"]])
     if not index:
       raise ValueError("no image can be read")
+    raw.flush()
     stored = np.memmap(raw, np.float32, "r", shape=(len(index), *shape))
     with open(part, "wb") as file:
       np.savez(
@@ -119,9 +133,9 @@ def extract(
         labels=np.array(labels, np.int32),
         class_names=np.array(source.class_names, dtype=np.str_),
       )
+    stack.close()  # All is there, whatever becomes of the picture.
     if figure:
       _draw_neighbours(figure, trained, source, stored, index, labels)
-    os.replace(part, path)
   return len(index)
 
 
@@ -183,13 +197,3 @@ def _draw_neighbours(
       picture(row, f"{value:.2f}") for row, value in zip(others, values, strict=True)
     ]
   draw_grid(path, pictures, 1 + count)
-
-
-@contextlib.contextmanager
-def _temporary(path: str) -> Iterator[str]:
-  """A file that is gone afterwards, however that comes."""
-  try:
-    yield path
-  finally:
-    with contextlib.suppress(FileNotFoundError):
-      os.unlink(path)

@@ -1,11 +1,12 @@
 """Grids of images with what is said of each, as PNG files."""
 
-import os
 import textwrap
 from collections.abc import Sequence
 from typing import NamedTuple
 
 import numpy as np
+
+from resnet_jax.writing import replacing
 
 _WIDTH = 26  # Letters of a caption's line.
 
@@ -65,16 +66,12 @@ def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
     for spine in axes.spines.values():
       spine.set(visible=picture.framed, linewidth=3, color="#0072B2")
     axes.set_title(caption, y=0, pad=-4, va="top", fontsize=8, linespacing=1.15)
-  part = f"{path}.part"
-  try:
+  with replacing(path) as part:
     figure.savefig(part, format="png", dpi=120)
-    os.replace(part, path)  # Half a picture is never seen.
-  finally:
-    if os.path.exists(part):
-      os.unlink(part)
 
 
 def _wrap(lines: Sequence[str]) -> str:
   short = (textwrap.shorten(line, 2 * _WIDTH, placeholder="…") for line in lines)
   text = "\n".join(textwrap.fill(line, _WIDTH) for line in short)
+  text = text.encode(errors="replace").decode()  # Names of files may be no UTF-8.
   return text.replace("$", r"\$")  # It would begin a formula.

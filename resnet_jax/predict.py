@@ -58,7 +58,7 @@ def predict(
   mesh = create_mesh()
 
   def outputs(found: dict[str, jax.Array]):
-    top_k = jax.lax.top_k(found["probabilities"], min(top, len(trained.class_names)))
+    top_k = jax.lax.top_k(found["probabilities"], min(top, trained.model.num_classes))
     kernel = trained.variables["params"]["head"]["kernel"]
     last = max(name for name in found if name.startswith("c"))
     return *top_k, grad_cam(found[last], kernel, top_k[1][:, 0])

@@ -67,6 +67,8 @@ def check_resumable(old: Config, new: Config) -> None:
   free = set(_FREE_ON_RESUME)
   if new.optim.schedule == "cosine":
     free -= {"num_epochs", "num_steps"}
+  if not (old.data.eval_resize or old.data.eval_crop):  # Now the size of the images.
+    free |= {"data.eval_resize", "data.eval_crop"}
   before, after = flatten(old), flatten(new)
   changed = [
     f"config.{path} was {before[path]!r} and is now {after[path]!r}"

@@ -53,11 +53,14 @@ class Trained:
     """Returns what the network makes of images that are resized and cropped.
 
     Args:
-      images: [B, H, W, C] uint8, or with 3 channels for a network of grey images.
+      images: [B, H, W, C] uint8; grey ones for a network of colour, or the reverse.
 
     Returns:
       "probabilities": [B, K] float32; "pooled": [B, F] float32, what the head sees;
       "c2" to "c5": see `Backbone`.
+
+    Raises:
+      ValueError: other channels.
     """
     return self.apply(self.variables, images)
 
@@ -66,10 +69,17 @@ class Trained:
   ) -> dict[str, jax.Array]:
     """Does the same with variables, or a model, that lie or compute otherwise."""
     preprocessing, model = self.preprocessing, model or self.model
-    if images.shape[-1] == 3 and self.channels == 1:
+    given = images.shape[-1]
+    if given == 1 and self.channels == 3:
+      images = images.repeat(3, axis=-1)
+    elif given == 3 and self.channels == 1:
       # ITU-R 601, as Pillow's "L" and `tf.image.rgb_to_grayscale`.
       grey = images.astype(jnp.float32) @ jnp.array([0.299, 0.587, 0.114])
       images = jnp.round(grey)[..., None]
+    elif given != self.channels:
+      raise ValueError(
+        f"images have {given} channels, the network takes {self.channels}"
+      )
     images = normalize(images, preprocessing.mean, preprocessing.std)
     maps: Any = model.apply(variables, images, method="stages")
     # As the network does it itself.
@@ -95,13 +105,12 @@ def load_run(workdir: str, which: str = "latest") -> Trained:
   with CheckpointStore(workdir) as store:
     _, variables = store.restore_model(which)
   model = build_model(config)
-  names = run_dir.load_class_names(workdir)
   return Trained(
     config.model.name,
     model,
     variables,
     preprocessing_of(config.data),
-    names or tuple(f"class {i}" for i in range(model.num_classes)),
+    weights.all_class_names(run_dir.load_class_names(workdir), model.num_classes),
     config.data.max_pixels,
   )
 

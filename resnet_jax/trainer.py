@@ -124,11 +124,12 @@ def _train(
   refresh = create_refresh(config, model, train_set, plan, data_key, replicated(mesh))
   show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
   with CheckpointStore(workdir, config.checkpoint.keep) as store:
-    state, results = init(init_key), None
-    if begin is not None:
+    state, results = store.restore_latest(init(init_key), show), None
+    if config.init_from and not state.step:
+      if begin is None:  # There were checkpoints, all damaged.
+        begin = load_start(config.init_from, model, train_set.image_shape)
       state = start_from(state, begin)
       show(f"starts from {config.init_from}, with a new head")
-    state = store.restore_latest(state, show)
     start = int(state.step)
     show(_headline(config, plan, state, train_set, eval_set))
     show(f"run: {workdir}")

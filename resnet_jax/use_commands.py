@@ -34,6 +34,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   predict = add("predict", _predict, text)
   predict.add_argument("images", nargs="+", metavar="IMAGE_OR_DIR")
   add_trained(predict)
+  add_number(predict, "--batch-size", f"images at once ({_BATCH_SIZE})")
   add_number(predict, "--top", "classes of each image (5)")
   predict.add_argument(
     "--json", action="store_true", help="print one JSON object a line for each image"
@@ -57,6 +58,7 @@ def add_commands(add: Callable[..., argparse.ArgumentParser]) -> None:
   features.add_argument("source", metavar="SOURCE", help="folder, .csv or a TFDS set")
   features.add_argument("target", metavar="OUT.npz")
   add_trained(features)
+  add_number(features, "--batch-size", f"images at once ({_BATCH_SIZE})")
   features.add_argument("--data-dir", metavar="DIR", help="of TFDS; SOURCE is in it")
   features.add_argument(
     "--split", default="", help="if not all of a folder, or a set's for evaluation"
@@ -242,7 +244,8 @@ def _features(args: argparse.Namespace) -> None:
 
   check_source(args)
   _check_figure(args.figure)
-  names = {"data.name": "SOURCE", "data.dir": "SOURCE", "layer": "--layer"}
+  names = {"data.name": "SOURCE", "data.dir": "SOURCE"}
+  names |= {"data.eval_crop": "--crop", "data.eval_resize": "--resize"}
   if args.data_dir is not None:
     names["data.dir"] = "--data-dir"
   with in_flags(names):

@@ -195,10 +195,15 @@ def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
   """
   text = _metadata(find(path)).get("class_names")
   if text is not None:
-    return tuple(json.loads(text))
+    return all_class_names(json.loads(text), num_classes)
   if num_classes == 1000:
     return tuple(_IMAGENET_CLASSES.read_text().splitlines())
-  return tuple(f"class {i}" for i in range(num_classes))
+  return all_class_names((), num_classes)
+
+
+def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+  """Returns a name for each logit: "class 7" where there is none."""
+  return *names, *(f"class {i}" for i in range(len(names), num_classes))
 
 
 def find(path: str | Path) -> Path:

@@ -227,3 +227,12 @@ def test_plan_refuses_what_does_not_fit(config, message):
   config.batch_size = config.batch_size if config.batch_size == 101 else 10
   with pytest.raises(ValueError, match=message):
     Plan.create(config, 100)
+
+
+def test_a_run_that_did_not_say_the_size_of_its_images_goes_on():
+  old, new = Config(), Config()
+  new.data.eval_resize = new.data.eval_crop = 8
+  saved_config.check_resumable(old, new)
+  with pytest.raises(ValueError, match=r"data\.eval_crop was 8 and is now 7"):
+    changed = dataclasses.replace(new, data=dataclasses.replace(new.data, eval_crop=7))
+    saved_config.check_resumable(new, changed)

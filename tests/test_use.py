@@ -1,5 +1,6 @@
 """Predicting, features and exports: what is computed, and what the commands say."""
 
+import dataclasses
 import json
 import subprocess
 import sys
@@ -25,10 +26,12 @@ from resnet_jax.features import extract, find_neighbours, list_all
 from resnet_jax.models.layers import CifarStem, DeepStem
 from resnet_jax.models.layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.pictures import Picture, draw_grid
 from resnet_jax.predict import predict
 from resnet_jax.preprocessing import Preprocessing
 from resnet_jax.trained import Trained, load_run, load_weights
 from resnet_jax.trainer import train_and_evaluate
+from resnet_jax.weights import all_class_names
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
@@ -102,15 +105,21 @@ def test_each_file_has_its_own_answer_whatever_the_batches(trained, folder):
 
 
 def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
-  """Peak memory of a process that reads them, against one that reads a tenth."""
+  """Peak memory of a process that reads them, against one that reads a tenth.
+
+  All the images would be 48 MB.
+  """
   Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
   code = """
-import resource, sys
+import dataclasses, resource, sys
 sys.path.insert(0, "tests")
 from test_use import create, predict
 from resnet_jax.data.files import FileList
 files = FileList("", [sys.argv[1]] * int(sys.argv[2]), [0] * int(sys.argv[2]), [""])
-count = sum(1 for one in predict(create(), files, batch_size=250))
+trained = create()
+size = dataclasses.replace(trained.preprocessing, resize=40, crop=40)
+trained = dataclasses.replace(trained, preprocessing=size)
+count = sum(1 for one in predict(trained, files, batch_size=250))
 print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
 """
 
@@ -121,7 +130,6 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert int(done) == count
     return int(kilobytes)
 
-  # All the images would be 7.7 MB, all float32 inputs 31 MB.
   assert peak(10_000) - peak(1000) < 15_000
 
 
@@ -189,6 +197,48 @@ def test_features_of_arrays_and_of_images_without_labels(folder, tmp_path):
   assert len(files) == 6 and set(files.labels) == {-1}
 
 
+def test_images_in_no_folder_are_not_left_out_unsaid(folder, tmp_path):
+  for name in ("b", ".hidden"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "b" / "1.png").write_bytes((folder / "a" / "01.png").read_bytes())
+  (tmp_path / "x.png").symlink_to(tmp_path / "b" / "1.png")
+  with pytest.raises(ValueError, match=r"beside its folders, such as 'x\.png'"):
+    list_all(tmp_path, 0.1)
+  (tmp_path / "b" / "1.png").rename(tmp_path / "x.png")
+  (tmp_path / "b").rmdir()
+  assert len(list_all(tmp_path, 0.1)) == 1
+
+
+def test_a_class_without_a_name_has_its_number(trained, folder):
+  nameless = dataclasses.replace(trained, class_names=NAMES[:2])
+  assert all_class_names(NAMES[:2], 4) == ("a", "b", "class 2", "class 3")
+  (found,) = predict(nameless, find_images([str(folder / "a" / "01.png")]), top=99)
+  assert len(found.classes) == 7
+
+
+def test_other_channels(trained):
+  grey = pixels(2, 16, 16, 1)
+  same = trained(grey.repeat(3, axis=-1))["probabilities"]
+  np.testing.assert_array_equal(trained(grey)["probabilities"], same)
+  with pytest.raises(ValueError, match="images have 4 channels, the network takes 3"):
+    trained(pixels(2, 16, 16, 4))
+
+
+def test_features_are_kept_though_the_picture_fails(trained, folder, tmp_path):
+  target, figure = tmp_path / "out.npz", tmp_path / "none" / "x.png"
+  with pytest.raises(FileNotFoundError):
+    extract(trained, list_all(folder, 0.1), str(target), figure=str(figure))
+  assert np.load(target)["features"].shape == (11, 16)
+  assert [path.name for path in tmp_path.iterdir()] == ["out.npz"]
+
+
+def test_a_caption_may_be_anything(tmp_path):
+  lines = ["\udcff.jpg", "$x$ {y} \\frac", "\n", "x" * 99]
+  image = np.zeros((8, 8, 3), np.uint8)
+  draw_grid(str(tmp_path / "x.png"), [Picture(image, lines)] * 3, columns=2)
+  assert Image.open(tmp_path / "x.png").size[0] > 300
+
+
 def test_features_that_end_early_leave_nothing(trained, folder, tmp_path):
   with pytest.raises(ValueError, match=r"must be an \.npz file"):
     extract(trained, find_images([str(folder)]), str(tmp_path / "out.csv"))
@@ -223,7 +273,7 @@ NETS = {
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-@pytest.mark.parametrize("image_size", [None, (40, 30)])
+@pytest.mark.parametrize("image_size", [None, (40, 40)])
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
   """At batch sizes that were not those of the export, with none of its code."""

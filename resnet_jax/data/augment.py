@@ -84,7 +84,7 @@ def resize_and_crop(
     if crop > min(height, width):
       raise ValueError(
         f"config.data.eval_crop={crop} is larger than the images, {height}x{width}; "
-        "set it to 0 or config.data.eval_resize to more"
+        "lower it or set config.data.eval_resize to more"
       )
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     images = images[:, top : top + crop, left : left + crop]

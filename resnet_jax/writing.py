@@ -1,0 +1,24 @@
+"""Files that are there whole or not at all."""
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+
+@contextlib.contextmanager
+def replacing(path: str) -> Iterator[str]:
+  """Yields the path of an empty file that becomes `path` at the end.
+
+  After an error it is gone, and `path` as it was.
+
+  Raises:
+    OSError: nothing can be written there.
+  """
+  part = f"{path}.{os.getpid()}.part"
+  open(part, "xb").close()
+  try:
+    yield part
+    os.replace(part, path)
+  finally:
+    with contextlib.suppress(FileNotFoundError):
+      os.unlink(part)
