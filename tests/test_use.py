@@ -265,16 +265,15 @@ def test_neighbours_are_the_most_similar_of_the_others():
   np.testing.assert_allclose(similarity[0, 0], 2 / np.hypot(2, 0.1), rtol=1e-6)
 
 
-NETS = {
-  "basic": {},
-  "pooled shortcut": {"shortcut": SHORTCUTS["D"]},
-  "deep stem": {"stem": DeepStem},
+EXPORTED = {
+  "basic": ({}, None),
+  "resized": ({}, (40, 40)),
+  "pooled shortcut, deep stem": ({"shortcut": SHORTCUTS["D"], "stem": DeepStem}, None),
 }
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
-@pytest.mark.parametrize("image_size", [None, (40, 40)])
-@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+@pytest.mark.parametrize(("net", "image_size"), EXPORTED.values(), ids=EXPORTED)
 def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
   """At batch sizes that were not those of the export, with none of its code."""
   trained, path = create(**net), tmp_path / f"net.{form}"
