@@ -1,7 +1,6 @@
 """How good a model is: of a state, a run, or weights from elsewhere."""
 
 import dataclasses
-import math
 import time
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -22,7 +21,7 @@ from resnet_jax.run_dir import (
   load_class_names,
   load_run_config,
 )
-from resnet_jax.sharding import create_mesh, replicated
+from resnet_jax.sharding import create_mesh, fill_devices, replicated
 from resnet_jax.train_state import Variables, image_channels
 from resnet_jax.transfer import parse_frozen, parse_multipliers
 from resnet_jax.validation import validate
@@ -148,7 +147,7 @@ def create_evaluation(
     ValueError: the data has more classes than the model, or `create_dataset`'s.
     FileNotFoundError: the data set is not there.
   """
-  batch_size = math.ceil(config.batch_size / mesh.size) * mesh.size
+  batch_size = fill_devices(config.batch_size, mesh)
   dataset = create_dataset(config.data, batch_size, mesh, class_names=class_names)
   if len(dataset.class_names) > config.model.num_classes:
     raise ValueError(
@@ -186,7 +185,8 @@ def create_preprocess(config: Config) -> Callable:
 def check(config: Config) -> None:
   """Raises `ValueError` for any setting that is wrong whatever the data."""
   validate(config)
-  build_model(resolve(config, num_classes=1))
+  model = build_model(resolve(config, num_classes=1))
+  parse_multipliers(config.optim.learning_rate_multipliers, model)
 
 
 def resolve(config: Config, num_classes: int) -> Config:
@@ -227,10 +227,9 @@ def build_model(config: Config) -> ResNet:
   """Builds the model of resolved settings, such as those of a saved `config.json`.
 
   Raises:
-    ValueError: an unknown architecture, or settings that name groups it has not.
+    ValueError: an unknown architecture, or `freeze` names groups that it has not.
   """
   model = create_model(**dataclasses.asdict(config.model))
-  parse_multipliers(config.optim.learning_rate_multipliers, model)
   return model.clone(frozen=parse_frozen(config.freeze, model))
 
 

@@ -4,7 +4,6 @@ Letters: N images that can be read, F features, H x W of a map.
 """
 
 import contextlib
-import math
 import os
 import tempfile
 from collections.abc import Callable
@@ -20,7 +19,7 @@ from resnet_jax.data.loader import EncodedImages
 from resnet_jax.data.once import find_images, read_batches, read_image
 from resnet_jax.data.sources import Source
 from resnet_jax.pictures import Picture, draw_grid
-from resnet_jax.sharding import create_mesh
+from resnet_jax.sharding import create_mesh, fill_devices
 from resnet_jax.trained import Trained, run_batches
 from resnet_jax.writing import replacing
 
@@ -97,7 +96,7 @@ def extract(
   batches = read_batches(
     source,
     trained.preprocessing,
-    math.ceil(min(batch_size, len(source)) / mesh.size) * mesh.size,
+    fill_devices(min(batch_size, len(source)), mesh),
     trained.max_pixels,
   )
 

@@ -4,7 +4,6 @@ Letters: N images, B batch, S side of the images, K classes.
 """
 
 import dataclasses
-import math
 from collections.abc import Iterator
 
 import jax
@@ -13,7 +12,7 @@ import numpy as np
 from resnet_jax.data.files import FileList
 from resnet_jax.data.once import read_batches
 from resnet_jax.explain import grad_cam
-from resnet_jax.sharding import create_mesh
+from resnet_jax.sharding import create_mesh, fill_devices
 from resnet_jax.trained import Trained, run_batches
 
 
@@ -66,7 +65,7 @@ def predict(
   batches = read_batches(
     files,
     trained.preprocessing,
-    math.ceil(min(batch_size, len(files)) / mesh.size) * mesh.size,
+    fill_devices(min(batch_size, len(files)), mesh),
     trained.max_pixels,
   )
   first = 0

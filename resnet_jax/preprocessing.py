@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+from collections.abc import Sequence
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,6 +39,14 @@ class Preprocessing:
       raise ValueError(
         f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
       )
+
+
+def check_channels(label: str, values: Sequence[float], channels: int) -> None:
+  """Raises `ValueError` unless there is one value, or one for each channel."""
+  if len(values) not in (1, channels):
+    raise ValueError(
+      f"{label} must have 1 value or one for each of the {channels} channels"
+    )
 
 
 def from_dict(values: dict) -> Preprocessing:

@@ -3,6 +3,7 @@
 The only file that makes meshes and shardings. One axis, "data".
 """
 
+import math
 from collections.abc import Sequence
 from functools import partial
 
@@ -120,6 +121,11 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
       f"config.batch_size={batch_size} must be a multiple of the {mesh.size} devices, "
       f"such as {nearest}"
     )
+
+
+def fill_devices(batch_size: int, mesh: Mesh) -> int:
+  """Returns the next batch size that splits evenly over the devices."""
+  return math.ceil(batch_size / mesh.size) * mesh.size
 
 
 def put_batches(batches, mesh: Mesh):

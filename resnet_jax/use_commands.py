@@ -7,7 +7,7 @@ import os
 import sys
 import time
 from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_jax.arguments import (
   add_number,
@@ -17,6 +17,7 @@ from resnet_jax.arguments import (
   model_config,
 )
 from resnet_jax.config import DataConfig
+from resnet_jax.preprocessing import check_channels
 
 if TYPE_CHECKING:  # JAX takes seconds, which `--help` need not wait for.
   from resnet_jax.data.loader import EncodedImages
@@ -107,9 +108,11 @@ def _load(args: argparse.Namespace) -> "Trained":
     found = trained.load_run(args.workdir, args.checkpoint)
   else:
     found = trained.load_weights(args.weights, model_config(args))
-  names = "resize", "crop", "mean", "std"
-  given = {name: getattr(args, name) for name in names if getattr(args, name)}
-  given = {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+  given: dict[str, Any] = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name in ("resize", "crop", "mean", "std")
+    if (value := getattr(args, name))
+  }
   preprocessing = dataclasses.replace(found.preprocessing, **given)
   if not preprocessing.crop:
     raise ValueError(
@@ -119,11 +122,7 @@ def _load(args: argparse.Namespace) -> "Trained":
   channels = found.channels
   for name in ("mean", "std"):
     values = getattr(preprocessing, name)
-    if len(values) not in (1, channels):
-      raise ValueError(
-        f"--{name} {' '.join(map(str, values))} must be 1 value or one for each of the "
-        f"{channels} channels"
-      )
+    check_channels(f"--{name} {' '.join(map(str, values))}", values, channels)
   if channels not in (1, 3):
     raise ValueError(f"the network takes {channels} channels, image files have 1 or 3")
   return dataclasses.replace(found, preprocessing=preprocessing)

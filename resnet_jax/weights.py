@@ -26,6 +26,7 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.preprocessing import Preprocessing, from_dict, from_timm
 from resnet_jax.torch_names import canonical, torch_names
 from resnet_jax.train_state import Variables, abstract_variables
+from resnet_jax.writing import replacing
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 # Their first names in WordNet (Princeton University), by ILSVRC's order of synsets.
@@ -138,13 +139,8 @@ def save(
     metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
   if class_names:
     metadata["class_names"] = json.dumps(class_names)
-  # Written apart and then renamed, so that nothing half-written stays.
-  new = path.with_name(path.name + ".new")
-  try:
-    new.write_bytes(safetensors.numpy.save(tensors, metadata))
-    new.replace(path)
-  finally:
-    new.unlink(missing_ok=True)
+  with replacing(str(path)) as part:
+    Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
 def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:

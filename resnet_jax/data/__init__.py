@@ -10,6 +10,7 @@ from resnet_jax.data.loader import EncodedImages, Transform
 from resnet_jax.data.resident import ResidentDataset
 from resnet_jax.data.sources import Source, open_source
 from resnet_jax.data.streaming import StreamingDataset
+from resnet_jax.preprocessing import check_channels
 from resnet_jax.sharding import check_batch_size
 
 Dataset = ResidentDataset | StreamingDataset
@@ -49,11 +50,7 @@ def create_dataset(
   channels = source.images.shape[-1] if isinstance(source, Source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
-    if len(values) not in (1, channels):
-      raise ValueError(
-        f"config.data.{field}={values} must have 1 value or one for each of the "
-        f"{channels} channels"
-      )
+    check_channels(f"config.data.{field}={values}", values, channels)
   if channels != 3 and augment and (augment.saturation or augment.hue):
     raise ValueError(
       f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "

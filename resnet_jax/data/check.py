@@ -28,6 +28,7 @@ from resnet_jax.data.image_ops import EvalTransform
 from resnet_jax.data.loader import count_threads
 from resnet_jax.data.report import Report, SplitReport, printable
 from resnet_jax.data.sources import TfdsImages, load_tfds
+from resnet_jax.writing import replacing
 
 Images = FileList | TfdsImages
 # All that is kept of an image, so that millions fit in memory; one that cannot be read
@@ -263,5 +264,5 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
     for column, i in enumerate(chosen[:_COLUMNS]):
       image = Image.fromarray(transform(source[i][0], rng))
       sheet.paste(image, (left + column * step, top))
-  sheet.save(f"{path}.part", "png")
-  os.replace(f"{path}.part", path)  # Half a picture is never seen.
+  with replacing(path) as part:
+    sheet.save(part, "png")
