@@ -18,14 +18,8 @@ Seen here: 55.9 % test top-1 after the first 600 updates of resnet20 (about 10 m
 on 2 cores of a shared CPU, 2026-11-21). Not yet run to the end.
 """
 
-from resnet_jax.config import (
-  AugmentConfig,
-  CheckpointConfig,
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-)
+from resnet_jax.config import Config, set_value
+from resnet_jax.studies import recipes
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 NAMES = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS]
@@ -34,32 +28,11 @@ NAMES = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS]
 def get_config(name: str = "resnet20") -> Config:
   if name not in NAMES:
     raise ValueError(f"config {name!r} is unknown; choose from {', '.join(NAMES)}")
-  config = Config(
-    num_steps=64_000,
-    batch_size=128,
-    steps_per_call=10,
-    log_every_steps=100,
-    eval_every_steps=2000,
-    # The deepest compile for minutes otherwise.
-    model=ModelConfig(name=name, scan=name.endswith(("110", "1202"))),
-    data=DataConfig(
-      name="cifar10",
-      # Of the training images.
-      mean=(0.4914, 0.4822, 0.4465),
-      std=(0.2470, 0.2435, 0.2616),
-    ),
-    checkpoint=CheckpointConfig(every_steps=500),
-    augment=AugmentConfig(padding=4, flip=True),
-    optim=OptimConfig(
-      learning_rate=0.1,
-      momentum=0.9,
-      weight_decay=1e-4,
-      decay_all=True,
-      decay_steps=(32_000, 48_000),
-    ),
-  )
+  config = recipes.cifar10()
+  config.model.name = name
+  # The deepest compile for minutes otherwise.
+  config.model.scan = name.endswith(("110", "1202"))
   if name in ("resnet110", "resnet1202"):
-    config.optim.warmup = "constant"
-    config.optim.warmup_steps = 400
-    config.optim.warmup_learning_rate = 0.01
+    for path, value in recipes.WARMUP.items():
+      set_value(config, path, value)
   return config

@@ -77,18 +77,14 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
     print(_help())
     sys.exit(0)
   try:
-    for arg in argv[1:]:
-      if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
-        config_lib.check_field_name(match[1])
+    _check_names(argv[1:])
     config_flags.DEFINE_config_file("config", default_config, sys_argv=argv)
     rest = FLAGS(argv)
     hasattr(FLAGS.config, "seed")  # A missing file is an error on first use only.
     if not isinstance(FLAGS.config, Config):
       raise TypeError(f"get_config() must return a Config, not {FLAGS.config!r}")
   except flags.IllegalFlagValueError as error:
-    path = re.match(r"flag --config\.([^=]+)=", str(error))
-    kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
-    fail(2, f"{error}{kind}")
+    _fail_by_value(error)
   except OSError as error:
     known = sorted(str(path) for path in Path(default_config).parent.glob("*.py"))
     fail(2, f"{error}; there are: {', '.join(known)}")
@@ -99,6 +95,40 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
   if FLAGS["verbosity"].using_default_value:
     logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   return rest
+
+
+def parse_settings(args: list[str]) -> dict[str, object]:
+  """Returns the values of `--config.a.b=value` flags by their path.
+
+  Exits with status 2 if one is wrong, or something else.
+  """
+  values = flags.FlagValues()
+  try:
+    _check_names(args)
+    config_flags.DEFINE_config_dataclass(
+      "config", Config(), flag_values=values, sys_argv=["resnet-jax", *args]
+    )
+    rest = values(["resnet-jax", *args])
+  except flags.IllegalFlagValueError as error:
+    _fail_by_value(error)
+  except (flags.Error, ValueError) as error:
+    fail(2, error)
+  if len(rest) > 1:
+    fail(2, f"{rest[1]!r} is no flag; flags begin with --")
+  return config_flags.get_override_values(values["config"])
+
+
+def _check_names(args: list[str]) -> None:
+  """Raises `ValueError` if a flag is for a setting that is not there."""
+  for arg in args:
+    if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+      config_lib.check_field_name(match[1])
+
+
+def _fail_by_value(error: flags.IllegalFlagValueError) -> NoReturn:
+  path = re.match(r"flag --config\.([^=]+)=", str(error))
+  kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
+  fail(2, f"{error}{kind}")
 
 
 def _help() -> str:
@@ -124,9 +154,5 @@ def read_config(saved: Config | None) -> Config:
   if saved is None or FLAGS["config"].present:
     return FLAGS.config
   for path, value in config_flags.get_override_values(FLAGS["config"]).items():
-    *groups, name = path.split(".")
-    group = saved
-    for part in groups:
-      group = getattr(group, part)
-    setattr(group, name, value)
+    config_lib.set_value(saved, path, value)
   return saved

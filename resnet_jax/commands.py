@@ -11,7 +11,7 @@ from absl import logging
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax import cli, dryrun_command, use_commands
+from resnet_jax import cli, dryrun_command, study_command, sweep_command, use_commands
 from resnet_jax.arguments import (
   add_checkpoint,
   add_model_options,
@@ -31,7 +31,8 @@ def main(argv: list[str] | None = None) -> None:
   """
   parser = _parser()
   args, rest = parser.parse_known_args(argv)
-  if rest and args.run is not dryrun_command.run:
+  takes_settings = dryrun_command.run, study_command.run, sweep_command.run
+  if rest and args.run not in takes_settings:
     parser.error(f"unrecognized arguments: {' '.join(rest)}")
   args.settings = rest
   logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
@@ -89,6 +90,11 @@ def _parser() -> argparse.ArgumentParser:
   rehearsal = add("dryrun", dryrun_command.run, dryrun_command.TEXT)
   dryrun_command.add_arguments(rehearsal)
   add_number(rehearsal, "--images-per-chip", "batch size, if not the config's")
+
+  study = add("study", study_command.run, study_command.TEXT)
+  study_command.add_arguments(study)
+  sweep = add("sweep", sweep_command.run, sweep_command.TEXT)
+  sweep_command.add_arguments(sweep)
 
   data = add("data", None, "Look at a data set before training on it.")
   data_commands = data.add_subparsers(required=True, metavar="COMMAND")

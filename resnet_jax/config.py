@@ -54,8 +54,8 @@ class ModelConfig:
     num_classes: number of logits; 0 takes it from the data.
     stem: "imagenet", "deep", "cifar", or "" for the architecture's own.
     shortcut: "A", "B", "C", "D", "highway", "none", or "" for the architecture's own.
-    norm: "batch"; "unbiased_batch", with PyTorch's running variance; "group"; or
-      "frozen", a batch norm that never moves.
+    norm: "batch"; "unbiased_batch", with PyTorch's running variance; "group";
+      "frozen", a batch norm that never moves; or "none", a bias in its place.
     zero_init_residual: start every block as its shortcut.
     stochastic_depth: probability that the last block is left out for an image in
       training; it rises linearly from the first.
@@ -68,7 +68,7 @@ class ModelConfig:
   num_classes: int = _at_least(0, 0)
   stem: str = _choice("", "", "imagenet", "deep", "cifar")
   shortcut: str = _choice("", "", "A", "B", "C", "D", "highway", "none")
-  norm: str = _choice("batch", "batch", "unbiased_batch", "group", "frozen")
+  norm: str = _choice("batch", "batch", "unbiased_batch", "group", "frozen", "none")
   zero_init_residual: bool = False
   stochastic_depth: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   scan: bool = False
@@ -88,7 +88,7 @@ class DataConfig:
       a folder for each class, with or without train/ and val/ above them;
       Tiny-ImageNet as it is downloaded; or a .csv file of path,label.
     train_split, eval_split: in TFDS's syntax, such as "train[:45000]"; of "folder", the
-      folder's name. The other sources have "train" and "test". An eval_split of "" is
+      folder's name. The built-in sets have "train" and "test". An eval_split of "" is
       the data set's own, validation before test.
     val_share: of a "folder" without splits: the share of each class kept as "val".
     mean, std: subtracted and divided by after scaling pixels to [0, 1]; one value, or
@@ -299,6 +299,25 @@ def walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, obj
       yield from walk(value, f"{prefix}{field.name}.")
     else:
       yield prefix + field.name, field, value
+
+
+def set_value(config: Config, path: str, value: object) -> None:
+  """Changes a setting in place.
+
+  Args:
+    config: what to change.
+    path: such as "optim.learning_rate".
+    value: not checked here.
+
+  Raises:
+    ValueError: there is no such setting.
+  """
+  check_field_name(path)
+  *groups, name = path.split(".")
+  group: object = config
+  for part in groups:
+    group = getattr(group, part)
+  setattr(group, name, value)
 
 
 def flatten(config: Config) -> dict[str, object]:

@@ -97,15 +97,24 @@ def split_checkpoint(path: str) -> tuple[str, str]:
   return path, ""
 
 
-def latest_step(workdir: str) -> int:
-  """Returns the newest step saved in `workdir`; 0 if there is none.
+def saved_steps(workdir: str) -> list[int]:
+  """Returns the steps saved in `workdir`, from the first.
 
   Raises:
     ValueError: as `check_storage`.
   """
   check_storage(workdir)
   path = epath.Path(workdir) / "checkpoints"
-  return max(ocp.utils.checkpoint_steps(path), default=0) if path.exists() else 0
+  return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
+
+
+def latest_step(workdir: str) -> int:
+  """Returns the newest step saved in `workdir`; 0 if there is none.
+
+  Raises:
+    ValueError: as `check_storage`.
+  """
+  return max(saved_steps(workdir), default=0)
 
 
 def load_class_names(workdir: str) -> tuple[str, ...]:
@@ -135,9 +144,7 @@ def open_run(
 ) -> Iterator[None]:
   """Makes the run directory, or checks that its run may go on with these settings.
 
-  Until the end of the context no other process can open it. The lock is the
-  operating system's, and goes with the process however that ends; there is none on
-  remote storage, on file systems without locks, and on Windows.
+  Until the end of the context no other process can open it: see `hold`.
 
   Args:
     workdir: a directory that holds a run, or none.
@@ -161,7 +168,7 @@ def open_run(
         raise ValueError(f"--workdir={workdir} is a file; name a directory")
       # Nothing below refuses a directory that was not there.
       path.mkdir(parents=True, exist_ok=True)
-      stack.enter_context(_lock(workdir))
+      stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       _check_resumable(workdir, config, num_steps, class_names)
       if class_names:
         _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
@@ -177,17 +184,30 @@ def open_run(
 
 
 @contextlib.contextmanager
-def _lock(workdir: str) -> Iterator[None]:
-  if fcntl is None or "://" in str(workdir):
+def hold(directory: str, name: str) -> Iterator[None]:
+  """Keeps other processes from a directory until the end of the context.
+
+  The lock is the operating system's, and goes with the process however that ends;
+  there is none on remote storage, on file systems without locks, and on Windows.
+
+  Args:
+    directory: made if it is not there.
+    name: what the user calls it, for the message.
+
+  Raises:
+    ValueError: another process has it.
+  """
+  if fcntl is None or "://" in str(directory):
     yield
     return
-  with Path(workdir, "lock").open("a+") as file:
+  Path(directory).mkdir(parents=True, exist_ok=True)
+  with Path(directory, "lock").open("a+") as file:
     try:
       fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
       raise ValueError(
-        f"--workdir={workdir} is in use by another process that trains there; wait "
-        "for its end or name another directory"
+        f"{name} is in use by another process that trains there; wait for its end or "
+        "name another directory"
       ) from None
     except OSError as error:
       if error.errno not in _NO_LOCKS:

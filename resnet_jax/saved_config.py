@@ -58,6 +58,37 @@ def from_json(text: str) -> Config:
   return config
 
 
+def to_source(config: Config, doc: str) -> str:
+  """Returns a config file that gives these settings: what differs from the defaults.
+
+  Args:
+    config: the settings.
+    doc: the file's docstring.
+  """
+  names = []
+
+  def build(group, indent: str) -> str:
+    inner, lines = indent + "  ", []
+    for field in dataclasses.fields(group):
+      value = getattr(group, field.name)
+      if dataclasses.is_dataclass(value):
+        if text := build(value, inner):
+          lines.append(f"{inner}{field.name}={text},\n")
+      elif value != field.default:
+        lines.append(f"{inner}{field.name}={value!r},\n")
+    if not lines:
+      return ""
+    names.append(type(group).__name__)
+    return f"{names[-1]}(\n{''.join(lines)}{indent})"
+
+  made = build(config, "  ") or "Config()"
+  imports = "".join(f"  {name},\n" for name in sorted({"Config", *names}))
+  return (
+    f'"""{doc}"""\n\nfrom resnet_jax.config import (\n{imports})\n\n\n'
+    f"def get_config() -> Config:\n  return {made}\n"
+  )
+
+
 def check_resumable(old: Config, new: Config) -> None:
   """Refuses settings under which a run could not go on as if never stopped.
 

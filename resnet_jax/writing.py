@@ -3,6 +3,7 @@
 import contextlib
 import os
 from collections.abc import Iterator
+from pathlib import Path
 
 
 @contextlib.contextmanager
@@ -22,3 +23,9 @@ def replacing(path: str) -> Iterator[str]:
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(part)
+
+
+def write_text(path: Path, text: str) -> None:
+  """Writes a file that is there whole or not at all."""
+  with replacing(str(path)) as part:
+    Path(part).write_text(text)

@@ -208,6 +208,24 @@ class FrozenBatchNorm(nn.Module):
     return (x * scale + (bias - mean * scale)).astype(self.dtype)
 
 
+class NoNorm(nn.Module):
+  """What is left of a layer without a norm: the bias that a norm would have.
+
+  Attributes:
+    use_running_average: has no meaning here.
+  """
+
+  use_running_average: bool | None = None
+  dtype: DTypeLike = jnp.float32
+  scale_init: Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to the same shape."""
+    bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
+    return (x + bias).astype(self.dtype)
+
+
 def affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array] | None:
   """What a norm multiplies by and adds, each [features] float32.
 
@@ -243,4 +261,5 @@ NORMS = {
   "unbiased_batch": partial(BatchNorm, unbiased=True),
   "group": GroupNorm,
   "frozen": FrozenBatchNorm,
+  "none": NoNorm,
 }

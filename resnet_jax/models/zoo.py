@@ -57,6 +57,13 @@ _RESIDUAL = (
     for n in (1, 2, 3, 5, 7, 9, 18, 200)
   }
 )
+# Bottlenecks for 32x32 images, 9n + 2 layers, each block at about the cost of a basic
+# one (He et al. 2016, table 3).
+_SMALL_BOTTLENECK = {
+  f"resnet{9 * n + 2}": _CIFAR
+  | {"block": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
+  for n in (3, 18)
+}
 
 
 def _twins(kind: str, shortcut: str) -> dict[str, Row]:
@@ -69,6 +76,7 @@ def _twins(kind: str, shortcut: str) -> dict[str, Row]:
 
 MODELS: dict[str, Row] = {
   **_RESIDUAL,
+  **_SMALL_BOTTLENECK,
   **_twins("plain", "none"),
   **_twins("highway", "highway"),
   # The stride on the first 1x1 convolution, as the paper has it.
@@ -142,8 +150,8 @@ def create_model(
       64 pixels or less.
     shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "highway",
       "none", or "" for its own.
-    norm: "batch", "unbiased_batch" (running variance as PyTorch's), "group" or
-      "frozen" (batch norm that never moves); see `norms.py`.
+    norm: "batch", "unbiased_batch" (running variance as PyTorch's), "group",
+      "frozen" (batch norm that never moves) or "none" (a bias); see `norms.py`.
     zero_init_residual: start every block as its shortcut.
     stochastic_depth: see `ResNet`; in [0, 1).
     scan: see `ResNet`.
@@ -157,7 +165,7 @@ def create_model(
   Raises:
     ValueError: an unknown name, stem, shortcut or norm; a number out of range;
       `stochastic_depth` or `zero_init_residual` without shortcuts, where the output
-      would not depend on the images; `zero_init_residual` with a frozen norm.
+      would not depend on the images; `zero_init_residual` with a frozen norm or none.
   """
   check_choice("model.name", name, MODELS)
   row = dict(MODELS[name])
@@ -170,10 +178,10 @@ def create_model(
     raise ValueError(f"model.num_classes={num_classes} must be > 0")
   if not 0 <= stochastic_depth < 1:
     raise ValueError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
-  if zero_init_residual and norm == "frozen":
+  if zero_init_residual and norm in ("frozen", "none"):
     raise ValueError(
-      "model.zero_init_residual=True with model.norm='frozen' would keep every block "
-      "at its shortcut for ever; set one of them to its default"
+      f"model.zero_init_residual=True with model.norm={norm!r} has no scale that could "
+      "start at 0 and learn; set one of them to its default"
     )
   options: Row = {
     "zero_init_residual": zero_init_residual,

@@ -1,0 +1,19 @@
+"""Learning rate, weight decay and warmup of the digits' net.
+
+Command: resnet-jax sweep --config=configs/digits.py --space configs/sweeps/digits.py
+--trials 30 --jobs 2 --out DIR
+"""
+
+from optuna.distributions import (
+  BaseDistribution,
+  CategoricalDistribution,
+  FloatDistribution,
+)
+
+
+def get_space() -> dict[str, BaseDistribution]:
+  return {
+    "optim.learning_rate": FloatDistribution(0.005, 0.5, log=True),
+    "optim.weight_decay": FloatDistribution(1e-5, 1e-2, log=True),
+    "optim.warmup_epochs": CategoricalDistribution([0.0, 1.0, 2.0, 4.0]),
+  }

@@ -1,0 +1,170 @@
+"""`resnet-jax sweep`: its flags, and what it prints and leaves."""
+
+import argparse
+import contextlib
+import csv
+import importlib.util
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+
+from resnet_jax import cli, jobs, saved_config
+from resnet_jax.arguments import add_number
+from resnet_jax.run_dir import hold
+from resnet_jax.tables import markdown
+from resnet_jax.writing import write_text
+
+if TYPE_CHECKING:
+  import optuna
+
+  from resnet_jax.config import Config
+
+TEXT = (
+  "Search for better settings of an experiment: each trial is a run, and is judged by "
+  "images kept from training. The same command goes on where it stopped; processes "
+  "that share a --storage share the search. Other settings: --config.a.b=value."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.add_argument("--config", metavar="FILE", required=True, help="in configs/")
+  parser.add_argument(
+    "--space", metavar="FILE", required=True, help="in configs/sweeps/"
+  )
+  parser.add_argument(
+    "--out", metavar="DIR", required=True, help="for runs and results"
+  )
+  add_number(parser, "--trials", "how many in all, by all processes (20)")
+  add_number(parser, "--jobs", "trials at once (1)")
+  parser.add_argument(
+    "--storage",
+    metavar="URL",
+    help="sqlite:///FILE, a database, or a file on storage that all share "
+    "(DIR/trials.log)",
+  )
+  parser.add_argument("--study", metavar="NAME", help="in the storage (the config's)")
+  parser.add_argument(
+    "--sampler", default="tpe", help="tpe, random or grid (%(default)s)"
+  )
+  parser.add_argument("--metric", default="top1", help="top1 or loss (%(default)s)")
+  parser.add_argument(
+    "--val-share",
+    type=float,
+    default=0.2,
+    metavar="X",
+    help="of the training images, that judge; 0 takes the config's eval_split "
+    "(%(default)s)",
+  )
+  parser.add_argument(
+    "--no-prune",
+    action="store_true",
+    help="let trials end that are worse than the median",
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs trials until there are enough; `args.settings` are flags of settings.
+
+  Exit status 1 if no trial ended.
+  """
+  if importlib.util.find_spec("optuna") is None:
+    raise ValueError("a sweep needs optuna: pip install 'resnet_jax[sweep]'")
+  from resnet_jax.sweeps import search, space
+
+  flags = [f"--config={args.config}", *args.settings]
+  cli.parse_flags(["resnet-jax", *flags], args.config)
+  base = cli.read_config(None)
+  search.check_names(args.sampler, args.metric)
+  if not 0 <= args.val_share < 1:
+    raise ValueError(f"--val-share={args.val_share:g} must be in [0, 1)")
+  distributions = space.load_space(args.space)
+  space.check_space(distributions, base)
+  config = space.hold_out(base, args.val_share) if args.val_share else base
+  out, limit = Path(args.out), args.jobs or 1
+  name = args.study or Path(args.config.split(":")[0]).stem
+  with hold(str(out), f"--out={out}"):
+    study = search.open_study(
+      args.storage or str(out / "trials.log"),
+      name,
+      args.sampler,
+      args.metric,
+      not args.no_prune,
+      base.seed,
+      limit,
+    )
+    trials = search.Search(study, distributions, config, out, args.metric)
+    total, is_grid = args.trials or 20, args.sampler == "grid"
+    combinations = trials.enqueue(is_grid)
+    if is_grid:
+      total = min(total, combinations)
+    trials.take_up()
+    console = Console(soft_wrap=True)
+    _run_trials(trials, total, limit, console)
+    _write(study, base, out, args, console)
+
+
+def _run_trials(trials, total: int, limit: int, console: Console) -> None:
+  todo = total - trials.count()
+  with (
+    contextlib.closing(jobs.run_at_once(trials.jobs(total), limit)) as running,
+    jobs.Display(todo, console) as display,
+  ):
+    for job, has_ended in running:
+      if has_ended:
+        display.end(job, trials.end(job))
+      else:
+        display.update(job)
+        trials.report(job)
+
+
+def _write(
+  study: "optuna.Study",
+  base: "Config",
+  out: Path,
+  args: argparse.Namespace,
+  console: Console,
+) -> None:
+  """Writes table, figures and the best config, and says what was found."""
+  from optuna.trial import TrialState
+
+  from resnet_jax.sweeps import results, space
+
+  table = results.tabulate(study, args.metric)
+  with (out / "trials.csv").open("w", newline="") as file:
+    csv.writer(file).writerows(table)
+  write_text(out / "trials.md", markdown(table))
+  states = [trial.state for trial in study.get_trials(deepcopy=False)]
+  counts = ", ".join(
+    f"{states.count(state)} {text}"
+    for state, text in (
+      (TrialState.COMPLETE, "done"),
+      (TrialState.PRUNED, "pruned"),
+      (TrialState.FAIL, "failed"),
+    )
+  )
+  console.print(f"{counts}: {out / 'trials.md'}", highlight=False)
+  if TrialState.COMPLETE not in states:
+    sys.exit(1)
+  best = study.best_trial
+  values = ", ".join(f"{path}={value!r}" for path, value in best.params.items())
+  console.print(
+    f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}",
+    highlight=False,
+  )
+  doc = (
+    f"The best of {len(states)} trials around {args.config}, by {args.metric} "
+    f"{best.value:.4f}\non held-out images.\n\n"
+    f"Command: python train.py --config={out / 'best.py'}\n"
+  )
+  write_text(
+    out / "best.py", saved_config.to_source(space.with_values(base, best.params), doc)
+  )
+  names = results.draw_figures(study, out)
+  console.print(f"figures: {', '.join(str(out / name) for name in names)}")
+  console.print(
+    f"next, the test images, once: python train.py --config={out / 'best.py'}",
+    highlight=False,
+  )

@@ -1,0 +1,81 @@
+"""A training run that another process asked for: `python -m resnet_jax.worker`.
+
+The first line of standard input is the request, a JSON object: `config`, `workdir`,
+and `measure`, one of `diagnostics.MEASUREMENTS` or "". When standard input ends, the
+one who asked is gone, and the run saves and ends as if by SIGTERM.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from resnet_jax import backend, cli, run_dir, saved_config
+from resnet_jax.writing import replacing
+
+# Of what is compiled: runs that differ by their seed only compile nothing anew.
+_CACHE = "jax_compilation_cache_dir"
+
+
+def main() -> None:
+  """Does what is asked for; exit status as `cli.py` says, 3 if it was stopped."""
+  backend.keep_freed_memory()
+  with cli.clean_errors():
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_watch, daemon=True).start()
+    run(request)
+
+
+def _watch() -> None:
+  sys.stdin.read()
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(request: dict[str, Any]) -> None:
+  """Trains, measures, and writes `result.json`.
+
+  Args:
+    request: see above. A run whose loss is no longer finite has a result too, with the
+      reason as `diverged`.
+  """
+  from resnet_jax import diagnostics, trainer
+
+  config = saved_config.from_json(json.dumps(request["config"]))
+  workdir = Path(request.pop("workdir"))
+  if getattr(jax.config, _CACHE) is None:
+    jax.config.update(_CACHE, str(workdir.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  start = time.monotonic()
+  result: dict[str, Any] = {"request": request}
+  console = Console(file=sys.stdout, force_terminal=False)
+  try:
+    state, results = trainer.train_and_evaluate(config, str(workdir), console=console)
+  except FloatingPointError as error:
+    classes = run_dir.load_run_config(str(workdir)).model.num_classes
+    result |= {"diverged": str(error), "num_classes": classes}
+  except trainer.Stopped:
+    sys.exit(3)
+  else:
+    result |= results | {
+      "steps": int(state.step),
+      "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    }
+    if request["measure"]:
+      measure = diagnostics.MEASUREMENTS[request["measure"]]
+      result[request["measure"]] = measure(str(workdir))
+  result["seconds"] = round(time.monotonic() - start, 1)
+  device = jax.devices()[0]
+  result["device"] = f"{jax.device_count()} {device.device_kind}"
+  with replacing(str(workdir / "result.json")) as part:
+    Path(part).write_text(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+  main()
