@@ -76,25 +76,22 @@ def parse_flags(argv: list[str], default_config: str) -> list[str]:
   if {"-h", "--help", "--helpfull", "--helpshort"} & set(argv[1:]):
     print(_help())
     sys.exit(0)
-  try:
-    _check_names(argv[1:])
-    config_flags.DEFINE_config_file("config", default_config, sys_argv=argv)
-    rest = FLAGS(argv)
-    hasattr(FLAGS.config, "seed")  # A missing file is an error on first use only.
-    if not isinstance(FLAGS.config, Config):
-      raise TypeError(f"get_config() must return a Config, not {FLAGS.config!r}")
-  except flags.IllegalFlagValueError as error:
-    _fail_by_value(error)
-  except OSError as error:
-    known = sorted(str(path) for path in Path(default_config).parent.glob("*.py"))
-    fail(2, f"{error}; there are: {', '.join(known)}")
-  except Exception as error:  # Whatever a user's config file raises.
-    fail(2, f"{type(error).__name__}: {error}")
-  if len(rest) > 1:
-    fail(2, f"{rest[1]!r} is no flag; flags begin with --")
+  rest = _parse(FLAGS, argv, default_config)
   if FLAGS["verbosity"].using_default_value:
     logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   return rest
+
+
+def load_config(path: str, settings: list[str]) -> Config:
+  """Returns the settings of a config file; exits with status 2 if they are wrong.
+
+  Args:
+    path: of the file, with what follows its colon.
+    settings: `--config.a.b=value` flags.
+  """
+  values = flags.FlagValues()
+  _parse(values, ["resnet-jax", f"--config={path}", *settings], path)
+  return values.config
 
 
 def parse_settings(args: list[str]) -> dict[str, object]:
@@ -103,32 +100,40 @@ def parse_settings(args: list[str]) -> dict[str, object]:
   Exits with status 2 if one is wrong, or something else.
   """
   values = flags.FlagValues()
-  try:
-    _check_names(args)
-    config_flags.DEFINE_config_dataclass(
-      "config", Config(), flag_values=values, sys_argv=["resnet-jax", *args]
-    )
-    rest = values(["resnet-jax", *args])
-  except flags.IllegalFlagValueError as error:
-    _fail_by_value(error)
-  except (flags.Error, ValueError) as error:
-    fail(2, error)
-  if len(rest) > 1:
-    fail(2, f"{rest[1]!r} is no flag; flags begin with --")
+  _parse(values, ["resnet-jax", *args])
   return config_flags.get_override_values(values["config"])
 
 
-def _check_names(args: list[str]) -> None:
-  """Raises `ValueError` if a flag is for a setting that is not there."""
-  for arg in args:
-    if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
-      config_lib.check_field_name(match[1])
-
-
-def _fail_by_value(error: flags.IllegalFlagValueError) -> NoReturn:
-  path = re.match(r"flag --config\.([^=]+)=", str(error))
-  kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
-  fail(2, f"{error}{kind}")
+def _parse(
+  values: flags.FlagValues, argv: list[str], default_config: str | None = None
+) -> list[str]:
+  """Defines `--config`, a file or, without a default, settings only; reads `argv`."""
+  known = []
+  try:
+    for arg in argv[1:]:
+      if match := re.match(r"--?(?:no)?config\.([^=]+)", arg):
+        config_lib.check_field_name(match[1])
+    options = {"flag_values": values, "sys_argv": argv}
+    if default_config is None:
+      config_flags.DEFINE_config_dataclass("config", Config(), **options)
+    else:
+      known = sorted(str(path) for path in Path(default_config).parent.glob("*.py"))
+      config_flags.DEFINE_config_file("config", default_config, **options)
+    rest = values(argv)
+    hasattr(values.config, "seed")  # A missing file is an error on first use only.
+    if not isinstance(values.config, Config):
+      raise TypeError(f"get_config() must return a Config, not {values.config!r}")
+  except flags.IllegalFlagValueError as error:
+    path = re.match(r"flag --config\.([^=]+)=", str(error))
+    kind = f"; it must be {config_lib.type_name(path[1])}" if path else ""
+    fail(2, f"{error}{kind}")
+  except OSError as error:
+    fail(2, f"{error}; there are: {', '.join(known)}")
+  except Exception as error:  # Whatever a user's config file raises.
+    fail(2, f"{type(error).__name__}: {error}")
+  if len(rest) > 1:
+    fail(2, f"{rest[1]!r} is no flag; flags begin with --")
+  return rest
 
 
 def _help() -> str:

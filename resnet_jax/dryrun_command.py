@@ -63,14 +63,13 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax import dryrun
 
-  flags = [f"--config={args.config}", *args.settings]
-  cli.parse_flags(["resnet-jax", *flags], args.config)
+  base = cli.load_config(args.config, args.settings)
   names = args.topology.split(",")
   dryrun.use_cpu_only(names)
   topologies = [dryrun.describe_topology(name) for name in names]
   reports = []
   for topology in topologies:
-    config = copy.deepcopy(cli.read_config(None))
+    config = copy.deepcopy(base)
     if args.images_per_chip:
       config.batch_size = args.images_per_chip * len(topology.devices)
     report = dryrun.rehearse(config, topology)

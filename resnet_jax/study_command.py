@@ -17,6 +17,7 @@ from resnet_jax.run_dir import hold
 from resnet_jax.studies.grids import SCALES, STUDIES, Study
 from resnet_jax.studies.outcomes import row_of
 from resnet_jax.studies.report import Planned, Report, write_report
+from resnet_jax.validation import validate
 
 TEXT = (
   "Reproduce a claim of the paper: train its networks, and write numbers, tables, "
@@ -86,7 +87,8 @@ def plan(
     settings: for all runs, by path.
 
   Raises:
-    ValueError: an unknown label, or a setting that the study makes itself.
+    ValueError: an unknown label, a value that is not allowed, or a setting that the
+      study makes itself.
   """
   variants = study.variants[scale]
   if only is not None:
@@ -106,6 +108,7 @@ def plan(
         set_value(config, path, value)
       for path, value in own.items():
         set_value(config, path, value)
+      validate(config)
       name = f"{variant.label}, seed {seed}"
       directory = runs / name.replace(", ", "-").replace(" ", "_")
       job = jobs.Job(name, config, directory, study.measure)

@@ -74,9 +74,7 @@ def run(args: argparse.Namespace) -> None:
     raise ValueError("a sweep needs optuna: pip install 'resnet_jax[sweep]'")
   from resnet_jax.sweeps import search, space
 
-  flags = [f"--config={args.config}", *args.settings]
-  cli.parse_flags(["resnet-jax", *flags], args.config)
-  base = cli.read_config(None)
+  base = cli.load_config(args.config, args.settings)
   search.check_names(args.sampler, args.metric)
   if not 0 <= args.val_share < 1:
     raise ValueError(f"--val-share={args.val_share:g} must be in [0, 1)")

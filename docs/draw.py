@@ -1,0 +1,249 @@
+"""Draws the figures of docs/residual_learning.md.
+
+Command: python docs/draw.py, a minute on a CPU; writes docs/images/*.png.
+Sizes are the networks' own, learning rates the config's. Lengths are in inches.
+"""
+
+import runpy
+from collections.abc import Sequence
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.patches import Circle, Rectangle
+from sklearn.datasets import load_digits
+
+from resnet_jax import Backbone, create_model
+from resnet_jax.diagnostics import layer_gradients
+from resnet_jax.optim import create_schedule
+from resnet_jax.plan import Plan
+from resnet_jax.studies.grids import PAPER_ERRORS
+
+ROOT = Path(__file__).parents[1]
+IMAGES = ROOT / "docs/images"
+PALE_BLUE, PALE_ORANGE, PALE_GRAY = "#D6E8F4", "#FBE3D2", "#EDEDED"
+# Colours that the colour-blind tell apart (Okabe and Ito 2008); dashes for print.
+BLUE = {"color": "#0072B2", "linestyle": "-", "linewidth": 2.2}
+ORANGE = {"color": "#D55E00", "linestyle": "--", "linewidth": 2.2}
+GREEN = {"color": "#009E73", "linestyle": ":", "linewidth": 2.2}
+IDENTITY, PROJECTION = ORANGE | {"linestyle": "-"}, GREEN | {"linestyle": "--"}
+ZEROS = BLUE | {"linestyle": ":"}
+
+
+def plot(
+  columns: int = 1, height: float = 3.2, **kwargs
+) -> tuple[Figure, Sequence[Axes]]:
+  """Returns a figure of its own, as pyplot would want a display, and its axes."""
+  figure = Figure(figsize=(7.5, height), layout="constrained")
+  panels = figure.subplots(1, columns, squeeze=False, **kwargs)[0]
+  for axes in panels:
+    axes.grid(alpha=0.3)
+  return figure, panels
+
+
+def sheet(height: float) -> tuple[Figure, Axes]:
+  """Returns a figure to draw on, and its axes without lines."""
+  figure = Figure(figsize=(7.5, height))
+  axes = figure.add_axes((0, 0, 1, 1), xlim=(0, 7.5), ylim=(0, height))
+  axes.axis("off")
+  return figure, axes
+
+
+def write(axes: Axes, x: float, y: float, text: str, size: float = 10, **kwargs):
+  axes.text(x, y, text, **{"ha": "center", "va": "center", "fontsize": size} | kwargs)
+
+
+def box(axes: Axes, x: float, y: float, text: str, width=1.0, height=0.5, **kwargs):
+  look = {"facecolor": PALE_BLUE, "edgecolor": "black"} | kwargs
+  axes.add_patch(Rectangle((x - width / 2, y - height / 2), width, height, **look))
+  write(axes, x, y, text)
+
+
+def arrow(axes: Axes, start: tuple, end: tuple, **kwargs) -> None:
+  look = {"arrowstyle": "-|>", "color": "black", "linewidth": 1.2, "shrinkA": 0}
+  axes.annotate("", end, start, arrowprops=look | {"shrinkB": 0} | kwargs)
+
+
+def bypass(axes: Axes, start: float, end: float, y: float, top: float, **look) -> None:
+  """Draws a shortcut from (start, y) over `top` to where it is added, at (end, y)."""
+  axes.plot([start, start, end], [y, top, top], **look)
+  arrow(axes, (end, top), (end, y + 0.14), **look)
+  axes.add_patch(Circle((end, y), 0.14, facecolor=PALE_ORANGE, edgecolor="black"))
+  write(axes, end, y, "+", 13)
+
+
+def chain(axes: Axes, y: float, ends, layers, shortcut="", last="") -> None:
+  """Draws layers, each (text, note), and a shortcut around them if it has a name."""
+  centres = {2: (2.2, 4.6), 3: (1.85, 3.4, 4.95)}[len(layers)]
+  write(axes, 0.42, y, ends[0])
+  write(axes, 7.1, y, ends[1])
+  starts = 0.82, *(x + 0.5 for x in centres)
+  stops = *(x - 0.5 for x in centres), 5.96 if shortcut else 6.7
+  for i, (start, stop) in enumerate(zip(starts, stops, strict=True)):
+    arrow(axes, (start, y), (stop, y))
+    if 0 < i < len(layers):
+      write(axes, (start + stop) / 2, y + 0.13, "ReLU", 8.5)
+  for x, (text, note) in zip(centres, layers, strict=True):
+    box(axes, x, y, text)
+    write(axes, x, y - 0.4, note, 9)
+  if shortcut:
+    bypass(axes, 1.0, 6.1, y, y + 0.55, **IDENTITY)
+    write(axes, 3.4, y + 0.7, shortcut, color=IDENTITY["color"])
+    arrow(axes, (6.24, y), (6.7, y))
+    write(axes, 6.46, y + 0.13, last, 8.5)
+
+
+def draw_degradation() -> None:
+  """Plain and residual nets over depth, by the paper's tables 2 and 6."""
+  figure, (left, right) = plot(2)
+  depths = "20", "32", "44", "56", "110", "1202"
+  places = (20, 0), (14, 6), (4, 8), (6, 8), (0, -16), (-7, 8)
+  known = PAPER_ERRORS["paper"] | PAPER_ERRORS["imagenet"]
+  plain = ORANGE | {"marker": "s", "label": "plain"}
+  residual = BLUE | {"marker": "o", "label": "residual"}
+  for axes, names, offsets, look in (
+    (left, ("plain18", "plain34"), ((0, 8), (0, 8)), plain),
+    (left, ("resnet18, A", "resnet34, A"), ((-16, -16), (0, -16)), residual),
+    (right, [f"resnet{depth}" for depth in depths], places, residual),
+  ):
+    errors = [float(known[name]) for name in names]
+    axes.plot(errors, **look)
+    for i, offset in enumerate(offsets):
+      where = {"xytext": offset, "textcoords": "offset points", "ha": "center"}
+      axes.annotate(f"{errors[i]:.2f}", (i, errors[i]), **where)
+  left.set(title="ImageNet", xticks=[0, 1], xticklabels=["18", "34"], xlim=(-0.4, 1.4))
+  left.set(xlabel="layers", ylabel="validation error (%)", ylim=(24, 30))
+  left.legend(loc="lower left")
+  right.set(title="CIFAR-10, residual nets", xlabel="layers", ylabel="test error (%)")
+  right.set(xticks=range(len(depths)), xticklabels=depths, ylim=(6, 9.5))
+  figure.savefig(IMAGES / "degradation.png", dpi=160)
+
+
+def draw_idea() -> None:
+  """The same two layers, with and without what goes around them."""
+  figure, axes = sheet(2.7)
+  write(axes, 0.1, 2.55, "plain: the layers make all of H(x)", ha="left", weight="bold")
+  chain(axes, 2.05, ("x", "H(x)"), [("layer", "")] * 2)
+  write(axes, 0.1, 1.45, "residual: the layers make F(x)", ha="left", weight="bold")
+  chain(axes, 0.4, ("x", "x + F(x)"), [("layer", "")] * 2, "x as it is")
+  figure.savefig(IMAGES / "idea.png", dpi=160)
+
+
+def draw_blocks() -> None:
+  """The two blocks with an identity shortcut, and the weights of each convolution."""
+  figure, axes = sheet(3.9)
+  rows = (
+    ("basic block (ResNet-18, 34)", 64, ((3, 64), (3, 64))),
+    ("bottleneck block (ResNet-50, 101, 152)", 256, ((1, 64), (3, 64), (1, 256))),
+  )
+  for y, (title, channels, convolutions) in zip((2.5, 0.55), rows, strict=True):
+    layers, total, width = [], 0, channels
+    for size, features in convolutions:
+      count = size * size * width * features
+      layers.append((f"{size}x{size}, {features}", f"{count:,} weights"))
+      total, width = total + count, features
+    write(axes, 0.1, y + 1.1, f"{title}: {total:,} weights", ha="left", weight="bold")
+    chain(axes, y, (f"{channels}\nchannels",) * 2, layers, "identity", "ReLU")
+  figure.savefig(IMAGES / "blocks.png", dpi=160)
+
+
+def draw_shortcuts() -> None:
+  """Four blocks, the third of which halves the resolution, with each option."""
+  figure, axes = sheet(3.7)
+  names = "identity", "identity, zeros in new channels", "1x1 convolution"
+  styles = IDENTITY, ZEROS, PROJECTION
+  for x, name, look in zip((0.5, 2.0, 5.1), names, styles, strict=True):
+    axes.plot([x, x + 0.45], [3.45, 3.45], **look)
+    write(axes, x + 0.55, 3.45, name, ha="left")
+  sizes = ("56x56, 64", PALE_BLUE), ("28x28, 128", PALE_GRAY)
+  for y, option in zip((2.45, 1.4, 0.35), "ABC", strict=True):
+    write(axes, 0.25, y, option, 15, weight="bold")
+    for i in range(4):
+      x, (size, color) = 1.3 + 1.65 * i, sizes[i // 2]
+      changed = ZEROS if option == "A" else PROJECTION
+      look = changed if i == 2 or option == "C" else IDENTITY
+      arrow(axes, (x - 0.79, y), (x - 0.5, y))
+      arrow(axes, (x + 0.5, y), (x + 0.58, y), arrowstyle="-")
+      bypass(axes, x - 0.66, x + 0.72, y, y + 0.45, **look)
+      box(axes, x, y, size, facecolor=color)
+    arrow(axes, (7.11, y), (7.4, y))
+  figure.savefig(IMAGES / "shortcuts.png", dpi=160)
+
+
+def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
+  """Returns what comes out of stem and stages: its height, and a text."""
+  model, image = create_model(name), jnp.zeros((1, side, side, 3))
+  maps, _ = jax.eval_shape(Backbone(model).init_with_output, jax.random.key(0), image)
+  first = side // model.stem.STRIDE
+  layers = "3x3 conv" if first == side else "7x7 conv\nmax-pool"
+  outputs = [(first, f"{layers}\n{first}x{first}x{model.features}")]
+  for blocks, found in zip(model.stage_sizes, maps.values(), strict=True):
+    _, height, width, channels = found.shape
+    outputs.append((height, f"{blocks} blocks\n{height}x{width}\nx{channels}"))
+  return outputs
+
+
+def draw_network() -> None:
+  """What comes out of each part of three networks."""
+  figure, axes = sheet(4.2)
+  for i, part in enumerate(("stem", *(f"stage {n}" for n in range(1, 5)), "head")):
+    write(axes, 1.48 + 1.1 * i, 4.0, part, 11, weight="bold")
+  rows = ("34", "basic", 224, 1000), ("50", "bottleneck", 224, 1000)
+  rows = *rows, ("20", "basic", 32, 10)
+  for y, (depth, block, side, classes) in zip((3.25, 1.95, 0.65), rows, strict=True):
+    write(axes, 0.42, y + 0.2, f"ResNet-{depth}", weight="bold")
+    write(axes, 0.42, y - 0.1, f"{block}\n{side}x{side}x3", 9)
+    for i, (size, text) in enumerate(part_outputs(f"resnet{depth}", side)):
+      x = 1.48 + 1.1 * i
+      arrow(axes, (x - 0.64, y), (x - 0.46, y))
+      box(axes, x, y, text, 0.92, 0.1 + 0.15 * size.bit_length())
+    arrow(axes, (x + 0.46, y), (6.52, y))
+    box(axes, 6.98, y, f"mean\n{classes}\nclasses", 0.92, 0.6, facecolor=PALE_ORANGE)
+  figure.savefig(IMAGES / "network.png", dpi=160)
+
+
+def draw_gradients() -> None:
+  """Gradients at the start, by layer, on 64 of scikit-learn's digits."""
+  digits = load_digits()
+  images, labels = digits.images[:64, ..., None], jnp.asarray(digits.target[:64])
+  images = jnp.asarray((images - images.mean()) / images.std(), jnp.float32)
+  batch = {"image": images, "label": labels, "mask": jnp.ones(64, bool)}
+  figure, (axes,) = plot()
+  nets = ("resnet56", "batch"), ("plain56", "batch"), ("plain56", "none")
+  for (name, norm), style in zip(nets, (BLUE, ORANGE, GREEN), strict=True):
+    model = create_model(name, norm=norm)
+    variables = jax.jit(model.init)(jax.random.key(0), images[:1])
+    values = layer_gradients(model, variables, batch).values()
+    label = f"{name}, {'no' if norm == 'none' else norm} norm"
+    axes.plot(range(1, len(values) + 1), values, label=label, **style)
+  axes.set(xlabel="layer", ylabel="norm of the gradient by the kernel", yscale="log")
+  axes.legend(loc="center left")
+  figure.savefig(IMAGES / "gradients.png", dpi=160)
+
+
+def draw_schedule() -> None:
+  """The learning rates of two of the paper's CIFAR-10 nets, from the config."""
+  made = runpy.run_path(str(ROOT / "configs/cifar10_resnet20.py"))
+  figure, panels = plot(2, 2.9, sharey=True)
+  for name, style in (("resnet20", BLUE), ("resnet110", ORANGE)):
+    config = made["get_config"](name)
+    plan = Plan.create(config, num_train_examples=50_000)
+    schedule = create_schedule(config.optim, plan, config.batch_size)
+    rates = jax.vmap(schedule)(jnp.arange(plan.num_steps))
+    for axes, steps in zip(panels, (1000, plan.num_steps), strict=True):
+      axes.plot(rates[:steps], label=name, **style)
+  panels[0].set(title="the first 1,000 updates", ylabel="learning rate")
+  panels[0].set(yscale="log", ylim=(7e-4, 0.15))
+  panels[1].set(title="all 64,000 updates", xticks=range(0, 64_001, 16_000))
+  figure.supxlabel("updates", fontsize=10)
+  panels[0].legend(loc="lower right")
+  figure.savefig(IMAGES / "schedule.png", dpi=160)
+
+
+if __name__ == "__main__":
+  IMAGES.mkdir(exist_ok=True)
+  schemes = draw_idea, draw_blocks, draw_shortcuts, draw_network
+  for draw in (draw_degradation, *schemes, draw_gradients, draw_schedule):
+    draw()

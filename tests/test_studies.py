@@ -1,0 +1,266 @@
+"""Studies: their grids, what runs show, and a small one from end to end."""
+
+import dataclasses
+import json
+import re
+import time
+
+import numpy as np
+import pytest
+from PIL import Image
+from scipy import stats
+
+from configs import cifar10_resnet20
+from resnet_jax import create_model, evaluation, jobs, run_dir
+from resnet_jax.commands import main
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.jobs import Job
+from resnet_jax.studies import recipes
+from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Claim
+from resnet_jax.studies.outcomes import find, mean_curve, row_of, spread
+from resnet_jax.study_command import plan
+from resnet_jax.summary import list_layers
+
+PAIRS = [(name, scale) for name, study in STUDIES.items() for scale in study.variants]
+
+
+def tiny(**kwargs) -> Config:
+  return Config(
+    batch_size=8,
+    log_every_steps=2,
+    eval_every_steps=4,
+    model=ModelConfig(name="plain8"),
+    data=DataConfig(name="synthetic", image_size=8, num_examples=16),
+    optim=OptimConfig(learning_rate=0.01),
+    **kwargs,
+  )
+
+
+@pytest.mark.parametrize(("name", "scale"), PAIRS)
+def test_every_run_of_every_study_has_settings_that_fit(name, scale, tmp_path):
+  study = STUDIES[name]
+  planned = plan(study, scale, tmp_path)
+  count = study.seeds.get(scale, SCALES[scale].seeds)
+  assert len({run.job.workdir for run in planned}) == len(planned)
+  assert len(planned) == count * len(study.variants[scale])
+  assert {run.job.config.seed for run in planned} == set(range(count))
+  for variant in study.variants[scale]:
+    configs = [run.job.config for run in planned if run.variant is variant]
+    # Nothing but the seed differs between the runs of a network.
+    assert len({str(dataclasses.replace(config, seed=0)) for config in configs}) == 1
+    evaluation.check(configs[0])
+
+
+def test_every_claim_is_of_networks_that_some_scale_has():
+  for study in STUDIES.values():
+    labels = [{v.label for v in variants} for variants in study.variants.values()]
+    for claim in study.claims:
+      assert any({claim.higher, claim.lower} <= names for names in labels), claim
+  for scale, errors in PAPER_ERRORS.items():
+    known = {v.label for s in STUDIES.values() for v in s.variants.get(scale, ())}
+    assert scale == "short" or errors.keys() <= known
+
+
+@pytest.mark.parametrize("name", ["resnet20", "resnet110", "plain56", "plain110"])
+def test_the_paper_scale_is_the_recipe_in_configs(name, tmp_path):
+  runs = plan(STUDIES["degradation"], "paper", tmp_path, seeds=1, only=name)
+  assert [run.job.config for run in runs] == [cifar10_resnet20.get_config(name)]
+
+
+def test_bottlenecks_of_cifar_nets_cost_what_basic_blocks_cost():
+  def cost(name: str) -> int:
+    layers = list_layers(create_model(name), (32, 32, 3))
+    return sum(layer.multiply_adds for layer in layers)
+
+  assert cost("resnet29") == pytest.approx(cost("resnet20"), rel=0.2)
+  assert cost("resnet164") == pytest.approx(cost("resnet110"), rel=0.05)
+
+
+def rows(**errors) -> list[dict]:
+  return [
+    {"label": label, "train_error": value}
+    for label, values in errors.items()
+    for value in values
+  ]
+
+
+def test_findings_are_welch_intervals():
+  deep, shallow = [12.0, 13.0, 12.5], [8.0, 8.4, 8.8]
+  (finding,) = find([Claim("", "a", "b")], rows(a=deep, b=shallow))
+  interval = stats.ttest_ind(deep, shallow, equal_var=False).confidence_interval()
+  assert finding.verdict == "shown"
+  assert f"{interval.low:+.2f} to {interval.high:+.2f}" in finding.text
+  assert "12.50 ± 0.50" in finding.text and "difference +4.10 points" in finding.text
+
+
+@pytest.mark.parametrize(
+  ("high", "low", "margin", "verdict"),
+  [
+    ([2.0], [1.0], 0.0, "seen"),  # One seed is never enough.
+    ([1.0, 9.0], [0.5, 4.0], 0.0, "seen"),
+    ([1.0, 1.1], [1.2, 1.3], 0.0, "not seen"),
+    ([1.0, 1.1], [1.2, 1.3], 1.0, "shown"),
+    ([1.0, 1.0], [1.0, 1.0], 0.0, "not seen"),
+    ([2.0, 2.0], [1.0, 1.0], 0.0, "shown"),
+  ],
+)
+def test_verdicts(high, low, margin, verdict):
+  claim = Claim("", "a", "b", margin=margin)
+  assert find([claim], rows(a=high, b=low))[0].verdict == verdict
+
+
+def test_claims_wait_for_all_their_runs():
+  assert find([Claim("", "a", "c")], rows(a=[1.0], b=[2.0])) == []
+
+
+def test_spread_and_mean_curve():
+  assert str(spread([1.0, 3.0])) == "2.00 ± 1.41" and str(spread([2.0])) == "2.00"
+  curves = [{10: 1.0, 20: 3.0, 30: 7.0}, {10: 3.0, 20: 4.0}]
+  assert mean_curve(curves) == ([10, 20], [2.0, 3.5], [1.0, 3.0], [3.0, 4.0])
+
+
+def finished(job: Job, records: list[dict], **result) -> None:
+  """Leaves what a run of `job` would."""
+  job.workdir.mkdir(parents=True)
+  lines = "".join(json.dumps(record) + "\n" for record in records)
+  (job.workdir / "metrics.jsonl").write_text(lines)
+  base = {"request": job.request, "seconds": 1.0, "device": "1 cpu"}
+  (job.workdir / "result.json").write_text(json.dumps(base | result))
+
+
+def test_the_training_error_is_that_of_the_last_quarter(tmp_path):
+  variant = STUDIES["degradation"].variants["smoke"][0]
+  job = Job("a", tiny(), tmp_path / "a")
+  steps = {20: 0.0, 75: 0.1, 80: 0.5, 100: 0.75}
+  records = [
+    {"step": step, "epoch": 1, "split": "train", "top1": top1, "loss": 1.0}
+    for step, top1 in steps.items()
+  ]
+  finished(job, records, top1=0.9, loss=0.5, steps=100, params=7)
+  row = row_of(job, variant, 3)
+  # 5 updates up to 80, then 20.
+  assert row["train_error"] == pytest.approx(100 - (5 * 50 + 20 * 75) / 25)
+  assert row["test_error"] == pytest.approx(10) and row["seed"] == 3
+  # What was asked for otherwise is not done.
+  assert row_of(Job("a", tiny(seed=1), tmp_path / "a"), variant, 3) is None
+
+
+def test_a_run_that_diverged_counts_as_chance(tmp_path):
+  variant = STUDIES["degradation"].variants["smoke"][0]
+  job = Job("a", tiny(), tmp_path / "a")
+  finished(job, [], diverged="the loss became nan", num_classes=10)
+  row = row_of(job, variant, 0)
+  assert row["train_error"] == row["test_error"] == pytest.approx(90)
+
+
+FLAGS = [
+  "--config.num_steps=4",
+  "--config.optim.warmup_steps=1",
+  "--config.optim.decay_steps=(2,3)",
+  "--config.log_every_steps=2",
+  "--config.data.name=synthetic",
+  "--config.data.image_size=8",
+  "--config.data.num_examples=32",
+]
+
+
+@pytest.mark.slow
+def test_a_study_trains_reports_goes_on_and_says_what_failed(
+  tmp_path, capsys, monkeypatch
+):
+  out = tmp_path / "out"
+  command = ["study", "responses", f"--out={out}", "--only=plain20,resnet20"]
+  command += ["--seeds=1", "--jobs=2", *FLAGS]
+  main(command)
+  text = capsys.readouterr().out
+  assert "[2/2]" in text and "plain20" in text and str(out / "report.html") in text
+  text = (out / "results.jsonl").read_text()
+  lines = [json.loads(line) for line in text.splitlines()]
+  assert [line["label"] for line in lines] == ["plain20", "resnet20"]
+  assert all(line["steps"] == 4 and len(line["responses"]) == 19 for line in lines)
+  table = (out / "table.md").read_text()
+  assert f"| plain20 | 269,722 | {lines[0]['train_error']:.2f} |" in table
+  assert (out / "table.csv").read_text().count("\n") == 3
+  for name in ("error", "responses"):
+    assert np.asarray(Image.open(out / f"{name}.png").convert("L")).std() > 10
+    assert (out / f"{name}.svg").read_text().startswith("<?xml")
+  page = (out / "report.html").read_text()
+  assert page.count("data:image/png;base64,") == 2
+  # Nothing is loaded from elsewhere.
+  assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+  assert "config.num_steps = 4" in page and "jax 0." in page
+
+  # What is done is not done again; what is new is.
+  def refuse(*args):
+    raise AssertionError("nothing is to be run")
+
+  with monkeypatch.context() as patch:
+    patch.setattr(Job, "start", refuse)
+    main(command)
+  assert "2 runs are done" in capsys.readouterr().out
+  with pytest.raises(SystemExit) as exit_info:
+    main([*command, "--config.data.mean=(0.1,0.2)"])
+  assert exit_info.value.code == 1
+  text = capsys.readouterr().out
+  assert text.count("failed: config.data.mean=(0.1, 0.2)") == 2
+  assert "config.data.mean=(0.1, 0.2)" in (out / "report.html").read_text()
+
+
+@pytest.mark.slow
+def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
+  config = tiny(num_steps=100_000)
+  job = Job("long", config, tmp_path / "run")
+  runs = jobs.run_at_once([job], 1)
+  for running, has_ended in runs:
+    assert not has_ended, job.error()
+    if running.metrics():
+      break
+  runs.close()  # As by Ctrl-C.
+  assert not job.is_running and job.result() is None
+  step = run_dir.latest_step(str(job.workdir))
+  assert step > 0
+  # A process whose owner is gone ends by itself, and saves.
+  job.start({})
+  while not any(record["step"] > step for record in job.metrics()):
+    time.sleep(0.1)
+    assert job.is_running, job.error()
+  job._process.stdin.close()
+  assert job._process.wait(60) == 3
+  assert run_dir.latest_step(str(job.workdir)) > step
+
+
+@pytest.mark.parametrize(
+  ("argv", "text"),
+  [
+    (["nothing"], "NAME='nothing' is unknown; did you mean"),
+    (["depth", "--scale=tiny"], "--scale='tiny' is unknown"),
+    (["depth", "--scale=imagenet"], "--scale=imagenet is none of depth's"),
+    (
+      ["depth", "--only=resnet21"],
+      "--only='resnet21' is unknown; did you mean resnet20",
+    ),
+    (["depth", "--config.seed=3"], "config.seed is what the study itself sets"),
+    (["depth", "--config.num_stepz=3"], "config.num_stepz is no setting"),
+    (["depth", "--config.num_steps=x"], "it must be a whole number"),
+    (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be >= 0"),
+    (["depth", "--jobs=0"], "'0' must be a whole number > 0"),
+    (["depth", "more"], "'more' is no flag"),
+  ],
+)
+def test_wrong_usage_is_one_line_and_leaves_nothing(argv, text, tmp_path, capsys):
+  out = tmp_path / "out"
+  with pytest.raises(SystemExit) as exit_info:
+    main(["study", *argv, f"--out={out}"])
+  assert exit_info.value.code == 2
+  err = capsys.readouterr().err
+  assert text in err and err.startswith("error: ") and err.count("\n") == 1
+  assert not out.exists()
+
+
+def test_the_short_recipe_is_the_paper_recipe_but_for_its_length():
+  short, paper = recipes.short(), recipes.cifar10()
+  for config in (short, paper):
+    config.num_steps = config.log_every_steps = config.eval_every_steps = 1
+    config.checkpoint.every_steps = config.optim.warmup_steps = 0
+    config.optim.decay_steps = ()
+  assert short == paper

@@ -1,0 +1,274 @@
+"""Search for settings: spaces, how trials end, going on, and a small one as a whole."""
+
+import json
+import runpy
+from pathlib import Path
+
+import optuna
+import pytest
+from optuna.distributions import (
+  CategoricalDistribution,
+  FloatDistribution,
+  IntDistribution,
+)
+from optuna.trial import TrialState
+
+from resnet_jax import saved_config
+from resnet_jax.commands import main
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.data.sources import load_digits, load_synthetic
+from resnet_jax.jobs import Job
+from resnet_jax.sweeps import results, space
+from resnet_jax.sweeps.search import Search, open_study
+
+ROOT = Path(__file__).parents[1]
+RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
+
+
+def search(out: Path, config: Config | None = None, **kwargs) -> Search:
+  options = {"sampler": "random", "metric": "top1", "prune": False} | kwargs
+  study = open_study(str(out / "log"), "name", seed=0, limit=1, **options)
+  return Search(study, RATES, config or Config(), out, options["metric"])
+
+
+def finish(job: Job, **result) -> None:
+  job.workdir.mkdir(parents=True, exist_ok=True)
+  text = json.dumps({"request": job.request, "seconds": 1.0} | result)
+  (job.workdir / "result.json").write_text(text)
+
+
+def evaluated(job: Job, *values: float) -> None:
+  job.workdir.mkdir(parents=True, exist_ok=True)
+  lines = [
+    json.dumps({"step": step, "epoch": step, "split": "eval", "top1": value}) + "\n"
+    for step, value in enumerate(values, 1)
+  ]
+  (job.workdir / "metrics.jsonl").write_text("".join(lines))
+
+
+def test_the_config_of_the_repository_has_a_space_that_fits():
+  found = space.load_space(str(ROOT / "configs" / "sweeps" / "digits.py"))
+  config = runpy.run_path(str(ROOT / "configs" / "digits.py"))["get_config"]()
+  space.check_space(found, config)
+
+
+@pytest.mark.parametrize(
+  ("path", "distribution", "text"),
+  [
+    ("optim.learning_rat", FloatDistribution(0, 1), "did you mean config.optim.learn"),
+    ("optim.learning_rate", FloatDistribution(0, 1), "learning_rate=0.0 must be > 0"),
+    ("optim.momentum", FloatDistribution(0, 1), "momentum=1.0 must be in [0, 1)"),
+    ("batch_size", FloatDistribution(8, 9), "batch_size=8.0 must be a whole number"),
+    ("model.name", CategoricalDistribution(["resnet20", "resnet21"]), "'resnet21'"),
+    ("optim.decay_steps", CategoricalDistribution(["(9, 3)"]), "(9, 3) must be incr"),
+    ("data.eval_split", CategoricalDistribution(["test"]), "the sweep itself sets"),
+  ],
+)
+def test_spaces_are_checked_before_the_first_trial(path, distribution, text):
+  with pytest.raises(ValueError) as error_info:
+    space.check_space({path: distribution}, Config())
+  assert text in str(error_info.value)
+
+
+def test_values_of_tuples_go_to_trials_and_back():
+  choices = {"optim.decay_steps": CategoricalDistribution(["()", "(30, 60)"])}
+  config = Config(optim=OptimConfig(decay_steps=(30, 60)))
+  trial = space.as_trial(choices, {"optim.decay_steps": (30, 60)})
+  assert trial == {"optim.decay_steps": "(30, 60)"}
+  assert space.with_values(Config(), trial) == config
+  assert space.as_trial(choices, {"optim.decay_steps": (1,)}) is None
+  assert space.as_trial(RATES, {"optim.learning_rate": 2.0}) is None
+
+
+def test_a_grid_is_every_combination():
+  found = space.grid(
+    {
+      "batch_size": IntDistribution(8, 24, step=8),
+      "optim.momentum": FloatDistribution(0.8, 0.9, step=0.1),
+      "optim.nesterov": CategoricalDistribution([True, False]),
+    }
+  )
+  assert len(found) == 3 * 2 * 2 == len({str(values) for values in found})
+  assert {values["batch_size"] for values in found} == {8, 16, 24}
+  with pytest.raises(ValueError, match="needs choices or a step"):
+    space.grid(RATES)
+
+
+def test_held_out_images_are_not_trained_on():
+  config = space.hold_out(Config(data=DataConfig(name="digits")), 0.25)
+  train, kept = config.data.train_split, config.data.eval_split
+  assert (train, kept) == ("train[:75%]", "train[75%:]")
+  whole = load_digits("train").images
+  parts = [load_digits(split).images for split in (train, kept)]
+  assert [len(part) for part in parts] == [1078, 359]
+  assert (whole == [*parts[0], *parts[1]]).all()
+  assert len(load_synthetic("test[2:5]", 8, 16)) == 3
+  for name, split in (("folder", "train"), ("cifar10", "train[:9]")):
+    with pytest.raises(ValueError, match="set --val-share=0"):
+      space.hold_out(Config(data=DataConfig(name=name, train_split=split)), 0.2)
+
+
+@pytest.mark.parametrize("split", ["train[", "train[5:2]", "train[2000:]", "nothing"])
+def test_a_wrong_part_of_a_built_in_split_is_named(split):
+  with pytest.raises(ValueError, match=r"config.data.train_split or eval_split"):
+    load_digits(split)
+
+
+def test_best_settings_become_a_config_file(tmp_path):
+  config = Config(
+    num_epochs=3,
+    model=ModelConfig(name="resnet8"),
+    optim=OptimConfig(learning_rate=0.123456789, decay_steps=(30, 60), nesterov=True),
+  )
+  for number, settings in enumerate([config, Config()]):
+    path = tmp_path / f"best{number}.py"
+    path.write_text(saved_config.to_source(settings, "What it is."))
+    assert runpy.run_path(str(path))["get_config"]() == settings
+    assert "seed" not in path.read_text()
+
+
+def test_the_settings_of_the_config_are_tried_first_and_trials_end_as_they_end(
+  tmp_path,
+):
+  trials = search(tmp_path)
+  assert trials.enqueue(every=False) == 1
+  first, second, third = list(trials.jobs(3))
+  assert first.config == Config() and second.config != Config()
+  finish(first, top1=0.75)
+  finish(second, diverged="the loss became nan")
+  third.workdir.mkdir(parents=True)
+  (third.workdir / "log.txt").write_text("Traceback\nerror: no such data\n")
+  assert trials.end(first) == "top1 0.7500"
+  assert trials.end(second) == "failed: the loss became nan"
+  assert trials.end(third) == "failed: no such data"
+  table = results.tabulate(trials._study, "top1")
+  assert [row[1] for row in table[1:]] == ["complete", "fail", "fail"]
+  assert table[1][2:4] == ["0.7500", "0.1"] and table[3][-1] == "no such data"
+
+
+def test_trials_below_the_median_are_pruned_once(tmp_path, monkeypatch):
+  trials = search(tmp_path, prune=True)
+  stopped = []
+  monkeypatch.setattr(Job, "stop", lambda job: stopped.append(job))
+  for job in trials.jobs(5):
+    evaluated(job, 0.5, 0.9)
+    trials.report(job)
+    finish(job, top1=0.9)
+    trials.end(job)
+  assert not stopped
+  good, bad = list(trials.jobs(7))
+  evaluated(good, 0.6)
+  evaluated(bad, 0.4)
+  for _ in range(2):
+    trials.report(good)
+    trials.report(bad)
+  assert stopped == [bad]
+  assert trials.end(bad) == "pruned"
+  assert trials._study.trials[-1].state == TrialState.PRUNED
+
+
+def test_a_killed_search_goes_on_with_its_trials(tmp_path):
+  before = search(tmp_path)
+  job, done = list(before.jobs(2))
+  finish(done, top1=0.5)
+  before.end(done)  # And then it is killed.
+  after = search(tmp_path)
+  assert list(after.jobs(2)) == []
+  after.take_up()
+  (again,) = after.jobs(2)
+  assert (again.config, again.workdir) == (job.config, job.workdir)
+  finish(again, top1=0.6)
+  after.end(again)
+  assert after.count() == 2 and list(after.jobs(2)) == []
+  assert after._study.best_value == 0.6
+  # The trials of another directory are another process's.
+  other = search(tmp_path)
+  list(other.jobs(3))
+  elsewhere = Search(other._study, RATES, Config(), tmp_path / "other", "top1")
+  elsewhere.take_up()
+  assert list(elsewhere.jobs(3)) == []
+
+
+def test_a_resumed_search_draws_other_numbers(tmp_path):
+  (first,) = search(tmp_path).jobs(1)
+  (second,) = search(tmp_path).jobs(2)
+  assert first.config.optim.learning_rate != second.config.optim.learning_rate
+
+
+SPACE = """
+from optuna.distributions import CategoricalDistribution
+
+def get_space():
+  return {"optim.warmup_epochs": CategoricalDistribution([0.02, 1.0]), **MORE}
+"""
+
+
+def command(tmp_path: Path, *argv: str, more: str = "{}") -> list[str]:
+  path = tmp_path / "space.py"
+  path.write_text(SPACE.replace("MORE", more))
+  config = ROOT / "configs" / "digits.py"
+  out = tmp_path / "out"
+  return ["sweep", f"--config={config}", f"--space={path}", f"--out={out}", *argv]
+
+
+@pytest.mark.slow
+def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
+  settings = [
+    "--config.num_steps=4",
+    "--config.eval_every_steps=2",
+    "--config.optim.decay_epochs=()",
+    "--config.optim.decay_steps=(2,)",
+  ]
+  argv = command(
+    tmp_path, "--sampler=grid", "--jobs=2", f"--storage=sqlite:///{tmp_path}/a.db"
+  )
+  main([*argv, *settings])
+  text, out = capsys.readouterr().out, tmp_path / "out"
+  assert "1 done, 0 pruned, 1 failed" in text and "best: trial" in text
+  table = (out / "trials.md").read_text()
+  assert "must end before the first decay" in table
+  best = runpy.run_path(str(out / "best.py"))["get_config"]()
+  assert best.optim.warmup_epochs == 0.02 and best.num_steps == 4
+  assert (best.data.train_split, best.data.eval_split) == ("train", "")
+  saved = json.loads((out / "runs" / "trial0" / "config.json").read_text())
+  assert saved["data"]["train_split"] == "train[:80%]"
+  for name in ("history.png", "parallel.png", "trials.csv"):
+    assert (out / name).stat().st_size > 0
+  with monkeypatch.context() as patch:  # All is done.
+    patch.setattr(Job, "start", None)
+    main([*argv, *settings])
+  assert "1 done, 0 pruned, 1 failed" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize(
+  ("argv", "more", "text"),
+  [
+    (["--sampler=best"], "{}", "--sampler='best' is unknown"),
+    (["--metric=top5"], "{}", "--metric='top5' is unknown; did you mean top1"),
+    (["--val-share=1"], "{}", "--val-share=1 must be in [0, 1)"),
+    ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
+    ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
+    ([], "1/0", "ZeroDivisionError"),
+    (["--space=nothing.py"], "{}", "--space=nothing.py: FileNotFoundError"),
+    (["--config=nothing.py"], "{}", "nothing.py"),
+    (["--storage=nosql://here"], "{}", "--storage=nosql://here: "),
+    (["--config.num_step=1"], "{}", "config.num_step is no setting"),
+  ],
+)
+def test_wrong_usage_is_one_line(argv, more, text, tmp_path, capsys):
+  with pytest.raises(SystemExit) as exit_info:
+    main(command(tmp_path, *argv, more=more))
+  assert exit_info.value.code == 2
+  err = capsys.readouterr().err
+  assert text in err and err.startswith("error: ") and err.count("\n") == 1
+  assert not (tmp_path / "out" / "runs").exists()
+
+
+def test_a_study_is_for_one_metric(tmp_path):
+  search(tmp_path)
+  with pytest.raises(ValueError, match="is for top1; name another --study"):
+    search(tmp_path, metric="loss")
+
+
+def test_optuna_is_quiet():
+  assert optuna.logging.get_verbosity() == optuna.logging.WARNING
