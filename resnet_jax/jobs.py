@@ -21,6 +21,7 @@ from resnet_jax import saved_config
 from resnet_jax.config import Config
 
 _POLL_S = 0.5
+INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
 # After this a process that was asked to save and end is killed.
 _PATIENCE_S = 120
 
@@ -161,8 +162,10 @@ def _environment(limit: int) -> dict[str, str]:
   """What processes that share a machine need, unless the user has said it."""
   if limit == 1:
     return {}
-  share = {"XLA_PYTHON_CLIENT_MEM_FRACTION": f"{0.9 / limit:.3f}"}
-  return {name: value for name, value in share.items() if name not in os.environ}
+  names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # New and old.
+  if any(name in os.environ for name in names):
+    return {}
+  return {names[0]: f"{0.9 / limit:.3f}"}
 
 
 class Display:

@@ -57,7 +57,10 @@ def run(args: argparse.Namespace) -> None:
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
   console = Console(soft_wrap=True)
   with hold(str(out), f"--out={out}"):
-    failed = _train(planned, args.jobs or 1, console)
+    try:
+      failed = _train(planned, args.jobs or 1, console)
+    except KeyboardInterrupt:
+      cli.fail(1, jobs.INTERRUPTED)
     command = shlex.join(["resnet-jax", *sys.argv[1:]])
     report = write_report(
       out, study, args.scale, planned, failed, command, list(settings)

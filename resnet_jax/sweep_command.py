@@ -100,7 +100,10 @@ def run(args: argparse.Namespace) -> None:
       total = min(total, combinations)
     trials.take_up()
     console = Console(soft_wrap=True)
-    _run_trials(trials, total, limit, console)
+    try:
+      _run_trials(trials, total, limit, console)
+    except KeyboardInterrupt:
+      cli.fail(1, jobs.INTERRUPTED)
     _write(study, base, out, args, console)
 
 

@@ -93,7 +93,7 @@ def last_evaluation(workdir) -> dict:
 LAUNCHES = {
   re.search(r"--workdir=runs/(\w+)", block)[1]: block
   for block in re.findall(
-    r"```bash\n(.*?)```", (ROOT / "docs/pods.md").read_text(), re.S
+    r"```bash\n(for .*?)```", (ROOT / "docs/pods.md").read_text(), re.S
   )
 }
 

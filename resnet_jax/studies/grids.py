@@ -30,7 +30,7 @@ SCALES = {
     seeds=3,
   ),
   "short": Scale(
-    "CIFAR-10, 2,500 of the paper's 64,000 updates", recipes.short, seeds=1
+    "CIFAR-10, 3,500 of the paper's 64,000 updates", recipes.short, seeds=1
   ),
   "paper": Scale("CIFAR-10 by the paper's recipe", recipes.cifar10, seeds=5),
   "imagenet": Scale("ImageNet by the paper's recipe", recipes.imagenet, seeds=1),

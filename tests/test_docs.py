@@ -1,0 +1,185 @@
+"""Commands and Python in the README and in docs/ run, or say why not.
+
+A block that a test cannot run has a line `<!-- not run: REASON -->` above it. Words in
+capitals stand for what a reader has, see `given`, or for a new directory: OUT, NEW.
+"""
+
+import io
+import re
+import shlex
+from pathlib import Path
+from typing import NamedTuple
+
+import jax
+import numpy as np
+import pytest
+import tensorflow_datasets as tfds
+from absl.testing import flagsaver
+from PIL import Image
+from test_use import create as create_trained
+
+import train
+from resnet_jax import cli, create_model, trainer, weights
+from resnet_jax.commands import main
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.export import export
+
+ROOT = Path(__file__).parents[1]
+PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n)?```(\w*)\n(.*?)```", re.S)
+
+
+class Block(NamedTuple):
+  page: str
+  number: int
+  reason: str
+  language: str
+  text: str
+
+
+BLOCKS = [
+  Block(page.name, number, *match.groups())
+  for page in PAGES
+  for number, match in enumerate(BLOCK.finditer(page.read_text()), 1)
+]
+
+
+def those(language: str) -> list:
+  return [
+    pytest.param(block.text, id=f"{block.page}-{block.number}")
+    for block in BLOCKS
+    if block.language == language and not block.reason
+  ]
+
+
+def test_the_blocks_that_are_not_run_say_why():
+  marks = sum(page.read_text().count("<!-- not run") for page in PAGES)
+  skipped = [block for block in BLOCKS if block.reason]
+  assert marks == len(skipped)  # Each stands right above a block.
+  assert all(len(block.reason) > 10 for block in skipped)
+  for block in BLOCKS:  # And all that could be run is known as such.
+    is_command = re.match(r"(\$ )?(pip|python|resnet-jax|pytest|srun) ", block.text)
+    assert block.language in ("bash", "python") or not is_command
+
+
+def test_links_lead_somewhere():
+  for page in PAGES:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+      if "://" not in target:
+        assert (page.parent / target).exists(), f"{page.name}: {target}"
+
+
+@pytest.fixture(scope="module")
+def given(tmp_path_factory) -> dict[str, str]:
+  """What the words in capitals stand for."""
+  root = tmp_path_factory.mktemp("given")
+  photos = root / "photos"
+  noise = np.random.default_rng(0)
+  for name in ("cat", "dog"):
+    for split, count in (("train", 8), ("val", 4)):
+      folder = photos / split / name
+      folder.mkdir(parents=True)
+      for i in range(count):
+        pixels = noise.integers(0, 256, (40, 48, 3), np.uint8)
+        Image.fromarray(pixels).save(folder / f"{i}.jpg")
+  with tfds.core.registered.skip_registration():
+
+    class Cifar10(tfds.image_classification.Cifar10):
+      def _split_generators(self, _):
+        return {"train": self._examples(16), "test": self._examples(8)}
+
+      def _examples(self, count: int):
+        for i in range(count):
+          file = io.BytesIO()
+          Image.new("RGB", (32, 32), (i, i, i)).save(file, "png")
+          file.seek(0)
+          yield i, {"id": str(i), "image": file, "label": i % 10}
+
+  Cifar10(data_dir=root / "data", file_format="array_record").download_and_prepare()
+  model = create_model("resnet20", 10)
+  variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+  weights.save(str(root / "weights.safetensors"), model, variables)
+  config = Config(
+    num_steps=1,
+    batch_size=8,
+    model=ModelConfig(name="resnet8"),
+    data=DataConfig(name="digits"),
+    optim=OptimConfig(learning_rate=0.01),
+  )
+  trainer.train_and_evaluate(config, str(root / "run"), devices=jax.devices()[:1])
+  return {
+    "DIR": str(root / "data"),
+    "PHOTOS": str(photos),
+    "PHOTO": str(photos / "val" / "cat" / "0.jpg"),
+    "RUN": str(root / "run"),
+    "FILE": str(root / "weights.safetensors"),
+  }
+
+
+# What makes a command quick without making it another one.
+QUICK = {
+  "config.num_steps": "1",
+  "config.batch_size": "8",
+  "config.steps_per_call": "1",
+  "config.log_every_steps": "1",
+  "config.eval_every_steps": "1",
+  "config.precise_bn_batches": "0",
+}
+
+
+def quick_settings(words: list[str]) -> list[str]:
+  said = " ".join(words)
+  return [
+    f"--{name}={value}" for name, value in QUICK.items() if f"--{name}=" not in said
+  ]
+
+
+def run_command(line: str, given: dict[str, str], tmp_path: Path) -> None:
+  stands_for = given | {"OUT": str(tmp_path / "out"), "NEW": str(tmp_path / "new")}
+  line = re.sub(
+    r"\b(PHOTOS|PHOTO|RUN|FILE|DIR|NEW|OUT)\b", lambda m: stands_for[m[1]], line
+  )
+  words = [
+    re.sub(r"(?<![\w/])configs/", f"{ROOT}/configs/", word)
+    for word in shlex.split(line)
+  ]
+  if words[0] == "resnet-jax":
+    if words[1] in ("study", "sweep"):
+      words += quick_settings(words)
+    main(words[1:])
+  elif words[:2] == ["python", "train.py"]:
+    argv = words[1:]
+    if "--mode=eval" not in argv:
+      argv += quick_settings(argv)
+    with flagsaver.flagsaver():
+      cli.parse_flags(argv, train.DEFAULT_CONFIG)
+      train.run()
+  else:
+    raise AssertionError(f"{line!r} must be run here, or the page say why not")
+
+
+def commands_of(text: str) -> list[str]:
+  lines = text.replace("\\\n", " ").split("\n")
+  return [line for line in lines if line.strip() and not line.startswith("#")]
+
+
+@pytest.mark.parametrize("text", those("bash"))
+def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  # It is for whole processes.
+  monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
+  for line in commands_of(text):
+    run_command(line, given, tmp_path)
+  assert capsys.readouterr().out
+
+
+@pytest.mark.parametrize("text", those("python"))
+def test_python_runs(text, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  # What some of them read.
+  if "net." in text:
+    for form in ("stablehlo", "onnx"):
+      if f"net.{form}" in text:
+        export(create_trained(), f"net.{form}", form)
+    Image.new("RGB", (40, 30), "red").save("photo.jpg")
+  exec(compile(text, "page", "exec"), {})
