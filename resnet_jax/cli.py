@@ -52,6 +52,15 @@ def clean_errors() -> Iterator[None]:
     sys.exit(1)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
+  except RuntimeError as error:  # JAX's own kind is one; it need not be imported.
+    if "RESOURCE_EXHAUSTED" not in str(error):
+      raise
+    reason = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0]
+    fail(
+      1,
+      f"out of memory: {reason}; take a smaller config.batch_size, "
+      "config.optim.accumulate=2 or config.model.remat=True",
+    )
   except KeyboardInterrupt:
     fail(1, "interrupted")
 

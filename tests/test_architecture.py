@@ -5,10 +5,6 @@ import re
 from pathlib import Path
 
 import pytest
-from PIL import Image
-from test_use import create as create_trained
-
-from resnet_jax.export import export
 
 ROOT = Path(__file__).parents[1]
 # A module imports from lower levels, and from its own within a package.
@@ -78,15 +74,3 @@ def test_files_are_short_and_say_their_idea(path):
 def test_only_one_file_makes_shardings():
   makers = {p.name for p in FILES if re.search(r"make_mesh|NamedSh", p.read_text())}
   assert makers == {"sharding.py"}
-
-
-def test_python_blocks_of_the_readme_run(tmp_path, monkeypatch):
-  monkeypatch.chdir(tmp_path)
-  # What some of them read.
-  for form in ("stablehlo", "onnx"):
-    export(create_trained(), f"net.{form}", form)
-  Image.new("RGB", (40, 30), "red").save("photo.jpg")
-  blocks = re.findall(r"```python\n(.*?)```", (ROOT / "README.md").read_text(), re.S)
-  assert blocks
-  for block in blocks:
-    exec(compile(block, "README.md", "exec"), {})
