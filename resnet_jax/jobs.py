@@ -42,6 +42,7 @@ class Job:
   workdir: Path
   measure: str = ""
   _process: subprocess.Popen | None = dataclasses.field(default=None, init=False)
+  _log_start: int = dataclasses.field(default=0, init=False)
 
   @property
   def request(self) -> dict[str, Any]:
@@ -52,8 +53,8 @@ class Job:
   def start(self, environment: dict[str, str]) -> None:
     """Starts the process; its standard input stays open as long as this one lives."""
     self.workdir.mkdir(parents=True, exist_ok=True)
-    (self.workdir / "result.json").unlink(missing_ok=True)
     with (self.workdir / "log.txt").open("a") as log:
+      self._log_start = log.tell()
       self._process = subprocess.Popen(
         [sys.executable, "-m", "resnet_jax.worker"],
         stdin=subprocess.PIPE,
@@ -110,8 +111,10 @@ class Job:
 
   def error(self) -> str:
     """Returns why the process ended without a result, in a line."""
-    lines = (self.workdir / "log.txt").read_text(errors="replace").splitlines()
-    lines = [line.strip() for line in lines if line.strip()]
+    with (self.workdir / "log.txt").open("rb") as log:
+      log.seek(self._log_start)  # What is above is of earlier tries.
+      text = log.read().decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
     text = (errors or lines or [""])[-1].removeprefix("error: ")
     status = self._process.returncode if self._process is not None else None

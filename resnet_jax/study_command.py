@@ -63,7 +63,7 @@ def run(args: argparse.Namespace) -> None:
       cli.fail(1, jobs.INTERRUPTED)
     command = shlex.join(["resnet-jax", *sys.argv[1:]])
     report = write_report(
-      out, study, args.scale, planned, failed, command, list(settings)
+      out, args.name, args.scale, planned, failed, command, list(settings)
     )
   _show(report, console)
   console.print(f"{out / 'report.html'}", highlight=False)

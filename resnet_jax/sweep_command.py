@@ -76,8 +76,6 @@ def run(args: argparse.Namespace) -> None:
 
   base = cli.load_config(args.config, args.settings)
   search.check_names(args.sampler, args.metric)
-  if not 0 <= args.val_share < 1:
-    raise ValueError(f"--val-share={args.val_share:g} must be in [0, 1)")
   distributions = space.load_space(args.space)
   space.check_space(distributions, base)
   config = space.hold_out(base, args.val_share) if args.val_share else base
@@ -137,7 +135,7 @@ def _write(
   with (out / "trials.csv").open("w", newline="") as file:
     csv.writer(file).writerows(table)
   write_text(out / "trials.md", markdown(table))
-  states = [trial.state for trial in study.get_trials(deepcopy=False)]
+  states = [trial.state for trial in results.ended_trials(study)]
   counts = ", ".join(
     f"{states.count(state)} {text}"
     for state, text in (

@@ -181,6 +181,11 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
   after.end(again)
   assert after.count() == 2 and list(after.jobs(2)) == []
   assert after._study.best_value == 0.6
+  table = results.tabulate(after._study, "top1")
+  assert [row[1:3] for row in table[1:]] == [
+    ["complete", "0.6000"],
+    ["complete", "0.5000"],
+  ]
   # The trials of another directory are another process's.
   other = search(tmp_path)
   list(other.jobs(3))
@@ -245,7 +250,7 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
   [
     (["--sampler=best"], "{}", "--sampler='best' is unknown"),
     (["--metric=top5"], "{}", "--metric='top5' is unknown; did you mean top1"),
-    (["--val-share=1"], "{}", "--val-share=1 must be in [0, 1)"),
+    (["--val-share=1"], "{}", "--val-share=1 must be in [0.01, 0.99], or 0"),
     ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
     ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
     ([], "1/0", "ZeroDivisionError"),

@@ -175,7 +175,8 @@ _TWINS = {
   "short": _twins(20, 56),
   "paper": [_paper(variant) for variant in _twins(*_CIFAR_DEPTHS)],
 }
-_KEPT = {"checkpoint__keep": 8}  # What the gradients are looked at in.
+# What the gradients are looked at in: the state of each evaluation.
+_KEPT = {"checkpoint__keep": 40, "checkpoint__every_steps": 0}
 
 STUDIES = {
   "degradation": Study(

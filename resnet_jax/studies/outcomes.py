@@ -25,6 +25,7 @@ def row_of(job: Job, variant: Variant, seed: int) -> Row | None:
     "series": variant.series,
     "depth": variant.depth,
     "seed": seed,
+    "settings": dict(variant.settings),
     "workdir": str(job.workdir),
   }
   if "diverged" in result:

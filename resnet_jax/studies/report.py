@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from resnet_jax.config import flatten
 from resnet_jax.jobs import Job
 from resnet_jax.studies import figures
-from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, Study, Variant
+from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Study, Variant
 from resnet_jax.studies.outcomes import Finding, Row, by_label, find, row_of, spread
 from resnet_jax.tables import markdown
 from resnet_jax.writing import write_text
@@ -47,7 +47,7 @@ class Report(NamedTuple):
 
 def write_report(
   out: Path,
-  study: Study,
+  name: str,
   scale: str,
   planned: Sequence[Planned],
   failed: dict[str, str],
@@ -60,13 +60,14 @@ def write_report(
 
   Args:
     out: directory; made if it is not there.
-    study: what was asked.
+    name: of the study.
     scale: a key of `SCALES`.
     planned: all its runs, done or not.
     failed: error of each run that failed, by its name.
     command: that was given.
     changed: settings that are not the scale's.
   """
+  study = STUDIES[name]
   images = ", ".join(
     [SCALES[scale].text, *(f"config.{path} changed" for path in changed)]
   )
@@ -75,7 +76,7 @@ def write_report(
   for job, variant, seed in planned:
     row = row_of(job, variant, seed)
     if row is not None:
-      rows.append(row)
+      rows.append({"study": name, "scale": scale} | row)
       if "diverged" not in row:
         curves.setdefault(variant.label, []).append(figures.error_curves(job.metrics()))
   paper = PAPER_ERRORS.get(scale, {})

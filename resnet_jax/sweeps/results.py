@@ -11,11 +11,18 @@ if TYPE_CHECKING:
   import optuna
 
 
+def ended_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
+  """Returns the trials that ended, without those that went on as another one."""
+  trials = study.get_trials(deepcopy=False)
+  continued = {trial.user_attrs.get("goes_on_from") for trial in trials}
+  return [t for t in trials if t.state.is_finished() and t.number not in continued]
+
+
 def tabulate(study: "optuna.Study", metric: str) -> list[list[str]]:
   """Returns a line for each trial, the best first and the failed last; a header."""
   from optuna.trial import TrialState
 
-  trials = [t for t in study.get_trials(deepcopy=False) if t.state.is_finished()]
+  trials = ended_trials(study)
   sign = -1 if DIRECTIONS[metric] == "maximize" else 1
   order = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 

@@ -136,10 +136,11 @@ def hold_out(config: Config, share: float) -> Config:
 
   Args:
     config: a data set that takes TFDS's syntax for splits.
-    share: of the training images that are kept for evaluation; in steps of 1 %.
+    share: of the training images that are kept for evaluation; rounded to 1 %.
 
   Raises:
-    ValueError: the images are a folder, or the training split is cut already.
+    ValueError: nothing would be left of one part, the images are a folder, or the
+      training split is cut already.
   """
   config = copy.deepcopy(config)
   split = config.data.train_split
@@ -149,6 +150,8 @@ def hold_out(config: Config, share: float) -> Config:
       f"{config.data.name!r}; set --val-share=0 to judge by config.data.eval_split"
     )
   percent = round(100 * (1 - share))
+  if not 0 < percent < 100:
+    raise ValueError(f"--val-share={share:g} must be in [0.01, 0.99], or 0")
   config.data.train_split = f"{split}[:{percent}%]"
   config.data.eval_split = f"{split}[{percent}%:]"
   return config
