@@ -14,39 +14,15 @@ top-1.
 Not yet trained with this package.
 """
 
-from resnet_jax.config import (
-  AugmentConfig,
-  Config,
-  DataConfig,
-  ModelConfig,
-  OptimConfig,
-)
+from resnet_jax.config import Config, ModelConfig
+from resnet_jax.studies import recipes
 
 
 def get_config() -> Config:
-  return Config(
-    num_epochs=90,
-    batch_size=256,
-    steps_per_call=1,
-    log_every_steps=100,
-    model=ModelConfig(name="resnet50", zero_init_residual=True),
-    data=DataConfig(
-      name="imagenet2012",
-      eval_split="validation",
-      mean=(0.485, 0.456, 0.406),
-      std=(0.229, 0.224, 0.225),
-      train_crop="random_resized",
-      image_size=224,
-      eval_resize=256,
-      eval_crop=224,
-    ),
-    augment=AugmentConfig(flip=True),
-    optim=OptimConfig(
-      learning_rate=0.1,
-      reference_batch_size=256,
-      momentum=0.9,
-      weight_decay=1e-4,
-      warmup_epochs=5,
-      decay_epochs=(30, 60, 80),
-    ),
-  )
+  config = recipes.imagenet()
+  config.model = ModelConfig(name="resnet50", zero_init_residual=True)
+  config.optim.reference_batch_size = 256
+  config.optim.decay_all = False
+  config.optim.warmup_epochs = 5
+  config.optim.decay_epochs = (30, 60, 80)
+  return config

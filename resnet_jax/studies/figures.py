@@ -1,5 +1,7 @@
 """The figures of a study, as PNG and SVG files."""
 
+import functools
+import operator
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -157,46 +159,46 @@ def draw_responses(out: Path, title: str, rows: Sequence[Row]) -> str:
     The files' name without suffix.
   """
   figure, panels = _figure(2, title)
-  for i, (label, group) in enumerate(by_label(rows).items()):
-    mean = _mean_layers([row["responses"] for row in group])
-    orders = mean, sorted(mean, reverse=True)
-    for axes, values in zip(panels, orders, strict=True):
-      axes.plot(range(1, len(values) + 1), values, label=label, **_style(i))
+  responses = _mean_layers(rows, "responses")
+  _plot_layers(panels[0], responses)
+  _plot_layers(
+    panels[1], {label: sorted(v, reverse=True) for label, v in responses.items()}
+  )
   panels[0].set(title="in order", ylabel="standard deviation of the response")
   panels[1].set(title="sorted by size")
-  for axes in panels:
-    axes.set(xlabel="layer")
-    axes.set_ylim(bottom=0)
-    axes.legend()
+  panels[0].set_ylim(bottom=0)
   return _save(figure, out, "responses")
 
 
 def draw_gradients(out: Path, title: str, rows: Sequence[Row]) -> str:
   """Draws the gradient's norm by layer, at the first, a middle and the last step.
 
-  Args:
-    out: directory.
-    title: of the figure.
-    rows: of the runs; of several seeds, means.
-
-  Returns:
-    The files' name without suffix.
+  Arguments and result are those of `draw_responses`.
   """
-  groups = by_label(rows)
   common = set.intersection(*(set(row["gradients"]) for row in rows))
   steps = sorted(common, key=int)
   shown = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
   figure, panels = _figure(len(shown), title)
   for axes, step in zip(panels, shown, strict=True):
-    for i, (label, group) in enumerate(groups.items()):
-      values = _mean_layers([row["gradients"][step] for row in group])
-      axes.plot(range(1, len(values) + 1), values, label=label, **_style(i))
+    _plot_layers(axes, _mean_layers(rows, "gradients", step))
     when = "before the first update" if step == "0" else f"after {int(step):,} updates"
-    axes.set(title=when, xlabel="layer", yscale="log")
-    axes.legend()
+    axes.set(title=when, yscale="log")
   panels[0].set(ylabel="norm of the gradient by the kernel")
   return _save(figure, out, "gradients")
 
 
-def _mean_layers(runs: Sequence[Mapping[str, float]]) -> list[float]:
-  return [sum(run[path] for run in runs) / len(runs) for path in runs[0]]
+def _plot_layers(axes, values: Mapping[str, Sequence[float]]) -> None:
+  for i, (label, line) in enumerate(values.items()):
+    axes.plot(range(1, len(line) + 1), line, label=label, **_style(i))
+  axes.set(xlabel="layer")
+  axes.locator_params(axis="x", integer=True)
+  axes.legend()
+
+
+def _mean_layers(rows: Sequence[Row], *keys: str) -> dict[str, list[float]]:
+  """Means over seeds of what the layers of each network have below `keys`, in order."""
+  means = {}
+  for label, group in by_label(rows).items():
+    runs = [functools.reduce(operator.getitem, keys, row) for row in group]
+    means[label] = [sum(run[path] for run in runs) / len(runs) for path in runs[0]]
+  return means
