@@ -55,7 +55,7 @@ def clean_errors() -> Iterator[None]:
   except RuntimeError as error:  # JAX's own kind is one; it need not be imported.
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
-    reason = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0]
+    reason = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0].rstrip(".")
     fail(
       1,
       f"out of memory: {reason}; take a smaller config.batch_size, "

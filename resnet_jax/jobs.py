@@ -6,7 +6,9 @@ written once it is done.
 
 import dataclasses
 import json
+import math
 import os
+import re
 import subprocess
 import sys
 import time
@@ -136,23 +138,23 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
   Yields:
     Those that run, in turn, and whether they have ended: once, as the last.
   """
-  environment = _environment(limit)
+  environments = _environments(limit)
   queue = iter(jobs)
-  running: list[Job] = []
+  running: dict[Job, dict[str, str]] = {}
   try:
     while True:
       while len(running) < limit:
         if (job := next(queue, None)) is None:
           break
-        running.append(job)  # Before it starts: it must end if we do.
-        job.start(environment)
+        running[job] = environments.pop(0)  # Before it starts: it must end if we do.
+        job.start(running[job])
       if not running:
         return
       time.sleep(_POLL_S)
       for job in list(running):
         has_ended = not job.is_running
         if has_ended:
-          running.remove(job)
+          environments.append(running.pop(job))
         yield job, has_ended
   finally:
     for job in running:
@@ -161,14 +163,36 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
       job.wait()
 
 
-def _environment(limit: int) -> dict[str, str]:
-  """What processes that share a machine need, unless the user has said it."""
-  if limit == 1:
-    return {}
-  names = "XLA_CLIENT_MEM_FRACTION", "XLA_PYTHON_CLIENT_MEM_FRACTION"  # New and old.
-  if any(name in os.environ for name in names):
-    return {}
-  return {names[0]: f"{0.9 / limit:.3f}"}
+def _environments(limit: int) -> list[dict[str, str]]:
+  """Returns what each of `limit` processes needs to share this machine's GPUs.
+
+  With as many GPUs as processes or more, each process has some to itself; else several
+  processes share one, and its memory, unless the user has said how much they may take.
+  """
+  gpus = _gpus()
+  if limit == 1 or not gpus:
+    return [{} for _ in range(limit)]
+  own = [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i::limit])} for i in range(limit)]
+  if limit <= len(gpus):
+    return own
+  share = {"XLA_CLIENT_MEM_FRACTION": f"{0.9 / math.ceil(limit / len(gpus)):.3f}"}
+  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():  # New and old.
+    share = {}
+  return [share | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(limit)]
+
+
+def _gpus() -> list[str]:
+  """Returns the NVIDIA GPUs that may be used; JAX, asked for them, would take them."""
+  said = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if said is not None:
+    return [gpu for gpu in said.split(",") if gpu]
+  try:
+    listed = subprocess.run(
+      ["nvidia-smi", "-L"], capture_output=True, text=True, check=True
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return []
+  return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
 
 
 class Display:

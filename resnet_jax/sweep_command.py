@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--no-prune",
     action="store_true",
-    help="let trials end that are worse than the median",
+    help="let trials that are worse than the median go on to their end",
   )
 
 

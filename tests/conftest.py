@@ -6,7 +6,7 @@ import tempfile
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling what runs for milliseconds.
-os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=1")
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 # New for each session; the workers and the commands that tests run inherit it.
 CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

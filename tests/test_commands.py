@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import create_model, evaluation, trainer, weights
+from resnet_jax import cli, create_model, evaluation, trainer, weights
 from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -187,3 +187,14 @@ def test_weights_trained_elsewhere_give_their_accuracy(capsys):
   found = json.loads(call(capsys, "evaluate", *argv, "--json"))
   assert found["count"] == 10_000
   assert round(found["top1"] * 10_000) == 9173
+
+
+def test_out_of_memory_is_one_line(capsys):
+  text = "INTERNAL: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
+  with pytest.raises(SystemExit) as exit_info, cli.clean_errors():
+    raise jax.errors.JaxRuntimeError(text)
+  assert exit_info.value.code == 1
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line.startswith("error: out of memory: Out of memory allocating 9 bytes; take")
+  with pytest.raises(jax.errors.JaxRuntimeError), cli.clean_errors():
+    raise jax.errors.JaxRuntimeError("INTERNAL: something else")

@@ -124,6 +124,7 @@ QUICK = {
   "config.log_every_steps": "1",
   "config.eval_every_steps": "1",
   "config.precise_bn_batches": "0",
+  "config.model.name": "resnet8",
 }
 
 

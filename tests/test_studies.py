@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import os
 import re
 import time
 
@@ -204,6 +205,38 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
   text = capsys.readouterr().out
   assert text.count("failed: config.data.mean=(0.1, 0.2)") == 2
   assert "config.data.mean=(0.1, 0.2)" in (out / "report.html").read_text()
+
+
+@pytest.mark.parametrize(
+  ("gpus", "limit", "own", "share"),
+  [
+    ("", 3, [None, None, None], None),
+    ("0,1", 1, [None], None),
+    ("0,1,4,5,6", 2, ["0,4,6", "1,5"], None),
+    ("0,1", 2, ["0", "1"], None),
+    ("0,1", 3, ["0", "1", "0"], "0.450"),
+    ("2", 3, ["2", "2", "2"], "0.300"),
+  ],
+)
+def test_jobs_share_the_gpus(monkeypatch, gpus, limit, own, share):
+  monkeypatch.setenv("CUDA_VISIBLE_DEVICES", gpus)
+  environments = jobs._environments(limit)
+  assert [one.get("CUDA_VISIBLE_DEVICES") for one in environments] == own
+  assert {one.get("XLA_CLIENT_MEM_FRACTION") for one in environments} == {share}
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")  # Who says so is obeyed.
+  for one in jobs._environments(limit):
+    assert "XLA_CLIENT_MEM_FRACTION" not in one
+
+
+def test_gpus_are_counted_without_taking_them(monkeypatch, tmp_path):
+  monkeypatch.delenv("CUDA_VISIBLE_DEVICES", raising=False)
+  program = tmp_path / "nvidia-smi"
+  program.write_text('#!/bin/sh\necho "GPU 0: A (UUID: x)"; echo "GPU 1: B"\n')
+  program.chmod(0o755)
+  monkeypatch.setenv("PATH", str(tmp_path), prepend=os.pathsep)
+  assert jobs._gpus() == ["0", "1"]
+  program.write_text("#!/bin/sh\nexit 9\n")
+  assert jobs._gpus() == []
 
 
 @pytest.mark.slow

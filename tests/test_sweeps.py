@@ -251,6 +251,7 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     (["--sampler=best"], "{}", "--sampler='best' is unknown"),
     (["--metric=top5"], "{}", "--metric='top5' is unknown; did you mean top1"),
     (["--val-share=1"], "{}", "--val-share=1 must be in [0.01, 0.99], or 0"),
+    (["--val-share=nan"], "{}", "--val-share=nan must be in [0.01, 0.99], or 0"),
     ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
     ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
     ([], "1/0", "ZeroDivisionError"),

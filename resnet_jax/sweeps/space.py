@@ -149,9 +149,9 @@ def hold_out(config: Config, share: float) -> Config:
       f"--val-share={share:g} cannot cut config.data.train_split={split!r} of "
       f"{config.data.name!r}; set --val-share=0 to judge by config.data.eval_split"
     )
-  percent = round(100 * (1 - share))
-  if not 0 < percent < 100:
+  if not 0.01 <= share <= 0.99:
     raise ValueError(f"--val-share={share:g} must be in [0.01, 0.99], or 0")
+  percent = round(100 * (1 - share))
   config.data.train_split = f"{split}[:{percent}%]"
   config.data.eval_split = f"{split}[{percent}%:]"
   return config
