@@ -40,10 +40,12 @@ def _shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
   value = jnp.max(images, axis=-1, keepdims=True)
   chroma = value - jnp.min(images, axis=-1, keepdims=True)
   divisor = jnp.where(chroma == 0, 1, chroma)  # grey has no hue; any will do
+  # Not by equality with `value`: a compiler may compute the channels twice and round
+  # them differently. Between two that are almost equal either gives the same colour.
   hue = jnp.where(  # in sixths of a turn
-    value == red,
+    red >= jnp.maximum(green, blue),
     (green - blue) / divisor,
-    jnp.where(value == green, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
+    jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
   )
   # Each channel falls from `value` by `chroma` over a third of the colour circle.
   position = (jnp.array([5, 3, 1]) + hue + 6 * turns) % 6
