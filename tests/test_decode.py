@@ -399,6 +399,7 @@ def test_image_without_pixels_is_refused(head):
 
 
 def test_nothing_is_left_open():
+  gc.collect()  # What other tests left.
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", ResourceWarning)
     for data in (*JPEGS.values(), *OTHERS.values()):
