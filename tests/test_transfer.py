@@ -26,6 +26,10 @@ def digits_config(**changes) -> Config:
   return dataclasses.replace(config, **changes)
 
 
+def train(config, workdir, devices=1):
+  return train_and_evaluate(config, str(workdir), jax.devices()[:devices])
+
+
 def named(tree):
   """Leaves in the named layout by their path."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(to_named(tree)))
@@ -38,7 +42,7 @@ def source(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("source") / "run"
   config = digits_config(num_steps=2, seed=1)
   config.model.num_classes = 13
-  state, _ = train_and_evaluate(config, str(workdir))
+  state, _ = train(config, workdir)
   file = workdir.parent / "weights.safetensors"
   weights.save(file, build_model(load_run_config(str(workdir))), state.variables)
   return workdir, file, named(state.variables)
@@ -60,7 +64,7 @@ def test_frozen_groups_stay_to_the_byte_and_the_others_move(
     config.optim = OptimConfig(
       name="adamw", ema_decay=0.9, clip_norm=1.0, decay_all=True, accumulate=2
     )
-  state, results = train_and_evaluate(config, str(tmp_path / "run"))
+  state, results = train(config, tmp_path / "run", devices=2 if extra else 1)
   with CheckpointStore(str(tmp_path / "run")) as store:
     _, evaluated = store.restore_model("latest")
   assert np.isfinite(results["loss"])
@@ -134,23 +138,23 @@ def test_a_started_run_goes_on_without_what_it_started_from(source, tmp_path):
   """And ends with the same parameters as if it had never stopped."""
   workdir, _, _ = source
   config = digits_config(init_from=str(workdir), freeze="stem")
-  whole, _ = train_and_evaluate(config, str(tmp_path / "whole"))
+  whole, _ = train(config, tmp_path / "whole")
   config = digits_config(init_from=str(tmp_path / "moved"), freeze="stem")
   (tmp_path / "moved").symlink_to(workdir)
-  train_and_evaluate(dataclasses.replace(config, num_steps=2), str(tmp_path / "parts"))
+  train(dataclasses.replace(config, num_steps=2), tmp_path / "parts")
   (tmp_path / "moved").unlink()
-  parts, _ = train_and_evaluate(config, str(tmp_path / "parts"))
+  parts, _ = train(config, tmp_path / "parts")
   jax.tree.map(np.testing.assert_array_equal, parts.variables, whole.variables)
 
 
 def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, capsys):
   workdir, _, start = source
   config = digits_config(init_from=str(workdir), freeze="stem", num_steps=2)
-  train_and_evaluate(config, str(tmp_path / "run"))
+  train(config, tmp_path / "run")
   files = (tmp_path / "run" / "checkpoints" / "2" / "model").rglob("*")
   largest = max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
   largest.write_bytes(largest.read_bytes()[:-1])
-  state, _ = train_and_evaluate(config, str(tmp_path / "run"))
+  state, _ = train(config, tmp_path / "run")
   assert "was moved to" in capsys.readouterr().out
   path = "params", "stem", "conv", "kernel"
   np.testing.assert_array_equal(named(state.variables)[path], start[path])
@@ -168,7 +172,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_p
     config = digits_config(init_from=str(workdir))
     config.model = dataclasses.replace(config.model, **change)
     with pytest.raises(ValueError, match=text):
-      train_and_evaluate(config, str(tmp_path / "run"))
+      train(config, tmp_path / "run")
   for path, text in (
     (tmp_path / "none", "no config.init_from="),
     (tmp_path, "no run"),
@@ -176,11 +180,11 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_p
   ):
     config = digits_config(init_from=str(path))
     with pytest.raises(FileNotFoundError, match=text):
-      train_and_evaluate(config, str(tmp_path / "run"))
+      train(config, tmp_path / "run")
   config = digits_config(init_from=str(file))
   config.data.name, config.data.num_examples = "synthetic", 32
   with pytest.raises(ValueError, match=r"stem/conv/kernel is \(3, 3, 1, 16\) and"):
-    train_and_evaluate(config, str(tmp_path / "run"))
+    train(config, tmp_path / "run")
   assert not (tmp_path / "run").exists()
 
 

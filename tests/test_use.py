@@ -318,7 +318,7 @@ def run(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp("run") / "run"
   config = Config(num_steps=30, batch_size=64)
   config.model.name = "resnet8"
-  train_and_evaluate(config, str(workdir))
+  train_and_evaluate(config, str(workdir), jax.devices()[:1])
   return workdir
 
 

@@ -3,6 +3,7 @@
 import functools
 import operator
 import re
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -36,7 +37,8 @@ def _figure(columns: int, title: str, height: float = 4.2):
   from matplotlib.figure import Figure
 
   figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
-  figure.suptitle(title, fontsize=11)
+  lines = (textwrap.fill(line, 60 * columns) for line in title.split("\n"))
+  figure.suptitle("\n".join(lines), fontsize=11)
   axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
   for one in axes:
     one.grid(alpha=0.3)

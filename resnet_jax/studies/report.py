@@ -68,9 +68,8 @@ def write_report(
     changed: settings that are not the scale's.
   """
   study = STUDIES[name]
-  images = ", ".join(
-    [SCALES[scale].text, *(f"config.{path} changed" for path in changed)]
-  )
+  notes = (f"config.{path} changed" for path in changed if path != "data.dir")
+  images = ", ".join([SCALES[scale].text, *notes])
   rows: list[Row] = []
   curves: figures.Curves = {}
   for job, variant, seed in planned:
