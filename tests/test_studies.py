@@ -115,7 +115,7 @@ def test_claims_wait_for_all_their_runs():
 
 
 def test_spread_and_mean_curve():
-  assert str(spread([1.0, 3.0])) == "2.00 ± 1.41" and str(spread([2.0])) == "2.00"
+  assert spread([1.0, 3.0]).text() == "2.00 ± 1.41" and spread([2.0]).text(3) == "2.000"
   curves = [{10: 1.0, 20: 3.0, 30: 7.0}, {10: 3.0, 20: 4.0}]
   assert mean_curve(curves) == ([10, 20], [2.0, 3.5], [1.0, 3.0], [3.0, 4.0])
 

@@ -36,8 +36,9 @@ def _figure(columns: int, title: str, height: float = 4.2):
   # A figure of its own: pyplot would want a display, and keep it for ever.
   from matplotlib.figure import Figure
 
-  figure = Figure(figsize=(5.2 * columns, height), layout="constrained")
-  lines = (textwrap.fill(line, 60 * columns) for line in title.split("\n"))
+  width = max(7, 5.2 * columns)  # in inches
+  figure = Figure(figsize=(width, height), layout="constrained")
+  lines = (textwrap.fill(line, int(11 * width)) for line in title.split("\n"))
   figure.suptitle("\n".join(lines), fontsize=11)
   axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
   for one in axes:
@@ -88,7 +89,7 @@ def draw_curves(
         # The first values would press all others together.
         settled = [v for s, v in zip(steps, high, strict=True) if s >= 0.2 * steps[-1]]
         top = max([top, *settled])
-    axes.set(title=name, xlabel="updates")
+    axes.set(title=name if len(panels) > 1 else "", xlabel="updates")
     axes.legend(title="bold: test, thin: training")
   panels[0].set(ylabel="error (%)", ylim=(0, min(100, 1.1 * top)))
   return _save(figure, out, "error")

@@ -208,7 +208,7 @@ STUDIES = {
     "4.1, table 3). Gates and projections in deep nets hinder them (He et al. 2016, "
     '"Identity mappings", section 3.1, table 1).',
     variants={
-      "smoke": _shortcuts(56, *_unlike(56)),
+      "smoke": _shortcuts(44, *_unlike(44)),
       "short": _shortcuts(20, *_unlike(20)),
       "paper": _shortcuts(110, *_unlike(110)),
       "imagenet": _shortcuts(34, _net("plain34", "none", "shortcuts")),

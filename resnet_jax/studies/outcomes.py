@@ -88,10 +88,11 @@ class Spread(NamedTuple):
   deviation: float
   number: int
 
-  def __str__(self) -> str:
+  def text(self, digits: int = 2) -> str:
+    """Returns "mean ± deviation" with so many decimals; of one value, the value."""
     if self.number == 1:
-      return f"{self.mean:.2f}"
-    return f"{self.mean:.2f} ± {self.deviation:.2f}"
+      return f"{self.mean:.{digits}f}"
+    return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -139,15 +140,16 @@ def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
       for label in (claim.higher, claim.lower)
     )
     difference = statistics.fmean(high) - statistics.fmean(low)
-    unit = {"train_error": " points", "test_error": " points"}.get(claim.metric, "")
+    unit, digits = (" points", 2) if claim.metric.endswith("_error") else ("", 4)
+    metric = claim.metric.replace("_", " ")
     text = (
-      f"{claim.metric.replace('_', ' ')} of {claim.higher} {spread(high)}, of "
-      f"{claim.lower} {spread(low)}: difference {difference:+.2f}{unit}"
+      f"{metric} of {claim.higher} {spread(high).text(digits)}, of {claim.lower} "
+      f"{spread(low).text(digits)}: difference {difference:+.{digits}f}{unit}"
     )
     verdict = "seen" if difference + claim.margin > 0 else "not seen"
     if min(len(high), len(low)) > 1:
       lower, upper = _interval(high, low, difference)
-      text += f", 95 % interval {lower:+.2f} to {upper:+.2f}"
+      text += f", 95 % interval {lower:+.{digits}f} to {upper:+.{digits}f}"
       if lower + claim.margin > 0:
         verdict = "shown"
     else:

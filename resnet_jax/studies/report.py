@@ -111,7 +111,9 @@ def _table(rows: Sequence[Row], paper: dict[str, str]) -> list[list[str]]:
     line = [
       label,
       params,
-      *(str(spread([row[m] for row in group])) for m in ("train_error", "test_error")),
+      *(
+        spread([row[m] for row in group]).text() for m in ("train_error", "test_error")
+      ),
       count,
     ]
     if measured:
@@ -120,7 +122,7 @@ def _table(rows: Sequence[Row], paper: dict[str, str]) -> list[list[str]]:
         for row in group
         if measured in row
       ]
-      line.append(str(spread(means)) if means else "")
+      line.append(spread(means).text(4) if means else "")
     table.append(line + [paper.get(label, "")] * bool(paper))
   return table
 
