@@ -2,7 +2,6 @@
 
 import argparse
 import contextlib
-import csv
 import importlib.util
 import sys
 from pathlib import Path
@@ -13,7 +12,7 @@ from rich.console import Console
 from resnet_jax import cli, jobs, saved_config
 from resnet_jax.arguments import add_number
 from resnet_jax.run_dir import hold
-from resnet_jax.tables import markdown
+from resnet_jax.tables import write_table
 from resnet_jax.writing import write_text
 
 if TYPE_CHECKING:
@@ -131,10 +130,7 @@ def _write(
 
   from resnet_jax.sweeps import results, space
 
-  table = results.tabulate(study, args.metric)
-  with (out / "trials.csv").open("w", newline="") as file:
-    csv.writer(file).writerows(table)
-  write_text(out / "trials.md", markdown(table))
+  write_table(out / "trials", results.tabulate(study, args.metric))
   states = [trial.state for trial in results.ended_trials(study)]
   counts = ", ".join(
     f"{states.count(state)} {text}"

@@ -1,10 +1,8 @@
 """What a study leaves: its numbers, tables, figures, and one page with all of it."""
 
 import base64
-import csv
 import html
 import importlib.metadata
-import io
 import json
 import platform
 import time
@@ -17,7 +15,7 @@ from resnet_jax.jobs import Job
 from resnet_jax.studies import figures
 from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Study, Variant
 from resnet_jax.studies.outcomes import Finding, Row, by_label, find, row_of, spread
-from resnet_jax.tables import markdown
+from resnet_jax.tables import write_table
 from resnet_jax.writing import write_text
 
 _PACKAGES = "resnet_jax", "jax", "jaxlib", "flax", "optax", "numpy"
@@ -82,10 +80,7 @@ def write_report(
   table = _table(rows, paper)
   findings = find(study.claims, rows)
   write_text(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-  buffer = io.StringIO()
-  csv.writer(buffer).writerows(table)
-  write_text(out / "table.csv", buffer.getvalue())
-  write_text(out / "table.md", markdown(table))
+  write_table(out / "table", table)
   drawn = (
     _draw(out, study, f"{study.title}\n{images}", planned, rows, curves, paper)
     if rows
