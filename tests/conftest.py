@@ -2,8 +2,11 @@
 
 import os
 import shutil
+import signal
 import tempfile
 
+# A shell's background jobs ignore it, and so would the processes that tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling what runs for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
