@@ -18,8 +18,16 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402 - after the variables it reads
+import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
+
+
+@pytest.fixture
+def one_device(monkeypatch):
+  """Hides the others: programs for one device compile sooner."""
+  devices = jax.devices()[:1]
+  monkeypatch.setattr(jax, "devices", lambda: devices)
 
 
 def pytest_collection_modifyitems(items):

@@ -5,7 +5,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import normal
+from arrays import normal, variables_of
 from flax import linen as nn
 
 from resnet_jax import FPN, Backbone, FCNHead, ResNet, native
@@ -21,10 +21,6 @@ def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:
   }
 
 
-def init(module, *arguments):
-  return jit_once(lambda: module.init(jax.random.key(0), *arguments))()
-
-
 @pytest.mark.parametrize(
   "sizes",
   [
@@ -36,7 +32,7 @@ def init(module, *arguments):
 def test_pyramid_adds_what_is_above(sizes):
   maps = maps_of(*sizes)
   pyramid = FPN(features=8)
-  params = init(pyramid, maps)["params"]
+  params = variables_of(pyramid, maps)["params"]
   kernels = jax.tree.map(jnp.zeros_like, params)
   for level in (2, 3, 4):  # The first channels as they are; a bias for each level.
     kernel = jnp.eye(2 * 2**level, 8)[None, None]
@@ -61,7 +57,7 @@ def test_pyramid_adds_what_is_above(sizes):
 def test_pyramid_has_an_extra_level():
   maps = maps_of((8, 8), (4, 4), (2, 2), (1, 1))
   plain, extra = FPN(features=8), FPN(features=8, extra_level=True)
-  variables = init(plain, maps)
+  variables = variables_of(plain, maps)
   expected, ours = (module.apply(variables, maps) for module in (plain, extra))
   assert list(ours) == ["p2", "p3", "p4", "p5", "p6"]
   np.testing.assert_array_equal(ours.pop("p6"), expected["p5"][:, ::2, ::2])
@@ -75,7 +71,7 @@ def test_pyramid_of_maps_that_do_not_fit():
 
 def test_head_is_a_classifier_of_every_pixel():
   x, head = normal(2, 4, 6, 16), FCNHead(num_classes=5)
-  variables = init(head, x, (8, 12))
+  variables = variables_of(head, x, (8, 12))
   assert variables["params"]["conv"]["kernel"].shape == (3, 3, 16, 4)
   params = variables["params"]
   ours = head.apply(variables, x, (4, 6))  # Not enlarged.
@@ -96,7 +92,7 @@ def test_head_is_a_classifier_of_every_pixel():
 
 def test_dropout_zeroes_channels_in_training():
   x, head = jnp.ones((8, 4, 4, 64)), FCNHead(num_classes=3, dropout=0.5)
-  variables = init(head, x, (4, 4))
+  variables = variables_of(head, x, (4, 4))
 
   def logits(seed: int):
     rngs = {"dropout": jax.random.key(seed)}
@@ -121,7 +117,7 @@ class Segmenter(nn.Module):
 def test_gradients_reach_every_parameter():
   model, images = Segmenter(), normal(2, 12, 12, 3)
   labels = jnp.arange(2 * 12 * 12).reshape(2, 12, 12) % 4
-  variables = jit_once(model.init)(jax.random.key(0), images)
+  variables = variables_of(model, images)
   assert {"stem", "stage3"} < variables["params"]["backbone"].keys()
 
   @jit_once

@@ -4,14 +4,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import normal
+from arrays import normal, variables_of
 
 from resnet_jax import create_model, diagnostics
 from resnet_jax.diagnostics import layer_gradients, layer_responses
-
-
-def init(model, images):
-  return jax.jit(model.init)(jax.random.key(0), images)
 
 
 def with_scale(variables, path: str, factor: float):
@@ -26,7 +22,7 @@ def with_scale(variables, path: str, factor: float):
 def test_responses_after_batch_norm_start_at_one_and_follow_its_scale(name):
   images = normal(4, 16, 16, 3)
   model = create_model(name, 10, stem="cifar")
-  variables = init(model, images)
+  variables = variables_of(model, images)
   responses = layer_responses(model, variables, images)
   depth = int(name.removeprefix("resnet"))
   paths = list(responses)
@@ -54,7 +50,7 @@ def test_gradients_pass_a_dead_layer_by_the_shortcut_only(name, flows):
   images = normal(4, 8, 8, 3)
   model = create_model(name)
   dead = "params/stage2/block1/bn2/scale"
-  variables = with_scale(init(model, images), dead, 0.0)
+  variables = with_scale(variables_of(model, images), dead, 0.0)
   gradients = layer_gradients(model, variables, batch_of(images))
   assert list(gradients) == [
     "stem/conv",
@@ -69,7 +65,7 @@ def test_gradients_pass_a_dead_layer_by_the_shortcut_only(name, flows):
 def test_gradient_norms_add_up_to_that_of_all_kernels():
   images = normal(4, 8, 8, 3)
   model = create_model("resnet8")
-  variables, batch = init(model, images), batch_of(images)
+  variables, batch = variables_of(model, images), batch_of(images)
 
   def loss(params):
     logits, _ = model.apply(
@@ -78,7 +74,7 @@ def test_gradient_norms_add_up_to_that_of_all_kernels():
     picked = jax.nn.log_softmax(logits)[jnp.arange(4), batch["label"]]
     return -picked.mean()
 
-  gradient = jax.grad(loss)(variables["params"])
+  gradient = jax.jit(jax.grad(loss))(variables["params"])
   kernels = [leaf for leaf in jax.tree.leaves(gradient) if leaf.ndim == 4]
   total = float(jnp.sqrt(sum(jnp.square(leaf).sum() for leaf in kernels)))
   found = layer_gradients(model, variables, batch)

@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 from absl.testing import flagsaver
+from arrays import variables_of
 from PIL import Image
 from test_use import create as create_trained
 
@@ -97,7 +98,7 @@ def given(tmp_path_factory) -> dict[str, str]:
 
   Cifar10(data_dir=root / "data", file_format="array_record").download_and_prepare()
   model = create_model("resnet20", 10)
-  variables = jax.jit(model.init)(jax.random.key(0), np.zeros((1, 32, 32, 3)))
+  variables = variables_of(model, np.zeros((1, 32, 32, 3)))
   weights.save(str(root / "weights.safetensors"), model, variables)
   config = Config(
     num_steps=1,
@@ -164,6 +165,7 @@ def commands_of(text: str) -> list[str]:
   return [line for line in lines if line.strip() and not line.startswith("#")]
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("text", those("bash"))
 def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)

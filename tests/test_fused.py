@@ -7,6 +7,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from arrays import variables_of
 from flax import linen as nn
 
 from resnet_jax import backend, native
@@ -51,22 +52,6 @@ def assert_close(ours, expected):
   np.testing.assert_allclose(ours, expected, atol=2e-5 * scale, rtol=0)
 
 
-def some_variables(model, x):
-  """Random numbers of the right shapes; variances are positive."""
-  numbers = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    value = numbers.normal(size=leaf.shape)
-    if path[-1].key == "kernel":
-      value /= np.sqrt(leaf.size / leaf.shape[-1])
-    else:
-      value = 0.5 + 0.1 * np.abs(value)
-    return jnp.asarray(value, jnp.float32)
-
-  variables = jax.eval_shape(model.init, jax.random.key(0), x)
-  return jax.tree_util.tree_map_with_path(draw, variables)
-
-
 @pytest.fixture
 def fused(monkeypatch):
   """The calls that are fused, from now on."""
@@ -86,7 +71,7 @@ def test_logits_are_the_same(monkeypatch, fused, changes, number):
   settings = {"stage_sizes": (1, 1), "features": 16, "stem": CifarStem}
   model = ResNet(**settings | {"num_classes": 4} | changes)
   images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
-  variables = some_variables(model, images)
+  variables = variables_of(model, images, spread=0.3)
   expected = backend.jit_once(model.apply)(variables, images)
   assert not fused
   monkeypatch.setattr(native, "_is_alone", lambda: True)
@@ -100,7 +85,7 @@ def test_gradients_of_frozen_scanned_blocks_are_the_same(monkeypatch, fused):
     (3,), 4, 16, stem=CifarStem, norm=NORMS["frozen"], scan=True, remat=False
   )
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
-  variables = some_variables(model, x)
+  variables = variables_of(model, x, spread=0.3)
 
   def gradients():
     def loss(params):
@@ -121,7 +106,7 @@ def test_gradients_are_the_same(monkeypatch, fused):
   shortcut = partial(SHORTCUTS["B"], norm=norm)
   block = BottleneckBlock(16, norm=norm, shortcut=shortcut)
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
-  variables = some_variables(block, x)
+  variables = variables_of(block, x, spread=0.3)
 
   def gradients():
     def loss(variables, x):
@@ -139,7 +124,7 @@ def test_layers_whose_results_are_asked_for_are_called(monkeypatch, fused):
   monkeypatch.setattr(native, "_is_alone", lambda: True)
   norm = partial(NORMS["batch"], use_running_average=True)
   block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
-  variables = some_variables(block, x)
+  variables = variables_of(block, x, spread=0.3)
   _, state = block.apply(
     variables, x, capture_intermediates=True, mutable=["intermediates"]
   )
@@ -169,7 +154,7 @@ def test_other_layers_are_called(monkeypatch, fused):
   x = jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
   norm = partial(NORMS["batch"], use_running_average=True)
   block, twice = (BasicBlock(16, conv=conv, norm=norm) for conv in (Conv, Twice))
-  variables = some_variables(block, x)
+  variables = variables_of(block, x, spread=0.3)
   y = block.apply(variables, x)
   assert len(fused) == 2
   assert jnp.abs(twice.apply(variables, x) - y).max() > 0.1
@@ -183,7 +168,7 @@ def test_wrong_variables_are_an_error(monkeypatch, fused, path):
   monkeypatch.setattr(native, "_is_alone", lambda: True)
   norm = partial(NORMS["batch"], use_running_average=True)
   block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
-  variables = some_variables(block, x)
+  variables = variables_of(block, x, spread=0.3)
   *parents, name = path
   values = variables["params"]
   for parent in parents:
@@ -205,7 +190,7 @@ def test_other_shortcuts_are_called(monkeypatch, fused):
   whole, half = (
     BasicBlock(16, norm=norm, shortcut=shortcut) for shortcut in (SHORTCUTS["B"], Half)
   )
-  variables = some_variables(whole, x)
+  variables = variables_of(whole, x, spread=0.3)
   assert jnp.abs(whole.apply(variables, x) - half.apply(variables, x)).max() > 0.1
   # In front of the derived one there is no ReLU.
   assert [relu for *_, relu in fused] == [True, True, True, False]

@@ -4,7 +4,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import normal
+from arrays import normal, variables_of
 
 from resnet_jax import create_model
 from resnet_jax.backend import jit_once
@@ -31,18 +31,6 @@ def assert_close(a, b, tolerance):
   jax.tree.map(check, a, b)
 
 
-def random_variables(model):
-  """Named variables without compiling `init`."""
-  rng = np.random.default_rng(0)
-
-  def draw(path, leaf):
-    numbers = rng.normal(size=leaf.shape).astype(np.float32)
-    return 1 + 0.1 * numbers if path[-1].key in ("scale", "var") else 0.2 * numbers
-
-  shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), IMAGES))
-  return jax.tree_util.tree_map_with_path(draw, shapes)
-
-
 def run_step(model, variables):
   """Loss, logits, new statistics and gradients in train mode."""
 
@@ -61,7 +49,7 @@ def run_step(model, variables):
 
 @pytest.mark.parametrize("name", MODELS)
 def test_scanned_and_rematerialised_nets_equal_the_unrolled_one(name):
-  named = random_variables(make(name))
+  named = variables_of(make(name), IMAGES, spread=0.2)
   expected = run_step(make(name), named)
   cases = [({"scan": True, "remat": True}, to_scanned(named))]
   if name == "highway14":  # Each by itself; once, as each compiles for seconds.

@@ -12,6 +12,10 @@ import time
 from pathlib import Path
 
 import pytest
+from absl.testing import flagsaver
+
+import train as script
+from resnet_jax import cli
 
 ROOT = Path(__file__).parents[1]
 # A minute's work made a second's.
@@ -57,7 +61,13 @@ def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
     (["--config.optim.decay_steps=(1.5,2)"], ["decay_steps", "whole numbers"]),
   ],
 )
-def test_wrong_usage_is_one_line_and_status_2(args, parts, tmp_path):
+def test_wrong_usage_is_one_line_and_status_2(
+  args, parts, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(ROOT)
+  # In this process, as if it was the script's.
+  monkeypatch.setattr(sys.modules["__main__"], "__file__", script.__file__)
+  monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
   for name, body in (
     ("BAD", "c = Config(); c.optim.lerning_rate = 1; return c"),
     ("OTHER", "return {}"),
@@ -65,10 +75,13 @@ def test_wrong_usage_is_one_line_and_status_2(args, parts, tmp_path):
     path = tmp_path / f"{name}.py"
     path.write_text(f"from resnet_jax.config import *\ndef get_config(): {body}\n")
     args = [arg.replace(name, str(path)) for arg in args]
-  result = train(*args)
-  assert result.returncode == 2, result.stderr
-  assert result.stdout == ""
-  (line,) = result.stderr.splitlines()
+  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
+    cli.parse_flags(["train.py", *args], script.DEFAULT_CONFIG)
+    script.main([])
+  assert end.value.code == 2
+  out, error = capsys.readouterr()
+  assert out == ""
+  (line,) = error.splitlines()
   assert line.startswith("error: ")
   for part in parts:
     assert part in line

@@ -4,7 +4,6 @@ import dataclasses
 import json
 import subprocess
 import sys
-from functools import partial
 from pathlib import Path
 
 import jax
@@ -12,7 +11,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from arrays import normal, pixels
+from arrays import normal, pixels, variables_of
 from PIL import Image
 
 from resnet_jax import ResNet, create_model, weights
@@ -41,8 +40,7 @@ def create(channels: int = 3, **net) -> Trained:
   """A net with statistics as if it had been trained."""
   options = {"stage_sizes": (1, 1), "features": 8, "stem": CifarStem} | net
   model = ResNet(num_classes=len(NAMES), **options)
-  init = partial(model.init, images=jnp.zeros((1, 16, 16, channels)))
-  variables = to_named(jax.jit(init)(jax.random.key(0)))
+  variables = to_named(variables_of(model, jnp.zeros((1, 16, 16, channels))))
   kernel = variables["params"]["head"]["kernel"]
   variables["params"]["head"]["kernel"] = 5 * kernel
   noise = np.random.default_rng(0)
