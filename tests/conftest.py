@@ -1,10 +1,13 @@
 """Eight virtual CPU devices for every test, and one cache of what was compiled."""
 
+import gc
 import os
 import shutil
 import signal
 import tempfile
 
+# By default it goes through the objects of a long session for a fifth of the time.
+gc.set_threshold(50_000, 20, 100)
 # A shell's background jobs ignore it, and so would the processes that tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")

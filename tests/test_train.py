@@ -66,7 +66,8 @@ def test_wrong_usage_is_one_line_and_status_2(
 ):
   monkeypatch.chdir(ROOT)
   # In this process, as if it was the script's.
-  monkeypatch.setattr(sys.modules["__main__"], "__file__", script.__file__)
+  main = sys.modules["__main__"]
+  monkeypatch.setattr(main, "__file__", script.__file__, raising=False)
   monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
   for name, body in (
     ("BAD", "c = Config(); c.optim.lerning_rate = 1; return c"),
