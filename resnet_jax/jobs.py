@@ -109,7 +109,11 @@ class Job:
       found = json.loads((self.workdir / "result.json").read_text())
     except (FileNotFoundError, ValueError):
       return None
-    return found if found.pop("request", None) == self.request else None
+    request = found.pop("request", {})
+    is_same = request.get("config") == self.request["config"]
+    # Studies that share runs measure different things of them.
+    is_measured = not self.measure or self.measure in found or "diverged" in found
+    return found if is_same and is_measured else None
 
   def error(self) -> str:
     """Returns why the process ended without a result, in a line."""

@@ -184,7 +184,7 @@ def open_run(
 
 
 @contextlib.contextmanager
-def hold(directory: str, name: str) -> Iterator[None]:
+def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
   """Keeps other processes from a directory until the end of the context.
 
   The lock is the operating system's, and goes with the process however that ends;
@@ -193,6 +193,7 @@ def hold(directory: str, name: str) -> Iterator[None]:
   Args:
     directory: made if it is not there.
     name: what the user calls it, for the message.
+    patience_s: how long to wait for another process that has it.
 
   Raises:
     ValueError: another process has it.
@@ -202,16 +203,22 @@ def hold(directory: str, name: str) -> Iterator[None]:
     return
   Path(directory).mkdir(parents=True, exist_ok=True)
   with Path(directory, "lock").open("a+") as file:
-    try:
-      fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-      raise ValueError(
-        f"{name} is in use by another process that trains there; wait for its end or "
-        "name another directory"
-      ) from None
-    except OSError as error:
-      if error.errno not in _NO_LOCKS:
-        raise
+    end = time.monotonic() + patience_s
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if time.monotonic() < end:
+          time.sleep(0.5)
+          continue
+        raise ValueError(
+          f"{name} is in use by another process that trains there; wait for its end or "
+          "name another directory"
+        ) from None
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          raise
+      break
     yield
 
 

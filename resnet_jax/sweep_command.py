@@ -3,6 +3,7 @@
 import argparse
 import contextlib
 import importlib.util
+import platform
 import sys
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -36,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out", metavar="DIR", required=True, help="for runs and results"
   )
-  add_number(parser, "--trials", "how many in all, by all processes (20)")
+  add_number(parser, "--trials", "how many in all, by all processes (20; grid: all)")
   add_number(parser, "--jobs", "trials at once (1)")
   parser.add_argument(
     "--storage",
@@ -79,7 +80,8 @@ def run(args: argparse.Namespace) -> None:
   space.check_space(distributions, base)
   config = space.hold_out(base, args.val_share) if args.val_share else base
   out, limit = Path(args.out), args.jobs or 1
-  name = args.study or Path(args.config.split(":")[0]).stem
+  file, *variant = args.config.split(":")
+  name = args.study or ":".join([Path(file).stem, *variant])
   with hold(str(out), f"--out={out}"):
     study = search.open_study(
       args.storage or str(out / "trials.log"),
@@ -88,13 +90,14 @@ def run(args: argparse.Namespace) -> None:
       args.metric,
       not args.no_prune,
       base.seed,
-      limit,
+      f"{platform.node()}:{out.resolve()}" if args.storage else "",
     )
     trials = search.Search(study, distributions, config, out, args.metric)
-    total, is_grid = args.trials or 20, args.sampler == "grid"
-    combinations = trials.enqueue(is_grid)
+    is_grid = args.sampler == "grid"
+    total = args.trials or (sys.maxsize if is_grid else 20)
+    first = trials.enqueue(is_grid, total)
     if is_grid:
-      total = min(total, combinations)
+      total = first
     trials.take_up()
     console = Console(soft_wrap=True)
     try:
@@ -105,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run_trials(trials, total: int, limit: int, console: Console) -> None:
-  todo = total - trials.count()
+  todo = total - trials.count() + trials.waiting()
   with (
     contextlib.closing(jobs.run_at_once(trials.jobs(total), limit)) as running,
     jobs.Display(todo, console) as display,
@@ -149,9 +152,10 @@ def _write(
     f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}",
     highlight=False,
   )
+  judge = "held-out images" if args.val_share else "config.data.eval_split"
   doc = (
     f"The best of {len(states)} trials around {args.config}, by {args.metric} "
-    f"{best.value:.4f}\non held-out images.\n\n"
+    f"{best.value:.4f}\non {judge}.\n\n"
     f"Command: python train.py --config={out / 'best.py'}\n"
   )
   write_text(
@@ -159,7 +163,8 @@ def _write(
   )
   names = results.draw_figures(study, out)
   console.print(f"figures: {', '.join(str(out / name) for name in names)}")
+  todo = "next, the test images, once" if args.val_share else "next"
   console.print(
-    f"next, the test images, once: python train.py --config={out / 'best.py'}",
+    f"{todo}: python train.py --config={out / 'best.py'}",
     highlight=False,
   )

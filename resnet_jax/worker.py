@@ -22,6 +22,7 @@ from resnet_jax.writing import replacing
 
 # Of what is compiled: runs that differ by their seed only compile nothing anew.
 _CACHE = "jax_compilation_cache_dir"
+_PATIENCE_S = 120
 
 
 def main() -> None:
@@ -49,11 +50,14 @@ def run(request: dict[str, Any]) -> None:
 
   config = saved_config.from_json(json.dumps(request["config"]))
   workdir = Path(request.pop("workdir"))
+  # One whose owner was killed may still be saving there.
+  with run_dir.hold(str(workdir), str(workdir), _PATIENCE_S):
+    known = _known(workdir, request)
   if getattr(jax.config, _CACHE) is None:
     jax.config.update(_CACHE, str(workdir.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
   start = time.monotonic()
-  result: dict[str, Any] = {"request": request}
+  result: dict[str, Any] = known | {"request": request}
   console = Console(file=sys.stdout, force_terminal=False)
   try:
     state, results = trainer.train_and_evaluate(config, str(workdir), console=console)
@@ -70,11 +74,21 @@ def run(request: dict[str, Any]) -> None:
     if request["measure"]:
       measure = diagnostics.MEASUREMENTS[request["measure"]]
       result[request["measure"]] = measure(str(workdir))
-  result["seconds"] = round(time.monotonic() - start, 1)
+  seconds = known.get("seconds", 0) + time.monotonic() - start
+  result["seconds"] = round(seconds, 1)
   device = jax.devices()[0]
   result["device"] = f"{jax.device_count()} {device.device_kind}"
   with replacing(str(workdir / "result.json")) as part:
     Path(part).write_text(json.dumps(result) + "\n")
+
+
+def _known(workdir: Path, request: dict[str, Any]) -> dict[str, Any]:
+  """Returns the result of the same run, measured otherwise, if it is there."""
+  try:
+    known = json.loads((workdir / "result.json").read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return known if known["request"]["config"] == request["config"] else {}
 
 
 if __name__ == "__main__":

@@ -68,6 +68,15 @@ def test_the_paper_scale_is_the_recipe_in_configs(name, tmp_path):
   assert [run.job.config for run in runs] == [cifar10_resnet20.get_config(name)]
 
 
+@pytest.mark.parametrize("name", STUDIES)
+def test_deep_nets_are_warmed_up_as_in_the_paper(name, tmp_path):
+  for run in plan(STUDIES[name], "paper", tmp_path, seeds=1):
+    config = run.job.config
+    is_warm = config.optim.warmup_steps == 400 and config.optim.warmup == "constant"
+    is_deep = run.variant.depth >= 110 and not config.model.name.startswith("plain")
+    assert is_warm == (is_deep and run.variant.label != "without warmup")
+
+
 def test_bottlenecks_of_cifar_nets_cost_what_basic_blocks_cost():
   def cost(name: str) -> int:
     layers = list_layers(create_model(name), (32, 32, 3))
@@ -152,6 +161,13 @@ def test_a_run_that_diverged_counts_as_chance(tmp_path):
   finished(job, [], diverged="the loss became nan", num_classes=10)
   row = row_of(job, variant, 0)
   assert row["train_error"] == row["test_error"] == pytest.approx(90)
+  # It has no responses; those of the others are compared.
+  claim = Claim("", "plain20", "b", "response")
+  others = [{"label": "b", "responses": {"stem/bn": 1.0}}]
+  assert not find([claim], [row, *others])
+  measured = [{"label": "plain20", "responses": {"stem/bn": 3.0}}]
+  (finding,) = find([claim], [row, *measured, *others])
+  assert "difference +2.0000" in finding.text
 
 
 FLAGS = [
@@ -198,7 +214,19 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
   with monkeypatch.context() as patch:
     patch.setattr(Job, "start", refuse)
     main(command)
+    assert "2 runs are done" in capsys.readouterr().out
+    # Nor by a study that shares the runs and measures nothing of them.
+    other = tmp_path / "other"
+    shared = [f"--out={other}", f"--runs={out / 'runs'}", *command[3:]]
+    main(["study", "degradation", *shared])
+    main(command)
   assert "2 runs are done" in capsys.readouterr().out
+  assert np.asarray(Image.open(other / "depth.png").convert("L")).std() > 10
+  main(["study", "gradients", f"--out={other}", *command[3:], "--only=resnet20"])
+  (line,) = (other / "results.jsonl").read_text().splitlines()
+  norms = json.loads(line)["gradients"]
+  assert list(norms) == ["0", "4"] and all(len(each) == 19 for each in norms.values())
+  assert np.asarray(Image.open(other / "gradients.png").convert("L")).std() > 10
   with pytest.raises(SystemExit) as exit_info:
     main([*command, "--only=plain20", "--config.data.mean=(0.1,0.2)"])
   assert exit_info.value.code == 1

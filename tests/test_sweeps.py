@@ -27,7 +27,7 @@ RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
 
 def search(out: Path, config: Config | None = None, **kwargs) -> Search:
   options = {"sampler": "random", "metric": "top1", "prune": False} | kwargs
-  study = open_study(str(out / "log"), "name", seed=0, limit=1, **options)
+  study = open_study(str(out / "log"), "name", seed=0, **options)
   return Search(study, RATES, config or Config(), out, options["metric"])
 
 
@@ -131,7 +131,7 @@ def test_the_settings_of_the_config_are_tried_first_and_trials_end_as_they_end(
   tmp_path,
 ):
   trials = search(tmp_path)
-  assert trials.enqueue(every=False) == 1
+  assert trials.enqueue(every=False, limit=9) == 1
   first, second, third = list(trials.jobs(3))
   assert first.config == Config() and second.config != Config()
   finish(first, top1=0.75)
@@ -192,6 +192,32 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
   elsewhere = Search(other._study, RATES, Config(), tmp_path / "other", "top1")
   elsewhere.take_up()
   assert list(elsewhere.jobs(3)) == []
+
+
+def test_a_study_is_of_one_config(tmp_path):
+  search(tmp_path)
+  moved = Config(data=DataConfig(dir="elsewhere"), optim=OptimConfig(learning_rate=0.3))
+  search(tmp_path, moved)  # Neither matters: the rate is what is searched for.
+  with pytest.raises(ValueError, match=r"config.num_epochs was .* and is now 3; name"):
+    search(tmp_path, Config(num_epochs=3))
+
+
+def test_a_grid_of_which_some_are_run(tmp_path):
+  trials = search(tmp_path)
+  trials._space = {"batch_size": IntDistribution(8, 24, step=8)}
+  assert trials.enqueue(every=True, limit=2) == 2
+  assert [job.config.batch_size for job in trials.jobs(2)] == [8, 16]
+  assert trials.enqueue(every=True, limit=20) == 3
+  assert [job.config.batch_size for job in trials.jobs(3)] == [24]
+
+
+def test_processes_of_a_storage_draw_different_numbers(tmp_path):
+  rates = set()
+  for place in ("a:/out", "b:/out"):
+    trials = search(tmp_path / place[0], place=place)
+    (job,) = trials.jobs(1)
+    rates.add(job.config.optim.learning_rate)
+  assert len(rates) == 2
 
 
 def test_a_resumed_search_draws_other_numbers(tmp_path):

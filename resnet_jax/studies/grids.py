@@ -33,7 +33,11 @@ SCALES = {
     "CIFAR-10, 3,500 of the paper's 64,000 updates", recipes.short, seeds=1
   ),
   "paper": Scale("CIFAR-10 by the paper's recipe", recipes.cifar10, seeds=5),
-  "imagenet": Scale("ImageNet by the paper's recipe", recipes.imagenet, seeds=1),
+  "imagenet": Scale(
+    "ImageNet by the paper's recipe, one crop where the paper has ten",
+    recipes.imagenet,
+    seeds=1,
+  ),
 }
 
 
@@ -117,12 +121,14 @@ def _twins(*depths: int, **settings) -> list[Variant]:
   return [_net(name, **settings) for name in names]
 
 
-def _paper(variant: Variant) -> Variant:
-  """The same with the paper's warmup, for the nets that have it."""
-  if variant.label not in ("resnet110", "resnet1202"):
-    return variant
-  settings = {**variant.settings, **recipes.WARMUP}
-  return dataclasses.replace(variant, settings=settings)
+def _paper(variants: Sequence[Variant]) -> list[Variant]:
+  """The same, the deep ones but for plain nets with the paper's warmup."""
+  return [
+    dataclasses.replace(variant, settings={**variant.settings, **recipes.WARMUP})
+    if variant.depth >= 110 and not variant.settings["model.name"].startswith("plain")
+    else variant
+    for variant in variants
+  ]
 
 
 def _shortcuts(depth: int, *others: Variant) -> list[Variant]:
@@ -173,7 +179,7 @@ _CIFAR_DEPTHS = 20, 32, 44, 56, 110
 _TWINS = {
   "smoke": _twins(20, 56),
   "short": _twins(20, 56),
-  "paper": [_paper(variant) for variant in _twins(*_CIFAR_DEPTHS)],
+  "paper": _paper(_twins(*_CIFAR_DEPTHS)),
 }
 # What the gradients are looked at in: the state of each evaluation.
 _KEPT = {"checkpoint__keep": 40, "checkpoint__every_steps": 0}
@@ -210,7 +216,7 @@ STUDIES = {
     variants={
       "smoke": _shortcuts(44, *_unlike(44)),
       "short": _shortcuts(20, *_unlike(20)),
-      "paper": _shortcuts(110, *_unlike(110)),
+      "paper": _paper(_shortcuts(110, *_unlike(110))),
       "imagenet": _shortcuts(34, _net("plain34", "none", "shortcuts")),
     },
     claims=(
@@ -226,7 +232,7 @@ STUDIES = {
     variants={
       "smoke": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
       "short": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
-      "paper": [_paper(_net(f"resnet{depth}")) for depth in (*_CIFAR_DEPTHS, 1202)],
+      "paper": _paper([_net(f"resnet{depth}") for depth in (*_CIFAR_DEPTHS, 1202)]),
     },
     claims=(
       Claim("20 layers train better than 8.", "resnet8", "resnet20"),
@@ -242,7 +248,7 @@ STUDIES = {
     "converging; warmed up, it trains well (He et al. 2015, section 4.2).",
     variants={
       "smoke": _warmup(110),
-      "short": _warmup(110),
+      "short": _warmup(56),
       "paper": _warmup(110, recipes.WARMUP),
     },
     claims=(Claim("Warmup helps.", "without warmup", "with warmup"),),
@@ -255,7 +261,7 @@ STUDIES = {
     variants={
       "smoke": _blocks("resnet20", "resnet29"),
       "short": _blocks("resnet20", "resnet29"),
-      "paper": _blocks("resnet110", "resnet164"),
+      "paper": _paper(_blocks("resnet110", "resnet164")),
       "imagenet": _blocks("resnet34", "resnet50"),
     },
     claims=(
@@ -278,7 +284,6 @@ STUDIES = {
         "Batch norm helps residual nets.", "resnet20, no norm", "resnet20, batch norm"
       ),
     ),
-    seeds={"short": 3},
   ),
   "responses": Study(
     title="Responses",
@@ -298,12 +303,10 @@ STUDIES = {
     text="With batch norm gradients do not vanish in deep plain nets: that is not why "
     "they train badly (He et al. 2015, section 4.1). Norm of the loss's gradient by "
     "each convolution's kernel, at the start and later.",
-    variants={
-      "smoke": _twins(20, 56, **_KEPT),
-      "short": _twins(20, 56, **_KEPT),
-      "paper": _twins(20, 56, **_KEPT),
-    },
-    claims=(),
+    variants=dict.fromkeys(("smoke", "short", "paper"), _twins(20, 56, **_KEPT)),
+    claims=(
+      Claim("They grow towards a plain net's start.", "plain56", "resnet56", "growth"),
+    ),
     seeds={"short": 1, "paper": 1},
     measure="gradients",
   ),

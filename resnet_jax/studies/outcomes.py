@@ -68,17 +68,30 @@ def _training(records: Sequence[Row], steps: int) -> Row:
   }
 
 
-def value_of(row: Row, metric: str) -> float:
+def value_of(row: Row, metric: str) -> float | None:
   """Returns a number of a run.
 
   Args:
     row: of the run.
     metric: "train_error" or "test_error" in %; "response", the mean of the layers'
-      standard deviations.
+      standard deviations; "growth", log10 of the gradient's norm by the first layer
+      over that by the last, before the first update.
+
+  Returns:
+    The number; None if the run diverged before it could be measured.
   """
   if metric == "response":
-    return statistics.fmean(row["responses"].values())
+    responses = row.get("responses")
+    return responses and statistics.fmean(responses.values())
+  if metric == "growth":
+    first, *_, last = row["gradients"]["0"].values() if "gradients" in row else (0, 0)
+    return math.log10(first / last) if last else None
   return row[metric]
+
+
+def values_of(rows: Sequence[Row], metric: str) -> list[float]:
+  """Returns `value_of` the runs that have one."""
+  return [value for row in rows if (value := value_of(row, metric)) is not None]
 
 
 class Spread(NamedTuple):
@@ -133,12 +146,12 @@ def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
   groups = by_label(rows)
   findings = []
   for claim in claims:
-    if not {claim.higher, claim.lower} <= groups.keys():
-      continue
     high, low = (
-      [value_of(row, claim.metric) for row in groups[label]]
+      values_of(groups.get(label, ()), claim.metric)
       for label in (claim.higher, claim.lower)
     )
+    if not high or not low:
+      continue
     difference = statistics.fmean(high) - statistics.fmean(low)
     unit, digits = (" points", 2) if claim.metric.endswith("_error") else ("", 4)
     metric = claim.metric.replace("_", " ")

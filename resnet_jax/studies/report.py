@@ -14,7 +14,15 @@ from resnet_jax.config import flatten
 from resnet_jax.jobs import Job
 from resnet_jax.studies import figures
 from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Study, Variant
-from resnet_jax.studies.outcomes import Finding, Row, by_label, find, row_of, spread
+from resnet_jax.studies.outcomes import (
+  Finding,
+  Row,
+  by_label,
+  find,
+  row_of,
+  spread,
+  values_of,
+)
 from resnet_jax.tables import write_table
 from resnet_jax.writing import write_text
 
@@ -77,7 +85,7 @@ def write_report(
       if "diverged" not in row:
         curves.setdefault(variant.label, []).append(figures.error_curves(job.metrics()))
   paper = PAPER_ERRORS.get(scale, {})
-  table = _table(rows, paper)
+  table = _table(rows, paper, study.measure == "responses")
   findings = find(study.claims, rows)
   write_text(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   write_table(out / "table", table)
@@ -92,11 +100,12 @@ def write_report(
   return report
 
 
-def _table(rows: Sequence[Row], paper: dict[str, str]) -> list[list[str]]:
+def _table(
+  rows: Sequence[Row], paper: dict[str, str], has_responses: bool
+) -> list[list[str]]:
   """A line for each variant: means and sample standard deviations over seeds."""
-  measured = next((name for name in ("responses",) if rows and name in rows[0]), None)
   header = ["network", "parameters", "training error (%)", "test error (%)", "runs"]
-  header += ["mean response"] * (measured is not None)
+  header += ["mean response"] * has_responses
   header += ["paper's test error (%)"] * bool(paper)
   table = [header]
   for label, group in by_label(rows).items():
@@ -111,13 +120,9 @@ def _table(rows: Sequence[Row], paper: dict[str, str]) -> list[list[str]]:
       ),
       count,
     ]
-    if measured:
-      means = [
-        sum(row[measured].values()) / len(row[measured])
-        for row in group
-        if measured in row
-      ]
-      line.append(spread(means).text(4) if means else "")
+    if has_responses:
+      responses = values_of(group, "response")
+      line.append(spread(responses).text(4) if responses else "")
     table.append(line + [paper.get(label, "")] * bool(paper))
   return table
 
@@ -204,9 +209,7 @@ def _page(
     if all(flatten(job.config)[path] == value for job, _, _ in planned)
   }
   configs = {
-    job.name: {
-      path: value for path, value in flatten(job.config).items() if path not in common
-    }
+    job.name: {path: v for path, v in flatten(job.config).items() if path not in common}
     for job, _, _ in planned
   }
   return f"""<!doctype html>
@@ -221,7 +224,7 @@ def _page(
 </ul>
 <p>shown: the 95 % interval of the difference (Welch) is above 0; for "no worse", above
 the margin below 0. seen: the difference is, but the interval is not, or there is one
-seed. not seen: it is not.</p>
+seed. not seen: it is not. Curves are of the runs whose loss stayed finite.</p>
 {pictures}<h2>Final errors</h2>
 {_html_table(report.table)}
 <p>Mean ± sample standard deviation over seeds. Training error: of augmented batches in

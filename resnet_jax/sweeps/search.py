@@ -1,6 +1,8 @@
 """The search: asks Optuna what to try, runs it, and tells it what came of it."""
 
+import uuid
 import warnings
+import zlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
@@ -8,6 +10,7 @@ from typing import TYPE_CHECKING, Literal
 from resnet_jax.config import Config, check_choice, flatten
 from resnet_jax.jobs import Job
 from resnet_jax.sweeps.space import Space, as_trial, grid, with_values
+from resnet_jax.writing import write_text
 
 if TYPE_CHECKING:
   import optuna
@@ -29,7 +32,13 @@ def check_names(sampler: str, metric: str) -> None:
 
 
 def open_study(
-  storage: str, name: str, sampler: str, metric: str, prune: bool, seed: int, limit: int
+  storage: str,
+  name: str,
+  sampler: str,
+  metric: str,
+  prune: bool,
+  seed: int,
+  place: str = "",
 ) -> "optuna.Study":
   """Opens a study, or makes it.
 
@@ -40,7 +49,7 @@ def open_study(
     metric: a key of `DIRECTIONS`.
     prune: stop trials that are worse than the median at the same step.
     seed: of the sampler.
-    limit: of trials at once.
+    place: of this process, where several share the storage.
 
   Raises:
     ValueError: the storage cannot be opened, or the study is for another metric.
@@ -76,10 +85,11 @@ def open_study(
       f"{study.user_attrs['metric']}; name another --study"
     )
   study.set_user_attr("metric", metric)
-  # A study that goes on must not draw the same numbers again.
-  seed += len(study.get_trials(deepcopy=False))
+  # Neither a study that goes on nor another machine must draw the same numbers.
+  seed += len(study.get_trials(deepcopy=False)) + zlib.crc32(place.encode())
+  seed %= 2**32
   study.sampler = (
-    optuna.samplers.TPESampler(seed=seed, constant_liar=limit > 1)
+    optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # Others may run.
     if sampler == "tpe"
     else optuna.samplers.RandomSampler(seed=seed)
   )
@@ -103,39 +113,63 @@ class Search:
       config: what trials start from; its evaluation split is what they are judged by.
       out: directory of this process; `out/runs` has the trials' runs.
       metric: a key of `DIRECTIONS`.
+
+    Raises:
+      ValueError: the study's trials started from another config.
     """
     self._study, self._space, self._config = study, space, config
     self._out, self._metric = out.resolve(), metric
     self._trials: dict[Job, optuna.Trial] = {}
+    self._check_same_settings()
+    # The path does not tell whose a trial is: on another machine it is another place.
+    owner = self._out / "owner"
+    if not owner.exists():
+      self._out.mkdir(parents=True, exist_ok=True)
+      write_text(owner, uuid.uuid4().hex)
+    self._owner = owner.read_text()
 
-  def enqueue(self, every: bool) -> int:
+  def _check_same_settings(self) -> None:
+    varied = {*self._space, "data.dir", "data.num_threads", "data.num_workers"}
+    settings = {
+      path: repr(value)
+      for path, value in flatten(self._config).items()
+      if path not in varied
+    }
+    before = self._study.user_attrs.get("settings", settings)
+    for path, value in settings.items():
+      if path in before and before[path] != value:
+        raise ValueError(
+          f"config.{path} was {before[path]} in the study {self._study.study_name!r} "
+          f"and is now {value}; name another --study"
+        )
+    self._study.set_user_attr("settings", settings)
+
+  def enqueue(self, every: bool, limit: int) -> int:
     """Puts what is to be tried first into the study's queue.
 
     Args:
       every: all combinations; else the config's own values, if the space has them.
+      limit: of trials.
 
     Returns:
       How many they are.
     """
     own = as_trial(self._space, flatten(self._config))
     first = grid(self._space) if every else [own] if own else []
-    for params in first:
+    for params in first[:limit]:
       self._study.enqueue_trial(params, skip_if_exists=True)
-    return len(first)
+    return len(first[:limit])
 
   def take_up(self) -> None:
     """Has the trials go on that a process which was killed left in `out`."""
     from optuna.trial import TrialState
 
     for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
-      workdir = trial.user_attrs.get("workdir", "")
-      if self._is_own(Path(workdir)):
-        attributes = {"workdir": workdir, "goes_on_from": trial.number}
+      if trial.user_attrs.get("owner") == self._owner:
+        run = trial.user_attrs["run"]
+        attributes = {"run": run, "owner": self._owner, "goes_on_from": trial.number}
         self._study.enqueue_trial(trial.params, attributes)
         self._study.tell(trial.number, state=TrialState.FAIL)
-
-  def _is_own(self, workdir: Path) -> bool:
-    return self._out in workdir.parents
 
   def count(self) -> int:
     """Returns how many trials were begun, by all processes; one that goes on is one."""
@@ -147,22 +181,24 @@ class Search:
 
   def jobs(self, limit: int) -> Iterator[Job]:
     """Yields a job for each trial, until there are `limit`."""
-    while self._goes_on() or self.count() < limit:
+    while self.waiting() or self.count() < limit:
       trial = self._study.ask(dict(self._space))
       config = with_values(self._config, trial.params)
-      workdir = Path(trial.user_attrs.get("workdir", ""))
-      if not self._is_own(workdir):  # New, or another machine's that goes on here.
-        workdir = self._out / "runs" / f"trial{trial.number}"
-        trial.set_user_attr("workdir", str(workdir))
+      if trial.user_attrs.get("owner") != self._owner:
+        # New, or another machine's that goes on here.
+        trial.set_user_attr("run", f"trial{trial.number}")
+        trial.set_user_attr("owner", self._owner)
+      workdir = self._out / "runs" / trial.user_attrs["run"]
       job = Job(f"trial {trial.number}", config, workdir)
       self._trials[job] = trial
       yield job
 
-  def _goes_on(self) -> bool:
+  def waiting(self) -> int:
+    """Returns how many trials that were begun wait to go on."""
     from optuna.trial import TrialState
 
     waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
-    return any("goes_on_from" in trial.user_attrs for trial in waiting)
+    return sum("goes_on_from" in trial.user_attrs for trial in waiting)
 
   def report(self, job: Job) -> None:
     """Tells the study of a job's evaluations, and stops the job if they are bad."""
