@@ -196,11 +196,13 @@ def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
     patience_s: how long to wait for another process that has it.
 
   Raises:
-    ValueError: another process has it.
+    ValueError: another process has it, or it is a file.
   """
   if fcntl is None or "://" in str(directory):
     yield
     return
+  if Path(directory).is_file():
+    raise ValueError(f"{name} is a file; name a directory")
   Path(directory).mkdir(parents=True, exist_ok=True)
   with Path(directory, "lock").open("a+") as file:
     end = time.monotonic() + patience_s

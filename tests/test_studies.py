@@ -306,12 +306,13 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
     (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be >= 0"),
     (["depth", "--jobs=0"], "'0' must be a whole number > 0"),
     (["depth", "more"], "'more' is no flag"),
+    (["depth", f"--out={__file__}"], "test_studies.py is a file; name a directory"),
   ],
 )
 def test_wrong_usage_is_one_line_and_leaves_nothing(argv, text, tmp_path, capsys):
   out = tmp_path / "out"
   with pytest.raises(SystemExit) as exit_info:
-    main(["study", *argv, f"--out={out}"])
+    main(["study", f"--out={out}", *argv])
   assert exit_info.value.code == 2
   err = capsys.readouterr().err
   assert text in err and err.startswith("error: ") and err.count("\n") == 1
