@@ -11,7 +11,7 @@ import sys
 import jax
 import pytest
 
-from resnet_jax import commands, dryrun
+from resnet_jax import commands, dryrun, dryrun_command
 from resnet_jax.chips import CHIPS
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.dryrun import Topology, rehearse
@@ -167,10 +167,14 @@ def test_command_prints_an_object_for_each_topology():
     (["--topology=cpu:2", "--config.bn_scope=all"], "config.bn_scope='all' must be"),
   ],
 )
-def test_wrong_usage_is_one_line(args, message):
-  result = run("--config=configs/digits.py", *args)
-  assert result.returncode == 2
-  (line,) = result.stderr.splitlines()
+def test_wrong_usage_is_one_line(args, message, monkeypatch, capsys):
+  # In this process, with its devices.
+  monkeypatch.setattr(dryrun_command, "run", dryrun_command._run)
+  monkeypatch.setattr(dryrun, "use_cpu_only", lambda names: None)
+  with pytest.raises(SystemExit) as exit:
+    commands.main(["dryrun", "--config=configs/digits.py", *args])
+  assert exit.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and message in line
 
 
