@@ -53,6 +53,9 @@ def clean_errors() -> Iterator[None]:
   except (FloatingPointError, OSError) as error:
     fail(1, error)
   except RuntimeError as error:  # JAX's own kind is one; it need not be imported.
+    # Ctrl-C within `Condition.wait` may leave a lock free that is then released again.
+    if isinstance(error.__context__, KeyboardInterrupt):
+      fail(1, "interrupted")
     if "RESOURCE_EXHAUSTED" not in str(error):
       raise
     reason = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0].rstrip(".")

@@ -4,6 +4,7 @@ import json
 import re
 import subprocess
 import sys
+import threading
 from pathlib import Path
 
 import jax
@@ -198,3 +199,13 @@ def test_out_of_memory_is_one_line(capsys):
   assert line.startswith("error: out of memory: Out of memory allocating 9 bytes; take")
   with pytest.raises(jax.errors.JaxRuntimeError), cli.clean_errors():
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_an_interrupt_that_leaves_a_lock_free_is_one_line(capsys):
+  with pytest.raises(SystemExit) as exit_info, cli.clean_errors():
+    try:
+      raise KeyboardInterrupt
+    finally:
+      threading.Lock().release()
+  assert exit_info.value.code == 1
+  assert capsys.readouterr().err == "error: interrupted\n"

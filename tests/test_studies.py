@@ -16,7 +16,7 @@ from resnet_jax import create_model, evaluation, jobs, run_dir
 from resnet_jax.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.jobs import Job
-from resnet_jax.studies import recipes
+from resnet_jax.studies import grids, recipes
 from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Claim
 from resnet_jax.studies.outcomes import find, mean_curve, row_of, spread
 from resnet_jax.study_command import plan
@@ -185,18 +185,24 @@ FLAGS = [
 def test_a_study_trains_reports_goes_on_and_says_what_failed(
   tmp_path, capsys, monkeypatch
 ):
+  for name in ("responses", "degradation", "gradients"):  # Shallow nets compile soon.
+    kept = grids._KEPT if name == "gradients" else {}
+    study = dataclasses.replace(
+      STUDIES[name], variants={"smoke": grids._twins(8, **kept)}
+    )
+    monkeypatch.setitem(STUDIES, name, study)
   out = tmp_path / "out"
-  command = ["study", "responses", f"--out={out}", "--only=plain20,resnet20"]
+  command = ["study", "responses", f"--out={out}", "--only=plain8,resnet8"]
   command += ["--seeds=1", "--jobs=2", *FLAGS]
   main(command)
   text = capsys.readouterr().out
-  assert "[2/2]" in text and "plain20" in text and str(out / "report.html") in text
+  assert "[2/2]" in text and "plain8" in text and str(out / "report.html") in text
   text = (out / "results.jsonl").read_text()
   lines = [json.loads(line) for line in text.splitlines()]
-  assert [line["label"] for line in lines] == ["plain20", "resnet20"]
-  assert all(line["steps"] == 4 and len(line["responses"]) == 19 for line in lines)
+  assert [line["label"] for line in lines] == ["plain8", "resnet8"]
+  assert all(line["steps"] == 4 and len(line["responses"]) == 7 for line in lines)
   table = (out / "table.md").read_text()
-  assert f"| plain20 | 269,722 | {lines[0]['train_error']:.2f} |" in table
+  assert f"| plain8 | 75,290 | {lines[0]['train_error']:.2f} |" in table
   assert (out / "table.csv").read_text().count("\n") == 3
   for name in ("error", "responses"):
     assert np.asarray(Image.open(out / f"{name}.png").convert("L")).std() > 10
@@ -222,13 +228,13 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
     main(command)
   assert "2 runs are done" in capsys.readouterr().out
   assert np.asarray(Image.open(other / "depth.png").convert("L")).std() > 10
-  main(["study", "gradients", f"--out={other}", *command[3:], "--only=resnet20"])
+  main(["study", "gradients", f"--out={other}", *command[3:], "--only=resnet8"])
   (line,) = (other / "results.jsonl").read_text().splitlines()
   norms = json.loads(line)["gradients"]
-  assert list(norms) == ["0", "4"] and all(len(each) == 19 for each in norms.values())
+  assert list(norms) == ["0", "4"] and all(len(each) == 7 for each in norms.values())
   assert np.asarray(Image.open(other / "gradients.png").convert("L")).std() > 10
   with pytest.raises(SystemExit) as exit_info:
-    main([*command, "--only=plain20", "--config.data.mean=(0.1,0.2)"])
+    main([*command, "--only=plain8", "--config.data.mean=(0.1,0.2)"])
   assert exit_info.value.code == 1
   text = capsys.readouterr().out
   assert text.count("failed: config.data.mean=(0.1, 0.2)") == 1
