@@ -37,12 +37,20 @@ def pytest_collection_modifyitems(items):
   """Long files first, for the workers to end together."""
   long = [
     "test_distributed.py",
+    "test_use.py",
+    "test_transfer.py",
+    "test_docs.py",
     "test_trainer.py",
     "test_train.py",
+    "test_native.py",
+    "test_streaming.py",
+    "test_studies.py",
+    "test_weights.py",
+    "test_steps.py",
+    "test_parity.py",
+    "test_backbone.py",
     "test_chaos.py",
     "test_dryrun.py",
-    "test_steps.py",
-    "test_streaming.py",
   ]
 
   def place(item) -> int:
