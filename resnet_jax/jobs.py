@@ -25,7 +25,7 @@ from resnet_jax.config import Config
 _POLL_S = 0.5
 INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
 # After this a process that was asked to save and end is killed.
-_PATIENCE_S = 120
+PATIENCE_S = 120
 
 
 @dataclasses.dataclass(eq=False)
@@ -90,7 +90,7 @@ class Job:
     if self._process is None:
       return
     try:
-      self._process.wait(_PATIENCE_S)
+      self._process.wait(PATIENCE_S)
     except subprocess.TimeoutExpired:
       self._process.kill()
       self._process.wait()
@@ -105,15 +105,10 @@ class Job:
 
   def result(self) -> dict[str, Any] | None:
     """Returns what the run ended with, if it did, as it is asked for here."""
-    try:
-      found = json.loads((self.workdir / "result.json").read_text())
-    except (FileNotFoundError, ValueError):
-      return None
-    request = found.pop("request", {})
-    is_same = request.get("config") == self.request["config"]
+    found = read_result(self.workdir, self.request["config"])
     # Studies that share runs measure different things of them.
     is_measured = not self.measure or self.measure in found or "diverged" in found
-    return found if is_same and is_measured else None
+    return found if found and is_measured else None
 
   def error(self) -> str:
     """Returns why the process ended without a result, in a line."""
@@ -127,6 +122,15 @@ class Job:
     if not errors and status is not None and status < 0:
       text = f"killed by signal {-status}; {text}"
     return text or f"it ended with status {status}"
+
+
+def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a run of `config`, as JSON, ended with; nothing if it did not."""
+  try:
+    found = json.loads((workdir / "result.json").read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return found if found.pop("request", {}).get("config") == config else {}
 
 
 def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:

@@ -18,11 +18,11 @@ import jax
 from rich.console import Console
 
 from resnet_jax import backend, cli, run_dir, saved_config
+from resnet_jax.jobs import PATIENCE_S, read_result
 from resnet_jax.writing import replacing
 
 # Of what is compiled: runs that differ by their seed only compile nothing anew.
 _CACHE = "jax_compilation_cache_dir"
-_PATIENCE_S = 120
 
 
 def main() -> None:
@@ -51,8 +51,8 @@ def run(request: dict[str, Any]) -> None:
   config = saved_config.from_json(json.dumps(request["config"]))
   workdir = Path(request.pop("workdir"))
   # One whose owner was killed may still be saving there.
-  with run_dir.hold(str(workdir), str(workdir), _PATIENCE_S):
-    known = _known(workdir, request)
+  with run_dir.hold(str(workdir), str(workdir), PATIENCE_S):
+    known = read_result(workdir, request["config"])
   if getattr(jax.config, _CACHE) is None:
     jax.config.update(_CACHE, str(workdir.parent / "compiled"))
     jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
@@ -80,15 +80,6 @@ def run(request: dict[str, Any]) -> None:
   result["device"] = f"{jax.device_count()} {device.device_kind}"
   with replacing(str(workdir / "result.json")) as part:
     Path(part).write_text(json.dumps(result) + "\n")
-
-
-def _known(workdir: Path, request: dict[str, Any]) -> dict[str, Any]:
-  """Returns the result of the same run, measured otherwise, if it is there."""
-  try:
-    known = json.loads((workdir / "result.json").read_text())
-  except (FileNotFoundError, ValueError):
-    return {}
-  return known if known["request"]["config"] == request["config"] else {}
 
 
 if __name__ == "__main__":

@@ -6,6 +6,8 @@ import shutil
 import signal
 import tempfile
 
+import pytest
+
 # By default it goes through the objects of a long session for a fifth of the time.
 gc.set_threshold(50_000, 20, 100)
 # A shell's background jobs ignore it, and so would the processes that tests start.
@@ -21,7 +23,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402 - after the variables it reads
-import pytest  # noqa: E402
 
 jax.config.update("jax_num_cpu_devices", 8)
 

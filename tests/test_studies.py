@@ -17,8 +17,9 @@ from resnet_jax.commands import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.jobs import Job
 from resnet_jax.studies import grids, recipes
-from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Claim
+from resnet_jax.studies.grids import SCALES, STUDIES, Claim
 from resnet_jax.studies.outcomes import find, mean_curve, row_of, spread
+from resnet_jax.studies.published import PAPER_ERRORS
 from resnet_jax.study_command import plan
 from resnet_jax.summary import list_layers
 

@@ -84,7 +84,9 @@ def value_of(row: Row, metric: str) -> float | None:
     responses = row.get("responses")
     return responses and statistics.fmean(responses.values())
   if metric == "growth":
-    first, *_, last = row["gradients"]["0"].values() if "gradients" in row else (0, 0)
+    if "gradients" not in row:
+      return None
+    first, *_, last = row["gradients"]["0"].values()
     return math.log10(first / last) if last else None
   return row[metric]
 

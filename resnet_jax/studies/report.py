@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 from resnet_jax.config import flatten
 from resnet_jax.jobs import Job
 from resnet_jax.studies import figures
-from resnet_jax.studies.grids import PAPER_ERRORS, SCALES, STUDIES, Study, Variant
+from resnet_jax.studies.grids import SCALES, STUDIES, Study, Variant
 from resnet_jax.studies.outcomes import (
   Finding,
   Row,
@@ -23,6 +23,7 @@ from resnet_jax.studies.outcomes import (
   spread,
   values_of,
 )
+from resnet_jax.studies.published import PAPER_ERRORS
 from resnet_jax.tables import write_table
 from resnet_jax.writing import write_text
 

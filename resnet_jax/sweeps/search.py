@@ -156,9 +156,10 @@ class Search:
     """
     own = as_trial(self._space, flatten(self._config))
     first = grid(self._space) if every else [own] if own else []
-    for params in first[:limit]:
+    del first[limit:]
+    for params in first:
       self._study.enqueue_trial(params, skip_if_exists=True)
-    return len(first[:limit])
+    return len(first)
 
   def take_up(self) -> None:
     """Has the trials go on that a process which was killed left in `out`."""
