@@ -164,10 +164,7 @@ def open_run(
       for name in class_names:
         if "\n" in name or name != name.encode(errors="replace").decode():
           raise ValueError(f"class {name!r} must be one line of UTF-8; rename it")
-      if path.exists() and not path.is_dir():
-        raise ValueError(f"--workdir={workdir} is a file; name a directory")
-      # Nothing below refuses a directory that was not there.
-      path.mkdir(parents=True, exist_ok=True)
+      # It makes the directory; nothing below refuses one that was not there.
       stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       _check_resumable(workdir, config, num_steps, class_names)
       if class_names:
@@ -198,12 +195,13 @@ def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
   Raises:
     ValueError: another process has it, or it is a file.
   """
+  path = epath.Path(directory)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"{name} is a file; name a directory")
+  path.mkdir(parents=True, exist_ok=True)
   if fcntl is None or "://" in str(directory):
     yield
     return
-  if Path(directory).is_file():
-    raise ValueError(f"{name} is a file; name a directory")
-  Path(directory).mkdir(parents=True, exist_ok=True)
   with Path(directory, "lock").open("a+") as file:
     end = time.monotonic() + patience_s
     while True:
