@@ -12,7 +12,8 @@ from pathlib import Path
 
 from absl import app, flags
 
-from resnet_jax import cli
+from resnet_jax.cli import flags as cli
+from resnet_jax.runtime import errors
 
 WORKDIR = flags.DEFINE_string(
   "workdir", None, "Run directory; a new one in runs/ if not given. An old one resumes."
@@ -33,19 +34,20 @@ DEFAULT_CONFIG = str(Path(__file__).resolve().parent / "configs" / "digits.py")
 
 def main(_) -> None:
   # Not before the flags are known to be right: JAX, Orbax and the rest take time.
-  with cli.clean_errors():
-    from resnet_jax import backend, distributed
+  with errors.clean_errors():
+    from resnet_jax.runtime import compilation, processes
 
-    backend.keep_freed_memory()
-    processes = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
-    with distributed.connect(*processes), cli.clean_errors():
+    compilation.keep_freed_memory()
+    given = COORDINATOR.value, NUM_PROCESSES.value, PROCESS_ID.value
+    with processes.connect(*given), errors.clean_errors():
       run()
 
 
 def run() -> None:
   import jax
 
-  from resnet_jax import evaluation, run_dir, trainer
+  from resnet_jax.runs import run_dir
+  from resnet_jax.training import evaluator, trainer
 
   def show(text: str) -> None:
     if jax.process_index() == 0:
@@ -60,8 +62,8 @@ def run() -> None:
       raise ValueError("--mode=eval needs --workdir, the directory of a run")
     # Of several processes JAX would take it for a notice to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
-    step, results = evaluation.evaluate_run(config, workdir, CHECKPOINT.value)
-    show(f"step {step}: {evaluation.describe(results)}")
+    step, results = evaluator.evaluate_run(config, workdir, CHECKPOINT.value)
+    show(f"step {step}: {evaluator.describe(results)}")
     return
   if workdir is None:
     workdir = run_dir.new_workdir(config.data.name)
@@ -76,9 +78,9 @@ def run() -> None:
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)
     hint = f"python train.py --workdir={workdir} goes on from step {step}"
-    cli.fail(1, f"interrupted; {hint if step else 'nothing was saved yet'}")
+    errors.fail(1, f"interrupted; {hint if step else 'nothing was saved yet'}")
   show(
-    f"done: {evaluation.describe(results)} after {state.step} steps\n"
+    f"done: {evaluator.describe(results)} after {state.step} steps\n"
     f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
     f"next: python train.py --mode=eval --workdir={workdir}\n"
     "      python train.py --config.model.name=plain20\n"

@@ -41,19 +41,19 @@ def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
     dtype: of the computation.
     **options: of the network: `scan`, `remat`.
   """
-  from resnet_jax import backend
+  from resnet_jax.runtime import compilation
 
-  backend.keep_freed_memory()  # As `train.py` does.
+  compilation.keep_freed_memory()  # As `train.py` does.
   import jax
   import jax.numpy as jnp
   import optax
 
   from resnet_jax import create_model
-  from resnet_jax.data.augment import preprocess
-  from resnet_jax.optim import kernels_only
-  from resnet_jax.sharding import create_mesh, replicated
-  from resnet_jax.steps import compile_train_chunk
-  from resnet_jax.train_state import StateInit
+  from resnet_jax.data.batches.preprocess import preprocess
+  from resnet_jax.runtime.mesh import create_mesh, replicated
+  from resnet_jax.training.optimizer import kernels_only
+  from resnet_jax.training.state import StateInit
+  from resnet_jax.training.steps import compile_train_chunk
 
   size = side_of(name)
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype), **options)
@@ -97,9 +97,9 @@ def ours_train(
 
 def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   """The model's evaluation forward pass."""
-  from resnet_jax import backend
+  from resnet_jax.runtime import compilation
 
-  backend.keep_freed_memory()
+  compilation.keep_freed_memory()
   import jax
   import jax.numpy as jnp
 
@@ -109,7 +109,7 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
-  forward = backend.jit(partial(model.apply, train=False), dtype=dtype)
+  forward = compilation.jit(partial(model.apply, train=False), dtype=dtype)
 
   def run(count: int) -> None:
     for _ in range(count):

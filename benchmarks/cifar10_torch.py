@@ -13,7 +13,7 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from resnet_jax.data.sources import load_tfds
+from resnet_jax.data.sources.tfds import load_tfds
 
 MEAN, STD = (0.4914, 0.4822, 0.4465), (0.2470, 0.2435, 0.2616)
 

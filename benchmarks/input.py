@@ -27,9 +27,9 @@ SIZE, BATCH = 224, 64
 def ours(files: list[str], cores: int, workers: int = 0):
   import grain
 
-  from resnet_jax.data.files import FileList
-  from resnet_jax.data.image_ops import TrainTransform
-  from resnet_jax.data.loader import Batches, iterate
+  from resnet_jax.data.images.crops import TrainTransform
+  from resnet_jax.data.pipelines.host_batches import Batches, iterate
+  from resnet_jax.data.sources.file_list import FileList
 
   transform = TrainTransform(
     crop="random_resized",
@@ -119,7 +119,7 @@ class PillowPhotos:
     import numpy as np
     from PIL import Image
 
-    from resnet_jax.data.image_ops import random_resized_box
+    from resnet_jax.data.images.crops import random_resized_box
 
     rng = np.random.default_rng(index)
     with Image.open(self.files[index % len(self.files)]) as file:

@@ -20,8 +20,8 @@ from pathlib import Path
 import jax
 from rich.console import Console
 
-from resnet_jax import trainer
 from resnet_jax.config import Config
+from resnet_jax.training import experiment, trainer
 
 sys.path.append(str(Path(__file__).parents[1]))
 
@@ -47,20 +47,20 @@ class Clock:
 def measure(config: Config) -> Clock:
   """Trains, and returns what was measured."""
   clocks = []
-  create = trainer.create_train_chunk
+  create = experiment.create_train_chunk
 
   def create_clock(*args):
     clocks.append(Clock(create(*args)))
     return clocks[-1]
 
-  trainer.create_train_chunk = create_clock
+  experiment.create_train_chunk = create_clock
   try:
     with tempfile.TemporaryDirectory() as folder:
       trainer.train_and_evaluate(
         config, f"{folder}/run", console=Console(file=io.StringIO())
       )
   finally:
-    trainer.create_train_chunk = create
+    experiment.create_train_chunk = create
   return clocks[0]
 
 

@@ -135,7 +135,7 @@ def main() -> None:
   import jax
 
   from resnet_jax import create_model
-  from resnet_jax.summary import list_layers
+  from resnet_jax.models.summary import list_layers
 
   state, side = init(jax.random.key(0)), side_of(name)
   layers = {

@@ -21,14 +21,14 @@ from cases import classes_of, ours_infer, side_of
 from turns import report
 
 from resnet_jax import create_model
-from resnet_jax.backend import jit_once
-from resnet_jax.data.files import FileList
-from resnet_jax.data.once import find_images
-from resnet_jax.features import extract
-from resnet_jax.models.layout import to_named
-from resnet_jax.predict import predict
-from resnet_jax.preprocessing import Preprocessing
-from resnet_jax.trained import Trained
+from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.data.pipelines.single_pass import find_images
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.inference.classifier import Trained
+from resnet_jax.inference.embed import extract
+from resnet_jax.inference.predict import predict
+from resnet_jax.models.scan_layout import to_named
+from resnet_jax.runtime.compilation import jit_once
 
 
 def create_trained(name: str) -> Trained:

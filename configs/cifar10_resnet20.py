@@ -18,8 +18,7 @@ Seen here: 55.9 % test top-1 after the first 600 updates of resnet20 (about 10 m
 on 2 cores of a shared CPU, 2026-11-21). Not yet run to the end.
 """
 
-from resnet_jax.config import Config, set_value
-from resnet_jax.studies import recipes
+from resnet_jax.config import Config, recipes, set_value
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 NAMES = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS]

@@ -14,8 +14,7 @@ top-1.
 Not yet trained with this package.
 """
 
-from resnet_jax.config import Config, ModelConfig
-from resnet_jax.studies import recipes
+from resnet_jax.config import Config, ModelConfig, recipes
 
 
 def get_config() -> Config:

@@ -16,10 +16,10 @@ from matplotlib.patches import Circle, Rectangle
 from sklearn.datasets import load_digits
 
 from resnet_jax import Backbone, create_model
-from resnet_jax.diagnostics import layer_gradients
-from resnet_jax.optim import create_schedule
-from resnet_jax.plan import Plan
-from resnet_jax.studies.grids import PAPER_ERRORS
+from resnet_jax.analysis.layer_responses import layer_gradients
+from resnet_jax.config.plan import Plan
+from resnet_jax.experiments.studies.grids import PAPER_ERRORS
+from resnet_jax.training.optimizer import create_schedule
 
 ROOT = Path(__file__).parents[1]
 IMAGES = ROOT / "docs/images"

@@ -18,7 +18,8 @@ from flax import linen as nn
 from matplotlib.figure import Figure
 from sklearn.datasets import load_digits
 
-from resnet_jax import FPN, Backbone, FCNHead, backend, create_model
+from resnet_jax import FPN, Backbone, FCNHead, create_model
+from resnet_jax.runtime import compilation
 
 SIDE, CELL, CLASSES, BATCH = 36, 18, 11, 32
 
@@ -63,7 +64,7 @@ def main() -> None:
   parser.add_argument("--steps", type=int, default=600)
   parser.add_argument("--out", default="segment_digits.png")
   args = parser.parse_args()
-  backend.keep_freed_memory()
+  compilation.keep_freed_memory()
 
   digits, labels = load_digits(return_X_y=True)
   digits = digits.reshape(-1, 8, 8).astype(np.float32) / 16
@@ -71,7 +72,7 @@ def main() -> None:
   rng = np.random.default_rng(0)
 
   model = Segmenter()
-  variables = backend.jit_once(model.init)(
+  variables = compilation.jit_once(model.init)(
     jax.random.key(0), jnp.zeros((1, SIDE, SIDE, 1))
   )
   params, stats = variables["params"], variables["batch_stats"]
@@ -79,7 +80,7 @@ def main() -> None:
   tx = optax.adamw(schedule, weight_decay=1e-3)
   opt_state = tx.init(params)
 
-  @partial(backend.jit, donate_argnums=(0, 1, 2))
+  @partial(compilation.jit, donate_argnums=(0, 1, 2))
   def step(params, stats, opt_state, images, classes, key):
     def loss_of(params):
       logits, updates = model.apply(
@@ -96,7 +97,7 @@ def main() -> None:
     updates, opt_state = tx.update(gradients, opt_state, params)
     return optax.apply_updates(params, updates), stats_, opt_state, loss
 
-  @backend.jit
+  @compilation.jit
   def predict(params, stats, images):
     variables = {"params": params, "batch_stats": stats}
     return model.apply(variables, images).argmax(-1)

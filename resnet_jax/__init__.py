@@ -7,11 +7,10 @@ from resnet_jax.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
-from resnet_jax.models.dense import FPN, FCNHead
+from resnet_jax.models.dense_heads import FPN, FCNHead
 from resnet_jax.models.layers import SqueezeExcite
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.models.resnet import Backbone, ResNet
-from resnet_jax.models.zoo import (
+from resnet_jax.models.registry import (
   MODELS,
   ResNet18,
   ResNet34,
@@ -20,6 +19,7 @@ from resnet_jax.models.zoo import (
   ResNet152,
   create_model,
 )
+from resnet_jax.models.resnet import Backbone, ResNet
 
 __all__ = [
   "FPN",

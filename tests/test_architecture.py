@@ -1,4 +1,4 @@
-"""The shape of the code: who imports whom, and what is never imported."""
+"""The shape of the code: which room imports which, and what no file may do."""
 
 import ast
 import re
@@ -7,60 +7,80 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# A module imports from lower levels, and from its own within a package.
-LEVELS = [
-  {
-    "config",
-    "backend",
-    "torch_pickle",
-    "preprocessing",
-    "stop",
-    "digests",
-    "distributed",
-    "hlo",
-    "chips",
-    "explain",
-    "writing",
-  },
-  {"native", "arguments", "pictures", "tables"},
-  {"models", "plan", "validation", "torch_file"},
-  {"saved_config", "metrics", "sharding", "optim", "curves", "torch_names", "summary"},
-  {"data", "train_state", "run_dir"},
-  {"steps", "checkpoint", "writers", "weights", "jobs"},
-  {"transfer", "studies"},
-  {"evaluation"},
-  {"trainer", "convert", "diagnostics", "sweeps"},
-  {"cli", "dryrun", "trained"},
-  {"predict", "features", "export", "worker"},
-  {"dryrun_command", "use_commands", "study_command", "sweep_command"},
-  {"commands"},
+# From the lowest floor up. A file imports from rooms on lower floors, and from its own.
+# A room within a room, such as data/images, stands where its own files may import.
+FLOORS = [
+  ["config", "runtime"],
+  ["data", "kernels/native"],
+  ["data/images", "data/batches", "kernels"],
+  ["data/sources"],
+  ["data/pipelines"],
+  ["data/audit"],
+  ["models"],
+  ["weights", "runs"],
+  ["training"],
+  ["inference", "analysis"],
+  ["experiments"],
+  ["experiments/studies", "experiments/sweeps"],
+  ["cli"],
 ]
-LEVEL = {name: level for level, names in enumerate(LEVELS) for name in names}
+FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "resnet_jax").rglob("*.py"))
 
 
-def unit(path: Path) -> str:
-  return path.relative_to(ROOT / "resnet_jax").parts[0].removesuffix(".py")
+def room(module: str) -> str:
+  """Returns the longest name of a room that a dotted module lies in."""
+  parts = module.split(".")[1:]
+  names = ["/".join(parts[:i]) for i in range(len(parts), 0, -1)]
+  return next((name for name in names if name in FLOOR), "")
 
 
-def imported_units(path: Path) -> set[str]:
-  units = set()
+def imports(path: Path) -> set[str]:
+  """Returns the modules of this package that a file imports, anywhere in it."""
+  found = set()
   for node in ast.walk(ast.parse(path.read_text())):
     if isinstance(node, ast.ImportFrom) and (node.module or "").startswith(
       "resnet_jax"
     ):
-      _, *rest = node.module.split(".")
-      units |= {rest[0]} if rest else {alias.name for alias in node.names}
-  return units
+      for alias in node.names:
+        whole = f"{node.module}.{alias.name}"
+        found.add(whole if exists(whole) else node.module)
+  return found
+
+
+def exists(module: str) -> bool:
+  path = ROOT / module.replace(".", "/")
+  return path.is_dir() or path.with_suffix(".py").is_file()
+
+
+def module_of(path: Path) -> str:
+  parts = path.relative_to(ROOT).with_suffix("").parts
+  return ".".join(parts).removesuffix(".__init__")
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
-def test_imports_go_to_lower_levels(path):
-  name = unit(path)
-  if name == "__init__":
+def test_imports_go_to_lower_floors(path):
+  own = room(module_of(path))
+  if not own:  # The package itself, which exports from all.
     return
-  for other in imported_units(path) - {name}:
-    assert LEVEL[other] < LEVEL[name]
+  for module in imports(path):
+    other = room(module)
+    assert other == own or FLOOR[other] < FLOOR[own], f"imports {module}"
+
+
+def test_no_files_import_each_other_in_a_circle():
+  arrows = {module_of(path): imports(path) for path in FILES}
+  done: set[str] = set()
+
+  def visit(module: str, path: tuple[str, ...]) -> None:
+    assert module not in path, " -> ".join([*path, module])
+    if module not in done:
+      for other in sorted(arrows.get(module, ())):
+        visit(other, (*path, module))
+      done.add(module)
+
+  for module in sorted(arrows):
+    visit(module, ())
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
@@ -70,6 +90,11 @@ def test_files_are_short_and_say_their_idea(path):
   assert ast.get_docstring(ast.parse(text))
 
 
+def test_only_rooms_lie_at_the_top():
+  top = {path.name for path in (ROOT / "resnet_jax").iterdir() if path.is_file()}
+  assert top == {"__init__.py", "__main__.py", "py.typed"}
+
+
 def test_only_one_file_makes_shardings():
   makers = {p.name for p in FILES if re.search(r"make_mesh|NamedSh", p.read_text())}
-  assert makers == {"sharding.py"}
+  assert makers == {"mesh.py"}

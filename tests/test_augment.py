@@ -9,16 +9,16 @@ import pytest
 from arrays import pixels
 from PIL import Image, ImageEnhance
 
-from resnet_jax.data import distort
-from resnet_jax.data.augment import (
+from resnet_jax.data.batches import color_and_erasing
+from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
+from resnet_jax.data.batches.mixup_cutmix import cutmix, mix, mixup
+from resnet_jax.data.batches.preprocess import (
   normalize,
   preprocess,
   random_crop,
   random_flip,
 )
-from resnet_jax.data.distort import color_jitter, random_erasing
-from resnet_jax.data.mixing import cutmix, mix, mixup
-from resnet_jax.sharding import batch_sharding, create_mesh
+from resnet_jax.runtime.mesh import batch_sharding, create_mesh
 
 IMAGES = pixels(64, 6, 6, 3, low=1)
 PHOTOS = pixels(16, 8, 8, 3)
@@ -100,9 +100,9 @@ def test_same_key_same_images():
 @pytest.mark.parametrize(
   ("op", "enhance"),
   [
-    (distort._adjust_brightness, ImageEnhance.Brightness),
-    (distort._adjust_contrast, ImageEnhance.Contrast),
-    (distort._adjust_saturation, ImageEnhance.Color),
+    (color_and_erasing._adjust_brightness, ImageEnhance.Brightness),
+    (color_and_erasing._adjust_contrast, ImageEnhance.Contrast),
+    (color_and_erasing._adjust_saturation, ImageEnhance.Color),
   ],
 )
 def test_colours_agree_with_pil(op, enhance):
@@ -117,7 +117,9 @@ def test_colours_agree_with_pil(op, enhance):
 def test_hue_agrees_with_colorsys():
   images = PHOTOS.at[0].set(77).at[1, ..., 2].set(0)  # a grey one, and saturated ones
   turns = np.linspace(-0.5, 0.5, 16, dtype=np.float32)
-  ours = distort._shift_hue(images.astype(jnp.float32), turns.reshape(16, 1, 1, 1))
+  ours = color_and_erasing._shift_hue(
+    images.astype(jnp.float32), turns.reshape(16, 1, 1, 1)
+  )
 
   def shift(pixel, turn):
     hue, saturation, value = colorsys.rgb_to_hsv(*(pixel / 255))
@@ -131,7 +133,7 @@ def test_hue_agrees_with_colorsys():
 def test_a_third_of_a_turn_makes_red_green_or_blue():
   red = jnp.zeros((16, 8, 8, 3)).at[..., 0].set(200)
   turns = jnp.linspace(-1 / 3, 1 / 3, 16).reshape(16, 1, 1, 1)
-  out = distort._shift_hue(red, turns)
+  out = color_and_erasing._shift_hue(red, turns)
   np.testing.assert_allclose(out[0, 0, 0], [0, 0, 200], atol=1e-3)
   np.testing.assert_allclose(out[-1, 0, 0], [0, 200, 0], atol=1e-3)
 

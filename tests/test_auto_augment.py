@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image, ImageEnhance, ImageOps
 
-from resnet_jax.data.auto_augment import (
+from resnet_jax.data.images.auto_augment import (
   LAST_BIN,
   operations,
   rand_augment,

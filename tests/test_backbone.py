@@ -17,9 +17,9 @@ from resnet_jax import (
   ResNet,
   create_model,
 )
-from resnet_jax.backend import jit_once
-from resnet_jax.models.layers import CifarStem
 from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.stems import CifarStem
+from resnet_jax.runtime.compilation import jit_once
 
 NETS = {
   "basic": {"block": BasicBlock},

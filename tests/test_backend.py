@@ -10,13 +10,14 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax import backend, native
+from resnet_jax.kernels import native
 from resnet_jax.models.blocks import BottleneckBlock, PreActBasicBlock
-from resnet_jax.models.layers import CifarStem
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.steps import compile_train_chunk
-from resnet_jax.train_state import StateInit
+from resnet_jax.models.stems import CifarStem
+from resnet_jax.runtime import compilation
+from resnet_jax.runtime.mesh import create_mesh, replicated
+from resnet_jax.training.state import StateInit
+from resnet_jax.training.steps import compile_train_chunk
 
 NETS = {
   "basic blocks, CIFAR's stem": {"stem": CifarStem, "features": 16},
@@ -55,8 +56,8 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
     state, metrics = chunk(state, feed, 3)
     return text, (state.params, state.batch_stats, metrics)
 
-  monkeypatch.setattr(backend, "_CPU_OPTIONS", {})
-  monkeypatch.setattr(backend, "_ONEDNN_OPTIONS", {})
+  monkeypatch.setattr(compilation, "_CPU_OPTIONS", {})
+  monkeypatch.setattr(compilation, "_ONEDNN_OPTIONS", {})
   text, untuned = train()
   assert "resnet_jax" not in text
   monkeypatch.undo()
@@ -75,28 +76,30 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
 def test_onednn_is_for_bfloat16_alone(monkeypatch):
   """In float32 it gains nothing, and keeps programs out of the compilation cache."""
   given = []
-  monkeypatch.setattr(backend, "processor_flags", lambda: "flags: avx512_bf16")
-  monkeypatch.setattr(backend, "_compile_options", lambda *args: given.append(args[0]))
+  monkeypatch.setattr(compilation, "processor_flags", lambda: "flags: avx512_bf16")
+  monkeypatch.setattr(
+    compilation, "_compile_options", lambda *args: given.append(args[0])
+  )
   monkeypatch.setattr(jax, "jit", lambda function, **kwargs: function)
   for dtype in (jnp.float32, "float32", "bfloat16"):
-    backend.jit(jnp.negative, dtype=dtype)
-  both = backend._CPU_OPTIONS | backend._ONEDNN_OPTIONS
-  assert given == [backend._CPU_OPTIONS, backend._CPU_OPTIONS, both]
+    compilation.jit(jnp.negative, dtype=dtype)
+  both = compilation._CPU_OPTIONS | compilation._ONEDNN_OPTIONS
+  assert given == [compilation._CPU_OPTIONS, compilation._CPU_OPTIONS, both]
 
 
 def test_an_option_that_jaxlib_does_not_know_is_left_out():
   options = {"xla_backend_optimization_level": 0, "xla_cpu_of_tomorrow": True}
-  assert backend._compile_options(options, "cpu") == {
+  assert compilation._compile_options(options, "cpu") == {
     "xla_backend_optimization_level": 0
   }
-  assert backend._compile_options(options, "gpu") == {}
+  assert compilation._compile_options(options, "gpu") == {}
 
 
 FAULTS = """
 import resource, sys
-from resnet_jax import backend
+from resnet_jax import compilation
 if sys.argv[1] == "keep":
-  backend.keep_freed_memory()
+  compilation.keep_freed_memory()
 import jax, jax.numpy as jnp
 f, x = jax.jit(jnp.negative), jnp.ones((4096, 4096))
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt

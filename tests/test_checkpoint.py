@@ -10,12 +10,12 @@ import numpy as np
 import optax
 import pytest
 
-from resnet_jax.checkpoint import CheckpointStore
-from resnet_jax.models.layout import is_scanned, to_named
-from resnet_jax.models.zoo import create_model
-from resnet_jax.run_dir import latest_step
-from resnet_jax.sharding import create_mesh, replicated
-from resnet_jax.train_state import StateInit
+from resnet_jax.models.registry import create_model
+from resnet_jax.models.scan_layout import is_scanned, to_named
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.run_dir import latest_step
+from resnet_jax.runtime.mesh import create_mesh, replicated
+from resnet_jax.training.state import StateInit
 
 MODEL = create_model("resnet8", 3)
 SHAPE = (8, 8, 3)

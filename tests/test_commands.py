@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax import cli, create_model, evaluation, trainer, weights
-from resnet_jax.checkpoint import CheckpointStore
-from resnet_jax.commands import main
+from resnet_jax import create_model, weights
+from resnet_jax.cli.main import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.digests import digest_arrays
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.checksums import digest_arrays
+from resnet_jax.runtime import errors
+from resnet_jax.training import evaluator, trainer
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -75,7 +77,7 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
     model=ModelConfig(name="plain14", dtype="float32"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
   )
-  by_file = evaluation.evaluate_weights(config, path)
+  by_file = evaluator.evaluate_weights(config, path)
   np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
   assert by_file["top1"] == by_run["top1"]
 
@@ -192,17 +194,17 @@ def test_weights_trained_elsewhere_give_their_accuracy(capsys):
 
 def test_out_of_memory_is_one_line(capsys):
   text = "INTERNAL: RESOURCE_EXHAUSTED: Out of memory allocating 9 bytes.\nmore"
-  with pytest.raises(SystemExit) as exit_info, cli.clean_errors():
+  with pytest.raises(SystemExit) as exit_info, errors.clean_errors():
     raise jax.errors.JaxRuntimeError(text)
   assert exit_info.value.code == 1
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: out of memory: Out of memory allocating 9 bytes; take")
-  with pytest.raises(jax.errors.JaxRuntimeError), cli.clean_errors():
+  with pytest.raises(jax.errors.JaxRuntimeError), errors.clean_errors():
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
 def test_an_interrupt_that_leaves_a_lock_free_is_one_line(capsys):
-  with pytest.raises(SystemExit) as exit_info, cli.clean_errors():
+  with pytest.raises(SystemExit) as exit_info, errors.clean_errors():
     try:
       raise KeyboardInterrupt
     finally:

@@ -6,18 +6,18 @@ from pathlib import Path
 
 import pytest
 
-from resnet_jax import config as config_lib
-from resnet_jax import saved_config
 from resnet_jax.config import (
   CheckpointConfig,
   Config,
   DataConfig,
   ModelConfig,
   OptimConfig,
+  serialization,
 )
-from resnet_jax.models import zoo
-from resnet_jax.plan import Plan
-from resnet_jax.validation import validate
+from resnet_jax.config import schema as config_lib
+from resnet_jax.config.plan import Plan
+from resnet_jax.config.validation import validate
+from resnet_jax.models import registry
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -33,7 +33,7 @@ def load(path):
 def test_every_config_is_valid_and_survives_json(path):
   config = load(path).get_config()
   validate(config)
-  assert saved_config.from_json(saved_config.to_json(config)) == config
+  assert serialization.from_json(serialization.to_json(config)) == config
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.stem)
@@ -114,7 +114,7 @@ def test_unknown_name_gives_the_nearest():
 )
 def test_damaged_json_is_one_clean_error(text):
   with pytest.raises(ValueError, match=r"config\.|Expecting"):
-    saved_config.from_json(text)
+    serialization.from_json(text)
 
 
 def test_a_misspelt_name_in_a_config_file_is_an_error():
@@ -124,7 +124,11 @@ def test_a_misspelt_name_in_a_config_file_is_an_error():
 
 def test_choices_of_the_model_are_those_of_the_zoo():
   allowed = {field.name: field for field in dataclasses.fields(ModelConfig)}
-  tables = (("stem", zoo.STEMS), ("shortcut", zoo.SHORTCUTS), ("norm", zoo.NORMS))
+  tables = (
+    ("stem", registry.STEMS),
+    ("shortcut", registry.SHORTCUTS),
+    ("norm", registry.NORMS),
+  )
   for name, known in tables:
     for value in known:
       assert allowed[name].metadata["check"](value)
@@ -135,7 +139,7 @@ def test_resuming_refuses_a_changed_number_with_both_values():
   old = Config()
   new = dataclasses.replace(old, optim=OptimConfig(learning_rate=0.2), seed=7)
   with pytest.raises(ValueError) as error:
-    saved_config.check_resumable(old, new)
+    serialization.check_resumable(old, new)
   for part in ("optim.learning_rate was 0.1 and is now 0.2", "seed was 0 and is now 7"):
     assert part in str(error.value)
 
@@ -144,13 +148,13 @@ def test_resuming_allows_what_leaves_the_steps_as_they_were():
   new = Config(num_epochs=9, num_steps=5, steps_per_call=3, log_every_steps=2)
   new.checkpoint = CheckpointConfig(every_steps=3, keep=7)
   new.data = DataConfig(on_error="skip", max_skip_share=0.5)  # As its error advises.
-  saved_config.check_resumable(Config(), new)
+  serialization.check_resumable(Config(), new)
 
 
 def test_resuming_a_cosine_refuses_another_length():
   old = Config(num_steps=5, optim=OptimConfig(schedule="cosine"))
   with pytest.raises(ValueError, match="num_steps was 5 and is now 6"):
-    saved_config.check_resumable(old, dataclasses.replace(old, num_steps=6))
+    serialization.check_resumable(old, dataclasses.replace(old, num_steps=6))
 
 
 def test_plan_of_the_imagenet_recipe():
@@ -232,7 +236,7 @@ def test_plan_refuses_what_does_not_fit(config, message):
 def test_a_run_that_did_not_say_the_size_of_its_images_goes_on():
   old, new = Config(), Config()
   new.data.eval_resize = new.data.eval_crop = 8
-  saved_config.check_resumable(old, new)
+  serialization.check_resumable(old, new)
   with pytest.raises(ValueError, match=r"data\.eval_crop was 8 and is now 7"):
     changed = dataclasses.replace(new, data=dataclasses.replace(new.data, eval_crop=7))
-    saved_config.check_resumable(new, changed)
+    serialization.check_resumable(new, changed)

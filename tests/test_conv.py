@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.backend import jit_once
-from resnet_jax.models import conv
+from resnet_jax.kernels import conv
+from resnet_jax.runtime.compilation import jit_once
 
 # size, kernel, stride, padding: the shapes of all ResNets, and odd ones.
 SHAPES = [

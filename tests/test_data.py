@@ -16,11 +16,12 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
-from resnet_jax.data import create_dataset, sources
-from resnet_jax.data.resident import ResidentDataset
-from resnet_jax.data.sources import Source
-from resnet_jax.plan import Plan
-from resnet_jax.sharding import create_mesh
+from resnet_jax.config.plan import Plan
+from resnet_jax.data.pipelines.opening import create_dataset
+from resnet_jax.data.pipelines.resident import ResidentDataset
+from resnet_jax.data.sources import base, built_in, opening, tfds
+from resnet_jax.data.sources.base import Source
+from resnet_jax.runtime.mesh import create_mesh
 
 # Of the test split's images and labels.
 DIGITS_SHA256 = "eb33daa4a6fa9662"
@@ -28,7 +29,7 @@ SHARED = Path(__file__).parents[2] / "shared" / "data" / "tfds"
 
 
 def test_digits_split_is_fixed_disjoint_and_stratified():
-  train, test = sources.load_digits("train"), sources.load_digits("test")
+  train, test = built_in.load_digits("train"), built_in.load_digits("test")
   assert train.images.shape == (1437, 8, 8, 1) and test.images.shape == (360, 8, 8, 1)
   assert train.images.dtype == np.uint8 and train.images.max() == 255
   counts = np.bincount(test.labels, minlength=10)
@@ -40,16 +41,16 @@ def test_digits_split_is_fixed_disjoint_and_stratified():
 
 
 def test_synthetic_images_repeat_and_splits_differ():
-  a, b = (sources.load_synthetic("train", 8, 20) for _ in range(2))
+  a, b = (built_in.load_synthetic("train", 8, 20) for _ in range(2))
   np.testing.assert_array_equal(a.images, b.images)
   assert a.images.shape == (20, 8, 8, 3) and a.images.dtype == np.uint8
-  assert (sources.load_synthetic("test", 8, 20).images != a.images).any()
+  assert (built_in.load_synthetic("test", 8, 20).images != a.images).any()
 
 
 @pytest.mark.parametrize("name", ["digits", "synthetic"])
 def test_unknown_split_is_refused(name):
   with pytest.raises(ValueError, match=r"eval_split='val'.*(train, test|test, train)"):
-    sources.open_source(DataConfig(name=name), "val")
+    opening.open_source(DataConfig(name=name), "val")
 
 
 @pytest.fixture(scope="module")
@@ -102,7 +103,7 @@ def tiny_tfds(tmp_path_factory) -> Path:
 
 
 def test_tfds_reads_every_example(tiny_tfds):
-  source = sources.load_tfds("tiny", str(tiny_tfds), "train")
+  source = tfds.load_tfds("tiny", str(tiny_tfds), "train")
   assert source.class_names == ("0", "1", "2") and source.images.shape == (7, 4, 4, 3)
   assert source.images.dtype == np.uint8 and source.labels.dtype == np.int32
   # TFDS shuffles what it stores.
@@ -112,7 +113,7 @@ def test_tfds_reads_every_example(tiny_tfds):
 
 
 def test_tfds_split_syntax(tiny_tfds):
-  assert len(sources.load_tfds("tiny", str(tiny_tfds), "train[:3]").labels) == 3
+  assert len(tfds.load_tfds("tiny", str(tiny_tfds), "train[:3]").labels) == 3
 
 
 @pytest.mark.parametrize(
@@ -135,16 +136,16 @@ def test_tfds_that_cannot_be_used_says_what_is_wanted(
   tiny_tfds, name, split, error, message
 ):
   with pytest.raises(error, match=message) as caught:
-    sources.load_tfds(name, str(tiny_tfds), split)
+    tfds.load_tfds(name, str(tiny_tfds), split)
   assert str(tiny_tfds) in str(caught.value)
 
 
 @pytest.mark.skipif(not SHARED.exists(), reason=f"no CIFAR-10 in {SHARED}")
 def test_real_cifar10():
-  source = sources.load_tfds("cifar10", str(SHARED), "test")
+  source = tfds.load_tfds("cifar10", str(SHARED), "test")
   assert source.images.shape == (10_000, 32, 32, 3)
   np.testing.assert_array_equal(np.bincount(source.labels), 1000)
-  streamed = sources.load_tfds("cifar10", str(SHARED), "test", stream=True)
+  streamed = tfds.load_tfds("cifar10", str(SHARED), "test", stream=True)
   streamed = cloudpickle.loads(cloudpickle.dumps(streamed))  # As Grain's workers do.
   data, label = streamed[17]
   np.testing.assert_array_equal(Image.open(io.BytesIO(data)), source.images[17])
@@ -158,18 +159,18 @@ def test_damaged_tfds_is_one_clean_error(tiny_tfds, tmp_path, file, damage):
   (path,) = (tmp_path / "tiny" / "1.0.0").glob(file)
   path.unlink() if damage == "missing" else path.write_bytes(b"")
   with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as caught:
-    sources.load_tfds("tiny", str(tmp_path), "train")
+    tfds.load_tfds("tiny", str(tmp_path), "train")
   assert re.search("damaged|prepare it", str(caught.value))
 
 
 @pytest.mark.parametrize("why", ["sizes", "too large", "asked for"])
 def test_tfds_that_does_not_fit_the_device_is_streamed(tiny_tfds, monkeypatch, why):
   if why == "too large":
-    monkeypatch.setattr(sources, "MAX_GIB", 1e-9)
+    monkeypatch.setattr(base, "MAX_GIB", 1e-9)
   name = "tiny_sizes" if why == "sizes" else "tiny"
   stream = why == "asked for"
-  source = sources.load_tfds(name, str(tiny_tfds), "", stream)
-  assert isinstance(source, sources.TfdsImages) and len(source) == 5  # The test split.
+  source = tfds.load_tfds(name, str(tiny_tfds), "", stream)
+  assert isinstance(source, tfds.TfdsImages) and len(source) == 5  # The test split.
   assert source.class_names == ("0", "1", "2")
   for data, label in (source[i] for i in range(5)):
     assert np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0] % 3 == label
@@ -177,7 +178,7 @@ def test_tfds_that_does_not_fit_the_device_is_streamed(tiny_tfds, monkeypatch, w
 
 def test_tfds_in_another_file_format_is_refused(tiny_tfds):
   with pytest.raises(FileNotFoundError, match=r"stored as tfrecord.*array_record"):
-    sources.load_tfds("tiny", str(tiny_tfds / "old"), "train")
+    tfds.load_tfds("tiny", str(tiny_tfds / "old"), "train")
 
 
 def test_tensorflow_and_torch_are_never_imported(tiny_tfds, tmp_path):
@@ -187,13 +188,13 @@ def test_tensorflow_and_torch_are_never_imported(tiny_tfds, tmp_path):
     (tmp_path / name / "__init__.py").write_text("__version__ = '2.20'\n")
   code = f"""
 import sys
-import resnet_jax.cli, resnet_jax.trainer
+import resnet_jax.cli.main, resnet_jax.training.trainer
 from etils import epath
-from resnet_jax.data import sources
-from resnet_jax.writers import _open_board
+from resnet_jax.data.sources import built_in, tfds
+from resnet_jax.runs.metric_writer import _open_board
 _open_board(epath.Path({str(tmp_path)!r}), 0)
-sources.load_digits("test")
-sources.load_tfds("tiny", {str(tiny_tfds)!r}, "train")
+built_in.load_digits("test")
+tfds.load_tfds("tiny", {str(tiny_tfds)!r}, "train")
 bad = [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "torch")]
 assert not bad, bad
 import torch

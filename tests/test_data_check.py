@@ -12,9 +12,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.commands import main
+from resnet_jax.cli.main import main
 from resnet_jax.config import DataConfig
-from resnet_jax.data import check
+from resnet_jax.data.audit import scan
 
 
 def save(path: Path, seed: int, mode: str = "RGB", size=(40, 30), **kwargs) -> Path:
@@ -273,7 +273,7 @@ def test_mistakes_are_one_line_with_status_2(tmp_path, capsys, argv, message):
 
 def test_the_scan_is_a_function(tmp_path):
   config = DataConfig(name="folder", dir=str(make_clean(tmp_path)), num_threads=3)
-  report = check.scan(config)
+  report = scan.scan(config)
   assert report.ok and report.picture == "" and report.splits["train"].images == 9
 
 

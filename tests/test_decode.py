@@ -16,9 +16,9 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_jax.data import turbojpeg
-from resnet_jax.data.decode import decode, decode_part, open_image, upright_size
-from resnet_jax.data.files import ImageError
+from resnet_jax.data.images import turbojpeg
+from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
+from resnet_jax.data.images.errors import ImageError
 
 # As the package does outside of pytest, which has filters of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")

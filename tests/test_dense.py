@@ -8,9 +8,10 @@ import pytest
 from arrays import normal, variables_of
 from flax import linen as nn
 
-from resnet_jax import FPN, Backbone, FCNHead, ResNet, native
-from resnet_jax.backend import jit_once
-from resnet_jax.models.layers import CifarStem
+from resnet_jax import FPN, Backbone, FCNHead, ResNet
+from resnet_jax.kernels import native
+from resnet_jax.models.stems import CifarStem
+from resnet_jax.runtime.compilation import jit_once
 
 
 def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:

@@ -6,8 +6,12 @@ import numpy as np
 import pytest
 from arrays import normal, variables_of
 
-from resnet_jax import create_model, diagnostics
-from resnet_jax.diagnostics import layer_gradients, layer_responses
+from resnet_jax import create_model
+from resnet_jax.analysis.layer_responses import (
+  MEASUREMENTS,
+  layer_gradients,
+  layer_responses,
+)
 
 
 def with_scale(variables, path: str, factor: float):
@@ -82,4 +86,4 @@ def test_gradient_norms_add_up_to_that_of_all_kernels():
 
 
 def test_measurements_are_those_that_studies_name():
-  assert set(diagnostics.MEASUREMENTS) == {"responses", "gradients"}
+  assert set(MEASUREMENTS) == {"responses", "gradients"}

@@ -19,14 +19,16 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from resnet_jax import distributed, saved_config
-from resnet_jax.checkpoint import CheckpointStore
-from resnet_jax.evaluation import build_model
-from resnet_jax.optim import create_schedule
-from resnet_jax.plan import Plan
-from resnet_jax.run_dir import load_config
-from resnet_jax.sharding import create_mesh, in_process_order
-from resnet_jax.trainer import create_init, train_and_evaluate
+from resnet_jax.config import serialization
+from resnet_jax.config.plan import Plan
+from resnet_jax.models.registry import build_model
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.run_dir import load_config
+from resnet_jax.runtime import processes
+from resnet_jax.runtime.mesh import create_mesh, in_process_order
+from resnet_jax.training.experiment import create_init
+from resnet_jax.training.optimizer import create_schedule
+from resnet_jax.training.trainer import train_and_evaluate
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
@@ -155,7 +157,7 @@ def whole(tmp_path_factory):
   @functools.cache
   def run(config: str) -> Path:
     workdir = tmp_path_factory.mktemp("whole")
-    config = saved_config.from_json(config)
+    config = serialization.from_json(config)
     config.optim.shard_state = False
     console = Console(file=io.StringIO())
     train_and_evaluate(config, str(workdir), jax.devices()[:1], console)
@@ -266,7 +268,7 @@ def test_rows_go_to_the_processes_in_their_order():
   ],
 )
 def test_wrong_flags_are_named(arguments, message):
-  with pytest.raises(ValueError, match=message), distributed.connect(*arguments):
+  with pytest.raises(ValueError, match=message), processes.connect(*arguments):
     pass
 
 
@@ -282,7 +284,7 @@ SRUN = {
 
 def test_open_mpi_5_needs_flags(monkeypatch):
   monkeypatch.setenv("OMPI_COMM_WORLD_SIZE", "2")
-  with pytest.raises(ValueError, match="give --coordinator"), distributed.connect():
+  with pytest.raises(ValueError, match="give --coordinator"), processes.connect():
     pass
 
 
@@ -307,7 +309,7 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
     monkeypatch.setenv(name, value)
   called = []
   monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
-  monkeypatch.setattr(distributed, "_has_chips", lambda: False)
-  with distributed.connect():
+  monkeypatch.setattr(processes, "_has_chips", lambda: False)
+  with processes.connect():
     pass
   assert called == [(None, None, None)] * expected

@@ -20,10 +20,12 @@ from PIL import Image
 from test_use import create as create_trained
 
 import train
-from resnet_jax import cli, create_model, trainer, weights
-from resnet_jax.commands import main
+from resnet_jax import create_model, weights
+from resnet_jax.cli import flags
+from resnet_jax.cli.main import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.export import export
+from resnet_jax.inference.export import export
+from resnet_jax.training import trainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -154,7 +156,7 @@ def run_command(line: str, given: dict[str, str], tmp_path: Path) -> None:
     if "--mode=eval" not in argv:
       argv += quick_settings(argv)
     with flagsaver.flagsaver():
-      cli.parse_flags(argv, train.DEFAULT_CONFIG)
+      flags.parse_flags(argv, train.DEFAULT_CONFIG)
       train.run()
   else:
     raise AssertionError(f"{line!r} must be run here, or the page say why not")
@@ -170,7 +172,7 @@ def commands_of(text: str) -> list[str]:
 def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   # It is for whole processes.
-  monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   for line in commands_of(text):
     run_command(line, given, tmp_path)
   assert capsys.readouterr().out

@@ -11,13 +11,15 @@ import sys
 import jax
 import pytest
 
-from resnet_jax import commands, dryrun, dryrun_command
-from resnet_jax.chips import CHIPS
+from resnet_jax.analysis import dryrun
+from resnet_jax.analysis.chips import CHIPS
+from resnet_jax.analysis.collectives import Collective, count_collectives
+from resnet_jax.analysis.dryrun import Topology, rehearse
+from resnet_jax.cli import dryrun as dryrun_command
+from resnet_jax.cli import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.dryrun import Topology, rehearse
-from resnet_jax.hlo import Collective, count_collectives
-from resnet_jax.models.zoo import create_model
-from resnet_jax.summary import list_layers
+from resnet_jax.models.registry import create_model
+from resnet_jax.models.summary import list_layers
 
 CONFIG = Config(
   batch_size=16,
@@ -139,7 +141,7 @@ def test_roofline_by_hand(rehearsed):
 
 
 def run(*args) -> subprocess.CompletedProcess:
-  code = "from resnet_jax.commands import main; main()"
+  code = "from resnet_jax.cli.main import main; main()"
   command = [sys.executable, "-c", code, "dryrun", *args]
   return subprocess.run(command, capture_output=True, text=True, timeout=200)
 
@@ -172,7 +174,7 @@ def test_wrong_usage_is_one_line(args, message, monkeypatch, capsys):
   monkeypatch.setattr(dryrun_command, "run", dryrun_command._run)
   monkeypatch.setattr(dryrun, "use_cpu_only", lambda names: None)
   with pytest.raises(SystemExit) as exit:
-    commands.main(["dryrun", "--config=configs/digits.py", *args])
+    main.main(["dryrun", "--config=configs/digits.py", *args])
   assert exit.value.code == 2
   (line,) = capsys.readouterr().err.splitlines()
   assert line.startswith("error: ") and message in line
@@ -186,7 +188,7 @@ def test_a_crash_of_the_compiler_is_one_line(monkeypatch, capfd):
   monkeypatch.setattr(dryrun, "use_cpu_only", crash)
   args = ["dryrun", "--config=configs/digits.py", "--topology=cpu:2"]
   with pytest.raises(SystemExit) as exit:
-    commands.main(args)
+    main.main(args)
   assert exit.value.code == 1
   assert "error: the compiler crashed (SIGKILL)" in capfd.readouterr().err
 

@@ -15,7 +15,7 @@ def test_segmentation_of_digits(tmp_path, monkeypatch, capsys):
   arguments = ["segment_digits.py", "--steps", "2", "--out", str(picture)]
   monkeypatch.setattr("sys.argv", arguments)
   # It is for whole processes.
-  monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   runpy.run_path(str(EXAMPLES / "segment_digits.py"), run_name="__main__")
   assert re.search(
     r"mean IoU of 256 test canvases: 0\.\d{3}\n", capsys.readouterr().out

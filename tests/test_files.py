@@ -11,13 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from resnet_jax.data.files import (
-  FileList,
-  ImageError,
-  find_root,
-  list_images,
-  list_splits,
-)
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 

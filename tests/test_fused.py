@@ -10,7 +10,7 @@ import pytest
 from arrays import variables_of
 from flax import linen as nn
 
-from resnet_jax import backend, native
+from resnet_jax.kernels import native
 from resnet_jax.models import layers
 from resnet_jax.models.blocks import (
   BasicBlock,
@@ -18,11 +18,13 @@ from resnet_jax.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
-from resnet_jax.models.layers import CifarStem, Conv, DeepStem, SqueezeExcite
+from resnet_jax.models.layers import Conv, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.summary import list_layers
+from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.models.summary import list_layers
+from resnet_jax.runtime import compilation
 
 pytestmark = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
 
@@ -72,10 +74,10 @@ def test_logits_are_the_same(monkeypatch, fused, changes, number):
   model = ResNet(**settings | {"num_classes": 4} | changes)
   images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
   variables = variables_of(model, images, spread=0.3)
-  expected = backend.jit_once(model.apply)(variables, images)
+  expected = compilation.jit_once(model.apply)(variables, images)
   assert not fused
   monkeypatch.setattr(native, "_is_alone", lambda: True)
-  ours = backend.jit_once(lambda *a: model.apply(*a))(variables, images)
+  ours = compilation.jit_once(lambda *a: model.apply(*a))(variables, images)
   assert len(fused) == number
   assert_close(ours, expected)
 

@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from resnet_jax.data.files import ImageError
-from resnet_jax.data.image_ops import (
+from resnet_jax.data.images.crops import (
   EvalTransform,
   TrainTransform,
   random_resized_box,
   resize_exactly,
   resized_box,
 )
+from resnet_jax.data.images.errors import ImageError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 LIMIT = 10**8

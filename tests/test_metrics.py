@@ -6,7 +6,8 @@ import numpy as np
 import pytest
 from arrays import normal
 
-from resnet_jax.metrics import add_metrics, compute_metrics, summarize, zero_metrics
+from resnet_jax.runs.metrics import add_metrics, summarize, zero_metrics
+from resnet_jax.training.metrics import compute_metrics
 
 
 def make_batch(size, classes=7):

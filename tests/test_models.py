@@ -9,7 +9,7 @@ import pytest
 from arrays import normal
 
 from resnet_jax import MODELS, ResNet50, create_model
-from resnet_jax.backend import jit_once
+from resnet_jax.runtime.compilation import jit_once
 
 
 def shapes_of(model, size=32, channels=3):

@@ -10,8 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax import native
-from resnet_jax.models import conv
+from resnet_jax.kernels import conv, native
 from resnet_jax.models.norms import BatchNorm
 
 needs_compiler = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")

@@ -10,10 +10,10 @@ import pytest
 from arrays import normal, pixels
 
 from resnet_jax import create_model
-from resnet_jax.metrics import Batch
+from resnet_jax.data.batch import Batch
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.steps import train_step
-from resnet_jax.train_state import StateInit
+from resnet_jax.training.state import StateInit
+from resnet_jax.training.steps import train_step
 
 X = 3 + 2 * normal(2, 3, 3, 8)
 

@@ -9,8 +9,12 @@ import optax
 import pytest
 
 from resnet_jax.config import OptimConfig
-from resnet_jax.optim import create_optimizer, create_schedule, kernels_only
-from resnet_jax.plan import Plan
+from resnet_jax.config.plan import Plan
+from resnet_jax.training.optimizer import (
+  create_optimizer,
+  create_schedule,
+  kernels_only,
+)
 
 PLAN = Plan(
   num_steps=100,

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import Config, DataConfig
-from resnet_jax.run_dir import latest_step, load_config, open_run
+from resnet_jax.runs.run_dir import latest_step, load_config, open_run
 
 
 def use(*args):
@@ -110,7 +110,7 @@ def test_other_settings_in_one_process_are_refused(tmp_path, monkeypatch):
     sent.append(array)
     return sent[0]
 
-  module = "resnet_jax.run_dir.multihost_utils.broadcast_one_to_all"
+  module = "resnet_jax.runs.run_dir.multihost_utils.broadcast_one_to_all"
   monkeypatch.setattr(module, broadcast)
   use(tmp_path, Config(), 5)
   monkeypatch.setattr("jax.process_index", lambda: 1)

@@ -7,8 +7,8 @@ import pytest
 from arrays import normal, variables_of
 
 from resnet_jax import create_model
-from resnet_jax.backend import jit_once
-from resnet_jax.models.layout import is_scanned, to_named, to_scanned
+from resnet_jax.models.scan_layout import is_scanned, to_named, to_scanned
+from resnet_jax.runtime.compilation import jit_once
 
 SIZES = (1, 3)  # A stage with nothing to scan, and another.
 MODELS = {

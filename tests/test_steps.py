@@ -11,19 +11,19 @@ import optax
 import pytest
 from flax import linen as nn
 
-from resnet_jax import steps
-from resnet_jax.data.augment import preprocess
-from resnet_jax.data.resident import ResidentDataset
-from resnet_jax.data.sources import load_synthetic
+from resnet_jax.data.batches.preprocess import preprocess
+from resnet_jax.data.pipelines.resident import ResidentDataset
+from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.zoo import create_model
-from resnet_jax.sharding import (
+from resnet_jax.models.registry import create_model
+from resnet_jax.runtime.mesh import (
   create_mesh,
   replicated,
   split_over_devices,
   split_updates,
 )
-from resnet_jax.train_state import StateInit, TrainState
+from resnet_jax.training import batch_stats, steps
+from resnet_jax.training.state import StateInit, TrainState
 
 BATCH = 16
 
@@ -306,7 +306,7 @@ def test_precise_statistics_are_of_all_images_together(one):
   def prepare(images, key=None):
     return images / 255.0
 
-  chunk = steps.compile_statistics_chunk(
+  chunk = batch_stats.compile_statistics_chunk(
     model=model,
     preprocess=prepare,
     take_batch=one.dataset.take_batch,
@@ -319,7 +319,7 @@ def test_precise_statistics_are_of_all_images_together(one):
     chunk(variables, one.feed, count, first, key) for count, first in [(1, 0), (2, 1)]
   ]
   sums = jax.tree.map(jnp.add, *parts)
-  found = steps.precise_statistics(sums, one.batches)
+  found = batch_stats.precise_statistics(sums, one.batches)
   chex.assert_trees_all_equal_structs(found, variables["batch_stats"])
   # The first norm's input does not depend on how the images are batched.
   conv = variables["params"]["stem"]["conv"]["kernel"]
@@ -334,7 +334,9 @@ def test_precise_statistics_are_of_all_images_together(one):
 
 def test_precise_variance_of_a_channel_without_any_is_not_negative():
   c = jnp.linspace(5, 60, 1000)
-  found = steps.precise_statistics({"mean": c + c + c, "var": c * c + c * c + c * c}, 3)
+  found = batch_stats.precise_statistics(
+    {"mean": c + c + c, "var": c * c + c * c + c * c}, 3
+  )
   assert found["var"].min() >= 0 and found["var"].max() < 1e-2
 
 

@@ -8,7 +8,7 @@ import threading
 
 import pytest
 
-from resnet_jax.stop import StopRequest
+from resnet_jax.runtime.signals import StopRequest
 
 _SCRIPT = """
 import time

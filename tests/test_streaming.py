@@ -24,12 +24,13 @@ import pytest
 from PIL import Image
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.data import streaming
-from resnet_jax.data.files import ImageError, list_images
-from resnet_jax.data.image_ops import EvalTransform, TrainTransform
-from resnet_jax.data.streaming import StreamingDataset
-from resnet_jax.plan import Plan
-from resnet_jax.sharding import create_mesh
+from resnet_jax.config.plan import Plan
+from resnet_jax.data.images.crops import EvalTransform, TrainTransform
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.pipelines import streaming
+from resnet_jax.data.pipelines.streaming import StreamingDataset
+from resnet_jax.data.sources.folder import list_images
+from resnet_jax.runtime.mesh import create_mesh
 
 # What is heavy to import is imported where it is used: each worker imports this file.
 
@@ -608,7 +609,7 @@ def make_config(folder, **data):
 def train(config, workdir, num_steps=7):
   from rich.console import Console
 
-  from resnet_jax.trainer import train_and_evaluate
+  from resnet_jax.training.trainer import train_and_evaluate
 
   config = dataclasses.replace(config, num_steps=num_steps)
   console = Console(file=io.StringIO(), width=200)
@@ -652,7 +653,7 @@ def test_a_run_tells_of_what_it_skips(colours, tmp_path):
 
 
 def test_a_run_is_evaluated_on_some_of_its_classes_and_no_others(trained, tmp_path):
-  from resnet_jax.evaluation import evaluate_run
+  from resnet_jax.training.evaluator import evaluate_run
 
   write_colours(tmp_path / "some" / "val", 5, ["red"])
   write_colours(tmp_path / "other" / "val", 5, ["red", "green"])

@@ -12,16 +12,19 @@ from PIL import Image
 from scipy import stats
 
 from configs import cifar10_resnet20
-from resnet_jax import create_model, evaluation, jobs, run_dir
-from resnet_jax.commands import main
-from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.jobs import Job
-from resnet_jax.studies import grids, recipes
-from resnet_jax.studies.grids import SCALES, STUDIES, Claim
-from resnet_jax.studies.outcomes import find, mean_curve, row_of, spread
-from resnet_jax.studies.published import PAPER_ERRORS
-from resnet_jax.study_command import plan
-from resnet_jax.summary import list_layers
+from resnet_jax import create_model
+from resnet_jax.cli.main import main
+from resnet_jax.cli.study import plan
+from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, recipes
+from resnet_jax.experiments import jobs
+from resnet_jax.experiments.jobs import Job
+from resnet_jax.experiments.studies import grids
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Claim
+from resnet_jax.experiments.studies.outcomes import find, mean_curve, row_of, spread
+from resnet_jax.experiments.studies.published import PAPER_ERRORS
+from resnet_jax.models.summary import list_layers
+from resnet_jax.runs import run_dir
+from resnet_jax.training import experiment
 
 PAIRS = [(name, scale) for name, study in STUDIES.items() for scale in study.variants]
 
@@ -50,7 +53,7 @@ def test_every_run_of_every_study_has_settings_that_fit(name, scale, tmp_path):
     configs = [run.job.config for run in planned if run.variant is variant]
     # Nothing but the seed differs between the runs of a network.
     assert len({str(dataclasses.replace(config, seed=0)) for config in configs}) == 1
-    evaluation.check(configs[0])
+    experiment.check(configs[0])
 
 
 def test_every_claim_is_of_networks_that_some_scale_has():

@@ -3,7 +3,7 @@
 import pytest
 
 from resnet_jax import create_model
-from resnet_jax.summary import list_layers
+from resnet_jax.models.summary import list_layers
 
 
 @pytest.mark.parametrize(

@@ -13,13 +13,18 @@ from optuna.distributions import (
 )
 from optuna.trial import TrialState
 
-from resnet_jax import saved_config
-from resnet_jax.commands import main
-from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
-from resnet_jax.data.sources import load_digits, load_synthetic
-from resnet_jax.jobs import Job
-from resnet_jax.sweeps import results, space
-from resnet_jax.sweeps.search import Search, open_study
+from resnet_jax.cli.main import main
+from resnet_jax.config import (
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+  serialization,
+)
+from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.experiments.jobs import Job
+from resnet_jax.experiments.sweeps import results, space
+from resnet_jax.experiments.sweeps.search import Search, open_study
 
 ROOT = Path(__file__).parents[1]
 RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
@@ -122,7 +127,7 @@ def test_best_settings_become_a_config_file(tmp_path):
   )
   for number, settings in enumerate([config, Config()]):
     path = tmp_path / f"best{number}.py"
-    path.write_text(saved_config.to_source(settings, "What it is."))
+    path.write_text(serialization.to_source(settings, "What it is."))
     assert runpy.run_path(str(path))["get_config"]() == settings
     assert "seed" not in path.read_text()
 

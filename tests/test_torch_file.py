@@ -24,7 +24,8 @@ import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 import resnet_jax
-from resnet_jax import torch_file, weights
+from resnet_jax import weights
+from resnet_jax.weights import torch_checkpoint
 
 # Bytes that reading may take besides twice the file: what Python needs for any file.
 SPARE = 2**16
@@ -59,7 +60,7 @@ SMALL = {"a": FLOATS[:6].reshape(2, 3), "b": np.array([1.5], np.float16)}
 def read(folder: Path, data: bytes):
   path = folder / "x.pth"
   path.write_bytes(data)
-  return torch_file.read(path)
+  return torch_checkpoint.read(path)
 
 
 def complaint(folder: Path, data: bytes) -> str:
@@ -119,7 +120,7 @@ def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
   state = module.state_dict(keep_vars=True)  # With parameters, not only tensors.
   path = tmp_path / "x.pth"
   torch.save({"model": state}, path, _use_new_zipfile_serialization=zipped)
-  arrays, problems = torch_file.read(path)
+  arrays, problems = torch_checkpoint.read(path)
   assert not problems
   assert_same(arrays, {name: x.detach().numpy() for name, x in state.items()})
 
@@ -246,7 +247,7 @@ def test_a_truncated_file_is_refused_or_whole(container, tmp_path):
   for size in reversed(range(path.stat().st_size)):
     os.truncate(path, size)
     with contextlib.suppress(ValueError):
-      arrays, problems = torch_file.read(path)
+      arrays, problems = torch_checkpoint.read(path)
       if not problems:
         assert_same(arrays, SMALL)
 
@@ -368,7 +369,7 @@ def test_a_lazily_negated_tensor_is_refused(tmp_path):
   assert negated.is_neg()
   torch.save({"a": negated}, tmp_path / "x.pth")
   with pytest.raises(ValueError, match=r"lazy view; save its \.clone"):
-    torch_file.read(tmp_path / "x.pth")
+    torch_checkpoint.read(tmp_path / "x.pth")
 
 
 @pytest.mark.parametrize("data", [b"", b"x", b"PK\3\4", b"\x80\x02.", bytes(9999)])

@@ -15,7 +15,7 @@ import pytest
 from absl.testing import flagsaver
 
 import train as script
-from resnet_jax import cli
+from resnet_jax.cli import flags
 
 ROOT = Path(__file__).parents[1]
 # A minute's work made a second's.
@@ -68,7 +68,7 @@ def test_wrong_usage_is_one_line_and_status_2(
   # In this process, as if it was the script's.
   main = sys.modules["__main__"]
   monkeypatch.setattr(main, "__file__", script.__file__, raising=False)
-  monkeypatch.setattr("resnet_jax.backend.keep_freed_memory", lambda: None)
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   for name, body in (
     ("BAD", "c = Config(); c.optim.lerning_rate = 1; return c"),
     ("OTHER", "return {}"),
@@ -77,7 +77,7 @@ def test_wrong_usage_is_one_line_and_status_2(
     path.write_text(f"from resnet_jax.config import *\ndef get_config(): {body}\n")
     args = [arg.replace(name, str(path)) for arg in args]
   with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-    cli.parse_flags(["train.py", *args], script.DEFAULT_CONFIG)
+    flags.parse_flags(["train.py", *args], script.DEFAULT_CONFIG)
     script.main([])
   assert end.value.code == 2
   out, error = capsys.readouterr()

@@ -14,7 +14,6 @@ import pytest
 from PIL import Image
 from rich.console import Console
 
-from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import (
   AugmentConfig,
   CheckpointConfig,
@@ -23,12 +22,14 @@ from resnet_jax.config import (
   ModelConfig,
   OptimConfig,
 )
-from resnet_jax.data.sources import load_synthetic
-from resnet_jax.evaluation import build_model, evaluate_run
-from resnet_jax.run_dir import latest_step, load_config
-from resnet_jax.stop import Stopped
-from resnet_jax.trainer import train_and_evaluate
-from resnet_jax.writers import MetricWriter
+from resnet_jax.data.sources.built_in import load_synthetic
+from resnet_jax.models.registry import build_model
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.metric_writer import MetricWriter
+from resnet_jax.runs.run_dir import latest_step, load_config
+from resnet_jax.runtime.signals import Stopped
+from resnet_jax.training.evaluator import evaluate_run
+from resnet_jax.training.trainer import train_and_evaluate
 
 
 def make_config(**changes) -> Config:
@@ -139,7 +140,7 @@ def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
   config = load_config(workdir)
   source = load_synthetic("test", 8, 20)
   many = dataclasses.replace(source, class_names=tuple(map(str, range(11))))
-  monkeypatch.setattr("resnet_jax.data.open_source", lambda *_: many)
+  monkeypatch.setattr("resnet_jax.data.pipelines.opening.open_source", lambda *_: many)
   with pytest.raises(ValueError, match=r"num_classes=10 must be .* at least 11"):
     evaluate_run(config, str(workdir))
 

@@ -10,14 +10,14 @@ import pytest
 from arrays import normal
 
 from resnet_jax import create_model, weights
-from resnet_jax.checkpoint import CheckpointStore
 from resnet_jax.config import Config, OptimConfig
-from resnet_jax.evaluation import build_model
-from resnet_jax.models.layout import to_named
-from resnet_jax.optim import create_optimizer
-from resnet_jax.run_dir import load_run_config
-from resnet_jax.trainer import train_and_evaluate
-from resnet_jax.transfer import parse_frozen, parse_multipliers
+from resnet_jax.models.groups import parse_frozen, parse_multipliers
+from resnet_jax.models.registry import build_model
+from resnet_jax.models.scan_layout import to_named
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.run_dir import load_run_config
+from resnet_jax.training.optimizer import create_optimizer
+from resnet_jax.training.trainer import train_and_evaluate
 
 
 def digits_config(**changes) -> Config:

@@ -15,22 +15,23 @@ from arrays import normal, pixels, variables_of
 from PIL import Image
 
 from resnet_jax import ResNet, create_model, weights
-from resnet_jax.commands import main
+from resnet_jax.cli.main import main
 from resnet_jax.config import Config
-from resnet_jax.data.once import find_images, read_batches
-from resnet_jax.data.sources import Source, load_digits
-from resnet_jax.explain import grad_cam
-from resnet_jax.export import export
-from resnet_jax.features import extract, find_neighbours, list_all
-from resnet_jax.models.layers import CifarStem, DeepStem
-from resnet_jax.models.layout import to_named
+from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.data.pipelines.single_pass import find_images, read_batches
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.built_in import load_digits
+from resnet_jax.inference.classifier import Trained, load_run, load_weights
+from resnet_jax.inference.embed import extract, find_neighbours, list_all
+from resnet_jax.inference.export import export
+from resnet_jax.inference.grad_cam import grad_cam
+from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.inference.predict import predict
+from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.pictures import Picture, draw_grid
-from resnet_jax.predict import predict
-from resnet_jax.preprocessing import Preprocessing
-from resnet_jax.trained import Trained, load_run, load_weights
-from resnet_jax.trainer import train_and_evaluate
-from resnet_jax.weights import all_class_names
+from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.training.trainer import train_and_evaluate
+from resnet_jax.weights.load_save import all_class_names
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
@@ -304,7 +305,7 @@ def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
 def test_an_export_that_comes_back_different_is_not_written(
   trained, tmp_path, monkeypatch
 ):
-  monkeypatch.setattr("resnet_jax.export.TOLERANCE", -1.0)
+  monkeypatch.setattr("resnet_jax.inference.export.TOLERANCE", -1.0)
   with pytest.raises(ValueError, match=r"differs by .* nothing is written"):
     export(trained, str(tmp_path / "net"), "stablehlo")
   assert not list(tmp_path.iterdir())

@@ -15,9 +15,10 @@ import pytest
 import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
-from resnet_jax import create_model, torch_file, weights
-from resnet_jax.models.layout import is_scanned, to_named
-from resnet_jax.weights import Preprocessing
+from resnet_jax import create_model, weights
+from resnet_jax.models.scan_layout import is_scanned, to_named
+from resnet_jax.weights import torch_checkpoint
+from resnet_jax.weights.load_save import Preprocessing
 
 ROOT = Path(__file__).parents[1]
 MODEL = create_model("resnet8", 10)
@@ -480,7 +481,7 @@ def published(name: str) -> Path:
 )
 def test_published_weights_are_read(name, model, count):
   path = published(name)
-  arrays, problems = torch_file.read(path)
+  arrays, problems = torch_checkpoint.read(path)
   assert not problems
   loaded = weights.load(path, create_model(model))
   params, stats = loaded["params"], loaded["batch_stats"]
@@ -503,7 +504,7 @@ def test_published_weights_are_read(name, model, count):
 def test_published_weights_are_what_torch_reads(name):
   torch = pytest.importorskip("torch")
   path = published(name)
-  arrays, _ = torch_file.read(path)
+  arrays, _ = torch_checkpoint.read(path)
   content = torch.load(path, map_location="cpu", weights_only=True)
   assert list(content["state_dict"]) == list(arrays)
   for key, tensor in content["state_dict"].items():

@@ -10,8 +10,8 @@ import pytest
 from rich.console import Console
 
 from resnet_jax.config import Config
-from resnet_jax.plan import Plan
-from resnet_jax.writers import MetricWriter
+from resnet_jax.config.plan import Plan
+from resnet_jax.runs.metric_writer import MetricWriter
 
 SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
 

@@ -1,129 +1,64 @@
-"""Data sets: where images come from, and how batches of them reach the step."""
+"""From image files to batches on the devices.
 
-from collections.abc import Sequence
+The protocols that a data set of one's own satisfies; code asks them and nothing else.
+Letters: N examples, B batch, H height, W width, C channels.
+"""
 
-from jax.sharding import Mesh
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Protocol
 
-from resnet_jax.config import AugmentConfig, DataConfig
-from resnet_jax.data.image_ops import EvalTransform, TrainTransform
-from resnet_jax.data.loader import EncodedImages, Transform
-from resnet_jax.data.resident import ResidentDataset
-from resnet_jax.data.sources import Source, open_source
-from resnet_jax.data.streaming import StreamingDataset
-from resnet_jax.preprocessing import check_channels
-from resnet_jax.sharding import check_batch_size
+import jax
 
-Dataset = ResidentDataset | StreamingDataset
+from resnet_jax.config.plan import Plan
+from resnet_jax.data.batch import Batch
 
 
-def create_dataset(
-  config: DataConfig,
-  batch_size: int,
-  mesh: Mesh,
-  augment: AugmentConfig | None = None,
-  class_names: Sequence[str] = (),
-) -> Dataset:
-  """Opens the training or the evaluation split of the configured data set.
+class ImageSource(Protocol):
+  """A split whose images are decoded when they are needed; it must pickle."""
 
-  What fits is put on the devices at once; the rest is read as it is needed.
+  @property
+  def class_names(self) -> tuple[str, ...]:
+    """Names of the labels, in order."""
 
-  Args:
-    config: which data set.
-    batch_size: over all devices.
-    mesh: the devices.
-    augment: of training; None is evaluation.
-    class_names: those of a model to evaluate, if they are known.
+  def __len__(self) -> int:
+    """N."""
 
-  Raises:
-    ValueError: a mean or std that does not fit the channels, a batch that does not
-      split over the devices, a size that is missing, or what `open_source` refuses.
-    FileNotFoundError: the data set is not there.
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    """Returns (content of an image file, label), or raises `ImageError`."""
+
+  def name(self, index: int) -> str:
+    """Returns the name that a message gives to the image."""
+
+
+class Dataset(Protocol):
+  """One split, as training and evaluation read it.
+
+  Attributes:
+    num_examples: N.
+    class_names: names of the labels, in order.
+    image_shape: (H, W, C) of a batch's images.
+    skipped: for each unreadable image that was skipped, its index and the reason.
+    take_batch: (feed, number) -> Batch. It is traced within the compiled step.
   """
-  check_batch_size(batch_size, mesh)
-  split = config.eval_split if augment is None else config.train_split
-  source = open_source(config, split, class_names)
-  if augment and len(source.class_names) < 2:
-    raise ValueError(
-      f"config.data.name={config.name!r} has one class, {source.class_names[0]!r}: "
-      "nothing to learn; name the folder that holds the classes"
-    )
-  channels = source.images.shape[-1] if isinstance(source, Source) else 3
-  for field in ("mean", "std"):
-    values = getattr(config, field)
-    check_channels(f"config.data.{field}={values}", values, channels)
-  if channels != 3 and augment and (augment.saturation or augment.hue):
-    raise ValueError(
-      f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "
-      f"for images of {channels} channels"
-    )
-  if isinstance(source, Source):
-    if augment and config.train_crop:
-      raise ValueError(
-        f"config.data.train_crop={config.train_crop!r} must be '' for "
-        f"{config.name!r}, which is built in"
-      )
-    resize, crop = config.train_resize, 0
-    if augment is None:
-      resize, crop = config.eval_resize, config.eval_crop
-    return ResidentDataset(
-      source,
-      batch_size,
-      mesh,
-      resize=resize,
-      crop=crop,
-      interpolation=config.interpolation,
-    )
-  return create_streaming(config, source, batch_size, mesh, augment)
 
+  num_examples: int
+  class_names: Sequence[str]
+  image_shape: tuple[int, int, int]
+  skipped: dict[int, str]
+  take_batch: Callable[[Any, jax.Array], Batch]
 
-def require_train_crop(config: DataConfig) -> None:
-  """Raises `ValueError` if images of many sizes are not cut to one."""
-  if not config.train_crop:
-    raise ValueError(
-      "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size: images of many sizes are cut to one"
-    )
+  def train_chunks(
+    self, key: jax.Array, step: int, plan: Plan
+  ) -> Iterator[tuple[int, Any, int]]:
+    """Yields (step after the call, feed, number of updates) from `step` to the end.
 
+    A batch must be a function of (key, step), so that a resumed run is exact.
 
-def create_streaming(
-  config: DataConfig,
-  source: EncodedImages,
-  batch_size: int,
-  mesh: Mesh,
-  augment: AugmentConfig | None,
-) -> StreamingDataset:
-  """Returns a data set that is read as it is needed; arguments and errors as above."""
-  transform: Transform
-  if augment is None:
-    if not config.eval_crop:
-      raise ValueError(
-        "config.data.eval_crop=0 must be > 0, such as 224: images of many sizes "
-        "are cut to one"
-      )
-    transform = EvalTransform(
-      resize=config.eval_resize,
-      crop=config.eval_crop,
-      interpolation=config.interpolation,
-      max_pixels=config.max_pixels,
-    )
-  else:
-    require_train_crop(config)
-    transform = TrainTransform(
-      crop=config.train_crop,
-      resize=config.train_resize,
-      size=config.image_size,
-      min_area=config.min_area,
-      interpolation=config.interpolation,
-      policy=augment.policy,
-      magnitude=augment.magnitude,
-      max_pixels=config.max_pixels,
-    )
-  return StreamingDataset(
-    source,
-    transform,
-    batch_size,
-    mesh,
-    max_skip_share=config.max_skip_share if config.on_error == "skip" else None,
-    num_threads=config.num_threads,
-    num_workers=config.num_workers,
-  )
+    Args:
+      key: PRNG key of the order and of random changes.
+      step: completed updates.
+      plan: says how far a call may go.
+    """
+
+  def eval_chunks(self) -> Iterator[tuple[Any, int]]:
+    """Yields (feed, number of batches): every example once, padding masked."""

@@ -1,1 +1,1 @@
-"""Residual networks as Flax linen modules; `resnet_jax` exports the public names."""
+"""The networks as pure Flax modules."""

@@ -14,12 +14,13 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.config import check_choice
+from resnet_jax.config.schema import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
-from resnet_jax.models.layers import Conv, ImageNetStem, ModuleDef
-from resnet_jax.models.layout import to_named, to_scanned
+from resnet_jax.models.layers import Conv, ModuleDef
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import ProjectionShortcut
+from resnet_jax.models.stems import ImageNetStem
 
 # PyTorch's default for a linear layer: uniform within 1 / sqrt(inputs).
 _head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")

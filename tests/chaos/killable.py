@@ -20,8 +20,8 @@ def train(workdir: str) -> None:
     ModelConfig,
     OptimConfig,
   )
-  from resnet_jax.digests import digest_arrays
-  from resnet_jax.trainer import train_and_evaluate
+  from resnet_jax.runs.checksums import digest_arrays
+  from resnet_jax.training.trainer import train_and_evaluate
 
   config = Config(
     num_steps=STEPS,

@@ -16,7 +16,7 @@ from killable import STEPS, train
 RUNS = int(os.environ.get("CHAOS_RUNS", "2"))
 # Imports once what each process needs; nothing of JAX has started in it.
 CONTEXT = multiprocessing.get_context("forkserver")
-CONTEXT.set_forkserver_preload(["resnet_jax.trainer"])
+CONTEXT.set_forkserver_preload(["resnet_jax.training.trainer"])
 
 
 def start(workdir: Path):

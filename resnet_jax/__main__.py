@@ -1,0 +1,5 @@
+"""`python -m resnet_jax` is `resnet-jax`."""
+
+from resnet_jax.cli.main import main
+
+main()

@@ -1,0 +1,166 @@
+"""What goes on inside a network: how strongly its layers respond, and how they learn.
+
+Letters: B batch, H height, W width, C channels.
+"""
+
+import re
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import traverse_util
+from flax.linen import Module
+
+from resnet_jax.config.plan import Plan
+from resnet_jax.data.batch import Batch
+from resnet_jax.data.batches import preprocess
+from resnet_jax.data.pipelines.opening import create_dataset
+from resnet_jax.models import registry
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.scan_layout import to_named
+from resnet_jax.models.variables import Variables
+from resnet_jax.runs import run_dir
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runtime.mesh import create_mesh
+from resnet_jax.training.metrics import compute_metrics
+
+_NORM = re.compile(r"bn\d*")
+
+
+def layer_responses(
+  model: ResNet, variables: Variables, images: jax.Array
+) -> dict[str, float]:
+  """Standard deviation of each layer's response (He et al. 2015, figure 7).
+
+  The response is what comes out of the batch norm after each convolution of the stem
+  and the blocks, before ReLU and the shortcut; batch norm uses the batch's statistics.
+
+  Args:
+    model: the network.
+    variables: {"params": ..., "batch_stats": ...} in the named layout.
+    images: [B, H, W, C], normalised.
+
+  Returns:
+    Standard deviations over B, H, W and C by the path of the norm, such as
+    "stage1/block2/bn1", from the first layer to the last.
+  """
+
+  def is_norm(module: Module, method: str) -> bool:
+    name = module.name or ""
+    return method == "__call__" and _NORM.fullmatch(name) is not None
+
+  @jax.jit
+  def respond(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+    # As they train: deep plain nets' running statistics may be far from the batch's.
+    _, kept = model.clone(scan=False, remat=False).apply(
+      variables,
+      images,
+      train=True,
+      capture_intermediates=is_norm,
+      mutable=["intermediates", "batch_stats"],
+      rngs={"dropout": jax.random.key(0)},
+    )
+    outputs = traverse_util.flatten_dict(kept["intermediates"], sep="/")
+    return {
+      path.removesuffix("/__call__"): jnp.std(values[0].astype(jnp.float32))
+      for path, values in outputs.items()
+      if "shortcut" not in path
+    }
+
+  return _in_order(respond(variables, images))
+
+
+def layer_gradients(
+  model: ResNet, variables: Variables, batch: Batch
+) -> dict[str, float]:
+  """Norm of the loss's gradient by each layer's kernel, in train mode.
+
+  Args:
+    model: the network.
+    variables: as of `layer_responses`.
+    batch: "image" [B, H, W, C] normalised, "label" [B], "mask" [B].
+
+  Returns:
+    L2 norms by the path of the convolution, such as "stage1/block2/conv1", from the
+    first layer to the last; without those in shortcuts, and without the head.
+  """
+
+  @jax.jit
+  def norms(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
+    def loss_fn(params):
+      logits, _ = model.clone(scan=False).apply(
+        variables | {"params": params},
+        batch["image"],
+        train=True,
+        mutable=["batch_stats"],
+        rngs={"dropout": jax.random.key(0)},
+      )
+      metrics = compute_metrics(logits, batch)
+      return metrics["loss"] / metrics["count"]
+
+    gradients = jax.grad(loss_fn)(variables["params"])
+    return {
+      path.removesuffix("/kernel"): jnp.linalg.norm(gradient.astype(jnp.float32))
+      for path, gradient in traverse_util.flatten_dict(gradients, sep="/").items()
+      if re.search(r"conv\d*/kernel$", path) and "shortcut" not in path
+    }
+
+  return _in_order(norms(variables, batch))
+
+
+def _in_order(values: dict[str, jax.Array]) -> dict[str, float]:
+  """Sorts paths by their numbers, the stem first."""
+
+  def place(path: str) -> tuple:
+    return "stem" not in path, [int(number) for number in re.findall(r"\d+", path)]
+
+  return {path: float(values[path]) for path in sorted(values, key=place)}
+
+
+def measure_responses(workdir: str) -> dict[str, float]:
+  """Returns `layer_responses` of a run's newest state, on a training batch."""
+  model, load, batch = _open(workdir)
+  return layer_responses(model, load("latest"), batch["image"])
+
+
+def measure_gradients(workdir: str) -> dict[str, dict[str, float]]:
+  """Returns `layer_gradients` on a training batch, by the step.
+
+  Step 0 is a state as the run could have begun with, the others are its checkpoints.
+  """
+  model, load, batch = _open(workdir)
+  key = jax.random.key(run_dir.load_run_config(workdir).seed)
+  first = to_named(jax.jit(model.init)(key, batch["image"][:1]))
+  steps = {str(step): load(str(step)) for step in run_dir.saved_steps(workdir)}
+  return {
+    step: layer_gradients(model, variables, batch)
+    for step, variables in {"0": first, **steps}.items()
+  }
+
+
+def _open(workdir: str) -> tuple[ResNet, Callable[[str], Variables], Batch]:
+  """Returns a run's model, what loads its states, and a batch of its training images.
+
+  The batch is shuffled and normalised, but not augmented.
+  """
+  config = run_dir.load_run_config(workdir)
+  mesh = create_mesh(jax.local_devices()[:1])
+  data = create_dataset(config.data, config.batch_size, mesh, config.augment)
+  plan = Plan.create(config, data.num_examples)
+  key = jax.random.key(config.seed)
+  _, feed, _ = next(data.train_chunks(key, 0, plan, lambda: False))
+  batch = jax.jit(data.take_batch)(feed, 0)
+  batch["image"] = preprocess.create_preprocess(config)(batch["image"], None)
+
+  def load(step: str) -> Variables:
+    with CheckpointStore(workdir) as store:
+      return store.restore_model(step)[1]
+
+  return registry.build_model(config), load, batch
+
+
+MEASUREMENTS: dict[str, Callable[[str], Any]] = {
+  "responses": measure_responses,
+  "gradients": measure_gradients,
+}

@@ -1,0 +1,1 @@
+"""The commands of `resnet-jax`: flags in, one line or a table out."""

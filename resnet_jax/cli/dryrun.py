@@ -1,0 +1,174 @@
+"""`resnet-jax dryrun`: its flags, and what it prints."""
+
+import argparse
+import copy
+import dataclasses
+import json
+import multiprocessing
+import signal
+import sys
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.cli import flags
+from resnet_jax.runtime import errors
+
+if TYPE_CHECKING:
+  from resnet_jax.analysis.dryrun import Report, Topology
+
+TEXT = (
+  "Compile an experiment's training step for a topology, with no accelerator here: "
+  "memory, operations, collectives, and the least time by the chips' peaks. Other "
+  "settings: --config.a.b=value."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags but --images-per-chip."""
+  parser.add_argument("--config", metavar="FILE", required=True, help="in configs/")
+  parser.add_argument(
+    "--topology",
+    metavar="T[,T...]",
+    required=True,
+    help="v4, v5e, v5p or v6e and chips, such as v5e:4x4; or cpu:8",
+  )
+  parser.add_argument("--json", action="store_true", help="an object for each topology")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Rehearses on each topology; `args.settings` are the flags of the settings.
+
+  Raises:
+    OSError: libtpu's compiler crashed, in the process that is made for it.
+    SystemExit: always otherwise.
+  """
+  # Forked, not spawned: JAX has not started here, and need not be imported again.
+  process = multiprocessing.get_context("fork").Process(target=_run, args=(args,))
+  process.start()
+  try:
+    process.join()
+  except KeyboardInterrupt:  # It got the signal as well, and says so.
+    process.join()
+  status = process.exitcode or 0
+  if status < 0:
+    raise OSError(
+      f"the compiler crashed ({signal.Signals(-status).name}); its report is above; "
+      "another topology, batch size or version of libtpu may pass"
+    )
+  sys.exit(status)
+
+
+@errors.clean_errors()
+def _run(args: argparse.Namespace) -> None:
+  from resnet_jax.analysis import dryrun
+
+  base = flags.load_config(args.config, args.settings)
+  names = args.topology.split(",")
+  dryrun.use_cpu_only(names)
+  topologies = [dryrun.describe_topology(name) for name in names]
+  reports = []
+  for topology in topologies:
+    config = copy.deepcopy(base)
+    if args.images_per_chip:
+      config.batch_size = args.images_per_chip * len(topology.devices)
+    report = dryrun.rehearse(config, topology)
+    reports.append(report)
+    if args.json:
+      print(json.dumps(dataclasses.asdict(report)), flush=True)
+    elif len(names) == 1:
+      print(describe(report, topology))
+  if not args.json and len(names) > 1:
+    # Not folded to the terminal's width: rows are to be read, and copied.
+    Console(width=150).print(tabulate(reports))
+
+
+def describe(report: "Report", topology: "Topology") -> str:
+  """Says a report in some lines."""
+  title = (
+    f"{report.topology}: {report.chips} chips, {report.batch_size} images a step, "
+    f"{report.dtype}"
+  )
+  if not report.fits:
+    return f"{title}\ndoes not fit: {report.problem}"
+  parts = ", ".join(
+    f"{name} {_short(size)}B" for name, size in report.memory.items() if name != "peak"
+  )
+  room = f" of {_short(topology.chip.memory_bytes)}B" if topology.chip else ""
+  lines = [
+    title,
+    f"compiled in {report.compile_s:.0f} s",
+    "a chip and step:",
+    f"  memory      {_short(report.memory['peak'])}B{room}: {parts}",
+    f"  operations  {_short(report.flops)}FLOP, {_short(report.memory_traffic)}B moved",
+  ]
+  lines += [
+    f"  {c.kind}  {c.count} over {c.group} chips, {_short(c.bytes)}B"
+    for c in report.collectives
+  ]
+  if report.step_s is not None and report.images_per_s is not None:
+    times = {
+      "compute": report.compute_s,
+      "memory": report.memory_s,
+      "network": report.network_s,
+    }
+    parts = ", ".join(f"{name} {_ms(time)} ms" for name, time in times.items())
+    lines += [
+      f"at the chip's peaks: {parts}",
+      f"  at best {_ms(report.step_s)} ms a step, {report.images_per_s:,.0f} images/s, "
+      f"bound by {report.bound}",
+    ]
+  return "\n".join(lines)
+
+
+def tabulate(reports: list["Report"]) -> Table:
+  """Returns a table with a row for each topology."""
+  table = Table("topology", box=None)
+  for name in (
+    "images",
+    "memory",
+    "FLOP",
+    "moved",
+    "collectives",
+    "compute ms",
+    "memory ms",
+    "network ms",
+    "images/s",
+    "a chip",
+    "bound",
+  ):
+    table.add_column(name, justify="right")
+  for report in reports:
+    if not report.fits:
+      table.add_row(report.topology, str(report.batch_size), "does not fit")
+      continue
+    count = sum(c.count for c in report.collectives)
+    size = sum(c.bytes for c in report.collectives)
+    speed = report.images_per_s
+    table.add_row(
+      report.topology,
+      str(report.batch_size),
+      f"{_short(report.memory['peak'])}B",
+      _short(report.flops),
+      f"{_short(report.memory_traffic)}B",
+      f"{count}, {_short(size)}B" if count else "none",
+      *map(_ms, (report.compute_s, report.memory_s, report.network_s)),
+      "" if speed is None else f"{speed:,.0f}",
+      "" if speed is None else f"{speed / report.chips:,.0f}",
+      report.bound or "",
+    )
+  return table
+
+
+def _ms(seconds: float | None) -> str:
+  return "" if seconds is None else f"{1e3 * seconds:.2f}"
+
+
+def _short(number: float) -> str:
+  """Three digits and a prefix: 12.3 M, of bytes or operations."""
+  for prefix in ("", "k", "M", "G"):
+    if number < 1000:
+      return f"{number:.3g} {prefix}"
+    number /= 1000
+  return f"{number:.3g} T"

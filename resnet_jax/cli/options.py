@@ -1,0 +1,83 @@
+"""Flags that several commands of `resnet-jax` have, and what they say."""
+
+import argparse
+import contextlib
+from collections.abc import Iterator
+
+from resnet_jax.config.schema import ModelConfig
+
+
+def add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+  """Adds a flag that takes a whole number > 0."""
+
+  def positive(value: str) -> int:
+    if not value.isdecimal() or int(value) == 0:
+      raise argparse.ArgumentTypeError(f"{value!r} must be a whole number > 0")
+    return int(value)
+
+  parser.add_argument(flag, type=positive, metavar="N", help=text)
+
+
+def add_model_options(parser: argparse.ArgumentParser) -> None:
+  """Adds the settings of `ModelConfig` that change which parameters there are."""
+  add_number(parser, "--num-classes", "if not the model's own")
+  for name in ("stem", "shortcut"):
+    parser.add_argument(f"--{name}", default="", help="if not the model's own")
+
+
+def add_checkpoint(parser: argparse.ArgumentParser) -> None:
+  """Adds which state of a run is meant."""
+  parser.add_argument(
+    "--checkpoint", default="latest", help="of a run: latest, best or a step"
+  )
+
+
+def add_trained(parser: argparse.ArgumentParser) -> None:
+  """Adds what names a trained network, and what changes its preprocessing."""
+  parser.add_argument("--workdir", metavar="RUN", help="the directory of a run")
+  parser.add_argument("--model", help="architecture of the weights")
+  parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
+  add_model_options(parser)
+  add_checkpoint(parser)
+  add_number(parser, "--resize", "short side of photos in pixels, before the crop")
+  add_number(parser, "--crop", "side of the square that is cut from photos")
+  for name in ("mean", "std"):
+    parser.add_argument(
+      f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
+    )
+
+
+def model_config(args: argparse.Namespace) -> ModelConfig:
+  """Returns the model that the flags name."""
+  return ModelConfig(
+    name=args.model,
+    num_classes=args.num_classes or 0,
+    stem=args.stem,
+    shortcut=args.shortcut,
+    dtype="float32",
+  )
+
+
+def check_source(args: argparse.Namespace) -> None:
+  """Raises `ValueError` unless the flags of `add_trained` name one network."""
+  if args.workdir is not None:
+    for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
+      if getattr(args, flag):
+        raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
+  elif not args.model or not args.weights:
+    raise ValueError("needs --workdir RUN, or --model M --weights FILE")
+  elif args.checkpoint != "latest":
+    raise ValueError("--checkpoint is for --workdir, not --weights")
+
+
+@contextlib.contextmanager
+def in_flags(names: dict[str, str]) -> Iterator[None]:
+  """Puts a command's flags in place of the names of settings in errors."""
+  try:
+    yield
+  except (ValueError, FileNotFoundError) as error:
+    text = str(error).replace("config.data.train_split or eval_split", "--split")
+    for name, flag in names.items():
+      text = text.replace(f"config.{name}", flag)
+    error.args = (text,)
+    raise

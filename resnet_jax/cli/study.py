@@ -1,0 +1,165 @@
+"""`resnet-jax study`: its flags, and what it prints."""
+
+import argparse
+import contextlib
+import shlex
+import sys
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.cli import flags
+from resnet_jax.cli.options import add_number
+from resnet_jax.config.schema import check_choice, set_value
+from resnet_jax.config.validation import validate
+from resnet_jax.experiments import jobs
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study
+from resnet_jax.experiments.studies.outcomes import row_of
+from resnet_jax.experiments.studies.report import Planned, Report, write_report
+from resnet_jax.runs.run_dir import hold
+from resnet_jax.runtime import errors
+
+TEXT = (
+  "Reproduce a claim of the paper: train its networks, and write numbers, tables, "
+  "figures and report.html. The same command goes on where it stopped. Other settings, "
+  "for all runs: --config.a.b=value."
+)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)}")
+  scales = "; ".join(f"{name}: {scale.text}" for name, scale in SCALES.items())
+  parser.add_argument("--scale", default="smoke", help=f"{scales} (%(default)s)")
+  parser.add_argument("--out", metavar="DIR", required=True, help="for the results")
+  parser.add_argument(
+    "--runs", metavar="DIR", help="for the runs; studies may share it (OUT/runs)"
+  )
+  parser.add_argument("--only", metavar="A,B", help="some of its networks only")
+  add_number(parser, "--seeds", "runs of each network, if not the scale's number")
+  add_number(parser, "--jobs", "processes at once (1)")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the study; `args.settings` are the flags of the settings.
+
+  Exit status 1 if a run failed.
+  """
+  check_choice("NAME", args.name, STUDIES)
+  study = STUDIES[args.name]
+  check_choice("--scale", args.scale, SCALES)
+  if args.scale not in study.variants:
+    known = ", ".join(study.variants)
+    raise ValueError(f"--scale={args.scale} is none of {args.name}'s, {known}")
+  out = Path(args.out)
+  runs = Path(args.runs) if args.runs else out / "runs"
+  settings = flags.parse_settings(args.settings)
+  planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
+  console = Console(soft_wrap=True)
+  with hold(str(out), f"--out={out}"):
+    try:
+      failed = _train(planned, args.jobs or 1, console)
+    except KeyboardInterrupt:
+      errors.fail(1, jobs.INTERRUPTED)
+    command = shlex.join(["resnet-jax", *sys.argv[1:]])
+    report = write_report(
+      out, args.name, args.scale, planned, failed, command, list(settings)
+    )
+  _show(report, console)
+  console.print(f"{out / 'report.html'}", highlight=False)
+  if failed:
+    sys.exit(1)
+
+
+def plan(
+  study: Study,
+  scale: str,
+  runs: Path,
+  seeds: int | None = None,
+  only: str | None = None,
+  settings: dict[str, Any] | None = None,
+) -> list[Planned]:
+  """Returns the runs of a study: all networks with the first seed, and so on.
+
+  Args:
+    study: what is asked.
+    scale: one that it has.
+    runs: for their directories.
+    seeds: number of runs of each network; None is the scale's.
+    only: labels, with commas between; None is all.
+    settings: for all runs, by path.
+
+  Raises:
+    ValueError: an unknown label, a value that is not allowed, or a setting that the
+      study makes itself.
+  """
+  variants = study.variants[scale]
+  if only is not None:
+    labels = only.split(",")
+    for label in labels:
+      check_choice("--only", label, [variant.label for variant in variants])
+    variants = [variant for variant in variants if variant.label in labels]
+  count = seeds or study.seeds.get(scale, SCALES[scale].seeds)
+  planned = []
+  for seed in range(count):
+    for variant in variants:
+      config = SCALES[scale].config()
+      own = {**variant.settings, "seed": config.seed + seed}
+      for path, value in (settings or {}).items():
+        if path in own:
+          raise ValueError(f"config.{path} is what the study itself sets")
+        set_value(config, path, value)
+      for path, value in own.items():
+        set_value(config, path, value)
+      validate(config)
+      name = f"{variant.label}, seed {seed}"
+      directory = runs / name.replace(", ", "-").replace(" ", "_")
+      job = jobs.Job(name, config, directory, study.measure)
+      planned.append(Planned(job, variant, seed))
+  return planned
+
+
+def _train(planned: list[Planned], limit: int, console: Console) -> dict[str, str]:
+  """Trains what is not done; returns the error of each run that failed, by its name."""
+  todo = [run for run in planned if run.job.result() is None]
+  if len(todo) < len(planned):
+    console.print(f"{len(planned) - len(todo)} runs are done", highlight=False)
+  failed = {}
+  by_job = {run.job: run for run in todo}
+  with (
+    contextlib.closing(jobs.run_at_once(by_job, limit)) as running,
+    jobs.Display(len(todo), console) as display,
+  ):
+    for job, has_ended in running:
+      if not has_ended:
+        display.update(job)
+        continue
+      _, variant, seed = by_job[job]
+      row = row_of(job, variant, seed)
+      if row is None:
+        failed[job.name] = job.error()
+        display.end(job, f"failed: {failed[job.name]}")
+      else:
+        display.end(
+          job,
+          row.get("diverged")
+          or f"training error {row['train_error']:.2f} %, test error "
+          f"{row['test_error']:.2f} %, {row['seconds']:.0f} s",
+        )
+  return failed
+
+
+def _show(report: Report, console: Console) -> None:
+  header, *rows = report.table
+  table = Table(header[0], box=None)
+  for name in header[1:]:
+    table.add_column(name, justify="right")
+  for row in rows:
+    table.add_row(*row)
+  console.print(table)
+  for finding in report.findings:
+    console.print(
+      f"{finding.verdict}: {finding.claim.text} {finding.text}", highlight=False
+    )

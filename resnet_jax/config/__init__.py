@@ -1,0 +1,25 @@
+"""Settings: typed dataclasses, checked once.
+
+Imports:
+  from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+"""
+
+from resnet_jax.config.schema import (
+  AugmentConfig,
+  CheckpointConfig,
+  Config,
+  DataConfig,
+  ModelConfig,
+  OptimConfig,
+  set_value,
+)
+
+__all__ = [
+  "AugmentConfig",
+  "CheckpointConfig",
+  "Config",
+  "DataConfig",
+  "ModelConfig",
+  "OptimConfig",
+  "set_value",
+]

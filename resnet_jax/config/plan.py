@@ -1,0 +1,100 @@
+"""A run in steps: epochs converted once, and when something is due.
+
+No period is computed anywhere else.
+"""
+
+import dataclasses
+import itertools
+
+from resnet_jax.config.schema import Config
+
+
+@dataclasses.dataclass(frozen=True, kw_only=True)
+class Plan:
+  """A run in steps; a step is one update, and `step` counts those completed.
+
+  Attributes:
+    num_steps: length of the run.
+    steps_per_epoch: full batches in the training set.
+    steps_per_call: most steps of one `train_chunk`.
+    warmup_steps: length of warmup.
+    decay_steps: where the learning rate is multiplied by the decay factor.
+    log_every, eval_every, save_every: periods; `save_every` 0 adds no saves.
+  """
+
+  num_steps: int
+  steps_per_epoch: int
+  steps_per_call: int
+  warmup_steps: int
+  decay_steps: tuple[int, ...]
+  log_every: int
+  eval_every: int
+  save_every: int
+
+  @classmethod
+  def create(cls, config: Config, num_train_examples: int) -> "Plan":
+    """Converts epochs to steps.
+
+    Raises:
+      ValueError: a batch larger than the training set, boundaries that fall on the
+        same step, or a warmup that does not end before the first of them.
+    """
+    steps_per_epoch = num_train_examples // config.batch_size
+    if steps_per_epoch == 0:
+      raise ValueError(
+        f"config.batch_size={config.batch_size} must be at most the number of "
+        f"training images, {num_train_examples}"
+      )
+
+    def steps(epochs: float) -> int:
+      return round(epochs * steps_per_epoch)
+
+    optim = config.optim
+    num_steps = config.num_steps or max(1, steps(config.num_epochs))
+    warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
+    decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
+    if any(a >= b for a, b in itertools.pairwise((0, *decay_steps))):
+      raise ValueError(
+        f"config.optim.decay_epochs={optim.decay_epochs} are steps {decay_steps} at "
+        f"{steps_per_epoch} steps an epoch; they must be increasing and > 0"
+      )
+    if decay_steps and warmup_steps >= decay_steps[0]:
+      name = "warmup_steps" if optim.warmup_steps else "warmup_epochs"
+      raise ValueError(
+        f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
+        f"must end before the first decay of the learning rate at step {decay_steps[0]}"
+      )
+    return cls(
+      num_steps=num_steps,
+      steps_per_epoch=steps_per_epoch,
+      steps_per_call=config.steps_per_call,
+      warmup_steps=warmup_steps,
+      decay_steps=decay_steps,
+      log_every=config.log_every_steps,
+      eval_every=config.eval_every_steps or steps_per_epoch,
+      save_every=config.checkpoint.every_steps,
+    )
+
+  def log_at(self, step: int) -> bool:
+    """Whether training metrics are written after `step` updates."""
+    return step % self.log_every == 0 or step == self.num_steps
+
+  def eval_at(self, step: int) -> bool:
+    """Whether the model is evaluated after `step` updates."""
+    return step % self.eval_every == 0 or step == self.num_steps
+
+  def save_at(self, step: int) -> bool:
+    """Whether the state is saved after `step` updates."""
+    return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
+
+  def call_end(self, step: int) -> int:
+    """Returns the step at which a call that starts after `step` updates ends.
+
+    Never past an epoch's end, so that one shuffle serves a call, nor past a step
+    at which something is due.
+    """
+    periods = [self.log_every, self.eval_every, self.steps_per_epoch]
+    if self.save_every:
+      periods.append(self.save_every)
+    due = [(step // period + 1) * period for period in periods]
+    return min(step + self.steps_per_call, self.num_steps, *due)

@@ -1,0 +1,84 @@
+"""What settings may be: each by itself, and those that exclude each other."""
+
+import math
+import typing
+
+from resnet_jax.config.schema import Config, type_name, walk
+
+
+def _has_type(value, kind) -> bool:
+  if typing.get_origin(kind) is tuple:
+    item = typing.get_args(kind)[0]
+    return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
+  if kind is float:
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return number and math.isfinite(value)
+  if kind is int:
+    return isinstance(value, int) and not isinstance(value, bool)
+  return isinstance(value, kind)
+
+
+def validate(config: Config) -> None:
+  """Checks every setting by itself and those that exclude each other.
+
+  The architecture's name is checked where it is built (`create_model`).
+
+  Raises:
+    ValueError: naming the setting, its value and what is allowed.
+  """
+  for path, field, value in walk(config):
+    if not _has_type(value, field.type):
+      raise ValueError(f"config.{path}={value!r} must be {type_name(path)}")
+    if "check" in field.metadata and not field.metadata["check"](value):
+      raise ValueError(f"config.{path}={value!r} must be {field.metadata['allowed']}")
+
+  optim = config.optim
+  for first, second in (
+    ("decay_epochs", "decay_steps"),
+    ("warmup_epochs", "warmup_steps"),
+  ):
+    values = getattr(optim, first), getattr(optim, second)
+    if all(values):
+      raise ValueError(
+        f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
+        "exclude each other; set one of them to its default"
+      )
+  data = config.data
+  if data.eval_resize and data.eval_crop > data.eval_resize:
+    raise ValueError(
+      f"config.data.eval_crop={data.eval_crop} must be at most config.data.eval_resize="
+      f"{data.eval_resize}"
+    )
+  if config.batch_size % optim.accumulate:
+    raise ValueError(
+      f"config.batch_size={config.batch_size} must be a multiple of "
+      f"config.optim.accumulate={optim.accumulate}"
+    )
+  default = Config()
+  for name in ("precise_bn_batches", "bn_scope"):
+    value = getattr(config, name)
+    if value != getattr(default, name) and "batch" not in config.model.norm:
+      raise ValueError(
+        f"config.{name}={value} needs a batch norm, not "
+        f"config.model.norm={config.model.norm!r}"
+      )
+  if data.train_crop == "random" and data.image_size > data.train_resize:
+    raise ValueError(
+      f"config.data.image_size={data.image_size} must be at most "
+      f"config.data.train_resize={data.train_resize} with train_crop='random'"
+    )
+  if config.augment.policy and not data.train_crop:
+    raise ValueError(
+      f"config.augment.policy={config.augment.policy!r} needs config.data.train_crop"
+    )
+  if optim.nesterov and not optim.momentum:
+    raise ValueError("config.optim.nesterov=True needs config.optim.momentum > 0")
+  if optim.warmup == "constant" and not optim.warmup_learning_rate:
+    raise ValueError(
+      "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
+    )
+  if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
+    raise ValueError(
+      f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
+      f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
+    )

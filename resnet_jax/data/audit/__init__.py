@@ -1,0 +1,1 @@
+"""A data set read once and reported on, before training on it."""

@@ -1,0 +1,263 @@
+"""What a data set holds and what is wrong with it, before a run finds out.
+
+Every image is read and decoded once, as training does. N is the images of a split.
+"""
+
+import hashlib
+import os
+import textwrap
+from collections import Counter, defaultdict
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, ImageDraw, ImageFont
+from rich.progress import Progress
+
+from resnet_jax.config.schema import DataConfig
+from resnet_jax.data.audit.report import Report, SplitReport, printable
+from resnet_jax.data.images.crops import EvalTransform
+from resnet_jax.data.images.decode import decode, open_image, upright_size
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.pipelines.host_batches import count_threads
+from resnet_jax.data.sources.file_list import SUFFIXES, FileList
+from resnet_jax.data.sources.folder import find_root, list_images, list_splits
+from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
+from resnet_jax.runtime.atomic_files import replacing
+
+Images = FileList | TfdsImages
+# All that is kept of an image, so that millions fit in memory; one that cannot be read
+# has no format.
+_FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
+_FACTS.names = ("digest", "label", "width", "height", "mode", "format")
+_FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES} | {".jpg": "JPEG"}
+_CHUNK = 32  # Images that a thread still reads when it is told to stop.
+_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
+
+
+def scan(
+  config: DataConfig, picture: str = "", progress: Progress | None = None
+) -> Report:
+  """Looks at every image of every split.
+
+  Args:
+    config: `name` ("folder" or a TFDS set), `dir`, `val_share`, `max_pixels` and
+      `num_threads` count.
+    picture: a file to be, .png: some training images of some classes; "" is none.
+    progress: shows how far it is.
+
+  Raises:
+    ValueError: `picture` can be no such file; or see `list_images` and `load_tfds`.
+    FileNotFoundError: the data set is not there.
+  """
+  sheet = Path(picture)
+  if picture and (
+    sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
+  ):
+    raise ValueError(
+      f"picture {picture!r} must end in .png, in a directory that is there"
+    )
+  opened, skipped, unreadable = _open_splits(config)
+  ignored: dict[str, int] = {}
+  in_folder = 0
+  if config.name == "folder" and (root := find_root(config.dir)).is_dir():
+    ignored, in_folder = _count_files(root)
+  facts, misnamed = {}, []
+  with progress or Progress(disable=True) as bar:
+    for split, source in opened.items():
+      facts[split], errors, others = _look(source, config, split, bar)
+      unreadable += [{"file": source.name(i), "reason": text} for i, text in errors]
+      misnamed += [{"file": source.name(i), "format": text} for i, text in others]
+  splits = {split: _sum_up(opened[split], rows) for split, rows in facts.items()}
+  missing = {
+    split: [name for name, count in part.classes.items() if not count]
+    for split, part in splits.items()
+  }
+  first = "train" if "train" in opened else next(iter(opened))
+  if picture and (facts[first]["format"] != b"").any():
+    _draw_some(opened[first], facts[first], picture, config.max_pixels)
+  else:
+    picture = ""
+  return Report(
+    source=config.dir if config.name == "folder" else config.name,
+    splits=splits,
+    skipped=skipped,
+    unreadable=unreadable,
+    **_find_duplicates(opened, facts),
+    missing_classes={split: names for split, names in missing.items() if names},
+    misnamed=misnamed,
+    ignored=ignored,
+    unlisted=max(0, in_folder - sum(map(len, opened.values()))),
+    picture=picture,
+  )
+
+
+def _open_splits(
+  config: DataConfig,
+) -> tuple[dict[str, Images], dict[str, str], list[dict[str, str]]]:
+  """Returns the splits, those that are skipped, and those that are refused."""
+  opened: dict[str, Images] = {}
+  skipped, refused = {}, []
+  if config.name == "folder":
+    root = find_root(config.dir)
+    for split in list_splits(root):
+      try:
+        opened[split] = list_images(root, split, config.val_share)
+      except (ValueError, OSError) as error:
+        if not opened:
+          raise
+        refused.append({"file": str(root / split), "reason": str(error)})
+  elif config.name in ("digits", "synthetic"):
+    raise ValueError(f"config.data.name={config.name!r} is built in: nothing to check")
+  else:
+    whole = load_tfds(config.name, config.dir, "all", stream=True)
+    assert isinstance(whole, TfdsImages)
+    for split, info in whole.records.dataset_info.splits.items():
+      if not info.num_examples:  # It cannot be opened.
+        skipped[split] = "it has no images"
+        continue
+      images = load_tfds(config.name, config.dir, split, stream=True)
+      assert isinstance(images, TfdsImages)
+      opened[split] = images
+  for split in list(opened):
+    if why := _why_skipped(opened[split]):
+      skipped[split] = why
+      del opened[split]
+  if not opened:
+    raise ValueError(f"config.data.name={config.name!r} has no images with labels")
+  return opened, skipped, refused
+
+
+def _why_skipped(source: Images) -> str:
+  if not len(source):
+    return "it has no images"
+  if isinstance(source, TfdsImages):
+    try:
+      if source.records[0]["label"] < 0:
+        return "its images have no labels"
+    except Exception:  # The scan will say what is wrong with it.
+      pass
+  return ""
+
+
+def _count_files(root: Path) -> tuple[dict[str, int], int]:
+  """Returns how many files have each suffix that is no image's, and how many have."""
+  suffixes: Counter[str] = Counter()
+  for _, folders, files in os.walk(root):
+    folders[:] = [name for name in folders if not name.startswith(".")]
+    shown = [name for name in files if not name.startswith(".")]
+    suffixes.update(os.path.splitext(name)[1].lower() for name in shown)
+  images = sum(suffixes.pop(suffix, 0) for suffix in SUFFIXES)
+  return dict(sorted(suffixes.items())), images
+
+
+def _look(
+  source: Images, config: DataConfig, split: str, bar: Progress
+) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]]]:
+  """Returns [N] `_FACTS`, (index, reason) of errors, (index, format) of misnamed."""
+  facts = np.zeros(len(source), _FACTS)
+  facts["label"] = source.labels if isinstance(source, FileList) else -1
+  errors, misnamed = [], []
+
+  def look(start: int) -> None:
+    for i in range(start, min(start + _CHUNK, len(source))):
+      try:
+        data, label = source[i]
+        facts["label"][i] = label
+        image = open_image(data, config.max_pixels)
+        size = upright_size(image)
+        mode, kind = image.mode, str(image.format)
+        decode(data, image, 8)  # All is read, less is computed.
+      except Exception as error:  # Libraries raise all kinds.
+        errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
+        continue
+      digest = hashlib.blake2b(data, digest_size=16).digest()
+      facts[i] = (digest, label, *size, mode, kind)
+      suffix = os.path.splitext(source.name(i))[1].lower()
+      # MPO is JPEG with more pictures behind it.
+      if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
+        misnamed.append((i, kind))
+
+  task = bar.add_task(split, total=len(source))
+  pool = ThreadPoolExecutor(config.num_threads or count_threads(), "check")
+  try:
+    for _ in pool.map(look, range(0, len(source), _CHUNK)):
+      bar.advance(task, _CHUNK)
+  finally:
+    # After Ctrl-C there may be a million left.
+    pool.shutdown(wait=False, cancel_futures=True)
+  return facts, sorted(errors), sorted(misnamed)
+
+
+def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
+  labels = facts["label"][facts["label"] >= 0]
+  counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
+  good = facts[facts["format"] != b""]
+  sizes: dict[str, dict] = {}
+  if len(good):
+    width, height = good["width"], good["height"]
+    for side, values in (("width", width), ("height", height)):
+      numbers = {"min": values.min(), "median": np.median(values), "max": values.max()}
+      sizes[side] = {name: number.item() for name, number in numbers.items()}
+    pairs = Counter(zip(width.tolist(), height.tolist(), strict=True))
+    sizes["frequent"] = {f"{w}x{h}": times for (w, h), times in pairs.most_common(5)}
+  return SplitReport(
+    images=len(facts),
+    classes=dict(zip(source.class_names, counts, strict=True)),
+    sizes=sizes,
+    modes=dict(Counter(good["mode"].astype(str).tolist()).most_common()),
+    formats=dict(Counter(good["format"].astype(str).tolist()).most_common()),
+  )
+
+
+def _find_duplicates(opened: dict[str, Images], facts: dict[str, np.ndarray]) -> dict:
+  """Returns the fields of `Report` that are about equal files."""
+  every = np.concatenate(list(facts.values()))
+  sources = list(opened.values())
+  lengths = [len(source) for source in sources]
+  split = np.repeat(np.arange(len(sources)), lengths)
+  index = np.concatenate([np.arange(length) for length in lengths])
+  _, number, times = np.unique(every["digest"], return_inverse=True, return_counts=True)
+  groups: dict[int, list[int]] = defaultdict(list)
+  for i in np.flatnonzero((every["format"] != b"") & (times[number] > 1)).tolist():
+    groups[number[i]].append(i)
+
+  def names(group: list[int]) -> list[str]:
+    return [sources[split[i]].name(index[i]) for i in group]
+
+  across = [group for group in groups.values() if len(set(split[group])) > 1]
+  within = [group for group in groups.values() if len(set(split[group])) == 1]
+  labels = every["label"]
+  return {
+    "duplicates": [names(group) for group in across + within],
+    "across_splits": len(across),
+    "different_labels": [
+      names(group) for group in across + within if len(set(labels[group])) > 1
+    ],
+  }
+
+
+def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) -> None:
+  """Writes a contact sheet: a row of squares for each of some classes."""
+  rng = np.random.default_rng(0)
+  good = facts["format"] != b""
+  labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])
+  names = [printable(source.class_names[label]) for label in labels]
+  texts = ["\n".join(textwrap.wrap(name, 20, max_lines=5)) for name in names]
+  font = ImageFont.load_default(14)
+  ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
+  widths = [ruler.multiline_textbbox((0, 0), text, font)[2] for text in texts]
+  left, step = int(max(widths)) + 4 * _GAP, _SIDE + _GAP
+  sheet = Image.new("RGB", (left + _COLUMNS * step, _GAP + len(labels) * step), "white")
+  draw = ImageDraw.Draw(sheet)
+  transform = EvalTransform(_SIDE, _SIDE, "bilinear", max_pixels)
+  for row, (label, text) in enumerate(zip(labels, texts, strict=True)):
+    top = _GAP + row * step
+    middle = (2 * _GAP, top + _SIDE / 2)
+    draw.multiline_text(middle, text, "black", font, anchor="lm")
+    chosen = rng.permutation(np.flatnonzero(good & (facts["label"] == label)))
+    for column, i in enumerate(chosen[:_COLUMNS]):
+      image = Image.fromarray(transform(source[i][0], rng))
+      sheet.paste(image, (left + column * step, top))
+  with replacing(path) as part:
+    sheet.save(part, "png")

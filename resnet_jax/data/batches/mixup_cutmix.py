@@ -1,0 +1,111 @@
+"""On-device mixing of images and targets within a batch: mixup and cutmix.
+
+Shapes: B batch, H height, W width, C channels, K classes. Targets are
+probabilities of the classes.
+"""
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.data.batches.color_and_erasing import box_mask
+
+
+def _beta(key: jax.Array, alpha: float) -> jax.Array:
+  """Draws a float32 from Beta(alpha, alpha)."""
+  # jax.random.beta draws the two gammas apart, which takes twice as long to compile.
+  first, second = jax.random.loggamma(key, alpha, (2,))
+  return jax.nn.sigmoid(first - second)
+
+
+def _interpolate(batch: jax.Array, weight: jax.Array) -> jax.Array:
+  """Mixes each row with the row before it, which gets the weight 1 - `weight`."""
+  return weight * batch + (1 - weight) * jnp.roll(batch, 1, axis=0)
+
+
+def mixup(
+  key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+  """Averages each image and its target with another's (Zhang et al. 2018, section 2).
+
+  One weight for the batch and the previous image of the batch as the partner, as in
+  torchvision's MixUp.
+
+  Args:
+    key: PRNG key; the same key always gives the same weight.
+    images: [B, H, W, C] float32.
+    targets: [B, K] float32, each row sums to 1.
+    alpha: the weight is drawn from Beta(alpha, alpha); 0 changes nothing.
+
+  Returns:
+    Images and targets, shapes and dtypes as given.
+  """
+  if not alpha:
+    return images, targets
+  weight = _beta(key, alpha)
+  return _interpolate(images, weight), _interpolate(targets, weight)
+
+
+def cutmix(
+  key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
+) -> tuple[jax.Array, jax.Array]:
+  """Pastes a box of another image into each (Yun et al. 2019, section 3.1).
+
+  One box for the batch and the previous image of the batch as the partner, as in
+  torchvision's CutMix. The centre is uniform and the box cut at the borders; the
+  targets are weighted by the shares of the pixels that this leaves.
+
+  Args:
+    key: PRNG key; the same key always gives the same box.
+    images: [B, H, W, C], any dtype.
+    targets: [B, K] float32, each row sums to 1.
+    alpha: the share outside the uncut box is drawn from Beta(alpha, alpha); 0
+      changes nothing.
+
+  Returns:
+    Images and targets, shapes and dtypes as given.
+  """
+  if not alpha:
+    return images, targets
+  _, height, width, _ = images.shape
+  share_key, row_key, column_key = jax.random.split(key, 3)
+  half = jnp.sqrt(1 - _beta(share_key, alpha)) / 2
+  rows, columns = (half * height).astype(jnp.int32), (half * width).astype(jnp.int32)
+  row = jax.random.randint(row_key, (), 0, height)
+  column = jax.random.randint(column_key, (), 0, width)
+  # Pixels outside the image are in no mask, which cuts the box.
+  box = box_mask(
+    row - rows, row + rows, column - columns, column + columns, images.shape[1:]
+  )
+  mixed = jnp.where(box, jnp.roll(images, 1, axis=0), images)
+  return mixed, _interpolate(targets, 1 - jnp.mean(box))
+
+
+def mix(
+  key: jax.Array,
+  images: jax.Array,
+  targets: jax.Array,
+  mixup_alpha: float,
+  cutmix_alpha: float,
+) -> tuple[jax.Array, jax.Array]:
+  """Applies `mixup` or `cutmix` to the batch, each with probability 1/2.
+
+  Args:
+    key: PRNG key; the same key always gives the same batch.
+    images: [B, H, W, C] float32.
+    targets: [B, K] float32, each row sums to 1.
+    mixup_alpha: see `mixup`; at 0 the batch always gets `cutmix`.
+    cutmix_alpha: see `cutmix`; at 0 the batch always gets `mixup`.
+
+  Returns:
+    Images and targets, shapes and dtypes as given; unchanged if both are 0.
+  """
+  if not cutmix_alpha:
+    return mixup(key, images, targets, mixup_alpha)
+  if not mixup_alpha:
+    return cutmix(key, images, targets, cutmix_alpha)
+  choice_key, key = jax.random.split(key)
+  return jax.lax.cond(
+    jax.random.bernoulli(choice_key),
+    lambda: mixup(key, images, targets, mixup_alpha),
+    lambda: cutmix(key, images, targets, cutmix_alpha),
+  )

@@ -1,0 +1,155 @@
+"""On-device preprocessing of image batches: pure functions of (key, images).
+
+Shapes: B batch, H height, W width, C channels. Images are uint8 in [0, 255], or
+float32 in [0, 255] after `color_jitter`, until `normalize`, which returns float32.
+"""
+
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.config.schema import Config
+from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
+
+
+def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+  """Shifts each image by an independent random offset, filling with zeros.
+
+  Args:
+    key: PRNG key; the same key always gives the same crops.
+    images: [B, H, W, C], any dtype.
+    padding: largest shift along each spatial axis, in pixels, >= 0.
+
+  Returns:
+    [B, H, W, C], same dtype as `images`.
+  """
+  batch, *image_shape = images.shape
+  offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+  border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
+
+  def crop(image, offset):
+    return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), image_shape)
+
+  return jax.vmap(crop)(jnp.pad(images, border), offsets)
+
+
+def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
+  """Mirrors each image left to right with probability 1/2; shape and dtype stay."""
+  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
+  return jnp.where(flip, images[:, :, ::-1], images)
+
+
+def normalize(
+  images: jax.Array, mean: Sequence[float], std: Sequence[float]
+) -> jax.Array:
+  """Returns (images / 255 - mean) / std as float32, per channel.
+
+  Args:
+    images: [B, H, W, C] in [0, 255].
+    mean: C values, or one for all channels, of pixels scaled to [0, 1].
+    std: likewise.
+  """
+  # One multiplication and one subtraction for each pixel.
+  scale = 1 / (255 * jnp.array(std, jnp.float32))
+  shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
+  return images.astype(jnp.float32) * scale - shift
+
+
+def resize_and_crop(
+  images: jax.Array, resize: int, crop: int, interpolation: str
+) -> jax.Array:
+  """Resizes the short side and cuts a square from the middle, as torchvision does.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    resize: new length of the shorter of H and W, in pixels; 0 leaves the size.
+    crop: side of the square, in pixels; 0 cuts nothing.
+    interpolation: "bilinear" or "bicubic", antialiased, rounded to whole grey levels.
+
+  Returns:
+    [B, crop, crop, C] uint8.
+
+  Raises:
+    ValueError: the square is larger than the image.
+  """
+  batch, height, width, channels = images.shape
+  if resize and resize != min(height, width):
+    short = min(height, width)
+    height, width = height * resize // short, width * resize // short
+    method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
+    shape = (batch, height, width, channels)
+    resized = jax.image.resize(images.astype(jnp.float32), shape, method)
+    images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+  if crop:
+    if crop > min(height, width):
+      raise ValueError(
+        f"config.data.eval_crop={crop} is larger than the images, {height}x{width}; "
+        "lower it or set config.data.eval_resize to more"
+      )
+    top, left = round((height - crop) / 2), round((width - crop) / 2)
+    images = images[:, top : top + crop, left : left + crop]
+  return images
+
+
+def preprocess(
+  images: jax.Array,
+  key: jax.Array | None = None,
+  *,
+  padding: int = 0,
+  flip: bool = False,
+  brightness: float = 0.0,
+  contrast: float = 0.0,
+  saturation: float = 0.0,
+  hue: float = 0.0,
+  erasing: float = 0.0,
+  mean: Sequence[float],
+  std: Sequence[float],
+) -> jax.Array:
+  """Normalises; augments too if there is a key.
+
+  Args:
+    images: [B, H, W, C] uint8.
+    key: PRNG key of the batch in training; None in evaluation.
+    padding: see `random_crop`.
+    flip: whether to apply `random_flip`.
+    brightness: see `color_jitter`; likewise the next three.
+    contrast: strength.
+    saturation: strength.
+    hue: strength.
+    erasing: probability, see `random_erasing`.
+    mean: see `normalize`.
+    std: see `normalize`.
+
+  Returns:
+    [B, H, W, C] float32.
+  """
+  if key is None:
+    return normalize(images, mean, std)
+  crop_key, flip_key = jax.random.split(key)
+  color_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
+  if padding:
+    images = random_crop(crop_key, images, padding)
+  if flip:
+    images = random_flip(flip_key, images)
+  if brightness or contrast or saturation or hue:
+    images = color_jitter(color_key, images, brightness, contrast, saturation, hue)
+  return random_erasing(erase_key, normalize(images, mean, std), erasing)
+
+
+def create_preprocess(config: Config) -> Callable:
+  """Returns `preprocess` with these settings: (images, key or None) -> images."""
+  augment = config.augment
+  return partial(
+    preprocess,
+    padding=augment.padding,
+    flip=augment.flip,
+    brightness=augment.brightness,
+    contrast=augment.contrast,
+    saturation=augment.saturation,
+    hue=augment.hue,
+    erasing=augment.erasing,
+    mean=config.data.mean,
+    std=config.data.std,
+  )

@@ -1,0 +1,206 @@
+"""From the content of an image file to a square, on the host, one image at a time.
+
+Crops are boxes (left, top, width, height) in the pixels of the decoded image.
+"""
+
+import dataclasses
+import math
+
+import cv2
+import numpy as np
+from PIL import Image
+
+from resnet_jax.data.images.auto_augment import rand_augment, trivial_augment
+from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
+from resnet_jax.data.images.errors import ImageError
+
+Box = tuple[float, float, float, float]
+PixelBox = tuple[int, int, int, int]
+
+
+def random_resized_box(
+  rng: np.random.Generator,
+  width: int,
+  height: int,
+  scale: tuple[float, float] = (0.08, 1.0),
+  ratio: tuple[float, float] = (3 / 4, 4 / 3),
+) -> PixelBox:
+  """Draws a part of an image (Szegedy et al. 2014, section 6), as torchvision does.
+
+  Args:
+    rng: source of randomness.
+    width: of the image, in pixels.
+    height: of the image, in pixels.
+    scale: range of the part's share of the area.
+    ratio: range of its width by its height; drawn evenly in the logarithm.
+  """
+  for _ in range(10):
+    # One call of the generator: each costs as much as all the rest.
+    for_area, for_aspect, for_left, for_top = rng.random(4).tolist()
+    area = width * height * (scale[0] + for_area * (scale[1] - scale[0]))
+    aspect = ratio[0] * (ratio[1] / ratio[0]) ** for_aspect
+    w, h = round(math.sqrt(area * aspect)), round(math.sqrt(area / aspect))
+    if 0 < w <= width and 0 < h <= height:
+      left, top = int(for_left * (width - w + 1)), int(for_top * (height - h + 1))
+      return left, top, w, h
+  # None fitted: the middle, as much as the ratio lets.
+  w = min(width, round(height * ratio[1]))
+  h = min(height, round(width / ratio[0]))
+  return (width - w) // 2, (height - h) // 2, w, h
+
+
+def resized_box(
+  width: int,
+  height: int,
+  resize: int,
+  crop: int,
+  rng: np.random.Generator | None = None,
+) -> Box:
+  """Returns the part that is left of an image resized, then cropped.
+
+  Args:
+    width: of the image, in pixels.
+    height: of the image, in pixels.
+    resize: new length of the short side; 0 leaves the size.
+    crop: side of the square, at most `resize`.
+    rng: where to crop; None is the middle.
+
+  Returns:
+    The box which, resized to `crop` pixels a side, is the square.
+
+  Raises:
+    ImageError: the image is smaller than the square, and is not resized.
+  """
+  short = min(width, height)
+  resize = resize or short
+  new_width, new_height = width * resize // short, height * resize // short
+  room = new_width - crop, new_height - crop
+  if min(room) < 0:
+    raise ImageError(
+      f"its {new_width}x{new_height} pixels do not hold a square of {crop}x{crop}; "
+      "set config.data.eval_resize, or train_resize"
+    )
+  if rng is None:
+    left, top = (round(pixels / 2) for pixels in room)
+  else:
+    left, top = (int(rng.integers(pixels + 1)) for pixels in room)
+  x, y = width / new_width, height / new_height
+  return left * x, top * y, crop * x, crop * y
+
+
+def resize_exactly(
+  image: np.ndarray, box: Box, size: int, interpolation: str
+) -> np.ndarray:
+  """Resizes a part of an image with antialiasing, as Pillow and torchvision do.
+
+  Args:
+    image: [H, W, 3] uint8.
+    box: the part.
+    size: new side of it, in pixels.
+    interpolation: "bilinear" or "bicubic".
+
+  Returns:
+    [size, size, 3] uint8.
+  """
+  left, top, width, height = box
+  method = Image.Resampling[interpolation.upper()]
+  corners = (left, top, left + width, top + height)
+  return np.asarray(Image.fromarray(image).resize((size, size), method, corners))
+
+
+def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
+  """Resizes bilinearly, without antialiasing; averages where it shrinks by 2 or more.
+
+  Args:
+    image: [H, W, 3] uint8.
+    size: new side, in pixels.
+
+  Returns:
+    [size, size, 3] uint8.
+  """
+  # The decoder has shrunk a JPEG; of the others, most pixels would be left out.
+  much = min(image.shape[:2]) >= 2 * size
+  method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
+  return cv2.resize(image, (size, size), interpolation=method)
+
+
+@dataclasses.dataclass(frozen=True)
+class EvalTransform:
+  """Resizes the short side, cuts the middle.
+
+  Attributes:
+    resize: new short side in pixels; 0 leaves the size.
+    crop: side of the square.
+    interpolation: "bilinear" or "bicubic", antialiased.
+    max_pixels: see `decode`.
+  """
+
+  resize: int
+  crop: int
+  interpolation: str
+  max_pixels: int
+
+  @property
+  def size(self) -> int:
+    """Side of the images, in pixels."""
+    return self.crop
+
+  def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+    """Maps the content of a file to [crop, crop, 3] uint8, by no chance.
+
+    Raises:
+      ImageError: see `decode` and `resized_box`.
+    """
+    del rng
+    head = open_image(data, self.max_pixels)
+    box = resized_box(*upright_size(head), self.resize, self.crop)
+    return resize_exactly(decode(data, head), box, self.crop, self.interpolation)
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainTransform:
+  """Cuts a random part and may distort it.
+
+  Attributes:
+    crop: "random_resized": a part of random size and shape; "random": a square of the
+      resized image.
+    resize: short side for "random", in pixels.
+    size: side of the result.
+    min_area: smallest share of the area for "random_resized".
+    interpolation: for "random", antialiased.
+    policy: "rand", "trivial" or "": see `auto_augment`.
+    magnitude: of "rand".
+    max_pixels: see `decode`.
+  """
+
+  crop: str
+  resize: int
+  size: int
+  min_area: float
+  interpolation: str
+  policy: str
+  magnitude: int
+  max_pixels: int
+
+  def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+    """Maps the content of a file to [size, size, 3] uint8.
+
+    Raises:
+      ImageError: see `decode` and `resized_box`.
+    """
+    head = open_image(data, self.max_pixels)
+    if self.crop == "random":
+      box = resized_box(*upright_size(head), self.resize, self.size, rng)
+      image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
+    else:
+      box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
+      # Decoded smaller where the part still has all the pixels that are asked for.
+      factor = 1
+      while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
+        factor *= 2
+      image = resize_fast(decode_part(data, head, box, factor), self.size)
+    if self.policy == "rand":
+      image = rand_augment(image, rng, magnitude=self.magnitude)
+    elif self.policy == "trivial":
+      image = trivial_augment(image, rng)
+    return image

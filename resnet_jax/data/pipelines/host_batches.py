@@ -1,0 +1,183 @@
+"""Batches of images as a function of their number, read ahead by threads or processes.
+
+Host side only: nothing here touches a device, so that worker processes start quickly.
+Letters: N images of a split, B batch, S side of the images.
+"""
+
+import dataclasses
+import functools
+import multiprocessing
+import os
+import signal
+import threading
+from collections.abc import Generator
+from concurrent.futures import ThreadPoolExecutor
+from typing import Protocol
+
+import grain
+import numpy as np
+from absl import flags
+
+from resnet_jax.data import ImageSource
+from resnet_jax.data.images.errors import ImageError
+
+
+class Transform(Protocol):
+  """From content to pixels; must pickle."""
+
+  @property
+  def size(self) -> int: ...
+
+  def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray: ...
+
+
+# image [B, S, S, 3] uint8, label [B] int32, mask [B] bool, False where an image is
+# missing, and "errors": a list of (index, text) of those that could not be read.
+HostBatch = dict
+
+
+@dataclasses.dataclass(frozen=True)
+class Batches:
+  """The batches of a split: [i] is batch number i, whoever asks, in any order.
+
+  Attributes:
+    source: the images.
+    transform: applied to each, with random numbers of (seed, position in the stream).
+    order: position in the stream -> index of an image; N and above is padding.
+    batch_size: over all processes.
+    rows: first and last row + 1 of each batch that this process loads.
+    seed: of the transform.
+    replace: load the next image in place of one that cannot be read; else it is
+      masked.
+    num_threads: that decode.
+  """
+
+  source: ImageSource
+  transform: Transform
+  order: grain.MapDataset
+  batch_size: int
+  rows: tuple[int, int]
+  seed: int
+  replace: bool
+  num_threads: int
+
+  def __len__(self) -> int:
+    return len(self.order) // self.batch_size
+
+  def __getitem__(self, number: int) -> HostBatch:
+    first, last = (number * self.batch_size + row for row in self.rows)
+    rows, side = last - first, self.transform.size
+    batch: HostBatch = {
+      "image": np.empty((rows, side, side, 3), np.uint8),
+      "label": np.zeros(rows, np.int32),
+      "mask": np.zeros(rows, bool),
+      "errors": [],
+    }
+    # All here and in shares, as handing over every image would cost more; Philox takes
+    # its key as it is: the cheapest generator to make.
+    keys = np.array([(self.seed, i) for i in range(first, last)], np.uint64)
+    work = [
+      (int(self.order[first + row]), np.random.Generator(np.random.Philox(key=key)))
+      for row, key in enumerate(keys)
+    ]
+    load = functools.partial(self._load, batch, work)
+    shares = (range(i, rows, self.num_threads) for i in range(self.num_threads))
+    for errors in _pool(self.num_threads).map(load, shares):
+      batch["errors"] += errors
+    return batch
+
+  def _load(
+    self, batch: HostBatch, work: list[tuple[int, np.random.Generator]], rows: range
+  ) -> list[tuple[int, str]]:
+    """Fills rows of a batch with their (index, generator); returns what failed."""
+    errors: list[tuple[int, str]] = []
+    for row in rows:
+      index, rng = work[row]
+      tries = min(len(self.source), 100) if self.replace else 1
+      if index >= len(self.source):
+        tries = 0
+      for other in range(index, index + tries):
+        other %= len(self.source)
+        try:
+          data, label = self.source[other]
+          batch["image"][row] = self.transform(data, rng)
+        except ImageError as error:
+          errors.append((other, f"{self.source.name(other)}: {error}"))
+          continue
+        batch["label"][row], batch["mask"][row] = label, True
+        break
+      else:
+        batch["image"][row] = 0
+    return errors
+
+
+@functools.cache
+def _pool(num_threads: int) -> ThreadPoolExecutor:
+  return ThreadPoolExecutor(num_threads, "decode")
+
+
+def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBatch]:
+  """Yields batches from number `start` on, loaded ahead.
+
+  Args:
+    batches: see `Batches`.
+    start: number of the first batch.
+    num_workers: processes; 0 is the threads of this one.
+
+  Raises:
+    OSError: a worker process died.
+  """
+  dataset = grain.MapDataset.source(batches)[start:]
+  # Two at a time, each decoded by all threads: one is ready while the other is made.
+  options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
+  ahead = dataset.to_iter_dataset(options)
+  if num_workers:
+    if not flags.FLAGS.is_parsed():  # By a program whose flags are not absl's.
+      flags.FLAGS.mark_as_parsed()
+    ahead = ahead.mp_prefetch(
+      grain.MultiprocessingOptions(num_workers), worker_init_fn=_start_worker
+    )
+  iterator = iter(ahead)
+  try:
+    yield from map(_copied, iterator) if num_workers else iterator
+  except RuntimeError as error:
+    if not str(error).startswith("Worker process was terminated unexpectedly"):
+      raise
+    raise OSError(
+      f"a worker process of the input died, perhaps for want of memory or of space in "
+      f"/dev/shm; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
+    ) from error
+  finally:
+    iterator.close()
+
+
+def _copied(batch: HostBatch) -> HostBatch:
+  """Takes a batch out of memory shared with a worker, which goes only with its arrays.
+
+  Those that an exception holds until the end would be freed too late, with a warning.
+  """
+  return {k: v if k == "errors" else np.array(v) for k, v in batch.items()}
+
+
+def _start_worker(index: int, count: int) -> None:
+  """Makes a worker process end with the main process, not before it at a signal.
+
+  The keyboard and schedulers send theirs to every process of a run.
+  """
+  signal.signal(signal.SIGINT, signal.SIG_IGN)
+  signal.signal(signal.SIGTERM, signal.SIG_IGN)
+  threading.Thread(target=_end_with_parent, daemon=True).start()
+
+
+def _end_with_parent() -> None:
+  parent = multiprocessing.parent_process()
+  assert parent is not None
+  parent.join()
+  os._exit(1)
+
+
+def count_threads() -> int:
+  """Returns how many cores this process may use."""
+  if hasattr(os, "sched_getaffinity"):
+    return len(os.sched_getaffinity(0))
+  return os.cpu_count() or 1

@@ -1,0 +1,131 @@
+"""Data sets: where images come from, and how batches of them reach the step."""
+
+from collections.abc import Sequence
+
+from jax.sharding import Mesh
+
+from resnet_jax.config.preprocessing import check_channels
+from resnet_jax.config.schema import AugmentConfig, DataConfig
+from resnet_jax.data import ImageSource
+from resnet_jax.data.images.crops import EvalTransform, TrainTransform
+from resnet_jax.data.pipelines.host_batches import Transform
+from resnet_jax.data.pipelines.resident import ResidentDataset
+from resnet_jax.data.pipelines.streaming import StreamingDataset
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.opening import open_source
+from resnet_jax.runtime.mesh import check_batch_size
+
+Dataset = ResidentDataset | StreamingDataset
+
+
+def create_dataset(
+  config: DataConfig,
+  batch_size: int,
+  mesh: Mesh,
+  augment: AugmentConfig | None = None,
+  class_names: Sequence[str] = (),
+) -> Dataset:
+  """Opens the training or the evaluation split of the configured data set.
+
+  What fits is put on the devices at once; the rest is read as it is needed.
+
+  Args:
+    config: which data set.
+    batch_size: over all devices.
+    mesh: the devices.
+    augment: of training; None is evaluation.
+    class_names: those of a model to evaluate, if they are known.
+
+  Raises:
+    ValueError: a mean or std that does not fit the channels, a batch that does not
+      split over the devices, a size that is missing, or what `open_source` refuses.
+    FileNotFoundError: the data set is not there.
+  """
+  check_batch_size(batch_size, mesh)
+  split = config.eval_split if augment is None else config.train_split
+  source = open_source(config, split, class_names)
+  if augment and len(source.class_names) < 2:
+    raise ValueError(
+      f"config.data.name={config.name!r} has one class, {source.class_names[0]!r}: "
+      "nothing to learn; name the folder that holds the classes"
+    )
+  channels = source.images.shape[-1] if isinstance(source, Source) else 3
+  for field in ("mean", "std"):
+    values = getattr(config, field)
+    check_channels(f"config.data.{field}={values}", values, channels)
+  if channels != 3 and augment and (augment.saturation or augment.hue):
+    raise ValueError(
+      f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "
+      f"for images of {channels} channels"
+    )
+  if isinstance(source, Source):
+    if augment and config.train_crop:
+      raise ValueError(
+        f"config.data.train_crop={config.train_crop!r} must be '' for "
+        f"{config.name!r}, which is built in"
+      )
+    resize, crop = config.train_resize, 0
+    if augment is None:
+      resize, crop = config.eval_resize, config.eval_crop
+    return ResidentDataset(
+      source,
+      batch_size,
+      mesh,
+      resize=resize,
+      crop=crop,
+      interpolation=config.interpolation,
+    )
+  return create_streaming(config, source, batch_size, mesh, augment)
+
+
+def require_train_crop(config: DataConfig) -> None:
+  """Raises `ValueError` if images of many sizes are not cut to one."""
+  if not config.train_crop:
+    raise ValueError(
+      "config.data.train_crop='' must be 'random_resized' or 'random', with "
+      "config.data.image_size: images of many sizes are cut to one"
+    )
+
+
+def create_streaming(
+  config: DataConfig,
+  source: ImageSource,
+  batch_size: int,
+  mesh: Mesh,
+  augment: AugmentConfig | None,
+) -> StreamingDataset:
+  """Returns a data set that is read as it is needed; arguments and errors as above."""
+  transform: Transform
+  if augment is None:
+    if not config.eval_crop:
+      raise ValueError(
+        "config.data.eval_crop=0 must be > 0, such as 224: images of many sizes "
+        "are cut to one"
+      )
+    transform = EvalTransform(
+      resize=config.eval_resize,
+      crop=config.eval_crop,
+      interpolation=config.interpolation,
+      max_pixels=config.max_pixels,
+    )
+  else:
+    require_train_crop(config)
+    transform = TrainTransform(
+      crop=config.train_crop,
+      resize=config.train_resize,
+      size=config.image_size,
+      min_area=config.min_area,
+      interpolation=config.interpolation,
+      policy=augment.policy,
+      magnitude=augment.magnitude,
+      max_pixels=config.max_pixels,
+    )
+  return StreamingDataset(
+    source,
+    transform,
+    batch_size,
+    mesh,
+    max_skip_share=config.max_skip_share if config.on_error == "skip" else None,
+    num_threads=config.num_threads,
+    num_workers=config.num_workers,
+  )

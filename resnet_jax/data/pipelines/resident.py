@@ -1,0 +1,171 @@
+"""A data set that fits in device memory: shuffled and batched inside the step.
+
+Letters: N examples, B batch, H height, W width, C channels.
+"""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from functools import partial
+from typing import Any
+
+import flax.struct
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from resnet_jax.config.plan import Plan
+from resnet_jax.data.batch import Batch
+from resnet_jax.data.batches.preprocess import resize_and_crop
+from resnet_jax.data.sources.base import Source
+from resnet_jax.runtime.mesh import batch_sharding, replicated
+
+
+@flax.struct.dataclass
+class Feed:
+  """Images on the device and the order in which they are taken.
+
+  Attributes:
+    image: [N, H, W, C] uint8.
+    label: [N] int32.
+    order: [at least one batch] int32, indices of examples; N and above is padding.
+  """
+
+  image: jax.Array
+  label: jax.Array
+  order: jax.Array
+
+
+def take_batch(
+  feed: Feed,
+  step: jax.Array,
+  *,
+  batch_size: int,
+  sharding: jax.sharding.Sharding,
+  resize: Callable[[jax.Array], jax.Array] = lambda images: images,
+) -> Batch:
+  """Returns batch number `step` of the order, which starts again where it ends.
+
+  Args:
+    feed: see `Feed`.
+    step: scalar int32.
+    batch_size: B.
+    sharding: of each array's first axis.
+    resize: maps the batch's images to the size that the model is to see.
+
+  Returns:
+    {"image": [B, H, W, C] uint8, "label": [B] int32, "mask": [B] bool}.
+  """
+  position = step % (len(feed.order) // batch_size) * batch_size
+  index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)
+  index = jax.lax.with_sharding_constraint(index, sharding)
+  batch = {
+    "image": resize(feed.image.at[index].get(mode="clip")),
+    "label": feed.label.at[index].get(mode="clip"),
+    "mask": index < len(feed.label),
+  }
+  return jax.lax.with_sharding_constraint(batch, sharding)
+
+
+def bind_take_batch(
+  images: np.ndarray,
+  batch_size: int,
+  mesh: Mesh,
+  resize: int = 0,
+  crop: int = 0,
+  interpolation: str = "bilinear",
+) -> tuple[Callable, tuple[int, int, int]]:
+  """Returns `take_batch` of (feed, step) alone, and (H, W, C) of what it takes.
+
+  Args:
+    images: [N, H, W, C] uint8.
+    batch_size: B.
+    mesh: the devices.
+    resize: see `resize_and_crop`, which is part of the step.
+    crop: likewise.
+    interpolation: likewise.
+  """
+  resized = partial(
+    resize_and_crop, resize=resize, crop=crop, interpolation=interpolation
+  )
+  bound = partial(
+    take_batch, batch_size=batch_size, sharding=batch_sharding(mesh), resize=resized
+  )
+  return bound, jax.eval_shape(resized, images[:1]).shape[1:]
+
+
+class ResidentDataset:
+  """One split as uint8 on every device.
+
+  Attributes:
+    num_examples: N.
+    class_names: of the labels.
+    image_shape: (H, W, C) of a batch's images.
+    skipped: empty, as every image was read.
+    take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
+  """
+
+  waited_s = 0.0  # Training never waits for images.
+
+  def __init__(
+    self,
+    source: Source,
+    batch_size: int,
+    mesh: Mesh,
+    **resizing: Any,
+  ):
+    """Copies the images to the devices.
+
+    Args:
+      source: see `Source`.
+      batch_size: over all devices, a multiple of their number.
+      mesh: the devices.
+      **resizing: of `bind_take_batch`.
+    """
+    self.num_examples = len(source.images)
+    self.class_names = source.class_names
+    self.skipped: dict[int, str] = {}
+    self.take_batch, self.image_shape = bind_take_batch(
+      source.images, batch_size, mesh, **resizing
+    )
+    self._num_batches = math.ceil(self.num_examples / batch_size)
+    # Evaluation's order; the indices past the last example are padding.
+    order = np.arange(self._num_batches * batch_size, dtype=np.int32)
+    arrays = (source.images, source.labels, order)
+    self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
+    self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
+
+  def _epoch_order(self, key: jax.Array, epoch: int) -> jax.Array:
+    return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_examples)
+
+  def train_chunks(
+    self,
+    key: jax.Array,
+    step: int,
+    plan: Plan,
+    is_idle: Callable[[], bool] | None = None,
+  ) -> Iterator[tuple[int, Feed, int]]:
+    """Yields (step after the call, feed, number of updates) from `step` to the end.
+
+    Each epoch is a new order of all examples, a function of (key, epoch); those
+    that do not fill its last batch are left out of that epoch.
+
+    Args:
+      key: PRNG key of shuffling.
+      step: completed updates.
+      plan: how far a call may go.
+      is_idle: has no meaning here.
+    """
+    del is_idle
+    feed, epoch = self._feed, -1
+    while step < plan.num_steps:
+      if epoch != step // plan.steps_per_epoch:
+        epoch = step // plan.steps_per_epoch
+        feed = dataclasses.replace(feed, order=self._shuffle(key, epoch))
+      end = plan.call_end(step)
+      yield end, feed, end - step
+      step = end
+
+  def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
+    """Yields (feed, number of batches): every example once, the rest masked."""
+    yield self._feed, self._num_batches

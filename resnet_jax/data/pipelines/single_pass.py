@@ -1,0 +1,137 @@
+"""Images read once, in order, for what is to be said of each: no labels needed.
+
+Letters: N images, B batch, S side, C channels.
+"""
+
+import dataclasses
+import math
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import grain
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.data import ImageSource
+from resnet_jax.data.batches.preprocess import resize_and_crop
+from resnet_jax.data.images.crops import EvalTransform
+from resnet_jax.data.pipelines.host_batches import (
+  Batches,
+  HostBatch,
+  count_threads,
+  iterate,
+)
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.file_list import SUFFIXES, FileList, images_below
+
+
+def find_images(places: Sequence[str]) -> FileList:
+  """Lists files, and all images in folders and the folders below them.
+
+  Args:
+    places: files, whatever their suffix, and folders.
+
+  Returns:
+    Their paths, the folders' in order of their names; the labels are all 0.
+
+  Raises:
+    FileNotFoundError: there is no such place.
+    ValueError: a folder has no images.
+  """
+  paths: list[str] = []
+  for place in places:
+    if os.path.isdir(place):
+      found = images_below(Path(place))
+      if not found:
+        raise ValueError(
+          f"the folder {place!r} has no images ({' '.join(SUFFIXES)}); name another one"
+        )
+      paths += [str(Path(place).parent / path) for path in found]
+    elif os.path.exists(place):
+      paths.append(place)
+    else:
+      raise FileNotFoundError(f"there is no image or folder {place!r}")
+  return FileList("", paths, [0] * len(paths), [""])
+
+
+def read_batches(
+  source: Source | ImageSource,
+  preprocessing: Preprocessing,
+  batch_size: int,
+  max_pixels: int,
+) -> Iterator[HostBatch]:
+  """Yields all images, resized and cropped as evaluation does.
+
+  Args:
+    source: the images.
+    preprocessing: their size.
+    batch_size: B; the last batch is filled up.
+    max_pixels: see `decode`.
+
+  Yields:
+    "image" [B, S, S, C] uint8, "label" [B] int32, "mask" [B] bool, False at what fills
+    up and where an image cannot be read; and "errors", a list of (index, text).
+
+  Raises:
+    ValueError: arrays that are smaller than the crop.
+  """
+  if isinstance(source, Source):
+    yield from _slices(source, preprocessing, batch_size)
+    return
+  length = math.ceil(len(source) / batch_size) * batch_size
+  batches = Batches(
+    source=source,
+    transform=_transform(preprocessing, max_pixels),
+    order=grain.MapDataset.range(length),
+    batch_size=batch_size,
+    rows=(0, batch_size),
+    seed=0,
+    replace=False,
+    num_threads=count_threads(),
+  )
+  yield from iterate(batches, 0, num_workers=0)
+
+
+def read_image(
+  source: Source | ImageSource,
+  index: int,
+  preprocessing: Preprocessing,
+  max_pixels: int,
+) -> np.ndarray:
+  """Returns an image as `read_batches` does: [S, S, C] uint8.
+
+  Raises:
+    ImageError: it cannot be read.
+  """
+  if isinstance(source, Source):
+    one = dataclasses.replace(
+      source, images=source.images[[index]], labels=source.labels[[index]]
+    )
+    return next(_slices(one, preprocessing, 1))["image"][0]
+  transform = _transform(preprocessing, max_pixels)
+  return transform(source[index][0], np.random.default_rng())
+
+
+def _transform(preprocessing: Preprocessing, max_pixels: int) -> EvalTransform:
+  return EvalTransform(
+    preprocessing.resize, preprocessing.crop, preprocessing.interpolation, max_pixels
+  )
+
+
+def _slices(
+  source: Source, preprocessing: Preprocessing, size: int
+) -> Iterator[HostBatch]:
+  for start in range(0, len(source.images), size):
+    part = np.arange(start, start + size)
+    mask = part < len(source.images)
+    part = np.minimum(part, len(source.images) - 1)
+    image = resize_and_crop(
+      jnp.asarray(source.images[part]),
+      preprocessing.resize,
+      preprocessing.crop,
+      preprocessing.interpolation,
+    )
+    label = source.labels[part]
+    yield {"image": np.asarray(image), "label": label, "mask": mask, "errors": []}

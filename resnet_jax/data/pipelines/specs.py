@@ -1,0 +1,102 @@
+"""What a data set gives to the step, as shapes, to compile for devices not here.
+
+Letters: N examples, K batches of a call, B batch, S side of the images.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import Mesh
+
+from resnet_jax.config.schema import DataConfig
+from resnet_jax.data.pipelines import resident, streaming
+from resnet_jax.data.pipelines.opening import require_train_crop
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.opening import open_source
+from resnet_jax.runtime.mesh import chunk_sharding, replicated
+
+# A streamed set is not opened; its size changes nothing that is compiled but constants.
+_NUM_STREAMED = 1_281_167
+
+
+@dataclasses.dataclass(frozen=True)
+class AbstractDataset:
+  """What compiling needs of a training set.
+
+  Attributes:
+    feed: argument of `train_chunk`, shapes only.
+    take_batch: see `train_chunk`.
+    image_shape: (H, W, C).
+    num_examples: N, or some number if the images are streamed.
+    num_classes: 0 if the images are streamed.
+  """
+
+  feed: Any
+  take_batch: Callable
+  image_shape: tuple[int, int, int]
+  num_examples: int
+  num_classes: int
+
+
+def open_resident(config: DataConfig) -> Source | None:
+  """Opens a training set that is to live on the devices; None if it is streamed.
+
+  Raises:
+    ValueError: as `open_source`.
+    FileNotFoundError: it is not there.
+  """
+  if config.train_crop:
+    return None
+  source = open_source(config, config.train_split)
+  if isinstance(source, Source):
+    return source
+  require_train_crop(config)
+  return None
+
+
+def create_abstract_dataset(
+  config: DataConfig,
+  source: Source | None,
+  batch_size: int,
+  steps_per_call: int,
+  mesh: Mesh,
+) -> AbstractDataset:
+  """Returns the training set as shapes.
+
+  Args:
+    config: which data set.
+    source: from `open_resident`.
+    batch_size: B, over all devices.
+    steps_per_call: K.
+    mesh: the devices, which may be only described.
+  """
+  whole: Callable = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+  if source is None:
+    split: Callable = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
+    shape, rows = (config.image_size,) * 2 + (3,), (steps_per_call, batch_size)
+    batches = {
+      "image": split(rows + shape, jnp.uint8),
+      "label": split(rows, jnp.int32),
+      "mask": split(rows, jnp.bool_),
+    }
+    chunk = streaming.Chunk(batches, whole((), jnp.int32))
+    number = max(_NUM_STREAMED, batch_size)
+    return AbstractDataset(chunk, streaming.take_batch, shape, number, 0)
+  count = len(source.images)
+  feed = resident.Feed(
+    image=whole(source.images.shape, jnp.uint8),
+    label=whole((count,), jnp.int32),
+    order=whole((count,), jnp.int32),
+  )
+  take_batch, shape = resident.bind_take_batch(
+    source.images,
+    batch_size,
+    mesh,
+    resize=config.train_resize,
+    interpolation=config.interpolation,
+  )
+  return AbstractDataset(feed, take_batch, shape, count, len(source.class_names))

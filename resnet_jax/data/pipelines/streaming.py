@@ -1,0 +1,210 @@
+"""A data set of any size: decoded on the host while the device computes.
+
+Letters: N examples, K batches of a call, B batch, S side of the images.
+"""
+
+import contextlib
+import math
+import time
+from collections.abc import Callable, Iterable, Iterator
+from concurrent import futures
+
+import flax.struct
+import grain
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh
+
+from resnet_jax.config.plan import Plan
+from resnet_jax.data import ImageSource
+from resnet_jax.data.batch import Batch
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.pipelines.host_batches import (
+  Batches,
+  HostBatch,
+  Transform,
+  count_threads,
+  iterate,
+)
+from resnet_jax.runtime.mesh import local_rows, put_batches
+
+
+@flax.struct.dataclass
+class Chunk:
+  """The batches of one call, on the devices.
+
+  Attributes:
+    batches: {"image": [K, B, S, S, 3] uint8, "label": [K, B] int32, "mask": [K, B]}.
+    first: scalar int32, number of the first batch.
+  """
+
+  batches: Batch
+  first: jax.Array
+
+
+def take_batch(chunk: Chunk, step: jax.Array) -> Batch:
+  """Returns batch number `step`, which must be in the chunk."""
+
+  def take(array):
+    return jax.lax.dynamic_index_in_dim(array, step - chunk.first, keepdims=False)
+
+  return jax.tree.map(take, chunk.batches)
+
+
+class StreamingDataset:
+  """One split, read from disk again and again.
+
+  Attributes:
+    num_examples: N.
+    class_names: of the labels.
+    image_shape: (S, S, 3).
+    take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
+    waited_s: seconds that training waited for images so far, its device idle.
+    skipped: index -> what was wrong with it, of images that could not be read.
+  """
+
+  def __init__(
+    self,
+    source: ImageSource,
+    transform: Transform,
+    batch_size: int,
+    mesh: Mesh,
+    *,
+    max_skip_share: float | None = None,
+    num_threads: int = 0,
+    num_workers: int = 0,
+  ):
+    """Reads nothing yet.
+
+    Args:
+      source: the images.
+      transform: from the content of a file to [S, S, 3] uint8.
+      batch_size: over all devices, a multiple of their number.
+      mesh: the devices.
+      max_skip_share: largest share of N that may be skipped; None allows none.
+      num_threads: that decode, over all workers; 0 is one for each core.
+      num_workers: processes that decode for training; 0 is the threads of this one.
+    """
+    self.num_examples = len(source)
+    self.class_names = source.class_names
+    self.image_shape = (transform.size, transform.size, 3)
+    self.take_batch = take_batch
+    self.waited_s = 0.0
+    self.skipped: dict[int, str] = {}
+    self._source, self._transform = source, transform
+    self._batch_size, self._mesh = batch_size, mesh
+    self._max_skip_share, self._num_workers = max_skip_share, num_workers
+    self._num_threads = num_threads or count_threads()
+    self._loaded = 0
+
+  def _batches(
+    self, order: grain.MapDataset, seed: int, replace: bool, num_workers: int
+  ) -> Batches:
+    return Batches(
+      source=self._source,
+      transform=self._transform,
+      order=order,
+      batch_size=self._batch_size,
+      rows=local_rows(self._batch_size),
+      seed=seed,
+      replace=replace,
+      num_threads=math.ceil(self._num_threads / max(1, num_workers)),
+    )
+
+  def train_chunks(
+    self, key: jax.Array, step: int, plan: Plan, is_idle: Callable[[], bool]
+  ) -> Iterator[tuple[int, Chunk, int]]:
+    """Yields (step after the call, chunk, number of updates) from `step` to the end.
+
+    Each epoch is a new order of all examples, a function of (key, epoch); those
+    that do not fill its last batch are left out of that epoch. What happens to an
+    example is a function of (key, step, place in the batch).
+
+    Args:
+      key: PRNG key of shuffling and of the transform.
+      step: completed updates.
+      plan: how far a call may go.
+      is_idle: whether the device has nothing to do.
+
+    Raises:
+      ValueError: an image cannot be read and must not be skipped, or too many.
+      OSError: a worker process died.
+    """
+    seed = int(jax.random.bits(key))
+    order = grain.MapDataset.range(self.num_examples).shuffle(seed)
+    order = order[: plan.steps_per_epoch * self._batch_size].repeat()
+    replace, workers = self._max_skip_share is not None, self._num_workers
+    loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
+
+    # A call runs on the device while the next one's images are read and copied to it.
+    with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
+      while step < plan.num_steps:
+        end = plan.call_end(step)
+        host = (
+          self._wait(reader.submit(next, loaded), is_idle) for _ in range(step, end)
+        )
+        yield end, self._put(host, step, plan.steps_per_call), end - step
+        step = end
+
+  def eval_chunks(self) -> Iterator[tuple[Chunk, int]]:
+    """Yields (chunk, number of batches): every example once, the rest masked.
+
+    Raises:
+      ValueError: as `train_chunks`; images that are skipped are masked.
+      OSError: a worker process died.
+    """
+    length = math.ceil(self.num_examples / self._batch_size) * self._batch_size
+    order = grain.MapDataset.range(length)
+    batches = self._batches(order, seed=0, replace=False, num_workers=0)
+    # In threads: new processes would take longer to start than most sets to read.
+    for host in iterate(batches, 0, num_workers=0):
+      yield self._put([host], 0, 1), 1
+
+  def _wait(self, batch: futures.Future, is_idle: Callable[[], bool]) -> HostBatch:
+    """Returns what is read, adding to `waited_s` from when the device is idle."""
+    idle_since = None
+    while not batch.done():
+      if idle_since is None and is_idle():
+        idle_since = time.monotonic()
+      futures.wait([batch], timeout=0.005)
+    if idle_since is not None:
+      self.waited_s += time.monotonic() - idle_since
+    return batch.result()
+
+  def _checked(self, batch: HostBatch) -> HostBatch:
+    errors = batch.pop("errors")
+    self._loaded += len(batch["mask"])
+    if not errors:
+      return batch
+    if self._max_skip_share is None:
+      raise ImageError(
+        f"{errors[0][1]}; mend or remove it, or set config.data.on_error=skip"
+      )
+    self.skipped.update(errors)
+    # Even a share of 1 must leave something to compute with.
+    allowed = min(self._max_skip_share * self.num_examples, self.num_examples - 1)
+    # One of P processes meets 1 / P of the images in an epoch, other ones in the next.
+    others = 1 - 1 / jax.process_count()
+    allowed *= 1 - others ** max(1, self._loaded / (self.num_examples * (1 - others)))
+    if len(self.skipped) > allowed:
+      raise ImageError(
+        f"{len(self.skipped)} of {self.num_examples} images cannot be read, more than "
+        f"config.data.max_skip_share={self._max_skip_share} allows, such as "
+        f"{errors[0][1]}"
+      )
+    return batch
+
+  def _put(self, host: Iterable[HostBatch], first: int, length: int) -> Chunk:
+    """Checks batches, fills up to `length` and copies to the devices."""
+    checked = [self._checked(batch) for batch in host]
+
+    def stack(*arrays: np.ndarray) -> np.ndarray:
+      if length == 1:
+        return arrays[0][None]
+      stacked = np.zeros((length, *arrays[0].shape), arrays[0].dtype)
+      np.stack(arrays, out=stacked[: len(arrays)])
+      return stacked
+
+    stacked = jax.tree.map(stack, *checked)
+    return Chunk(put_batches(stacked, self._mesh), jnp.int32(first))

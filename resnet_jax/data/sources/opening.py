@@ -1,0 +1,42 @@
+"""Opens the data set that a config names."""
+
+from collections.abc import Sequence
+
+from resnet_jax.config.schema import DataConfig
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.data.sources.folder import find_root, list_images
+from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
+
+
+def open_source(
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
+) -> Source | TfdsImages | FileList:
+  """Opens a split of the configured data set; errors as the loaders above.
+
+  Args:
+    config: which data set.
+    split: "" is the data set's own for evaluation.
+    class_names: those of a model; a folder may have some of them only.
+  """
+  if "://" in config.dir:
+    raise ValueError(
+      f"config.data.dir={config.dir!r} must be a local path; mount remote storage"
+    )
+  if not config.name:
+    raise ValueError("config.data.name must name a data set; these weights have none")
+  if config.name == "digits":
+    return load_digits(split or "test")
+  if config.name == "synthetic":
+    return load_synthetic(split or "test", config.image_size, config.num_examples)
+  if config.name == "folder":
+    root = find_root(config.dir)
+    files = list_images(root, split, config.val_share, class_names)
+    if not len(files):
+      raise ValueError(
+        f"config.data.val_share={config.val_share} of the images of any class in "
+        f"{str(root)!r} leaves none for {split or 'evaluation'}; change it or add some"
+      )
+    return files
+  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))

@@ -1,0 +1,91 @@
+"""Images listed in a table of paths and labels."""
+
+import csv
+import hashlib
+import os
+from collections.abc import Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from resnet_jax.data.sources.file_list import _MAX_CLASSES, FileList, _check_known
+
+
+class _Row(NamedTuple):
+  line: int
+  path: str
+  label: str
+  split: str  # "" without that column.
+
+
+def _read_table(path: Path) -> list[_Row]:
+  try:
+    with path.open(newline="", encoding="utf-8-sig") as file:
+      reader = csv.reader(file)
+      rows = [(reader.line_num, row) for row in reader if row]
+  except (UnicodeDecodeError, csv.Error) as error:
+    raise ValueError(f"{path} is no .csv file in UTF-8: {error}") from error
+  columns = ["path", "label"]
+  if rows:
+    header = [cell.strip().lower() for cell in rows[0][1]]
+    if "path" in header or "label" in header:
+      columns, rows = header, rows[1:]
+  if not {"path", "label"} <= set(columns):
+    raise ValueError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
+  if not rows:
+    raise ValueError(f"{path} has no rows of path,label")
+  needed = {"path", "label", "split"} & set(columns)
+  table = []
+  for line, row in rows:
+    cells = dict(zip(columns, row, strict=False))
+    if len(row) != len(columns) or not all(cells[name].strip() for name in needed):
+      raise ValueError(
+        f"{path}, line {line}: {','.join(row)[:60]!r} must be {','.join(columns)}; "
+        "other columns need a first line that names path and label"
+      )
+    split = cells.get("split", "").strip()
+    table.append(_Row(line, cells["path"], cells["label"].strip(), split))
+  return table
+
+
+def _list_table(
+  path: Path, split: str, val_share: float, class_names: Sequence[str]
+) -> FileList:
+  rows = _read_table(path)
+  texts = [row.label for row in rows]
+  if all(text.removeprefix("-").isdecimal() for text in texts):
+    limit = len(class_names) or _MAX_CLASSES
+    for row in rows:
+      if len(row.label) > 9 or not 0 <= int(row.label) < limit:
+        raise ValueError(
+          f"{path}, line {row.line}: label {row.label[:20]} must be a class index "
+          f"below {limit}; number the classes from 0, or name them"
+        )
+    labels = list(map(int, texts))
+    classes = list(class_names) or [str(i) for i in range(max(labels) + 1)]
+  else:
+    classes = list(class_names) or sorted(set(texts))
+    _check_known(texts, classes, path)
+    number = {name: i for i, name in enumerate(classes)}
+    labels = [number[text] for text in texts]
+  files = FileList(path.parent, [row.path for row in rows], labels, classes)
+  if rows[0].split:
+    return files.select([row.split == split for row in rows])
+  return _part(files, split, val_share)
+
+
+def _part(files: FileList, split: str, val_share: float) -> FileList:
+  """Returns the "train" or "val" part of files that have no splits of their own."""
+  # By a hash of the name, so that a file that comes or goes moves no others between
+  # training and evaluation, but for one at the border.
+  names = map(files._relative, range(len(files)))
+  digests = [hashlib.blake2b(os.fsencode(name)).digest() for name in names]
+  order = np.array(sorted(range(len(files)), key=digests.__getitem__))
+  order = order[np.argsort(files.labels[order], kind="stable")]
+  counts = np.bincount(files.labels)
+  first = np.cumsum(counts) - counts
+  place = np.empty(len(files), int)  # Of each file in the shuffled order of its class.
+  place[order] = np.arange(len(files)) - np.repeat(first, counts)
+  is_val = place < np.round(counts * val_share)[files.labels]
+  return files.select(is_val == (split == "val"))

@@ -1,0 +1,157 @@
+"""Where images come from: a split as two arrays, or to be read bit by bit.
+
+Letters: N examples, H height, W width, C channels.
+"""
+
+import dataclasses
+import math
+import os
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.sources import base
+from resnet_jax.data.sources.base import Source
+
+
+@dataclasses.dataclass(frozen=True)
+class TfdsImages:
+  """A split of a TFDS set whose images are not decoded: [i] is (content, label).
+
+  Attributes:
+    records: TFDS's data source.
+    class_names: of the labels.
+    where: the set, for messages.
+  """
+
+  records: Any
+  class_names: tuple[str, ...]
+  where: str
+
+  def __len__(self) -> int:
+    return len(self.records)
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    """Reads a record; raises `ImageError` if it cannot."""
+    try:
+      example = self.records[index]
+    except Exception as error:  # array_record raises all kinds.
+      raise ImageError(f"it cannot be read ({error})") from error
+    if example["label"] < 0:
+      raise ImageError("it has no label; name another split")
+    return example["image"], int(example["label"])
+
+  def name(self, index: int) -> str:
+    """Returns what a message calls the image."""
+    return f"image {index} of {self.where}"
+
+
+def load_tfds(
+  name: str, data_dir: str, split: str, stream: bool = False
+) -> Source | TfdsImages:
+  """Opens a split of a prepared TFDS set, without TensorFlow.
+
+  Args:
+    name: such as "cifar10" or "mnist:3.0.1".
+    data_dir: TFDS data directory; "" is TFDS's default.
+    split: in TFDS's syntax, such as "train[:45000]"; "" is "validation" or, where
+      there is none, "test".
+    stream: read bit by bit even what would fit on the device.
+
+  Returns:
+    Arrays, if the images are of one size and no more than `MAX_GIB`.
+
+  Raises:
+    ValueError: an unknown or empty split, damaged files, or a set that is no image
+      classification.
+    FileNotFoundError: the set is not there in array_record form.
+  """
+  import absl.logging
+  import tensorflow_datasets as tfds
+
+  root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
+  where = f"data set {name!r} in config.data.dir={str(root)!r}"
+  builder = _tfds_builder(name, root, where)
+  image, label = _check_features(builder.info.features, where)
+  if not split:
+    split = "validation" if "validation" in builder.info.splits else "test"
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
+  try:
+    count = builder.info.splits[split].num_examples
+    if count == 0:
+      raise ValueError("it is empty")
+    if (
+      stream
+      or None in image.shape
+      or count * math.prod(image.shape) > base.MAX_GIB * 2**30
+    ):
+      encoded = {"image": tfds.decode.SkipDecoding()}
+      records = builder.as_data_source(split=split, decoders=encoded)
+      return TfdsImages(records, tuple(label.names), f"{name} {split}")
+    examples = builder.as_data_source(split=split).__getitems__(range(count))
+  except ValueError as error:
+    raise ValueError(
+      f"config.data.train_split or eval_split={split!r} of {where}: {error}"
+    ) from error
+  except (RuntimeError, OSError) as error:
+    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
+  finally:
+    absl.logging.set_verbosity(verbosity)
+  images = np.stack([example["image"] for example in examples])
+  labels = np.array([example["label"] for example in examples], np.int32)
+  if labels.min() < 0:
+    raise ValueError(f"split {split!r} of {where} has no labels; name another one")
+  return Source(images, labels, tuple(label.names))
+
+
+def _tfds_builder(name: str, root: Path, where: str):
+  """Returns the builder of a prepared array_record set."""
+  import tensorflow_datasets as tfds
+  from google.protobuf.json_format import ParseError
+
+  build = f"tfds build {name} --data_dir={root} --file_format=array_record"
+  missing = FileNotFoundError(
+    f"no {where}: prepare it with `pip install tensorflow && {build}`, or set "
+    f"config.data.dir to the directory that holds {name.split(':')[0]}/<version>/"
+    "dataset_info.json"
+  )
+  if name.startswith("huggingface:"):  # TFDS would ask the network.
+    raise missing
+  try:
+    builder = tfds.builder(name, data_dir=root, try_gcs=False)
+    if not builder.info.splits:
+      raise missing
+  except ParseError as error:
+    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
+  except (
+    tfds.core.registered.DatasetNotFoundError,
+    AssertionError,
+    ImportError,
+    ValueError,
+  ) as error:
+    raise missing from error
+  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
+    raise FileNotFoundError(
+      f"{where} is stored as {builder.info.file_format.value}; array_record is "
+      f"needed: `{build}`"
+    )
+  return builder
+
+
+def _check_features(features, where: str):
+  """Returns the features of uint8 images and of their class labels."""
+  import tensorflow_datasets as tfds
+
+  known = {"image", "label"} <= set(features)
+  if not known or not isinstance(features["label"], tfds.features.ClassLabel):
+    raise ValueError(
+      f"{where} has the features {sorted(features)}; an 'image' and a class "
+      "'label' are needed"
+    )
+  image = features["image"]
+  if image.np_dtype != np.uint8:
+    raise ValueError(f"{where} has images of {image.np_dtype}; uint8 is needed")
+  return image, features["label"]

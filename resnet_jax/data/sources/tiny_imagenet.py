@@ -1,0 +1,33 @@
+"""Tiny-ImageNet in the layout of its download."""
+
+from pathlib import Path
+
+from resnet_jax.data.sources.file_list import FileList, _list_folder, _read_lines
+
+
+def _list_tiny_imagenet(root: Path, split: str) -> FileList:
+  """Tiny-ImageNet as it is downloaded; classes in the order of their WordNet ids."""
+  classes = sorted(_read_lines(root / "wnids.txt"))
+  label = {wnid: i for i, wnid in enumerate(classes)}
+  words = {}
+  if (root / "words.txt").is_file():
+    lines = (
+      (root / "words.txt").read_text(encoding="utf-8", errors="replace").splitlines()
+    )
+    words = dict(line.split("\t", 1) for line in lines if "\t" in line)
+  names = [words.get(wnid, wnid) for wnid in classes]
+  table = root / "val" / "val_annotations.txt"
+  if split != "val" or not table.is_file():  # Many sort it into folders.
+    files = _list_folder(root / split, classes)
+    files.class_names = tuple(names)
+    return files
+  rows = [
+    line.split("\t")
+    for line in table.read_text(encoding="utf-8", errors="replace").splitlines()
+    if line
+  ]
+  wrong = [row for row in rows if len(row) < 2 or row[1] not in label]
+  if wrong:
+    raise ValueError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
+  paths = [row[0] for row in rows]
+  return FileList(root / "val" / "images", paths, [label[r[1]] for r in rows], names)

@@ -1,0 +1,262 @@
+"""Training runs in processes of their own, several at once, watched by their metrics.
+
+A run's directory then also has `log.txt`, what the run printed, and `result.json`,
+written once it is done.
+"""
+
+import dataclasses
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import time
+from collections.abc import Generator, Iterable
+from pathlib import Path
+from typing import Any
+
+from rich import progress
+from rich.console import Console
+
+from resnet_jax.config import serialization
+from resnet_jax.config.schema import Config
+
+_POLL_S = 0.5
+INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
+# After this a process that was asked to save and end is killed.
+PATIENCE_S = 120
+
+
+@dataclasses.dataclass(eq=False)
+class Job:
+  """One training run, in a process of its own once it is started.
+
+  Attributes:
+    name: shown to the person who watches.
+    config: of the run.
+    workdir: of the run; it goes on with what is there.
+    measure: what to measure when it is trained: see `worker.py`; "" is nothing.
+  """
+
+  name: str
+  config: Config
+  workdir: Path
+  measure: str = ""
+  _process: subprocess.Popen | None = dataclasses.field(default=None, init=False)
+  _log_start: int = dataclasses.field(default=0, init=False)
+
+  @property
+  def request(self) -> dict[str, Any]:
+    """What `worker.py` is asked for, but for the directory."""
+    config = json.loads(serialization.to_json(self.config))
+    return {"config": config, "measure": self.measure}
+
+  def start(self, environment: dict[str, str]) -> None:
+    """Starts the process; its standard input stays open as long as this one lives."""
+    self.workdir.mkdir(parents=True, exist_ok=True)
+    with (self.workdir / "log.txt").open("a") as log:
+      self._log_start = log.tell()
+      self._process = subprocess.Popen(
+        [sys.executable, "-m", "resnet_jax.experiments.worker"],
+        stdin=subprocess.PIPE,
+        stdout=log,
+        stderr=log,
+        text=True,
+        env=os.environ | environment,
+        start_new_session=True,  # Ctrl-C comes here, and is passed on once.
+      )
+    stdin = self._process.stdin
+    assert stdin is not None
+    try:
+      stdin.write(json.dumps(self.request | {"workdir": str(self.workdir)}) + "\n")
+      stdin.flush()
+    except BrokenPipeError:  # It ended at once; its log says why.
+      pass
+
+  @property
+  def is_running(self) -> bool:
+    """Whether the process is there."""
+    return self._process is not None and self._process.poll() is None
+
+  def stop(self) -> None:
+    """Asks the process to save and end; `wait` waits for that."""
+    if self.is_running:
+      assert self._process is not None
+      self._process.terminate()
+
+  def wait(self) -> None:
+    """Waits for the process's end."""
+    if self._process is None:
+      return
+    try:
+      self._process.wait(PATIENCE_S)
+    except subprocess.TimeoutExpired:
+      self._process.kill()
+      self._process.wait()
+
+  def metrics(self) -> list[dict[str, Any]]:
+    """Returns the whole lines of `metrics.jsonl`, so far."""
+    try:
+      *lines, _ = (self.workdir / "metrics.jsonl").read_text().split("\n")
+      return [json.loads(line) for line in lines]
+    except (FileNotFoundError, ValueError):
+      return []
+
+  def result(self) -> dict[str, Any] | None:
+    """Returns what the run ended with, if it did, as it is asked for here."""
+    found = read_result(self.workdir, self.request["config"])
+    # Studies that share runs measure different things of them.
+    is_measured = not self.measure or self.measure in found or "diverged" in found
+    return found if found and is_measured else None
+
+  def error(self) -> str:
+    """Returns why the process ended without a result, in a line."""
+    with (self.workdir / "log.txt").open("rb") as log:
+      log.seek(self._log_start)  # What is above is of earlier tries.
+      text = log.read().decode(errors="replace")
+    lines = [line.strip() for line in text.splitlines() if line.strip()]
+    errors = [line for line in lines if line.startswith("error: ")]
+    text = (errors or lines or [""])[-1].removeprefix("error: ")
+    status = self._process.returncode if self._process is not None else None
+    if not errors and status is not None and status < 0:
+      text = f"killed by signal {-status}; {text}"
+    return text or f"it ended with status {status}"
+
+
+def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
+  """Returns what a run of `config`, as JSON, ended with; nothing if it did not."""
+  try:
+    found = json.loads((workdir / "result.json").read_text())
+  except (FileNotFoundError, ValueError):
+    return {}
+  return found if found.pop("request", {}).get("config") == config else {}
+
+
+def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
+  """Runs jobs, `limit` at a time.
+
+  A job is taken from `jobs` when there is room for it. What still runs when the
+  generator is closed is asked to save and end, and waited for.
+
+  Args:
+    jobs: not started.
+    limit: of processes.
+
+  Yields:
+    Those that run, in turn, and whether they have ended: once, as the last.
+  """
+  environments = _environments(limit)
+  queue = iter(jobs)
+  running: dict[Job, dict[str, str]] = {}
+  try:
+    while True:
+      while len(running) < limit:
+        if (job := next(queue, None)) is None:
+          break
+        running[job] = environments.pop(0)  # Before it starts: it must end if we do.
+        job.start(running[job])
+      if not running:
+        return
+      time.sleep(_POLL_S)
+      for job in list(running):
+        has_ended = not job.is_running
+        if has_ended:
+          environments.append(running.pop(job))
+        yield job, has_ended
+  finally:
+    for job in running:
+      job.stop()
+    for job in running:
+      job.wait()
+
+
+def _environments(limit: int) -> list[dict[str, str]]:
+  """Returns what each of `limit` processes needs to share this machine's GPUs.
+
+  With as many GPUs as processes or more, each process has some to itself; else several
+  processes share one, and its memory, unless the user has said how much they may take.
+  """
+  gpus = _gpus()
+  if limit == 1 or not gpus:
+    return [{} for _ in range(limit)]
+  own = [{"CUDA_VISIBLE_DEVICES": ",".join(gpus[i::limit])} for i in range(limit)]
+  if limit <= len(gpus):
+    return own
+  share = {"XLA_CLIENT_MEM_FRACTION": f"{0.9 / math.ceil(limit / len(gpus)):.3f}"}
+  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():  # New and old.
+    share = {}
+  return [share | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(limit)]
+
+
+def _gpus() -> list[str]:
+  """Returns the NVIDIA GPUs that may be used; JAX, asked for them, would take them."""
+  said = os.environ.get("CUDA_VISIBLE_DEVICES")
+  if said is not None:
+    return [gpu for gpu in said.split(",") if gpu]
+  try:
+    listed = subprocess.run(
+      ["nvidia-smi", "-L"], capture_output=True, text=True, check=True
+    )
+  except (OSError, subprocess.CalledProcessError):
+    return []
+  return [str(i) for i, _ in enumerate(re.findall("^GPU ", listed.stdout, re.M))]
+
+
+class Display:
+  """Shows the runs: a bar for all and one for each on a terminal, else lines.
+
+  A context manager.
+  """
+
+  def __init__(self, total: int, console: Console):
+    """Nothing is shown yet.
+
+    Args:
+      total: number of runs.
+      console: where to show.
+    """
+    self._console, self._total = console, total
+    self._done = 0
+    self._bar = progress.Progress(
+      progress.TextColumn("{task.description}"),
+      progress.BarColumn(bar_width=16),
+      progress.TaskProgressColumn(),
+      progress.TextColumn("{task.fields[text]}"),
+      console=console,
+      disable=not console.is_terminal,
+      transient=True,
+    )
+    self._all = self._bar.add_task("runs", total=total, text="")
+    self._tasks: dict[Job, progress.TaskID] = {}
+
+  def __enter__(self) -> "Display":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._bar.stop()
+
+  def update(self, job: Job) -> None:
+    """Shows how far a job is that runs."""
+    if job not in self._tasks:
+      self._tasks[job] = self._bar.add_task(job.name, total=1.0, text="starting")
+    if records := job.metrics():
+      config, last = job.config, records[-1]
+      done = last["step"] / config.num_steps if config.num_steps else 0.0
+      done = done or last["epoch"] / config.num_epochs
+      text = f"{last['split']} error {100 * (1 - last['top1']):.1f} %"
+      self._bar.update(self._tasks[job], completed=done, text=text)
+
+  def end(self, job: Job, text: str) -> None:
+    """Says how a job ended."""
+    if job in self._tasks:
+      self._bar.remove_task(self._tasks.pop(job))
+    self._done += 1
+    self._bar.update(self._all, completed=self._done)
+    self._console.print(
+      f"[{self._done}/{self._total}] {job.name}: {text}",
+      highlight=False,
+      markup=False,
+      soft_wrap=True,
+    )

@@ -1,0 +1,235 @@
+"""The search: asks Optuna what to try, runs it, and tells it what came of it."""
+
+import uuid
+import warnings
+import zlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Literal
+
+from resnet_jax.config.schema import Config, check_choice, flatten
+from resnet_jax.experiments.jobs import Job
+from resnet_jax.experiments.sweeps.space import Space, as_trial, grid, with_values
+from resnet_jax.runtime.atomic_files import write_text
+
+if TYPE_CHECKING:
+  import optuna
+
+# What is searched for: of the last evaluation, or of its moving average.
+DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
+  "top1": "maximize",
+  "loss": "minimize",
+}
+SAMPLERS = "tpe", "random", "grid"
+# Trials that end before any is compared with their median, and at each step of it.
+_FIRST_TRIALS = 5
+
+
+def check_names(sampler: str, metric: str) -> None:
+  """Raises `ValueError` for an unknown sampler or metric."""
+  check_choice("--sampler", sampler, SAMPLERS)
+  check_choice("--metric", metric, DIRECTIONS)
+
+
+def open_study(
+  storage: str,
+  name: str,
+  sampler: str,
+  metric: str,
+  prune: bool,
+  seed: int,
+  place: str = "",
+) -> "optuna.Study":
+  """Opens a study, or makes it.
+
+  Args:
+    storage: URL of a database, or path of a file.
+    name: of the study; a storage holds many.
+    sampler: one of `SAMPLERS`.
+    metric: a key of `DIRECTIONS`.
+    prune: stop trials that are worse than the median at the same step.
+    seed: of the sampler.
+    place: of this process, where several share the storage.
+
+  Raises:
+    ValueError: the storage cannot be opened, or the study is for another metric.
+  """
+  import optuna
+  from optuna.storages import JournalStorage, RDBStorage
+  from optuna.storages.journal import JournalFileBackend
+
+  optuna.logging.set_verbosity(optuna.logging.WARNING)
+  pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
+  if prune:
+    pruner = optuna.pruners.MedianPruner(_FIRST_TRIALS, n_min_trials=_FIRST_TRIALS)
+  try:
+    backend: optuna.storages.BaseStorage
+    if "://" in storage:
+      backend = RDBStorage(storage)
+    else:
+      Path(storage).parent.mkdir(parents=True, exist_ok=True)
+      backend = JournalStorage(JournalFileBackend(storage))
+    study = optuna.create_study(
+      storage=backend,
+      study_name=name,
+      direction=DIRECTIONS[metric],
+      pruner=pruner,
+      load_if_exists=True,
+    )
+  except Exception as error:  # Each database's driver raises its own.
+    text = str(error).strip().split("\n")[0]
+    raise ValueError(f"--storage={storage}: {type(error).__name__}: {text}") from error
+  if study.user_attrs.get("metric", metric) != metric:
+    raise ValueError(
+      f"--metric={metric}, but the study {name!r} in {storage} is for "
+      f"{study.user_attrs['metric']}; name another --study"
+    )
+  study.set_user_attr("metric", metric)
+  # Neither a study that goes on nor another machine must draw the same numbers.
+  seed += len(study.get_trials(deepcopy=False)) + zlib.crc32(place.encode())
+  seed %= 2**32
+  study.sampler = (
+    optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # Others may run.
+    if sampler == "tpe"
+    else optuna.samplers.RandomSampler(seed=seed)
+  )
+  return study
+
+
+class Search:
+  """The trials of one process: asks a study for them, runs them, and tells it.
+
+  Its methods are called in the order of the run: `enqueue`, `take_up`, `jobs`.
+  """
+
+  def __init__(
+    self, study: "optuna.Study", space: Space, config: Config, out: Path, metric: str
+  ):
+    """Nothing is run yet.
+
+    Args:
+      study: of `open_study`.
+      space: of `load_space`, checked.
+      config: what trials start from; its evaluation split is what they are judged by.
+      out: directory of this process; `out/runs` has the trials' runs.
+      metric: a key of `DIRECTIONS`.
+
+    Raises:
+      ValueError: the study's trials started from another config.
+    """
+    self._study, self._space, self._config = study, space, config
+    self._out, self._metric = out.resolve(), metric
+    self._trials: dict[Job, optuna.Trial] = {}
+    self._check_same_settings()
+    # The path does not tell whose a trial is: on another machine it is another place.
+    owner = self._out / "owner"
+    if not owner.exists():
+      self._out.mkdir(parents=True, exist_ok=True)
+      write_text(owner, uuid.uuid4().hex)
+    self._owner = owner.read_text()
+
+  def _check_same_settings(self) -> None:
+    varied = {*self._space, "data.dir", "data.num_threads", "data.num_workers"}
+    settings = {
+      path: repr(value)
+      for path, value in flatten(self._config).items()
+      if path not in varied
+    }
+    before = self._study.user_attrs.get("settings", settings)
+    for path, value in settings.items():
+      if path in before and before[path] != value:
+        raise ValueError(
+          f"config.{path} was {before[path]} in the study {self._study.study_name!r} "
+          f"and is now {value}; name another --study"
+        )
+    self._study.set_user_attr("settings", settings)
+
+  def enqueue(self, every: bool, limit: int) -> int:
+    """Puts what is to be tried first into the study's queue.
+
+    Args:
+      every: all combinations; else the config's own values, if the space has them.
+      limit: of trials.
+
+    Returns:
+      How many they are.
+    """
+    own = as_trial(self._space, flatten(self._config))
+    first = grid(self._space) if every else [own] if own else []
+    del first[limit:]
+    for params in first:
+      self._study.enqueue_trial(params, skip_if_exists=True)
+    return len(first)
+
+  def take_up(self) -> None:
+    """Has the trials go on that a process which was killed left in `out`."""
+    from optuna.trial import TrialState
+
+    for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
+      if trial.user_attrs.get("owner") == self._owner:
+        run = trial.user_attrs["run"]
+        attributes = {"run": run, "owner": self._owner, "goes_on_from": trial.number}
+        self._study.enqueue_trial(trial.params, attributes)
+        self._study.tell(trial.number, state=TrialState.FAIL)
+
+  def count(self) -> int:
+    """Returns how many trials were begun, by all processes; one that goes on is one."""
+    from optuna.trial import TrialState
+
+    trials = self._study.get_trials(deepcopy=False)
+    begun = [trial for trial in trials if trial.state != TrialState.WAITING]
+    return sum("goes_on_from" not in trial.user_attrs for trial in begun)
+
+  def jobs(self, limit: int) -> Iterator[Job]:
+    """Yields a job for each trial, until there are `limit`."""
+    while self.waiting() or self.count() < limit:
+      trial = self._study.ask(dict(self._space))
+      config = with_values(self._config, trial.params)
+      if trial.user_attrs.get("owner") != self._owner:
+        # New, or another machine's that goes on here.
+        trial.set_user_attr("run", f"trial{trial.number}")
+        trial.set_user_attr("owner", self._owner)
+      workdir = self._out / "runs" / trial.user_attrs["run"]
+      job = Job(f"trial {trial.number}", config, workdir)
+      self._trials[job] = trial
+      yield job
+
+  def waiting(self) -> int:
+    """Returns how many trials that were begun wait to go on."""
+    from optuna.trial import TrialState
+
+    waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
+    return sum("goes_on_from" in trial.user_attrs for trial in waiting)
+
+  def report(self, job: Job) -> None:
+    """Tells the study of a job's evaluations, and stops the job if they are bad."""
+    trial = self._trials[job]
+    if trial.user_attrs.get("pruned"):  # A second signal would not let it save.
+      return
+    split = "ema" if job.config.optim.ema_decay else "eval"
+    for record in job.metrics():
+      if record["split"] == split:
+        with warnings.catch_warnings():  # A step that was reported before.
+          warnings.simplefilter("ignore")
+          trial.report(record[self._metric], record["step"])
+    if trial.should_prune():
+      trial.set_user_attr("pruned", True)
+      job.stop()
+
+  def end(self, job: Job) -> str:
+    """Tells the study how a job ended; returns it in words."""
+    from optuna.trial import TrialState
+
+    trial, result = self._trials.pop(job), job.result()
+    if result is not None and "diverged" not in result:
+      value = result[self._metric]
+      trial.set_user_attr("seconds", result["seconds"])
+      self._study.tell(trial, value)
+      return f"{self._metric} {value:.4f}"
+    if result is None and trial.user_attrs.get("pruned"):
+      self._study.tell(trial, state=TrialState.PRUNED)
+      return "pruned"
+    error = job.error() if result is None else result["diverged"]
+    trial.set_user_attr("error", error)
+    self._study.tell(trial, state=TrialState.FAIL)
+    return f"failed: {error}"

@@ -1,0 +1,157 @@
+"""The settings that a search may choose from, and the images that judge them."""
+
+import copy
+import itertools
+import json
+import math
+import runpy
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+from resnet_jax.config.schema import Config, check_field_name, set_value
+from resnet_jax.training.experiment import check
+
+if TYPE_CHECKING:
+  from optuna.distributions import BaseDistribution
+
+# Of settings, by their path, such as "optim.learning_rate".
+Space = Mapping[str, "BaseDistribution"]
+
+
+def load_space(path: str) -> Space:
+  """Returns what `get_space` of a Python file does.
+
+  Args:
+    path: of the file; `get_space()` maps paths of settings, such as
+      "optim.learning_rate", to `optuna.distributions`.
+
+  Raises:
+    ValueError: the file is not there or has no such function, or that returns
+      something else.
+  """
+  from optuna.distributions import BaseDistribution
+
+  try:
+    space = runpy.run_path(path)["get_space"]()
+  except KeyError as error:
+    raise ValueError(f"--space={path} has no get_space()") from error
+  except Exception as error:  # Whatever a user's file raises.
+    raise ValueError(f"--space={path}: {type(error).__name__}: {error}") from error
+  is_space = isinstance(space, dict) and space
+  if not is_space or not all(isinstance(d, BaseDistribution) for d in space.values()):
+    raise ValueError(
+      f"--space={path}: get_space() must return a dict from settings to "
+      f"optuna.distributions, not {space!r}"
+    )
+  return space
+
+
+def check_space(space: Space, config: Config) -> None:
+  """Tries the ends of each distribution, or all its choices, in the settings.
+
+  Raises:
+    ValueError: an unknown setting, one that the sweep makes itself, or a value that is
+      not allowed.
+  """
+  for path, distribution in space.items():
+    check_field_name(path)
+    if path in ("data.train_split", "data.eval_split"):
+      raise ValueError(f"config.{path} is what the sweep itself sets")
+    for value in extremes(distribution):
+      try:
+        check(with_values(config, {path: value}))
+      except ValueError as error:
+        raise ValueError(f"space of config.{path}: {error}") from error
+
+
+def extremes(distribution: "BaseDistribution") -> list[Any]:
+  """Returns all choices, or the ends."""
+  choices = getattr(distribution, "choices", None)
+  if choices is not None:
+    return list(choices)
+  return [distribution.low, distribution.high]  # type: ignore[attr-defined]
+
+
+def as_trial(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
+  """Returns settings' values as a trial has them; None if the space lacks one."""
+  trial = {}
+  for path, distribution in space.items():
+    known, value = extremes(distribution), values[path]
+    if hasattr(distribution, "choices"):
+      found = [choice for choice in known if _decode(choice) == value]
+    else:
+      found = [value] if known[0] <= value <= known[1] else []
+    if not found:
+      return None
+    trial[path] = found[0]
+  return trial
+
+
+def with_values(config: Config, values: Mapping[str, Any]) -> Config:
+  """Returns settings with a trial's values in their place."""
+  changed = copy.deepcopy(config)
+  for path, value in values.items():
+    set_value(changed, path, _decode(value))
+  return changed
+
+
+def _decode(value: Any) -> Any:
+  """Optuna stores no tuples: "(30, 60)" is written as text."""
+  if isinstance(value, str) and value.startswith("("):
+    inside = value.strip("() ").rstrip(",")
+    return tuple(json.loads(f"[{inside}]"))
+  return value
+
+
+def grid(space: Space) -> list[dict[str, Any]]:
+  """Returns all combinations of a space of choices and steps.
+
+  Raises:
+    ValueError: a distribution has neither.
+  """
+  values = {}
+  for path, distribution in space.items():
+    choices = getattr(distribution, "choices", None)
+    step = getattr(distribution, "step", None)
+    if getattr(distribution, "log", False):  # Its step, if it has one, is not equal.
+      step = None
+    if choices is None and step is None:
+      raise ValueError(
+        f"space of config.{path}: --sampler=grid needs choices or a step, not "
+        f"{distribution}"
+      )
+    if choices is None and step is not None:
+      low, high = extremes(distribution)
+      count = math.floor((high - low) / step + 1e-9) + 1
+      choices = [low + i * step for i in range(count)]
+    values[path] = choices or []
+  return [
+    dict(zip(values, combination, strict=True))
+    for combination in itertools.product(*values.values())
+  ]
+
+
+def hold_out(config: Config, share: float) -> Config:
+  """Returns settings that train on a part of the training split, judged by the rest.
+
+  Args:
+    config: a data set that takes TFDS's syntax for splits.
+    share: of the training images that are kept for evaluation; rounded to 1 %.
+
+  Raises:
+    ValueError: nothing would be left of one part, the images are a folder, or the
+      training split is cut already.
+  """
+  config = copy.deepcopy(config)
+  split = config.data.train_split
+  if config.data.name == "folder" or "[" in split:
+    raise ValueError(
+      f"--val-share={share:g} cannot cut config.data.train_split={split!r} of "
+      f"{config.data.name!r}; set --val-share=0 to judge by config.data.eval_split"
+    )
+  if not 0.01 <= share <= 0.99:
+    raise ValueError(f"--val-share={share:g} must be in [0.01, 0.99], or 0")
+  percent = round(100 * (1 - share))
+  config.data.train_split = f"{split}[:{percent}%]"
+  config.data.eval_split = f"{split}[{percent}%:]"
+  return config

@@ -1,0 +1,90 @@
+"""A training run that another process asked for.
+
+Started by `jobs.py` as `python -m resnet_jax.experiments.worker`.
+The first line of standard input is the request, a JSON object: `config`, `workdir`,
+and `measure`, one of `layer_responses.MEASUREMENTS` or "". When standard input ends,
+the one who asked is gone, and the run saves and ends as if by SIGTERM.
+"""
+
+import json
+import os
+import signal
+import sys
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+from rich.console import Console
+
+from resnet_jax.config import serialization
+from resnet_jax.experiments.jobs import PATIENCE_S, read_result
+from resnet_jax.runs import run_dir
+from resnet_jax.runtime import compilation, errors
+from resnet_jax.runtime.atomic_files import replacing
+
+# Of what is compiled: runs that differ by their seed only compile nothing anew.
+_CACHE = "jax_compilation_cache_dir"
+
+
+def main() -> None:
+  """Does what is asked for; exit status as `cli.py` says, 3 if it was stopped."""
+  compilation.keep_freed_memory()
+  with errors.clean_errors():
+    request = json.loads(sys.stdin.readline())
+    threading.Thread(target=_watch, daemon=True).start()
+    run(request)
+
+
+def _watch() -> None:
+  sys.stdin.read()
+  os.kill(os.getpid(), signal.SIGTERM)
+
+
+def run(request: dict[str, Any]) -> None:
+  """Trains, measures, and writes `result.json`.
+
+  Args:
+    request: see above. A run whose loss is no longer finite has a result too, with the
+      reason as `diverged`.
+  """
+  from resnet_jax.analysis import layer_responses
+  from resnet_jax.training import trainer
+
+  config = serialization.from_json(json.dumps(request["config"]))
+  workdir = Path(request.pop("workdir"))
+  # One whose owner was killed may still be saving there.
+  with run_dir.hold(str(workdir), str(workdir), PATIENCE_S):
+    known = read_result(workdir, request["config"])
+  if getattr(jax.config, _CACHE) is None:
+    jax.config.update(_CACHE, str(workdir.parent / "compiled"))
+    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  start = time.monotonic()
+  result: dict[str, Any] = known | {"request": request}
+  console = Console(file=sys.stdout, force_terminal=False)
+  try:
+    state, results = trainer.train_and_evaluate(config, str(workdir), console=console)
+  except FloatingPointError as error:
+    classes = run_dir.load_run_config(str(workdir)).model.num_classes
+    result |= {"diverged": str(error), "num_classes": classes}
+  except trainer.Stopped:
+    sys.exit(3)
+  else:
+    result |= results | {
+      "steps": int(state.step),
+      "params": sum(leaf.size for leaf in jax.tree.leaves(state.params)),
+    }
+    if request["measure"]:
+      measure = layer_responses.MEASUREMENTS[request["measure"]]
+      result[request["measure"]] = measure(str(workdir))
+  seconds = known.get("seconds", 0) + time.monotonic() - start
+  result["seconds"] = round(seconds, 1)
+  device = jax.devices()[0]
+  result["device"] = f"{jax.device_count()} {device.device_kind}"
+  with replacing(str(workdir / "result.json")) as part:
+    Path(part).write_text(json.dumps(result) + "\n")
+
+
+if __name__ == "__main__":
+  main()

@@ -1,0 +1,1 @@
+"""One trained network in use: predict, embed, Grad-CAM, export, convert."""

@@ -1,0 +1,111 @@
+"""From a run to a file of weights that PyTorch loads, and back."""
+
+import dataclasses
+from pathlib import Path
+
+from resnet_jax import weights
+from resnet_jax.config.schema import Config, DataConfig, ModelConfig
+from resnet_jax.models import registry
+from resnet_jax.runs import run_dir
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.training import experiment
+from resnet_jax.weights.load_save import Preprocessing
+
+
+def convert(
+  source: str, target: str, model: ModelConfig | None = None, which: str = "latest"
+) -> str:
+  """Converts weights.
+
+  Args:
+    source: a run directory, `RUN/checkpoints/STEP`, or what `weights.load` reads.
+    target: a `.safetensors` file, replaced if it is there; or, for a source that is
+      no run, a new run directory.
+    model: the architecture of a source that is no run.
+    which: of a run directory: "latest", "best" or a step.
+
+  Returns:
+    What was done, in a line.
+
+  Raises:
+    ValueError: weights that do not fit, or a source, target or model too many.
+    FileNotFoundError: the source is not there.
+  """
+  path, suffix = Path(target), Path(target).suffix
+  if suffix == ".safetensors":
+    if path.is_dir() or not path.resolve().parent.is_dir():
+      raise ValueError(f"{target!r} must be a file in a directory that is there")
+  elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
+    raise ValueError(
+      f"{target!r} must end in .safetensors; PyTorch reads it with "
+      "safetensors.torch.load_file"
+    )
+  elif path.exists() and (not path.is_dir() or any(path.iterdir())):
+    raise ValueError(f"{target!r} must be a .safetensors file or a new run directory")
+  if not source.startswith("hf://") and not Path(source).exists():
+    raise FileNotFoundError(f"there is no {source!r}")
+  if Path(source).is_dir():
+    return _export_run(source, target, model, which)
+  if model is None:
+    raise ValueError(f"--model must name the architecture of {source!r}")
+  return _convert_file(source, target, model)
+
+
+def _export_run(source: str, target: str, model: ModelConfig | None, which: str) -> str:
+  path, step_given = run_dir.split_checkpoint(source)
+  config = run_dir.load_run_config(path)
+  if model is not None and model.name != config.model.name:
+    raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
+  if not target.endswith(".safetensors"):
+    raise ValueError(f"{target!r} must end in .safetensors, as {source!r} is a run")
+  with CheckpointStore(path) as store:
+    step, variables = store.restore_model(step_given or which)
+  weights.save(
+    target,
+    registry.build_model(config),
+    variables,
+    preprocessing_of(config.data),
+    run_dir.load_class_names(path),
+  )
+  return f"{config.model.name} after step {step} of {source} -> {target}"
+
+
+def _convert_file(source: str, target: str, model: ModelConfig) -> str:
+  # No name: these weights come with no data set, and evaluation must be told one.
+  config = Config(model=model, data=DataConfig(name=""))
+  config, network = experiment.resolve_model(config)
+  variables = weights.load(source, network)
+  preprocessing = weights.read_preprocessing(source, network)
+  if target.endswith(".safetensors"):
+    weights.save(target, network, variables, preprocessing)
+  else:
+    config = dataclasses.replace(
+      config, data=with_preprocessing(config.data, preprocessing)
+    )
+    experiment.check(config)
+    with run_dir.open_run(target, config, 0), CheckpointStore(target) as store:
+      store.save_weights(variables)
+  return f"{model.name} of {source} -> {target}"
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+  """Returns the preprocessing of a run's evaluation."""
+  return Preprocessing(
+    mean=data.mean,
+    std=data.std,
+    resize=data.eval_resize,
+    crop=data.eval_crop,
+    interpolation=data.interpolation,
+  )
+
+
+def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+  """Returns `data` with the evaluation that weights expect."""
+  return dataclasses.replace(
+    data,
+    mean=preprocessing.mean,
+    std=preprocessing.std,
+    eval_resize=preprocessing.resize,
+    eval_crop=preprocessing.crop,
+    interpolation=preprocessing.interpolation,
+  )

@@ -1,0 +1,199 @@
+"""What a trained network sees in images, as vectors or maps to keep: embeddings.
+
+Letters: N images that can be read, F features, H x W of a map.
+"""
+
+import contextlib
+import os
+import tempfile
+from collections.abc import Callable
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from resnet_jax.config.schema import check_choice
+from resnet_jax.data import ImageSource
+from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
+from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.file_list import SUFFIXES, FileList
+from resnet_jax.data.sources.folder import list_images, list_splits
+from resnet_jax.inference.classifier import Trained, run_batches
+from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.mesh import create_mesh, fill_devices
+
+_QUERIES, _NEIGHBOURS = 8, 7
+
+
+def list_all(root: Path, val_share: float) -> FileList:
+  """Lists the images of all splits of a folder or table, see `files.list_images`.
+
+  A folder that has no folders is images without labels: those are -1.
+
+  Raises:
+    ValueError: as `list_images`.
+    FileNotFoundError: there is no such folder or table.
+  """
+  if root.is_dir():
+    shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
+    loose = [entry.name for entry in shown if entry.name.lower().endswith(SUFFIXES)]
+    if not any(entry.is_dir() for entry in shown):
+      files = find_images([str(root)])
+      files.labels[:], files.class_names = -1, ()
+      return files
+    if loose:
+      raise ValueError(
+        f"{str(root)!r} has images beside its folders, such as {loose[0]!r}: move them "
+        "into one, or name another folder"
+      )
+  names: tuple[str, ...] = ()
+  paths, labels = [], []
+  for split in list_splits(root):
+    part = list_images(root, split, val_share, names)
+    names = part.class_names
+    paths += [part.name(i) for i in range(len(part))]
+    labels += part.labels.tolist()
+  return FileList("", paths, labels, names)
+
+
+def extract(
+  trained: Trained,
+  source: Source | ImageSource,
+  path: str,
+  *,
+  layer: str = "pooled",
+  batch_size: int = 32,
+  figure: str = "",
+  advance: Callable[[int, list[str]], object] = lambda count, errors: None,
+) -> int:
+  """Writes the features of all images that can be read, in bounded memory.
+
+  The file holds "features" [N, F], or [N, H, W, F] of a map, float32; "files" [N];
+  "labels" [N] int32, -1 where there are none; "class_names" of the labels.
+
+  Args:
+    trained: the network.
+    source: the images.
+    path: of the .npz file; replaced if it is there, once all is done.
+    layer: "pooled", what the head sees, or a stage's map, "c2" to "c5".
+    batch_size: images at once, at most, over all devices.
+    figure: path of a PNG file: some images, each with those of the nearest features.
+    advance: told of each batch: number of images, and what could not be read.
+
+  Returns:
+    N.
+
+  Raises:
+    ValueError: `path` ends differently, the network has no such layer, or no image
+      can be read.
+  """
+  if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
+    raise ValueError(f"{path!r} must be an .npz file in a folder that is there")
+  stages = [f"c{i}" for i in range(2, 2 + len(trained.model.stage_sizes))]
+  check_choice("layer", layer, ["pooled", *stages])
+  mesh = create_mesh()
+  batches = read_batches(
+    source,
+    trained.preprocessing,
+    fill_devices(min(batch_size, len(source)), mesh),
+    trained.max_pixels,
+  )
+
+  def wanted(found: dict[str, jax.Array]) -> jax.Array:
+    return found[layer].astype(jnp.float32)
+
+  shape: tuple[int, ...] = ()
+  index: list[int] = []
+  labels: list[int] = []
+  first = 0
+  with (
+    tempfile.TemporaryFile(dir=Path(path).absolute().parent) as raw,
+    contextlib.ExitStack() as stack,
+  ):
+    part = stack.enter_context(replacing(path))
+    for batch, found in run_batches(trained, batches, wanted, mesh):
+      rows = np.flatnonzero(batch["mask"])
+      raw.write(found[rows].tobytes())
+      shape = found.shape[1:]
+      index += (first + rows).tolist()
+      labels += batch["label"][rows].tolist()
+      first += len(batch["mask"])
+      advance(len(rows), [text for _, text in batch["errors"]])
+    if not index:
+      raise ValueError("no image can be read")
+    raw.flush()
+    stored = np.memmap(raw, np.float32, "r", shape=(len(index), *shape))
+    with open(part, "wb") as file:
+      np.savez(
+        file,
+        features=stored,
+        files=np.array([source.name(i) for i in index]),
+        labels=np.array(labels, np.int32),
+        class_names=np.array(source.class_names, dtype=np.str_),
+      )
+    stack.close()  # All is there, whatever becomes of the picture.
+    if figure:
+      _draw_neighbours(figure, trained, source, stored, index, labels)
+  return len(index)
+
+
+def find_neighbours(
+  features: np.ndarray, queries: np.ndarray, count: int
+) -> tuple[np.ndarray, np.ndarray]:
+  """Returns the rows of the highest cosine similarity to some rows, and it.
+
+  Args:
+    features: [N, ...] float32; read in parts, as it may not fit in memory.
+    queries: [Q], rows of it.
+    count: of neighbours of each, at most N - 1; a row is none of its own.
+
+  Returns:
+    [Q, count] int rows, from the most similar on, and their similarity in [-1, 1].
+  """
+
+  def unit(rows) -> np.ndarray:
+    flat = np.asarray(rows).reshape(len(rows), -1)
+    norms = np.linalg.norm(flat, axis=1, keepdims=True)
+    return flat / np.maximum(norms, 1e-12)
+
+  chosen = unit(features[queries])
+  step = max(1, 2**24 // chosen.shape[1])
+  parts = [
+    chosen @ unit(features[i : i + step]).T for i in range(0, len(features), step)
+  ]
+  similarity = np.concatenate(parts, axis=1)
+  similarity[np.arange(len(queries)), queries] = -np.inf
+  nearest = np.argsort(-similarity, axis=1, kind="stable")[:, :count]
+  return nearest, np.take_along_axis(similarity, nearest, axis=1)
+
+
+def _draw_neighbours(
+  path: str,
+  trained: Trained,
+  source: Source | ImageSource,
+  features: np.ndarray,
+  index: list[int],
+  labels: list[int],
+) -> None:
+  """Draws images, framed, each at the head of a row of its nearest ones."""
+  rng = np.random.default_rng(0)
+  queries = np.sort(rng.permutation(len(index))[:_QUERIES])
+  count = min(_NEIGHBOURS, len(index) - 1)
+  nearest, similarity = find_neighbours(features, queries, count)
+
+  def picture(row: int, text: str, framed: bool = False) -> Picture:
+    size = trained.preprocessing, trained.max_pixels
+    name = Path(source.name(index[row])).name
+    if labels[row] >= 0:
+      name = source.class_names[labels[row]]
+    return Picture(read_image(source, index[row], *size), [name, text], framed=framed)
+
+  pictures = []
+  for query, others, values in zip(queries, nearest, similarity, strict=True):
+    pictures.append(picture(query, "asked for", framed=True))
+    pictures += [
+      picture(row, f"{value:.2f}") for row, value in zip(others, values, strict=True)
+    ]
+  draw_grid(path, pictures, 1 + count)

@@ -1,0 +1,179 @@
+"""A trained network as one file that runs without this package: StableHLO or ONNX.
+
+Either takes `images` [batch, H, W, C] uint8 of any batch size, resizes, crops and
+normalises them as evaluation does, but for rounding, and gives `probabilities`
+[batch, K] float32.
+
+Letters: B batch, H height, W width, C channels, K classes.
+"""
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.export
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+from jax import lax
+
+from resnet_jax.config.schema import check_choice
+from resnet_jax.inference.classifier import Trained
+from resnet_jax.kernels import native
+from resnet_jax.models.layers import Conv
+from resnet_jax.runtime.atomic_files import replacing
+
+PLATFORMS = "cpu", "cuda", "tpu"
+OPSET = 17
+# Largest difference to this package's own probabilities, at these batch sizes.
+TOLERANCE = 1e-4
+_BATCHES = 1, 3, 16
+
+Run = Callable[[np.ndarray], np.ndarray]
+
+
+def export(
+  trained: Trained, path: str, form: str, image_size: tuple[int, int] | None = None
+) -> float:
+  """Writes a network, reads it again and compares what it says of random images.
+
+  All is computed in float32, and compared on the CPU.
+
+  Args:
+    trained: the network.
+    path: of the file; replaced if it is there, once all is well.
+    form: "stablehlo", what `jax.export.deserialize` reads, for CPU, CUDA and TPU; or
+      "onnx".
+    image_size: (H, W) of the images that it will be given; None is the crop, which
+      they then are.
+
+  Returns:
+    The largest difference of a probability.
+
+  Raises:
+    ValueError: an unknown form, images smaller than the crop, a package that is
+      missing, or a network that comes back different.
+  """
+  check_choice("format", form, ["stablehlo", "onnx"])
+  crop = trained.preprocessing.crop
+  shape = *(image_size or (crop, crop)), trained.channels
+  if min(shape[:2]) < crop and not trained.preprocessing.resize:
+    raise ValueError(f"images of {shape[:2]} are smaller than the crop, {crop}")
+  # Where float32 is float32: accelerators multiply with fewer bits.
+  cpu = jax.local_devices(backend="cpu")[0]
+  variables = jax.device_put(trained.variables, cpu)
+  function = _create_function(
+    dataclasses.replace(trained, variables=variables), image_size
+  )
+  with replacing(path) as part, jax.default_device(cpu):
+    content, run = _WRITERS[form](function, shape)
+    difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
+    if not difference <= TOLERANCE:
+      raise ValueError(
+        f"the exported network differs by {difference:.1g} in a probability, more than "
+        f"{TOLERANCE}; nothing is written"
+      )
+    Path(part).write_bytes(content)
+  return difference
+
+
+def _create_function(
+  trained: Trained, image_size: tuple[int, int] | None
+) -> Callable[[jax.Array], jax.Array]:
+  model = trained.model.clone(dtype=jnp.float32, scan=False, remat=False)
+  matrices = None
+  if image_size is not None:
+    matrices = [_resizing(n, min(image_size), trained) for n in image_size]
+
+  def function(images: jax.Array) -> jax.Array:
+    if matrices is not None:
+      images = _resize(images, *matrices)
+    with native.disabled():  # Its kernels are in this package only.
+      outputs = trained.apply(trained.variables, images, model)
+    return outputs["probabilities"]
+
+  return function
+
+
+def _resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+  """Mixes rows and columns; not rounded, as ties would fall this way or that."""
+  images = images.astype(jnp.float32)
+  mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
+  return lax.max(lax.min(mixed, 255.0), 0.0)  # In jax2onnx `lax.clamp` fails.
+
+
+def _resizing(old: int, short: int, trained: Trained) -> jax.Array:
+  """How `resize_and_crop` makes the lines that it keeps: [crop, old].
+
+  By a matrix, made here, as jax2onnx resizes no batch of unknown size.
+  """
+  size = trained.preprocessing
+  new = old * (size.resize or short) // short
+  method = {"bilinear": "linear", "bicubic": "cubic"}[size.interpolation]
+  first = round((new - size.crop) / 2)
+  matrix = jax.image.resize(jnp.eye(old), (new, old), method)
+  return matrix[first : first + size.crop]
+
+
+def _difference(function, run: Run, batch: int, shape: tuple[int, ...]) -> float:
+  generator = np.random.default_rng(batch)
+  images = generator.integers(0, 256, (batch, *shape), np.uint8)
+  return float(np.abs(run(images) - jax.jit(function)(images)).max())
+
+
+def _to_stablehlo(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+  batch = jax.export.symbolic_shape("batch")
+  images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
+  exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
+  content = bytes(exported.serialize())
+  again = jax.export.deserialize(bytearray(content))
+  return content, lambda images: np.asarray(again.call(images))
+
+
+def _to_onnx(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+  try:
+    import jax2onnx
+    import onnxruntime
+  except ModuleNotFoundError as error:
+    raise ValueError(
+      f"--format onnx needs {error.name}: pip install 'resnet_jax[onnx]'"
+    ) from error
+  images = jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)
+  with nn.intercept_methods(_plain_conv):
+    model: Any = jax2onnx.to_onnx(
+      function,
+      [images],
+      model_name="resnet_jax",
+      opset=OPSET,
+      input_names=["images"],
+      output_names=["probabilities"],
+    )
+  content = model.SerializeToString()
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3
+  session = onnxruntime.InferenceSession(
+    content, options, providers=["CPUExecutionProvider"]
+  )
+  return content, lambda images: session.run(None, {"images": images})[0]
+
+
+def _plain_conv(next_function, args, kwargs, context):
+  """Has convolutions be `lax`'s own, which is all that jax2onnx knows."""
+  conv = context.module
+  if not isinstance(conv, Conv) or context.method_name != "__call__":
+    return next_function(*args, **kwargs)
+  kernel: Any = conv.get_variable("params", "kernel")
+  stride, padding = conv.settings()
+  return lax.conv_general_dilated(
+    args[0],
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    feature_group_count=conv.groups,
+  )
+
+
+_WRITERS = {"stablehlo": _to_stablehlo, "onnx": _to_onnx}

@@ -1,0 +1,90 @@
+"""What a trained network says of images: classes, probabilities, and where it looks.
+
+Letters: N images, B batch, S side of the images, K classes.
+"""
+
+import dataclasses
+from collections.abc import Iterator
+
+import jax
+import numpy as np
+
+from resnet_jax.data.pipelines.single_pass import read_batches
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.inference.classifier import Trained, run_batches
+from resnet_jax.inference.grad_cam import grad_cam
+from resnet_jax.runtime.mesh import create_mesh, fill_devices
+
+
+@dataclasses.dataclass(frozen=True)
+class Prediction:
+  """What a network says of an image.
+
+  Attributes:
+    file: its path.
+    error: why it cannot be read, or "": then the rest is empty.
+    classes: of the highest probabilities, from the highest on.
+    probabilities: theirs, in [0, 1].
+    image: [S, S, 3] uint8, as the network sees it; None unless asked for.
+    heat: [H, W] float32 >= 0, `grad_cam` of the first class; likewise.
+  """
+
+  file: str
+  error: str = ""
+  classes: tuple[int, ...] = ()
+  probabilities: tuple[float, ...] = ()
+  image: np.ndarray | None = None
+  heat: np.ndarray | None = None
+
+
+def predict(
+  trained: Trained,
+  files: FileList,
+  *,
+  top: int = 5,
+  batch_size: int = 32,
+  num_pictures: int = 0,
+) -> Iterator[Prediction]:
+  """Yields what a network says of each image, in order, in bounded memory.
+
+  Args:
+    trained: the network.
+    files: the images.
+    top: number of classes, at most; >= 1.
+    batch_size: images at once, at most, over all devices.
+    num_pictures: of so many, the first that can be read, the picture and heat too.
+  """
+  mesh = create_mesh()
+
+  def outputs(found: dict[str, jax.Array]):
+    top_k = jax.lax.top_k(found["probabilities"], min(top, trained.model.num_classes))
+    kernel = trained.variables["params"]["head"]["kernel"]
+    last = max(name for name in found if name.startswith("c"))
+    return *top_k, grad_cam(found[last], kernel, top_k[1][:, 0])
+
+  batches = read_batches(
+    files,
+    trained.preprocessing,
+    fill_devices(min(batch_size, len(files)), mesh),
+    trained.max_pixels,
+  )
+  first = 0
+  for batch, (probabilities, classes, heat) in run_batches(
+    trained, batches, outputs, mesh
+  ):
+    errors = dict(batch["errors"])
+    for row in range(min(len(batch["mask"]), len(files) - first)):
+      file = files.name(first + row)
+      if not batch["mask"][row]:
+        yield Prediction(file, errors[first + row].removeprefix(f"{file}: "))
+        continue
+      prediction = Prediction(
+        file, "", tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
+      )
+      if num_pictures:
+        num_pictures -= 1
+        prediction = dataclasses.replace(
+          prediction, image=batch["image"][row], heat=heat[row]
+        )
+      yield prediction
+    first += len(batch["mask"])

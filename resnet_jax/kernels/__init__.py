@@ -1,0 +1,1 @@
+"""How convolution and batch norm are computed on each kind of device."""

@@ -1,0 +1,71 @@
+"""Batch normalisation as arithmetic: by XLA, or with sums computed by `native`."""
+
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from resnet_jax.kernels import native
+
+
+def _normalize(x, mean, var, scale, bias, epsilon) -> jax.Array:
+  return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
+
+
+def _moments(x) -> tuple[jax.Array, jax.Array]:
+  """Mean and variance over B, H and W of [..., B, H, W, C]: each [..., C]."""
+  x, axes = x.astype(jnp.float32), (-4, -3, -2)
+  # Both in one pass; rounding may leave the difference below 0.
+  mean, square = x.mean(axes), lax.square(x).mean(axes)
+  return mean, jnp.maximum(square - lax.square(mean), 0)
+
+
+def _batch_norm(x, scale, bias, epsilon, moments=_moments):
+  """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
+  mean, var = (checkpoint_name(moment, "moments") for moment in moments(x))
+  wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
+  return _normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3,))
+def _native_batch_norm(x, scale, bias, epsilon):
+  """As `_batch_norm`, in the dtype of `x`; sums, and the gradient's, are `native`'s.
+
+  Reverse-mode differentiable only; its gradient is so in both modes.
+  """
+  return _native_values(x, scale, bias, epsilon)
+
+
+def _native_values(x, scale, bias, epsilon):
+  moments = native.with_derivatives(native.moments, lambda x: jnp.stack(_moments(x)))
+  y, mean, var = _batch_norm(x, scale, bias, epsilon, moments)
+  return y.astype(x.dtype), mean, var
+
+
+def _native_forward(x, scale, bias, epsilon):
+  y, mean, var = _native_values(x, scale, bias, epsilon)
+  return (y, mean, var), (x, scale, mean, var)
+
+
+def _native_backward(epsilon, residuals, gradients):
+  """Ioffe & Szegedy 2015, section 3, with what the two statistics receive."""
+  (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
+
+  def reference(x, mean, dy):
+    dy = dy.astype(jnp.float32)
+    return jnp.stack([dy.sum((0, 1, 2)), (dy * (x - mean)).sum((0, 1, 2))])
+
+  sums = native.with_derivatives(native.batch_norm_sums, reference)
+  dy_sum, dy_x_sum = sums(x, mean, dy)
+  number = x.size // x.shape[-1]
+  rstd = lax.rsqrt(var + epsilon)
+  # Of 1, of x's distance from its mean, and of dy, in the gradient of x.
+  constant = (dmean - scale * rstd * dy_sum) / number
+  slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
+  dx = constant + (x - mean) * slope + dy * (scale * rstd)
+  return dx.astype(x.dtype), dy_x_sum * rstd, dy_sum
+
+
+_native_batch_norm.defvjp(_native_forward, _native_backward)

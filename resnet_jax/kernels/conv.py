@@ -1,0 +1,295 @@
+"""2-D convolution whose gradient stays fast inside `lax.scan` on a CPU.
+
+XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
+The gradients that JAX derives have such orders, so within any loop they fall to
+a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
+are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
+which give the same bits; or, on one CPU, `native` computes them, faster still.
+Other backends keep `lax.conv`'s own gradient.
+
+Grouped convolutions have no fast kernel on a CPU at all: there they run as a few
+dense ones of `_DENSE_CHANNELS` channels, filled up with zeros between the groups.
+
+Shapes: B batch, H height, W width, C input channels, F output channels (features).
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.ad_checkpoint import checkpoint_name
+
+from resnet_jax.kernels import native
+
+# Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
+_DENSE_CHANNELS = 64
+
+_conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def conv2d(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
+  """Convolves images with a kernel, with `padding` zeros on every side.
+
+  The padding is explicit, as in PyTorch: "SAME" would pad unevenly at stride 2
+  and shift every imported weight by a pixel. Reverse-mode differentiable only.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [height, width, C / groups, F], same dtype as `x`.
+    stride: step along H and W, >= 1.
+    padding: zeros on each side of H and W, >= 0.
+    groups: divides C and F; the features of a group see the channels of that group.
+
+  Returns:
+    [B, (H + 2 padding - height) // stride + 1, likewise for W, F], dtype of `x`.
+  """
+  # In float32 a 1x1 convolution is faster than a product, where no gradient is taken.
+  as_product = x.dtype == jnp.bfloat16
+  return _convolve(x, kernel, stride, padding, groups, as_product)
+
+
+def _convolve(x, kernel, stride, padding, groups, as_product):
+  settings = {"stride": stride, "padding": padding}
+  if groups > 1:
+    on_cpu = partial(_dense_conv, **settings, groups=groups)
+  elif as_product and _is_pointwise(kernel, padding):
+    on_cpu = partial(_pointwise_conv, stride=stride)
+  else:
+    on_cpu = partial(_cpu_conv, **settings)
+  default = partial(_lax_conv, **settings, groups=groups)
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+
+
+def _lax_conv(x, kernel, stride, padding, groups):
+  strides, pads = (stride, stride), [(padding, padding)] * 2
+  return _conv(x, kernel, strides, pads, feature_group_count=groups)
+
+
+def _is_pointwise(kernel, padding) -> bool:
+  return kernel.shape[:2] == (1, 1) and padding == 0
+
+
+def _pointwise_conv(x, kernel, stride):
+  """A 1x1 convolution as a matrix product: no layout change in its gradients."""
+  return x[:, ::stride, ::stride] @ kernel[0, 0]
+
+
+def dilated_conv2d(
+  x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
+) -> jax.Array:
+  """`conv2d` at stride 1, of pixels that are `dilation` apart (à trous).
+
+  Args:
+    x: [B, H, W, C].
+    kernel: [height, width, C / groups, F], same dtype as `x`.
+    padding: zeros on each side of H and W, a multiple of `dilation`.
+    groups: as of `conv2d`.
+    dilation: >= 1.
+
+  Returns:
+    [B, H + 2 padding - dilation (height - 1), likewise for W, F], dtype of `x`.
+  """
+  on_cpu = partial(_conv_of_phases, padding=padding, groups=groups, dilation=dilation)
+  default = partial(
+    _conv,
+    window_strides=(1, 1),
+    padding=[(padding, padding)] * 2,
+    rhs_dilation=(dilation, dilation),
+    feature_group_count=groups,
+  )
+  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+
+
+def _conv_of_phases(x, kernel, padding, groups, dilation):
+  """Every `dilation`-th pixel is an image of its own, which `conv2d` makes fast."""
+  batch, *sizes, channels = x.shape
+  x = jnp.pad(x, ((0, 0), *((0, -size % dilation) for size in sizes), (0, 0)))
+  height, width = (size // dilation for size in x.shape[1:3])
+  x = x.reshape(batch, height, dilation, width, dilation, channels)
+  x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, height, width, channels)
+  y = conv2d(x, kernel, 1, padding // dilation, groups)
+  _, height, width, features = y.shape
+  y = y.reshape(batch, dilation, dilation, height, width, features)
+  y = y.transpose(0, 3, 1, 4, 2, 5)
+  y = y.reshape(batch, height * dilation, width * dilation, features)
+  rows, columns = (
+    size + 2 * padding - dilation * (taps - 1)
+    for size, taps in zip(sizes, kernel.shape[:2], strict=True)
+  )
+  return y[:, :rows, :columns]
+
+
+def _dense_conv(x, kernel, stride, padding, groups):
+  """A grouped convolution as dense ones, each of several groups."""
+  height, width, inputs, features = kernel.shape
+  features //= groups
+  merged = max(1, _DENSE_CHANNELS // max(inputs, features))
+  merged = next(n for n in range(min(merged, groups), 0, -1) if groups % n == 0)
+  # A group's kernel stands at its own inputs, zeros at those of the others.
+  kernel = kernel.reshape(height, width, inputs, -1, merged, features)
+  own = jnp.eye(merged, dtype=kernel.dtype)
+  kernel = jnp.einsum("hwicgf,sg->chwsigf", kernel, own)
+  kernel = kernel.reshape(-1, height, width, merged * inputs, merged * features)
+  parts = zip(jnp.split(x, len(kernel), axis=-1), kernel, strict=True)
+  return jnp.concatenate([conv2d(*part, stride, padding) for part in parts], axis=-1)
+
+
+def _forward(x, kernel, stride, padding, groups):
+  return _convolve(x, kernel, stride, padding, groups, as_product=True), (x, kernel)
+
+
+def _cpu_conv(x, kernel, stride, padding):
+  """A convolution as one, not as a product: `native`'s where that serves."""
+  settings = {"stride": stride, "padding": padding}
+  reference: Callable = partial(_lax_conv, **settings, groups=1)
+  if native.fits(x, kernel, kernel.shape, **settings):
+    call = partial(native.conv2d, **settings)
+    return native.with_derivatives(call, reference)(x, kernel)
+  return reference(x, kernel)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
+def fused_conv2d(
+  x: jax.Array,
+  kernel: jax.Array,
+  then: tuple[jax.Array, ...],
+  stride: int,
+  padding: int,
+  relu: bool,
+) -> jax.Array:
+  """`conv2d` and what follows it, in one pass on a CPU if `native.fits`.
+
+  Reverse-mode differentiable only, and then not fused.
+
+  Args:
+    x: [B, H, W, C] float32.
+    kernel: [height, width, C, F] float32.
+    then: what to multiply the result by and what to add to it, both [F]; then, maybe,
+      what else to add, in its own shape.
+    stride: as of `conv2d`.
+    padding: as of `conv2d`.
+    relu: whether ReLU comes last.
+
+  Returns:
+    As `conv2d`.
+  """
+  settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
+  on_cpu = partial(native.conv2d, **settings)
+  default = partial(_conv_and_then, **settings)
+  return lax.platform_dependent(x, kernel, *then, cpu=on_cpu, default=default)
+
+
+def _conv_and_then(x, kernel, scale, shift, *added, stride, padding, relu):
+  y = checkpoint_name(conv2d(x, kernel, stride, padding), "conv")
+  y = sum(added, y * scale + shift)
+  return jax.nn.relu(y) if relu else y
+
+
+def _fused_forward(x, kernel, then, stride, padding, relu):
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  return jax.vjp(partial(_conv_and_then, **settings), x, kernel, *then)
+
+
+def _fused_backward(stride, padding, relu, gradients, dy):
+  del stride, padding, relu
+  x, kernel, *then = gradients(dy)
+  return x, kernel, tuple(then)
+
+
+fused_conv2d.defvjp(_fused_forward, _fused_backward)
+
+
+def _backward(stride, padding, groups, residuals, dy):
+  def derived_gradients(conv, x, kernel, dy):
+    return jax.vjp(conv, x, kernel)[1](dy)
+
+  settings = {"stride": stride, "padding": padding}
+  if groups > 1:
+    on_cpu = partial(derived_gradients, partial(_dense_conv, **settings, groups=groups))
+  elif _is_pointwise(residuals[1], padding):
+    on_cpu = partial(_pointwise_gradients, stride=stride)
+  else:
+    on_cpu = partial(_canonical_gradients, **settings)
+  default = partial(derived_gradients, partial(_lax_conv, **settings, groups=groups))
+  return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
+
+
+def _pointwise_gradients(x, kernel, dy, stride):
+  """Both gradients as products of matrices.
+
+  Those that JAX derives from `_pointwise_conv` are the same but for the order of
+  axes, for which XLA:CPU writes the whole of `dy` transposed.
+  """
+  seen = x[:, ::stride, ::stride]
+  input_gradient = (dy.reshape(-1, dy.shape[-1]) @ kernel[0, 0].T).reshape(seen.shape)
+  pads = [(0, 0, 0)]
+  for size, out in zip(x.shape[1:3], seen.shape[1:3], strict=True):
+    pads.append((0, size - (out - 1) * stride - 1, stride - 1))
+  zero = jnp.zeros((), dy.dtype)
+  input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
+  settings = {"kernel_shape": kernel.shape, "stride": stride, "padding": 0}
+  # XLA's product is the quicker one from few channels to many, and in bfloat16.
+  kernel_gradient = _pointwise_kernel_gradient
+  if kernel.shape[2] >= kernel.shape[3] and x.dtype == jnp.float32:
+    kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
+  return input_gradient, kernel_gradient(x, dy, **settings)
+
+
+def _pointwise_kernel_gradient(x, dy, kernel_shape, stride, padding):
+  del padding  # None.
+  rows = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
+  dy_rows = dy.reshape(-1, dy.shape[-1])
+  gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
+  return gradient.reshape(kernel_shape)
+
+
+def _canonical_gradients(x, kernel, dy, stride, padding):
+  """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
+  settings = {"stride": stride, "padding": padding}
+  reference = _canonical_kernel_gradient
+  return (
+    _input_gradient(x.shape, kernel, dy, **settings),
+    _kernel_gradient(x, dy, kernel.shape, **settings, reference=reference),
+  )
+
+
+def _input_gradient(x_shape, kernel, dy, stride, padding):
+  """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
+  turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
+  if stride == 1 and kernel.shape[0] == kernel.shape[1] > padding and dy.size:
+    return _cpu_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
+  pads = []
+  for size, taps, out in zip(x_shape[1:3], kernel.shape, dy.shape[1:3], strict=False):
+    low = taps - 1 - padding
+    # The far side also covers the pixels that the last stride did not reach.
+    pads.append((low, size + taps - 1 - low - ((out - 1) * stride + 1)))
+  return _conv(dy, turned, (1, 1), pads, lhs_dilation=(stride, stride))
+
+
+def _kernel_gradient(x, dy, kernel_shape, stride, padding, reference):
+  """`native`'s where that serves, or the reference, which takes the same arguments."""
+  settings = {"stride": stride, "padding": padding}
+  reference = partial(reference, kernel_shape=kernel_shape, **settings)
+  if native.fits(x, dy, kernel_shape, **settings):
+    call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
+    return native.with_derivatives(call, reference)(x, dy)
+  return reference(x, dy)
+
+
+def _canonical_kernel_gradient(x, dy, kernel_shape, stride, padding):
+  """`x` as [C, H, W, B] convolved with `dy` as [H', W', B, F]: B is summed over."""
+  pads = []
+  for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):
+    pads.append((padding, (out - 1) * stride + taps - size - padding))
+  images, weights = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
+  gradient = _conv(images, weights, (1, 1), pads, rhs_dilation=(stride, stride))
+  return gradient.transpose(1, 2, 0, 3)
+
+
+conv2d.defvjp(_forward, _backward)

@@ -1,0 +1,229 @@
+"""Layers in C++, for a CPU: XLA's own convolutions and gradients are slow there.
+
+`kernels.cc` is compiled once by the machine's C++ compiler, for its own processor, and
+kept in the user's cache directory. Without a compiler XLA's layers are used, and
+nothing else changes. How much faster these are is in `benchmarks/NOTES.md`.
+
+Letters: B batch, H height, W width, C input channels, F output channels (features).
+"""
+
+import contextlib
+import contextvars
+import ctypes
+import functools
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+import warnings
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import jax
+import jax.numpy as jnp
+import jaxlib
+
+from resnet_jax.runtime import compilation
+
+_SOURCE = Path(__file__).with_name("kernels.cc")
+_CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
+_MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
+_DTYPES = "float32", "bfloat16"
+_enabled = contextvars.ContextVar("enabled", default=True)
+
+
+@contextlib.contextmanager
+def disabled() -> Iterator[None]:
+  """Leaves what is traced within to XLA: it can count the operations, and export it."""
+  token = _enabled.set(False)
+  try:
+    yield
+  finally:
+    _enabled.reset(token)
+
+
+def conv2d(
+  x: jax.Array,
+  kernel: jax.Array,
+  *then: jax.Array,
+  stride: int,
+  padding: int,
+  relu: bool = False,
+) -> jax.Array:
+  """Convolves [B, H, W, C] with [height, width, C, F], if `fits`.
+
+  Args:
+    x: the images.
+    kernel: the kernel.
+    *then: what to multiply the result by and what to add to it, both [F], then what
+      else to add, in its own shape; all, the first two or none.
+    stride: along H and W.
+    padding: zeros on each side.
+    relu: in the end, 0 where it is less.
+
+  Returns:
+    In the dtype of `x`.
+
+  Raises:
+    ValueError: `then` has other shapes, or is not float32.
+  """
+  shape = _out_shape(x.shape, kernel.shape, stride, padding)
+  expected = [shape[-1:], shape[-1:], shape][: len(then)]
+  is_float = all(array.dtype == jnp.float32 for array in then)
+  if len(then) == 1 or [array.shape for array in then] != expected or not is_float:
+    found = ", ".join(str(jax.typeof(array)) for array in then)
+    raise ValueError(f"what follows a convolution to {shape} is {found}")
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  return _call(_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
+
+
+def kernel_gradient(
+  x: jax.Array, dy: jax.Array, shape: tuple[int, ...], stride: int, padding: int
+) -> jax.Array:
+  """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
+  gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
+  return gradient.astype(x.dtype)
+
+
+def moments(x: jax.Array) -> jax.Array:
+  """Mean and variance, [2, C] float32, of channels of [..., C], if `fits_norm`."""
+  return _call(_MOMENTS, (2, x.shape[-1]), x)
+
+
+def batch_norm_sums(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
+  """Sums of `dy` and `dy * (x - mean)`, [2, C] float32, over channels of [..., C]."""
+  return _call(_BATCH_NORM_SUMS, (2, x.shape[-1]), x, mean, dy)
+
+
+def _call(
+  name: str,
+  shape: tuple[int, ...],
+  *arrays: jax.Array,
+  dtype: jax.typing.DTypeLike = jnp.float32,
+  **attributes,
+) -> jax.Array:
+  _load()
+  result = jax.ShapeDtypeStruct(shape, dtype)
+  name = f"{name}_{arrays[0].dtype}"
+  return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
+
+
+def _out_shape(x_shape, kernel_shape, stride, padding) -> tuple[int, ...]:
+  sizes = zip(x_shape[1:3], kernel_shape[:2], strict=True)
+  size = ((size + 2 * padding - taps) // stride + 1 for size, taps in sizes)
+  return x_shape[0], *size, kernel_shape[-1]
+
+
+def with_derivatives(call: Callable, reference: Callable) -> Callable:
+  """A custom call, with the derivatives of what computes the same."""
+  function = jax.custom_jvp(call)
+
+  @function.defjvp
+  def derive(primals, tangents):
+    return function(*primals), jax.jvp(reference, primals, tangents)[1]
+
+  return function
+
+
+def fits(
+  x: jax.Array, other: jax.Array, shape: tuple[int, ...], stride: int, padding: int
+) -> bool:
+  """Whether `conv2d` and `kernel_gradient` are there, and serve such a convolution.
+
+  Args:
+    x: its images.
+    other: its kernel, or the gradient of its result.
+    shape: of its kernel.
+    stride: along H and W.
+    padding: zeros on each side.
+  """
+  return (
+    _serves(x, shape[-1])  # First, as an export's shapes cannot be compared.
+    and x.shape[-1] == shape[-2]
+    and padding < min(shape[:2])
+    and min(_out_shape(x.shape, shape, stride, padding)) > 0
+    and other.dtype == x.dtype
+  )
+
+
+def fits_norm(x: jax.Array) -> bool:
+  """Whether `moments` and `batch_norm_sums` are there, and serve such an array."""
+  return _serves(x, x.shape[-1])
+
+
+def _serves(x: jax.Array, features: int) -> bool:
+  """They serve a process with one device, as XLA does not split a custom call."""
+  return (
+    _enabled.get()
+    and _is_alone()
+    and str(x.dtype) in _DTYPES
+    and x.size > 0
+    and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
+    and (lanes := _load()) > 0
+    and features % lanes == 0
+  )
+
+
+def _is_alone() -> bool:
+  return jax.default_backend() == "cpu" and jax.device_count() == 1
+
+
+@functools.cache
+def _load() -> int:
+  """Compiles where need be, and registers; returns the floats of a vector, or 0."""
+  compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or ""]
+  if not compiler[0]:
+    return 0
+  try:
+    functions = _open(compiler)
+  except (OSError, subprocess.CalledProcessError) as error:
+    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
+    reason = next((line for line in lines if "error" in line), (lines or [""])[0])
+    warnings.warn(
+      f"the CPU will be slower, as {compiler[0]} could not compile {_SOURCE}: {reason}",
+      stacklevel=2,
+    )
+    return 0
+  names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
+  for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
+    target = jax.ffi.pycapsule(getattr(functions, name))
+    jax.ffi.register_ffi_target(name, target, platform="cpu")
+  return functions.resnet_jax_lanes()
+
+
+def _open(compiler: list[str]) -> ctypes.CDLL:
+  """Loads the library of this machine from the cache, or made for this process."""
+  is_arm = platform.machine() in ("arm64", "aarch64")
+  own = "-mcpu=native" if is_arm else "-march=native"
+  flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
+  command = [*compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+  sources = [
+    path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
+  ]
+  made_of = sources, command, jaxlib.__version__, compilation.processor_flags()
+  digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+  try:
+    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    library = Path(cache) / "resnet_jax" / f"kernels-{digest}.so"
+    if not library.exists():
+      _compile(command, library)
+    return ctypes.CDLL(str(library))
+  except (OSError, RuntimeError):  # No home, not ours, or not to be executed.
+    with tempfile.TemporaryDirectory() as folder:
+      library = Path(folder) / "kernels.so"
+      _compile(command, library)
+      return ctypes.CDLL(str(library))  # Stays in memory when its file is gone.
+
+
+def _compile(command: list[str], library: Path) -> None:
+  library.parent.mkdir(parents=True, exist_ok=True)
+  with tempfile.TemporaryDirectory(dir=library.parent) as folder:
+    made = Path(folder) / library.name
+    subprocess.run(
+      [*command, "-o", str(made)], check=True, capture_output=True, text=True
+    )
+    # Another process may have been as quick; both are the same.
+    made.replace(library)

@@ -1,0 +1,219 @@
+"""The named architectures, as one table of rows, and the function that builds them."""
+
+import dataclasses
+from functools import partial
+from typing import Any
+
+import jax.numpy as jnp
+from jax.typing import DTypeLike
+
+from resnet_jax.config.schema import Config, check_choice
+from resnet_jax.models.blocks import (
+  BasicBlock,
+  BottleneckBlock,
+  PreActBasicBlock,
+  PreActBottleneckBlock,
+)
+from resnet_jax.models.groups import parse_frozen
+from resnet_jax.models.layers import SqueezeExcite
+from resnet_jax.models.norms import NORMS
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.stems import STEMS
+
+Row = dict[str, Any]
+
+_IMAGENET: Row = {"stem": "imagenet", "shortcut": "B", "num_classes": 1000}
+_CIFAR: Row = {"stem": "cifar", "shortcut": "A", "num_classes": 10, "features": 16}
+_WIDE_CIFAR = _CIFAR | {
+  "shortcut": "B",
+  "block": PreActBasicBlock,
+  "pre_activation": True,
+  "stem_features": 16,
+  "dropout": 0.3,
+}
+# He et al. 2015, table 1; 200: He et al. 2016.
+_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
+_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
+_DEEPEST = {200: (3, 24, 36, 3)}
+
+
+def _imagenet(name: str, sizes: dict[int, tuple], block, **row) -> dict[str, Row]:
+  """Rows of one kind of block, one for each depth; `name` has a {} for it."""
+  return {
+    name.format(depth): _IMAGENET | {"block": block, "stage_sizes": size} | row
+    for depth, size in sizes.items()
+  }
+
+
+def _bottleneck(**kwargs):
+  return partial(BottleneckBlock, **kwargs)
+
+
+# The nets of He et al. 2015; torchvision's where the paper leaves a choice ("v1.5").
+_RESIDUAL = (
+  _imagenet("resnet{}", _BASIC, BasicBlock)
+  | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)
+  # Section 4.2: 6n + 2 layers for 32x32 images.
+  | {
+    f"resnet{6 * n + 2}": _CIFAR | {"block": BasicBlock, "stage_sizes": (n, n, n)}
+    for n in (1, 2, 3, 5, 7, 9, 18, 200)
+  }
+)
+# Bottlenecks for 32x32 images, 9n + 2 layers, each block at about the cost of a basic
+# one (He et al. 2016, table 3).
+_SMALL_BOTTLENECK = {
+  f"resnet{9 * n + 2}": _CIFAR
+  | {"block": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
+  for n in (3, 18)
+}
+
+
+def _twins(kind: str, shortcut: str) -> dict[str, Row]:
+  """Each of those nets with another shortcut in all blocks."""
+  return {
+    name.replace("resnet", kind): row | {"shortcut": shortcut}
+    for name, row in _RESIDUAL.items()
+  }
+
+
+MODELS: dict[str, Row] = {
+  **_RESIDUAL,
+  **_SMALL_BOTTLENECK,
+  **_twins("plain", "none"),
+  **_twins("highway", "highway"),
+  # The stride on the first 1x1 convolution, as the paper has it.
+  **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
+  # Pre-activation: He et al. 2016, "Identity mappings", table 3 and 5.
+  **_imagenet("resnetv2_{}", _BASIC, PreActBasicBlock, pre_activation=True),
+  **_imagenet(
+    "resnetv2_{}", _BOTTLENECK | _DEEPEST, PreActBottleneckBlock, pre_activation=True
+  ),
+  **{
+    # 9n + 2 layers.
+    f"resnetv2_{9 * n + 2}": _CIFAR
+    | {
+      "shortcut": "B",
+      "block": PreActBottleneckBlock,
+      "stage_sizes": (n, n, n),
+      "pre_activation": True,
+    }
+    for n in (18, 111)
+  },
+  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers of k times the width.
+  **_imagenet(
+    "wide_resnet{}_2",
+    {depth: _BOTTLENECK[depth] for depth in (50, 101)},
+    _bottleneck(base_width=128),
+  ),
+  **{
+    f"wide_resnet{6 * n + 4}_{k}": _WIDE_CIFAR
+    | {"stage_sizes": (n, n, n), "features": 16 * k}
+    for n, k in ((2, 8), (4, 10))
+  },
+  # ResNeXt: Xie et al. 2016, cardinality x width of a group.
+  **{
+    f"resnext{depth}_{groups}x{width}d": _IMAGENET
+    | {
+      "block": _bottleneck(groups=groups, base_width=width),
+      "stage_sizes": _BOTTLENECK[depth],
+    }
+    for depth, groups, width in ((50, 32, 4), (101, 32, 8), (101, 64, 4))
+  },
+  # Squeeze-and-excitation: Hu et al. 2017.
+  **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention=SqueezeExcite)),
+  **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention=SqueezeExcite)),
+  # The tweaks of He et al. 2018, "Bag of tricks", figure 2.
+  **_imagenet("resnet{}c", _BOTTLENECK, BottleneckBlock, stem="deep"),
+  **_imagenet("resnet{}d", _BASIC, BasicBlock, stem="deep", shortcut="D"),
+  **_imagenet("resnet{}d", _BOTTLENECK, BottleneckBlock, stem="deep", shortcut="D"),
+}
+
+
+def create_model(
+  name: str,
+  num_classes: int | None = None,
+  *,
+  stem: str = "",
+  shortcut: str = "",
+  norm: str = "batch",
+  zero_init_residual: bool = False,
+  stochastic_depth: float = 0.0,
+  scan: bool = False,
+  remat: bool = False,
+  dtype: DTypeLike = jnp.float32,
+) -> ResNet:
+  """Builds a named architecture.
+
+  Args:
+    name: a key of `MODELS`, such as "resnet50", or "plain20" without shortcuts.
+    num_classes: number of logits; None is 1000 for ImageNet nets, 10 for CIFAR's.
+    stem: "imagenet" (7x7 at stride 2, max-pool), "deep" (three 3x3, max-pool),
+      "cifar" (3x3), or "" for the architecture's own. "cifar" fits images of about
+      64 pixels or less.
+    shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "highway",
+      "none", or "" for its own.
+    norm: "batch", "unbiased_batch" (running variance as PyTorch's), "group",
+      "frozen" (batch norm that never moves) or "none" (a bias); see `norms.py`.
+    zero_init_residual: start every block as its shortcut.
+    stochastic_depth: see `ResNet`; in [0, 1).
+    scan: see `ResNet`.
+    remat: see `ResNet`.
+    dtype: of the computation; parameters and logits are float32.
+
+  Returns:
+    A Flax module, to be used by `model.init` and `model.apply`. Other fields, such
+    as `features` and `dropout`, can be changed by `model.clone(features=32)`.
+
+  Raises:
+    ValueError: an unknown name, stem, shortcut or norm; a number out of range;
+      `stochastic_depth` or `zero_init_residual` without shortcuts, where the output
+      would not depend on the images; `zero_init_residual` with a frozen norm or none.
+  """
+  check_choice("model.name", name, MODELS)
+  row = dict(MODELS[name])
+  stem = stem or row["stem"]
+  shortcut = shortcut or row["shortcut"]
+  check_choice("model.stem", stem, STEMS)
+  check_choice("model.shortcut", shortcut, SHORTCUTS)
+  check_choice("model.norm", norm, NORMS)
+  if num_classes is not None and num_classes < 1:
+    raise ValueError(f"model.num_classes={num_classes} must be > 0")
+  if not 0 <= stochastic_depth < 1:
+    raise ValueError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
+  if zero_init_residual and norm in ("frozen", "none"):
+    raise ValueError(
+      f"model.zero_init_residual=True with model.norm={norm!r} has no scale that could "
+      "start at 0 and learn; set one of them to its default"
+    )
+  options: Row = {
+    "zero_init_residual": zero_init_residual,
+    "stochastic_depth": stochastic_depth,
+  }
+  for field, value in options.items():
+    if value and shortcut == "none":
+      raise ValueError(
+        f"model.{field}={value} would make a net without shortcuts constant; set it "
+        "to its default or choose a shortcut"
+      )
+  row |= {"stem": STEMS[stem], "shortcut": SHORTCUTS[shortcut], "norm": NORMS[norm]}
+  if num_classes is not None:
+    row["num_classes"] = num_classes
+  return ResNet(**row, **options, scan=scan, remat=remat, dtype=dtype)
+
+
+ResNet18 = partial(create_model, "resnet18")
+ResNet34 = partial(create_model, "resnet34")
+ResNet50 = partial(create_model, "resnet50")
+ResNet101 = partial(create_model, "resnet101")
+ResNet152 = partial(create_model, "resnet152")
+
+
+def build_model(config: Config) -> ResNet:
+  """Builds the model of resolved settings, such as those of a saved `config.json`.
+
+  Raises:
+    ValueError: an unknown architecture, or `freeze` names groups that it has not.
+  """
+  model = create_model(**dataclasses.asdict(config.model))
+  return model.clone(frozen=parse_frozen(config.freeze, model))

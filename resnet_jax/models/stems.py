@@ -1,0 +1,68 @@
+"""The layers before the first stage."""
+
+from typing import ClassVar
+
+import jax
+from flax import linen as nn
+
+from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, max_pool_3x3
+from resnet_jax.models.norms import BatchNorm
+
+
+class Stem(nn.Module):
+  """What the stems have in common.
+
+  Attributes:
+    STRIDE: of the output's pixels, in those of the image.
+    features: output channels.
+    pre_activation: leave out the last norm and ReLU; the first block has them.
+  """
+
+  STRIDE: ClassVar[int] = 4
+
+  features: int
+  pre_activation: bool = False
+  conv: ModuleDef = Conv
+  norm: ModuleDef = BatchNorm
+
+  def last(self, conv: nn.Module, norm_name: str, x: jax.Array) -> jax.Array:
+    """The last convolution, with norm and ReLU unless the first block has them."""
+    if self.pre_activation:
+      return conv(x)
+    return conv_norm(conv, self.norm(name=norm_name), x)
+
+
+class ImageNetStem(Stem):
+  """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1)."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
+    conv = self.conv(self.features, 7, 2, name="conv")
+    return max_pool_3x3(self.last(conv, "bn", x))
+
+
+class DeepStem(Stem):
+  """Three 3x3 convolutions in place of the 7x7 (ResNet-C: He et al. 2018)."""
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
+    half = self.features // 2
+    x = conv_norm(self.conv(half, 3, 2, name="conv1"), self.norm(name="bn1"), x)
+    x = conv_norm(self.conv(half, 3, name="conv2"), self.norm(name="bn2"), x)
+    return max_pool_3x3(self.last(self.conv(self.features, 3, name="conv3"), "bn3", x))
+
+
+class CifarStem(Stem):
+  """3x3 convolution at full resolution (paper, section 4.2)."""
+
+  STRIDE: ClassVar[int] = 1
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to [B, H, W, features]."""
+    return self.last(self.conv(self.features, 3, name="conv"), "bn", x)
+
+
+STEMS = {"imagenet": ImageNetStem, "deep": DeepStem, "cifar": CifarStem}

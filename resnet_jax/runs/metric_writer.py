@@ -1,0 +1,254 @@
+"""Where the numbers of a run go: its files, and the person who watches.
+
+`metrics.jsonl` (one JSON object a line), TensorBoard files and `curves.png` in the run
+directory; a live progress bar on a terminal, plain lines elsewhere.
+"""
+
+import contextlib
+import json
+import math
+import sys
+import time
+from collections.abc import Callable
+
+import jax
+from etils import epath
+from rich import progress
+from rich.console import Console
+
+from resnet_jax.runs.learning_curves import draw_curves
+from resnet_jax.data.pipelines.opening import Dataset
+from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
+from resnet_jax.config.plan import Plan
+
+DIVERGENCE_ADVICE = (
+  "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
+)
+
+
+class MetricWriter:
+  """Writes and shows the metrics of a run; a context manager."""
+
+  def __init__(
+    self,
+    workdir: str,
+    plan: Plan,
+    learning_rate: Callable[[int], float],
+    start_step: int,
+    console: Console,
+    train_set: Dataset,
+    eval_set: Dataset,
+  ):
+    """Opens the files; what an earlier try wrote past `start_step` is dropped.
+
+    Args:
+      workdir: the run directory.
+      plan: when to write.
+      learning_rate: step -> learning rate of the next update.
+      start_step: completed updates.
+      console: where to show.
+      train_set: tells how long it was waited for, and what it skipped.
+      eval_set: likewise.
+    """
+    self._input, self._eval_set = train_set, eval_set
+    self._plan, self._learning_rate, self._console = plan, learning_rate, console
+    self._workdir = epath.Path(workdir)
+    self._writes = jax.process_index() == 0
+    self._records = self._drop_later_lines(start_step) if self._writes else []
+    # Of several processes the first one writes.
+    self._files = contextlib.ExitStack()
+    self._file = None
+    if self._writes:
+      if "://" not in str(workdir):
+        lines = (self._workdir / "metrics.jsonl").open("a")
+        self._file = self._files.enter_context(lines)
+      self._board = self._files.enter_context(
+        _open_board(self._workdir / "tensorboard", start_step)
+      )
+    self._pending: tuple[int, Metrics] | None = None
+    self._sums: Metrics | None = None
+    self._seconds, self._mark = 0.0, time.monotonic()
+    self._waited = self._waited_mark = 0.0
+    self._skipped: set[str] = set()
+    self._bar = progress.Progress(
+      # Together at most 80 columns.
+      progress.TextColumn("{task.completed}/{task.total}"),
+      progress.BarColumn(bar_width=10),
+      progress.TextColumn("{task.description}"),
+      progress.TimeRemainingColumn(),
+      progress.TextColumn("left"),
+      console=console,
+      disable=not console.is_terminal,
+      # A call can take long: the default forgets what is older than 30 s.
+      speed_estimate_period=3600,
+    )
+    self._task = self._bar.add_task(
+      "compiling", total=plan.num_steps, completed=start_step
+    )
+
+  def __enter__(self) -> "MetricWriter":
+    self._bar.start()
+    return self
+
+  def __exit__(self, *exc_info) -> None:
+    self._bar.stop()
+    self._show_skipped()  # Too many may be what ended the run.
+    self._files.close()
+    if self._writes:
+      draw_curves(self._records, self._workdir / "curves.png")
+
+  def _drop_later_lines(self, step: int) -> list[dict]:
+    path = self._workdir / "metrics.jsonl"
+    if not path.exists():
+      return []
+    records = []
+    *lines, last = path.read_text().split("\n")  # A kill can leave half a last line.
+    for number, line in enumerate(lines, start=1):
+      try:
+        record = json.loads(line)
+        if record["step"] <= step:
+          records.append(record)
+      except (ValueError, TypeError, KeyError) as error:
+        raise ValueError(
+          f"{path} is damaged in line {number}, {line[:40]!r}; delete the line"
+        ) from error
+    if last or len(records) < len(lines):
+      new = self._workdir / "metrics.jsonl.new"
+      new.write_text("".join(json.dumps(record) + "\n" for record in records))
+      new.replace(path)
+    return records
+
+  def is_idle(self) -> bool:
+    """Whether the device has finished all calls given to `train`."""
+    return self._pending is None or self._pending[1]["count"].is_ready()  # type: ignore[attr-defined]
+
+  def start_clock(self) -> None:
+    """Time from now on counts as training."""
+    self._mark, self._waited_mark = time.monotonic(), self._input.waited_s
+
+  def train(self, step: int, metrics: Metrics) -> None:
+    """Takes the metrics of a call just started, and shows those of the one before.
+
+    The device is never left waiting for this: it already works on the new call.
+
+    Args:
+      step: completed updates after the call.
+      metrics: its sums, still being computed.
+
+    Raises:
+      FloatingPointError: the loss of the earlier call is not finite.
+    """
+    self.flush()
+    self._pending = step, metrics
+    self._waited += self._input.waited_s - self._waited_mark
+    self._waited_mark = self._input.waited_s
+
+  def flush(self) -> None:
+    """Waits for the last call given to `train`; raises as that does."""
+    if self._pending is None:
+      return
+    (step, metrics), self._pending = self._pending, None
+    sums = jax.device_get(metrics)
+    now = time.monotonic()
+    self._seconds, self._mark = self._seconds + now - self._mark, now
+    self._check_finite(step, sums["loss"])
+    self._sums = add_metrics(self._sums, sums) if self._sums else sums
+    if self._plan.log_at(step):
+      skipped = int(self._sums.pop("skipped_updates"))
+      if not self._sums["count"]:
+        self._check_finite(step, math.nan)
+      values = summarize(self._sums)
+      if skipped:
+        values["skipped_updates"] = skipped
+      values["images_per_s"] = values.pop("count") / self._seconds
+      if self._waited:
+        values["input_wait"] = min(1.0, self._waited / self._seconds)
+      self._sums, self._seconds, self._waited = None, 0.0, 0.0
+      self._write(step, "train", values)
+      self._bar.update(self._task, description=_describe(values))
+    self._bar.update(self._task, completed=step)
+
+  def evaluation(self, step: int, values: dict[str, float], name: str = "eval") -> None:
+    """Writes and shows an evaluation after `step` updates.
+
+    Args:
+      step: completed updates.
+      values: from `evaluate`.
+      name: what was evaluated: "eval", or "ema" for the moving average.
+
+    Raises:
+      FloatingPointError: its loss is not finite.
+    """
+    self._check_finite(step, values["loss"])
+    self._write(step, name, values)
+
+  def _check_finite(self, step: int, loss: float) -> None:
+    if not math.isfinite(loss):
+      raise FloatingPointError(
+        f"the loss became {loss} by step {step}, at learning rate "
+        f"{self._learning_rate(step - 1):.3g}; {DIVERGENCE_ADVICE}"
+      )
+
+  def _show_skipped(self) -> None:
+    skipped = [*self._input.skipped.values(), *self._eval_set.skipped.values()]
+    for text in dict.fromkeys(skipped):
+      if text not in self._skipped:
+        # Only the process knows that reads it, and the others' consoles are quiet.
+        console = self._console if self._writes else Console(stderr=True)
+        console.print(f"skipped {text}", highlight=False, markup=False, soft_wrap=True)
+    self._skipped.update(skipped)
+
+  def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+    self._show_skipped()
+    if not self._writes:
+      return
+    if self._skipped:
+      values = values | {"skipped": len(self._skipped)}
+    epoch = round(step / self._plan.steps_per_epoch, 4)
+    values = values | {"learning_rate": float(self._learning_rate(step - 1))}
+    record = {"step": step, "epoch": epoch, "split": split, **values}
+    self._records.append(record)
+    line = json.dumps(record, allow_nan=False) + "\n"
+    if self._file is None:  # Object stores cannot append.
+      lines = [json.dumps(earlier) + "\n" for earlier in self._records]
+      (self._workdir / "metrics.jsonl").write_text("".join(lines))
+    else:
+      self._file.write(line)
+      self._file.flush()
+    for name, value in values.items():
+      self._board.add_scalar(f"{split}/{name}", value, step)
+    if split != "train" or not self._console.is_terminal:
+      place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
+      self._console.print(
+        f"{place}  {split:5}  {_describe(values)}  lr {values['learning_rate']:.3g}",
+        highlight=False,
+        soft_wrap=True,
+      )
+
+
+def _open_board(directory: epath.Path, start_step: int):
+  """Opens TensorBoard's event file, hiding what is there past `start_step`."""
+  # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
+  # tensors from other arrays.
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    import tensorboardX
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
+
+
+def _describe(values: dict[str, float]) -> str:
+  return (
+    f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} % "
+    f"{values['images_per_s']:.0f} images/s{_describe_wait(values)}"
+    + (f", {n} updates skipped" if (n := values.get("skipped_updates")) else "")
+  )
+
+
+def _describe_wait(values: dict[str, float]) -> str:
+  share = values.get("input_wait", 0.0)
+  return f", input-bound: waits {100 * share:.0f} %" if share >= 0.05 else ""

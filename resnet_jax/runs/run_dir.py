@@ -1,0 +1,262 @@
+"""A run directory: its settings and class names, held by one run at a time.
+
+It holds `config.json`, `classes.txt`, `lock`, and what `checkpoint.py` and `writers.py`
+put there. Several processes of one run share it; process 0 writes.
+"""
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import importlib
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+from jax.experimental import multihost_utils
+
+from resnet_jax.config import serialization
+from resnet_jax.config.schema import Config
+
+try:
+  import fcntl
+except ImportError:  # Windows.
+  fcntl = None  # type: ignore[assignment]
+
+# What epath and TensorBoard's files need for gs://; Orbax brings its own.
+_FOR_GCS = ("gcsfs", "google.cloud.storage")
+# No locks there, as on some network file systems.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+def new_workdir(name: str) -> str:
+  """Returns the path of a new run directory, the same in all processes."""
+  now = np.array(time.localtime()[:6])
+  if jax.process_count() > 1:
+    now = multihost_utils.broadcast_one_to_all(now)
+  return "runs/{}-{:04}{:02}{:02}-{:02}{:02}{:02}".format(name, *now)
+
+
+def check_storage(workdir: str) -> None:
+  """Raises `ValueError` for storage that Orbax or this installation cannot use."""
+  scheme, separator, _ = str(workdir).partition("://")
+  if not separator:
+    return
+  if scheme != "gs":
+    raise ValueError(
+      f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
+      "nowhere else; mount other storage"
+    )
+  for package in _FOR_GCS:
+    try:
+      importlib.import_module(package)
+    except ImportError as error:
+      raise ValueError(
+        f"--workdir={workdir} needs {package}: pip install 'resnet_jax[gcs]'"
+      ) from error
+
+
+def load_config(workdir: str) -> Config | None:
+  """Returns the settings of the run in `workdir`; None if there is no run.
+
+  Raises:
+    ValueError: the file is damaged.
+  """
+  check_storage(workdir)
+  path = epath.Path(workdir) / "config.json"
+  if not path.exists():
+    return None
+  try:
+    return serialization.from_json(path.read_text())
+  except ValueError as error:
+    raise ValueError(f"{path} is damaged: {error}") from error
+
+
+def load_run_config(workdir: str) -> Config:
+  """Returns the settings of the run in `workdir`.
+
+  Raises:
+    FileNotFoundError: there is no run.
+    ValueError: the file is damaged.
+  """
+  config = load_config(workdir)
+  if config is None:
+    raise FileNotFoundError(f"no run in {workdir!r}: it has no config.json")
+  return config
+
+
+def split_checkpoint(path: str) -> tuple[str, str]:
+  """Splits RUN/checkpoints/STEP into (RUN, STEP), and RUN into (RUN, "")."""
+  resolved = Path(path).resolve()
+  if resolved.parent.name == "checkpoints" and resolved.name.isdecimal():
+    return str(resolved.parents[1]), resolved.name
+  return path, ""
+
+
+def saved_steps(workdir: str) -> list[int]:
+  """Returns the steps saved in `workdir`, from the first.
+
+  Raises:
+    ValueError: as `check_storage`.
+  """
+  check_storage(workdir)
+  path = epath.Path(workdir) / "checkpoints"
+  return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
+
+
+def latest_step(workdir: str) -> int:
+  """Returns the newest step saved in `workdir`; 0 if there is none.
+
+  Raises:
+    ValueError: as `check_storage`.
+  """
+  return max(saved_steps(workdir), default=0)
+
+
+def load_class_names(workdir: str) -> tuple[str, ...]:
+  """Returns the names of the classes of a run, in order; () if they are not known."""
+  path = epath.Path(workdir) / "classes.txt"
+  return tuple(path.read_text().split("\n")[:-1]) if path.exists() else ()
+
+
+def check_class_names(class_names: Sequence[str], workdir: str) -> None:
+  """Raises `ValueError` if data has other classes than the run in `workdir`."""
+  saved = load_class_names(workdir)
+  for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
+    if new != old:
+      raise ValueError(
+        f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; it must "
+        "have the run's classes"
+      )
+  if saved and len(saved) != len(class_names):
+    raise ValueError(
+      f"the data has {len(class_names)} classes, the run {workdir} {len(saved)}"
+    )
+
+
+@contextlib.contextmanager
+def open_run(
+  workdir: str, config: Config, num_steps: int, class_names: Sequence[str] = ()
+) -> Iterator[None]:
+  """Makes the run directory, or checks that its run may go on with these settings.
+
+  Until the end of the context no other process can open it: see `hold`.
+
+  Args:
+    workdir: a directory that holds a run, or none.
+    config: fully resolved; it is saved.
+    num_steps: length of the run.
+    class_names: in the order of the labels; saved too.
+
+  Raises:
+    ValueError: `workdir` is a file or in use, the run there has other settings or
+      classes or is further than `num_steps`, a class name is no line of text, or
+      the processes have other settings or do not see one directory.
+  """
+  check_storage(workdir)
+  path = epath.Path(workdir)
+  with contextlib.ExitStack() as stack:
+    if jax.process_index() == 0:
+      for name in class_names:
+        if "\n" in name or name != name.encode(errors="replace").decode():
+          raise ValueError(f"class {name!r} must be one line of UTF-8; rename it")
+      # It makes the directory; nothing below refuses one that was not there.
+      stack.enter_context(hold(workdir, f"--workdir={workdir}"))
+      _check_resumable(workdir, config, num_steps, class_names)
+      if class_names:
+        _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
+      _write(path / "config.json", serialization.to_json(config))
+    if jax.process_count() > 1:
+      _check_same_settings(config)  # Comes back once process 0 is ready.
+      if not (path / "config.json").exists():
+        raise ValueError(
+          f"--workdir={workdir} is not the directory of process 0; name one on storage "
+          "that all processes share"
+        )
+    yield
+
+
+@contextlib.contextmanager
+def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
+  """Keeps other processes from a directory until the end of the context.
+
+  The lock is the operating system's, and goes with the process however that ends;
+  there is none on remote storage, on file systems without locks, and on Windows.
+
+  Args:
+    directory: made if it is not there.
+    name: what the user calls it, for the message.
+    patience_s: how long to wait for another process that has it.
+
+  Raises:
+    ValueError: another process has it, or it is a file.
+  """
+  path = epath.Path(directory)
+  if path.exists() and not path.is_dir():
+    raise ValueError(f"{name} is a file; name a directory")
+  path.mkdir(parents=True, exist_ok=True)
+  if fcntl is None or "://" in str(directory):
+    yield
+    return
+  with Path(directory, "lock").open("a+") as file:
+    end = time.monotonic() + patience_s
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if time.monotonic() < end:
+          time.sleep(0.5)
+          continue
+        raise ValueError(
+          f"{name} is in use by another process that trains there; wait for its end or "
+          "name another directory"
+        ) from None
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          raise
+      break
+    yield
+
+
+def _check_same_settings(config: Config) -> None:
+  """Raises `ValueError` if this process has other settings than process 0."""
+  # Where the images are and how they are read may differ from host to host.
+  data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
+  text = serialization.to_json(dataclasses.replace(config, data=data))
+  own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
+  if (multihost_utils.broadcast_one_to_all(own) != own).any():
+    raise ValueError(
+      f"process {jax.process_index()} has other settings than process 0; start all "
+      "with the same flags and configs"
+    )
+
+
+def _check_resumable(
+  workdir: str, config: Config, num_steps: int, class_names: Sequence[str]
+) -> None:
+  """Raises `ValueError` if what is in `workdir` cannot go on as asked."""
+  old, done = load_config(workdir), latest_step(workdir)
+  if old is not None:
+    serialization.check_resumable(old, config)
+  elif done:
+    raise ValueError(
+      f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
+      "it back or use a new --workdir"
+    )
+  if done > num_steps:
+    raise ValueError(
+      f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
+      "config.num_steps or num_epochs; raise them or use a new --workdir"
+    )
+  check_class_names(class_names, workdir)
+
+
+def _write(path: epath.Path, text: str) -> None:
+  """Writes apart and then renames, so that a kill leaves the old file whole."""
+  new = path.with_name(path.name + ".new")
+  new.write_text(text)
+  new.replace(path)

@@ -1,1 +1,0 @@
-"""Studies: a grid of configs over the same trainer, and what its runs show."""

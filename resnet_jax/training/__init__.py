@@ -1,0 +1,1 @@
+"""One run: the experiment, its trainer, evaluator, steps and state."""

@@ -1,0 +1,126 @@
+"""Learning-rate schedules and optimisers, put together from optax."""
+
+from collections.abc import Collection, Mapping
+from functools import partial
+
+import jax
+import optax
+
+from resnet_jax.config.plan import Plan
+from resnet_jax.config.schema import OptimConfig
+
+
+def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
+  """Warmup, then step decay or a cosine.
+
+  Args:
+    config: kind and shape of the schedule.
+    plan: its lengths and boundaries in steps.
+    batch_size: scales the learning rate where `reference_batch_size` is given.
+
+  Returns:
+    step -> learning rate of the update that follows `step` completed ones. At a
+    boundary the rate is already the lower one.
+  """
+  scale = batch_size / (config.reference_batch_size or batch_size)
+  if config.batch_scaling == "sqrt":
+    scale = scale**0.5
+  learning_rate = config.learning_rate * scale
+  start = config.warmup_learning_rate * scale
+  if config.warmup == "constant":
+    warmup = optax.constant_schedule(start)
+  else:
+    warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
+  if config.schedule == "cosine":
+    # A run may be shorter than its warmup; then it never comes to this.
+    length = max(1, plan.num_steps - plan.warmup_steps)
+    main = optax.cosine_decay_schedule(learning_rate, length)
+  else:
+    # `join_schedules` counts the second schedule's steps from the end of warmup.
+    boundaries = [step - plan.warmup_steps for step in plan.decay_steps]
+    factors = dict.fromkeys(boundaries, config.decay_factor)
+    main = optax.piecewise_constant_schedule(learning_rate, factors)
+  if plan.warmup_steps == 0:
+    return main
+  return optax.join_schedules([warmup, main], [plan.warmup_steps])
+
+
+def kernels_only(params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: True for kernels, False for batch norm and biases."""
+
+  def is_kernel(path, _):
+    return path[-1].key == "kernel"
+
+  return jax.tree_util.tree_map_with_path(is_kernel, params)
+
+
+def create_optimizer(
+  config: OptimConfig,
+  schedule: optax.Schedule,
+  frozen: Collection[str] = (),
+  multipliers: Mapping[str, float] | None = None,
+) -> optax.GradientTransformation:
+  """Gradient clipping, weight decay and the optimiser, in that order.
+
+  Args:
+    config: which.
+    schedule: of the learning rate.
+    frozen: top-level groups of parameters that stay as they are, to the bit.
+    multipliers: of the learning rate, group -> factor.
+  """
+  tx = _create_optimizer(config, schedule)
+  freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
+  scales = [
+    optax.masked(optax.scale(factor), partial(_within, {group}))
+    for group, factor in (multipliers or {}).items()
+  ]
+  # Before, so that they count for no norm, and after, for weight decay.
+  if frozen:
+    return optax.chain(freeze, tx, *scales, freeze)
+  return optax.chain(tx, *scales) if scales else tx
+
+
+def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: whether a parameter is in one of the groups."""
+
+  def is_within(path, _):
+    return path[0].key in groups
+
+  return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _create_optimizer(
+  config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """The same for all groups.
+
+  SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
+  LARS scales the step of each kernel, with its weight decay, by 0.001 of the kernel's
+  norm over the step's; LAMB scales Adam's of every leaf by the ratio of the norms.
+  """
+  mask = None if config.decay_all else kernels_only
+  clip = optax.identity()
+  if config.clip_norm:
+    clip = optax.clip_by_global_norm(config.clip_norm)
+  if config.name == "adamw":
+    adamw = optax.adamw(schedule, weight_decay=config.weight_decay, mask=mask)
+    return optax.chain(clip, adamw)
+  if config.name == "lamb":
+    lamb = optax.lamb(schedule, weight_decay=config.weight_decay, mask=mask)
+    return optax.chain(clip, lamb)
+  if config.name == "lars":
+    lars = optax.lars(
+      schedule,
+      config.weight_decay,
+      weight_decay_mask=mask or True,
+      trust_ratio_mask=kernels_only,
+      momentum=config.momentum,
+      nesterov=config.nesterov,
+    )
+    return optax.chain(clip, lars)
+  decay = optax.add_decayed_weights(config.weight_decay, mask)
+  if config.name == "adam":
+    optimizer = optax.adam(schedule)
+  else:
+    optimizer = optax.sgd(schedule, config.momentum or None, config.nesterov)
+  return optax.chain(clip, decay, optimizer)

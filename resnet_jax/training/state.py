@@ -1,0 +1,120 @@
+"""Everything that training changes, as one pytree."""
+
+import dataclasses
+import functools
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import jax
+import jax.extend
+import jax.numpy as jnp
+import optax
+from flax import linen as nn
+from flax.training import train_state
+
+from resnet_jax.models.scan_layout import is_scanned, to_named, to_scanned
+from resnet_jax.models.variables import Variables
+from resnet_jax.runtime import compilation
+
+
+class TrainState(train_state.TrainState):
+  """`step`, `params`, `opt_state` of Flax's, and two more.
+
+  Attributes:
+    batch_stats: running mean and variance of the batch norms, float32; empty if the
+      model has none.
+    key: PRNG key of augmentation, dropout and stochastic depth; step i uses
+      `fold_in(key, i)`.
+    ema: exponential moving average of `variables`, or None.
+  """
+
+  batch_stats: Any
+  key: jax.Array
+  ema: Variables | None = None
+
+  @property
+  def variables(self) -> Variables:
+    """What `apply_fn` takes."""
+    return {"params": self.params, "batch_stats": self.batch_stats}
+
+  def to_saved(self) -> dict[str, Any]:
+    """Returns the "model" and the "training" part, as trees of named blocks."""
+    training = {"step": self.step, "opt_state": self.opt_state, "key": self.key}
+    if self.ema is not None:
+      training["ema"] = self.ema
+    return to_named({"model": self.variables, "training": training})
+
+  def from_saved(self, parts: Mapping[str, Any]) -> "TrainState":
+    """Returns the state whose `to_saved` gave `parts`, laid out as this one."""
+    if is_scanned(self.params):
+      parts = to_scanned(parts)
+    return self.replace(**parts["model"], **parts["training"])
+
+
+@dataclasses.dataclass(frozen=True)
+class StateInit:
+  """Makes the first state of a run, born under its shardings: called with a PRNG key.
+
+  Attributes:
+    model: called as `model.init(key, images)`.
+    tx: the optimiser.
+    image_shape: (H, W, C).
+    replicated: sharding of every leaf but those of the optimiser.
+    ema: keep a moving average too.
+    shard_opt_state: from the shapes of the optimiser's state to their shardings; None
+      is `replicated`.
+  """
+
+  model: nn.Module
+  tx: optax.GradientTransformation
+  image_shape: tuple[int, int, int]
+  replicated: jax.sharding.Sharding
+  ema: bool = False
+  shard_opt_state: Callable[[Any], Any] | None = None
+
+  def __call__(self, key: jax.Array) -> TrainState:
+    """Computes the state; parameters and augmentation get different keys."""
+    jaxpr, shapes = self._traced
+    if jax.typeof(key) != jaxpr.in_avals[0]:  # Another kind of generator.
+      jaxpr, shapes = self._trace(key)
+    leaves, structure = jax.tree.flatten(shapes)
+    create = compilation.jit_once(
+      jax.extend.core.jaxpr_as_fun(jaxpr),
+      size=sum(leaf.size for leaf in leaves),
+      out_shardings=jax.tree.leaves(self.sharding()),
+    )
+    return jax.tree.unflatten(structure, create(key))
+
+  def _create(self, key: jax.Array) -> TrainState:
+    init_key, step_key = jax.random.split(key)
+    variables = self.model.init(init_key, jnp.zeros((1, *self.image_shape)))
+    state = TrainState.create(
+      apply_fn=self.model.apply,
+      tx=self.tx,
+      key=step_key,
+      params=variables["params"],
+      batch_stats=variables.get("batch_stats", {}),
+    )
+    # Flax starts with a Python int, which would be compiled once more as an array.
+    step = jnp.zeros((), jnp.int32)
+    return state.replace(step=step, ema=state.variables if self.ema else None)
+
+  @functools.cached_property
+  def shapes(self) -> TrainState:
+    """Shapes and dtypes of the state; nothing is computed."""
+    return self._traced[1]
+
+  @functools.cached_property
+  def _traced(self):
+    return self._trace(jax.random.key(0))
+
+  def _trace(self, key: jax.Array):
+    """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
+    return jax.make_jaxpr(self._create, return_shape=True)(key)
+
+  def sharding(self) -> TrainState:
+    """Shardings of the state's leaves."""
+    sharding = jax.tree.map(lambda _: self.replicated, self.shapes)
+    if self.shard_opt_state is None:
+      return sharding
+    return sharding.replace(opt_state=self.shard_opt_state(self.shapes.opt_state))

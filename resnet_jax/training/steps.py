@@ -1,0 +1,264 @@
+"""One update, one evaluation, and the compiled loops over them.
+
+All that is compiled for the hot path. `metrics.py` defines `Batch` and `Metrics`.
+"""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import chex
+import jax
+import jax.numpy as jnp
+from jax import lax
+from jax.typing import DTypeLike
+
+from resnet_jax.data.batch import Batch
+from resnet_jax.models.variables import Variables
+from resnet_jax.runs.metrics import Metrics, add_metrics, zero_metrics
+from resnet_jax.runtime import compilation
+from resnet_jax.training.metrics import compute_metrics
+from resnet_jax.training.state import TrainState
+
+Preprocess = Callable[..., jax.Array]
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+TakeBatch = Callable[[Any, jax.Array], Batch]
+
+
+def train_step(
+  state: TrainState,
+  batch: Batch,
+  *,
+  preprocess: Preprocess,
+  mix: Mix | None = None,
+  label_smoothing: float = 0.0,
+  accumulate: int = 1,
+  ema_decay: float = 0.0,
+  skip_nonfinite: bool = False,
+) -> tuple[TrainState, Metrics]:
+  """Applies one update.
+
+  Args:
+    state: before the update.
+    batch: images as stored, uint8.
+    preprocess: (images, key) -> augmented and normalised float32 images.
+    mix: (key, images, labels) -> images and [B, K] targets; None mixes nothing.
+    label_smoothing: see `compute_metrics`.
+    accumulate: number of equal parts of the batch whose gradients are computed one
+      after the other and added. Batch norm sees the parts, not the whole.
+    ema_decay: of `state.ema`, if there is one.
+    skip_nonfinite: change nothing but the counts of steps if the loss or a gradient
+      is not finite.
+
+  Returns:
+    The state after it, and metrics of the batch in train mode, before it; with
+    "skipped_updates", 1 if this one was skipped: then it has no other metrics.
+  """
+  chex.assert_rank(batch["image"], 4)
+  chex.assert_type(batch["image"], jnp.uint8)
+  key = jax.random.fold_in(state.key, state.step)
+  augment_key, dropout_key = jax.random.split(key)
+  batch = batch | {"image": preprocess(batch["image"], augment_key)}
+  if mix is not None:
+    mix_key = jax.random.fold_in(key, 2)
+    images, targets = mix(mix_key, batch["image"], batch["label"])
+    batch |= {"image": images, "target": targets}
+  count = jnp.sum(batch["mask"], dtype=jnp.float32)
+
+  def loss_fn(params, batch_stats, batch, key):
+    logits, updates = state.apply_fn(
+      {"params": params, "batch_stats": batch_stats},
+      batch["image"],
+      train=True,
+      mutable=["batch_stats"],
+      rngs={"dropout": key},
+    )
+    metrics = compute_metrics(logits, batch, label_smoothing, batch.get("target"))
+    return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
+
+  gradient = jax.grad(loss_fn, has_aux=True)
+  if accumulate == 1:
+    grads, (batch_stats, metrics) = gradient(
+      state.params, state.batch_stats, batch, dropout_key
+    )
+  else:
+    grads, batch_stats, metrics = _accumulate(
+      partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
+    )
+  before = state
+  state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+  if state.ema is not None:
+    # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
+    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
+    # Not `optax.incremental_update`, which moves by a rounding what is as it was.
+    ema = jax.tree.map(
+      lambda new, old: old + (1 - decay) * (new - old), state.variables, state.ema
+    )
+    state = state.replace(ema=ema)
+  if not skip_nonfinite:
+    return state, metrics | {"skipped_updates": jnp.zeros(())}
+  is_finite = all_finite((metrics["loss"], grads))
+
+  def keep(new: jax.Array, old: jax.Array) -> jax.Array:
+    # Counts move on, so that the learning rate stays a function of the step.
+    is_float = jnp.issubdtype(new.dtype, jnp.floating)
+    return jnp.where(is_finite, new, old) if is_float else new
+
+  metrics = {name: jnp.where(is_finite, value, 0) for name, value in metrics.items()}
+  metrics["skipped_updates"] = 1.0 - is_finite
+  return jax.tree.map(keep, state, before), metrics
+
+
+def all_finite(tree: Any) -> jax.Array:
+  """Whether every number of a tree is finite, a scalar."""
+  return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
+
+
+def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int):
+  """Adds up the gradients and metrics of the parts of a batch.
+
+  Args:
+    gradient: (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
+    batch_stats: before the batch.
+    batch: whole; part i has the rows i, i + parts ..., so that each device has its
+      share of each part.
+    key: PRNG key of dropout.
+    parts: their number, a divisor of B.
+  """
+  split = jax.tree.map(
+    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
+  )
+
+  def body(carry, part):
+    batch_stats, grads, metrics = carry
+    more_grads, (batch_stats, more) = gradient(batch_stats, *part)
+    grads = jax.tree.map(jnp.add, grads, more_grads)
+    return (batch_stats, grads, add_metrics(metrics, more)), None
+
+  inputs = split, jax.random.split(key, parts)
+  # All parts in the loop: the first before it would be compiled a second time.
+  first = jax.tree.map(lambda x: x[0], inputs)
+  shapes = jax.eval_shape(gradient, batch_stats, *first)
+  grads, (_, metrics) = jax.tree.map(jnp.zeros_like, shapes)
+  carry, _ = lax.scan(body, (batch_stats, grads, metrics), inputs)
+  batch_stats, grads, metrics = carry
+  return grads, batch_stats, metrics
+
+
+def eval_step(
+  variables: Variables, batch: Batch, *, apply_fn: Callable, preprocess: Preprocess
+) -> Metrics:
+  """Metrics of a batch by the running batch-norm statistics.
+
+  Args:
+    variables: {"params": ..., "batch_stats": ...}.
+    batch: images as stored, uint8.
+    apply_fn: the model's `apply`.
+    preprocess: images -> normalised float32 images.
+  """
+  logits = apply_fn(variables, preprocess(batch["image"]), train=False)
+  return compute_metrics(logits, batch)
+
+
+def train_chunk(
+  state: TrainState,
+  feed: Any,
+  count: int,
+  *,
+  train_step: Callable,
+  take_batch: TakeBatch,
+  num_classes: int,
+) -> tuple[TrainState, Metrics]:
+  """Applies `count` updates in one call; metrics are summed over them.
+
+  A loop whose length is an argument, not a shape: any stretch of a run, from any
+  step, is the same compiled program, so that where a run was cut leaves no trace in
+  its bits. With `count` 0 the state comes back as it was.
+
+  Args:
+    state: before the first update.
+    feed: where `take_batch` finds images.
+    count: number of updates, >= 0.
+    train_step: (state, batch) -> (state, metrics).
+    take_batch: (feed, step) -> the batch of the update after `step` completed ones.
+    num_classes: number of logits.
+  """
+
+  def body(_, carry):
+    state, total = carry
+    state, metrics = train_step(state, take_batch(feed, state.step))
+    return state, add_metrics(total, metrics)
+
+  zeros = zero_metrics(num_classes) | {"skipped_updates": jnp.zeros(())}
+  return lax.fori_loop(0, count, body, (state, zeros))
+
+
+def eval_chunk(
+  variables: Variables,
+  feed: Any,
+  count: int,
+  *,
+  eval_step: Callable,
+  take_batch: TakeBatch,
+  num_classes: int,
+) -> Metrics:
+  """Sums the metrics of batches 0 to `count` - 1 of `feed` in one call."""
+
+  def body(i, total):
+    return add_metrics(total, eval_step(variables, take_batch(feed, i)))
+
+  return lax.fori_loop(0, count, body, zero_metrics(num_classes))
+
+
+def compile_train_chunk(
+  *,
+  take_batch: TakeBatch,
+  num_classes: int,
+  sharding: jax.sharding.Sharding,
+  state_sharding: Any = None,
+  dtype: DTypeLike = jnp.float32,
+  **options: Any,
+) -> Callable:
+  """Returns jitted `train_chunk(state, feed, count)`.
+
+  It takes over the memory of the state given to it.
+
+  Args:
+    take_batch: see `train_chunk`; it places each batch on the devices.
+    num_classes: number of logits.
+    sharding: of the metrics.
+    state_sharding: of the state's leaves; None is `sharding`.
+    dtype: of the model.
+    **options: those of `train_step`.
+  """
+  shardings = state_sharding or sharding, sharding
+
+  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+    state, metrics = train_step(state, batch, **options)
+    # Without this, the loop could carry the parameters as the optimiser has its state.
+    return lax.with_sharding_constraint(state, shardings[0]), metrics
+
+  chunk = partial(
+    train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
+  )
+  device: jax.Device = next(iter(sharding.device_set))
+  return compilation.jit(
+    chunk, device.platform, dtype=dtype, donate_argnums=0, out_shardings=shardings
+  )
+
+
+def compile_eval_chunk(
+  *,
+  apply_fn: Callable,
+  preprocess: Preprocess,
+  take_batch: TakeBatch,
+  num_classes: int,
+  sharding: jax.sharding.Sharding,
+  dtype: DTypeLike = jnp.float32,
+) -> Callable:
+  """Returns jitted `eval_chunk(variables, feed, count)`; arguments as above."""
+  step = partial(eval_step, apply_fn=apply_fn, preprocess=preprocess)
+  chunk = partial(
+    eval_chunk, eval_step=step, take_batch=take_batch, num_classes=num_classes
+  )
+  return compilation.jit(chunk, dtype=dtype, out_shardings=sharding)

@@ -1,0 +1,89 @@
+"""Training that starts from trained weights: which parts stay, which learn slower.
+
+A group is one of `ResNet.groups`: "stem", "stage1" ... "head".
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax import weights
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.scan_layout import is_scanned, to_scanned
+from resnet_jax.models.variables import Variables, abstract_variables
+from resnet_jax.runs import run_dir
+from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.training.state import TrainState
+
+
+def load_start(
+  source: str, model: ResNet, image_shape: tuple[int, int, int]
+) -> Variables:
+  """Reads all but the head of trained weights.
+
+  Args:
+    source: as `config.init_from`.
+    model: to start; the number of its classes does not matter.
+    image_shape: (H, W, C) of its images.
+
+  Returns:
+    {"params": ..., "batch_stats": ...} in the named layout, without "head".
+
+  Raises:
+    ValueError: naming what does not fit the model.
+    FileNotFoundError: there is no such run, checkpoint or file.
+    OSError: the checkpoint is damaged.
+  """
+  if not source.startswith("hf://") and not Path(source).exists():
+    raise FileNotFoundError(
+      f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
+      "weights or hf://owner/name"
+    )
+  if Path(source).is_dir():
+    workdir, which = run_dir.split_checkpoint(source)
+    run_dir.load_run_config(workdir)
+    with CheckpointStore(workdir) as store:
+      _, variables = store.restore_model(which or "latest")
+    variables["params"].pop("head")
+  else:
+    variables = weights.load(source, model, head=False)
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = abstract_variables(model, image_shape, device)
+  del wanted["params"]["head"]
+  found, needed = _shapes(variables), _shapes(wanted)
+  problems = [
+    f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
+    for name in sorted(found | needed)
+    if found.get(name) != needed.get(name)
+  ]
+  if problems:
+    more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
+    raise ValueError(
+      f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
+      f"{more}; set config.model.* as they were there, and images of as many channels"
+    )
+  return variables
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  names = ("/".join(key.key for key in path[1:]) for path, _ in leaves)
+  return dict(zip(names, (str(leaf.shape) for _, leaf in leaves), strict=True))
+
+
+def start_from(state: TrainState, variables: Variables) -> TrainState:
+  """Returns a first state with all that `load_start` read in place of its own."""
+  if is_scanned(state.params):
+    variables = to_scanned(variables)
+
+  def put(old: Variables) -> Variables:
+    # Copied, as a step takes over the memory of its state.
+    merged = {name: old[name] | variables[name] for name in old}
+    return jax.tree.map(
+      lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old
+    )
+
+  ema = None if state.ema is None else put(state.ema)
+  return state.replace(**put(state.variables), ema=ema)

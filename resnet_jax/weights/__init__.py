@@ -1,0 +1,24 @@
+"""Trained weights in and out: files of PyTorch and of this package.
+
+variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
+"""
+
+from resnet_jax.weights.load_save import (
+  TORCH_SUFFIXES,
+  all_class_names,
+  find,
+  load,
+  read_class_names,
+  read_preprocessing,
+  save,
+)
+
+__all__ = [
+  "TORCH_SUFFIXES",
+  "all_class_names",
+  "find",
+  "load",
+  "read_class_names",
+  "read_preprocessing",
+  "save",
+]
