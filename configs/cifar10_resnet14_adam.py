@@ -1,10 +1,13 @@
-"""The small ResNet of many tutorials on CIFAR-10: three stages of two blocks, Adam.
+"""ResNet-14 on CIFAR-10 with Adam, the small network of many tutorials.
 
-Command: python train.py --config=configs/cifar10_resnet14_adam.py
---config.data.dir=DIR --workdir=RUN
+Command:
+resnet-jax train --config=cifar10_resnet14_adam --config.data.dir=DIR --workdir=RUN
 
-Channels 16, 32, 64; batch 128, 20 epochs, inputs scaled to [-1, 1], Adam at 1e-3,
-no augmentation and no weight decay. Not yet run to the end here.
+The network has three stages of two blocks, with 16, 32 and 64 channels. The batch has
+128 images, and a run has 20 epochs. The pixels are scaled to [-1, 1]. The learning rate
+of Adam is 1e-3. There is no augmentation and no weight decay.
+
+The network is not trained to the end with this package yet.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -1,32 +1,40 @@
-"""The paper's CIFAR-10 nets with the paper's recipe (He et al. 2015, section 4.2).
+"""The CIFAR-10 networks of the ResNet paper, with and without shortcuts.
 
-Command: python train.py --config=configs/cifar10_resnet20.py --config.data.dir=DIR
---workdir=RUN, or --config=configs/cifar10_resnet20.py:resnet56 for a sibling.
+Commands:
+resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR --workdir=RUN
+resnet-jax train --config=cifar10_resnet20:resnet56 --config.data.dir=DIR --workdir=RUN
 
-After the colon: resnet20, 32, 44, 56, 110 or 1202, or plain20 .. plain1202. Batch 128,
-learning rate 0.1 divided by 10 at 32k and 48k of 64k updates, momentum 0.9, weight
-decay 1e-4 on every parameter, shifts of up to 4 pixels and flips, option A shortcuts.
-ResNet-110 and 1202 start with 400 updates at 0.01 (the paper: until the training
-error is below 80 %, about 400 updates).
+The variants are resnet20, 32, 44, 56, 110 and 1202, and plain20 to plain1202 without
+shortcuts. The default is resnet20.
 
-Test error in the paper's table 6, trained on 45k or 50k images: resnet20 8.75 %,
-resnet32 7.51, resnet44 7.17, resnet56 6.97, resnet110 6.43, resnet1202 7.93. What
-differs here: a mean and standard deviation per channel instead of a mean per pixel,
-and updates are counted in epochs of 390 full batches.
+The source of the recipe is He et al. 2015, section 4.2. The batch has 128 images. The
+learning rate is 0.1, divided by 10 at 32k and 48k of 64k updates. The momentum is 0.9.
+The weight decay of 1e-4 acts on every parameter. The images are shifted by up to 4
+pixels and flipped. The shortcuts are those of option A. ResNet-110 and 1202 start with
+400 updates at 0.01. The paper does so until the training error is below 80 %, for about
+400 updates.
 
-Seen here: 55.9 % test top-1 after the first 600 updates of resnet20 (about 10 minutes
-on 2 cores of a shared CPU, 2026-11-21). Not yet run to the end.
+Two things differ from the paper. The images are normalised by a mean and a standard
+deviation of each channel, instead of a mean of each pixel. The updates are counted in
+epochs of 390 full batches.
+
+Table 6 of the paper gives these test errors, of training on 45k or 50k images:
+resnet20 8.75 %, resnet32 7.51 %, resnet44 7.17 %, resnet56 6.97 %, resnet110 6.43 %,
+resnet1202 7.93 %.
+
+No variant is trained to the end with this package yet. resnet20 had 55.9 % test top-1
+after its first 600 updates (2026-11-21, about 10 minutes on 2 cores of a shared CPU).
 """
 
 from resnet_jax.config import Config, recipes, set_value
+from resnet_jax.config.schema import check_choice
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
-NAMES = [f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS]
+VARIANTS = tuple(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS)
 
 
 def get_config(name: str = "resnet20") -> Config:
-  if name not in NAMES:
-    raise ValueError(f"config {name!r} is unknown; choose from {', '.join(NAMES)}")
+  check_choice("variant", name, VARIANTS)
   config = recipes.cifar10()
   config.model.name = name
   # The deepest compile for minutes otherwise.

@@ -1,13 +1,14 @@
-"""ResNet-18 on Fashion-MNIST resized to 96 pixels, one channel.
+"""ResNet-18 on Fashion-MNIST, one channel, resized to 96 pixels.
 
-Command: python train.py --config=configs/fashion_mnist_resnet18.py
---config.data.dir=DIR --workdir=RUN
+Command:
+resnet-jax train --config=fashion_mnist_resnet18 --config.data.dir=DIR --workdir=RUN
 
-Source: "Dive into Deep Learning" (d2l.ai), section "Residual Networks": batch 256,
-plain SGD at 0.05, 10 epochs, no augmentation; it shows a test accuracy of about 0.9.
-The images stay 28 x 28 in memory and are resized inside the step.
+The source is "Dive into Deep Learning" (d2l.ai), section "Residual Networks". It trains
+for 10 epochs with batches of 256, plain SGD at 0.05 and no augmentation. It shows a
+test accuracy of about 0.9. The images stay 28 x 28 in memory and are resized inside the
+step.
 
-Not yet trained with this package.
+The network is not trained with this package yet.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -1,9 +1,11 @@
 """Draws the figures of docs/residual_learning.md.
 
-Command: python docs/draw.py, a minute on a CPU; writes docs/images/*.png.
+Command: python docs/draw.py, a minute on a CPU. It writes docs/images/*.png;
+python docs/draw.py FOLDER writes into another folder.
 Sizes are the networks' own, learning rates the config's. Lengths are in inches.
 """
 
+import argparse
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,7 +20,7 @@ from sklearn.datasets import load_digits
 from resnet_jax import Backbone, create_model
 from resnet_jax.analysis.layer_responses import layer_gradients
 from resnet_jax.config.plan import Plan
-from resnet_jax.experiments.studies.grids import PAPER_ERRORS
+from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.training.optimizer import create_schedule
 
 ROOT = Path(__file__).parents[1]
@@ -95,7 +97,7 @@ def chain(axes: Axes, y: float, ends, layers, shortcut="", last="") -> None:
     write(axes, 6.46, y + 0.13, last, 8.5)
 
 
-def draw_degradation() -> None:
+def draw_degradation(folder: Path) -> None:
   """Plain and residual nets over depth, by the paper's tables 2 and 6."""
   figure, (left, right) = plot(2)
   depths = "20", "32", "44", "56", "110", "1202"
@@ -118,20 +120,20 @@ def draw_degradation() -> None:
   left.legend(loc="lower left")
   right.set(title="CIFAR-10, residual nets", xlabel="layers", ylabel="test error (%)")
   right.set(xticks=range(len(depths)), xticklabels=depths, ylim=(6, 9.5))
-  figure.savefig(IMAGES / "degradation.png", dpi=160)
+  figure.savefig(folder / "degradation.png", dpi=160)
 
 
-def draw_idea() -> None:
+def draw_idea(folder: Path) -> None:
   """The same two layers, with and without what goes around them."""
   figure, axes = sheet(2.7)
   write(axes, 0.1, 2.55, "plain: the layers make all of H(x)", ha="left", weight="bold")
   chain(axes, 2.05, ("x", "H(x)"), [("layer", "")] * 2)
   write(axes, 0.1, 1.45, "residual: the layers make F(x)", ha="left", weight="bold")
   chain(axes, 0.4, ("x", "x + F(x)"), [("layer", "")] * 2, "x as it is")
-  figure.savefig(IMAGES / "idea.png", dpi=160)
+  figure.savefig(folder / "idea.png", dpi=160)
 
 
-def draw_blocks() -> None:
+def draw_blocks(folder: Path) -> None:
   """The two blocks with an identity shortcut, and the weights of each convolution."""
   figure, axes = sheet(3.9)
   rows = (
@@ -146,10 +148,10 @@ def draw_blocks() -> None:
       total, width = total + count, features
     write(axes, 0.1, y + 1.1, f"{title}: {total:,} weights", ha="left", weight="bold")
     chain(axes, y, (f"{channels}\nchannels",) * 2, layers, "identity", "ReLU")
-  figure.savefig(IMAGES / "blocks.png", dpi=160)
+  figure.savefig(folder / "blocks.png", dpi=160)
 
 
-def draw_shortcuts() -> None:
+def draw_shortcuts(folder: Path) -> None:
   """Four blocks, the third of which halves the resolution, with each option."""
   figure, axes = sheet(3.7)
   names = "identity", "identity, zeros in new channels", "1x1 convolution"
@@ -169,7 +171,7 @@ def draw_shortcuts() -> None:
       bypass(axes, x - 0.66, x + 0.72, y, y + 0.45, **look)
       box(axes, x, y, size, facecolor=color)
     arrow(axes, (7.11, y), (7.4, y))
-  figure.savefig(IMAGES / "shortcuts.png", dpi=160)
+  figure.savefig(folder / "shortcuts.png", dpi=160)
 
 
 def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
@@ -185,7 +187,7 @@ def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
   return outputs
 
 
-def draw_network() -> None:
+def draw_network(folder: Path) -> None:
   """What comes out of each part of three networks."""
   figure, axes = sheet(4.2)
   for i, part in enumerate(("stem", *(f"stage {n}" for n in range(1, 5)), "head")):
@@ -201,18 +203,19 @@ def draw_network() -> None:
       box(axes, x, y, text, 0.92, 0.1 + 0.15 * size.bit_length())
     arrow(axes, (x + 0.46, y), (6.52, y))
     box(axes, 6.98, y, f"mean\n{classes}\nclasses", 0.92, 0.6, facecolor=PALE_ORANGE)
-  figure.savefig(IMAGES / "network.png", dpi=160)
+  figure.savefig(folder / "network.png", dpi=160)
 
 
-def draw_gradients() -> None:
+def draw_gradients(folder: Path, depth: int = 56) -> None:
   """Gradients at the start, by layer, on 64 of scikit-learn's digits."""
   digits = load_digits()
   images, labels = digits.images[:64, ..., None], jnp.asarray(digits.target[:64])
   images = jnp.asarray((images - images.mean()) / images.std(), jnp.float32)
   batch = {"image": images, "label": labels, "mask": jnp.ones(64, bool)}
   figure, (axes,) = plot()
-  nets = ("resnet56", "batch"), ("plain56", "batch"), ("plain56", "none")
-  for (name, norm), style in zip(nets, (BLUE, ORANGE, GREEN), strict=True):
+  nets = ("resnet", "batch"), ("plain", "batch"), ("plain", "none")
+  for (kind, norm), style in zip(nets, (BLUE, ORANGE, GREEN), strict=True):
+    name = f"{kind}{depth}"
     model = create_model(name, norm=norm)
     variables = jax.jit(model.init)(jax.random.key(0), images[:1])
     values = layer_gradients(model, variables, batch).values()
@@ -220,10 +223,10 @@ def draw_gradients() -> None:
     axes.plot(range(1, len(values) + 1), values, label=label, **style)
   axes.set(xlabel="layer", ylabel="norm of the gradient by the kernel", yscale="log")
   axes.legend(loc="center left")
-  figure.savefig(IMAGES / "gradients.png", dpi=160)
+  figure.savefig(folder / "gradients.png", dpi=160)
 
 
-def draw_schedule() -> None:
+def draw_schedule(folder: Path) -> None:
   """The learning rates of two of the paper's CIFAR-10 nets, from the config."""
   made = runpy.run_path(str(ROOT / "configs/cifar10_resnet20.py"))
   figure, panels = plot(2, 2.9, sharey=True)
@@ -239,11 +242,25 @@ def draw_schedule() -> None:
   panels[1].set(title="all 64,000 updates", xticks=range(0, 64_001, 16_000))
   figure.supxlabel("updates", fontsize=10)
   panels[0].legend(loc="lower right")
-  figure.savefig(IMAGES / "schedule.png", dpi=160)
+  figure.savefig(folder / "schedule.png", dpi=160)
+
+
+def draw_all(out_dir: Path = IMAGES, gradient_depth: int = 56) -> None:
+  """Draws every figure.
+
+  Args:
+    out_dir: the folder for the pictures; it is made if there is none.
+    gradient_depth: layers of the nets whose gradients are drawn; all else is quick.
+  """
+  out_dir.mkdir(parents=True, exist_ok=True)
+  schemes = draw_idea, draw_blocks, draw_shortcuts, draw_network
+  for draw in (draw_degradation, *schemes, draw_schedule):
+    draw(out_dir)
+  draw_gradients(out_dir, gradient_depth)
 
 
 if __name__ == "__main__":
-  IMAGES.mkdir(exist_ok=True)
-  schemes = draw_idea, draw_blocks, draw_shortcuts, draw_network
-  for draw in (draw_degradation, *schemes, draw_gradients, draw_schedule):
-    draw()
+  parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+  text = "where the pictures go (docs/images if not given)"
+  parser.add_argument("out_dir", nargs="?", type=Path, default=IMAGES, help=text)
+  draw_all(parser.parse_args().out_dir)

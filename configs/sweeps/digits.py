@@ -1,7 +1,8 @@
-"""Learning rate, weight decay and warmup of the digits' net.
+"""Learning rate, weight decay and warmup of the network of `configs/digits.py`.
 
-Command: resnet-jax sweep --config=configs/digits.py --space configs/sweeps/digits.py
---trials 30 --jobs 2 --out DIR
+Command:
+resnet-jax sweep --config=digits --space=configs/sweeps/digits.py --trials=30 --jobs=2
+--out=DIR
 """
 
 from optuna.distributions import (

@@ -18,21 +18,17 @@ from jax.sharding import Mesh
 
 from resnet_jax.analysis.chips import CHIPS, HOP_S, Chip
 from resnet_jax.analysis.collectives import Collective, count_collectives
-from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
 from resnet_jax.data.pipelines.specs import create_abstract_dataset, open_resident
-from resnet_jax.kernels import native
-from resnet_jax.models.registry import build_model, create_model
+from resnet_jax.models.registry import create_model
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.mesh import check_batch_size, create_mesh
-from resnet_jax.training.experiment import (
-  check,
-  create_init,
-  create_train_chunk,
-  resolve,
-  with_norm_groups,
+from resnet_jax.runtime.errors import (
+  UserError,
+  is_out_of_memory,
+  out_of_memory_reason,
 )
-from resnet_jax.training.optimizer import create_schedule
+from resnet_jax.runtime.mesh import check_batch_size, create_mesh
+from resnet_jax.training.experiment import Experiment, check, with_num_classes
 
 _EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:16x16 or cpu:8"
 
@@ -118,15 +114,15 @@ def describe_topology(name: str) -> Topology:
   """
   kind, _, shape = name.partition(":")
   if not re.fullmatch(r"\d+(x\d+)*", shape) or kind not in {"cpu", *CHIPS}:
-    raise ValueError(f"--topology {name!r} must be one such as {_EXAMPLES}")
+    raise UserError(f"--topology {name!r} must be one such as {_EXAMPLES}")
   sizes = tuple(map(int, shape.split("x")))
   if kind == "cpu":
     devices = jax.devices("cpu")[: math.prod(sizes)]
     if len(sizes) > 1 or not len(devices) == sizes[0] > 0:
-      raise ValueError(f"--topology {name!r} must be one such as cpu:8")
+      raise UserError(f"--topology {name!r} must be one such as cpu:8")
     return Topology(name, devices, sizes, None)
   if importlib.util.find_spec("libtpu") is None:
-    raise ValueError(
+    raise UserError(
       f"--topology {name!r} needs libtpu: pip install 'resnet_jax[tpu]', on Linux"
     )
   from jax.experimental import topologies
@@ -137,7 +133,7 @@ def describe_topology(name: str) -> Topology:
     described = topologies.get_topology_desc(name, "tpu", **options)
   except jax.errors.JaxRuntimeError as error:
     reason = str(error).split(": ", 1)[-1]
-    raise ValueError(
+    raise UserError(
       f"--topology {name!r} must be one such as {_EXAMPLES}: {reason}"
     ) from None
   return Topology(name, described.devices, sizes, CHIPS[kind])
@@ -159,27 +155,28 @@ def rehearse(config: Config, topology: Topology) -> Report:
   check_batch_size(config.batch_size, mesh)
   platform = topology.devices[0].platform
   dtype = str(compilation.compute_dtype(config.model.dtype, platform))
-  config = _with(config, "model", dtype=dtype)
+  # The operations of the native kernels could not be counted.
+  config = dataclasses.replace(_with(config, "model", dtype=dtype), kernels="xla")
   source = open_resident(config.data)
 
-  @native.disabled()  # Its operations could not be counted.
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
     data = create_abstract_dataset(
       config.data, source, config.batch_size, config.steps_per_call, on
     )
     classes = data.num_classes or create_model(config.model.name).num_classes
-    config = resolve(config, classes)
-    plan = Plan.create(config, data.num_examples)
-    schedule = create_schedule(config.optim, plan, config.batch_size)
-    model = with_norm_groups(build_model(config), config, mesh)
-    init = create_init(config, model, schedule, data.image_shape, on)
-    chunk: Any = create_train_chunk(config, init, data.take_batch, on)
+    experiment = Experiment.create(
+      with_num_classes(config, classes),
+      devices=list(on.devices.flat),
+      train_data=data,
+    )
+    init = experiment.state_init
     state = jax.tree.map(
       lambda x, sharding: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding),
       init.shapes,
       init.sharding(),
     )
     count = jax.ShapeDtypeStruct((), jnp.int32)
+    chunk: Any = experiment.train_chunk
     traced = chunk.trace(state, data.feed, count)
     return traced.lower(lowering_platforms=(platform,))
 
@@ -196,10 +193,9 @@ def rehearse(config: Config, topology: Topology) -> Report:
   try:
     compiled: Any = lower(config, mesh).compile()
   except jax.errors.JaxRuntimeError as error:
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_out_of_memory(error):
       raise
-    problem = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0]
-    return dataclasses.replace(report, problem=problem)
+    return dataclasses.replace(report, problem=out_of_memory_reason(error))
   seconds = time.monotonic() - start
   cost = compiled.cost_analysis()
   traffic = cost["bytes accessed"]

@@ -9,27 +9,22 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from flax import traverse_util
-from flax.linen import Module
 
-from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import Batch
-from resnet_jax.data.batches import preprocess
-from resnet_jax.data.pipelines.opening import create_dataset
-from resnet_jax.models import registry
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runtime.mesh import create_mesh
-from resnet_jax.training.metrics import compute_metrics
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.tasks import Classification, compute_metrics
 
 _NORM = re.compile(r"bn\d*")
 
 
 def layer_responses(
-  model: ResNet, variables: Variables, images: jax.Array
+  model: nn.Module, variables: Variables, images: jax.Array
 ) -> dict[str, float]:
   """Standard deviation of each layer's response (He et al. 2015, figure 7).
 
@@ -46,7 +41,7 @@ def layer_responses(
     "stage1/block2/bn1", from the first layer to the last.
   """
 
-  def is_norm(module: Module, method: str) -> bool:
+  def is_norm(module: nn.Module, method: str) -> bool:
     name = module.name or ""
     return method == "__call__" and _NORM.fullmatch(name) is not None
 
@@ -72,7 +67,7 @@ def layer_responses(
 
 
 def layer_gradients(
-  model: ResNet, variables: Variables, batch: Batch
+  model: nn.Module, variables: Variables, batch: Batch
 ) -> dict[str, float]:
   """Norm of the loss's gradient by each layer's kernel, in train mode.
 
@@ -96,7 +91,7 @@ def layer_gradients(
         mutable=["batch_stats"],
         rngs={"dropout": jax.random.key(0)},
       )
-      metrics = compute_metrics(logits, batch)
+      metrics = compute_metrics(Classification(logits.shape[-1]), logits, batch)
       return metrics["loss"] / metrics["count"]
 
     gradients = jax.grad(loss_fn)(variables["params"])
@@ -139,25 +134,23 @@ def measure_gradients(workdir: str) -> dict[str, dict[str, float]]:
   }
 
 
-def _open(workdir: str) -> tuple[ResNet, Callable[[str], Variables], Batch]:
+def _open(workdir: str) -> tuple[nn.Module, Callable[[str], Variables], Batch]:
   """Returns a run's model, what loads its states, and a batch of its training images.
 
   The batch is shuffled and normalised, but not augmented.
   """
   config = run_dir.load_run_config(workdir)
-  mesh = create_mesh(jax.local_devices()[:1])
-  data = create_dataset(config.data, config.batch_size, mesh, config.augment)
-  plan = Plan.create(config, data.num_examples)
-  key = jax.random.key(config.seed)
-  _, feed, _ = next(data.train_chunks(key, 0, plan, lambda: False))
-  batch = jax.jit(data.take_batch)(feed, 0)
-  batch["image"] = preprocess.create_preprocess(config)(batch["image"], None)
+  experiment = Experiment.create(config, devices=jax.local_devices()[:1])
+  data, key = experiment.train_data, jax.random.key(config.seed)
+  _, feed, _ = next(iter(data.train_chunks(key, 0, experiment.plan)))
+  batch = jax.jit(data.take_batch)(feed, jnp.int32(0))
+  batch["image"] = experiment.preprocess(batch["image"], None)
 
   def load(step: str) -> Variables:
     with CheckpointStore(workdir) as store:
       return store.restore_model(step)[1]
 
-  return registry.build_model(config), load, batch
+  return experiment.model, load, batch
 
 
 MEASUREMENTS: dict[str, Callable[[str], Any]] = {

@@ -12,8 +12,9 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax.cli import flags
-from resnet_jax.runtime import errors
+from resnet_jax.cli.options import add_number
+from resnet_jax.cli.settings import load_config
+from resnet_jax.runtime.errors import clean_errors
 
 if TYPE_CHECKING:
   from resnet_jax.analysis.dryrun import Report, Topology
@@ -26,14 +27,17 @@ TEXT = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags but --images-per-chip."""
-  parser.add_argument("--config", metavar="FILE", required=True, help="in configs/")
+  """Adds the flags."""
+  parser.add_argument(
+    "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
+  )
   parser.add_argument(
     "--topology",
     metavar="T[,T...]",
     required=True,
     help="v4, v5e, v5p or v6e and chips, such as v5e:4x4; or cpu:8",
   )
+  add_number(parser, "--images-per-chip", "batch size, if not the config's")
   parser.add_argument("--json", action="store_true", help="an object for each topology")
 
 
@@ -60,11 +64,11 @@ def run(args: argparse.Namespace) -> None:
   sys.exit(status)
 
 
-@errors.clean_errors()
+@clean_errors()
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.analysis import dryrun
 
-  base = flags.load_config(args.config, args.settings)
+  base = load_config(args.config, args.settings)
   names = args.topology.split(",")
   dryrun.use_cpu_only(names)
   topologies = [dryrun.describe_topology(name) for name in names]

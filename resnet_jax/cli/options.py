@@ -1,10 +1,9 @@
 """Flags that several commands of `resnet-jax` have, and what they say."""
 
 import argparse
-import contextlib
-from collections.abc import Iterator
 
 from resnet_jax.config.schema import ModelConfig
+from resnet_jax.runtime.errors import UserError
 
 
 def add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
@@ -39,6 +38,9 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
   add_model_options(parser)
   add_checkpoint(parser)
+  parser.add_argument(
+    "--trust-code", action="store_true", help="run code that only the run names"
+  )
   add_number(parser, "--resize", "short side of photos in pixels, before the crop")
   add_number(parser, "--crop", "side of the square that is cut from photos")
   for name in ("mean", "std"):
@@ -63,21 +65,8 @@ def check_source(args: argparse.Namespace) -> None:
   if args.workdir is not None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
-        raise ValueError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
+        raise UserError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
   elif not args.model or not args.weights:
-    raise ValueError("needs --workdir RUN, or --model M --weights FILE")
+    raise UserError("needs --workdir RUN, or --model M --weights FILE")
   elif args.checkpoint != "latest":
-    raise ValueError("--checkpoint is for --workdir, not --weights")
-
-
-@contextlib.contextmanager
-def in_flags(names: dict[str, str]) -> Iterator[None]:
-  """Puts a command's flags in place of the names of settings in errors."""
-  try:
-    yield
-  except (ValueError, FileNotFoundError) as error:
-    text = str(error).replace("config.data.train_split or eval_split", "--split")
-    for name, flag in names.items():
-      text = text.replace(f"config.{name}", flag)
-    error.args = (text,)
-    raise
+    raise UserError("--checkpoint is for --workdir, not --weights")

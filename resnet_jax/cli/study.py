@@ -10,8 +10,8 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax.cli import flags
 from resnet_jax.cli.options import add_number
+from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config.schema import check_choice, set_value
 from resnet_jax.config.validation import validate
 from resnet_jax.experiments import jobs
@@ -19,7 +19,7 @@ from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study
 from resnet_jax.experiments.studies.outcomes import row_of
 from resnet_jax.experiments.studies.report import Planned, Report, write_report
 from resnet_jax.runs.run_dir import hold
-from resnet_jax.runtime import errors
+from resnet_jax.runtime.errors import UserError, fail
 
 TEXT = (
   "Reproduce a claim of the paper: train its networks, and write numbers, tables, "
@@ -52,17 +52,17 @@ def run(args: argparse.Namespace) -> None:
   check_choice("--scale", args.scale, SCALES)
   if args.scale not in study.variants:
     known = ", ".join(study.variants)
-    raise ValueError(f"--scale={args.scale} is none of {args.name}'s, {known}")
+    raise UserError(f"--scale={args.scale} is none of {args.name}'s, {known}")
   out = Path(args.out)
   runs = Path(args.runs) if args.runs else out / "runs"
-  settings = flags.parse_settings(args.settings)
+  settings = parse_settings(args.settings)
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
   console = Console(soft_wrap=True)
   with hold(str(out), f"--out={out}"):
     try:
       failed = _train(planned, args.jobs or 1, console)
     except KeyboardInterrupt:
-      errors.fail(1, jobs.INTERRUPTED)
+      fail(1, jobs.INTERRUPTED)
     command = shlex.join(["resnet-jax", *sys.argv[1:]])
     report = write_report(
       out, args.name, args.scale, planned, failed, command, list(settings)
@@ -109,7 +109,7 @@ def plan(
       own = {**variant.settings, "seed": config.seed + seed}
       for path, value in (settings or {}).items():
         if path in own:
-          raise ValueError(f"config.{path} is what the study itself sets")
+          raise UserError(f"config.{path} is what the study itself sets")
         set_value(config, path, value)
       for path, value in own.items():
         set_value(config, path, value)

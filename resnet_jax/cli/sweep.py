@@ -10,14 +10,14 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from resnet_jax.cli import flags
 from resnet_jax.cli.options import add_number
+from resnet_jax.cli.settings import load_config
 from resnet_jax.config import serialization
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runs.run_dir import hold
-from resnet_jax.runtime import errors
 from resnet_jax.runtime.atomic_files import write_text
+from resnet_jax.runtime.errors import UserError, fail
 
 if TYPE_CHECKING:
   import optuna
@@ -33,7 +33,9 @@ TEXT = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("--config", metavar="FILE", required=True, help="in configs/")
+  parser.add_argument(
+    "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
+  )
   parser.add_argument(
     "--space", metavar="FILE", required=True, help="in configs/sweeps/"
   )
@@ -74,10 +76,10 @@ def run(args: argparse.Namespace) -> None:
   Exit status 1 if no trial ended.
   """
   if importlib.util.find_spec("optuna") is None:
-    raise ValueError("a sweep needs optuna: pip install 'resnet_jax[sweep]'")
+    raise UserError("a sweep needs optuna: pip install 'resnet_jax[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
 
-  base = flags.load_config(args.config, args.settings)
+  base = load_config(args.config, args.settings)
   search.check_names(args.sampler, args.metric)
   distributions = space.load_space(args.space)
   space.check_space(distributions, base)
@@ -106,7 +108,7 @@ def run(args: argparse.Namespace) -> None:
     try:
       _run_trials(trials, total, limit, console)
     except KeyboardInterrupt:
-      errors.fail(1, jobs.INTERRUPTED)
+      fail(1, jobs.INTERRUPTED)
     _write(study, base, out, args, console)
 
 

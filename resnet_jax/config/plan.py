@@ -7,6 +7,7 @@ import dataclasses
 import itertools
 
 from resnet_jax.config.schema import Config
+from resnet_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
@@ -41,7 +42,7 @@ class Plan:
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
-      raise ValueError(
+      raise UserError(
         f"config.batch_size={config.batch_size} must be at most the number of "
         f"training images, {num_train_examples}"
       )
@@ -54,13 +55,13 @@ class Plan:
     warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
     decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
     if any(a >= b for a, b in itertools.pairwise((0, *decay_steps))):
-      raise ValueError(
+      raise UserError(
         f"config.optim.decay_epochs={optim.decay_epochs} are steps {decay_steps} at "
         f"{steps_per_epoch} steps an epoch; they must be increasing and > 0"
       )
     if decay_steps and warmup_steps >= decay_steps[0]:
       name = "warmup_steps" if optim.warmup_steps else "warmup_epochs"
-      raise ValueError(
+      raise UserError(
         f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
         f"must end before the first decay of the learning rate at step {decay_steps[0]}"
       )

@@ -4,6 +4,8 @@ import dataclasses
 import math
 from collections.abc import Sequence
 
+from resnet_jax.runtime.errors import UserError
+
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
@@ -26,17 +28,17 @@ class Preprocessing:
   def __post_init__(self):
     numbers = (*self.mean, *self.std, self.resize, self.crop)
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-      raise ValueError(f"mean, std, resize and crop must be numbers: {numbers}")
+      raise UserError(f"mean, std, resize and crop must be numbers: {numbers}")
     channels = {len(self.mean), len(self.std)} - {1}
     if len(channels) > 1 or 0 in channels or min(self.std) <= 0:
-      raise ValueError(
+      raise UserError(
         f"mean={self.mean} and std={self.std} must have one value or one for each "
         "channel, std all > 0"
       )
     if self.resize and self.crop > self.resize:
-      raise ValueError(f"crop={self.crop} must be at most resize={self.resize}")
+      raise UserError(f"crop={self.crop} must be at most resize={self.resize}")
     if self.interpolation not in ("bilinear", "bicubic"):
-      raise ValueError(
+      raise UserError(
         f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
       )
 
@@ -44,7 +46,7 @@ class Preprocessing:
 def check_channels(label: str, values: Sequence[float], channels: int) -> None:
   """Raises `ValueError` unless there is one value, or one for each channel."""
   if len(values) not in (1, channels):
-    raise ValueError(
+    raise UserError(
       f"{label} must have 1 value or one for each of the {channels} channels"
     )
 

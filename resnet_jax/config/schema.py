@@ -1,41 +1,78 @@
 """An experiment's settings: typed dataclasses, checked once.
 
-`Config` is what a file in `configs/` returns and `--config.a.b=value` changes;
-`validation.py` refuses wrong types and values before anything is compiled.
+A file in `configs/` returns a `Config`, and `--config.a.b=value` changes it.
+`validation.py` refuses wrong types and values before anything is compiled. A field says
+itself which values it takes, and whether a resumed run may have another value.
 
 No postponed annotations here: `ml_collections.config_flags` reads the types.
 """
 
 import dataclasses
 import difflib
-import typing
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
+
+from resnet_jax.runtime.errors import UserError
 
 
 def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
   """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
   if value not in allowed:
     near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
-    raise ValueError(f"{field}={value!r} is unknown; did you mean {', '.join(near)}?")
+    raise UserError(
+      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
+      setting=field.removeprefix("config."),
+      value=value,
+    )
 
 
-def _setting(default, allowed: str, check):
-  """A field with the values it takes, in words and as a predicate."""
-  metadata = {"allowed": allowed, "check": check}
+def _setting(default, allowed: str, check, may_change=False):
+  """A field with the values it takes, in words and as a predicate.
+
+  Args:
+    default: its value where nobody sets it.
+    allowed: the values it takes, in words.
+    check: whether a value is one of them.
+    may_change: whether a resumed run may have another value, since no number of a step
+      depends on it; or a function of the new config that tells.
+  """
+  metadata = {"allowed": allowed, "check": check, "may_change": may_change}
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def _at_least(default, low):
-  return _setting(default, f">= {low}", lambda v: v >= low)
+def _changeable(default):
+  """A field of any value, which may be another one when a run is resumed."""
+  return dataclasses.field(default=default, metadata={"may_change": True})
 
 
-def _positive(default):
-  return _setting(default, "> 0", lambda v: v > 0)
+def _at_least(default, low, may_change=False):
+  return _setting(default, f">= {low}", lambda v: v >= low, may_change)
 
 
-def _choice(default, *values):
+def _positive(default, may_change=False):
+  return _setting(default, "> 0", lambda v: v > 0, may_change)
+
+
+def _has_fixed_schedule(config: "Config") -> bool:
+  """Whether the learning rate of a step is independent of the length of the run."""
+  return config.optim.schedule != "cosine"
+
+
+def _choice(default, *values, may_change=False):
   allowed = "one of " + ", ".join(map(repr, values))
-  return _setting(default, allowed, values.__contains__)
+  return _setting(default, allowed, values.__contains__, may_change)
+
+
+def _factory():
+  """A field that names code of one's own by its import path."""
+  return _setting(
+    "", "an import path, such as 'package.module:function'", _is_import_path
+  )
+
+
+def _is_import_path(text: str) -> bool:
+  module, _, name = text.partition(":")
+  parts = [*module.split("."), *name.split(".")]
+  return not text or all(part.isidentifier() for part in parts)
 
 
 def _increasing(default):
@@ -51,6 +88,9 @@ class ModelConfig:
 
   Attributes:
     name: a key of `resnet_jax.MODELS`: resnet50, resnet20, plain20, resnext50_32x4d...
+    factory: import path of an own network, "package.module:function". The function
+      takes this `ModelConfig`, whose `num_classes` and `dtype` are then known, and
+      returns a Flax module that maps images to logits; `name` is then only a name.
     num_classes: number of logits; 0 takes it from the data.
     stem: "imagenet", "deep", "cifar", or "" for the architecture's own.
     shortcut: "A", "B", "C", "D", "highway", "none", or "" for the architecture's own.
@@ -65,6 +105,7 @@ class ModelConfig:
   """
 
   name: str = "resnet20"
+  factory: str = _factory()
   num_classes: int = _at_least(0, 0)
   stem: str = _choice("", "", "imagenet", "deep", "cifar")
   shortcut: str = _choice("", "", "A", "B", "C", "D", "highway", "none")
@@ -84,6 +125,9 @@ class DataConfig:
     name: "digits" (embedded), "synthetic" (noise with a pattern for each class),
       "folder" (images in files), or the name of a TFDS image-classification set
       prepared as array_record.
+    factory: import path of an own data set, "package.module:function". The function
+      takes this `DataConfig` and the name of a split, and returns an `ImageSource` or
+      an `ImageArrays`; `name` is then only a name.
     dir: TFDS data directory, "" is TFDS's default, ~/tensorflow_datasets; of "folder":
       a folder for each class, with or without train/ and val/ above them;
       Tiny-ImageNet as it is downloaded; or a .csv file of path,label.
@@ -115,7 +159,8 @@ class DataConfig:
   """
 
   name: str = "digits"
-  dir: str = ""
+  factory: str = _factory()
+  dir: str = _changeable("")
   train_split: str = "train"
   eval_split: str = ""
   val_share: float = _setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
@@ -131,14 +176,16 @@ class DataConfig:
   eval_crop: int = _at_least(0, 0)
   interpolation: str = _choice("bilinear", "bilinear", "bicubic")
   num_examples: int = _positive(1024)
-  on_error: str = _choice("raise", "raise", "skip")
-  max_skip_share: float = _setting(0.01, "in (0, 1]", lambda v: 0 < v <= 1)
+  on_error: str = _choice("raise", "raise", "skip", may_change=True)
+  max_skip_share: float = _setting(
+    0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
+  )
   # Pillow refuses more, whatever we allow.
   max_pixels: int = _setting(
     100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
   )
-  num_threads: int = _at_least(0, 0)
-  num_workers: int = _at_least(0, 0)
+  num_threads: int = _at_least(0, 0, may_change=True)
+  num_workers: int = _at_least(0, 0, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -155,6 +202,13 @@ class AugmentConfig:
     hue: largest turn of the hue.
     erasing: probability that a rectangle is blanked.
     mixup, cutmix: their alpha; 0 is off, with both one is drawn for each batch.
+    image_factory: import path of an own augmentation of one image on the host,
+      "package.module:function". The function takes this `AugmentConfig` and returns
+      (image [H, W, 3] uint8, `np.random.Generator`) -> image. It follows the crop of
+      images with `data.train_crop`.
+    batch_factory: import path of an own augmentation of a batch within the compiled
+      step. The function takes this `AugmentConfig` and returns (key, images
+      [B, H, W, C] uint8) -> images; it comes first.
   """
 
   padding: int = _at_least(0, 0)
@@ -168,6 +222,8 @@ class AugmentConfig:
   erasing: float = _setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
   mixup: float = _at_least(0.0, 0)
   cutmix: float = _at_least(0.0, 0)
+  image_factory: str = _factory()
+  batch_factory: str = _factory()
 
 
 @dataclasses.dataclass(slots=True)
@@ -179,8 +235,13 @@ class OptimConfig:
       whose weight decay is apart from the gradient's; or, for batches of thousands,
       "lars" (You et al. 2017) or "lamb" (You et al. 2020).
     learning_rate: peak value, reached at the end of warmup.
-    learning_rate_multipliers: of groups that learn at another rate, such as
-      "head=10,stem=0.1"; the groups are those of `freeze`.
+    factory: import path of an own optimiser, "package.module:function". The function
+      takes the schedule (step -> learning rate) and returns an
+      `optax.GradientTransformation`; `name`, `momentum`, `weight_decay` and `clip_norm`
+      are then unused.
+    learning_rate_multipliers: factors of the learning rate of groups of parameters,
+      such as {"head": 10, "stem": 0.1}, or head=10,stem=0.1 on the command line. The
+      groups are those of `freeze`.
     reference_batch_size: if not 0, the learning rate is for this batch size, and is
       multiplied by batch_size / reference_batch_size (Goyal et al. 2017).
     batch_scaling: "linear", or "sqrt" to multiply by the root of that ratio, as is
@@ -207,8 +268,15 @@ class OptimConfig:
   """
 
   name: str = _choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
+  factory: str = _factory()
   learning_rate: float = _positive(0.1)
-  learning_rate_multipliers: str = ""
+  learning_rate_multipliers: Mapping[str, float] = dataclasses.field(
+    default_factory=dict,
+    metadata={
+      "allowed": "factors >= 0 of groups, such as head=10,stem=0.1",
+      "check": lambda v: all(factor >= 0 for factor in v.values()),
+    },
+  )
   reference_batch_size: int = _at_least(0, 0)
   batch_scaling: str = _choice("linear", "linear", "sqrt")
   momentum: float = _setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
@@ -227,8 +295,8 @@ class OptimConfig:
   accumulate: int = _positive(1)
   ema_decay: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   clip_norm: float = _at_least(0.0, 0)
-  shard_state: bool = False
-  skip_nonfinite: bool = False
+  shard_state: bool = _changeable(False)
+  skip_nonfinite: bool = _changeable(False)
 
 
 @dataclasses.dataclass(slots=True)
@@ -240,8 +308,8 @@ class CheckpointConfig:
     keep: number of newest checkpoints kept, next to the best one.
   """
 
-  every_steps: int = _at_least(0, 0)
-  keep: int = _at_least(2, 1)
+  every_steps: int = _at_least(0, 0, may_change=True)
+  keep: int = _at_least(2, 1, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -256,33 +324,39 @@ class Config:
     steps_per_call: most updates of one call of the compiled `train_chunk`.
     log_every_steps: period of training metrics.
     eval_every_steps: period of evaluation; 0 is once an epoch. Always at the end.
-    bn_scope: what shares the statistics of batch norm in training: "global", the whole
-      batch, whatever the number of devices; "device", the images of each device, with
-      no communication, as in the paper; or a number of devices, such as "4". With
-      `optim.accumulate` it is their images of one part.
+    kernels: how convolution and batch norm are computed: "xla"; "native", by this
+      package's own C++ kernels, on a machine with one CPU device and a C++ compiler;
+      "auto" is "native" where that is possible. They differ by rounding only.
+    bn_scope: the devices over which batch norm pools its statistics in training:
+      "global", all of them; "device", each for itself, without communication, as in the
+      paper; or groups of so many devices, such as 4. With `optim.accumulate` the images
+      of one part are pooled.
     init_from: weights to start from, of all but the head, which is new: a run
       (RUN, or RUN/checkpoints/STEP), or a file that `weights.load` reads.
-    freeze: groups of parameters that stay as they start, with their batch-norm
-      statistics: some of stem, stage1, stage2 ... and head, with commas between.
-    precise_bn_batches: number of training batches that batch-norm statistics are
-      computed anew from before each evaluation, as the paper's authors did; 0 takes
-      the running ones.
+    freeze: groups of parameters that do not change, nor do their batch-norm statistics:
+      some of stem, stage1, stage2 ... and head. The command line takes commas between.
+    task: import path of an own `Task`, "package.module:function"; the function takes
+      the config and returns it. Empty is classification.
+    precise_bn_batches: training batches used to re-estimate batch-norm statistics
+      before each evaluation, as the paper's authors did; 0 keeps the running ones.
   """
 
   seed: int = _setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
-  num_epochs: float = _positive(1.0)
-  num_steps: int = _at_least(0, 0)
+  num_epochs: float = _positive(1.0, may_change=_has_fixed_schedule)
+  num_steps: int = _at_least(0, 0, may_change=_has_fixed_schedule)
   batch_size: int = _positive(128)
-  steps_per_call: int = _positive(10)
-  log_every_steps: int = _positive(50)
-  eval_every_steps: int = _at_least(0, 0)
-  bn_scope: str = _setting(
+  steps_per_call: int = _positive(10, may_change=True)
+  log_every_steps: int = _positive(50, may_change=True)
+  eval_every_steps: int = _at_least(0, 0, may_change=True)
+  kernels: str = _choice("auto", "auto", "xla", "native", may_change=True)
+  bn_scope: int | str = _setting(
     "global",
-    "'global', 'device' or a number of devices, such as '4'",
-    lambda v: v in ("global", "device") or (v.isascii() and v.isdigit() and int(v) > 0),
+    "'global', 'device' or a number of devices, such as 4",
+    lambda v: v in ("global", "device") if isinstance(v, str) else v > 0,
   )
   init_from: str = ""
-  freeze: str = ""
+  freeze: tuple[str, ...] = ()
+  task: str = _factory()
   precise_bn_batches: int = _at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
@@ -320,6 +394,12 @@ def set_value(config: Config, path: str, value: object) -> None:
   setattr(group, name, value)
 
 
+def may_change(field: dataclasses.Field, config: Config) -> bool:
+  """Whether a run that is resumed with `config` may have another value of a field."""
+  rule: bool | Callable[[Config], bool] = field.metadata.get("may_change", False)
+  return rule if isinstance(rule, bool) else rule(config)
+
+
 def flatten(config: Config) -> dict[str, object]:
   """Returns {"optim.learning_rate": 0.1, ...} of all settings."""
   return {path: value for path, _, value in walk(config)}
@@ -334,16 +414,21 @@ def check_field_name(path: str) -> None:
     near += [name for name in known if name.rsplit(".", 1)[-1] == last]
     near = list(dict.fromkeys(near)) or known
     names = ", ".join(f"config.{name}" for name in near)
-    raise ValueError(f"config.{path} is no setting; did you mean {names}?")
+    raise UserError(f"config.{path} is no setting; did you mean {names}?")
 
 
 def type_name(path: str) -> str:
   """Returns the type of a setting in a user's words, such as "a whole number"."""
+  words: dict[object, str] = {
+    int: "a whole number",
+    float: "a number",
+    bool: "true or false",
+    str: "text",
+    int | str: "a word or a whole number",
+    tuple[str, ...]: "names with commas between, such as stem,stage1",
+    tuple[int, ...]: "a tuple of whole numbers, such as (30, 60)",
+    tuple[float, ...]: "a tuple of numbers, such as (0.5, 0.5)",
+    Mapping[str, float]: "names and numbers, such as head=10,stem=0.1",
+  }
   types = {field_path: field.type for field_path, field, _ in walk(Config())}
-  words = {int: "a whole number", float: "a number", bool: "true or false", str: "text"}
-  kind = types[path]
-  if kind in words:
-    return words[kind]
-  (item, _) = typing.get_args(kind)
-  example = "(30, 60)" if item is int else "(0.5, 0.5)"
-  return f"a tuple of {words[item].removeprefix('a ')}s, such as {example}"
+  return words[types[path]]

@@ -2,28 +2,24 @@
 
 import dataclasses
 import json
+from collections.abc import Callable
 
-from resnet_jax.config.schema import Config, check_field_name, flatten
+from resnet_jax.config.schema import (
+  Config,
+  check_field_name,
+  flatten,
+  may_change,
+  walk,
+)
 from resnet_jax.config.validation import validate
+from resnet_jax.config.values import parse_factors, parse_names, parse_scope
+from resnet_jax.runtime.errors import UserError
 
-# What may change between a run and its continuation: nothing here touches the numbers
-# of a step, but for images that could not be read before, and updates that were not
-# finite. `num_*` may, except under a schedule that depends on them.
-_FREE_ON_RESUME = {
-  "num_epochs",
-  "num_steps",
-  "steps_per_call",
-  "log_every_steps",
-  "eval_every_steps",
-  "checkpoint.every_steps",
-  "checkpoint.keep",
-  "data.dir",
-  "data.num_threads",
-  "data.num_workers",
-  "data.on_error",
-  "data.max_skip_share",
-  "optim.shard_state",
-  "optim.skip_nonfinite",
+# Settings that were text before they had a type of their own, as older runs keep them.
+_FROM_TEXT: dict[str, Callable[[str], object]] = {
+  "freeze": parse_names,
+  "optim.learning_rate_multipliers": parse_factors,
+  "bn_scope": parse_scope,
 }
 
 
@@ -41,7 +37,7 @@ def from_json(text: str) -> Config:
 
   def build(cls, values: dict, prefix=""):
     if not isinstance(values, dict):
-      raise ValueError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
+      raise UserError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
     fields = {field.name: field for field in dataclasses.fields(cls)}
     made = {}
     for name, value in values.items():
@@ -50,6 +46,8 @@ def from_json(text: str) -> Config:
       kind = fields[name].type
       if dataclasses.is_dataclass(kind):
         value = build(kind, value, f"{prefix}{name}.")
+      elif isinstance(value, str) and prefix + name in _FROM_TEXT:
+        value = _FROM_TEXT[prefix + name](value)
       made[name] = tuple(value) if isinstance(value, list) else value
     return cls(**made)
 
@@ -68,13 +66,13 @@ def to_source(config: Config, doc: str) -> str:
   names = []
 
   def build(group, indent: str) -> str:
-    inner, lines = indent + "  ", []
+    inner, lines, defaults = indent + "  ", [], type(group)()
     for field in dataclasses.fields(group):
       value = getattr(group, field.name)
       if dataclasses.is_dataclass(value):
         if text := build(value, inner):
           lines.append(f"{inner}{field.name}={text},\n")
-      elif value != field.default:
+      elif value != getattr(defaults, field.name):
         lines.append(f"{inner}{field.name}={value!r},\n")
     if not lines:
       return ""
@@ -95,9 +93,7 @@ def check_resumable(old: Config, new: Config) -> None:
   Raises:
     ValueError: naming each changed setting with both values.
   """
-  free = set(_FREE_ON_RESUME)
-  if new.optim.schedule == "cosine":
-    free -= {"num_epochs", "num_steps"}
+  free = {path for path, field, _ in walk(new) if may_change(field, new)}
   if not (old.data.eval_resize or old.data.eval_crop):  # Now the size of the images.
     free |= {"data.eval_resize", "data.eval_crop"}
   before, after = flatten(old), flatten(new)
@@ -107,6 +103,6 @@ def check_resumable(old: Config, new: Config) -> None:
     if path not in free and before[path] != after[path]
   ]
   if changed:
-    raise ValueError(
+    raise UserError(
       "cannot resume: " + "; ".join(changed) + "; set it back or use a new --workdir"
     )

@@ -1,12 +1,22 @@
 """What settings may be: each by itself, and those that exclude each other."""
 
 import math
+import types
 import typing
+from collections.abc import Mapping
 
 from resnet_jax.config.schema import Config, type_name, walk
+from resnet_jax.runtime.errors import UserError, setting_name
 
 
 def _has_type(value, kind) -> bool:
+  if isinstance(kind, types.UnionType):
+    return any(_has_type(value, option) for option in typing.get_args(kind))
+  if typing.get_origin(kind) is Mapping:
+    key, item = typing.get_args(kind)
+    return isinstance(value, Mapping) and all(
+      _has_type(k, key) and _has_type(v, item) for k, v in value.items()
+    )
   if typing.get_origin(kind) is tuple:
     item = typing.get_args(kind)[0]
     return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
@@ -28,9 +38,14 @@ def validate(config: Config) -> None:
   """
   for path, field, value in walk(config):
     if not _has_type(value, field.type):
-      raise ValueError(f"config.{path}={value!r} must be {type_name(path)}")
-    if "check" in field.metadata and not field.metadata["check"](value):
-      raise ValueError(f"config.{path}={value!r} must be {field.metadata['allowed']}")
+      allowed = type_name(path)
+    elif "check" in field.metadata and not field.metadata["check"](value):
+      allowed = field.metadata["allowed"]
+    else:
+      continue
+    raise UserError(
+      f"{setting_name(path)}={value!r} must be {allowed}", setting=path, value=value
+    )
 
   optim = config.optim
   for first, second in (
@@ -39,18 +54,18 @@ def validate(config: Config) -> None:
   ):
     values = getattr(optim, first), getattr(optim, second)
     if all(values):
-      raise ValueError(
+      raise UserError(
         f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
         "exclude each other; set one of them to its default"
       )
   data = config.data
   if data.eval_resize and data.eval_crop > data.eval_resize:
-    raise ValueError(
-      f"config.data.eval_crop={data.eval_crop} must be at most config.data.eval_resize="
-      f"{data.eval_resize}"
+    raise UserError(
+      f"{setting_name('data.eval_crop')}={data.eval_crop} must be at most "
+      f"{setting_name('data.eval_resize')}={data.eval_resize}"
     )
   if config.batch_size % optim.accumulate:
-    raise ValueError(
+    raise UserError(
       f"config.batch_size={config.batch_size} must be a multiple of "
       f"config.optim.accumulate={optim.accumulate}"
     )
@@ -58,27 +73,27 @@ def validate(config: Config) -> None:
   for name in ("precise_bn_batches", "bn_scope"):
     value = getattr(config, name)
     if value != getattr(default, name) and "batch" not in config.model.norm:
-      raise ValueError(
+      raise UserError(
         f"config.{name}={value} needs a batch norm, not "
         f"config.model.norm={config.model.norm!r}"
       )
   if data.train_crop == "random" and data.image_size > data.train_resize:
-    raise ValueError(
+    raise UserError(
       f"config.data.image_size={data.image_size} must be at most "
       f"config.data.train_resize={data.train_resize} with train_crop='random'"
     )
   if config.augment.policy and not data.train_crop:
-    raise ValueError(
+    raise UserError(
       f"config.augment.policy={config.augment.policy!r} needs config.data.train_crop"
     )
   if optim.nesterov and not optim.momentum:
-    raise ValueError("config.optim.nesterov=True needs config.optim.momentum > 0")
+    raise UserError("config.optim.nesterov=True needs config.optim.momentum > 0")
   if optim.warmup == "constant" and not optim.warmup_learning_rate:
-    raise ValueError(
+    raise UserError(
       "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
     )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
-    raise ValueError(
+    raise UserError(
       f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
       f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
     )

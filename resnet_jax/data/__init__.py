@@ -4,7 +4,7 @@ The protocols that a data set of one's own satisfies; code asks them and nothing
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
@@ -41,11 +41,20 @@ class Dataset(Protocol):
     take_batch: (feed, number) -> Batch. It is traced within the compiled step.
   """
 
-  num_examples: int
-  class_names: Sequence[str]
-  image_shape: tuple[int, int, int]
-  skipped: dict[int, str]
-  take_batch: Callable[[Any, jax.Array], Batch]
+  @property
+  def num_examples(self) -> int: ...
+
+  @property
+  def class_names(self) -> Sequence[str]: ...
+
+  @property
+  def image_shape(self) -> tuple[int, int, int]: ...
+
+  @property
+  def skipped(self) -> Mapping[int, str]: ...
+
+  @property
+  def take_batch(self) -> Callable[[Any, jax.Array], Batch]: ...
 
   def train_chunks(
     self, key: jax.Array, step: int, plan: Plan

@@ -50,7 +50,9 @@ def run(request: dict[str, Any]) -> None:
       reason as `diverged`.
   """
   from resnet_jax.analysis import layer_responses
-  from resnet_jax.training import trainer
+  from resnet_jax.runtime.signals import Stopped
+  from resnet_jax.training.experiment import Experiment
+  from resnet_jax.training.trainer import train
 
   config = serialization.from_json(json.dumps(request["config"]))
   workdir = Path(request.pop("workdir"))
@@ -64,11 +66,11 @@ def run(request: dict[str, Any]) -> None:
   result: dict[str, Any] = known | {"request": request}
   console = Console(file=sys.stdout, force_terminal=False)
   try:
-    state, results = trainer.train_and_evaluate(config, str(workdir), console=console)
+    state, results = train(Experiment.create(config), str(workdir), console=console)
   except FloatingPointError as error:
-    classes = run_dir.load_run_config(str(workdir)).model.num_classes
+    classes = run_dir.load_run_config(str(workdir), trust_code=True).model.num_classes
     result |= {"diverged": str(error), "num_classes": classes}
-  except trainer.Stopped:
+  except Stopped:
     sys.exit(3)
   else:
     result |= results | {

@@ -4,31 +4,35 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Iterator
+from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.sharding import Mesh
 
-from resnet_jax import weights
+from resnet_jax import kernels, weights
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.convert import preprocessing_of
+from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.registry import build_model
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.experiment import resolve_model
 
 
 @dataclasses.dataclass(frozen=True)
-class Trained:
+class Classifier:
   """A trained network with all that belongs to it.
 
   Attributes:
@@ -41,7 +45,7 @@ class Trained:
   """
 
   name: str
-  model: ResNet
+  model: nn.Module
   variables: Variables
   preprocessing: Preprocessing
   class_names: tuple[str, ...]
@@ -53,25 +57,45 @@ class Trained:
     return image_channels(self.variables)
 
   def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
-    """Returns what the network makes of images that are resized and cropped.
+    """Computes what the network makes of images that are resized and cropped.
+
+    Batch norm is folded, and on a CPU the native kernels run; `apply` has neither.
 
     Args:
       images: [B, H, W, C] uint8; grey ones for a network of colour, or the reverse.
 
     Returns:
-      "probabilities": [B, K] float32; "pooled": [B, F] float32, what the head sees;
-      "c2" to "c5": see `Backbone`.
+      "probabilities": [B, K] float32; of a `ResNet` also "pooled": [B, F] float32, what
+      the head sees, and "c2" to "c5": see `Backbone`.
 
     Raises:
-      ValueError: other channels.
+      UserError: images with another number of channels.
     """
-    return self.apply(self.variables, images)
+    folded = self.folded
+    return folded._compiled(folded.variables, images)
 
-  def apply(
-    self, variables: Variables, images: jax.Array, model: ResNet | None = None
-  ) -> dict[str, jax.Array]:
-    """Does the same with variables, or a model, that lie or compute otherwise."""
-    preprocessing, model = self.preprocessing, model or self.model
+  @functools.cached_property
+  def folded(self) -> "Classifier":
+    """The same with batch norm folded into the convolutions."""
+    fold = jax.jit(lambda variables: fold_batch_norm(self.model, variables)[1])
+    return dataclasses.replace(
+      self, model=folded_model(self.model), variables=fold(self.variables)
+    )
+
+  @functools.cached_property
+  def _compiled(self) -> Callable[..., Any]:
+    return compilation.jit(
+      kernels.traced_with(kernels.resolve("auto"), self.apply), dtype=self.dtype
+    )
+
+  @property
+  def dtype(self) -> Any:
+    """Of the computation."""
+    return getattr(self.model, "dtype", jnp.float32)
+
+  def apply(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+    """Does the same as a pure function, which can be traced, exported and derived."""
+    preprocessing, model = self.preprocessing, self.model
     given = images.shape[-1]
     if given == 1 and self.channels == 3:
       images = images.repeat(3, axis=-1)
@@ -80,10 +104,13 @@ class Trained:
       grey = images.astype(jnp.float32) @ jnp.array([0.299, 0.587, 0.114])
       images = jnp.round(grey)[..., None]
     elif given != self.channels:
-      raise ValueError(
+      raise UserError(
         f"images have {given} channels, the network takes {self.channels}"
       )
     images = normalize(images, preprocessing.mean, preprocessing.std)
+    if not hasattr(model, "stages"):  # An own network, which gives logits only.
+      own_logits: Any = model.apply(variables, images, train=False)
+      return {"probabilities": jax.nn.softmax(own_logits)}
     maps: Any = model.apply(variables, images, method="stages")
     # As the network does it itself.
     pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
@@ -92,33 +119,69 @@ class Trained:
     return {"probabilities": jax.nn.softmax(logits), "pooled": pooled, **named}
 
 
-def load_run(workdir: str, which: str = "latest") -> Trained:
+def load(
+  path: str,
+  model: str = "",
+  *,
+  num_classes: int = 0,
+  checkpoint: str = "latest",
+  trust_code: bool = False,
+) -> Classifier:
+  """Loads a trained network: a run, or a file of weights.
+
+  Args:
+    path: directory of a run; or a file that `weights.load` reads, or hf://owner/name.
+    model: architecture of a file of weights, such as "resnet50"; a run knows its own.
+    num_classes: of a file of weights; 0 is the architecture's own number.
+    checkpoint: of a run: "latest", "best" or a step.
+    trust_code: whether code outside this package that a run names may run.
+
+  Raises:
+    NotFoundError: there is no such run, checkpoint or file.
+    UserError: the weights do not fit, or the path and `model` do not go together.
+    OSError: the checkpoint is damaged.
+  """
+  if Path(path).is_dir():
+    if model:
+      raise UserError(f"{path!r} is a run, which knows its own model; leave it out")
+    return load_run(path, checkpoint, trust_code)
+  if not model:
+    raise UserError(f"{path!r} is no run; name the model too, such as 'resnet50'")
+  return load_weights(path, ModelConfig(name=model, num_classes=num_classes))
+
+
+def load_run(
+  workdir: str, which: str = "latest", trust_code: bool = False
+) -> Classifier:
   """Loads a run.
 
   Args:
     workdir: its directory.
     which: "latest", "best" or a step.
+    trust_code: whether code outside this package that the run names may run.
 
   Raises:
     FileNotFoundError: no such run or checkpoint.
     OSError: the checkpoint is damaged.
     ValueError: the run's settings are damaged.
   """
-  config = run_dir.load_run_config(workdir)
+  config = run_dir.load_run_config(workdir, trust_code)
   with CheckpointStore(workdir) as store:
     _, variables = store.restore_model(which)
   model = build_model(config)
-  return Trained(
+  return Classifier(
     config.model.name,
     model,
     variables,
     preprocessing_of(config.data),
-    weights.all_class_names(run_dir.load_class_names(workdir), model.num_classes),
+    weights.all_class_names(
+      run_dir.load_class_names(workdir), config.model.num_classes
+    ),
     config.data.max_pixels,
   )
 
 
-def load_weights(path: str, model: ModelConfig) -> Trained:
+def load_weights(path: str, model: ModelConfig) -> Classifier:
   """Loads a file of weights, with what `weights.read_preprocessing` says of it.
 
   Args:
@@ -130,17 +193,17 @@ def load_weights(path: str, model: ModelConfig) -> Trained:
     ValueError: an unknown architecture, or weights that do not fit it.
   """
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
-  return Trained(
+  return Classifier(
     config.model.name,
     network,
     weights.load(path, network),
     weights.read_preprocessing(path, network),
-    weights.read_class_names(path, network.num_classes),
+    weights.read_class_names(path, config.model.num_classes),
   )
 
 
 def run_batches(
-  trained: Trained,
+  classifier: Classifier,
   batches: Iterator[HostBatch],
   outputs: Callable[[dict[str, jax.Array]], Any],
   mesh: Mesh,
@@ -150,15 +213,19 @@ def run_batches(
   The next batch is read while the devices compute, so that three at most are held.
 
   Args:
-    trained: the network.
+    classifier: the network.
     batches: as of `read_batches`; B is a multiple of the number of devices.
-    outputs: function of what `Trained` returns, traced: what of it is wanted.
+    outputs: function of what `Classifier` returns, traced: what of it is wanted.
     mesh: the devices.
   """
-  variables = jax.device_put(trained.variables, replicated(mesh))
+  folded = classifier.folded
+  variables = jax.device_put(folded.variables, replicated(mesh))
   run = compilation.jit(
-    lambda variables, images: outputs(trained.apply(variables, images)),
-    dtype=trained.model.dtype,
+    kernels.traced_with(
+      kernels.resolve("auto"),
+      lambda variables, images: outputs(folded.apply(variables, images)),
+    ),
+    dtype=folded.dtype,
     out_shardings=batch_sharding(mesh),
   )
   before = None

@@ -8,6 +8,7 @@ from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training import experiment
 from resnet_jax.weights.load_save import Preprocessing
 
@@ -34,20 +35,20 @@ def convert(
   path, suffix = Path(target), Path(target).suffix
   if suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
-      raise ValueError(f"{target!r} must be a file in a directory that is there")
+      raise UserError(f"{target!r} must be a file in a directory that is there")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
-    raise ValueError(
+    raise UserError(
       f"{target!r} must end in .safetensors; PyTorch reads it with "
       "safetensors.torch.load_file"
     )
   elif path.exists() and (not path.is_dir() or any(path.iterdir())):
-    raise ValueError(f"{target!r} must be a .safetensors file or a new run directory")
+    raise UserError(f"{target!r} must be a .safetensors file or a new run directory")
   if not source.startswith("hf://") and not Path(source).exists():
-    raise FileNotFoundError(f"there is no {source!r}")
+    raise NotFoundError(f"there is no {source!r}")
   if Path(source).is_dir():
     return _export_run(source, target, model, which)
   if model is None:
-    raise ValueError(f"--model must name the architecture of {source!r}")
+    raise UserError(f"--model must name the architecture of {source!r}")
   return _convert_file(source, target, model)
 
 
@@ -55,9 +56,9 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
   path, step_given = run_dir.split_checkpoint(source)
   config = run_dir.load_run_config(path)
   if model is not None and model.name != config.model.name:
-    raise ValueError(f"--model={model.name}, but the run has {config.model.name}")
+    raise UserError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
-    raise ValueError(f"{target!r} must end in .safetensors, as {source!r} is a run")
+    raise UserError(f"{target!r} must end in .safetensors, as {source!r} is a run")
   with CheckpointStore(path) as store:
     step, variables = store.restore_model(step_given or which)
   weights.save(

@@ -19,9 +19,10 @@ from resnet_jax.data.pipelines.single_pass import find_images, read_batches, rea
 from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList
 from resnet_jax.data.sources.folder import list_images, list_splits
-from resnet_jax.inference.classifier import Trained, run_batches
+from resnet_jax.inference.classifier import Classifier, run_batches
 from resnet_jax.inference.image_grid import Picture, draw_grid
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 _QUERIES, _NEIGHBOURS = 8, 7
@@ -44,7 +45,7 @@ def list_all(root: Path, val_share: float) -> FileList:
       files.labels[:], files.class_names = -1, ()
       return files
     if loose:
-      raise ValueError(
+      raise UserError(
         f"{str(root)!r} has images beside its folders, such as {loose[0]!r}: move them "
         "into one, or name another folder"
       )
@@ -59,7 +60,7 @@ def list_all(root: Path, val_share: float) -> FileList:
 
 
 def extract(
-  trained: Trained,
+  classifier: Classifier,
   source: Source | ImageSource,
   path: str,
   *,
@@ -74,7 +75,7 @@ def extract(
   "labels" [N] int32, -1 where there are none; "class_names" of the labels.
 
   Args:
-    trained: the network.
+    classifier: the network.
     source: the images.
     path: of the .npz file; replaced if it is there, once all is done.
     layer: "pooled", what the head sees, or a stage's map, "c2" to "c5".
@@ -90,15 +91,15 @@ def extract(
       can be read.
   """
   if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
-    raise ValueError(f"{path!r} must be an .npz file in a folder that is there")
-  stages = [f"c{i}" for i in range(2, 2 + len(trained.model.stage_sizes))]
+    raise UserError(f"{path!r} must be an .npz file in a folder that is there")
+  stages = [f"c{i}" for i in range(2, 2 + len(classifier.model.stage_sizes))]
   check_choice("layer", layer, ["pooled", *stages])
   mesh = create_mesh()
   batches = read_batches(
     source,
-    trained.preprocessing,
+    classifier.preprocessing,
     fill_devices(min(batch_size, len(source)), mesh),
-    trained.max_pixels,
+    classifier.max_pixels,
   )
 
   def wanted(found: dict[str, jax.Array]) -> jax.Array:
@@ -113,7 +114,7 @@ def extract(
     contextlib.ExitStack() as stack,
   ):
     part = stack.enter_context(replacing(path))
-    for batch, found in run_batches(trained, batches, wanted, mesh):
+    for batch, found in run_batches(classifier, batches, wanted, mesh):
       rows = np.flatnonzero(batch["mask"])
       raw.write(found[rows].tobytes())
       shape = found.shape[1:]
@@ -122,7 +123,7 @@ def extract(
       first += len(batch["mask"])
       advance(len(rows), [text for _, text in batch["errors"]])
     if not index:
-      raise ValueError("no image can be read")
+      raise UserError("no image can be read")
     raw.flush()
     stored = np.memmap(raw, np.float32, "r", shape=(len(index), *shape))
     with open(part, "wb") as file:
@@ -135,7 +136,7 @@ def extract(
       )
     stack.close()  # All is there, whatever becomes of the picture.
     if figure:
-      _draw_neighbours(figure, trained, source, stored, index, labels)
+      _draw_neighbours(figure, classifier, source, stored, index, labels)
   return len(index)
 
 
@@ -171,7 +172,7 @@ def find_neighbours(
 
 def _draw_neighbours(
   path: str,
-  trained: Trained,
+  classifier: Classifier,
   source: Source | ImageSource,
   features: np.ndarray,
   index: list[int],
@@ -184,7 +185,7 @@ def _draw_neighbours(
   nearest, similarity = find_neighbours(features, queries, count)
 
   def picture(row: int, text: str, framed: bool = False) -> Picture:
-    size = trained.preprocessing, trained.max_pixels
+    size = classifier.preprocessing, classifier.max_pixels
     name = Path(source.name(index[row])).name
     if labels[row] >= 0:
       name = source.class_names[labels[row]]

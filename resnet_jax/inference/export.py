@@ -20,10 +20,10 @@ from flax import linen as nn
 from jax import lax
 
 from resnet_jax.config.schema import check_choice
-from resnet_jax.inference.classifier import Trained
-from resnet_jax.kernels import native
+from resnet_jax.inference.classifier import Classifier
 from resnet_jax.models.layers import Conv
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.errors import UserError
 
 PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
@@ -35,14 +35,17 @@ Run = Callable[[np.ndarray], np.ndarray]
 
 
 def export(
-  trained: Trained, path: str, form: str, image_size: tuple[int, int] | None = None
+  classifier: Classifier,
+  path: str,
+  form: str,
+  image_size: tuple[int, int] | None = None,
 ) -> float:
   """Writes a network, reads it again and compares what it says of random images.
 
   All is computed in float32, and compared on the CPU.
 
   Args:
-    trained: the network.
+    classifier: the network.
     path: of the file; replaced if it is there, once all is well.
     form: "stablehlo", what `jax.export.deserialize` reads, for CPU, CUDA and TPU; or
       "onnx".
@@ -57,21 +60,21 @@ def export(
       missing, or a network that comes back different.
   """
   check_choice("format", form, ["stablehlo", "onnx"])
-  crop = trained.preprocessing.crop
-  shape = *(image_size or (crop, crop)), trained.channels
-  if min(shape[:2]) < crop and not trained.preprocessing.resize:
-    raise ValueError(f"images of {shape[:2]} are smaller than the crop, {crop}")
+  crop = classifier.preprocessing.crop
+  shape = *(image_size or (crop, crop)), classifier.channels
+  if min(shape[:2]) < crop and not classifier.preprocessing.resize:
+    raise UserError(f"images of {shape[:2]} are smaller than the crop, {crop}")
   # Where float32 is float32: accelerators multiply with fewer bits.
   cpu = jax.local_devices(backend="cpu")[0]
-  variables = jax.device_put(trained.variables, cpu)
+  variables = jax.device_put(classifier.variables, cpu)
   function = _create_function(
-    dataclasses.replace(trained, variables=variables), image_size
+    dataclasses.replace(classifier, variables=variables), image_size
   )
   with replacing(path) as part, jax.default_device(cpu):
     content, run = _WRITERS[form](function, shape)
     difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
     if not difference <= TOLERANCE:
-      raise ValueError(
+      raise UserError(
         f"the exported network differs by {difference:.1g} in a probability, more than "
         f"{TOLERANCE}; nothing is written"
       )
@@ -80,19 +83,20 @@ def export(
 
 
 def _create_function(
-  trained: Trained, image_size: tuple[int, int] | None
+  classifier: Classifier, image_size: tuple[int, int] | None
 ) -> Callable[[jax.Array], jax.Array]:
-  model = trained.model.clone(dtype=jnp.float32, scan=False, remat=False)
+  model = classifier.model
+  if hasattr(model, "stages"):
+    model = model.clone(dtype=jnp.float32, scan=False, remat=False)
+  classifier = dataclasses.replace(classifier, model=model).folded
   matrices = None
   if image_size is not None:
-    matrices = [_resizing(n, min(image_size), trained) for n in image_size]
+    matrices = [_resizing(n, min(image_size), classifier) for n in image_size]
 
   def function(images: jax.Array) -> jax.Array:
     if matrices is not None:
       images = _resize(images, *matrices)
-    with native.disabled():  # Its kernels are in this package only.
-      outputs = trained.apply(trained.variables, images, model)
-    return outputs["probabilities"]
+    return classifier.apply(classifier.variables, images)["probabilities"]
 
   return function
 
@@ -104,12 +108,12 @@ def _resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array
   return lax.max(lax.min(mixed, 255.0), 0.0)  # In jax2onnx `lax.clamp` fails.
 
 
-def _resizing(old: int, short: int, trained: Trained) -> jax.Array:
+def _resizing(old: int, short: int, classifier: Classifier) -> jax.Array:
   """How `resize_and_crop` makes the lines that it keeps: [crop, old].
 
   By a matrix, made here, as jax2onnx resizes no batch of unknown size.
   """
-  size = trained.preprocessing
+  size = classifier.preprocessing
   new = old * (size.resize or short) // short
   method = {"bilinear": "linear", "bicubic": "cubic"}[size.interpolation]
   first = round((new - size.crop) / 2)
@@ -137,7 +141,7 @@ def _to_onnx(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
     import jax2onnx
     import onnxruntime
   except ModuleNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f"--format onnx needs {error.name}: pip install 'resnet_jax[onnx]'"
     ) from error
   images = jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)

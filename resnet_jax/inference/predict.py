@@ -7,11 +7,12 @@ import dataclasses
 from collections.abc import Iterator
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.data.pipelines.single_pass import read_batches
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Trained, run_batches
+from resnet_jax.inference.classifier import Classifier, run_batches
 from resnet_jax.inference.grad_cam import grad_cam
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
@@ -38,7 +39,7 @@ class Prediction:
 
 
 def predict(
-  trained: Trained,
+  classifier: Classifier,
   files: FileList,
   *,
   top: int = 5,
@@ -48,7 +49,7 @@ def predict(
   """Yields what a network says of each image, in order, in bounded memory.
 
   Args:
-    trained: the network.
+    classifier: the network.
     files: the images.
     top: number of classes, at most; >= 1.
     batch_size: images at once, at most, over all devices.
@@ -57,20 +58,22 @@ def predict(
   mesh = create_mesh()
 
   def outputs(found: dict[str, jax.Array]):
-    top_k = jax.lax.top_k(found["probabilities"], min(top, trained.model.num_classes))
-    kernel = trained.variables["params"]["head"]["kernel"]
-    last = max(name for name in found if name.startswith("c"))
-    return *top_k, grad_cam(found[last], kernel, top_k[1][:, 0])
+    top_k = jax.lax.top_k(found["probabilities"], min(top, len(classifier.class_names)))
+    maps = [name for name in found if name.startswith("c")]
+    if not maps:  # An own network.
+      return *top_k, jnp.zeros((len(top_k[0]), 1, 1))
+    kernel = classifier.variables["params"]["head"]["kernel"]
+    return *top_k, grad_cam(found[max(maps)], kernel, top_k[1][:, 0])
 
   batches = read_batches(
     files,
-    trained.preprocessing,
+    classifier.preprocessing,
     fill_devices(min(batch_size, len(files)), mesh),
-    trained.max_pixels,
+    classifier.max_pixels,
   )
   first = 0
   for batch, (probabilities, classes, heat) in run_batches(
-    trained, batches, outputs, mesh
+    classifier, batches, outputs, mesh
   ):
     errors = dict(batch["errors"])
     for row in range(min(len(batch["mask"]), len(files) - first)):

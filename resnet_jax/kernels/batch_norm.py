@@ -7,10 +7,53 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from resnet_jax.kernels import native
+from resnet_jax.kernels import choice, native
 
 
-def _normalize(x, mean, var, scale, bias, epsilon) -> jax.Array:
+def batch_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+  groups: int = 1,
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+  """Normalises each channel of a batch by the batch's own mean and variance.
+
+  Ioffe & Szegedy 2015, algorithm 1; `groups` parts of the batch, one after the other,
+  by the statistics of each ("ghost batch norm", Hoffer et al. 2017, algorithm 1).
+
+  Args:
+    x: [B, H, W, C].
+    scale: [C] float32.
+    bias: [C] float32.
+    epsilon: added to the variance.
+    groups: divides B.
+
+  Returns:
+    The normalised [B, H, W, C], float32 or the dtype of `x`; mean and variance of each
+    group, float32: [C] for one group, else [groups, C].
+  """
+  # Without groups no axis for them, whose only effect would be to hinder layouts.
+  parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
+  function = _batch_norm
+  is_float32 = scale.dtype == bias.dtype == jnp.float32
+  if (
+    groups == 1 and is_float32 and choice.current() == "native" and native.fits_norm(x)
+  ):
+    function = _native_batch_norm
+  y, mean, var = function(parts, scale, bias, epsilon)
+  return y.reshape(x.shape), mean, var
+
+
+def normalize(
+  x: jax.Array,
+  mean: jax.Array,
+  var: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+) -> jax.Array:
+  """Normalises [..., C] by given statistics of each channel; float32."""
   return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
@@ -26,7 +69,7 @@ def _batch_norm(x, scale, bias, epsilon, moments=_moments):
   """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
   mean, var = (checkpoint_name(moment, "moments") for moment in moments(x))
   wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
-  return _normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
+  return normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))

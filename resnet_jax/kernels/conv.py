@@ -1,6 +1,7 @@
-"""2-D convolution whose gradient stays fast inside `lax.scan` on a CPU.
+"""2-D convolution, by the kernels that are chosen.
 
-XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
+"plain" is `lax.conv`. The others have a gradient that stays fast inside `lax.scan` on a
+CPU. XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
 The gradients that JAX derives have such orders, so within any loop they fall to
 a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
 are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
@@ -22,7 +23,7 @@ import jax.numpy as jnp
 from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
-from resnet_jax.kernels import native
+from resnet_jax.kernels import choice, native
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
@@ -30,25 +31,93 @@ _DENSE_CHANNELS = 64
 _conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
 
-@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def conv2d(
-  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int = 1,
+  padding: int = 0,
+  groups: int = 1,
+  dilation: int = 1,
 ) -> jax.Array:
   """Convolves images with a kernel, with `padding` zeros on every side.
 
   The padding is explicit, as in PyTorch: "SAME" would pad unevenly at stride 2
-  and shift every imported weight by a pixel. Reverse-mode differentiable only.
+  and shift every imported weight by a pixel.
 
   Args:
     x: [B, H, W, C].
     kernel: [height, width, C / groups, F], same dtype as `x`.
-    stride: step along H and W, >= 1.
-    padding: zeros on each side of H and W, >= 0.
+    stride: step along H and W, >= 1; 1 with a dilation.
+    padding: zeros on each side of H and W, >= 0; a multiple of `dilation`.
     groups: divides C and F; the features of a group see the channels of that group.
+    dilation: distance of the pixels that the kernel sees, >= 1.
 
   Returns:
-    [B, (H + 2 padding - height) // stride + 1, likewise for W, F], dtype of `x`.
+    [B, H', W', F], dtype of `x`. H' = (H + 2 padding - dilation (height - 1) - 1) //
+    stride + 1, and W' by the same formula. Other kernels than "plain" are
+    differentiable in reverse mode only.
   """
+  if choice.current() == "plain":
+    return _lax_conv(x, kernel, stride, padding, groups, dilation)
+  if dilation > 1:
+    return _dilated_conv2d(x, kernel, padding, groups, dilation)
+  return _tuned_conv2d(x, kernel, stride, padding, groups)
+
+
+def conv2d_then(
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  residual: jax.Array | None = None,
+  *,
+  stride: int = 1,
+  padding: int = 0,
+  groups: int = 1,
+  dilation: int = 1,
+  relu: bool = False,
+) -> jax.Array:
+  """`conv2d`, then adds a bias and a residual, then applies ReLU.
+
+  By the native kernels it is one pass over the output, where they serve.
+
+  Args:
+    x: [B, H, W, C].
+    kernel: as of `conv2d`.
+    bias: [F] float32.
+    residual: added too, in the shape and dtype of the result; None is nothing.
+    stride: as of `conv2d`.
+    padding: as of `conv2d`.
+    groups: as of `conv2d`.
+    dilation: as of `conv2d`.
+    relu: whether ReLU comes last.
+
+  Returns:
+    As `conv2d`.
+  """
+  settings = {"stride": stride, "padding": padding}
+  if (
+    groups == dilation == 1
+    and x.dtype == jnp.float32
+    and _is_native(x, kernel, kernel.shape, **settings)
+  ):
+    added = () if residual is None else (residual,)
+    return _fused_conv2d(x, kernel, (bias, *added), stride, padding, relu)
+  y = conv2d(x, kernel, stride, padding, groups, dilation)
+  y = (y + bias).astype(x.dtype)
+  if residual is not None:
+    y += residual
+  return jax.nn.relu(y) if relu else y
+
+
+def _is_native(x, other, shape, stride, padding) -> bool:
+  chosen = choice.current() == "native"
+  return chosen and native.fits(x, other, shape, stride, padding)
+
+
+@partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
+def _tuned_conv2d(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
+) -> jax.Array:
   # In float32 a 1x1 convolution is faster than a product, where no gradient is taken.
   as_product = x.dtype == jnp.bfloat16
   return _convolve(x, kernel, stride, padding, groups, as_product)
@@ -66,9 +135,15 @@ def _convolve(x, kernel, stride, padding, groups, as_product):
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
-def _lax_conv(x, kernel, stride, padding, groups):
-  strides, pads = (stride, stride), [(padding, padding)] * 2
-  return _conv(x, kernel, strides, pads, feature_group_count=groups)
+def _lax_conv(x, kernel, stride, padding, groups, dilation=1):
+  return _conv(
+    x,
+    kernel,
+    (stride, stride),
+    [(padding, padding)] * 2,
+    rhs_dilation=(dilation, dilation),
+    feature_group_count=groups,
+  )
 
 
 def _is_pointwise(kernel, padding) -> bool:
@@ -80,29 +155,11 @@ def _pointwise_conv(x, kernel, stride):
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
-def dilated_conv2d(
-  x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
-) -> jax.Array:
-  """`conv2d` at stride 1, of pixels that are `dilation` apart (à trous).
-
-  Args:
-    x: [B, H, W, C].
-    kernel: [height, width, C / groups, F], same dtype as `x`.
-    padding: zeros on each side of H and W, a multiple of `dilation`.
-    groups: as of `conv2d`.
-    dilation: >= 1.
-
-  Returns:
-    [B, H + 2 padding - dilation (height - 1), likewise for W, F], dtype of `x`.
-  """
-  on_cpu = partial(_conv_of_phases, padding=padding, groups=groups, dilation=dilation)
-  default = partial(
-    _conv,
-    window_strides=(1, 1),
-    padding=[(padding, padding)] * 2,
-    rhs_dilation=(dilation, dilation),
-    feature_group_count=groups,
-  )
+def _dilated_conv2d(x, kernel, padding, groups, dilation):
+  """`conv2d` at stride 1, of pixels that are `dilation` apart (à trous)."""
+  settings = {"padding": padding, "groups": groups, "dilation": dilation}
+  on_cpu = partial(_conv_of_phases, **settings)
+  default = partial(_lax_conv, stride=1, **settings)
   return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
 
 
@@ -113,7 +170,7 @@ def _conv_of_phases(x, kernel, padding, groups, dilation):
   height, width = (size // dilation for size in x.shape[1:3])
   x = x.reshape(batch, height, dilation, width, dilation, channels)
   x = x.transpose(0, 2, 4, 1, 3, 5).reshape(-1, height, width, channels)
-  y = conv2d(x, kernel, 1, padding // dilation, groups)
+  y = _tuned_conv2d(x, kernel, 1, padding // dilation, groups)
   _, height, width, features = y.shape
   y = y.reshape(batch, dilation, dilation, height, width, features)
   y = y.transpose(0, 3, 1, 4, 2, 5)
@@ -137,7 +194,8 @@ def _dense_conv(x, kernel, stride, padding, groups):
   kernel = jnp.einsum("hwicgf,sg->chwsigf", kernel, own)
   kernel = kernel.reshape(-1, height, width, merged * inputs, merged * features)
   parts = zip(jnp.split(x, len(kernel), axis=-1), kernel, strict=True)
-  return jnp.concatenate([conv2d(*part, stride, padding) for part in parts], axis=-1)
+  outputs = [_tuned_conv2d(*part, stride, padding) for part in parts]
+  return jnp.concatenate(outputs, axis=-1)
 
 
 def _forward(x, kernel, stride, padding, groups):
@@ -148,14 +206,14 @@ def _cpu_conv(x, kernel, stride, padding):
   """A convolution as one, not as a product: `native`'s where that serves."""
   settings = {"stride": stride, "padding": padding}
   reference: Callable = partial(_lax_conv, **settings, groups=1)
-  if native.fits(x, kernel, kernel.shape, **settings):
+  if _is_native(x, kernel, kernel.shape, **settings):
     call = partial(native.conv2d, **settings)
     return native.with_derivatives(call, reference)(x, kernel)
   return reference(x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
-def fused_conv2d(
+def _fused_conv2d(
   x: jax.Array,
   kernel: jax.Array,
   then: tuple[jax.Array, ...],
@@ -163,31 +221,25 @@ def fused_conv2d(
   padding: int,
   relu: bool,
 ) -> jax.Array:
-  """`conv2d` and what follows it, in one pass on a CPU if `native.fits`.
-
-  Reverse-mode differentiable only, and then not fused.
+  """`conv2d_then` by one native kernel; its gradient is not fused.
 
   Args:
     x: [B, H, W, C] float32.
     kernel: [height, width, C, F] float32.
-    then: what to multiply the result by and what to add to it, both [F]; then, maybe,
-      what else to add, in its own shape.
+    then: the bias and, if wanted, the residual.
     stride: as of `conv2d`.
     padding: as of `conv2d`.
     relu: whether ReLU comes last.
-
-  Returns:
-    As `conv2d`.
   """
   settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
-  on_cpu = partial(native.conv2d, **settings)
-  default = partial(_conv_and_then, **settings)
-  return lax.platform_dependent(x, kernel, *then, cpu=on_cpu, default=default)
+  bias, *added = then
+  scale = jnp.ones_like(bias)
+  return native.conv2d(x, kernel, scale, bias, *added, **settings)
 
 
-def _conv_and_then(x, kernel, scale, shift, *added, stride, padding, relu):
-  y = checkpoint_name(conv2d(x, kernel, stride, padding), "conv")
-  y = sum(added, y * scale + shift)
+def _conv_and_then(x, kernel, bias, *added, stride, padding, relu):
+  y = checkpoint_name(_tuned_conv2d(x, kernel, stride, padding), "conv")
+  y = sum(added, y + bias)
   return jax.nn.relu(y) if relu else y
 
 
@@ -202,7 +254,7 @@ def _fused_backward(stride, padding, relu, gradients, dy):
   return x, kernel, tuple(then)
 
 
-fused_conv2d.defvjp(_fused_forward, _fused_backward)
+_fused_conv2d.defvjp(_fused_forward, _fused_backward)
 
 
 def _backward(stride, padding, groups, residuals, dy):
@@ -276,7 +328,7 @@ def _kernel_gradient(x, dy, kernel_shape, stride, padding, reference):
   """`native`'s where that serves, or the reference, which takes the same arguments."""
   settings = {"stride": stride, "padding": padding}
   reference = partial(reference, kernel_shape=kernel_shape, **settings)
-  if native.fits(x, dy, kernel_shape, **settings):
+  if _is_native(x, dy, kernel_shape, **settings):
     call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
     return native.with_derivatives(call, reference)(x, dy)
   return reference(x, dy)
@@ -292,4 +344,4 @@ def _canonical_kernel_gradient(x, dy, kernel_shape, stride, padding):
   return gradient.transpose(1, 2, 0, 3)
 
 
-conv2d.defvjp(_forward, _backward)
+_tuned_conv2d.defvjp(_forward, _backward)

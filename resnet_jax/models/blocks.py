@@ -14,7 +14,7 @@ from flax import struct
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.models.shortcuts import ADDITIVE, ProjectionShortcut
+from resnet_jax.models.shortcuts import ProjectionShortcut
 
 
 @struct.dataclass
@@ -87,7 +87,7 @@ class Block(nn.Module):
     norm = self.norm(scale_init=scale_init, name=norm_name)
     lost = {} if self.first_dilation is None else {"dilation": self.first_dilation}
     shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", **lost)
-    if self.attention is None and noise is None and type(shortcut) in ADDITIVE:
+    if self.attention is None and noise is None and getattr(shortcut, "ADDS", False):
       return conv_norm(conv, norm, y, shortcut=shortcut, start=x)
     return nn.relu(self.join(shortcut, x, conv_norm(conv, norm, y, relu=False), noise))
 

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime.errors import UserError
 
 
 class _BiasedConv(Conv):
@@ -62,7 +63,7 @@ class FPN(nn.Module):
     merged, outputs = None, {}
     levels = sorted(int(name[1:]) for name in maps if re.fullmatch(r"c\d+", name))
     if not levels or len(levels) < len(maps):
-      raise ValueError(f"maps must be named c2, c3 ..., not {sorted(maps)}")
+      raise UserError(f"maps must be named c2, c3 ..., not {sorted(maps)}")
     for level in reversed(levels):
       x = conv(1, name=f"lateral{level}")(maps[f"c{level}"])
       merged = x if merged is None else x + _enlarge(merged, x.shape)
@@ -79,7 +80,7 @@ def _enlarge(x: jax.Array, shape: Sequence[int]) -> jax.Array:
     if x.shape[axis] == wanted:
       continue
     if x.shape[axis] != -(-wanted // 2):
-      raise ValueError(
+      raise UserError(
         f"a map of size {x.shape[axis]} is neither as large as the next, {wanted}, nor "
         "half as large"
       )

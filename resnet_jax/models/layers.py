@@ -4,8 +4,10 @@ Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameter
 are float32; `dtype` is what a layer computes in and returns.
 """
 
-from collections.abc import Callable
-from typing import Any
+import contextlib
+import contextvars
+from collections.abc import Callable, Iterator
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -14,9 +16,9 @@ from jax.ad_checkpoint import checkpoint_name
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from resnet_jax.kernels import native
-from resnet_jax.kernels.conv import conv2d, dilated_conv2d, fused_conv2d
-from resnet_jax.models.norms import affine
+from resnet_jax.kernels import conv2d
+from resnet_jax.kernels.conv import conv2d_then
+from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
 
@@ -47,52 +49,68 @@ class Conv(nn.Module):
   kernel_init: Initializer = he_normal_fan_out
   dtype: DTypeLike = jnp.float32
 
+  # Whether a scale of the output may go into the kernel, and `then` may replace
+  # `__call__`. What is derived from this class and calls otherwise says so itself.
+  FOLDS: ClassVar[bool] = True
+
+  def __init_subclass__(cls, **kwargs: Any) -> None:
+    if "__call__" in vars(cls) and "FOLDS" not in vars(cls):
+      cls.FOLDS = False
+    super().__init_subclass__(**kwargs)
+
   @nn.compact
   def __call__(self, x: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
 
     Raises:
-      ValueError: both a stride and a dilation.
+      UserError: both a stride and a dilation.
     """
     kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    stride, padding = self.settings()
-    if self.dilation == 1:
-      y = conv2d(x, kernel, stride, padding, self.groups)
-    elif stride == 1:
-      padding *= self.dilation
-      y = dilated_conv2d(x, kernel, padding, self.groups, self.dilation)
-    else:
-      raise ValueError(f"dilation={self.dilation} with stride={stride}; one must be 1")
-    return checkpoint_name(y, "conv")
+    return checkpoint_name(conv2d(x, kernel, **self._settings()), "conv")
+
+  def then(
+    self, x: jax.Array, bias: jax.Array, residual: jax.Array | None, relu: bool
+  ) -> jax.Array:
+    """Convolves, adds a bias and a residual, and applies ReLU: see `conv2d_then`."""
+    kernel: jax.Array = self.get_variable("params", "kernel")
+    x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
+    if residual is not None:
+      residual = residual.astype(self.dtype)
+    return conv2d_then(x, kernel, bias, residual, **self._settings(), relu=relu)
 
   def _shape(self, x: jax.Array) -> tuple[int, ...]:
     size = self.kernel_size
     return size, size, x.shape[-1] // self.groups, self.features
 
-  def settings(self) -> tuple[int, int]:
-    """Returns stride and padding."""
-    size = self.kernel_size
-    return self.stride, size // 2 if self.padding is None else self.padding
+  def _settings(self) -> dict[str, int]:
+    if self.dilation > 1 and self.stride > 1:
+      raise UserError(
+        f"dilation={self.dilation} with stride={self.stride}; one must be 1"
+      )
+    padding = self.kernel_size // 2 if self.padding is None else self.padding
+    return {
+      "stride": self.stride,
+      "padding": padding * self.dilation,
+      "groups": self.groups,
+      "dilation": self.dilation,
+    }
 
-  def to_fuse(self, norm: nn.Module, x: jax.Array):
-    """Returns the kernel and the norm's `affine` if they may become one call."""
-    if (
-      type(self) is not Conv  # What is derived from it may do more.
-      or self.dilation > 1
-      or self.is_initializing()
-      or self.is_mutable_collection("intermediates")  # The layers' own results.
-      or jnp.dtype(self.dtype) != jnp.float32
-    ):
-      return None
-    constants = affine(norm, self.features)
-    kernel = nn.meta.unbox(self.variables).get("params", {}).get("kernel")
-    # The layers themselves say what is wrong with variables.
-    if constants is None or kernel is None or kernel.shape != self._shape(x):
-      return None
-    if not native.fits(x, kernel, kernel.shape, *self.settings()):
-      return None
-    return kernel, constants
+
+# The pairs of layers that `conv_norm` meets, while someone wants to know them.
+_pairs: contextvars.ContextVar[list[tuple[tuple, tuple]] | None]
+_pairs = contextvars.ContextVar("pairs", default=None)
+
+
+@contextlib.contextmanager
+def recorded_pairs() -> Iterator[list[tuple[tuple, tuple]]]:
+  """Yields a list to which `conv_norm` adds the paths of layers that may be folded."""
+  pairs: list[tuple[tuple, tuple]] = []
+  token = _pairs.set(pairs)
+  try:
+    yield pairs
+  finally:
+    _pairs.reset(token)
 
 
 def conv_norm(
@@ -105,8 +123,7 @@ def conv_norm(
 ) -> jax.Array:
   """Returns `shortcut(start, norm(conv(x)))` through ReLU.
 
-  In evaluation on one CPU, where norms multiply and add constants, all of it is one
-  call: interceptors of methods do not see the layers' own, unless `native.disabled()`.
+  After `fold_batch_norm` all of it is one call of the convolution.
 
   Args:
     conv: a bound convolution.
@@ -116,11 +133,12 @@ def conv_norm(
     shortcut: a bound one that adds `project(start)`; None for none.
     start: [B, H, W, C], the block's input.
   """
-  if isinstance(conv, Conv) and (found := conv.to_fuse(norm, x)):
-    kernel, then = found
-    if shortcut is not None:
-      then = *then, shortcut.project(start).astype(x.dtype)
-    return fused_conv2d(x, kernel, then, *conv.settings(), relu)
+  folds = getattr(conv, "FOLDS", False)
+  if folds and (pairs := _pairs.get()) is not None:
+    pairs.append((conv.path, norm.path))
+  if folds and getattr(norm, "FOLDED", False):
+    residual = None if shortcut is None else shortcut.project(start)
+    return conv.then(x, norm.get_variable("params", "bias"), residual, relu)
   y = norm(conv(x))
   if shortcut is not None:
     y = shortcut(start, y)

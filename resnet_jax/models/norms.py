@@ -8,7 +8,9 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 import math
+from collections.abc import Mapping
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -17,8 +19,8 @@ from jax import lax
 from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
-from resnet_jax.kernels import native
-from resnet_jax.kernels.batch_norm import _batch_norm, _native_batch_norm, _normalize
+from resnet_jax import kernels
+from resnet_jax.runtime.errors import UserError
 
 
 class BatchNorm(nn.Module):
@@ -64,26 +66,33 @@ class BatchNorm(nn.Module):
 
     if self.use_running_average:
       mean, var = running_mean.value, running_var.value
-      return _normalize(x, mean, var, scale, bias, self.epsilon).astype(self.dtype)
+      y = kernels.normalize(x, mean, var, scale, bias, self.epsilon)
+      return y.astype(self.dtype)
     groups = 1 if self.is_initializing() else self.groups
     if len(x) % groups:
-      raise ValueError(
+      raise UserError(
         f"a batch of {len(x)} images does not split into {groups} groups of batch norm"
       )
-    # Without groups no axis for them, whose only effect would be to hinder layouts.
-    parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
-    batch_norm = _batch_norm
-    is_usual = scale.dtype == bias.dtype == jnp.float32 and x.dtype == self.dtype
-    if groups == 1 and native.fits_norm(x) and is_usual:
-      batch_norm = _native_batch_norm
-    y, mean, var = batch_norm(parts, scale, bias, self.epsilon)
+    y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon, groups)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
       number = x.size // groups // x.shape[-1]
       kept_var = var * (number / max(1, number - 1)) if self.unbiased else var
       for running, new in ((running_mean, mean), (running_var, kept_var)):
         new = new.reshape(-1, *features).mean(0)
         running.value = self.momentum * running.value + (1 - self.momentum) * new
-    return y.reshape(x.shape).astype(self.dtype)
+    return y.astype(self.dtype)
+
+  def to_affine(
+    self, variables: Mapping[str, Mapping[str, Any]]
+  ) -> tuple[jax.Array, jax.Array]:
+    """Returns what evaluation multiplies by and adds: two arrays [..., C] float32.
+
+    Args:
+      variables: this layer's own, by collection.
+    """
+    params, stats = variables["params"], variables["batch_stats"]
+    scale = params["scale"] * lax.rsqrt(stats["var"] + jnp.float32(self.epsilon))
+    return scale, params["bias"] - stats["mean"] * scale
 
 
 class GroupNorm(nn.Module):
@@ -146,6 +155,14 @@ class FrozenBatchNorm(nn.Module):
     scale = scale * jax.lax.rsqrt(var + self.epsilon)
     return (x * scale + (bias - mean * scale)).astype(self.dtype)
 
+  def to_affine(
+    self, variables: Mapping[str, Mapping[str, Any]]
+  ) -> tuple[jax.Array, jax.Array]:
+    """As `BatchNorm.to_affine`."""
+    stats = variables["batch_stats"]
+    scale = stats["scale"] * lax.rsqrt(stats["var"] + jnp.float32(self.epsilon))
+    return scale, stats["bias"] - stats["mean"] * scale
+
 
 class NoNorm(nn.Module):
   """What is left of a layer without a norm: the bias that a norm would have.
@@ -165,34 +182,30 @@ class NoNorm(nn.Module):
     return (x + bias).astype(self.dtype)
 
 
-def affine(norm: nn.Module, features: int) -> tuple[jax.Array, jax.Array] | None:
-  """What a norm multiplies by and adds, each [features] float32.
+class FoldedNorm(nn.Module):
+  """A norm in evaluation after `fold_batch_norm`: constants for each channel.
 
-  None if it does anything else, or has not all its variables in that shape.
+  Where a convolution before it took over the scale, only the bias is left, and the
+  convolution adds that too.
+
+  Attributes:
+    use_running_average: has no meaning here.
   """
-  if type(norm) is FrozenBatchNorm:
-    collection = "batch_stats"
-  elif type(norm) is BatchNorm and norm.use_running_average:
-    collection = "params"
-  else:
-    return None
-  variables = nn.meta.unbox(norm.variables)
-  weights, stats = (variables.get(key, {}) for key in (collection, "batch_stats"))
-  values = [
-    weights.get("scale"),
-    weights.get("bias"),
-    stats.get("mean"),
-    stats.get("var"),
-  ]
-  if any(value is None or value.shape != (features,) for value in values):
-    return None
-  if jnp.dtype(norm.dtype) != jnp.float32:
-    return None
-  if type(norm) is FrozenBatchNorm:
-    values = lax.stop_gradient(values)
-  scale, bias, mean, var = (value.astype(jnp.float32) for value in values)
-  scale *= lax.rsqrt(var + jnp.float32(norm.epsilon))
-  return scale, bias - mean * scale
+
+  FOLDED: ClassVar[bool] = True
+
+  use_running_average: bool | None = None
+  dtype: DTypeLike = jnp.float32
+  scale_init: Initializer = nn.initializers.ones
+
+  @nn.compact
+  def __call__(self, x: jax.Array) -> jax.Array:
+    """Maps [B, H, W, C] to the same shape."""
+    features = x.shape[-1:]
+    if self.has_variable("params", "scale"):
+      x = x * self.param("scale", self.scale_init, features, jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+    return (x + bias).astype(self.dtype)
 
 
 NORMS = {

@@ -5,8 +5,10 @@ from functools import partial
 from typing import Any
 
 import jax.numpy as jnp
+from flax import linen as nn
 from jax.typing import DTypeLike
 
+from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import Config, check_choice
 from resnet_jax.models.blocks import (
   BasicBlock,
@@ -14,12 +16,13 @@ from resnet_jax.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
-from resnet_jax.models.groups import parse_frozen
+from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.layers import SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
+from resnet_jax.runtime.errors import UserError
 
 Row = dict[str, Any]
 
@@ -178,11 +181,11 @@ def create_model(
   check_choice("model.shortcut", shortcut, SHORTCUTS)
   check_choice("model.norm", norm, NORMS)
   if num_classes is not None and num_classes < 1:
-    raise ValueError(f"model.num_classes={num_classes} must be > 0")
+    raise UserError(f"model.num_classes={num_classes} must be > 0")
   if not 0 <= stochastic_depth < 1:
-    raise ValueError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
+    raise UserError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
   if zero_init_residual and norm in ("frozen", "none"):
-    raise ValueError(
+    raise UserError(
       f"model.zero_init_residual=True with model.norm={norm!r} has no scale that could "
       "start at 0 and learn; set one of them to its default"
     )
@@ -192,7 +195,7 @@ def create_model(
   }
   for field, value in options.items():
     if value and shortcut == "none":
-      raise ValueError(
+      raise UserError(
         f"model.{field}={value} would make a net without shortcuts constant; set it "
         "to its default or choose a shortcut"
       )
@@ -209,11 +212,60 @@ ResNet101 = partial(create_model, "resnet101")
 ResNet152 = partial(create_model, "resnet152")
 
 
-def build_model(config: Config) -> ResNet:
-  """Builds the model of resolved settings, such as those of a saved `config.json`.
+def build_model(config: Config) -> nn.Module:
+  """Builds the network of resolved settings, such as those of a saved `config.json`.
 
   Raises:
-    ValueError: an unknown architecture, or `freeze` names groups that it has not.
+    UserError: an unknown architecture, groups of parameters that it does not have, or
+      an own network that is no Flax module.
   """
-  model = create_model(**dataclasses.asdict(config.model))
-  return model.clone(frozen=parse_frozen(config.freeze, model))
+  if config.model.factory:
+    model = import_factory(config.model.factory, "model.factory")(config.model)
+    if not isinstance(model, nn.Module):
+      raise UserError(
+        f"config.model.factory={config.model.factory!r} must return a "
+        f"flax.linen.Module, not {model!r:.60}"
+      )
+  else:
+    settings = dataclasses.asdict(config.model)
+    settings.pop("factory")
+    model = create_model(**settings)
+  if groups := getattr(model, "groups", ()):
+    check_multipliers(config.optim.learning_rate_multipliers, groups)
+  return with_frozen(model, config.freeze)
+
+
+def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
+  """Returns the network with groups of parameters in evaluation mode in training.
+
+  Raises:
+    UserError: the network has no such groups.
+  """
+  if not frozen:
+    return model
+  changed = with_fields(model, "freeze", frozen=frozen)
+  check_frozen(frozen, changed.groups)  # type: ignore[attr-defined]
+  return changed
+
+
+def with_fields(model: nn.Module, setting: str, **values: Any) -> nn.Module:
+  """Returns the network with other values of its fields.
+
+  Raises:
+    UserError: an own network has no such field, which `setting` needs.
+  """
+  names = {field.name for field in dataclasses.fields(model)}
+  if missing := values.keys() - names:
+    raise UserError(
+      f"config.{setting} needs a network with the field {', '.join(missing)}, which "
+      f"{type(model).__name__} does not have; leave the setting at its default",
+      setting=setting,
+    )
+  return model.clone(**values)
+
+
+ResNet18 = partial(create_model, "resnet18")
+ResNet34 = partial(create_model, "resnet34")
+ResNet50 = partial(create_model, "resnet50")
+ResNet101 = partial(create_model, "resnet101")
+ResNet152 = partial(create_model, "resnet152")

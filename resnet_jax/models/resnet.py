@@ -8,6 +8,7 @@ Shapes: B batch, H height, W width, C input channels.
 
 from collections.abc import Sequence
 from functools import partial
+from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -21,6 +22,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.models.stems import ImageNetStem
+from resnet_jax.runtime.errors import UserError
 
 # PyTorch's default for a linear layer: uniform within 1 / sqrt(inputs).
 _head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
@@ -118,6 +120,8 @@ class ResNet(nn.Module):
       float32 whatever it is.
   """
 
+  FOLDS: ClassVar[bool] = True  # See `fold_batch_norm`.
+
   stage_sizes: Sequence[int]
   num_classes: int = 1000
   features: int = 64
@@ -184,7 +188,7 @@ class ResNet(nn.Module):
     if output_stride is not None:
       strides = [stem.STRIDE * 2**i for i in range(kept)]
       if output_stride not in strides:
-        raise ValueError(f"output_stride={output_stride!r} must be one of {strides}")
+        raise UserError(f"output_stride={output_stride!r} must be one of {strides}")
       kept = 1 + strides.index(output_stride)
     x, outputs = stem(images.astype(self.dtype)), []
     for i, noise in enumerate(self._noise(train)):
@@ -252,6 +256,21 @@ class ResNet(nn.Module):
     return partial(stage, scan=True)
 
 
+def as_resnet(model: nn.Module, purpose: str) -> ResNet:
+  """Returns a network that is a `ResNet`.
+
+  Args:
+    model: any network.
+    purpose: what needs a `ResNet`, for the message.
+
+  Raises:
+    UserError: it is another module.
+  """
+  if not isinstance(model, ResNet):
+    raise UserError(f"{purpose} need a ResNet, not {type(model).__name__}")
+  return model
+
+
 class Backbone(nn.Module):
   """A residual network without its head, for detection, segmentation and the like.
 
@@ -288,11 +307,11 @@ class Backbone(nn.Module):
       pre-activation nets, of which the last only is.
 
     Raises:
-      ValueError: no stage has `output_stride`, or `net` is no `ResNet`.
+      UserError: no stage has `output_stride`, or `net` is no `ResNet`.
     """
-    if not isinstance(self.net, ResNet):
-      raise ValueError(f"net must be a ResNet, not {self.net!r}; such as ResNet18()")
-    net = self.net.clone(parent=self, name=None)  # Another module may have made it.
+    net = as_resnet(self.net, "backbones").clone(
+      parent=self, name=None
+    )  # Another module may have made it.
     nn.share_scope(self, net)
     outputs = net.stages(images, train, self.output_stride)
     return {f"c{i}": x for i, x in enumerate(outputs, start=2)}

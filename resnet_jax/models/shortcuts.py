@@ -6,6 +6,7 @@ Shapes: B batch, H height, W width, C input channels.
 """
 
 from functools import partial
+from typing import Any, ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -32,6 +33,15 @@ class _Shortcut(nn.Module):
   conv: ModuleDef = Conv
   norm: ModuleDef | None = BatchNorm
 
+  # Whether it adds `project(x)` and does no more. What is derived from one that does,
+  # and calls otherwise, does not.
+  ADDS: ClassVar[bool] = False
+
+  def __init_subclass__(cls, **kwargs: Any) -> None:
+    if "__call__" in vars(cls) and "ADDS" not in vars(cls):
+      cls.ADDS = False
+    super().__init_subclass__(**kwargs)
+
 
 class IdentityShortcut(_Shortcut):
   """Option A: every `stride`-th pixel, new channels filled with zeros; no parameters.
@@ -39,6 +49,8 @@ class IdentityShortcut(_Shortcut):
   Half of the zero channels go on each side, as in the widely used CIFAR weights of
   akamaster/pytorch_resnet_cifar10; the paper (section 4.1) leaves the place open.
   """
+
+  ADDS: ClassVar[bool] = True
 
   def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
@@ -59,6 +71,8 @@ class ProjectionShortcut(_Shortcut):
     pool: average 2x2 pixels and then convolve at stride 1, instead of leaving out
       three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of tricks").
   """
+
+  ADDS: ClassVar[bool] = True
 
   always: bool = False
   pool: bool = False
@@ -132,9 +146,6 @@ class NoShortcut(_Shortcut):
     """Returns `residual`."""
     return residual
 
-
-# Those that add `project(x)` and do no more; what is derived from them may.
-ADDITIVE = IdentityShortcut, ProjectionShortcut
 
 SHORTCUTS = {
   "A": IdentityShortcut,

@@ -7,7 +7,6 @@ import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
-from resnet_jax.kernels import native
 from resnet_jax.models.resnet import ResNet
 
 
@@ -64,7 +63,7 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
       )
     return output
 
-  with native.disabled(), nn.intercept_methods(record):
+  with nn.intercept_methods(record):
     jax.eval_shape(model.apply, variables, images)
   return list(layers.values())
 

@@ -5,8 +5,8 @@ from typing import Any
 import jax
 import jax.extend
 import jax.numpy as jnp
+from flax import linen as nn
 
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import to_named
 
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
@@ -14,7 +14,7 @@ Variables = dict[str, Any]
 
 
 def abstract_variables(
-  model: ResNet, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
+  model: nn.Module, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
 ) -> Variables:
   """Shapes and dtypes of what `model.apply` takes, in the named layout.
 
@@ -25,7 +25,8 @@ def abstract_variables(
     image_shape: (H, W, C).
     sharding: of every leaf.
   """
-  model = model.clone(scan=True)  # The quickest to trace.
+  if hasattr(model, "scan"):
+    model = model.clone(scan=True)  # The quickest to trace.
 
   def init(images: jax.Array) -> Variables:
     return {"batch_stats": {}} | to_named(model.init(jax.random.key(0), images))
@@ -37,6 +38,11 @@ def abstract_variables(
 
 
 def image_channels(variables: Variables) -> int:
-  """Returns C of the images that a model's variables are for."""
-  kernels = [x for x in jax.tree.leaves(variables["params"]["stem"]) if x.ndim == 4]
-  return kernels[0].shape[2]
+  """Returns C of the images that a model's variables are for.
+
+  It is that of the first convolution: of the stem or, in a network without one, of the
+  first kernel by the order of names.
+  """
+  params = variables["params"]
+  leaves = jax.tree.leaves(params.get("stem", params))
+  return next((x.shape[2] for x in leaves if x.ndim == 4), 3)

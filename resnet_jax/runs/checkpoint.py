@@ -17,9 +17,10 @@ from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
-from resnet_jax.runs import checksums
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
+from resnet_jax.runs import checksums
+from resnet_jax.runtime.errors import NotFoundError, UserError
 
 
 class State(Protocol):
@@ -45,20 +46,21 @@ class CheckpointStore:
   Its end waits for the last save, and raises `OSError` if that fails.
   """
 
-  def __init__(self, workdir: str, keep: int = 1):
+  def __init__(self, workdir: str, keep: int = 1, best: str = "top1"):
     """Opens `workdir/checkpoints`, or makes it.
 
     Args:
       workdir: the run directory.
-      keep: number of newest states kept, next to the one of highest eval top-1.
+      keep: number of newest states kept, next to the best one.
+      best: the metric whose highest value in an evaluation makes a state the best.
     """
 
-    def top1(metrics: dict[str, float]) -> float:
-      return metrics["top1"]
+    def value(metrics: dict[str, float]) -> float:
+      return metrics[best]
 
     policies = checkpoint_managers
-    best = policies.BestN(
-      get_metric_fn=top1, n=1, keep_checkpoints_without_metrics=False
+    keep_best = policies.BestN(
+      get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
     )
     self._saving = 0
     self._directory = epath.Path(workdir).resolve() / "checkpoints"
@@ -66,9 +68,9 @@ class CheckpointStore:
       self._directory,
       options=ocp.CheckpointManagerOptions(
         async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
-        best_fn=top1,
+        best_fn=value,
         preservation_policy=policies.AnyPreservationPolicy(
-          [policies.LatestN(keep), best]
+          [policies.LatestN(keep), keep_best]
         ),
       ),
       item_names=("model", "training", "evaluated"),
@@ -184,7 +186,7 @@ class CheckpointStore:
     if step is None:
       return state
     if step == 0:
-      raise ValueError(
+      raise UserError(
         f"{self._directory} has weights but no state of training to go on "
         "from; evaluate them, or train in a new --workdir"
       )
@@ -230,7 +232,7 @@ class CheckpointStore:
     step = int(which) if which.isdecimal() else named.get(which)
     if step is None or step not in steps:
       known = ", ".join(map(str, sorted(steps))) or "none"
-      raise FileNotFoundError(
+      raise NotFoundError(
         f"no checkpoint {which!r} in {self._directory}; there are: {known}"
       )
 

@@ -33,7 +33,8 @@ def draw_curves(records: list[dict], path: epath.Path) -> None:
     style |= {"label": split, "marker": "o" if len(rows) == 1 else None}
     epochs = [row["epoch"] for row in rows]
     left.plot(epochs, [row["loss"] for row in rows], **style)
-    right.plot(epochs, [100 * (1 - row["top1"]) for row in rows], **style)
+    if "top1" in rows[0]:  # Of classification.
+      right.plot(epochs, [100 * (1 - row["top1"]) for row in rows], **style)
   left.set(title="Loss", xlabel="epoch", ylabel="loss (nats)")
   right.set(title="Top-1 error", xlabel="epoch", ylabel="error (%)")
   for axes in (left, right):

@@ -8,22 +8,29 @@ import contextlib
 import json
 import math
 import sys
-import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
+from typing import Protocol
 
 import jax
 from etils import epath
 from rich import progress
 from rich.console import Console
 
-from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.data.pipelines.opening import Dataset
-from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
 from resnet_jax.config.plan import Plan
+from resnet_jax.runs.learning_curves import draw_curves
+from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
+from resnet_jax.runtime.errors import UserError
 
 DIVERGENCE_ADVICE = (
   "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
 )
+
+
+class Clock(Protocol):
+  """Measures the calls of training."""
+
+  def lap(self) -> tuple[float, float]:
+    """Returns the seconds since the last lap, and how many the devices waited."""
 
 
 class MetricWriter:
@@ -36,8 +43,9 @@ class MetricWriter:
     learning_rate: Callable[[int], float],
     start_step: int,
     console: Console,
-    train_set: Dataset,
-    eval_set: Dataset,
+    clock: Clock,
+    skipped: Sequence[Mapping[int, str]] = (),
+    tell: Callable[[int, str, dict[str, float]], None] = lambda *_: None,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -47,10 +55,11 @@ class MetricWriter:
       learning_rate: step -> learning rate of the next update.
       start_step: completed updates.
       console: where to show.
-      train_set: tells how long it was waited for, and what it skipped.
-      eval_set: likewise.
+      clock: measures the calls.
+      skipped: for each data set the images that it skipped so far, with the reasons.
+      tell: called with (step, split, values) of all that is written.
     """
-    self._input, self._eval_set = train_set, eval_set
+    self._clock, self._all_skipped, self._tell = clock, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
@@ -67,8 +76,7 @@ class MetricWriter:
       )
     self._pending: tuple[int, Metrics] | None = None
     self._sums: Metrics | None = None
-    self._seconds, self._mark = 0.0, time.monotonic()
-    self._waited = self._waited_mark = 0.0
+    self._seconds = self._waited = 0.0
     self._skipped: set[str] = set()
     self._bar = progress.Progress(
       # Together at most 80 columns.
@@ -109,7 +117,7 @@ class MetricWriter:
         if record["step"] <= step:
           records.append(record)
       except (ValueError, TypeError, KeyError) as error:
-        raise ValueError(
+        raise UserError(
           f"{path} is damaged in line {number}, {line[:40]!r}; delete the line"
         ) from error
     if last or len(records) < len(lines):
@@ -117,14 +125,6 @@ class MetricWriter:
       new.write_text("".join(json.dumps(record) + "\n" for record in records))
       new.replace(path)
     return records
-
-  def is_idle(self) -> bool:
-    """Whether the device has finished all calls given to `train`."""
-    return self._pending is None or self._pending[1]["count"].is_ready()  # type: ignore[attr-defined]
-
-  def start_clock(self) -> None:
-    """Time from now on counts as training."""
-    self._mark, self._waited_mark = time.monotonic(), self._input.waited_s
 
   def train(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a call just started, and shows those of the one before.
@@ -140,8 +140,6 @@ class MetricWriter:
     """
     self.flush()
     self._pending = step, metrics
-    self._waited += self._input.waited_s - self._waited_mark
-    self._waited_mark = self._input.waited_s
 
   def flush(self) -> None:
     """Waits for the last call given to `train`; raises as that does."""
@@ -149,8 +147,9 @@ class MetricWriter:
       return
     (step, metrics), self._pending = self._pending, None
     sums = jax.device_get(metrics)
-    now = time.monotonic()
-    self._seconds, self._mark = self._seconds + now - self._mark, now
+    seconds, waited = self._clock.lap()
+    self._seconds += seconds
+    self._waited += waited
     self._check_finite(step, sums["loss"])
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
@@ -190,7 +189,7 @@ class MetricWriter:
       )
 
   def _show_skipped(self) -> None:
-    skipped = [*self._input.skipped.values(), *self._eval_set.skipped.values()]
+    skipped = [text for images in self._all_skipped for text in images.values()]
     for text in dict.fromkeys(skipped):
       if text not in self._skipped:
         # Only the process knows that reads it, and the others' consoles are quiet.
@@ -200,12 +199,13 @@ class MetricWriter:
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
     self._show_skipped()
-    if not self._writes:
-      return
     if self._skipped:
       values = values | {"skipped": len(self._skipped)}
     epoch = round(step / self._plan.steps_per_epoch, 4)
     values = values | {"learning_rate": float(self._learning_rate(step - 1))}
+    self._tell(step, split, values)
+    if not self._writes:
+      return
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
     line = json.dumps(record, allow_nan=False) + "\n"
@@ -241,9 +241,18 @@ def _open_board(directory: epath.Path, start_step: int):
   return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
+# Shown in a form of their own, or not at all.
+_KNOWN = {
+  *("loss", "top1", "top5", "count", "images_per_s", "learning_rate", "input_wait"),
+  *("skipped", "skipped_updates"),
+}
+
+
 def _describe(values: dict[str, float]) -> str:
+  top1 = f" top-1 {100 * values['top1']:6.2f} %" if "top1" in values else ""
+  others = "".join(f" {k} {v:.4g}" for k, v in values.items() if k not in _KNOWN)
   return (
-    f"loss {values['loss']:.4f} top-1 {100 * values['top1']:6.2f} % "
+    f"loss {values['loss']:.4f}{top1}{others} "
     f"{values['images_per_s']:.0f} images/s{_describe_wait(values)}"
     + (f", {n} updates skipped" if (n := values.get("skipped_updates")) else "")
   )

@@ -9,6 +9,7 @@ import dataclasses
 import errno
 import hashlib
 import importlib
+import sys
 import time
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -20,7 +21,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
+from resnet_jax.config.factories import check_trust
 from resnet_jax.config.schema import Config
+from resnet_jax.runtime.errors import NotFoundError, UserError
 
 try:
   import fcntl
@@ -47,7 +50,7 @@ def check_storage(workdir: str) -> None:
   if not separator:
     return
   if scheme != "gs":
-    raise ValueError(
+    raise UserError(
       f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
       "nowhere else; mount other storage"
     )
@@ -55,13 +58,15 @@ def check_storage(workdir: str) -> None:
     try:
       importlib.import_module(package)
     except ImportError as error:
-      raise ValueError(
+      raise UserError(
         f"--workdir={workdir} needs {package}: pip install 'resnet_jax[gcs]'"
       ) from error
 
 
-def load_config(workdir: str) -> Config | None:
+def read_config(workdir: str) -> Config | None:
   """Returns the settings of the run in `workdir`; None if there is no run.
+
+  They may name code of somebody else, see `load_run_config`.
 
   Raises:
     ValueError: the file is damaged.
@@ -73,19 +78,24 @@ def load_config(workdir: str) -> Config | None:
   try:
     return serialization.from_json(path.read_text())
   except ValueError as error:
-    raise ValueError(f"{path} is damaged: {error}") from error
+    raise UserError(f"{path} is damaged: {error}") from error
 
 
-def load_run_config(workdir: str) -> Config:
+def load_run_config(workdir: str, trust_code: bool = False) -> Config:
   """Returns the settings of the run in `workdir`.
 
+  Args:
+    workdir: the run directory.
+    trust_code: whether code outside this package that they name may run.
+
   Raises:
-    FileNotFoundError: there is no run.
-    ValueError: the file is damaged.
+    NotFoundError: there is no run.
+    UserError: the file is damaged, or names code that is not trusted.
   """
-  config = load_config(workdir)
+  config = read_config(workdir)
   if config is None:
-    raise FileNotFoundError(f"no run in {workdir!r}: it has no config.json")
+    raise NotFoundError(f"no run in {workdir!r}: it has no config.json")
+  check_trust(config, f"the run {workdir!r}", trust_code)
   return config
 
 
@@ -128,12 +138,12 @@ def check_class_names(class_names: Sequence[str], workdir: str) -> None:
   saved = load_class_names(workdir)
   for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
     if new != old:
-      raise ValueError(
+      raise UserError(
         f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; it must "
         "have the run's classes"
       )
   if saved and len(saved) != len(class_names):
-    raise ValueError(
+    raise UserError(
       f"the data has {len(class_names)} classes, the run {workdir} {len(saved)}"
     )
 
@@ -163,7 +173,7 @@ def open_run(
     if jax.process_index() == 0:
       for name in class_names:
         if "\n" in name or name != name.encode(errors="replace").decode():
-          raise ValueError(f"class {name!r} must be one line of UTF-8; rename it")
+          raise UserError(f"class {name!r} must be one line of UTF-8; rename it")
       # It makes the directory; nothing below refuses one that was not there.
       stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       _check_resumable(workdir, config, num_steps, class_names)
@@ -173,7 +183,7 @@ def open_run(
     if jax.process_count() > 1:
       _check_same_settings(config)  # Comes back once process 0 is ready.
       if not (path / "config.json").exists():
-        raise ValueError(
+        raise UserError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
           "that all processes share"
         )
@@ -197,7 +207,7 @@ def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
   """
   path = epath.Path(directory)
   if path.exists() and not path.is_dir():
-    raise ValueError(f"{name} is a file; name a directory")
+    raise UserError(f"{name} is a file; name a directory")
   path.mkdir(parents=True, exist_ok=True)
   if fcntl is None or "://" in str(directory):
     yield
@@ -211,7 +221,7 @@ def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
         if time.monotonic() < end:
           time.sleep(0.5)
           continue
-        raise ValueError(
+        raise UserError(
           f"{name} is in use by another process that trains there; wait for its end or "
           "name another directory"
         ) from None
@@ -229,7 +239,7 @@ def _check_same_settings(config: Config) -> None:
   text = serialization.to_json(dataclasses.replace(config, data=data))
   own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
   if (multihost_utils.broadcast_one_to_all(own) != own).any():
-    raise ValueError(
+    raise UserError(
       f"process {jax.process_index()} has other settings than process 0; start all "
       "with the same flags and configs"
     )
@@ -239,16 +249,23 @@ def _check_resumable(
   workdir: str, config: Config, num_steps: int, class_names: Sequence[str]
 ) -> None:
   """Raises `ValueError` if what is in `workdir` cannot go on as asked."""
-  old, done = load_config(workdir), latest_step(workdir)
+  old, done = read_config(workdir), latest_step(workdir)
   if old is not None:
     serialization.check_resumable(old, config)
+    if old.kernels not in ("auto", config.kernels) and done:
+      print(
+        f"warning: this run was trained with {old.kernels} kernels, and is resumed "
+        "with "
+        f"{config.kernels} kernels, which round otherwise",
+        file=sys.stderr,
+      )
   elif done:
-    raise ValueError(
+    raise UserError(
       f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
       "it back or use a new --workdir"
     )
   if done > num_steps:
-    raise ValueError(
+    raise UserError(
       f"--workdir={workdir} is at step {done}, past the {num_steps} steps asked for by "
       "config.num_steps or num_epochs; raise them or use a new --workdir"
     )

@@ -1,19 +1,58 @@
-"""Errors that a user can mend become one line and an exit status."""
+"""Mistakes of the user become one line and an exit status; bugs keep their traceback.
+
+Exit status: 0 done, 1 the run failed or a bug, 2 a mistake of the user.
+"""
 
 import contextlib
+import contextvars
 import os
 import sys
-import traceback
-from collections.abc import Iterator
-from pathlib import Path
+from collections.abc import Iterator, Mapping
 from typing import NoReturn
+
+_flags: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("flags")
+
+
+class UserError(ValueError):
+  """A mistake that the user can mend. A command shows it as one line, status 2.
+
+  Attributes:
+    setting: path of the setting that is wrong, such as "data.dir"; "" if none is.
+    value: its value; None if no setting is wrong.
+  """
+
+  def __init__(self, message: str, *, setting: str = "", value: object = None):
+    """Takes one line: what is wrong, the value, what is allowed, how to mend it."""
+    super().__init__(message)
+    self.setting, self.value = setting, value
+
+
+class NotFoundError(UserError, FileNotFoundError):
+  """Something that the user named does not exist."""
+
+
+@contextlib.contextmanager
+def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
+  """Has `setting_name` give the flags of a command within the context.
+
+  Args:
+    flags: path of a setting -> the flag that sets it, such as "data.dir" -> "--data".
+  """
+  token = _flags.set(flags)
+  try:
+    yield
+  finally:
+    _flags.reset(token)
+
+
+def setting_name(path: str) -> str:
+  """Returns what a message calls a setting: `config.PATH`, or the command's flag."""
+  return _flags.get({}).get(path, f"config.{path}")
 
 
 def fail(status: int, error: BaseException | str) -> NoReturn:
   """Prints one line to standard error and exits."""
-  lines = [line.strip() for line in str(error).strip().splitlines() if line.strip()]
-  # An error inside a config file comes with its traceback; its last line says what.
-  text = lines[-1] if any("Traceback" in line for line in lines) else " ".join(lines)
+  text = " ".join(str(error).split())
   # Names in damaged files may hold codes that a terminal would obey.
   text = "".join(c if c.isprintable() else "?" for c in text)
   print(f"error: {text}", file=sys.stderr)
@@ -24,29 +63,25 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
 def clean_errors() -> Iterator[None]:
   """Turns the errors that a user can mend into one line and an exit status.
 
-  `ValueError` and `FileNotFoundError` are wrong usage if this package raised them;
-  a `ValueError` from anywhere else is a fault, and keeps its traceback.
+  A `UserError` ends with status 2; a run that diverged, a full disk, a lost file or too
+  little memory with status 1. Any other exception is a bug and keeps its traceback.
   """
   try:
     yield
-  except (ValueError, FileNotFoundError) as error:
-    if _raised_here(error):
-      fail(2, error)
-    if isinstance(error, FileNotFoundError):
-      fail(1, error)
-    raise
-  except BrokenPipeError:  # Who reads has enough, such as `head`.
+  except UserError as error:
+    fail(2, error)
+  except BrokenPipeError:  # The reader, such as `head`, has enough.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
-  except RuntimeError as error:  # JAX's own kind is one; it need not be imported.
+  except RuntimeError as error:  # JAX's errors are such; JAX need not be imported.
     # Ctrl-C within `Condition.wait` may leave a lock free that is then released again.
     if isinstance(error.__context__, KeyboardInterrupt):
       fail(1, "interrupted")
-    if "RESOURCE_EXHAUSTED" not in str(error):
+    if not is_out_of_memory(error):
       raise
-    reason = str(error).split("RESOURCE_EXHAUSTED: ")[-1].splitlines()[0].rstrip(".")
+    reason = out_of_memory_reason(error)
     fail(
       1,
       f"out of memory: {reason}; take a smaller config.batch_size, "
@@ -56,8 +91,12 @@ def clean_errors() -> Iterator[None]:
     fail(1, "interrupted")
 
 
-def _raised_here(error: BaseException) -> bool:
-  """Whether this package or the main script raised an error, not a library."""
-  raiser = Path(traceback.extract_tb(error.__traceback__)[-1].filename).resolve()
-  main = getattr(sys.modules["__main__"], "__file__", None) or ""
-  return Path(__file__).resolve().parents[1] in raiser.parents or raiser == Path(main)
+def is_out_of_memory(error: BaseException) -> bool:
+  """Whether JAX found too little memory on a device, or XLA no room for a program."""
+  return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
+
+
+def out_of_memory_reason(error: BaseException) -> str:
+  """Returns the first line of what XLA says of an error of too little memory."""
+  text = getattr(error, "error_message", "") or str(error)
+  return text.splitlines()[0].rstrip(".")

@@ -12,6 +12,8 @@ import numpy as np
 import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
+from resnet_jax.runtime.errors import UserError, setting_name
+
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
   """Returns a mesh of the given devices (all of them by default) along "data"."""
@@ -88,7 +90,7 @@ def split_updates(
   return optax.GradientTransformation(tx.init, update)
 
 
-def count_norm_groups(scope: str, batch_size: int, mesh: Mesh) -> int:
+def count_norm_groups(scope: int | str, batch_size: int, mesh: Mesh) -> int:
   """Returns the number of parts of a batch that batch norm takes by themselves.
 
   Args:
@@ -99,14 +101,14 @@ def count_norm_groups(scope: str, batch_size: int, mesh: Mesh) -> int:
   Raises:
     ValueError: the devices do not split into such groups, or the batch into theirs.
   """
-  together = {"global": mesh.size, "device": 1}.get(scope) or int(scope)
+  together = {"global": mesh.size, "device": 1}.get(str(scope)) or int(scope)
   if mesh.size % together:
-    raise ValueError(
+    raise UserError(
       f"config.bn_scope={scope} must divide the number of devices, {mesh.size}"
     )
   groups = mesh.size // together
   if batch_size % groups:
-    raise ValueError(
+    raise UserError(
       f"config.batch_size / config.optim.accumulate={batch_size} must be a multiple of "
       f"{groups}, the number of groups of config.bn_scope={scope}"
     )
@@ -117,8 +119,9 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
   """Raises `ValueError` if a batch does not split evenly over the devices."""
   if batch_size % mesh.size:
     nearest = max(1, round(batch_size / mesh.size)) * mesh.size
-    raise ValueError(
-      f"config.batch_size={batch_size} must be a multiple of the {mesh.size} devices, "
+    raise UserError(
+      f"{setting_name('batch_size')}={batch_size} must be a multiple of the "
+      f"{mesh.size} devices, "
       f"such as {nearest}"
     )
 

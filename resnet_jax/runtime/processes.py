@@ -17,6 +17,8 @@ from typing import Any
 import jax
 from jax.experimental import multihost_utils
 
+from resnet_jax.runtime.errors import UserError
+
 # A process that vanished without a word is noticed after this time.
 HEARTBEAT_TIMEOUT_S = 30
 _CONNECT_TIMEOUT_S = 300
@@ -58,7 +60,7 @@ def connect(
   }
   if missing := [flag for flag, value in given.items() if value is None]:
     if len(missing) < len(given):
-      raise ValueError(f"{' and '.join(missing)} must be given too: all three or none")
+      raise UserError(f"{' and '.join(missing)} must be given too: all three or none")
     if not (_is_launched() or _has_chips()):
       yield
       return
@@ -80,7 +82,7 @@ def connect(
     raise OSError(f"cannot connect at {where}: {error}") from error
   except ValueError as error:  # A TPU host that is no part of a slice is alone.
     if _is_launched():
-      raise ValueError(f"the launcher's environment is not enough: {error}") from error
+      raise UserError(f"the launcher's environment is not enough: {error}") from error
   finally:
     notice.cancel()
   with _ending_together() if jax.process_count() > 1 else contextlib.nullcontext():
@@ -90,13 +92,13 @@ def connect(
 def _check(coordinator, num_processes, process_id) -> None:
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal():
-    raise ValueError(
+    raise UserError(
       f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.1:8476"
     )
   if num_processes < 1:
-    raise ValueError(f"--num_processes={num_processes} must be > 0")
+    raise UserError(f"--num_processes={num_processes} must be > 0")
   if not 0 <= process_id < num_processes:
-    raise ValueError(
+    raise UserError(
       f"--process_id={process_id} must be in [0, {num_processes - 1}], by "
       f"--num_processes={num_processes}"
     )
@@ -117,7 +119,7 @@ def _is_launched() -> bool:
     return variables.get(name, "").isdecimal() and int(variables[name]) > 1
 
   if several("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI not in variables:
-    raise ValueError(
+    raise UserError(
       f"Open MPI does not tell where process 0 is ({_OPEN_MPI} is not set); give "
       "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
       "--process_id=$OMPI_COMM_WORLD_RANK"

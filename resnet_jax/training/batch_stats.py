@@ -1,14 +1,21 @@
 """Batch-norm statistics computed anew from training batches."""
 
+import dataclasses
+import functools
+import operator
 from collections.abc import Callable
 from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 from jax import lax
 
-from resnet_jax.models.resnet import ResNet
+from resnet_jax import kernels
+from resnet_jax.config.plan import Plan
+from resnet_jax.data import Dataset
+from resnet_jax.models.registry import with_fields
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.training.steps import Preprocess, TakeBatch
@@ -16,10 +23,11 @@ from resnet_jax.training.steps import Preprocess, TakeBatch
 
 def compile_statistics_chunk(
   *,
-  model: ResNet,
+  model: nn.Module,
   preprocess: Preprocess,
   take_batch: TakeBatch,
   sharding: jax.sharding.Sharding,
+  kernel_choice: str = "xla",
 ) -> Callable:
   """Returns jitted (variables, feed, count, first, key) -> sums of moments.
 
@@ -31,9 +39,13 @@ def compile_statistics_chunk(
     preprocess: see `train_step`.
     take_batch: see `train_chunk`.
     sharding: of the result.
+    kernel_choice: "xla" or "native", of `kernels.resolve`.
   """
   # The running values after a batch are then those of the batch, the whole of it.
-  model = model.clone(norm=partial(model.norm, momentum=0.0, groups=1))
+  norm: Any = getattr(model, "norm", None)
+  norm = partial(norm, momentum=0.0, groups=1)
+  model = with_fields(model, "precise_bn_batches", norm=norm)
+  dtype = getattr(model, "dtype", jnp.float32)
 
   def chunk(variables: Variables, feed: Any, count: int, first: int, key: jax.Array):
     def body(i, sums):
@@ -54,7 +66,11 @@ def compile_statistics_chunk(
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
     return lax.fori_loop(first, first + count, body, zeros)
 
-  return compilation.jit(chunk, dtype=model.dtype, out_shardings=sharding)
+  return compilation.jit(
+    kernels.traced_with(kernel_choice, chunk),
+    dtype=dtype,
+    out_shardings=sharding,
+  )
 
 
 def precise_statistics(sums: Any, num_batches: int) -> Any:
@@ -77,3 +93,57 @@ def _map_statistics(function: Callable, tree: Any) -> Any:
     return {name: _map_statistics(function, part) for name, part in tree.items()}
   mean, var = function(tree["mean"], tree["var"])
   return {"mean": mean, "var": var}
+
+
+def create_refresh(
+  model: nn.Module,
+  train_data: Dataset,
+  plan: Plan,
+  *,
+  num_batches: int,
+  preprocess: Preprocess,
+  key: jax.Array,
+  sharding: jax.sharding.Sharding,
+  kernel_choice: str = "xla",
+) -> Callable[[Variables], Variables]:
+  """Returns a function that re-estimates batch-norm statistics.
+
+  Args:
+    model: as trained.
+    train_data: whose batches are taken, in an order of their own.
+    plan: of training.
+    num_batches: how many batches; 0 leaves the running statistics.
+    preprocess: (images, key) -> images, as in training.
+    key: PRNG key of training's order.
+    sharding: of the statistics.
+    kernel_choice: "xla" or "native", of `kernels.resolve`.
+  """
+  if not num_batches:
+    return lambda variables: variables
+  add_moments = compile_statistics_chunk(
+    model=model,
+    preprocess=preprocess,
+    take_batch=train_data.take_batch,
+    sharding=sharding,
+    kernel_choice=kernel_choice,
+  )
+  key, plan = (
+    jax.random.fold_in(key, 1),
+    dataclasses.replace(plan, num_steps=num_batches),
+  )
+
+  def refresh(variables: Variables) -> Variables:
+    sums = [
+      add_moments(variables, feed, number, step - number, key)
+      for step, feed, number in train_data.train_chunks(key, 0, plan)
+    ]
+    total = functools.reduce(partial(jax.tree.map, operator.add), sums)
+    frozen = {
+      name: statistics
+      for name, statistics in variables["batch_stats"].items()
+      if name in getattr(model, "frozen", ())
+    }
+    statistics = precise_statistics(total, num_batches) | frozen
+    return variables | {"batch_stats": statistics}
+
+  return refresh

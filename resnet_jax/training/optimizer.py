@@ -1,6 +1,6 @@
 """Learning-rate schedules and optimisers, put together from optax."""
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection
 from functools import partial
 
 import jax
@@ -58,7 +58,6 @@ def create_optimizer(
   config: OptimConfig,
   schedule: optax.Schedule,
   frozen: Collection[str] = (),
-  multipliers: Mapping[str, float] | None = None,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
 
@@ -66,13 +65,12 @@ def create_optimizer(
     config: which.
     schedule: of the learning rate.
     frozen: top-level groups of parameters that stay as they are, to the bit.
-    multipliers: of the learning rate, group -> factor.
   """
   tx = _create_optimizer(config, schedule)
   freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
   scales = [
     optax.masked(optax.scale(factor), partial(_within, {group}))
-    for group, factor in (multipliers or {}).items()
+    for group, factor in config.learning_rate_multipliers.items()
   ]
   # Before, so that they count for no norm, and after, for weight decay.
   if frozen:

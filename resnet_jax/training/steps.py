@@ -1,6 +1,6 @@
 """One update, one evaluation, and the compiled loops over them.
 
-All that is compiled for the hot path. `metrics.py` defines `Batch` and `Metrics`.
+All that is compiled for the hot path.
 """
 
 from collections.abc import Callable
@@ -13,12 +13,13 @@ import jax.numpy as jnp
 from jax import lax
 from jax.typing import DTypeLike
 
+from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
 from resnet_jax.models.variables import Variables
-from resnet_jax.runs.metrics import Metrics, add_metrics, zero_metrics
+from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
-from resnet_jax.training.metrics import compute_metrics
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
 
 Preprocess = Callable[..., jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
@@ -29,9 +30,9 @@ def train_step(
   state: TrainState,
   batch: Batch,
   *,
+  task: Task,
   preprocess: Preprocess,
   mix: Mix | None = None,
-  label_smoothing: float = 0.0,
   accumulate: int = 1,
   ema_decay: float = 0.0,
   skip_nonfinite: bool = False,
@@ -41,9 +42,9 @@ def train_step(
   Args:
     state: before the update.
     batch: images as stored, uint8.
+    task: gives targets, loss and metrics.
     preprocess: (images, key) -> augmented and normalised float32 images.
-    mix: (key, images, labels) -> images and [B, K] targets; None mixes nothing.
-    label_smoothing: see `compute_metrics`.
+    mix: (key, images, targets) -> both, mixed; None mixes nothing.
     accumulate: number of equal parts of the batch whose gradients are computed one
       after the other and added. Batch norm sees the parts, not the whole.
     ema_decay: of `state.ema`, if there is one.
@@ -61,7 +62,8 @@ def train_step(
   batch = batch | {"image": preprocess(batch["image"], augment_key)}
   if mix is not None:
     mix_key = jax.random.fold_in(key, 2)
-    images, targets = mix(mix_key, batch["image"], batch["label"])
+    targets = task.targets(batch["label"])
+    images, targets = mix(mix_key, batch["image"], targets)
     batch |= {"image": images, "target": targets}
   count = jnp.sum(batch["mask"], dtype=jnp.float32)
 
@@ -73,7 +75,7 @@ def train_step(
       mutable=["batch_stats"],
       rngs={"dropout": key},
     )
-    metrics = compute_metrics(logits, batch, label_smoothing, batch.get("target"))
+    metrics = compute_metrics(task, logits, batch, batch.get("target"), train=True)
     return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
 
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -146,18 +148,24 @@ def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int)
 
 
 def eval_step(
-  variables: Variables, batch: Batch, *, apply_fn: Callable, preprocess: Preprocess
+  variables: Variables,
+  batch: Batch,
+  *,
+  task: Task,
+  apply_fn: Callable,
+  preprocess: Preprocess,
 ) -> Metrics:
   """Metrics of a batch by the running batch-norm statistics.
 
   Args:
     variables: {"params": ..., "batch_stats": ...}.
     batch: images as stored, uint8.
+    task: gives loss and metrics.
     apply_fn: the model's `apply`.
     preprocess: images -> normalised float32 images.
   """
   logits = apply_fn(variables, preprocess(batch["image"]), train=False)
-  return compute_metrics(logits, batch)
+  return compute_metrics(task, logits, batch)
 
 
 def train_chunk(
@@ -167,7 +175,7 @@ def train_chunk(
   *,
   train_step: Callable,
   take_batch: TakeBatch,
-  num_classes: int,
+  task: Task,
 ) -> tuple[TrainState, Metrics]:
   """Applies `count` updates in one call; metrics are summed over them.
 
@@ -181,7 +189,7 @@ def train_chunk(
     count: number of updates, >= 0.
     train_step: (state, batch) -> (state, metrics).
     take_batch: (feed, step) -> the batch of the update after `step` completed ones.
-    num_classes: number of logits.
+    task: whose metrics are added.
   """
 
   def body(_, carry):
@@ -189,7 +197,7 @@ def train_chunk(
     state, metrics = train_step(state, take_batch(feed, state.step))
     return state, add_metrics(total, metrics)
 
-  zeros = zero_metrics(num_classes) | {"skipped_updates": jnp.zeros(())}
+  zeros = zero_metrics(task) | {"skipped_updates": jnp.zeros(())}
   return lax.fori_loop(0, count, body, (state, zeros))
 
 
@@ -200,23 +208,24 @@ def eval_chunk(
   *,
   eval_step: Callable,
   take_batch: TakeBatch,
-  num_classes: int,
+  task: Task,
 ) -> Metrics:
   """Sums the metrics of batches 0 to `count` - 1 of `feed` in one call."""
 
   def body(i, total):
     return add_metrics(total, eval_step(variables, take_batch(feed, i)))
 
-  return lax.fori_loop(0, count, body, zero_metrics(num_classes))
+  return lax.fori_loop(0, count, body, zero_metrics(task))
 
 
 def compile_train_chunk(
   *,
+  task: Task,
   take_batch: TakeBatch,
-  num_classes: int,
   sharding: jax.sharding.Sharding,
   state_sharding: Any = None,
   dtype: DTypeLike = jnp.float32,
+  kernel_choice: str = "xla",
   **options: Any,
 ) -> Callable:
   """Returns jitted `train_chunk(state, feed, count)`.
@@ -224,41 +233,45 @@ def compile_train_chunk(
   It takes over the memory of the state given to it.
 
   Args:
+    task: gives targets, loss and metrics.
     take_batch: see `train_chunk`; it places each batch on the devices.
-    num_classes: number of logits.
     sharding: of the metrics.
     state_sharding: of the state's leaves; None is `sharding`.
     dtype: of the model.
+    kernel_choice: "xla" or "native", of `kernels.resolve`.
     **options: those of `train_step`.
   """
   shardings = state_sharding or sharding, sharding
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    state, metrics = train_step(state, batch, **options)
+    state, metrics = train_step(state, batch, task=task, **options)
     # Without this, the loop could carry the parameters as the optimiser has its state.
     return lax.with_sharding_constraint(state, shardings[0]), metrics
 
-  chunk = partial(
-    train_chunk, train_step=step, take_batch=take_batch, num_classes=num_classes
-  )
+  chunk = partial(train_chunk, train_step=step, take_batch=take_batch, task=task)
   device: jax.Device = next(iter(sharding.device_set))
   return compilation.jit(
-    chunk, device.platform, dtype=dtype, donate_argnums=0, out_shardings=shardings
+    kernels.traced_with(kernel_choice, chunk),
+    device.platform,
+    dtype=dtype,
+    donate_argnums=0,
+    out_shardings=shardings,
   )
 
 
 def compile_eval_chunk(
   *,
+  task: Task,
   apply_fn: Callable,
   preprocess: Preprocess,
   take_batch: TakeBatch,
-  num_classes: int,
   sharding: jax.sharding.Sharding,
   dtype: DTypeLike = jnp.float32,
+  kernel_choice: str = "xla",
 ) -> Callable:
   """Returns jitted `eval_chunk(variables, feed, count)`; arguments as above."""
-  step = partial(eval_step, apply_fn=apply_fn, preprocess=preprocess)
-  chunk = partial(
-    eval_chunk, eval_step=step, take_batch=take_batch, num_classes=num_classes
+  step = partial(eval_step, task=task, apply_fn=apply_fn, preprocess=preprocess)
+  chunk = partial(eval_chunk, eval_step=step, take_batch=take_batch, task=task)
+  return compilation.jit(
+    kernels.traced_with(kernel_choice, chunk), dtype=dtype, out_shardings=sharding
   )
-  return compilation.jit(chunk, dtype=dtype, out_shardings=sharding)

@@ -1,176 +1,200 @@
-"""The story of a run: from settings to a trained, evaluated and saved model."""
+"""The story of a run: from an experiment to a trained, evaluated and saved model."""
 
 import contextlib
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator, Sequence
 from functools import partial
+from typing import Any, NamedTuple
 
 import jax
-from jax.sharding import Mesh
 from rich.console import Console
 
-from resnet_jax.config.plan import Plan
-from resnet_jax.config.schema import Config
-from resnet_jax.data.pipelines.opening import Dataset, create_dataset
-from resnet_jax.models.registry import build_model
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
-from resnet_jax.runtime.mesh import (
-  create_mesh,
-  replicated,
-)
 from resnet_jax.runtime.signals import Stopped, StopRequest
 from resnet_jax.training import steps
-from resnet_jax.training.evaluator import Devices, create_evaluation, evaluate
-from resnet_jax.training.experiment import (
-  check,
-  create_init,
-  create_refresh,
-  create_train_chunk,
-  resolve,
-  with_image_size,
-  with_norm_groups,
-)
-from resnet_jax.training.optimizer import create_schedule
+from resnet_jax.training.clock import Clock
+from resnet_jax.training.evaluator import evaluate
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.hooks import Hook
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
 
 
-def train_and_evaluate(
-  config: Config,
+class TrainResult(NamedTuple):
+  """What a run ends with.
+
+  Attributes:
+    state: after the last update.
+    metrics: of its last evaluation: "loss", "top1" (a fraction), "top5" for more than 5
+      classes, "count", "images_per_s".
+  """
+
+  state: TrainState
+  metrics: dict[str, float]
+
+
+def train(
+  experiment: Experiment,
   workdir: str,
-  devices: Devices | None = None,
+  *,
   console: Console | None = None,
-) -> tuple[TrainState, dict[str, float]]:
+  hooks: Sequence[Hook] = (),
+) -> TrainResult:
   """Trains from the newest checkpoint in `workdir`, or from step 0.
 
   Args:
-    config: the experiment.
-    workdir: the run directory; made if it is not there.
-    devices: to train on; None is all of them.
-    console: where progress is shown; None is standard output.
-
-  Returns:
-    The final state and its evaluation: "loss", "top1" (a share), "top5" for more
-    than 5 classes, "count", "images_per_s".
+    experiment: what to train.
+    workdir: the run directory, which is made if it does not exist.
+    console: where progress is shown; None is standard output of the first process.
+    hooks: own code that is called at logs, evaluations and checkpoints.
 
   Raises:
-    ValueError: settings that are wrong or do not fit the data or the run there.
-    FileNotFoundError: the data set is not there.
+    UserError: the directory holds a run with other settings, or is in use.
     FloatingPointError: the loss is no longer finite.
-    OSError: a state cannot be saved, such as for want of space.
+    OSError: a state cannot be saved, such as for lack of space.
     Stopped: a signal asked for it; the state is saved.
   """
-  check(config)
   console = console or Console(quiet=jax.process_index() > 0)
-  mesh = create_mesh(devices)
-  with console.status(f"loading {config.data.name}"):
-    train_set = create_dataset(config.data, config.batch_size, mesh, config.augment)
-    plan = Plan.create(config, train_set.num_examples)
-    config = resolve(config, len(train_set.class_names))
-    model = with_norm_groups(build_model(config), config, mesh)
-    eval_set, eval_chunk = create_evaluation(config, model, mesh, train_set.class_names)
-    config = with_image_size(config, eval_set.image_shape)
-    begin = None
-    if config.init_from and not latest_step(workdir):
-      begin = load_start(config.init_from, model, train_set.image_shape)
-
+  with console.status(f"loading {experiment.config.data.name}"):
+    data, plan, task = experiment.train_data, experiment.plan, experiment.task
+    config, start = experiment.saved_config, _load_start(experiment, workdir)
+  results = None
   with (
-    open_run(workdir, config, plan.num_steps, train_set.class_names),
-    last_checkpoint_in_errors(workdir),
+    open_run(workdir, config, plan.num_steps, data.class_names),
+    _last_checkpoint_in_errors(workdir),
+    CheckpointStore(workdir, config.checkpoint.keep, task.best_metric) as store,
   ):
-    return _train(
-      config,
-      workdir,
-      plan,
-      model,
-      begin,
-      train_set,
-      eval_set,
-      eval_chunk,
-      mesh,
-      console,
-    )
-
-
-def _train(
-  config: Config,
-  workdir: str,
-  plan: Plan,
-  model: ResNet,
-  begin: Variables | None,
-  train_set: Dataset,
-  eval_set: Dataset,
-  eval_chunk: Callable,
-  mesh: Mesh,
-  console: Console,
-) -> tuple[TrainState, dict[str, float]]:
-  """Trains in a run directory that is open.
-
-  `config` is resolved; `begin` replaces what a new run starts with, but for the head.
-  """
-  init_key, data_key = jax.random.split(jax.random.key(config.seed))
-  schedule = create_schedule(config.optim, plan, config.batch_size)
-  init = create_init(config, model, schedule, train_set.image_shape, mesh)
-  train_chunk = create_train_chunk(config, init, train_set.take_batch, mesh)
-  refresh = create_refresh(config, model, train_set, plan, data_key, replicated(mesh))
-  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-  with CheckpointStore(workdir, config.checkpoint.keep) as store:
-    state, results = store.restore_latest(init(init_key), show), None
-    if config.init_from and not state.step:
-      if begin is None:  # There were checkpoints, all damaged.
-        begin = load_start(config.init_from, model, train_set.image_shape)
-      state = start_from(state, begin)
-      show(f"starts from {config.init_from}, with a new head")
-    start = int(state.step)
-    show(_headline(config, plan, state, train_set, eval_set))
-    show(f"run: {workdir}")
+    state = _restore(experiment, store, start, workdir, console)
+    first = int(state.step)
     with (
       StopRequest() as stop,
-      MetricWriter(
-        workdir, plan, jax.jit(schedule), start, console, train_set, eval_set
-      ) as writer,
+      Clock() as clock,
+      _open_writer(experiment, workdir, first, clock, console, hooks) as writer,
     ):
-      for step, feed, count in train_set.train_chunks(
-        data_key, start, plan, writer.is_idle
-      ):
-        if step - count == start:
-          # Calls of no steps compile, so that no measured time contains it.
-          state, _ = train_chunk(state, feed, 0)
-          eval_chunk(state.variables, next(eval_set.eval_chunks())[0], 0)
-          writer.start_clock()
-        state, metrics = train_chunk(state, feed, count)
+      chunks = data.train_chunks(experiment.keys[1], first, plan)
+      for step, feed, count in clock.waiting(chunks):
+        if step - count == first:
+          state = _compile(experiment, state, feed)
+          clock.start()
+        state, metrics = experiment.train_chunk(state, feed, count)
+        clock.dispatched(metrics["count"])
         writer.train(step, metrics)
         stopping = stop.is_asked() and step < plan.num_steps
         if plan.save_at(step) or stopping:
           writer.flush()
-          check_finite(state.variables, step, float(schedule(step - 1)))
-          results = None
-          evaluations = list(versions(state).items())
-          if not plan.eval_at(step):  # What is kept to be evaluated is the last.
-            evaluations = evaluations[-1:]
-          for name, variables in evaluations:
-            evaluated = refresh(variables)
-            if plan.eval_at(step):
-              results = evaluate(eval_chunk, evaluated, eval_set)
-              writer.evaluation(step, results, name)
+          _check_finite(experiment, state, step)
+          results, evaluated = _evaluate(experiment, state, step, writer)
           store.save(step, state, results, evaluated)
-          writer.start_clock()
+          for hook in hooks:
+            hook.on_checkpoint(step, state)
+          clock.start()
         if stopping:
-          break
-  if int(state.step) < plan.num_steps:
-    raise Stopped(int(state.step))
+          raise Stopped(step)
   if results is None:  # There was nothing left to train.
-    *_, last = versions(state).values()
-    results = evaluate(eval_chunk, refresh(last), eval_set)
-  return state, results
+    results = evaluate(experiment, _last_version(experiment, state))
+  return TrainResult(state, results)
+
+
+def _load_start(experiment: Experiment, workdir: str) -> Variables | None:
+  """Returns what a new run starts with in place of random numbers, but for the head."""
+  source = experiment.config.init_from
+  if not source or latest_step(workdir):
+    return None
+  return load_start(source, experiment.model, experiment.train_data.image_shape)
+
+
+def _restore(
+  experiment: Experiment,
+  store: CheckpointStore,
+  start: Variables | None,
+  workdir: str,
+  console: Console,
+) -> TrainState:
+  """Returns the newest state or, in a new run, the first one; says what is trained."""
+  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
+  state = store.restore_latest(experiment.initial_state(), show)
+  source = experiment.config.init_from
+  if source and not state.step:
+    if start is None:  # There were checkpoints, all damaged.
+      start = load_start(source, experiment.model, experiment.train_data.image_shape)
+    state = start_from(state, start)
+    show(f"starts from {source}, with a new head")
+  show(_headline(experiment, state))
+  show(f"run: {workdir}")
+  return state
+
+
+def _open_writer(
+  experiment: Experiment,
+  workdir: str,
+  first: int,
+  clock: Clock,
+  console: Console,
+  hooks: Sequence[Hook],
+) -> MetricWriter:
+  def tell(step: int, split: str, values: dict[str, float]) -> None:
+    for hook in hooks:
+      if split == "train":
+        hook.on_log(step, values)
+      else:
+        hook.on_evaluation(step, split, values)
+
+  return MetricWriter(
+    workdir,
+    experiment.plan,
+    jax.jit(experiment.schedule),
+    first,
+    console,
+    clock,
+    (experiment.train_data.skipped, experiment.eval_data.skipped),
+    tell,
+  )
+
+
+def _compile(experiment: Experiment, state: TrainState, feed: Any) -> TrainState:
+  """Compiles by calls of no steps, so that no measured time contains it."""
+  state, _ = experiment.train_chunk(state, feed, 0)
+  eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
+  experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
+  return state
+
+
+def _evaluate(
+  experiment: Experiment, state: TrainState, step: int, writer: MetricWriter
+) -> tuple[dict[str, float] | None, Variables]:
+  """Evaluates the versions of a state, if that is due after `step` updates.
+
+  Returns:
+    The metrics of the last version, None if it is not evaluated, and its variables.
+  """
+  results, is_due = None, experiment.plan.eval_at(step)
+  evaluated = state.variables
+  for name, variables in _versions(state).items():
+    if not is_due and name != list(_versions(state))[-1]:
+      continue  # Between evaluations only the last version is kept.
+    evaluated = experiment.refresh(variables)
+    if is_due:
+      results = evaluate(experiment, evaluated)
+      writer.evaluation(step, results, name)
+  return results, evaluated
+
+
+def _versions(state: TrainState) -> dict[str, Variables]:
+  """Returns what is evaluated of a state, by its name; the last one is the best."""
+  averaged = {} if state.ema is None else {"ema": state.ema}
+  return {"eval": state.variables} | averaged
+
+
+def _last_version(experiment: Experiment, state: TrainState) -> Variables:
+  *_, last = _versions(state).values()
+  return experiment.refresh(last)
 
 
 @contextlib.contextmanager
-def last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
-  """Adds to the error of a run that diverged what there is to go on from."""
+def _last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
+  """Adds the last good checkpoint to the error of a run that diverged."""
   try:
     yield
   except FloatingPointError as error:
@@ -179,34 +203,31 @@ def last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
     raise FloatingPointError(f"{error}; {last}") from None
 
 
-def versions(state: TrainState) -> dict[str, Variables]:
-  """Returns what is evaluated of a state, by its name; the last one is the best."""
-  averaged = {} if state.ema is None else {"ema": state.ema}
-  return {"eval": state.variables} | averaged
-
-
-def check_finite(variables: Variables, step: int, learning_rate: float) -> None:
+def _check_finite(experiment: Experiment, state: TrainState, step: int) -> None:
   """Raises `FloatingPointError` if parameters or statistics are not finite."""
-  if not _all_finite(variables):
+  if not _all_finite(state.variables):
+    rate = float(experiment.schedule(step - 1))
     raise FloatingPointError(
       f"the parameters are no longer finite after step {step}, at learning rate "
-      f"{learning_rate:.3g}; {DIVERGENCE_ADVICE}"
+      f"{rate:.3g}; {DIVERGENCE_ADVICE}"
     )
 
 
 _all_finite = jax.jit(steps.all_finite)
 
 
-def _headline(config, plan, state, train_set, eval_set) -> str:
+def _headline(experiment: Experiment, state: TrainState) -> str:
+  config, plan = experiment.config, experiment.plan
+  train_data, eval_data = experiment.train_data, experiment.eval_data
   params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  devices = jax.tree.leaves(state.params)[0].sharding.device_set
-  kind = next(iter(devices)).device_kind
+  kind = experiment.mesh.devices.flat[0].device_kind
+  count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
   return (
     f"{config.model.name} ({params:,} parameters, {config.model.dtype}) on "
-    f"{config.data.name}: {train_set.num_examples:,} training and "
-    f"{eval_set.num_examples:,} evaluation images of {len(train_set.class_names):,} "
-    "classes\n"
+    f"{config.data.name}: {train_data.num_examples:,} training and "
+    f"{eval_data.num_examples:,} evaluation images of "
+    f"{len(train_data.class_names):,} classes\n"
     f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
-    f"{len(devices)} {kind} device{'s' * (len(devices) > 1)}"
+    f"{count} {kind} device{'s' * (count > 1)}, {config.kernels} kernels"
   )

@@ -8,18 +8,19 @@ from typing import Any
 
 import jax
 import jax.numpy as jnp
+from flax import linen as nn
 
 from resnet_jax import weights
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import is_scanned, to_scanned
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.state import TrainState
 
 
 def load_start(
-  source: str, model: ResNet, image_shape: tuple[int, int, int]
+  source: str, model: nn.Module, image_shape: tuple[int, int, int]
 ) -> Variables:
   """Reads all but the head of trained weights.
 
@@ -37,7 +38,7 @@ def load_start(
     OSError: the checkpoint is damaged.
   """
   if not source.startswith("hf://") and not Path(source).exists():
-    raise FileNotFoundError(
+    raise NotFoundError(
       f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
       "weights or hf://owner/name"
     )
@@ -46,12 +47,12 @@ def load_start(
     run_dir.load_run_config(workdir)
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
-    variables["params"].pop("head")
+    variables["params"].pop("head", None)
   else:
     variables = weights.load(source, model, head=False)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
-  del wanted["params"]["head"]
+  wanted["params"].pop("head", None)
   found, needed = _shapes(variables), _shapes(wanted)
   problems = [
     f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
@@ -60,7 +61,7 @@ def load_start(
   ]
   if problems:
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
-    raise ValueError(
+    raise UserError(
       f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
       f"{more}; set config.model.* as they were there, and images of as many channels"
     )

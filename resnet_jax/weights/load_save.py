@@ -18,13 +18,15 @@ import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
+from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict, from_timm
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.resnet import as_resnet
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.weights import torch_checkpoint
 from resnet_jax.weights.torch_names import canonical, torch_names
 
@@ -42,7 +44,7 @@ _RESIZED_TO_232 = {
 }
 
 
-def load(path: str | Path, model: ResNet, head: bool = True) -> Variables:
+def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
@@ -59,6 +61,7 @@ def load(path: str | Path, model: ResNet, head: bool = True) -> Variables:
     ValueError: listing everything in the file that is not as the model needs it.
     FileNotFoundError: there is no such file.
   """
+  model = as_resnet(model, "files of weights")
   path = find(path)
   arrays, problems = _read(path)
   tensors: dict[str, np.ndarray | None] = {}
@@ -90,7 +93,7 @@ def load(path: str | Path, model: ResNet, head: bool = True) -> Variables:
   if unused:
     problems.append(f"unused: {', '.join(unused)}")
   if problems:
-    raise ValueError(
+    raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
       "of float32 tensors for this architecture and number of classes"
     )
@@ -105,7 +108,7 @@ def load(path: str | Path, model: ResNet, head: bool = True) -> Variables:
 
 def save(
   path: str | Path,
-  model: ResNet,
+  model: nn.Module,
   variables: Variables,
   preprocessing: Preprocessing | None = None,
   class_names: Sequence[str] = (),
@@ -122,11 +125,12 @@ def save(
   Raises:
     ValueError: `path` ends differently, or there is no head.
   """
+  model = as_resnet(model, "files of weights")
   if "head" not in variables["params"]:
-    raise ValueError("the variables have no head, which PyTorch's loading needs")
+    raise UserError("the variables have no head, which PyTorch's loading needs")
   path = Path(path)
   if path.suffix != ".safetensors":
-    raise ValueError(f"{path} must end in .safetensors")
+    raise UserError(f"{path} must end in .safetensors")
   variables = jax.device_get(to_named(variables))
   tensors = {}
   for name, keys in torch_names(model, variables).items():
@@ -143,7 +147,7 @@ def save(
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
-def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
+def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   """Returns the preprocessing that belongs to a file of weights.
 
   It is, where there is one: what `save` put in; that of timm's `config.json` beside
@@ -169,8 +173,8 @@ def read_preprocessing(path: str | Path, model: ResNet) -> Preprocessing:
       if timm is not None:
         return from_timm(timm)
   except Exception as error:  # JSON of any shape: all kinds.
-    raise ValueError(f"the preprocessing of {path} is damaged: {error!r}") from error
-  if model.stem is CifarStem:
+    raise UserError(f"the preprocessing of {path} is damaged: {error!r}") from error
+  if getattr(model, "stem", None) is CifarStem:
     return Preprocessing(resize=0, crop=0)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)
@@ -216,9 +220,9 @@ def find(path: str | Path) -> Path:
     return _fetch(name)
   path = Path(path)
   if not path.is_file():
-    raise FileNotFoundError(f"no file of weights at {name!r}")
+    raise NotFoundError(f"no file of weights at {name!r}")
   if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
-    raise ValueError(
+    raise UserError(
       f"{name!r} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}, or be "
       "hf://owner/name"
     )
@@ -234,14 +238,14 @@ def _fetch(name: str) -> Path:
       HFValidationError,
     )
   except ModuleNotFoundError as error:
-    raise ValueError(
+    raise UserError(
       f"{name} needs huggingface_hub: pip install 'resnet_jax[hf]'"
     ) from error
   path, _, revision = name.removeprefix("hf://").partition("@")
   owner, _, rest = path.partition("/")
   repo, _, file = rest.partition("/")
   if not owner or not repo:
-    raise ValueError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
+    raise UserError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
   logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # Else each retry.
   reasons = []
 
@@ -260,7 +264,7 @@ def _fetch(name: str) -> Path:
     with contextlib.suppress(EntryNotFoundError):
       fetch("config.json")  # timm's preprocessing; others have none.
     return found
-  raise FileNotFoundError(f"{name} was not found: {'; '.join(reasons)}")
+  raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
 
 def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
@@ -278,7 +282,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
           problems.append(f"{name} has dtype {file.get_slice(name).get_dtype()}")
       return arrays, problems
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
+    raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
 def _metadata(path: Path) -> dict[str, str]:
@@ -288,7 +292,7 @@ def _metadata(path: Path) -> dict[str, str]:
     with safetensors.safe_open(path, framework="numpy") as file:
       return file.metadata() or {}
   except (safetensors.SafetensorError, OSError) as error:
-    raise ValueError(f"{path} is no safetensors file, or damaged: {error}") from error
+    raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:

@@ -18,6 +18,7 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights.torch_pickle import Machine, Refused, Storage, Tensor
 
 # Globals that a pickle asked for and may not have, in order.
@@ -51,14 +52,14 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
       else:
         content = _read_legacy(mapped, data, problems, refused)
     if isinstance(content, Refused):
-      raise ValueError("it holds no state dict; save its state_dict() instead")
+      raise UserError("it holds no state dict; save its state_dict() instead")
     tensors = _state_dict(content, problems)
   except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
     asks = f"it asks for {', '.join(refused)}, of which nothing is run; "
     asks = asks if refused else ""
     # What zipfile, struct and others say of damaged bytes helps nobody.
     said = str(error) if type(error) is ValueError else "it ends early or is no such"
-    raise ValueError(
+    raise UserError(
       f"{path} is no state dict of torch.save, or damaged: {asks}{said}"
     ) from error
   if refused:
@@ -75,7 +76,7 @@ def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
     if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
       content = content[wrapper]
   if not isinstance(content, dict):
-    raise ValueError(f"it holds a {type(content).__name__}, not a state dict")
+    raise UserError(f"it holds a {type(content).__name__}, not a state dict")
   others = [str(key) for key, value in content.items() if not _is_tensor(value)]
   if others:
     problems.append(f"no tensors: {', '.join(others)}")
@@ -119,21 +120,21 @@ class _Storages(dict[str, Storage]):
   def find(self, persistent_id: Any) -> Any:
     """Returns the storage of ("storage", dtype, key, location, numel, [view])."""
     if not isinstance(persistent_id, tuple) or len(persistent_id) < 4:
-      raise ValueError("a persistent id is no storage")
+      raise UserError("a persistent id is no storage")
     if persistent_id[0] == "module":  # A class with its source; it was refused.
       return persistent_id[1]
     kind, dtype, key, _, numel, *view = persistent_id
     if isinstance(dtype, Refused):
       return dtype
     if kind != "storage" or not isinstance(dtype, np.dtype):
-      raise ValueError("a persistent id is no storage")
+      raise UserError("a persistent id is no storage")
     if not isinstance(key, str) or len(key) > 100:  # Messages repeat it.
-      raise ValueError("a storage has no name or too long a one")
+      raise UserError("a storage has no name or too long a one")
     if type(numel) is not int or any(view) or numel < 0:
-      raise ValueError("a storage is a view or of unknown size")
+      raise UserError("a storage is a view or of unknown size")
     found = self.setdefault(key, Storage(key, dtype, numel))
     if (found.dtype, found.numel) != (dtype, numel):
-      raise ValueError(f"the storage {key!r:.40} has two sizes")
+      raise UserError(f"the storage {key!r:.40} has two sizes")
     return found
 
 
@@ -145,15 +146,15 @@ def _read_zip(
   with zipfile.ZipFile(file) as archive:
     entries = {info.filename: info for info in archive.infolist()}
   if sum(info.file_size for info in entries.values()) > len(data):
-    raise ValueError("its records overlap or are compressed")
+    raise UserError("its records overlap or are compressed")
   names = [name for name in entries if name.endswith("/data.pkl")]
   if len(names) != 1:
-    raise ValueError("the archive has no data.pkl, or several")
+    raise UserError("the archive has no data.pkl, or several")
   (name,) = names
   root = name.removesuffix("data.pkl")
   order = entries.get(root + "byteorder")
   if order and _check_stored(order, data)[:9].tobytes() != b"little":
-    raise ValueError("its numbers are big-endian")
+    raise UserError("its numbers are big-endian")
   content = machine.load(io.BytesIO(_check_stored(entries[name], data).tobytes()))
   for storage in storages.values():
     try:
@@ -168,19 +169,19 @@ def _check_stored(info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
   """Returns the bytes of a zip entry; torch.save does not compress."""
   header = data[info.header_offset :][:30].tobytes()
   if info.compress_type != zipfile.ZIP_STORED or header[:4] != b"PK\3\4":
-    raise ValueError("it is compressed or damaged")
+    raise UserError("it is compressed or damaged")
   name_size, extra_size = struct.unpack("<HH", header[26:30])
   start = info.header_offset + 30 + name_size + extra_size
   content = data[start : start + info.file_size]
   if zlib.crc32(content.data) != info.CRC:
-    raise ValueError("it is truncated or damaged: its checksum is wrong")
+    raise UserError("it is truncated or damaged: its checksum is wrong")
   return content
 
 
 def _fill(storage: Storage, content: np.ndarray) -> None:
   size = storage.numel * storage.dtype.itemsize
   if len(content) != size:
-    raise ValueError(f"it has {len(content)} bytes, not {size}")
+    raise UserError(f"it has {len(content)} bytes, not {size}")
   storage.data = content.view(storage.dtype)
 
 
@@ -192,10 +193,10 @@ def _read_counted(
   size = storage.numel * storage.dtype.itemsize
   start = file.tell()
   if size < 0 or start + size > len(data):
-    raise ValueError(f"the numbers of {storage.name!r:.40} are not in the file")
+    raise UserError(f"the numbers of {storage.name!r:.40} are not in the file")
   try:
     if count != storage.numel:
-      raise ValueError(f"it has {count} numbers, not {storage.numel}")
+      raise UserError(f"it has {count} numbers, not {storage.numel}")
     _fill(storage, data[start : start + size])
   except ValueError as error:
     problems.append(f"record {storage.name!r}: {error}")
@@ -209,11 +210,11 @@ def _read_legacy(file, data: np.ndarray, problems: list[str], refused: _Names):
   if (magic := machine.load(file)) != _LEGACY_MAGIC:
     if isinstance(magic, Refused):
       return magic
-    raise ValueError("it does not begin with PyTorch's magic number")
+    raise UserError("it does not begin with PyTorch's magic number")
   _version, _machine, content, keys = (machine.load(file) for _ in range(4))
   for key in keys:
     if not isinstance(key, str) or key not in storages:
-      raise ValueError("it has numbers of no tensor")
+      raise UserError("it has numbers of no tensor")
     _read_counted(file, data, storages[key], problems)
   return content
 
@@ -227,26 +228,26 @@ def _read_tar(file, data: np.ndarray, problems: list[str], refused: _Names):
     starts[header[:100].rstrip(b"\0").decode()] = at + 512
     size = int(header[124:135], 8)
     if size < 0:
-      raise ValueError("a member of negative size")
+      raise UserError("a member of negative size")
     at += 512 + -(-size // 512) * 512
   file.seek(starts["storages"])
   for _ in range(machine.load(file)):
     key, _location, dtype = machine.load(file)
     if not isinstance(key, int) or not isinstance(dtype, np.dtype):
-      raise ValueError("a storage of no key or kind")
+      raise UserError("a storage of no key or kind")
     (count,) = struct.unpack("<q", data[file.tell() :][:8].tobytes())
     objects[key] = Storage(str(key), dtype, count)
     _read_counted(file, data, objects[key], problems)
   if machine.load(file):
-    raise ValueError("its storages are views of each other")
+    raise UserError("its storages are views of each other")
   file.seek(starts["tensors"])
   for _ in range(machine.load(file)):
     key, storage_key, _kind = machine.load(file)
     if not isinstance(key, int) or not isinstance(storage_key, int):
-      raise ValueError("a tensor of no key")
+      raise UserError("a tensor of no key")
     (rank,) = struct.unpack("<i4x", file.read(8))
     if rank < 0:
-      raise ValueError("a tensor of negative rank")
+      raise UserError("a tensor of negative rank")
     numbers = struct.unpack(f"<{2 * rank + 1}q", file.read(8 * (2 * rank + 1)))
     shape, strides = numbers[:rank], numbers[rank : 2 * rank]
     objects[key] = Tensor(objects[storage_key], numbers[-1], shape, strides)

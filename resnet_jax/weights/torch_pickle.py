@@ -13,6 +13,8 @@ from typing import Any, BinaryIO
 import ml_dtypes
 import numpy as np
 
+from resnet_jax.runtime.errors import UserError
+
 DTYPES = {
   "FloatStorage": np.dtype("<f4"),
   "DoubleStorage": np.dtype("<f8"),
@@ -55,7 +57,7 @@ def _rebuild_tensor(
   storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None
 ) -> Tensor:
   if metadata:  # Conjugated or negated numbers.
-    raise ValueError("a tensor is a lazy view; save its .clone()")
+    raise UserError("a tensor is a lazy view; save its .clone()")
   return Tensor(storage, offset, shape, strides)
 
 
@@ -75,7 +77,7 @@ def _set_item(target: dict, key: Any, value: Any) -> None:
   # Tuples of tuples could take forever to be hashed, and large numbers collide.
   fits = isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**32)
   if not isinstance(target, dict) or not fits:
-    raise ValueError(f"a {type(target).__name__} gets a {type(key).__name__} as a key")
+    raise UserError(f"a {type(target).__name__} gets a {type(key).__name__} as a key")
   target[key] = value
 
 
@@ -135,7 +137,7 @@ class Machine:
   def _count(self, instructions: int) -> None:
     self._left -= instructions
     if self._left < 0:
-      raise ValueError(f"its pickles are longer than {_MOST_INSTRUCTIONS} instructions")
+      raise UserError(f"its pickles are longer than {_MOST_INSTRUCTIONS} instructions")
 
   def _pop_to_mark(self) -> list[Any]:
     items, self._stack = self._stack, self._below.pop()
@@ -188,7 +190,7 @@ class Machine:
     elif name == "BUILD":
       stack.pop()  # Attributes of an OrderedDict: `_metadata`, versions of modules.
     else:
-      raise ValueError(f"pickle instruction {name} is not allowed")
+      raise UserError(f"pickle instruction {name} is not allowed")
 
   def _pop_pair(self) -> tuple[Any, Any]:
     second = self._stack.pop()
@@ -198,7 +200,7 @@ class Machine:
     names = self._pop_pair()
     # From the memo, a long name could be joined and kept many times over.
     if sum(map(len, names)) > 200:
-      raise ValueError("it asks for a global of a name too long")
+      raise UserError("it asks for a global of a name too long")
     return " ".join(names)
 
   def _global(self, name: str) -> Any:
@@ -207,14 +209,14 @@ class Machine:
       return _GLOBALS[name]
     self.refused[name] = None
     if len(self.refused) > _MOST_REFUSED:
-      raise ValueError("and more")
+      raise UserError("and more")
     return Refused()
 
   def _call(self, function: Any, arguments: Any) -> Any:
     if isinstance(function, Refused):
       return function
     if not any(function is known for known in _FUNCTIONS.values()):
-      raise ValueError("something that is no function is called")
+      raise UserError("something that is no function is called")
     if function is _ordered_dict and arguments:
       self._count(len(arguments[0]))
     return function(*arguments)

@@ -24,6 +24,7 @@ from resnet_jax.data.sources.file_list import SUFFIXES, FileList
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.errors import UserError, setting_name
 
 Images = FileList | TfdsImages
 # All that is kept of an image, so that millions fit in memory; one that cannot be read
@@ -54,7 +55,7 @@ def scan(
   if picture and (
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
-    raise ValueError(
+    raise UserError(
       f"picture {picture!r} must end in .png, in a directory that is there"
     )
   opened, skipped, unreadable = _open_splits(config)
@@ -108,7 +109,9 @@ def _open_splits(
           raise
         refused.append({"file": str(root / split), "reason": str(error)})
   elif config.name in ("digits", "synthetic"):
-    raise ValueError(f"config.data.name={config.name!r} is built in: nothing to check")
+    raise UserError(
+      f"{setting_name('data.name')}={config.name!r} is built in: nothing to check"
+    )
   else:
     whole = load_tfds(config.name, config.dir, "all", stream=True)
     assert isinstance(whole, TfdsImages)
@@ -124,7 +127,9 @@ def _open_splits(
       skipped[split] = why
       del opened[split]
   if not opened:
-    raise ValueError(f"config.data.name={config.name!r} has no images with labels")
+    raise UserError(
+      f"{setting_name('data.name')}={config.name!r} has no images with labels"
+    )
   return opened, skipped, refused
 
 

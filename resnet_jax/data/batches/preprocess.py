@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from resnet_jax.config.schema import Config
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
+from resnet_jax.runtime.errors import UserError, setting_name
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
@@ -84,9 +85,10 @@ def resize_and_crop(
     images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
   if crop:
     if crop > min(height, width):
-      raise ValueError(
-        f"config.data.eval_crop={crop} is larger than the images, {height}x{width}; "
-        "lower it or set config.data.eval_resize to more"
+      raise UserError(
+        f"{setting_name('data.eval_crop')}={crop} is larger than the images, "
+        f"{height}x{width}; "
+        f"lower it or set {setting_name('data.eval_resize')} to more"
       )
     top, left = round((height - crop) / 2), round((width - crop) / 2)
     images = images[:, top : top + crop, left : left + crop]

@@ -11,6 +11,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
 
+from resnet_jax.runtime.errors import UserError
+
 LAST_BIN = 30  # torchvision's 31 strengths
 
 
@@ -108,9 +110,9 @@ def rand_augment(
     ValueError: `num_ops` or `magnitude` is out of range.
   """
   if num_ops < 0:
-    raise ValueError(f"num_ops must be >= 0, got {num_ops}")
+    raise UserError(f"num_ops must be >= 0, got {num_ops}")
   if not 0 <= magnitude <= LAST_BIN:
-    raise ValueError(f"magnitude must be from 0 to {LAST_BIN}, got {magnitude}")
+    raise UserError(f"magnitude must be from 0 to {LAST_BIN}, got {magnitude}")
   result = Image.fromarray(image)
   ops = list(operations(*result.size).values())
   for i in rng.integers(len(ops), size=num_ops):

@@ -13,6 +13,7 @@ from PIL import Image
 from resnet_jax.data.images.auto_augment import rand_augment, trivial_augment
 from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.runtime.errors import setting_name
 
 Box = tuple[float, float, float, float]
 PixelBox = tuple[int, int, int, int]
@@ -78,7 +79,7 @@ def resized_box(
   if min(room) < 0:
     raise ImageError(
       f"its {new_width}x{new_height} pixels do not hold a square of {crop}x{crop}; "
-      "set config.data.eval_resize, or train_resize"
+      f"set {setting_name('data.eval_resize')}, or train_resize"
     )
   if rng is None:
     left, top = (round(pixels / 2) for pixels in room)

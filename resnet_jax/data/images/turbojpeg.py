@@ -8,7 +8,7 @@ version 3.0.
 import ctypes
 import ctypes.util
 import functools
-import importlib.metadata
+import os
 import threading
 
 import numpy as np
@@ -31,7 +31,7 @@ class _Factor(ctypes.Structure):
 
 
 class _Library:
-  """Version 3, on the system or in the wheel of the package `turbojpeg`.
+  """Version 3 of the system's library.
 
   Raises:
     OSError: it is not at `name`.
@@ -58,26 +58,29 @@ class _Library:
 
 
 @functools.cache
-def _library() -> _Library | None:
-  names = [ctypes.util.find_library("turbojpeg")]
+def _library() -> tuple[_Library | None, str]:
+  """Returns the library, or None and the reason; $TURBOJPEG may name its file."""
+  name = os.environ.get("TURBOJPEG") or ctypes.util.find_library("turbojpeg")
+  if name is None:
+    return None, "libturbojpeg is not installed"
   try:
-    files = importlib.metadata.files("turbojpeg") or []
-    names += [str(f.locate()) for f in files if "libturbojpeg" in f.name]
-  except importlib.metadata.PackageNotFoundError:
-    pass
-  for name in filter(None, names):
-    try:
-      return _Library(name)
-    except (OSError, AttributeError):
-      continue
-  return None
+    return _Library(name), ""
+  except OSError as error:
+    return None, f"{name} cannot be loaded: {error}"
+  except AttributeError:
+    return None, f"{name} is older than version 3"
+
+
+def why_not() -> str:
+  """Returns why the library cannot be used; "" if it can."""
+  return _library()[1]
 
 
 class _Decoder(threading.local):
   """A handle of the library for each thread; kept to the end of the process."""
 
   def __init__(self):
-    library = _library()
+    library, _ = _library()
     self.handle = library.init(_DECOMPRESS) if library else None
 
 
@@ -101,7 +104,7 @@ def decode_part(
     [height, width, 3] uint8; None if the library is not there, or the file is damaged
     or of a kind that it does not turn to RGB.
   """
-  library, handle = _library(), _decoder.handle
+  (library, _), handle = _library(), _decoder.handle
   if library is None or handle is None:
     return None
   if library.read_header(handle, data, len(data)):

@@ -6,16 +6,15 @@ from jax.sharding import Mesh
 
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
-from resnet_jax.data import ImageSource
+from resnet_jax.data import Dataset, ImageSource
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.opening import open_source
+from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size
-
-Dataset = ResidentDataset | StreamingDataset
 
 
 def create_dataset(
@@ -45,22 +44,23 @@ def create_dataset(
   split = config.eval_split if augment is None else config.train_split
   source = open_source(config, split, class_names)
   if augment and len(source.class_names) < 2:
-    raise ValueError(
-      f"config.data.name={config.name!r} has one class, {source.class_names[0]!r}: "
+    raise UserError(
+      f"{setting_name('data.name')}={config.name!r} has one class, "
+      f"{source.class_names[0]!r}: "
       "nothing to learn; name the folder that holds the classes"
     )
   channels = source.images.shape[-1] if isinstance(source, Source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
-    check_channels(f"config.data.{field}={values}", values, channels)
+    check_channels(f"{setting_name(f'data.{field}')}={values}", values, channels)
   if channels != 3 and augment and (augment.saturation or augment.hue):
-    raise ValueError(
+    raise UserError(
       f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "
       f"for images of {channels} channels"
     )
   if isinstance(source, Source):
     if augment and config.train_crop:
-      raise ValueError(
+      raise UserError(
         f"config.data.train_crop={config.train_crop!r} must be '' for "
         f"{config.name!r}, which is built in"
       )
@@ -81,7 +81,7 @@ def create_dataset(
 def require_train_crop(config: DataConfig) -> None:
   """Raises `ValueError` if images of many sizes are not cut to one."""
   if not config.train_crop:
-    raise ValueError(
+    raise UserError(
       "config.data.train_crop='' must be 'random_resized' or 'random', with "
       "config.data.image_size: images of many sizes are cut to one"
     )
@@ -98,8 +98,9 @@ def create_streaming(
   transform: Transform
   if augment is None:
     if not config.eval_crop:
-      raise ValueError(
-        "config.data.eval_crop=0 must be > 0, such as 224: images of many sizes "
+      raise UserError(
+        f"{setting_name('data.eval_crop')}=0 must be > 0, such as 224: images of many "
+        "sizes "
         "are cut to one"
       )
     transform = EvalTransform(

@@ -105,8 +105,6 @@ class ResidentDataset:
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
 
-  waited_s = 0.0  # Training never waits for images.
-
   def __init__(
     self,
     source: Source,
@@ -143,7 +141,6 @@ class ResidentDataset:
     key: jax.Array,
     step: int,
     plan: Plan,
-    is_idle: Callable[[], bool] | None = None,
   ) -> Iterator[tuple[int, Feed, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
@@ -154,9 +151,7 @@ class ResidentDataset:
       key: PRNG key of shuffling.
       step: completed updates.
       plan: how far a call may go.
-      is_idle: has no meaning here.
     """
-    del is_idle
     feed, epoch = self._feed, -1
     while step < plan.num_steps:
       if epoch != step // plan.steps_per_epoch:

@@ -25,6 +25,7 @@ from resnet_jax.data.pipelines.host_batches import (
 )
 from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList, images_below
+from resnet_jax.runtime.errors import NotFoundError, UserError
 
 
 def find_images(places: Sequence[str]) -> FileList:
@@ -45,14 +46,14 @@ def find_images(places: Sequence[str]) -> FileList:
     if os.path.isdir(place):
       found = images_below(Path(place))
       if not found:
-        raise ValueError(
+        raise UserError(
           f"the folder {place!r} has no images ({' '.join(SUFFIXES)}); name another one"
         )
       paths += [str(Path(place).parent / path) for path in found]
     elif os.path.exists(place):
       paths.append(place)
     else:
-      raise FileNotFoundError(f"there is no image or folder {place!r}")
+      raise NotFoundError(f"there is no image or folder {place!r}")
   return FileList("", paths, [0] * len(paths), [""])
 
 

@@ -4,14 +4,15 @@ Letters: N examples, K batches of a call, B batch, S side of the images.
 """
 
 import dataclasses
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from functools import partial
-from typing import Any
+from typing import Any, NoReturn
 
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
+from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
@@ -40,6 +41,16 @@ class AbstractDataset:
   image_shape: tuple[int, int, int]
   num_examples: int
   num_classes: int
+  class_names: tuple[str, ...] = ()
+  skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
+
+  def train_chunks(self, key: jax.Array, step: int, plan: Plan) -> NoReturn:
+    """There are no images."""
+    raise NotImplementedError
+
+  def eval_chunks(self) -> NoReturn:
+    """There are no images."""
+    raise NotImplementedError
 
 
 def open_resident(config: DataConfig) -> Source | None:

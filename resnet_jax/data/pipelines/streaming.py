@@ -5,9 +5,7 @@ Letters: N examples, K batches of a call, B batch, S side of the images.
 
 import contextlib
 import math
-import time
-from collections.abc import Callable, Iterable, Iterator
-from concurrent import futures
+from collections.abc import Iterable, Iterator
 
 import flax.struct
 import grain
@@ -60,7 +58,6 @@ class StreamingDataset:
     class_names: of the labels.
     image_shape: (S, S, 3).
     take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
-    waited_s: seconds that training waited for images so far, its device idle.
     skipped: index -> what was wrong with it, of images that could not be read.
   """
 
@@ -90,7 +87,6 @@ class StreamingDataset:
     self.class_names = source.class_names
     self.image_shape = (transform.size, transform.size, 3)
     self.take_batch = take_batch
-    self.waited_s = 0.0
     self.skipped: dict[int, str] = {}
     self._source, self._transform = source, transform
     self._batch_size, self._mesh = batch_size, mesh
@@ -113,7 +109,7 @@ class StreamingDataset:
     )
 
   def train_chunks(
-    self, key: jax.Array, step: int, plan: Plan, is_idle: Callable[[], bool]
+    self, key: jax.Array, step: int, plan: Plan
   ) -> Iterator[tuple[int, Chunk, int]]:
     """Yields (step after the call, chunk, number of updates) from `step` to the end.
 
@@ -125,7 +121,6 @@ class StreamingDataset:
       key: PRNG key of shuffling and of the transform.
       step: completed updates.
       plan: how far a call may go.
-      is_idle: whether the device has nothing to do.
 
     Raises:
       ValueError: an image cannot be read and must not be skipped, or too many.
@@ -138,12 +133,10 @@ class StreamingDataset:
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
     # A call runs on the device while the next one's images are read and copied to it.
-    with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
+    with contextlib.closing(loaded):
       while step < plan.num_steps:
         end = plan.call_end(step)
-        host = (
-          self._wait(reader.submit(next, loaded), is_idle) for _ in range(step, end)
-        )
+        host = (next(loaded) for _ in range(step, end))
         yield end, self._put(host, step, plan.steps_per_call), end - step
         step = end
 
@@ -160,17 +153,6 @@ class StreamingDataset:
     # In threads: new processes would take longer to start than most sets to read.
     for host in iterate(batches, 0, num_workers=0):
       yield self._put([host], 0, 1), 1
-
-  def _wait(self, batch: futures.Future, is_idle: Callable[[], bool]) -> HostBatch:
-    """Returns what is read, adding to `waited_s` from when the device is idle."""
-    idle_since = None
-    while not batch.done():
-      if idle_since is None and is_idle():
-        idle_since = time.monotonic()
-      futures.wait([batch], timeout=0.005)
-    if idle_since is not None:
-      self.waited_s += time.monotonic() - idle_since
-    return batch.result()
 
   def _checked(self, batch: HostBatch) -> HostBatch:
     errors = batch.pop("errors")

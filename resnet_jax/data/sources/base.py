@@ -4,6 +4,8 @@ import dataclasses
 
 import numpy as np
 
+from resnet_jax.runtime.errors import setting_name
+
 # Largest split that is kept on the device, in GiB; CIFAR-10 has 0.14.
 MAX_GIB = 8
 
@@ -28,3 +30,10 @@ class Source:
   def name(self, index: int) -> str:
     """Returns what an image is called where it has no file."""
     return f"image {index}"
+
+
+def split_name() -> str:
+  """Returns what a message calls the setting that names a split."""
+  name = setting_name("data.eval_split")
+  is_flag = name != "config.data.eval_split"
+  return name if is_flag else "config.data.train_split or eval_split"

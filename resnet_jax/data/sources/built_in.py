@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from resnet_jax.config.schema import check_choice
-from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.base import Source, split_name
+from resnet_jax.runtime.errors import UserError
 
 _DIGITS = tuple(map(str, range(10)))
 
@@ -16,7 +17,7 @@ _SPLITS = "train", "test"
 def _built_in(split: str) -> str:
   """Returns which of the built-in sets' splits is meant, or is a part of it."""
   name = split.partition("[")[0]
-  check_choice("config.data.train_split or eval_split", name, _SPLITS)
+  check_choice(split_name(), name, _SPLITS)
   return name
 
 
@@ -41,11 +42,9 @@ def _cut(source: Source, name: str, split: str) -> Source:
     every = np.arange(len(source))
     index = np.concatenate([every[part.from_ : part.to] for part in parts])
   except (ValueError, AssertionError) as error:
-    raise ValueError(
-      f"config.data.train_split or eval_split={split!r}: {error}"
-    ) from error
+    raise UserError(f"{split_name()}={split!r}: {error}") from error
   if not len(index):
-    raise ValueError(f"config.data.train_split or eval_split={split!r} is empty")
+    raise UserError(f"{split_name()}={split!r} is empty")
   images, labels = source.images[index], source.labels[index]
   return dataclasses.replace(source, images=images, labels=labels)
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.runtime.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
 
@@ -98,7 +99,7 @@ def _classes(folder: Path) -> list[str]:
     if entry.is_dir() and not entry.name.startswith(".")
   )
   if not found:
-    raise ValueError(f"{str(folder)!r} must have a folder of images for each class")
+    raise UserError(f"{str(folder)!r} must have a folder of images for each class")
   return found
 
 
@@ -132,7 +133,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
     if (folder / name).is_dir():
       found = images_below(folder / name)
       if not found:
-        raise ValueError(
+        raise UserError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
           "remove the folder"
         )
@@ -144,7 +145,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
 def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:
   unknown = sorted(set(found) - set(classes))
   if unknown:
-    raise ValueError(
+    raise UserError(
       f"{str(where)!r} has classes that training has not: {', '.join(unknown[:5])}"
     )
 

@@ -8,9 +8,11 @@ import os
 from collections.abc import Sequence
 from pathlib import Path
 
+from resnet_jax.data.sources.base import split_name
 from resnet_jax.data.sources.file_list import _PARTS, FileList, _classes, _list_folder
 from resnet_jax.data.sources.tables import _list_table, _part, _read_table
 from resnet_jax.data.sources.tiny_imagenet import _list_tiny_imagenet
+from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 # What an evaluation takes where no split is named, the first that is there.
 EVAL_SPLITS = ("val", "validation", "valid", "test")
@@ -23,8 +25,9 @@ def find_root(config_dir: str) -> Path:
     ValueError: it names none.
   """
   if not config_dir:
-    raise ValueError(
-      "config.data.dir='' must be a folder or .csv file with config.data.name='folder'"
+    raise UserError(
+      f"{setting_name('data.dir')}='' must be a folder or .csv file with "
+      f"{setting_name('data.name')}='folder'"
     )
   return Path(os.path.expanduser(config_dir))
 
@@ -36,8 +39,9 @@ def list_splits(root: Path) -> list[str]:
     FileNotFoundError: there is no such folder or table.
   """
   if not root.exists():
-    raise FileNotFoundError(
-      f"no config.data.dir={str(root)!r}: name a folder with a folder for each class, "
+    raise NotFoundError(
+      f"no {setting_name('data.dir')}={str(root)!r}: name a folder with a folder for "
+      "each class, "
       "or a .csv file of path,label"
     )
   if root.is_file():
@@ -70,14 +74,14 @@ def list_images(
   if not split:
     split = next((name for name in EVAL_SPLITS if name in splits), "")
   if not split:
-    raise ValueError(
+    raise UserError(
       f"{str(root)!r} has {', '.join(splits)} and no split to evaluate: add one of "
       f"{', '.join(EVAL_SPLITS)}, or name a folder with the classes to have a part of "
       "it drawn"
     )
   if split not in splits:
-    raise ValueError(
-      f"config.data.train_split or eval_split={split!r} is not in {str(root)!r}; "
+    raise UserError(
+      f"{split_name()}={split!r} is not in {str(root)!r}; "
       f"there are: {', '.join(splits)}"
     )
   if root.is_file():

@@ -8,6 +8,7 @@ from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
+from resnet_jax.runtime.errors import UserError, setting_name
 
 
 def open_source(
@@ -21,11 +22,14 @@ def open_source(
     class_names: those of a model; a folder may have some of them only.
   """
   if "://" in config.dir:
-    raise ValueError(
-      f"config.data.dir={config.dir!r} must be a local path; mount remote storage"
+    raise UserError(
+      f"{setting_name('data.dir')}={config.dir!r} must be a local path; mount remote "
+      "storage"
     )
   if not config.name:
-    raise ValueError("config.data.name must name a data set; these weights have none")
+    raise UserError(
+      f"{setting_name('data.name')} must name a data set; these weights have none"
+    )
   if config.name == "digits":
     return load_digits(split or "test")
   if config.name == "synthetic":
@@ -34,8 +38,9 @@ def open_source(
     root = find_root(config.dir)
     files = list_images(root, split, config.val_share, class_names)
     if not len(files):
-      raise ValueError(
-        f"config.data.val_share={config.val_share} of the images of any class in "
+      raise UserError(
+        f"{setting_name('data.val_share')}={config.val_share} of the images of any "
+        "class in "
         f"{str(root)!r} leaves none for {split or 'evaluation'}; change it or add some"
       )
     return files

@@ -10,6 +10,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data.sources.file_list import _MAX_CLASSES, FileList, _check_known
+from resnet_jax.runtime.errors import UserError
 
 
 class _Row(NamedTuple):
@@ -25,22 +26,22 @@ def _read_table(path: Path) -> list[_Row]:
       reader = csv.reader(file)
       rows = [(reader.line_num, row) for row in reader if row]
   except (UnicodeDecodeError, csv.Error) as error:
-    raise ValueError(f"{path} is no .csv file in UTF-8: {error}") from error
+    raise UserError(f"{path} is no .csv file in UTF-8: {error}") from error
   columns = ["path", "label"]
   if rows:
     header = [cell.strip().lower() for cell in rows[0][1]]
     if "path" in header or "label" in header:
       columns, rows = header, rows[1:]
   if not {"path", "label"} <= set(columns):
-    raise ValueError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
+    raise UserError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
   if not rows:
-    raise ValueError(f"{path} has no rows of path,label")
+    raise UserError(f"{path} has no rows of path,label")
   needed = {"path", "label", "split"} & set(columns)
   table = []
   for line, row in rows:
     cells = dict(zip(columns, row, strict=False))
     if len(row) != len(columns) or not all(cells[name].strip() for name in needed):
-      raise ValueError(
+      raise UserError(
         f"{path}, line {line}: {','.join(row)[:60]!r} must be {','.join(columns)}; "
         "other columns need a first line that names path and label"
       )
@@ -58,7 +59,7 @@ def _list_table(
     limit = len(class_names) or _MAX_CLASSES
     for row in rows:
       if len(row.label) > 9 or not 0 <= int(row.label) < limit:
-        raise ValueError(
+        raise UserError(
           f"{path}, line {row.line}: label {row.label[:20]} must be a class index "
           f"below {limit}; number the classes from 0, or name them"
         )

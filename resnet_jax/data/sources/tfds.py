@@ -13,7 +13,8 @@ import numpy as np
 
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import base
-from resnet_jax.data.sources.base import Source
+from resnet_jax.data.sources.base import Source, split_name
+from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -72,7 +73,7 @@ def load_tfds(
   import tensorflow_datasets as tfds
 
   root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
-  where = f"data set {name!r} in config.data.dir={str(root)!r}"
+  where = f"data set {name!r} in {setting_name('data.dir')}={str(root)!r}"
   builder = _tfds_builder(name, root, where)
   image, label = _check_features(builder.info.features, where)
   if not split:
@@ -82,7 +83,7 @@ def load_tfds(
   try:
     count = builder.info.splits[split].num_examples
     if count == 0:
-      raise ValueError("it is empty")
+      raise UserError("it is empty")
     if (
       stream
       or None in image.shape
@@ -93,17 +94,15 @@ def load_tfds(
       return TfdsImages(records, tuple(label.names), f"{name} {split}")
     examples = builder.as_data_source(split=split).__getitems__(range(count))
   except ValueError as error:
-    raise ValueError(
-      f"config.data.train_split or eval_split={split!r} of {where}: {error}"
-    ) from error
+    raise UserError(f"{split_name()}={split!r} of {where}: {error}") from error
   except (RuntimeError, OSError) as error:
-    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
+    raise UserError(f"{where} is damaged: {error}; prepare it anew") from error
   finally:
     absl.logging.set_verbosity(verbosity)
   images = np.stack([example["image"] for example in examples])
   labels = np.array([example["label"] for example in examples], np.int32)
   if labels.min() < 0:
-    raise ValueError(f"split {split!r} of {where} has no labels; name another one")
+    raise UserError(f"split {split!r} of {where} has no labels; name another one")
   return Source(images, labels, tuple(label.names))
 
 
@@ -113,9 +112,10 @@ def _tfds_builder(name: str, root: Path, where: str):
   from google.protobuf.json_format import ParseError
 
   build = f"tfds build {name} --data_dir={root} --file_format=array_record"
-  missing = FileNotFoundError(
+  missing = NotFoundError(
     f"no {where}: prepare it with `pip install tensorflow && {build}`, or set "
-    f"config.data.dir to the directory that holds {name.split(':')[0]}/<version>/"
+    f"{setting_name('data.dir')} to the directory that holds "
+    f"{name.split(':')[0]}/<version>/"
     "dataset_info.json"
   )
   if name.startswith("huggingface:"):  # TFDS would ask the network.
@@ -125,7 +125,7 @@ def _tfds_builder(name: str, root: Path, where: str):
     if not builder.info.splits:
       raise missing
   except ParseError as error:
-    raise ValueError(f"{where} is damaged: {error}; prepare it anew") from error
+    raise UserError(f"{where} is damaged: {error}; prepare it anew") from error
   except (
     tfds.core.registered.DatasetNotFoundError,
     AssertionError,
@@ -134,7 +134,7 @@ def _tfds_builder(name: str, root: Path, where: str):
   ) as error:
     raise missing from error
   if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise FileNotFoundError(
+    raise NotFoundError(
       f"{where} is stored as {builder.info.file_format.value}; array_record is "
       f"needed: `{build}`"
     )
@@ -147,11 +147,11 @@ def _check_features(features, where: str):
 
   known = {"image", "label"} <= set(features)
   if not known or not isinstance(features["label"], tfds.features.ClassLabel):
-    raise ValueError(
+    raise UserError(
       f"{where} has the features {sorted(features)}; an 'image' and a class "
       "'label' are needed"
     )
   image = features["image"]
   if image.np_dtype != np.uint8:
-    raise ValueError(f"{where} has images of {image.np_dtype}; uint8 is needed")
+    raise UserError(f"{where} has images of {image.np_dtype}; uint8 is needed")
   return image, features["label"]

@@ -3,6 +3,7 @@
 from pathlib import Path
 
 from resnet_jax.data.sources.file_list import FileList, _list_folder, _read_lines
+from resnet_jax.runtime.errors import UserError
 
 
 def _list_tiny_imagenet(root: Path, split: str) -> FileList:
@@ -28,6 +29,6 @@ def _list_tiny_imagenet(root: Path, split: str) -> FileList:
   ]
   wrong = [row for row in rows if len(row) < 2 or row[1] not in label]
   if wrong:
-    raise ValueError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
+    raise UserError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
   paths = [row[0] for row in rows]
   return FileList(root / "val" / "images", paths, [label[r[1]] for r in rows], names)

@@ -11,6 +11,7 @@ from resnet_jax.config.schema import Config, check_choice, flatten
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps.space import Space, as_trial, grid, with_values
 from resnet_jax.runtime.atomic_files import write_text
+from resnet_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
   import optuna
@@ -78,9 +79,9 @@ def open_study(
     )
   except Exception as error:  # Each database's driver raises its own.
     text = str(error).strip().split("\n")[0]
-    raise ValueError(f"--storage={storage}: {type(error).__name__}: {text}") from error
+    raise UserError(f"--storage={storage}: {type(error).__name__}: {text}") from error
   if study.user_attrs.get("metric", metric) != metric:
-    raise ValueError(
+    raise UserError(
       f"--metric={metric}, but the study {name!r} in {storage} is for "
       f"{study.user_attrs['metric']}; name another --study"
     )
@@ -138,7 +139,7 @@ class Search:
     before = self._study.user_attrs.get("settings", settings)
     for path, value in settings.items():
       if path in before and before[path] != value:
-        raise ValueError(
+        raise UserError(
           f"config.{path} was {before[path]} in the study {self._study.study_name!r} "
           f"and is now {value}; name another --study"
         )

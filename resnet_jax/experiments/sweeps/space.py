@@ -9,6 +9,7 @@ from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.config.schema import Config, check_field_name, set_value
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.experiment import check
 
 if TYPE_CHECKING:
@@ -34,12 +35,12 @@ def load_space(path: str) -> Space:
   try:
     space = runpy.run_path(path)["get_space"]()
   except KeyError as error:
-    raise ValueError(f"--space={path} has no get_space()") from error
+    raise UserError(f"--space={path} has no get_space()") from error
   except Exception as error:  # Whatever a user's file raises.
-    raise ValueError(f"--space={path}: {type(error).__name__}: {error}") from error
+    raise UserError(f"--space={path}: {type(error).__name__}: {error}") from error
   is_space = isinstance(space, dict) and space
   if not is_space or not all(isinstance(d, BaseDistribution) for d in space.values()):
-    raise ValueError(
+    raise UserError(
       f"--space={path}: get_space() must return a dict from settings to "
       f"optuna.distributions, not {space!r}"
     )
@@ -56,12 +57,12 @@ def check_space(space: Space, config: Config) -> None:
   for path, distribution in space.items():
     check_field_name(path)
     if path in ("data.train_split", "data.eval_split"):
-      raise ValueError(f"config.{path} is what the sweep itself sets")
+      raise UserError(f"config.{path} is what the sweep itself sets")
     for value in extremes(distribution):
       try:
         check(with_values(config, {path: value}))
       except ValueError as error:
-        raise ValueError(f"space of config.{path}: {error}") from error
+        raise UserError(f"space of config.{path}: {error}") from error
 
 
 def extremes(distribution: "BaseDistribution") -> list[Any]:
@@ -116,7 +117,7 @@ def grid(space: Space) -> list[dict[str, Any]]:
     if getattr(distribution, "log", False):  # Its step, if it has one, is not equal.
       step = None
     if choices is None and step is None:
-      raise ValueError(
+      raise UserError(
         f"space of config.{path}: --sampler=grid needs choices or a step, not "
         f"{distribution}"
       )
@@ -145,12 +146,12 @@ def hold_out(config: Config, share: float) -> Config:
   config = copy.deepcopy(config)
   split = config.data.train_split
   if config.data.name == "folder" or "[" in split:
-    raise ValueError(
+    raise UserError(
       f"--val-share={share:g} cannot cut config.data.train_split={split!r} of "
       f"{config.data.name!r}; set --val-share=0 to judge by config.data.eval_split"
     )
   if not 0.01 <= share <= 0.99:
-    raise ValueError(f"--val-share={share:g} must be in [0.01, 0.99], or 0")
+    raise UserError(f"--val-share={share:g} must be in [0.01, 0.99], or 0")
   percent = round(100 * (1 - share))
   config.data.train_split = f"{split}[:{percent}%]"
   config.data.eval_split = f"{split}[{percent}%:]"

@@ -1,14 +1,13 @@
 """Layers in C++, for a CPU: XLA's own convolutions and gradients are slow there.
 
-`kernels.cc` is compiled once by the machine's C++ compiler, for its own processor, and
-kept in the user's cache directory. Without a compiler XLA's layers are used, and
-nothing else changes. How much faster these are is in `benchmarks/NOTES.md`.
+`why_not_loaded` compiles `kernels.cc` once by the machine's C++ compiler, for its own
+processor, and keeps the library in the user's cache directory. Without a compiler XLA's
+layers are used, and nothing else changes. `benchmarks/NOTES.md` says how much faster
+these are.
 
 Letters: B batch, H height, W width, C input channels, F output channels (features).
 """
 
-import contextlib
-import contextvars
 import ctypes
 import functools
 import hashlib
@@ -17,9 +16,9 @@ import platform
 import shlex
 import shutil
 import subprocess
+import sys
 import tempfile
-import warnings
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 
 import jax
@@ -27,22 +26,14 @@ import jax.numpy as jnp
 import jaxlib
 
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.errors import UserError
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
 _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _DTYPES = "float32", "bfloat16"
-_enabled = contextvars.ContextVar("enabled", default=True)
-
-
-@contextlib.contextmanager
-def disabled() -> Iterator[None]:
-  """Leaves what is traced within to XLA: it can count the operations, and export it."""
-  token = _enabled.set(False)
-  try:
-    yield
-  finally:
-    _enabled.reset(token)
+# Half a minute is usual; a machine that swaps must not hang a run.
+_COMPILE_LIMIT_S = 600
 
 
 def conv2d(
@@ -75,7 +66,7 @@ def conv2d(
   is_float = all(array.dtype == jnp.float32 for array in then)
   if len(then) == 1 or [array.shape for array in then] != expected or not is_float:
     found = ", ".join(str(jax.typeof(array)) for array in then)
-    raise ValueError(f"what follows a convolution to {shape} is {found}")
+    raise UserError(f"what follows a convolution to {shape} is {found}")
   settings = {"stride": stride, "padding": padding, "relu": relu}
   return _call(_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
 
@@ -105,7 +96,6 @@ def _call(
   dtype: jax.typing.DTypeLike = jnp.float32,
   **attributes,
 ) -> jax.Array:
-  _load()
   result = jax.ShapeDtypeStruct(shape, dtype)
   name = f"{name}_{arrays[0].dtype}"
   return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
@@ -155,43 +145,61 @@ def fits_norm(x: jax.Array) -> bool:
 
 
 def _serves(x: jax.Array, features: int) -> bool:
-  """They serve a process with one device, as XLA does not split a custom call."""
+  """Whether the kernels are made for the dtype and the number of features."""
   return (
-    _enabled.get()
-    and _is_alone()
-    and str(x.dtype) in _DTYPES
+    str(x.dtype) in _DTYPES
     and x.size > 0
     and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
-    and (lanes := _load()) > 0
+    and (lanes := _load()[0]) > 0
     and features % lanes == 0
   )
 
 
-def _is_alone() -> bool:
-  return jax.default_backend() == "cpu" and jax.device_count() == 1
+def why_not_loaded() -> str:
+  """Compiles the kernels where need be; returns why that failed, or ""."""
+  return _load()[1]
+
+
+def is_broken() -> bool:
+  """Whether there is a compiler and it failed."""
+  return bool(_compiler()) and _load()[0] == 0
+
+
+def cache_dir() -> Path:
+  """Returns the folder where compiled kernels are kept."""
+  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(cache) / "resnet_jax"
+
+
+def _compiler() -> list[str]:
+  """The command of the C++ compiler; empty if there is none."""
+  found = shutil.which("c++")
+  return shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
 
 
 @functools.cache
-def _load() -> int:
-  """Compiles where need be, and registers; returns the floats of a vector, or 0."""
-  compiler = shlex.split(os.environ.get("CXX", "")) or [shutil.which("c++") or ""]
-  if not compiler[0]:
-    return 0
+def _load() -> tuple[int, str]:
+  """Compiles where need be, and registers.
+
+  Returns:
+    The number of floats in a vector, 0 if there are no kernels; and why not.
+  """
+  compiler = _compiler()
+  if not compiler:
+    return 0, "there is no C++ compiler (c++, or $CXX)"
   try:
     functions = _open(compiler)
+  except subprocess.TimeoutExpired:
+    return 0, f"{compiler[0]} took more than {_COMPILE_LIMIT_S} s to compile {_SOURCE}"
   except (OSError, subprocess.CalledProcessError) as error:
     lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
     reason = next((line for line in lines if "error" in line), (lines or [""])[0])
-    warnings.warn(
-      f"the CPU will be slower, as {compiler[0]} could not compile {_SOURCE}: {reason}",
-      stacklevel=2,
-    )
-    return 0
+    return 0, f"{compiler[0]} could not compile {_SOURCE}: {reason}"
   names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
   for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
     target = jax.ffi.pycapsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
-  return functions.resnet_jax_lanes()
+  return functions.resnet_jax_lanes(), ""
 
 
 def _open(compiler: list[str]) -> ctypes.CDLL:
@@ -206,8 +214,7 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
   made_of = sources, command, jaxlib.__version__, compilation.processor_flags()
   digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:
-    cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-    library = Path(cache) / "resnet_jax" / f"kernels-{digest}.so"
+    library = cache_dir() / f"kernels-{digest}.so"
     if not library.exists():
       _compile(command, library)
     return ctypes.CDLL(str(library))
@@ -220,10 +227,17 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
 
 def _compile(command: list[str], library: Path) -> None:
   library.parent.mkdir(parents=True, exist_ok=True)
+  print(
+    "compiling the kernels for this CPU, once; about half a minute", file=sys.stderr
+  )
   with tempfile.TemporaryDirectory(dir=library.parent) as folder:
     made = Path(folder) / library.name
     subprocess.run(
-      [*command, "-o", str(made)], check=True, capture_output=True, text=True
+      [*command, "-o", str(made)],
+      check=True,
+      capture_output=True,
+      text=True,
+      timeout=_COMPILE_LIMIT_S,
     )
     # Another process may have been as quick; both are the same.
     made.replace(library)

@@ -1,0 +1,23 @@
+"""`resnet-jax configs`: the config files that come with the package."""
+
+import argparse
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.config.files import list_configs
+
+TEXT = "List the configs that `--config` takes by name, with a line each."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags, of which there are none."""
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  del args
+  table = Table("config", "what it trains", box=None)
+  for name, line in list_configs().items():
+    table.add_row(name, line)
+  Console().print(table)

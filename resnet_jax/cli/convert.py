@@ -1,0 +1,37 @@
+"""`resnet-jax convert`: converts weights from a run or to one."""
+
+import argparse
+from typing import TYPE_CHECKING
+
+from resnet_jax.cli.options import (
+  add_checkpoint,
+  add_model_options,
+  model_config,
+)
+from resnet_jax.runtime.errors import (
+  UserError,
+)
+
+if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  pass
+
+TEXT = "Convert weights from a run or to one."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.add_argument("source", metavar="SRC", help="run, weight file, hf://owner/name")
+  parser.add_argument("target", metavar="DST", help="FILE.safetensors or a new run")
+  parser.add_argument("--model", help="architecture of a SRC that is no run")
+  add_model_options(parser)
+  add_checkpoint(parser)
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  from resnet_jax.inference.convert import convert
+
+  if args.model is None and (args.num_classes or args.stem or args.shortcut):
+    raise UserError("--num-classes, --stem and --shortcut need --model")
+  model = None if args.model is None else model_config(args)
+  print(convert(args.source, args.target, model, args.checkpoint))

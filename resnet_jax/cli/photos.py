@@ -1,0 +1,107 @@
+"""What the commands share that look at images with a trained network."""
+
+import argparse
+import dataclasses
+import os
+import sys
+import time
+from typing import TYPE_CHECKING, Any
+
+from rich.console import Console
+
+from resnet_jax.cli.options import (
+  model_config,
+)
+from resnet_jax.config.preprocessing import check_channels
+from resnet_jax.runtime.errors import (
+  UserError,
+)
+
+if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  from resnet_jax.inference.classifier import Classifier
+
+BATCH_SIZE = 32
+
+
+def load_classifier(args: argparse.Namespace) -> "Classifier":
+  """Loads the network that the flags name, with the preprocessing that they change."""
+  from resnet_jax.inference import classifier
+  from resnet_jax.runtime import compilation
+
+  compilation.keep_freed_memory()
+  if args.workdir is not None:
+    found = classifier.load_run(args.workdir, args.checkpoint, args.trust_code)
+  else:
+    found = classifier.load_weights(args.weights, model_config(args))
+  given: dict[str, Any] = {
+    name: tuple(value) if isinstance(value, list) else value
+    for name in ("resize", "crop", "mean", "std")
+    if (value := getattr(args, name))
+  }
+  preprocessing = dataclasses.replace(found.preprocessing, **given)
+  if not preprocessing.crop:
+    raise UserError(
+      "these weights do not say how large their images are: give the short side and "
+      "the square that is cut from it, such as --resize 32 --crop 32"
+    )
+  channels = found.channels
+  for name in ("mean", "std"):
+    values = getattr(preprocessing, name)
+    check_channels(f"--{name} {' '.join(map(str, values))}", values, channels)
+  if channels not in (1, 3):
+    raise UserError(f"the network takes {channels} channels, image files have 1 or 3")
+  return dataclasses.replace(found, preprocessing=preprocessing)
+
+
+class Meter:
+  """A progress bar on standard error, and the speed once all is compiled."""
+
+  def __init__(self, total: int, batch_size: int):
+    from rich.progress import Progress
+
+    console = Console(stderr=True)
+    self.progress = Progress(
+      console=console,
+      transient=True,
+      disable=not console.is_terminal,
+      # It would send to the terminal what is meant for a file.
+      redirect_stdout=sys.stdout.isatty(),
+    )
+    self._task = self.progress.add_task("images", total=total)
+    self._batch_size, self._start = batch_size, 0.0
+    self._first = self._count = self._failed = 0
+
+  def advance(self, count: int, errors: list[str]) -> None:
+    """Counts images that were done, and names those that could not be read."""
+    from resnet_jax.data.audit.report import printable
+
+    for error in errors:
+      print(f"error: {printable(error)}", file=sys.stderr)
+    self._count += count
+    self._failed += len(errors)
+    # Before the end of the first batch, what is compiled is waited for too.
+    if not self._start and self._count + self._failed >= self._batch_size:
+      self._start, self._first = time.monotonic(), self._count + self._failed
+    self.progress.advance(self._task, count + len(errors))
+
+  def finish(self) -> None:
+    """Says how many and how fast; exits with status 1 if any could not be read."""
+    text = f"{self._count:,} images"
+    rest = self._count + self._failed - self._first
+    if self._start and rest:
+      rate = rest / (time.monotonic() - self._start)
+      text += f", {rate:.1f} images/s after the first {self._first}"
+    if self._failed:
+      text += f"; {self._failed:,} could not be read"
+    print(text, file=sys.stderr)
+    if self._failed:
+      sys.exit(1)
+
+
+def check_figure(path: str | None) -> None:
+  """Raises `UserError` if no .png file can be written there."""
+  if path is None:
+    return
+  folder = os.path.dirname(os.path.abspath(path))
+  if not path.endswith(".png") or not os.path.isdir(folder) or os.path.isdir(path):
+    raise UserError(f"--figure {path!r} must be a .png file in a folder that is there")

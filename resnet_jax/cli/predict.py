@@ -1,0 +1,98 @@
+"""`resnet-jax predict`: the classes of images."""
+
+import argparse
+import json
+import os
+from typing import TYPE_CHECKING
+
+from resnet_jax.cli.options import (
+  add_number,
+  add_trained,
+  check_source,
+)
+from resnet_jax.cli.photos import BATCH_SIZE, Meter, check_figure, load_classifier
+from resnet_jax.runtime.errors import (
+  UserError,
+)
+
+if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  from resnet_jax.inference.predict import Prediction
+
+_MAX_PICTURES = 64
+
+TEXT = "Print the classes of images. Exit status 1 if one cannot be read."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_DIR")
+  add_trained(parser)
+  add_number(parser, "--batch-size", f"images at once ({BATCH_SIZE})")
+  add_number(parser, "--top", "classes of each image (5)")
+  parser.add_argument(
+    "--json", action="store_true", help="print one JSON object a line for each image"
+  )
+  parser.add_argument(
+    "--figure",
+    metavar="OUT.png",
+    help=f"draw the first {_MAX_PICTURES} images with their classes",
+  )
+  parser.add_argument(
+    "--explain",
+    action="store_true",
+    help="lay over them where the first class is seen (Grad-CAM)",
+  )
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  from resnet_jax.data.audit.report import printable
+  from resnet_jax.data.pipelines.single_pass import find_images
+  from resnet_jax.inference.image_grid import Picture, draw_grid
+  from resnet_jax.inference.predict import predict
+
+  check_source(args)
+  check_figure(args.figure)
+  if args.explain and args.figure is None:
+    raise UserError("--explain draws into --figure OUT.png; name it too")
+  files = find_images(args.images)
+  classifier = load_classifier(args)
+  names, pictures = classifier.class_names, []
+  batch_size = args.batch_size or BATCH_SIZE
+  meter = Meter(len(files), batch_size)
+  with meter.progress:
+    for found in predict(
+      classifier,
+      files,
+      top=args.top or 5,
+      batch_size=batch_size,
+      num_pictures=_MAX_PICTURES if args.figure else 0,
+    ):
+      if found.error:
+        meter.advance(0, [f"{found.file}: {found.error}"])
+      if args.json:
+        print(json.dumps(_as_dict(found, names)))
+      if found.error:
+        continue
+      lines = [
+        f"{names[label]} {100 * probability:.1f} %"
+        for label, probability in zip(found.classes, found.probabilities, strict=True)
+      ]
+      if not args.json:
+        print(printable(f"{found.file}: {'; '.join(lines)}"))
+      if found.image is not None:
+        heat = found.heat if args.explain else None
+        name = os.path.basename(found.file)
+        pictures.append(Picture(found.image, [name, *lines[:3]], heat))
+      meter.advance(1, [])
+  if pictures:
+    draw_grid(args.figure, pictures, columns=8)
+  meter.finish()
+
+
+def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict:
+  if found.error:
+    return {"file": found.file, "error": found.error}
+  pairs = zip(found.classes, found.probabilities, strict=True)
+  labels = [{"class": i, "label": names[i], "probability": p} for i, p in pairs]
+  return {"file": found.file, "labels": labels}

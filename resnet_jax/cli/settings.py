@@ -1,0 +1,88 @@
+"""`--config=NAME` and `--config.a.b=value`: the flags that make a `Config`."""
+
+from collections.abc import Mapping, Sequence
+
+from resnet_jax.config import factories, schema
+from resnet_jax.config.files import load_config_file
+from resnet_jax.config.schema import Config
+from resnet_jax.config.values import parse_value
+from resnet_jax.runtime.errors import UserError
+
+_TYPES = {path: field.type for path, field, _ in schema.walk(Config())}
+
+
+def parse_settings(args: Sequence[str]) -> dict[str, object]:
+  """Returns the values of `--config.PATH=VALUE` flags by their path.
+
+  A flag without a value sets what is true or false to true, `--noconfig.PATH` to false.
+
+  Raises:
+    UserError: another word, an unknown setting, or a value of another type.
+  """
+  values: dict[str, object] = {}
+  words = list(args)
+  while words:
+    word = words.pop(0)
+    flag, has_value, text = word.partition("=")
+    name = flag.lstrip("-")
+    if not flag.startswith("-"):
+      raise UserError(f"{word!r} is no flag; flags begin with --")
+    if name.startswith("noconfig."):
+      path, has_value, text = name.removeprefix("noconfig."), "=", "false"
+    elif name.startswith("config."):
+      path = name.removeprefix("config.")
+    else:
+      raise UserError(f"{flag} is no flag; settings are --config.NAME=VALUE")
+    schema.check_field_name(path)
+    if not has_value:
+      if _TYPES[path] is bool:
+        text = "true"
+      elif words:
+        text = words.pop(0)
+      else:
+        raise UserError(f"--config.{path} must be {schema.type_name(path)}")
+    try:
+      values[path] = parse_value(text, _TYPES[path])
+    except ValueError as error:
+      raise UserError(
+        f"--config.{path}={text} must be {schema.type_name(path)}",
+        setting=path,
+        value=text,
+      ) from error
+  return values
+
+
+def change(config: Config, values: Mapping[str, object]) -> Config:
+  """Puts values into settings, in place, and returns them."""
+  for path, value in values.items():
+    schema.set_value(config, path, value)
+  return config
+
+
+def load_config(
+  name: str | None,
+  args: Sequence[str],
+  saved: Config | None = None,
+  trust_code: bool = False,
+) -> Config:
+  """Returns the settings that a command line asks for.
+
+  Args:
+    name: what `--config` names; None is `saved`, or the digits without one.
+    args: `--config.PATH=VALUE` flags.
+    saved: the settings of the run in `--workdir`.
+    trust_code: whether code that only `saved` or a config.json names may run.
+
+  Raises:
+    UserError: a flag is wrong, there is no such file, or code is not trusted.
+  """
+  values = parse_settings(args)
+  if name is None and saved is not None:
+    origin, config = "the run in --workdir", change(saved, values)
+  else:
+    name = name or "digits"
+    origin, config = f"--config={name}", change(load_config_file(name), values)
+    if not name.endswith(".json"):
+      return config  # A config file in Python is code that the user runs anyway.
+  factories.check_trust(config, origin, trust_code, values)
+  return config

@@ -1,0 +1,71 @@
+"""`resnet-jax summary`: prints the layers of a network."""
+
+import argparse
+import dataclasses
+import json
+from typing import TYPE_CHECKING
+
+from rich.console import Console
+from rich.table import Table
+
+from resnet_jax.cli.options import (
+  add_model_options,
+  add_number,
+)
+
+if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  pass
+
+TEXT = "Print layers, sizes, parameters, multiply-adds."
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags."""
+  parser.add_argument("model", metavar="MODEL", help="such as resnet50")
+  add_number(parser, "--image-size", "224, or 32 for CIFAR's nets, if not given")
+  add_model_options(parser)
+  parser.add_argument("--json", action="store_true", help="print one JSON object")
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  from resnet_jax.models.registry import create_model
+  from resnet_jax.models.stems import CifarStem
+  from resnet_jax.models.summary import list_layers
+
+  model = create_model(
+    args.model, args.num_classes, stem=args.stem, shortcut=args.shortcut
+  )
+  size = args.image_size or (32 if model.stem is CifarStem else 224)
+  layers = list_layers(model, (size, size, 3))
+  params = sum(layer.params for layer in layers)
+  totals = {
+    "model": args.model,
+    "image_size": size,
+    "num_classes": model.num_classes,
+    "params": params,
+    "multiply_adds": sum(layer.multiply_adds for layer in layers),
+    "parameter_bytes": 4 * params,
+    "activation_bytes": sum(layer.output_bytes for layer in layers),
+  }
+  if args.json:
+    rows = [dataclasses.asdict(layer) for layer in layers]
+    print(json.dumps(totals | {"layers": rows}))
+    return
+  table = Table("layer", "output shape")
+  for name in ("parameters", "multiply-adds"):
+    table.add_column(name, justify="right")
+  for layer in layers:
+    shape = " x ".join(map(str, layer.output_shape))
+    counts = [f"{n:,}" if n else "" for n in (layer.params, layer.multiply_adds)]
+    table.add_row(layer.name, shape, *counts)
+  console = Console()
+  console.print(table)
+  console.print(
+    f"{args.model}, {model.num_classes} classes, one image of {size} x {size} x 3\n"
+    f"parameters:     {params:,} ({4 * params / 2**20:.1f} MiB in float32)\n"
+    f"multiply-adds:  {totals['multiply_adds'] / 1e9:.2f} G\n"
+    f"activations:    {totals['activation_bytes'] / 2**20:.1f} MiB in float32, the "
+    "outputs of the layers above",
+    highlight=False,
+  )

@@ -1,0 +1,109 @@
+"""Config files: those of the package by name, others by path.
+
+A config file is Python with a function `get_config`, which returns a `Config` and may
+take the name of a variant. The `config.json` of a run is a config file too.
+"""
+
+import ast
+import difflib
+import importlib.util
+import os
+import traceback
+from pathlib import Path
+from types import ModuleType
+
+from resnet_jax.config import serialization
+from resnet_jax.config.schema import Config
+from resnet_jax.runtime.errors import NotFoundError, UserError
+
+
+def configs_dir() -> Path:
+  """Returns the folder of the package's own config files."""
+  package = Path(__file__).resolve().parents[1]
+  installed = package / "configs"
+  return installed if installed.is_dir() else package.parent / "configs"
+
+
+def list_configs() -> dict[str, str]:
+  """Returns the names of the package's config files with the first line of each."""
+  found = {}
+  for path in sorted(configs_dir().glob("*.py")):
+    doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
+    found[path.stem] = doc.split("\n")[0]
+  return found
+
+
+def find_config(name: str) -> Path:
+  """Returns the file that `--config` names, without what follows its colon.
+
+  Raises:
+    NotFoundError: no such file, and no such name in the package.
+  """
+  own = configs_dir() / f"{name}.py"
+  if Path(name).name == name and own.is_file():
+    return own
+  path = Path(os.path.expanduser(name))
+  if path.is_file():
+    return path
+  stem, known = path.stem, list_configs()
+  if stem in known:
+    raise NotFoundError(f"there is no --config={name}; the package has --config={stem}")
+  near = difflib.get_close_matches(stem, known) or known
+  raise NotFoundError(
+    f"there is no --config={name}; name a file, or one of {', '.join(near)} "
+    "(`resnet-jax configs` lists them)"
+  )
+
+
+def load_config_file(name: str) -> Config:
+  """Returns the settings that `--config=NAME[:VARIANT]` names; nothing is checked.
+
+  Args:
+    name: a name of `list_configs` or the path of a file; a colon and the name of a
+      variant may follow.
+
+  Raises:
+    NotFoundError: there is no such file.
+    UserError: the file is no config file, or has no such variant.
+  """
+  path_name, _, variant = name.partition(":")
+  if os.name == "nt" and len(path_name) == 1:  # The colon of C:\\...
+    drive, (path_name, _, variant) = path_name, name[2:].partition(":")
+    path_name = f"{drive}:{path_name}"
+  path = find_config(path_name)
+  if path.suffix == ".json":
+    try:
+      return serialization.from_json(path.read_text(encoding="utf-8"))
+    except (ValueError, OSError) as error:
+      raise UserError(f"--config={name} is no config.json of a run: {error}") from error
+  config = _get_config(path, name, variant)
+  if not isinstance(config, Config):
+    raise UserError(
+      f"--config={name}: get_config() must return a Config, not {config!r:.80}"
+    )
+  return config
+
+
+def _get_config(path: Path, name: str, variant: str) -> object:
+  """Runs a config file; whatever it raises becomes one line with its place."""
+  try:
+    module = _import_file(path)
+    return module.get_config(variant) if variant else module.get_config()
+  except UserError:
+    raise
+  except Exception as error:  # It is the user's code.
+    lines = traceback.extract_tb(error.__traceback__)
+    own = [line.lineno for line in lines if line.filename == str(path)]
+    place = f", line {own[-1]}" if own else ""
+    raise UserError(
+      f"--config={name}{place}: {type(error).__name__}: {error}"
+    ) from error
+
+
+def _import_file(path: Path) -> ModuleType:
+  spec = importlib.util.spec_from_file_location("resnet_jax_config", path)
+  if spec is None or spec.loader is None:
+    raise UserError(f"{path} is no Python file; its name must end in .py or .json")
+  module = importlib.util.module_from_spec(spec)
+  spec.loader.exec_module(module)
+  return module

@@ -1,0 +1,92 @@
+"""The choice of the kernels: made once, before anything is traced."""
+
+import contextlib
+import contextvars
+import functools
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import jax
+
+from resnet_jax.kernels import native
+from resnet_jax.runtime.errors import UserError
+
+_choice: contextvars.ContextVar[str] = contextvars.ContextVar(
+  "kernels", default="plain"
+)
+
+
+def current() -> str:
+  """Returns the choice for what is traced now: "plain", "xla" or "native"."""
+  return _choice.get()
+
+
+@contextlib.contextmanager
+def use(choice: str) -> Iterator[None]:
+  """Has all that is traced within the context use some kernels.
+
+  Args:
+    choice: "plain", "xla" or "native".
+  """
+  token = _choice.set(choice)
+  try:
+    yield
+  finally:
+    _choice.reset(token)
+
+
+def traced_with(choice: str, function: Callable[..., Any]) -> Callable[..., Any]:
+  """Returns a function that uses some kernels whenever it is called or traced."""
+
+  @functools.wraps(function)
+  def traced(*args: Any, **kwargs: Any) -> Any:
+    with use(choice):
+      return function(*args, **kwargs)
+
+  return traced
+
+
+def why_not_native() -> str:
+  """Returns why the native kernels cannot run in this process; "" if they can.
+
+  They are compiled here where they are not yet, which takes half a minute.
+  """
+  if jax.default_backend() != "cpu":
+    return f"the device is a {jax.default_backend()}"
+  if jax.device_count() > 1:
+    return f"there are {jax.device_count()} devices"
+  return native.why_not_loaded()
+
+
+def _show(text: str) -> None:
+  print(text, file=sys.stderr)
+
+
+def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
+  """Returns the kernels that a setting stands for on this machine.
+
+  Args:
+    choice: "auto", "xla" or "native".
+    show: told once if the native kernels cannot be compiled.
+
+  Returns:
+    "xla" or "native".
+
+  Raises:
+    UserError: "native" is not possible here.
+  """
+  if choice == "xla":
+    return choice
+  reason = why_not_native()
+  if not reason:
+    return "native"
+  if choice == "native":
+    raise UserError(
+      f"config.kernels='native' is not possible here: {reason}; leave it at 'auto'",
+      setting="kernels",
+      value=choice,
+    )
+  if native.is_broken():
+    show(f"the CPU will be slower, as {reason}")
+  return "xla"

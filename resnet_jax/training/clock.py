@@ -1,0 +1,68 @@
+"""The time of training, and how much of it the devices waited for images."""
+
+import time
+from collections.abc import Iterable, Iterator
+from concurrent import futures
+from typing import TypeVar
+
+import jax
+
+T = TypeVar("T")
+
+
+class Clock:
+  """Measures the calls of training, without ever making the devices wait.
+
+  The loop tells it what happens: `waiting` around the data, `dispatched` after each
+  call, `start` after anything that is not training. A context manager.
+  """
+
+  def __init__(self) -> None:
+    """Measures from now on."""
+    self._watcher = futures.ThreadPoolExecutor(1, "clock")
+    self._idle_since: futures.Future[float] | None = None
+    self._mark, self._waited = time.monotonic(), 0.0
+
+  def __enter__(self) -> "Clock":
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self._watcher.shutdown(wait=False)
+
+  def start(self) -> None:
+    """Counts time as training from now on."""
+    self._mark, self._waited = time.monotonic(), 0.0
+
+  def waiting(self, items: Iterable[T]) -> Iterator[T]:
+    """Yields the items; measures how long the devices are idle until each comes."""
+    iterator = iter(items)
+    while True:
+      asked = time.monotonic()
+      try:
+        item = next(iterator)
+      except StopIteration:
+        return
+      idle = self._idle_since
+      if idle is not None and idle.done() and idle.exception() is None:
+        self._waited += max(0.0, time.monotonic() - max(asked, idle.result()))
+      yield item
+
+  def dispatched(self, result: jax.Array) -> None:
+    """Takes note of a call that the devices now compute.
+
+    Args:
+      result: an array of the call.
+    """
+    self._idle_since = self._watcher.submit(_time_when_ready, result)
+
+  def lap(self) -> tuple[float, float]:
+    """Returns the seconds since the last lap or start, and how many were waited."""
+    now = time.monotonic()
+    seconds, waited = now - self._mark, self._waited
+    self._mark, self._waited = now, 0.0
+    return seconds, waited
+
+
+def _time_when_ready(result: jax.Array) -> float:
+  jax.block_until_ready(result)
+  return time.monotonic()

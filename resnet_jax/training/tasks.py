@@ -1,0 +1,128 @@
+"""What a network is trained for: targets, a loss for each example, and metrics.
+
+Metrics are sums over the valid examples of a batch and their count, so that they add up
+over batches, devices and hosts. Letters: B batch, K outputs.
+"""
+
+import dataclasses
+from typing import Protocol
+
+import chex
+import jax
+import jax.numpy as jnp
+import optax
+
+from resnet_jax.data.batch import Batch
+from resnet_jax.runs.metrics import Metrics
+
+
+class Task(Protocol):
+  """What a network is trained for. All methods are traced within the compiled step.
+
+  Attributes:
+    num_classes: K, the number of outputs of the network.
+    best_metric: the metric that chooses the best checkpoint; more is better.
+  """
+
+  @property
+  def num_classes(self) -> int: ...
+
+  @property
+  def best_metric(self) -> str: ...
+
+  def targets(self, labels: jax.Array) -> jax.Array:
+    """Turns labels [B] into targets [B, ...] float32, which mixup may average."""
+
+  def loss(self, logits: jax.Array, targets: jax.Array, train: bool) -> jax.Array:
+    """Returns the loss of each example, [B] float32, to be minimised.
+
+    Args:
+      logits: [B, K] float32.
+      targets: of `targets`, perhaps mixed.
+      train: whether it is minimised, or reported by an evaluation.
+    """
+
+  def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Returns further values of each example by name, [B] each, in [0, 1] or any."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Classification:
+  """One class for each image: cross-entropy, top-1 and, for K > 5, top-5.
+
+  Attributes:
+    num_classes: K.
+    label_smoothing: probability spread evenly over all classes in training (Szegedy et
+      al. 2015, section 7).
+  """
+
+  num_classes: int
+  label_smoothing: float = 0.0
+  best_metric: str = "top1"
+
+  def targets(self, labels: jax.Array) -> jax.Array:
+    """Returns probabilities, [B, K] float32."""
+    return jax.nn.one_hot(labels, self.num_classes)
+
+  def loss(self, logits: jax.Array, targets: jax.Array, train: bool) -> jax.Array:
+    """Returns the cross-entropy in nats, [B] float32."""
+    chex.assert_equal_shape([logits, targets])
+    chex.assert_type([logits, targets], jnp.float32)
+    smoothing = self.label_smoothing if train else 0.0
+    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+
+  def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+    """Returns whether the label is the highest logit, and among the highest five."""
+    values = {"top1": logits.argmax(-1) == labels}
+    if self.num_classes > 5:
+      # By comparisons, as `top_k` would gather all logits on all devices; the first of
+      # equals comes first, as there.
+      own = jnp.take_along_axis(logits, labels[:, None], axis=1)
+      earlier = jnp.arange(self.num_classes) < labels[:, None]
+      better = (logits > own) | ((logits == own) & earlier)
+      values["top5"] = better.sum(-1) < 5
+    return values
+
+
+def compute_metrics(
+  task: Task,
+  logits: jax.Array,
+  batch: Batch,
+  targets: jax.Array | None = None,
+  train: bool = False,
+) -> Metrics:
+  """Sums over the valid examples of a batch.
+
+  Args:
+    task: says what is computed.
+    logits: [B, K] float32.
+    batch: `label` and `mask` are used.
+    targets: what the loss compares with; None is `task.targets` of the labels.
+    train: as of `Task.loss`.
+
+  Returns:
+    "loss", the sums of `task.metrics`, and "count", the number of valid examples.
+  """
+  labels, mask = batch["label"], batch["mask"]
+  chex.assert_rank([labels, mask], [1, 1])
+  chex.assert_equal_shape_prefix([logits, labels, mask], 1)
+  chex.assert_type([labels, mask], [int, bool])
+  if targets is None:
+    targets = task.targets(labels)
+  values = {
+    "loss": task.loss(logits, targets, train),
+    **task.metrics(logits, labels),
+    "count": jnp.ones_like(mask),
+  }
+  return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}
+
+
+def zero_metrics(task: Task) -> Metrics:
+  """Returns the metrics of no examples."""
+  logits = jax.ShapeDtypeStruct((1, task.num_classes), jnp.float32)
+  batch = {
+    "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+    "mask": jax.ShapeDtypeStruct((1,), jnp.bool_),
+  }
+  shapes = jax.eval_shape(lambda *args: compute_metrics(task, *args), logits, batch)
+  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)

@@ -1,0 +1,212 @@
+"""The files in configs/: their settings, parameters and weight decay, as text in git.
+
+A file in tests/golden/ holds what one config or one of its variants gives. When a
+change there is wanted, `python tests/test_configs.py` writes all of them anew.
+"""
+
+import ast
+import dataclasses
+import difflib
+import itertools
+import re
+import runpy
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from resnet_jax.config import Config, files
+from resnet_jax.config.schema import check_field_name, flatten
+from resnet_jax.config.validation import validate
+from resnet_jax.models.registry import create_model
+from resnet_jax.models.variables import abstract_variables
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.optimizer import create_optimizer
+
+CONFIGS = Path(__file__).parents[1] / "configs"
+GOLDEN = Path(__file__).parent / "golden"
+VARIANTS: dict[str, tuple[str, ...]] = {
+  path.stem: runpy.run_path(str(path)).get("VARIANTS", ())
+  for path in sorted(CONFIGS.glob("*.py"))
+}
+# What `--config` takes: NAME, or NAME:VARIANT.
+NAMES = [
+  f"{stem}:{variant}" if variant else stem
+  for stem, variants in VARIANTS.items()
+  for variant in variants or ("",)
+]
+# Classes and channels of each data set, or of the folder that a config is for.
+IMAGES = {
+  "cifar10": (10, 3),
+  "digits": (10, 1),
+  "fashion_mnist": (10, 1),
+  "imagenet2012": (1000, 3),
+  "imagenette_resnet18": (10, 3),
+  "tiny_imagenet_resnet": (200, 3),
+  "transfer_tiny_imagenet": (200, 3),
+}
+
+
+def describe(name: str) -> str:
+  """Returns the text of the golden file of a config."""
+  config = files.load_config_file(name)
+  data = name.partition(":")[0] if config.data.name == "folder" else config.data.name
+  classes, channels = IMAGES[data]
+  classes = config.model.num_classes or classes
+  shapes = parameter_shapes(config, classes, channels)
+  count = sum(int(np.prod(shape)) for shape in shapes.values())
+  lines = [
+    "# Settings",
+    *(f"{path} = {value!r}" for path, value in flatten(config).items()),
+    "",
+    f"# {count:,} parameters with {classes} classes and {channels}-channel images",
+    "# The shape of each, and whether weight decay acts on it; block2-3 is two blocks",
+    *parameter_lines(shapes, decays(config, shapes)),
+  ]
+  return "\n".join(lines) + "\n"
+
+
+def parameter_shapes(
+  config: Config, classes: int, channels: int
+) -> dict[str, tuple[int, ...]]:
+  """Returns the shape of each parameter by its path; nothing is computed."""
+  settings = dataclasses.asdict(config.model)
+  settings |= {"num_classes": classes, "dtype": "float32"}
+  del settings["factory"]
+  sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
+  variables = abstract_variables(create_model(**settings), (32, 32, channels), sharding)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
+    for path, leaf in leaves
+  }
+
+
+def decays(config: Config, paths: dict[str, tuple[int, ...]]) -> dict[str, bool]:
+  """Returns whether weight decay moves a parameter whose gradient is 0.
+
+  The config's own optimiser makes an update of parameters of one number each.
+  """
+  params = unflatten(dict.fromkeys(paths, np.ones((), np.float32)))
+  gradients = jax.tree.map(np.zeros_like, params)
+  optim = dataclasses.replace(config.optim, weight_decay=1.0)
+  tx = create_optimizer(optim, lambda step: 1.0, config.freeze)
+  updates, _ = tx.update(gradients, tx.init(params), params)
+  leaves, _ = jax.tree_util.tree_flatten_with_path(updates)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): bool(leaf != 0)
+    for path, leaf in leaves
+  }
+
+
+def unflatten(leaves: dict[str, np.ndarray]) -> dict:
+  """Returns {"stem": {"conv": ...}} of {"stem/conv": ...}."""
+  tree: dict = {}
+  for path, leaf in leaves.items():
+    *groups, last = path.split("/")
+    node = tree
+    for group in groups:
+      node = node.setdefault(group, {})
+    node[last] = leaf
+  return tree
+
+
+def parameter_lines(
+  shapes: dict[str, tuple[int, ...]], decayed: dict[str, bool]
+) -> Iterator[str]:
+  """Yields a line for each parameter; equal blocks of a stage share a line."""
+  groups: dict[tuple, list[int]] = {}
+  for path, shape in shapes.items():
+    block = re.search(r"(?<=/block)\d+", path)
+    place = path if block is None else f"{path[: block.start()]}*{path[block.end() :]}"
+    blocks = groups.setdefault((place, shape, decayed[path]), [])
+    if block is not None:
+      blocks.append(int(block[0]))
+  for (place, shape, is_decayed), blocks in groups.items():
+    size = "x".join(map(str, shape))
+    decay = "decay" if is_decayed else "no decay"
+    yield f"{place.replace('*', ranges(blocks))} {size} {decay}"
+
+
+def ranges(numbers: list[int]) -> str:
+  """Returns "1,3-5" of [1, 3, 4, 5]."""
+  pairs = enumerate(sorted(numbers))
+  runs = [
+    [number for _, number in run]
+    for _, run in itertools.groupby(pairs, lambda pair: pair[1] - pair[0])
+  ]
+  return ",".join(f"{r[0]}-{r[-1]}" if len(r) > 1 else f"{r[0]}" for r in runs)
+
+
+def golden_path(name: str) -> Path:
+  return GOLDEN / f"{name.replace(':', '-')}.txt"
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_settings_and_parameters_are_those_in_git(name):
+  old, new = golden_path(name).read_text(encoding="utf-8"), describe(name)
+  if old != new:
+    lines = old.splitlines(), new.splitlines()
+    changes = difflib.unified_diff(*lines, "in git", "now", n=0, lineterm="")
+    pytest.fail("\n".join(changes), pytrace=False)
+
+
+def test_every_golden_file_is_of_a_config():
+  assert sorted(GOLDEN.glob("*")) == sorted(map(golden_path, NAMES))
+
+
+@pytest.mark.parametrize("name", [*VARIANTS, *NAMES])
+def test_a_config_is_found_by_name_from_any_folder_and_valid(
+  name, tmp_path, monkeypatch
+):
+  monkeypatch.chdir(tmp_path)
+  validate(files.load_config_file(name))
+
+
+@pytest.mark.parametrize("stem", [stem for stem in VARIANTS if VARIANTS[stem]])
+def test_the_default_is_a_variant_and_an_unknown_one_is_refused(stem):
+  variants = [files.load_config_file(f"{stem}:{name}") for name in VARIANTS[stem]]
+  assert variants.count(files.load_config_file(stem)) == 1
+  with pytest.raises(UserError, match="resnet21") as error:
+    files.load_config_file(f"{stem}:resnet21")
+  assert any(name in str(error.value) for name in VARIANTS[stem])
+
+
+@pytest.mark.parametrize("path", sorted(CONFIGS.rglob("*.py")), ids=lambda p: p.stem)
+def test_a_config_file_imports_no_other(path):
+  imported = set()
+  for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+    if isinstance(node, ast.Import):
+      imported |= {alias.name.split(".")[0] for alias in node.names}
+    elif isinstance(node, ast.ImportFrom):
+      assert not node.level, "a relative import"
+      imported.add(node.module.split(".")[0])
+  assert not imported & {"configs", "sweeps", *VARIANTS}
+
+
+@pytest.mark.parametrize("stem", VARIANTS)
+def test_the_docstring_has_a_title_and_a_command_that_exists(stem):
+  title = files.list_configs()[stem]
+  assert 0 < len(title) < 88
+  assert title.endswith(".")
+  doc = ast.get_docstring(ast.parse((CONFIGS / f"{stem}.py").read_text("utf-8")))
+  for name in re.findall(r"--config=([\w:]+)", doc):
+    files.load_config_file(name)
+  assert f"resnet-jax train --config={stem}" in doc
+  for setting in re.findall(r"--config\.([\w.]+)", doc):
+    check_field_name(setting)
+
+
+def write_all() -> None:
+  """Writes the golden files anew and removes those of no config."""
+  GOLDEN.mkdir(exist_ok=True)
+  for path in set(GOLDEN.glob("*")) - set(map(golden_path, NAMES)):
+    path.unlink()
+  for name in NAMES:
+    golden_path(name).write_text(describe(name), encoding="utf-8")
+
+
+if __name__ == "__main__":
+  write_all()
