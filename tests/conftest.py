@@ -1,6 +1,8 @@
 """Eight virtual CPU devices for every test, and one cache of what was compiled."""
 
+import contextlib
 import gc
+import importlib.metadata
 import os
 import shutil
 import signal
@@ -15,6 +17,11 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling what runs for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
+# The library in the wheel `turbojpeg`, where there is one; a system may have its own.
+with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+  for file in importlib.metadata.files("turbojpeg") or []:
+    if "libturbojpeg" in file.name:
+      os.environ.setdefault("TURBOJPEG", str(file.locate()))
 # New for each session; the workers and the commands that tests run inherit it.
 CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

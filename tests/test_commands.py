@@ -11,6 +11,7 @@ import jax
 import numpy as np
 import pytest
 from PIL import Image
+from running import train_config
 
 from resnet_jax import create_model, weights
 from resnet_jax.cli.main import main
@@ -18,7 +19,7 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.checksums import digest_arrays
 from resnet_jax.runtime import errors
-from resnet_jax.training import evaluator, trainer
+from resnet_jax.training import evaluator
 
 DATA = Path(__file__).parents[2] / "shared" / "data"
 
@@ -34,7 +35,7 @@ def run(tmp_path_factory) -> str:
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
     optim=OptimConfig(learning_rate=0.01),
   )
-  trainer.train_and_evaluate(config, workdir, devices=jax.devices()[:1])
+  train_config(config, workdir, devices=jax.devices()[:1])
   return workdir
 
 

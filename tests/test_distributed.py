@@ -23,12 +23,12 @@ from resnet_jax.config import serialization
 from resnet_jax.config.plan import Plan
 from resnet_jax.models.registry import build_model
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runs.run_dir import load_config
+from resnet_jax.runs.run_dir import read_config
 from resnet_jax.runtime import processes
 from resnet_jax.runtime.mesh import create_mesh, in_process_order
 from resnet_jax.training.experiment import create_init
 from resnet_jax.training.optimizer import create_schedule
-from resnet_jax.training.trainer import train_and_evaluate
+from running import train_config
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
@@ -160,7 +160,7 @@ def whole(tmp_path_factory):
     config = serialization.from_json(config)
     config.optim.shard_state = False
     console = Console(file=io.StringIO())
-    train_and_evaluate(config, str(workdir), jax.devices()[:1], console)
+    train_config(config, str(workdir), jax.devices()[:1], console)
     return workdir
 
   return run
@@ -190,7 +190,7 @@ def test_only_the_first_process_speaks(shared):
 
 def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(shared):
   workdir, *_ = shared
-  config = load_config(workdir)
+  config = read_config(workdir)
   states = []
   for devices in (1, 2, 3):
     mesh = create_mesh(jax.devices()[:devices])

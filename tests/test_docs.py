@@ -14,18 +14,15 @@ import jax
 import numpy as np
 import pytest
 import tensorflow_datasets as tfds
-from absl.testing import flagsaver
 from arrays import variables_of
 from PIL import Image
+from running import train_config
 from test_use import create as create_trained
 
-import train
 from resnet_jax import create_model, weights
-from resnet_jax.cli import flags
 from resnet_jax.cli.main import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.inference.export import export
-from resnet_jax.training import trainer
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
@@ -109,7 +106,7 @@ def given(tmp_path_factory) -> dict[str, str]:
     data=DataConfig(name="digits"),
     optim=OptimConfig(learning_rate=0.01),
   )
-  trainer.train_and_evaluate(config, str(root / "run"), devices=jax.devices()[:1])
+  train_config(config, str(root / "run"), devices=jax.devices()[:1])
   return {
     "DIR": str(root / "data"),
     "PHOTOS": str(photos),
@@ -147,17 +144,13 @@ def run_command(line: str, given: dict[str, str], tmp_path: Path) -> None:
     re.sub(r"(?<![\w/])configs/", f"{ROOT}/configs/", word)
     for word in shlex.split(line)
   ]
+  if words[:2] == ["python", "train.py"]:
+    words[:2] = ["resnet-jax", "train"]
   if words[0] == "resnet-jax":
-    if words[1] in ("study", "sweep"):
+    trains = words[1] == "train" and "--mode=eval" not in words
+    if trains or words[1] in ("study", "sweep"):
       words += quick_settings(words)
     main(words[1:])
-  elif words[:2] == ["python", "train.py"]:
-    argv = words[1:]
-    if "--mode=eval" not in argv:
-      argv += quick_settings(argv)
-    with flagsaver.flagsaver():
-      flags.parse_flags(argv, train.DEFAULT_CONFIG)
-      train.run()
   else:
     raise AssertionError(f"{line!r} must be run here, or the page say why not")
 

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import Config, DataConfig
-from resnet_jax.runs.run_dir import latest_step, load_config, open_run
+from resnet_jax.runs.run_dir import latest_step, read_config, open_run
 
 
 def use(*args):
@@ -16,12 +16,12 @@ def use(*args):
 
 def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
   run = tmp_path / "a" / "run"
-  assert load_config(run) is None
+  assert read_config(run) is None
   use(run, Config(seed=3), 9)
-  assert load_config(run) == Config(seed=3)
+  assert read_config(run) == Config(seed=3)
   with pytest.raises(ValueError, match="seed was 3 and is now 4"):
     use(run, Config(seed=4), 9)
-  assert load_config(run) == Config(seed=3)
+  assert read_config(run) == Config(seed=3)
   assert {path.name for path in run.iterdir()} == {"config.json", "lock"}
 
 
@@ -50,7 +50,7 @@ def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
     with open_run(tmp_path, Config(num_steps=9), 9):
       with pytest.raises(ValueError, match="in use by another process"):
         use(tmp_path, Config(num_steps=5), 5)  # Allowed afterwards, not now.
-      assert load_config(tmp_path).num_steps == 9
+      assert read_config(tmp_path).num_steps == 9
 
 
 def test_run_directory_that_is_a_file_or_damaged(tmp_path):
@@ -71,7 +71,7 @@ def test_run_directory_that_is_a_file_or_damaged(tmp_path):
 )
 def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):
   monkeypatch.setitem(sys.modules, "gcsfs", None)  # As if it were not installed.
-  for function in (load_config, lambda path: use(path, Config(), 5)):
+  for function in (read_config, lambda path: use(path, Config(), 5)):
     with pytest.raises(ValueError, match=message):
       function(workdir)
 
@@ -95,7 +95,7 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
   monkeypatch.setattr("importlib.import_module", lambda name: name)
   with epath.testing.mock_epath(**mocks):
     use("gs://bucket/run", Config(seed=3), 9, ["cat", "dog"])
-    assert load_config("gs://bucket/run") == Config(seed=3)
+    assert read_config("gs://bucket/run") == Config(seed=3)
     with pytest.raises(ValueError, match="seed was 3 and is now 4"):
       use("gs://bucket/run", Config(seed=4), 9)
   assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"

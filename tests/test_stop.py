@@ -12,7 +12,7 @@ from resnet_jax.runtime.signals import StopRequest
 
 _SCRIPT = """
 import time
-from resnet_jax.stop import StopRequest
+from resnet_jax.runtime.signals import StopRequest
 with StopRequest() as stop:
   print("ready", flush=True)
   while not stop.is_asked():

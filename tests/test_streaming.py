@@ -609,11 +609,11 @@ def make_config(folder, **data):
 def train(config, workdir, num_steps=7):
   from rich.console import Console
 
-  from resnet_jax.training.trainer import train_and_evaluate
+  from running import train_config
 
   config = dataclasses.replace(config, num_steps=num_steps)
   console = Console(file=io.StringIO(), width=200)
-  return train_and_evaluate(config, str(workdir), jax.devices()[:1], console)
+  return train_config(config, str(workdir), jax.devices()[:1], console)
 
 
 def assert_states_equal(a, b):

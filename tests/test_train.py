@@ -12,10 +12,8 @@ import time
 from pathlib import Path
 
 import pytest
-from absl.testing import flagsaver
 
-import train as script
-from resnet_jax.cli import flags
+from resnet_jax.cli.main import main
 
 ROOT = Path(__file__).parents[1]
 # A minute's work made a second's.
@@ -66,8 +64,6 @@ def test_wrong_usage_is_one_line_and_status_2(
 ):
   monkeypatch.chdir(ROOT)
   # In this process, as if it was the script's.
-  main = sys.modules["__main__"]
-  monkeypatch.setattr(main, "__file__", script.__file__, raising=False)
   monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   for name, body in (
     ("BAD", "c = Config(); c.optim.lerning_rate = 1; return c"),
@@ -76,9 +72,8 @@ def test_wrong_usage_is_one_line_and_status_2(
     path = tmp_path / f"{name}.py"
     path.write_text(f"from resnet_jax.config import *\ndef get_config(): {body}\n")
     args = [arg.replace(name, str(path)) for arg in args]
-  with flagsaver.flagsaver(), pytest.raises(SystemExit) as end:
-    flags.parse_flags(["train.py", *args], script.DEFAULT_CONFIG)
-    script.main([])
+  with pytest.raises(SystemExit) as end:
+    main(["train", *args])
   assert end.value.code == 2
   out, error = capsys.readouterr()
   assert out == ""
@@ -100,7 +95,7 @@ def test_a_run_says_what_it_reached_where_it_lies_and_what_is_next(run):
   workdir, shown = run
   assert re.search(r"done: top-1 [\d.]+ %, .* on 64 images after 6 steps", shown)
   assert f"run:  {workdir}" in shown
-  assert f"python train.py --mode=eval --workdir={workdir}" in shown
+  assert f"next: resnet-jax evaluate --workdir={workdir}\n" in shown
   assert "\x1b" not in shown  # plain lines where there is no terminal
   assert {"config.json", "checkpoints", "metrics.jsonl", "curves.png"} <= {
     path.name for path in workdir.iterdir()
@@ -161,8 +156,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process.kill()
   assert process.returncode == 0
   assert err.strip() == "SIGINT: the step is finished and saved; once more ends at once"
-  (step,) = re.findall(r"stopped after step (\d+), which is saved: python train", out)
-  assert f"--workdir={tmp_path} goes on" in out
+  (step,) = re.findall(r"stopped after step (\d+), which is saved: resnet-jax train", out)
+  assert f"--workdir={tmp_path} resumes it" in out
   assert (tmp_path / "checkpoints" / step).is_dir()
 
 

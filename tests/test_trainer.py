@@ -26,10 +26,10 @@ from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.metric_writer import MetricWriter
-from resnet_jax.runs.run_dir import latest_step, load_config
+from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
-from resnet_jax.training.trainer import train_and_evaluate
+from running import train_config
 
 
 def make_config(**changes) -> Config:
@@ -49,7 +49,7 @@ def make_config(**changes) -> Config:
 
 def run(config, workdir, devices=1):
   console = Console(file=io.StringIO(), width=200)
-  state, results = train_and_evaluate(
+  state, results = train_config(
     config, str(workdir), jax.devices()[:devices], console
   )
   return state, results, console.file.getvalue()
@@ -137,7 +137,7 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
 
 def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
   workdir = whole[0]
-  config = load_config(workdir)
+  config = read_config(workdir)
   source = load_synthetic("test", 8, 20)
   many = dataclasses.replace(source, class_names=tuple(map(str, range(11))))
   monkeypatch.setattr("resnet_jax.data.pipelines.opening.open_source", lambda *_: many)
@@ -188,7 +188,7 @@ def test_a_run_leaves_its_picture_and_board(whole):
 
 def test_saved_settings_rebuild_the_model(whole):
   workdir, state, *_ = whole
-  model = build_model(load_config(workdir))
+  model = build_model(read_config(workdir))
   apply = partial(model.apply, train=False)
   logits = jax.eval_shape(apply, state.variables, jnp.zeros((2, 8, 8, 3)))
   assert logits.shape == (2, 10)
@@ -206,7 +206,7 @@ def test_a_finished_run_is_only_evaluated(whole):
 def test_evaluating_a_run_gives_its_last_result(whole):
   workdir, _, results, _ = whole
   for devices, batch_size in ((1, 16), (8, 16), (8, 9)):
-    config = dataclasses.replace(load_config(workdir), batch_size=batch_size)
+    config = dataclasses.replace(read_config(workdir), batch_size=batch_size)
     step, again = evaluate_run(config, str(workdir), devices=jax.devices()[:devices])
     assert step == 11
     assert again["top1"] == results["top1"] and again["count"] == 70
@@ -272,5 +272,5 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(
   assert set(last) == {"eval", "ema"} and "ema" in shown
   assert last["ema"]["loss"] == results["loss"] != last["eval"]["loss"]
   workdir = tmp_path / "whole"
-  _, again = evaluate_run(load_config(workdir), str(workdir), devices=jax.devices()[:2])
+  _, again = evaluate_run(read_config(workdir), str(workdir), devices=jax.devices()[:2])
   assert again["loss"] == pytest.approx(results["loss"], rel=1e-6)

@@ -17,7 +17,7 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.trainer import train_and_evaluate
+from running import train_config
 
 
 def digits_config(**changes) -> Config:
@@ -27,7 +27,7 @@ def digits_config(**changes) -> Config:
 
 
 def train(config, workdir, devices=1):
-  return train_and_evaluate(config, str(workdir), jax.devices()[:devices])
+  return train_config(config, str(workdir), jax.devices()[:devices])
 
 
 def named(tree):

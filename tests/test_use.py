@@ -21,7 +21,7 @@ from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.built_in import load_digits
-from resnet_jax.inference.classifier import Trained, load_run, load_weights
+from resnet_jax.inference.classifier import Classifier, load_run, load_weights
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
 from resnet_jax.inference.export import export
 from resnet_jax.inference.grad_cam import grad_cam
@@ -30,14 +30,14 @@ from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
-from resnet_jax.training.trainer import train_and_evaluate
+from running import train_config
 from resnet_jax.weights.load_save import all_class_names
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
 
 
-def create(channels: int = 3, **net) -> Trained:
+def create(channels: int = 3, **net) -> Classifier:
   """A net with statistics as if it had been trained."""
   options = {"stage_sizes": (1, 1), "features": 8, "stem": CifarStem} | net
   model = ResNet(num_classes=len(NAMES), **options)
@@ -50,11 +50,11 @@ def create(channels: int = 3, **net) -> Trained:
     variables["batch_stats"],
   )
   size = SIZE if channels == 3 else Preprocessing((0.5,), (0.5,), 20, 16)
-  return Trained("net", model, variables, size, NAMES)
+  return Classifier("net", model, variables, size, NAMES)
 
 
 @pytest.fixture(scope="module")
-def trained() -> Trained:
+def trained() -> Classifier:
   return create()
 
 
@@ -70,7 +70,7 @@ def folder(tmp_path_factory) -> Path:
   return root
 
 
-def expected(trained: Trained, path: Path) -> dict:
+def expected(trained: Classifier, path: Path) -> dict:
   """What the network makes of one file, by other means where there are some."""
   image = Image.open(path)
   scale = 20 / min(image.size)
@@ -317,7 +317,7 @@ def run(tmp_path_factory) -> Path:
   workdir = tmp_path_factory.mktemp("run") / "run"
   config = Config(num_steps=30, batch_size=64)
   config.model.name = "resnet8"
-  train_and_evaluate(config, str(workdir), jax.devices()[:1])
+  train_config(config, str(workdir), jax.devices()[:1])
   return workdir
 
 

@@ -1,7 +1,7 @@
 """A training step rehearsed: compiled for devices that are not here, and looked at.
 
 The step is the trainer's own, from the same settings. TPUs are described by libtpu
-(`pip install 'resnet_jax[tpu]'`), which compiles for them on any Linux machine.
+(`pip install 'flax-resnet[tpu]'`), which compiles for them on any Linux machine.
 """
 
 import dataclasses
@@ -123,7 +123,7 @@ def describe_topology(name: str) -> Topology:
     return Topology(name, devices, sizes, None)
   if importlib.util.find_spec("libtpu") is None:
     raise UserError(
-      f"--topology {name!r} needs libtpu: pip install 'resnet_jax[tpu]', on Linux"
+      f"--topology {name!r} needs libtpu: pip install 'flax-resnet[tpu]', on Linux"
     )
   from jax.experimental import topologies
 

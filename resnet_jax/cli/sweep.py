@@ -76,7 +76,7 @@ def run(args: argparse.Namespace) -> None:
   Exit status 1 if no trial ended.
   """
   if importlib.util.find_spec("optuna") is None:
-    raise UserError("a sweep needs optuna: pip install 'resnet_jax[sweep]'")
+    raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
 
   base = load_config(args.config, args.settings)

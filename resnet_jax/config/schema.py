@@ -72,7 +72,7 @@ def _factory():
 def _is_import_path(text: str) -> bool:
   module, _, name = text.partition(":")
   parts = [*module.split("."), *name.split(".")]
-  return not text or all(part.isidentifier() for part in parts)
+  return not text or (bool(name) and all(part.isidentifier() for part in parts))
 
 
 def _increasing(default):

@@ -86,6 +86,11 @@ def validate(config: Config) -> None:
     raise UserError(
       f"config.augment.policy={config.augment.policy!r} needs config.data.train_crop"
     )
+  if config.augment.image_factory and not data.train_crop:
+    raise UserError(
+      f"config.augment.image_factory={config.augment.image_factory!r} needs "
+      "config.data.train_crop"
+    )
   if optim.nesterov and not optim.momentum:
     raise UserError("config.optim.nesterov=True needs config.optim.momentum > 0")
   if optim.warmup == "constant" and not optim.warmup_learning_rate:

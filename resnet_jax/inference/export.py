@@ -142,7 +142,7 @@ def _to_onnx(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
     import onnxruntime
   except ModuleNotFoundError as error:
     raise UserError(
-      f"--format onnx needs {error.name}: pip install 'resnet_jax[onnx]'"
+      f"--format onnx needs {error.name}: pip install 'flax-resnet[onnx]'"
     ) from error
   images = jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)
   with nn.intercept_methods(_plain_conv):

@@ -59,7 +59,7 @@ def check_storage(workdir: str) -> None:
       importlib.import_module(package)
     except ImportError as error:
       raise UserError(
-        f"--workdir={workdir} needs {package}: pip install 'resnet_jax[gcs]'"
+        f"--workdir={workdir} needs {package}: pip install 'flax-resnet[gcs]'"
       ) from error
 
 

@@ -6,6 +6,7 @@ from functools import partial
 import jax
 import optax
 
+from resnet_jax.config.factories import import_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
 
@@ -66,7 +67,10 @@ def create_optimizer(
     schedule: of the learning rate.
     frozen: top-level groups of parameters that stay as they are, to the bit.
   """
-  tx = _create_optimizer(config, schedule)
+  if config.factory:
+    tx = import_factory(config.factory, "optim.factory")(schedule)
+  else:
+    tx = _create_optimizer(config, schedule)
   freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
   scales = [
     optax.masked(optax.scale(factor), partial(_within, {group}))

@@ -239,7 +239,7 @@ def _fetch(name: str) -> Path:
     )
   except ModuleNotFoundError as error:
     raise UserError(
-      f"{name} needs huggingface_hub: pip install 'resnet_jax[hf]'"
+      f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
     ) from error
   path, _, revision = name.removeprefix("hf://").partition("@")
   owner, _, rest = path.partition("/")

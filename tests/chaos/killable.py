@@ -21,7 +21,7 @@ def train(workdir: str) -> None:
     OptimConfig,
   )
   from resnet_jax.runs.checksums import digest_arrays
-  from resnet_jax.training.trainer import train_and_evaluate
+  from running import train_config
 
   config = Config(
     num_steps=STEPS,
@@ -36,5 +36,5 @@ def train(workdir: str) -> None:
     checkpoint=CheckpointConfig(every_steps=1),
   )
   console = Console(file=io.StringIO())
-  state, _ = train_and_evaluate(config, workdir, jax.devices()[:1], console)
+  state, _ = train_config(config, workdir, jax.devices()[:1], console)
   Path(workdir, "final").write_text(digest_arrays(state))

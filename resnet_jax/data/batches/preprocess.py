@@ -10,6 +10,7 @@ from functools import partial
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
 from resnet_jax.runtime.errors import UserError, setting_name
@@ -108,6 +109,7 @@ def preprocess(
   erasing: float = 0.0,
   mean: Sequence[float],
   std: Sequence[float],
+  own: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
 ) -> jax.Array:
   """Normalises; augments too if there is a key.
 
@@ -123,6 +125,7 @@ def preprocess(
     erasing: probability, see `random_erasing`.
     mean: see `normalize`.
     std: see `normalize`.
+    own: (key, images) -> images, an own augmentation that comes first.
 
   Returns:
     [B, H, W, C] float32.
@@ -131,6 +134,8 @@ def preprocess(
     return normalize(images, mean, std)
   crop_key, flip_key = jax.random.split(key)
   color_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
+  if own is not None:
+    images = own(jax.random.fold_in(key, 3), images)
   if padding:
     images = random_crop(crop_key, images, padding)
   if flip:
@@ -142,7 +147,9 @@ def preprocess(
 
 def create_preprocess(config: Config) -> Callable:
   """Returns `preprocess` with these settings: (images, key or None) -> images."""
-  augment = config.augment
+  augment, own = config.augment, None
+  if augment.batch_factory:
+    own = import_factory(augment.batch_factory, "augment.batch_factory")(augment)
   return partial(
     preprocess,
     padding=augment.padding,
@@ -154,4 +161,5 @@ def create_preprocess(config: Config) -> Callable:
     erasing=augment.erasing,
     mean=config.data.mean,
     std=config.data.std,
+    own=own,
   )

@@ -5,6 +5,7 @@ Crops are boxes (left, top, width, height) in the pixels of the decoded image.
 
 import dataclasses
 import math
+from collections.abc import Callable
 
 import cv2
 import numpy as np
@@ -172,6 +173,8 @@ class TrainTransform:
     policy: "rand", "trivial" or "": see `auto_augment`.
     magnitude: of "rand".
     max_pixels: see `decode`.
+    own: (image [size, size, 3] uint8, generator) -> the same, an own augmentation that
+      comes last; it must pickle for worker processes.
   """
 
   crop: str
@@ -182,6 +185,7 @@ class TrainTransform:
   policy: str
   magnitude: int
   max_pixels: int
+  own: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
     """Maps the content of a file to [size, size, 3] uint8.
@@ -204,4 +208,4 @@ class TrainTransform:
       image = rand_augment(image, rng, magnitude=self.magnitude)
     elif self.policy == "trivial":
       image = trivial_augment(image, rng)
-    return image
+    return image if self.own is None else self.own(image, rng)

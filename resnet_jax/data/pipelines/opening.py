@@ -4,6 +4,7 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
+from resnet_jax.config.factories import import_factory
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
 from resnet_jax.data import Dataset, ImageSource
@@ -111,6 +112,9 @@ def create_streaming(
     )
   else:
     require_train_crop(config)
+    own = None
+    if augment.image_factory:
+      own = import_factory(augment.image_factory, "augment.image_factory")(augment)
     transform = TrainTransform(
       crop=config.train_crop,
       resize=config.train_resize,
@@ -120,6 +124,7 @@ def create_streaming(
       policy=augment.policy,
       magnitude=augment.magnitude,
       max_pixels=config.max_pixels,
+      own=own,
     )
   return StreamingDataset(
     source,

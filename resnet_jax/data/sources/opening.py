@@ -2,18 +2,19 @@
 
 from collections.abc import Sequence
 
+from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import DataConfig
+from resnet_jax.data import ImageSource
 from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
-from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import find_root, list_images
-from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
+from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 
 
 def open_source(
   config: DataConfig, split: str, class_names: Sequence[str] = ()
-) -> Source | TfdsImages | FileList:
+) -> Source | ImageSource:
   """Opens a split of the configured data set; errors as the loaders above.
 
   Args:
@@ -21,6 +22,8 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
+  if config.factory:
+    return import_factory(config.factory, "data.factory")(config, split)
   if "://" in config.dir:
     raise UserError(
       f"{setting_name('data.dir')}={config.dir!r} must be a local path; mount remote "
