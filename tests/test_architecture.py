@@ -10,7 +10,8 @@ ROOT = Path(__file__).parents[1]
 # From the lowest floor up. A file imports from rooms on lower floors, and from its own.
 # A room within a room, such as data/images, stands where its own files may import.
 FLOORS = [
-  ["config", "runtime"],
+  ["runtime"],
+  ["config"],
   ["data", "kernels/native"],
   ["data/images", "data/batches", "kernels"],
   ["data/sources"],
@@ -63,7 +64,8 @@ def test_imports_go_to_lower_floors(path):
   own = room(module_of(path))
   if not own:  # The package itself, which exports from all.
     return
-  for module in imports(path):
+  version = {"resnet_jax"} if own == "cli" else set()  # It has `__version__`.
+  for module in imports(path) - version:
     other = room(module)
     assert other == own or FLOOR[other] < FLOOR[own], f"imports {module}"
 

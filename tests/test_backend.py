@@ -18,6 +18,8 @@ from resnet_jax.runtime import compilation
 from resnet_jax.runtime.mesh import create_mesh, replicated
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import compile_train_chunk
+from resnet_jax.training.tasks import Classification
+from resnet_jax.training.tasks import Classification
 
 NETS = {
   "basic blocks, CIFAR's stem": {"stem": CifarStem, "features": 16},
@@ -31,7 +33,7 @@ NETS = {
 }
 
 
-@pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+@pytest.mark.skipif(bool(native.why_not_loaded()), reason="needs a C++ compiler")
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
   """Forward, backward and update, with all that is chosen for a CPU and without."""
@@ -43,14 +45,15 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
     "mask": jnp.ones(4, bool),
   }
 
-  def train():
+  def train(kernel_choice):
     tx = optax.sgd(0.01, 0.9)
     state = StateInit(model, tx, (32, 32, 3), sharding)(jax.random.key(0))
     chunk = compile_train_chunk(
       preprocess=lambda images, key: images.astype(jnp.float32) / 64 - 2,
       take_batch=lambda feed, step: feed,
-      num_classes=4,
+      task=Classification(4),
       sharding=sharding,
+      kernel_choice=kernel_choice,
     )
     text = chunk.lower(state, feed, 3).as_text()
     state, metrics = chunk(state, feed, 3)
@@ -58,11 +61,10 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
 
   monkeypatch.setattr(compilation, "_CPU_OPTIONS", {})
   monkeypatch.setattr(compilation, "_ONEDNN_OPTIONS", {})
-  text, untuned = train()
+  text, untuned = train("xla")
   assert "resnet_jax" not in text
   monkeypatch.undo()
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  text, tuned = train()
+  text, tuned = train("native")
   assert "@resnet_jax_conv_kernel_gradient_float32(" in text
   assert "@resnet_jax_batch_norm_sums_float32(" in text
 
@@ -97,7 +99,7 @@ def test_an_option_that_jaxlib_does_not_know_is_left_out():
 
 FAULTS = """
 import resource, sys
-from resnet_jax import compilation
+from resnet_jax.runtime import compilation
 if sys.argv[1] == "keep":
   compilation.keep_freed_memory()
 import jax, jax.numpy as jnp

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.kernels import conv
+from resnet_jax.kernels import conv, traced_with, use, use
 from resnet_jax.runtime.compilation import jit_once
 
 # size, kernel, stride, padding: the shapes of all ResNets, and odd ones.
@@ -78,7 +78,7 @@ def test_conv2d_and_its_gradients_inside_a_scan(size, taps, stride, padding, gro
 
     return jax.lax.scan(body, None, dy[None])[1]
 
-  ours = jit_once(in_scan)(x, kernel, dy)
+  ours = jit_once(traced_with("xla", in_scan))(x, kernel, dy)
   theirs = jit_once(partial(lax_conv, **settings))(x, kernel)
   theirs = theirs, *jit_once(partial(lax_gradients, **settings))(x, kernel, dy)
   for a, b in zip(ours, theirs, strict=True):
@@ -92,7 +92,8 @@ def test_gradient_on_cpu_has_only_canonical_convolutions():
     return conv.conv2d(x, kernel, 2, 1).sum()
 
   x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
-  text = jax.jit(jax.grad(loss, (0, 1))).lower(x, kernel).as_text("hlo")
+  gradients = traced_with("xla", jax.grad(loss, (0, 1)))
+  text = jax.jit(gradients).lower(x, kernel).as_text("hlo")
   orders = {
     line.split("dim_labels=")[1].split(",")[0]
     for line in text.splitlines()
@@ -106,11 +107,14 @@ def test_other_backends_keep_their_own_gradient():
     return conv.conv2d(x, kernel, 1, 1).sum()
 
   x, kernel = jnp.ones((2, 8, 8, 3)), jnp.ones((3, 3, 3, 4))
-  traced = jax.jit(jax.grad(loss, (0, 1))).trace(x, kernel)
+  gradients = traced_with("xla", jax.grad(loss, (0, 1)))
+  traced = jax.jit(gradients).trace(x, kernel)
   text = traced.lower(lowering_platforms=("tpu",)).as_text("hlo")
   assert "dim_labels=f01b_i01o->01bf" in text
 
 
+@pytest.mark.parametrize("choice", ["plain", "xla", "native"])
+@pytest.mark.parametrize("choice", ["plain", "xla", "native"])
 @pytest.mark.parametrize(
   ("sizes", "taps", "padding", "groups", "dilation"),
   [
@@ -121,7 +125,7 @@ def test_other_backends_keep_their_own_gradient():
     ((8, 9), 3, 2, 2, 2),
   ],
 )
-def test_dilated_convolution_is_lax(sizes, taps, padding, groups, dilation):
+def test_dilated_convolution_is_lax(sizes, taps, padding, groups, dilation, choice):
   rng = np.random.default_rng(0)
   x = rng.normal(size=(2, *sizes, 4)).astype(np.float32)
   kernel = rng.normal(size=(taps, taps, 4 // groups, 6)).astype(np.float32)
@@ -138,7 +142,8 @@ def test_dilated_convolution_is_lax(sizes, taps, padding, groups, dilation):
     )
 
   def ours(x, kernel):
-    return conv.dilated_conv2d(x, kernel, padding, groups, dilation)
+    with use(choice):
+      return conv.conv2d(x, kernel, 1, padding, groups, dilation)
 
   def values_and_gradients(function):
     y, gradients = jax.vjp(function, x, kernel)

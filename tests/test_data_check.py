@@ -281,17 +281,17 @@ def test_ctrl_c_ends_it(tmp_path):
   """Of a hundred images that take a second each."""
   code = """
 import gc, sys, time
-from resnet_jax.commands import main
-from resnet_jax.data import check
+from resnet_jax.cli.main import main
+from resnet_jax.data.audit import scan
 
 gc.disable()  # Python drops an interrupt that comes within a collection's callback.
 
 def open_slowly(data, max_pixels):
   print("begun", flush=True)
   time.sleep(4)
-  raise check.ImageError("it is slow")
+  raise scan.ImageError("it is slow")
 
-check.open_image, check._CHUNK = open_slowly, 1
+scan.open_image, scan._CHUNK = open_slowly, 1
 main(["data", "check", sys.argv[1], "--picture="])
 """
   for i in range(100):

@@ -420,7 +420,7 @@ def test_pillow_warns_of_nothing(tmp_path):
     (tmp_path / name).write_bytes(data)
   script = """
 import pathlib, sys
-from resnet_jax.data.decode import decode, open_image, upright_size
+from resnet_jax.data.images.decode import decode, open_image, upright_size
 for path in pathlib.Path(sys.argv[1]).iterdir():
   image = open_image(path.read_bytes(), 178_000_000)
   upright_size(image)
@@ -451,8 +451,8 @@ def test_threads_decode_the_same():
 def test_a_part_is_that_of_the_whole_to_the_bit(library, subsampling, monkeypatch):
   if library == "opencv":
     monkeypatch.setattr(turbojpeg, "decode_part", lambda *_: None)
-  elif turbojpeg._library() is None:
-    pytest.skip("needs libjpeg-turbo 3: pip install turbojpeg")
+  elif reason := turbojpeg.why_not():
+    pytest.skip(f"needs libjpeg-turbo 3: {reason}")
   rng = np.random.default_rng(0)
   image = Image.fromarray(rng.integers(0, 256, (61, 83, 3), np.uint8))
   file = io.BytesIO()

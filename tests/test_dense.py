@@ -9,7 +9,6 @@ from arrays import normal, variables_of
 from flax import linen as nn
 
 from resnet_jax import FPN, Backbone, FCNHead, ResNet
-from resnet_jax.kernels import native
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
 
@@ -148,9 +147,8 @@ def test_a_dilated_segmenter_exports_with_any_batch_size():
 
   @jax.jit
   def segment(images):
-    with native.disabled():
-      maps = Backbone(net, 2).apply(variables["net"], images)
-      return head.apply(variables["head"], maps["c4"], images.shape[1:3])
+    maps = Backbone(net, 2).apply(variables["net"], images)
+    return head.apply(variables["head"], maps["c4"], images.shape[1:3])
 
   batch = jax.export.symbolic_shape("batch, 16, 16, 3")
   exported = jax.export.export(segment)(jax.ShapeDtypeStruct(batch, jnp.float32))

@@ -20,14 +20,11 @@ import pytest
 from rich.console import Console
 
 from resnet_jax.config import serialization
-from resnet_jax.config.plan import Plan
-from resnet_jax.models.registry import build_model
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import read_config
 from resnet_jax.runtime import processes
-from resnet_jax.runtime.mesh import create_mesh, in_process_order
-from resnet_jax.training.experiment import create_init
-from resnet_jax.training.optimizer import create_schedule
+from resnet_jax.runtime.mesh import in_process_order
+from resnet_jax.training.experiment import Experiment
 from running import train_config
 
 ROOT = Path(__file__).parents[1]
@@ -193,11 +190,10 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
   config = read_config(workdir)
   states = []
   for devices in (1, 2, 3):
-    mesh = create_mesh(jax.devices()[:devices])
-    schedule = create_schedule(config.optim, Plan.create(config, 70), 16)
-    init = create_init(config, build_model(config), schedule, (8, 8, 3), mesh)
+    experiment = Experiment.create(config, devices=jax.devices()[:devices])
     with CheckpointStore(str(workdir)) as store:
-      states.append(store.restore_latest(init(jax.random.key(9)), show=pytest.fail))
+      states.append(store.restore_latest(
+        experiment.state_init(jax.random.key(9)), show=pytest.fail))
     assert int(states[-1].step) == 20
     assert len(states[-1].step.sharding.device_set) == devices
   for state in states[1:]:

@@ -104,7 +104,7 @@ def test_global_batch_norm_waits_twice_in_each_layer_and_its_own_never(rehearsed
 
 
 def test_groups_of_batch_norm_exchange_among_themselves():
-  report = rehearse(dataclasses.replace(CONFIG, bn_scope="2"), cpu(4))
+  report = rehearse(dataclasses.replace(CONFIG, bn_scope=2), cpu(4))
   counts = {c.group: c.count for c in report.collectives}
   assert counts[2] >= 2 * NORMS - 1 and counts[4] <= 3
 

@@ -14,6 +14,7 @@ import pytest
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
+from resnet_jax.runtime.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 
@@ -360,7 +361,7 @@ def test_wrong_table_is_refused_with_its_name_and_line(tmp_path, text, message):
   path = write(tmp_path, text)
   with pytest.raises(ValueError, match=rf"{path}.*{message}") as info:
     list_images(path, "train", 0.1)
-  assert type(info.value) is ValueError and len(str(info.value)) < 400
+  assert type(info.value) is UserError and len(str(info.value)) < 400
 
 
 # Reading

@@ -1,4 +1,4 @@
-"""On one CPU, evaluation computes a convolution and what follows it in one call."""
+"""A folded network is the unfolded one, and on one CPU a few fused calls."""
 
 from functools import partial
 
@@ -10,14 +10,15 @@ import pytest
 from arrays import variables_of
 from flax import linen as nn
 
-from resnet_jax.kernels import native
-from resnet_jax.models import layers
+from resnet_jax import kernels
+from resnet_jax.kernels import conv, native
 from resnet_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
+from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.layers import Conv, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
@@ -26,32 +27,56 @@ from resnet_jax.models.stems import CifarStem, DeepStem
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runtime import compilation
 
-pytestmark = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+  bool(native.why_not_loaded()), reason="needs a C++ compiler"
+)
+CHOICES = ["plain", "xla", pytest.param("native", marks=needs_compiler)]
 
-# What differs from two basic blocks with a CIFAR stem; how many calls are fused.
+# What differs from two basic blocks with a CIFAR stem; how many scales of norms are left
+# when it is folded, of all; and how many calls are then fused.
 NETS = {
-  "basic": ({}, 6),
-  "bottleneck": ({"block": BottleneckBlock}, 9),
+  "basic": ({}, 0, 6, 6),
+  "bottleneck": ({"block": BottleneckBlock}, 0, 9, 9),
   # `nn.scan` traces its block twice.
-  "scan": ({"stage_sizes": (3, 1), "scan": True}, 10),
-  "deep stem": ({"stem": DeepStem, "features": 32}, 8),
-  "A": ({"shortcut": SHORTCUTS["A"]}, 5),
-  "D": ({"shortcut": SHORTCUTS["D"]}, 6),
-  "highway": ({"shortcut": SHORTCUTS["highway"]}, 6),
-  "none": ({"shortcut": SHORTCUTS["none"]}, 5),
-  "squeeze-excite": ({"block": partial(BasicBlock, attention=SqueezeExcite)}, 6),
-  "frozen": ({"norm": NORMS["frozen"]}, 6),
-  "group": ({"norm": NORMS["group"]}, 0),
-  # Their last convolution has no norm, nor has a 3x3 of several groups a kernel here.
-  "pre-activation": ({"block": PreActBasicBlock, "pre_activation": True}, 2),
-  "pre-activation 2": ({"block": PreActBottleneckBlock, "pre_activation": True}, 4),
-  "groups": ({"block": partial(BottleneckBlock, groups=2)}, 7),
+  "scan": ({"stage_sizes": (3, 1), "scan": True}, 0, 8, 10),
+  "deep stem": ({"stem": DeepStem, "features": 32}, 0, 8, 8),
+  "A": ({"shortcut": SHORTCUTS["A"]}, 0, 5, 5),
+  "D": ({"shortcut": SHORTCUTS["D"]}, 0, 6, 6),
+  "highway": ({"shortcut": SHORTCUTS["highway"]}, 0, 6, 6),
+  "none": ({"shortcut": SHORTCUTS["none"]}, 0, 5, 5),
+  "squeeze-excite": ({"block": partial(BasicBlock, attention=SqueezeExcite)}, 0, 6, 6),
+  "frozen": ({"norm": NORMS["frozen"]}, 0, 6, 6),
+  "group": ({"norm": NORMS["group"]}, 6, 6, 0),
+  # Their first and last norms follow no convolution, nor has a 3x3 of several groups a
+  # kernel here.
+  "pre-activation": ({"block": PreActBasicBlock, "pre_activation": True}, 3, 5, 2),
+  "pre-activation 2": (
+    {"block": PreActBottleneckBlock, "pre_activation": True},
+    3,
+    7,
+    4,
+  ),
+  "groups": ({"block": partial(BottleneckBlock, groups=2)}, 0, 9, 7),
 }
+
+
+def net(**changes):
+  settings = {"stage_sizes": (1, 1), "features": 16, "stem": CifarStem}
+  return ResNet(**settings | {"num_classes": 4} | changes)
+
+
+def images_of(size=16):
+  return jax.random.normal(jax.random.key(0), (2, size, size, 3))
 
 
 def assert_close(ours, expected):
   scale = np.abs(expected).max()
   np.testing.assert_allclose(ours, expected, atol=2e-5 * scale, rtol=0)
+
+
+def count_scales(variables) -> int:
+  leaves = jax.tree_util.tree_leaves_with_path(variables)
+  return sum(path[-1].key == "scale" for path, _ in leaves)
 
 
 @pytest.fixture
@@ -63,111 +88,140 @@ def fused(monkeypatch):
     calls.append(args)
     return call(*args)
 
-  call = layers.fused_conv2d
-  monkeypatch.setattr(layers, "fused_conv2d", count)
+  call = conv._fused_conv2d
+  monkeypatch.setattr(conv, "_fused_conv2d", count)
   return calls
 
 
-@pytest.mark.parametrize(("changes", "number"), NETS.values(), ids=NETS)
-def test_logits_are_the_same(monkeypatch, fused, changes, number):
-  settings = {"stage_sizes": (1, 1), "features": 16, "stem": CifarStem}
-  model = ResNet(**settings | {"num_classes": 4} | changes)
-  images = jax.random.normal(jax.random.key(0), (2, 16, 16, 3))
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize(("changes", "left", "norms", "calls"), NETS.values(), ids=NETS)
+def test_logits_are_the_same(fused, changes, left, norms, calls, choice):
+  model, images = net(**changes), images_of()
   variables = variables_of(model, images, spread=0.3)
+  assert count_scales(variables) == norms
   expected = compilation.jit_once(model.apply)(variables, images)
-  assert not fused
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  ours = compilation.jit_once(lambda *a: model.apply(*a))(variables, images)
-  assert len(fused) == number
+  folded, fewer = fold_batch_norm(model, variables)
+  assert count_scales(fewer) == left
+  ours = compilation.jit_once(kernels.traced_with(choice, folded.apply))(fewer, images)
+  assert len(fused) == (calls if choice == "native" else 0)
   assert_close(ours, expected)
 
 
-def test_gradients_of_frozen_scanned_blocks_are_the_same(monkeypatch, fused):
-  model = ResNet(
-    (3,), 4, 16, stem=CifarStem, norm=NORMS["frozen"], scan=True, remat=False
-  )
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+@needs_compiler
+@pytest.mark.parametrize(
+  ("changes", "train"),
+  [
+    ({"block": BottleneckBlock}, False),
+    ({"stage_sizes": (3,), "norm": NORMS["frozen"], "scan": True}, False),
+    ({"stage_sizes": (3,), "norm": NORMS["frozen"], "scan": True}, True),
+  ],
+)
+def test_gradients_are_the_same(fused, changes, train):
+  """Of evaluation, as pictures that explain a network need them."""
+  model, x = net(**changes), images_of(8)
   variables = variables_of(model, x, spread=0.3)
 
-  def gradients():
-    def loss(params):
-      logits = model.apply(variables | {"params": params}, x, train=True)
-      return jnp.sum(jnp.sin(logits))
+  def gradients(choice, fold):
+    def loss(params, x):
+      net, values = model, variables | {"params": params}
+      if fold:
+        net, values = fold_batch_norm(net, values)
+      return jnp.sum(jnp.sin(net.apply(values, x, train=train)))
 
-    return jax.jit(jax.grad(loss))(variables["params"])
+    function = kernels.traced_with(choice, jax.grad(loss, argnums=(0, 1)))
+    return jax.jit(function)(variables["params"], x)
 
-  expected = gradients()
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  jax.tree.map(assert_close, gradients(), expected)
-  assert fused
-
-
-def test_gradients_are_the_same(monkeypatch, fused):
-  """Of evaluation, as pictures that explain a network need them."""
-  norm = partial(NORMS["batch"], use_running_average=True)
-  shortcut = partial(SHORTCUTS["B"], norm=norm)
-  block = BottleneckBlock(16, norm=norm, shortcut=shortcut)
-  x = jax.random.normal(jax.random.key(0), (2, 8, 8, 16))
-  variables = variables_of(block, x, spread=0.3)
-
-  def gradients():
-    def loss(variables, x):
-      return jnp.sum(jnp.sin(block.apply(variables, x)))
-
-    return jax.jit(jax.grad(loss, argnums=(0, 1)))(variables, x)
-
-  expected = gradients()
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  jax.tree.map(assert_close, gradients(), expected)
-  assert len(fused) == 4
-
-
-def test_layers_whose_results_are_asked_for_are_called(monkeypatch, fused):
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  norm = partial(NORMS["batch"], use_running_average=True)
-  block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
-  variables = variables_of(block, x, spread=0.3)
-  _, state = block.apply(
-    variables, x, capture_intermediates=True, mutable=["intermediates"]
-  )
-  assert {"conv1", "bn1", "conv2", "bn2"} <= set(state["intermediates"])
+  expected = gradients("plain", fold=False)
+  jax.tree.map(assert_close, gradients("native", fold=False), expected)
   assert not fused
-  block.apply(variables, x)
-  assert len(fused) == 2
+  if not train:
+    jax.tree.map(assert_close, gradients("native", fold=True), expected)
+    assert fused
 
 
-def test_a_summary_has_all_layers(monkeypatch, fused):
+def test_layers_whose_results_are_asked_for_are_called(fused):
+  model, x = net(), images_of()
+  variables = variables_of(model, x, spread=0.3)
+  with kernels.use("native"):
+    _, state = model.apply(
+      variables, x, capture_intermediates=True, mutable=["intermediates"]
+    )
+  block = state["intermediates"]["stage1"]["block1"]
+  assert {"conv1", "bn1", "conv2", "bn2"} <= set(block)
+  assert not fused
+
+
+def test_a_summary_has_all_layers(fused):
   model = ResNet((1,), features=16)
   expected = list_layers(model, (16, 16, 3))
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  assert list_layers(model, (16, 16, 3)) == expected
+  with kernels.use("native"):
+    assert list_layers(model, (16, 16, 3)) == expected
   assert not fused
 
 
-def test_other_layers_are_called(monkeypatch, fused):
+class Twice(Conv):
+  @nn.compact
+  def __call__(self, x):
+    return 2 * super().__call__(x)
+
+
+class Half(SHORTCUTS["B"]):
+  def __call__(self, x, residual):
+    return super().__call__(x, residual / 2)
+
+
+class Named(Conv):
+  """Does as its parent, which it does not override."""
+
+
+def evaluate(model, variables, x, choice, fold):
+  if fold:
+    model, variables = fold_batch_norm(model, variables)
+  with kernels.use(choice):
+    return model.apply(variables, x), variables
+
+
+@pytest.mark.parametrize("choice", CHOICES)
+def test_other_layers_are_called(fused, choice):
   """A layer that somebody derived from ours may do more."""
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
+  x = images_of()
+  whole, twice, named = (
+    net(block=partial(BasicBlock, conv=layer)) for layer in (Conv, Twice, Named)
+  )
+  variables = variables_of(whole, x, spread=0.3)
+  expected, _ = evaluate(twice, variables, x, "plain", fold=False)
+  ours, folded = evaluate(twice, variables, x, choice, fold=True)
+  assert_close(ours, expected)
+  # Only the stem's norm follows a convolution of ours.
+  assert count_scales(folded) == 5
+  assert len(fused) == (choice == "native")
+  plain, folded = evaluate(named, variables, x, choice, fold=True)
+  assert count_scales(folded) == 0
+  assert len(fused) == (7 if choice == "native" else 0)
+  assert jnp.abs(plain - ours).max() > 0.1
 
-  class Twice(Conv):
-    @nn.compact
-    def __call__(self, x):
-      return 2 * super().__call__(x)
 
-  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
-  norm = partial(NORMS["batch"], use_running_average=True)
-  block, twice = (BasicBlock(16, conv=conv, norm=norm) for conv in (Conv, Twice))
-  variables = variables_of(block, x, spread=0.3)
-  y = block.apply(variables, x)
-  assert len(fused) == 2
-  assert jnp.abs(twice.apply(variables, x) - y).max() > 0.1
-  assert len(fused) == 2
+@pytest.mark.parametrize("choice", CHOICES)
+def test_other_shortcuts_are_called(fused, choice):
+  x = images_of()
+  whole, half = (net(shortcut=shortcut) for shortcut in (SHORTCUTS["B"], Half))
+  variables = variables_of(whole, x, spread=0.3)
+  expected, _ = evaluate(half, variables, x, "plain", fold=False)
+  ours, folded = evaluate(half, variables, x, choice, fold=True)
+  assert_close(ours, expected)
+  assert count_scales(folded) == 0
+  plain, _ = evaluate(whole, variables, x, "plain", fold=False)
+  assert jnp.abs(plain - ours).max() > 0.1
+  if choice == "native":
+    # In front of the derived one there is no ReLU, nor after a projection.
+    relu = [relu for *_, relu in fused]
+    assert relu == [True, True, False, True, False, False]
 
 
 @pytest.mark.parametrize(
   "path", [("conv1", "kernel"), ("bn1", "scale"), ("bn2", "bias")]
 )
-def test_wrong_variables_are_an_error(monkeypatch, fused, path):
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
+def test_wrong_variables_are_an_error(path):
   norm = partial(NORMS["batch"], use_running_average=True)
   block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
   variables = variables_of(block, x, spread=0.3)
@@ -176,23 +230,20 @@ def test_wrong_variables_are_an_error(monkeypatch, fused, path):
   for parent in parents:
     values = values[parent]
   values[name] = jnp.ones((3, 3, 16, 32) if name == "kernel" else 32)
-  with pytest.raises(flax.errors.FlaxError, match="|".join(path)):
+  with (
+    kernels.use("native"),
+    pytest.raises(flax.errors.FlaxError, match="|".join(path)),
+  ):
     block.apply(variables, x)
 
 
-def test_other_shortcuts_are_called(monkeypatch, fused):
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-
-  class Half(SHORTCUTS["B"]):
-    def __call__(self, x, residual):
-      return super().__call__(x, residual / 2)
-
-  norm = partial(NORMS["batch"], use_running_average=True)
-  x = jax.random.normal(jax.random.key(0), (1, 8, 8, 16))
-  whole, half = (
-    BasicBlock(16, norm=norm, shortcut=shortcut) for shortcut in (SHORTCUTS["B"], Half)
-  )
-  variables = variables_of(whole, x, spread=0.3)
-  assert jnp.abs(whole.apply(variables, x) - half.apply(variables, x)).max() > 0.1
-  # In front of the derived one there is no ReLU.
-  assert [relu for *_, relu in fused] == [True, True, True, False]
+@pytest.mark.parametrize("choice", CHOICES)
+@pytest.mark.parametrize("path", [("conv1", "kernel"), ("bn2", "bias")])
+def test_wrong_folded_variables_are_an_error(path, choice):
+  model, x = net(), images_of()
+  folded, variables = fold_batch_norm(model, variables_of(model, x, spread=0.3))
+  layer, name = path
+  shape = (3, 3, 16, 32) if name == "kernel" else (32,)
+  variables["params"]["stage1"]["block1"][layer][name] = jnp.ones(shape)
+  with kernels.use(choice), pytest.raises((TypeError, ValueError)):
+    folded.apply(variables, x)

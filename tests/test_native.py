@@ -10,10 +10,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.kernels import conv, native
+from resnet_jax import kernels
+from resnet_jax.kernels import choice, conv, native
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime.errors import UserError
 
-needs_compiler = pytest.mark.skipif(not native._load(), reason="needs a C++ compiler")
+needs_compiler = pytest.mark.skipif(
+  bool(native.why_not_loaded()), reason="needs a C++ compiler"
+)
 
 # Images, side, channels, features, taps, stride, padding.
 SHAPES = [
@@ -141,7 +145,7 @@ def test_long_sums_keep_their_digits():
 
 @needs_compiler
 @pytest.mark.parametrize(("stride", "padding"), [(1, 1), (2, 1), (1, 0), (1, 4)])
-def test_training_takes_them_and_gets_the_same_gradients(monkeypatch, stride, padding):
+def test_training_takes_them_and_gets_the_same_gradients(stride, padding):
   x = jax.random.normal(jax.random.key(0), (2, 8, 8, 32))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 32, 64))
 
@@ -152,9 +156,10 @@ def test_training_takes_them_and_gets_the_same_gradients(monkeypatch, stride, pa
     function = jax.jit(jax.grad(loss, argnums=(0, 1)))
     return function(x, kernel), function.lower(x, kernel).as_text()
 
-  expected, plain = gradients()
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  ours, tuned = gradients()
+  with kernels.use("xla"):
+    expected, plain = gradients()
+  with kernels.use("native"):
+    ours, tuned = gradients()
   jax.tree.map(assert_close, ours, expected)
   assert "resnet_jax_conv" not in plain
   # Padding beyond the kernel is left to XLA; so is the input's gradient at a stride.
@@ -164,7 +169,7 @@ def test_training_takes_them_and_gets_the_same_gradients(monkeypatch, stride, pa
 
 
 @needs_compiler
-def test_second_derivatives_and_vmap(monkeypatch):
+def test_second_derivatives_and_vmap():
   x = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 16))
   kernel = jax.random.normal(jax.random.key(1), (3, 3, 16, 16))
 
@@ -177,16 +182,15 @@ def test_second_derivatives_and_vmap(monkeypatch):
     forward = jax.jvp(lambda k: gradient(x[0], k), [kernel], [kernel])
     return penalty(x[0], kernel), forward, jax.vmap(gradient, (0, None))(x, kernel)
 
-  expected = values()
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  jax.tree.map(assert_close, values(), expected)
+  with kernels.use("xla"):
+    expected = values()
+  with kernels.use("native"):
+    jax.tree.map(assert_close, values(), expected)
 
 
-def assert_same_step(monkeypatch, function, *arguments, called):
-  """Of a new function: `jax.jit` knows one that it has traced."""
-  expected = jax.jit(lambda *a: function(*a))(*arguments)
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  tuned = jax.jit(lambda *a: function(*a))
+def assert_same_step(function, *arguments, called):
+  expected = jax.jit(kernels.traced_with("xla", function))(*arguments)
+  tuned = jax.jit(kernels.traced_with("native", function))
   jax.tree.map(assert_close, tuned(*arguments), expected)
   text = tuned.lower(*arguments).as_text()
   assert {name: text.count(f"@{name}_float32(") for name in called} == called
@@ -194,7 +198,7 @@ def assert_same_step(monkeypatch, function, *arguments, called):
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(2, 3, 5, 16), (1, 2, 3, 32), (7, 40, 40, 80)])
-def test_batch_norm_and_its_gradient(monkeypatch, shape):
+def test_batch_norm_and_its_gradient(shape):
   norm = BatchNorm(use_running_average=False)
   x, dy = (jax.random.normal(jax.random.key(i), shape) for i in range(2))
   variables = norm.init(jax.random.key(0), x)
@@ -211,7 +215,7 @@ def test_batch_norm_and_its_gradient(monkeypatch, shape):
     return jax.value_and_grad(loss, argnums=(0, 1), has_aux=True)(params, x)
 
   called = {native._MOMENTS: 1, native._BATCH_NORM_SUMS: 1}
-  assert_same_step(monkeypatch, step, variables["params"], x, called=called)
+  assert_same_step(step, variables["params"], x, called=called)
 
 
 @needs_compiler
@@ -234,7 +238,7 @@ def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
 
 @needs_compiler
 @pytest.mark.parametrize("shape", [(2, 3, 5, 16), (7, 40, 40, 80)])
-def test_batch_norm_in_bfloat16(monkeypatch, shape):
+def test_batch_norm_in_bfloat16(shape):
   """Is that in float32, rounded once."""
   x, dy = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
 
@@ -247,8 +251,7 @@ def test_batch_norm_in_bfloat16(monkeypatch, shape):
     return y, *gradient(dy), updates
 
   expected = step(x.astype(jnp.float32), dy.astype(jnp.float32))
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
-  tuned = jax.jit(step)
+  tuned = jax.jit(kernels.traced_with("native", step))
   ours = tuned(x, dy)
   assert ours[0].dtype == ours[1].dtype == jnp.bfloat16
   jax.tree.map(assert_close, ours, expected)
@@ -267,7 +270,7 @@ def test_moments_far_from_zero():
 
 
 @needs_compiler
-def test_further_derivatives_of_batch_norm(monkeypatch):
+def test_further_derivatives_of_batch_norm():
   norm = BatchNorm(use_running_average=False)
   x = jax.random.normal(jax.random.key(0), (2, 4, 4, 16))
   variables = norm.init(jax.random.key(0), x)
@@ -283,28 +286,27 @@ def test_further_derivatives_of_batch_norm(monkeypatch):
     return second(x), jax.jvp(second, [x], [jnp.cos(x)])[1]
 
   called = {native._MOMENTS: 2, native._BATCH_NORM_SUMS: 2}
-  assert_same_step(monkeypatch, derivatives, x, called=called)
+  assert_same_step(derivatives, x, called=called)
 
 
-def test_channels_that_do_not_match_are_an_error(monkeypatch):
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
+def test_channels_that_do_not_match_are_an_error():
   x, kernel = jnp.ones((1, 4, 4, 64)), jnp.ones((3, 3, 8, 16))
-  with pytest.raises(ValueError, match="feature dimension"):
+  with kernels.use("native"), pytest.raises(ValueError, match="feature dimension"):
     conv.conv2d(x, kernel, 1, 1)
 
 
 def test_only_what_they_serve(monkeypatch):
-  monkeypatch.setattr(native, "_load", lambda: 16)
+  monkeypatch.setattr(native, "_load", lambda: (16, ""))
   x, kernel = jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 8, 32))
 
   def fits(x=x, kernel=kernel, stride=1, padding=1):
     return native.fits(x, kernel, kernel.shape, stride, padding)
 
-  assert not fits()  # The tests have eight devices.
-  monkeypatch.setattr(native, "_is_alone", lambda: True)
   assert fits()
-  with native.disabled():
-    assert not fits()
+  for name in ("plain", "xla", "native"):
+    with kernels.use(name):
+      taken = conv._is_native(x, kernel, kernel.shape, stride=1, padding=1)
+    assert taken == (name == "native")
   assert not fits(kernel=kernel[..., :24])
   assert not fits(padding=3)
   assert not fits(x[:, :2], padding=0)
@@ -314,8 +316,42 @@ def test_only_what_they_serve(monkeypatch):
   assert not fits(x[:0])
 
 
+def test_they_are_for_one_device(monkeypatch):
+  monkeypatch.setattr(native, "_load", lambda: (16, ""))
+  assert choice.why_not_native() == "there are 8 devices"
+  assert kernels.resolve("auto") == "xla"
+  with pytest.raises(UserError, match="not possible here: there are 8 devices"):
+    kernels.resolve("native")
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  resolved = [kernels.resolve(name) for name in ("auto", "native", "xla")]
+  assert resolved == ["native", "native", "xla"]
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert kernels.resolve("auto") == "xla"
+
+
+# Said before each compilation.
+COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
+
+
+def test_they_are_for_one_device(monkeypatch):
+  monkeypatch.setattr(native, "_load", lambda: (16, ""))
+  assert choice.why_not_native() == "there are 8 devices"
+  assert kernels.resolve("auto") == "xla"
+  with pytest.raises(UserError, match="not possible here: there are 8 devices"):
+    kernels.resolve("native")
+  monkeypatch.setattr(jax, "device_count", lambda: 1)
+  resolved = [kernels.resolve(name) for name in ("auto", "native", "xla")]
+  assert resolved == ["native", "native", "xla"]
+  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
+  assert kernels.resolve("auto") == "xla"
+
+
+# Said before each compilation.
+COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
+
+
 def load(**variables) -> subprocess.CompletedProcess:
-  code = "from resnet_jax import native; print(native._load())"
+  code = "from resnet_jax.kernels import native; print(*native._load(), sep='\\n')"
   environment = {"PATH": os.environ["PATH"], **variables}
   return subprocess.run(
     [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -324,7 +360,7 @@ def load(**variables) -> subprocess.CompletedProcess:
 
 def test_without_a_compiler_there_are_none():
   result = load(PATH="")
-  assert (result.stdout, result.stderr) == ("0\n", "")
+  assert (result.stdout, result.stderr) == ("0\nthere is no C++ compiler (c++, or $CXX)\n", "")
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):
@@ -334,22 +370,21 @@ def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):
   )
   compiler.chmod(0o755)
   result = load(CXX=f"{compiler} -v", XDG_CACHE_HOME=str(tmp_path / "cache"))
-  assert result.stdout == "0\n"
-  assert f"{compiler} could not compile" in result.stderr
-  assert ": error: no header\n" in result.stderr
+  assert result.stdout.startswith(f"0\n{compiler} could not compile ")
+  assert result.stdout.endswith(": error: no header\n")
   assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "resnet_jax"]
 
 
 @needs_compiler
 def test_a_cache_that_is_damaged_or_cannot_be_written_is_done_without(tmp_path):
-  lanes = f"{native._load()}\n"
+  lanes = f"{native._load()[0]}\n\n"
   compiler = tmp_path / "c++"  # The last level counts, and this one is soon done.
   compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
   compiler.chmod(0o755)
   variables = {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(compiler)}
   result = load(**variables)
-  assert (result.stdout, result.stderr) == (lanes, "")
+  assert (result.stdout, result.stderr) == (lanes, COMPILING)
   (library,) = tmp_path.rglob("*.so")
   library.write_bytes(b"no library")
   result = load(**variables)
-  assert (result.stdout, result.stderr) == (lanes, "")
+  assert (result.stdout, result.stderr) == (lanes, COMPILING)

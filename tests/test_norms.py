@@ -14,6 +14,8 @@ from resnet_jax.data.batch import Batch
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import train_step
+from resnet_jax.training.tasks import Classification
+from resnet_jax.training.tasks import Classification
 
 X = 3 + 2 * normal(2, 3, 3, 8)
 
@@ -67,7 +69,8 @@ def take_step(norm: str):
   def preprocess(images, key):
     return images / 255.0
 
-  after, _ = jax.jit(partial(train_step, preprocess=preprocess))(state, batch)
+  step = partial(train_step, task=Classification(10), preprocess=preprocess)
+  after, _ = jax.jit(step)(state, batch)
   return state, after
 
 

@@ -6,7 +6,7 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import Config, DataConfig
-from resnet_jax.runs.run_dir import latest_step, read_config, open_run
+from resnet_jax.runs.run_dir import latest_step, open_run, read_config
 
 
 def use(*args):
@@ -65,7 +65,7 @@ def test_run_directory_that_is_a_file_or_damaged(tmp_path):
 @pytest.mark.parametrize(
   ("workdir", "message"),
   [
-    ("gs://bucket/run", r"needs gcsfs: pip install 'resnet_jax\[gcs\]'"),
+    ("gs://bucket/run", r"needs gcsfs: pip install 'flax-resnet\[gcs\]'"),
     ("s3://bucket/run", "must be a local path or begin with gs://"),
   ],
 )

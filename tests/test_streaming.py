@@ -31,6 +31,7 @@ from resnet_jax.data.pipelines import streaming
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.folder import list_images
 from resnet_jax.runtime.mesh import create_mesh
+from resnet_jax.training.clock import Clock
 
 # What is heavy to import is imported where it is used: each worker imports this file.
 
@@ -104,9 +105,7 @@ def iterate_training(dataset, num_steps, start=0, per_call=3, seed=0, batch_size
   plan = make_plan(dataset, num_steps, per_call, batch_size)
   take = jax.jit(dataset.take_batch)
   step = start
-  for end, chunk, count in dataset.train_chunks(
-    jax.random.key(seed), start, plan, lambda: False
-  ):
+  for end, chunk, count in dataset.train_chunks(jax.random.key(seed), start, plan):
     assert end == step + count and count <= per_call
     for number in range(step, end):
       yield jax.device_get(take(chunk, number))
@@ -212,7 +211,7 @@ def test_an_epoch_takes_each_image_at_most_once_in_a_new_order():
 
 def test_a_chunk_that_is_not_full_is_as_long_as_the_others():
   plan = make_plan(make(), 5)
-  chunks = list(make().train_chunks(jax.random.key(0), 0, plan, lambda: False))
+  chunks = list(make().train_chunks(jax.random.key(0), 0, plan))
   assert [count for *_, count in chunks] == [3, 2]
   assert {chunk.batches["image"].shape for _, chunk, _ in chunks} == {(3, 4, 8, 8, 3)}
 
@@ -271,7 +270,7 @@ import hashlib, json, sys
 import jax
 import numpy as np
 from jax.experimental import multihost_utils
-from resnet_jax.sharding import create_mesh
+from resnet_jax.runtime.mesh import create_mesh
 
 sys.path.insert(0, sys.argv[1])
 jax.config.update("jax_num_cpu_devices", 2)
@@ -283,7 +282,7 @@ mesh = create_mesh()
 data = tests.list_images(tests.Path(sys.argv[4]), "train", 0.1)
 dataset = tests.StreamingDataset(data, tests.CROP, 8, mesh)
 plan = tests.make_plan(dataset, 4, batch_size=8)
-chunks = dataset.train_chunks(jax.random.key(0), 0, plan, lambda: False)
+chunks = dataset.train_chunks(jax.random.key(0), 0, plan)
 batches = [chunk.batches for _, chunk, _ in chunks]
 shards = batches[0]["label"].addressable_shards
 starts = sorted({shard.index[1].start for shard in shards})
@@ -314,7 +313,7 @@ def test_two_processes_make_the_batches_of_one(colours):
   data = list_images(colours, "train", 0.1)
   dataset = StreamingDataset(data, CROP, 8, create_mesh(jax.devices()[:4]))
   plan = make_plan(dataset, 4, batch_size=8)
-  chunks = dataset.train_chunks(jax.random.key(0), 0, plan, lambda: False)
+  chunks = dataset.train_chunks(jax.random.key(0), 0, plan)
   arrays = jax.tree.leaves([jax.device_get(chunk.batches) for _, chunk, _ in chunks])
   digest = hashlib.sha256(b"".join(a.tobytes() for a in arrays)).hexdigest()
   try:
@@ -448,9 +447,7 @@ def test_another_error_comes_through_as_it_is():
 
 def test_a_killed_worker_is_told_of():
   dataset = make(transform=Noise(0.01), num_workers=2)
-  chunks = dataset.train_chunks(
-    jax.random.key(0), 0, make_plan(dataset, 1000), lambda: False
-  )
+  chunks = dataset.train_chunks(jax.random.key(0), 0, make_plan(dataset, 1000))
   with nothing_left_behind():
     next(chunks)
     worker = multiprocessing.active_children()[0].pid
@@ -494,7 +491,7 @@ if __name__ == "__main__":
 
   def train():
     key = tests.jax.random.key(0)
-    for step, *_ in dataset.train_chunks(key, 0, plan, lambda: False):
+    for step, *_ in dataset.train_chunks(key, 0, plan):
       if step == 3:
         print("training", flush=True)
 
@@ -533,46 +530,76 @@ def test_workers_end_with_the_process_however_it_ends(tmp_path):
         os.killpg(process.pid, signal.SIGKILL)
 
 
-def train_slowly(dataset, is_idle, compute_s=0.0, num_steps=10) -> float:
-  """Returns the seconds that it took."""
+class Result:
+  """Of a call that the device computes until `ready` is set."""
+
+  def __init__(self):
+    self.ready = threading.Event()
+
+  def block_until_ready(self):
+    self.ready.wait()
+    return self
+
+
+def train_slowly(dataset, result, compute_s=0.0, num_steps=10) -> tuple[float, float]:
+  """Returns the seconds that it took, and how many were waited for images."""
   plan = make_plan(dataset, num_steps, per_call=1)
-  start = time.monotonic()
-  for _ in dataset.train_chunks(jax.random.key(0), 0, plan, is_idle):
-    time.sleep(compute_s)
-  return time.monotonic() - start
+  with Clock() as clock:
+    clock.dispatched(result)
+    for _ in clock.waiting(dataset.train_chunks(jax.random.key(0), 0, plan)):
+      clock.dispatched(result)
+      time.sleep(compute_s)
+    return clock.lap()
 
 
 def test_waiting_for_images_is_counted_while_the_device_is_idle():
   list(make().eval_chunks())  # Loads what is loaded once.
   dataset = make(transform=Noise(0.02), num_threads=1)  # 0.08 s a batch.
-  seconds = train_slowly(dataset, lambda: True)
-  assert 0.7 * seconds < dataset.waited_s <= seconds
+  seconds, waited = train_slowly(dataset, jnp.zeros(()))
+  assert 0.7 * seconds < waited <= seconds
 
 
 def test_waiting_while_the_device_works_is_not_counted():
   dataset = make(transform=Noise(0.01), num_threads=1)
-  train_slowly(dataset, lambda: False)
-  assert dataset.waited_s == 0
+  result = Result()
+  try:
+    assert train_slowly(dataset, result)[1] == 0
+  finally:
+    result.ready.set()
 
 
 def test_waiting_is_counted_from_when_the_device_falls_idle():
   dataset = make(transform=Noise(0.05), num_threads=1)  # 0.2 s at least.
-  polls = []
+  result, fell_idle = Result(), []
 
-  def is_idle() -> bool:
-    polls.append(time.monotonic())
-    return len(polls) == 20  # After 0.1 s.
+  def fall_idle():
+    fell_idle.append(time.monotonic())
+    result.ready.set()
 
-  plan = make_plan(dataset, 1)
-  next(dataset.train_chunks(jax.random.key(0), 0, plan, is_idle))
-  end = time.monotonic()
-  assert 0.05 < dataset.waited_s < end - polls[-1] < end - polls[0] - 0.05
+  with Clock() as clock:
+    clock.dispatched(result)
+    start = time.monotonic()
+    threading.Timer(0.1, fall_idle).start()
+    next(clock.waiting(dataset.train_chunks(jax.random.key(0), 0, make_plan(dataset, 1))))
+    end = time.monotonic()
+    _, waited = clock.lap()
+  assert 0.05 < waited < end - fell_idle[0] < end - start - 0.05
 
 
 def test_images_that_are_quicker_than_the_device_are_not_waited_for():
-  dataset = make()
-  seconds = train_slowly(dataset, lambda: True, compute_s=0.05)
-  assert dataset.waited_s < 0.3 * seconds
+  seconds, waited = train_slowly(make(), jnp.zeros(()), compute_s=0.05)
+  assert waited < 0.3 * seconds
+
+
+def test_a_lap_begins_anew():
+  with Clock() as clock:
+    clock.dispatched(jnp.zeros(()))
+    time.sleep(0.05)  # Idle, and no images are asked for.
+    assert list(clock.waiting(time.sleep(0.1) or i for i in range(2))) == [0, 1]
+    seconds, waited = clock.lap()
+    assert 0.15 < waited + 0.04 < seconds
+    seconds, waited = clock.lap()
+    assert seconds < 0.1 and waited == 0
 
 
 @pytest.mark.parametrize("per_call", [1, 3])
@@ -580,7 +607,7 @@ def test_no_more_than_four_batches_are_read_ahead(per_call):
   dataset = make()
   LOADED.clear()
   plan = make_plan(dataset, 1000, per_call=per_call)
-  chunks = dataset.train_chunks(jax.random.key(0), 0, plan, lambda: False)
+  chunks = dataset.train_chunks(jax.random.key(0), 0, plan)
   for step, *_ in itertools.islice(chunks, 3):
     time.sleep(0.2)
     assert 4 * step < len(LOADED) <= 4 * (step + 4)

@@ -478,10 +478,11 @@ BOMBS = {
 }
 READ_APART = """
 import pathlib, resource, sys, tracemalloc, types
-package = types.ModuleType("resnet_jax")  # Without what it imports.
-package.__path__ = [sys.argv[1]]
-sys.modules["resnet_jax"] = package
-from resnet_jax import torch_file
+for name, folder in ("resnet_jax", ""), ("resnet_jax.weights", "/weights"):
+  package = types.ModuleType(name)  # Without what it imports.
+  package.__path__ = [sys.argv[1] + folder]
+  sys.modules[name] = package
+from resnet_jax.weights import torch_checkpoint as torch_file
 resource.setrlimit(resource.RLIMIT_AS, (2**33, 2**33))
 tracemalloc.start()
 try:

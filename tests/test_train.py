@@ -44,10 +44,10 @@ def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
     (["--config.batch_size=0"], ["config.batch_size=0", "> 0"]),
     (["--config.model.name=resnet21"], ["model.name='resnet21'", "resnet20"]),
     (["--config.optim.schedule=linear"], ["'linear'", "'step', 'cosine'"]),
-    (["--config=none.py"], ["none.py", "configs/digits.py"]),
+    (["--config=none.py"], ["none.py", "digits", "resnet-jax configs"]),
     (["--config=configs/cifar10_resnet20.py:resnet21"], ["resnet21", "resnet20"]),
     (["--confg=x"], ["confg", "config"]),
-    (["--mode=test"], ["mode", "train|eval"]),
+    (["--mode=test"], ["mode", "'train', 'eval'"]),
     (["--mode=eval"], ["--workdir"]),
     (["runs/x"], ["'runs/x'", "--"]),
     (["--config.data.name=cifar10", "--config.data.dir=no"], ["tfds build cifar10"]),
@@ -164,8 +164,8 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
 def test_help_names_the_flags():
   result = train("--help")
   assert result.returncode == 0
-  settings = "--config:", "--config.optim.learning_rate:"
-  for flag in ("--workdir:", "--mode:", "--coordinator:", *settings):
+  settings = "--config NAME", "--config.PATH=VALUE"
+  for flag in ("--workdir RUN", "--mode {train,eval}", "--coordinator HOST", *settings):
     assert flag in result.stdout
 
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 from rich.console import Console
+from running import train_config
 
 from resnet_jax.config import (
   AugmentConfig,
@@ -24,12 +25,10 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
-from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
-from running import train_config
+from resnet_jax.training.hooks import Hook
 
 
 def make_config(**changes) -> Config:
@@ -47,10 +46,10 @@ def make_config(**changes) -> Config:
   return dataclasses.replace(config, **changes)
 
 
-def run(config, workdir, devices=1):
+def run(config, workdir, devices=1, hooks=()):
   console = Console(file=io.StringIO(), width=200)
   state, results = train_config(
-    config, str(workdir), jax.devices()[:devices], console
+    config, workdir, jax.devices()[:devices], console, hooks
   )
   return state, results, console.file.getvalue()
 
@@ -85,45 +84,34 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
   }
 
 
-def die_after_saving(last, config, workdir, monkeypatch, devices=1):
+def die_after_saving(last, config, workdir, devices=1):
   """Runs until the state of step `last` is saved, and not to the run's own end."""
-  save = CheckpointStore.save
 
-  def save_and_die(self, step, *args):
-    save(self, step, *args)
-    if step == last:
-      raise RuntimeError("killed")
+  class Die(Hook):
+    def on_checkpoint(self, step, state):
+      if step == last:
+        raise RuntimeError("killed")
 
-  with monkeypatch.context() as patch:
-    patch.setattr(CheckpointStore, "save", save_and_die)
-    with pytest.raises(RuntimeError, match="killed"):
-      run(config, workdir, devices)
+  with pytest.raises(RuntimeError, match="killed"):
+    run(config, workdir, devices, [Die()])
 
 
-def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(
-  whole, tmp_path, monkeypatch
-):
+def test_a_run_that_died_after_a_save_goes_on_to_the_same_bits(whole, tmp_path):
   config = make_config(checkpoint=CheckpointConfig(every_steps=5))
-  die_after_saving(5, config, tmp_path, monkeypatch)
+  die_after_saving(5, config, tmp_path)
   assert latest_step(tmp_path) == 5
   assert_states_equal(run(config, tmp_path)[0], whole[1])
 
 
-def test_a_signal_ends_a_run_between_calls_with_nothing_lost(
-  whole, tmp_path, monkeypatch
-):
-  train = MetricWriter.train
+def test_a_signal_ends_a_run_between_calls_with_nothing_lost(whole, tmp_path):
+  class Signal(Hook):
+    def on_log(self, step, values):
+      if step == 4:  # The call of step 5 has begun.
+        signal.raise_signal(signal.SIGTERM)
 
-  def train_and_signal(self, step, metrics):
-    train(self, step, metrics)
-    if step == 3:
-      signal.raise_signal(signal.SIGTERM)
-
-  with monkeypatch.context() as patch:
-    patch.setattr(MetricWriter, "train", train_and_signal)
-    with pytest.raises(Stopped) as stopped:
-      run(make_config(), tmp_path)
-  assert stopped.value.step == latest_step(tmp_path) == 3
+  with pytest.raises(Stopped) as stopped:
+    run(make_config(steps_per_call=1), tmp_path, hooks=[Signal()])
+  assert stopped.value.step == latest_step(tmp_path) == 5
   assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
   lines, expected = records(tmp_path), records(whole[0])
   assert [line["step"] for line in lines] == [line["step"] for line in expected]
@@ -245,9 +233,7 @@ def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
   assert not (tmp_path / "new").exists()
 
 
-def test_all_options_together_resume_to_the_bit_and_evaluate_alike(
-  tmp_path, monkeypatch
-):
+def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
   config = make_config(
     num_steps=6,
     precise_bn_batches=2,
@@ -265,7 +251,7 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(
   )
   state, results, shown = run(config, tmp_path / "whole", devices=2)
   assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
-  die_after_saving(4, config, tmp_path / "cut", monkeypatch, devices=2)
+  die_after_saving(4, config, tmp_path / "cut", devices=2)
   assert_states_equal(run(config, tmp_path / "cut", devices=2)[0], state)
   # Both versions are evaluated; what is saved to be used is the average.
   last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}

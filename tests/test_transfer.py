@@ -8,16 +8,18 @@ import numpy as np
 import optax
 import pytest
 from arrays import normal
+from running import train_config
 
 from resnet_jax import create_model, weights
 from resnet_jax.config import Config, OptimConfig
-from resnet_jax.models.groups import parse_frozen, parse_multipliers
+from resnet_jax.config.validation import validate
+from resnet_jax.config.values import parse_factors, parse_names
+from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.training.optimizer import create_optimizer
-from running import train_config
 
 
 def digits_config(**changes) -> Config:
@@ -55,7 +57,7 @@ def test_frozen_groups_stay_to_the_byte_and_the_others_move(
 ):
   workdir, file, start = source
   config = digits_config(
-    init_from=str(workdir if kind == "run" else file), freeze="stem, stage1"
+    init_from=str(workdir if kind == "run" else file), freeze=("stem", "stage1")
   )
   if extra:  # All that touches parameters or statistics besides the gradient.
     config.precise_bn_batches = 2
@@ -104,6 +106,7 @@ def test_groups_have_learning_rates_of_their_own(name):
   }
   gradients = jax.tree.map(lambda x: 2 * x + 1, params)
   config = OptimConfig(name=name, weight_decay=0.1)
+  own_rates = dataclasses.replace(config, learning_rate_multipliers={"head": 10.0})
 
   def update(tx, params, gradients):
     state = tx.init(params)
@@ -112,7 +115,7 @@ def test_groups_have_learning_rates_of_their_own(name):
       params = optax.apply_updates(params, updates)
     return params
 
-  tx = create_optimizer(config, lambda _: 0.1, {"stage1"}, {"head": 10.0})
+  tx = create_optimizer(own_rates, lambda _: 0.1, ("stage1",))
   together = update(tx, params, gradients)
   np.testing.assert_array_equal(
     together["stage1"]["kernel"], params["stage1"]["kernel"]
@@ -129,7 +132,7 @@ def test_frozen_groups_do_not_count_for_the_clipped_norm():
   params = {"stem": {"kernel": jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
   gradients = {"stem": {"kernel": 1e9 * jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
   config = OptimConfig(momentum=0.0, weight_decay=0.0, clip_norm=2.0)
-  tx = create_optimizer(config, lambda _: 0.5, {"stem"})
+  tx = create_optimizer(config, lambda _: 0.5, ("stem",))
   updates, _ = tx.update(gradients, tx.init(params), params)
   np.testing.assert_allclose(updates["head"]["kernel"], -0.5)
 
@@ -137,9 +140,9 @@ def test_frozen_groups_do_not_count_for_the_clipped_norm():
 def test_a_started_run_goes_on_without_what_it_started_from(source, tmp_path):
   """And ends with the same parameters as if it had never stopped."""
   workdir, _, _ = source
-  config = digits_config(init_from=str(workdir), freeze="stem")
+  config = digits_config(init_from=str(workdir), freeze=("stem",))
   whole, _ = train(config, tmp_path / "whole")
-  config = digits_config(init_from=str(tmp_path / "moved"), freeze="stem")
+  config = digits_config(init_from=str(tmp_path / "moved"), freeze=("stem",))
   (tmp_path / "moved").symlink_to(workdir)
   train(dataclasses.replace(config, num_steps=2), tmp_path / "parts")
   (tmp_path / "moved").unlink()
@@ -149,7 +152,7 @@ def test_a_started_run_goes_on_without_what_it_started_from(source, tmp_path):
 
 def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, capsys):
   workdir, _, start = source
-  config = digits_config(init_from=str(workdir), freeze="stem", num_steps=2)
+  config = digits_config(init_from=str(workdir), freeze=("stem",), num_steps=2)
   train(config, tmp_path / "run")
   files = (tmp_path / "run" / "checkpoints" / "2" / "model").rglob("*")
   largest = max((p for p in files if p.is_file()), key=lambda p: p.stat().st_size)
@@ -198,7 +201,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_p
 )
 def test_a_wrong_freeze_is_refused(freeze, error):
   with pytest.raises(ValueError, match=error):
-    parse_frozen(freeze, create_model("resnet8"))
+    check_frozen(parse_names(freeze), create_model("resnet8").groups)
 
 
 @pytest.mark.parametrize(

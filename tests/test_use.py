@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from arrays import normal, pixels, variables_of
 from PIL import Image
+from running import train_config
 
 from resnet_jax import ResNet, create_model, weights
 from resnet_jax.cli.main import main
@@ -30,7 +31,6 @@ from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
-from running import train_config
 from resnet_jax.weights.load_save import all_class_names
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))

@@ -2,8 +2,8 @@
 
 import io
 import json
+import threading
 import time
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -12,6 +12,19 @@ from rich.console import Console
 from resnet_jax.config import Config
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.metric_writer import MetricWriter
+from resnet_jax.training.clock import Clock
+
+
+
+class FakeClock:
+  """Each lap takes 4 s, and the devices wait for a share of it."""
+
+  def __init__(self, share=0.0):
+    self._share = share
+
+  def lap(self):
+    return 4.0, 4 * self._share
+
 
 SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
 
@@ -19,23 +32,15 @@ SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
 @pytest.mark.parametrize(
   ("share", "text"), [(0.0, ""), (0.02, ""), (0.5, ", input-bound: waits 50 %")]
 )
-def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(
-  tmp_path, monkeypatch, share, text
-):
-  monkeypatch.setattr(time, "monotonic", lambda: now)
-  now, console = 100.0, Console(file=io.StringIO(), width=200)
+def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(tmp_path, share, text):
+  console = Console(file=io.StringIO(), width=200)
   plan = Plan.create(Config(num_steps=8, batch_size=10, log_every_steps=4), 100)
-  train_set = SimpleNamespace(waited_s=7.0, skipped={})
-  eval_set = SimpleNamespace(skipped={})
+  clock = FakeClock(share)
   with MetricWriter(
-    str(tmp_path), plan, lambda _: 0.1, 0, console, train_set, eval_set
+    str(tmp_path), plan, lambda _: 0.1, 0, console, clock, [{}, {}]
   ) as writer:
-    writer.start_clock()
     for step in range(1, 9):
-      now += 4
-      train_set.waited_s += 4 * share
       writer.train(step, {name: np.array(value) for name, value in SUMS.items()})
-    now += 4
     writer.flush()
   *_, shown = console.file.getvalue().splitlines()
   assert shown.startswith("step 8/8 ") and f" 2 images/s{text}  lr" in shown
@@ -43,15 +48,50 @@ def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(
   assert json.loads(line).get("input_wait", 0) == pytest.approx(share)
 
 
+class Result:
+  """Of a call that the devices compute until `done`."""
+
+  def __init__(self):
+    self.done = threading.Event()
+
+  def block_until_ready(self):
+    self.done.wait()
+
+
+@pytest.mark.parametrize("busy", [False, True])
+def test_the_devices_wait_only_while_they_have_nothing_to_do(busy):
+  def load():
+    for _ in range(3):
+      time.sleep(0.1)
+      yield
+
+  with Clock() as clock:
+    for _ in clock.waiting(load()):
+      result = Result()
+      clock.dispatched(result)
+      if not busy:
+        result.done.set()
+        time.sleep(0.05)
+      else:
+        threading.Timer(0.2, result.done.set).start()
+    seconds, waited = clock.lap()
+    assert seconds >= 0.3
+    # Nothing ran before the first images came.
+    assert waited == 0 if busy else 0.15 <= waited <= seconds - 0.15
+    clock.start()
+    assert clock.lap()[1] == 0
+
+
 def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
   console = Console(file=io.StringIO(), width=200)
   plan = Plan.create(Config(num_steps=8, batch_size=10, log_every_steps=4), 100)
-  data = SimpleNamespace(waited_s=0.0, skipped={})
   nothing = dict.fromkeys(SUMS, 0.0) | {"skipped_updates": 1}
   ends = pytest.raises(FloatingPointError, match="loss became nan by step 8")
   with (
     ends,
-    MetricWriter(str(tmp_path), plan, lambda _: 0.1, 0, console, data, data) as writer,
+    MetricWriter(
+      str(tmp_path), plan, lambda _: 0.1, 0, console, FakeClock()
+    ) as writer,
   ):
     for step, sums in enumerate([SUMS, *[nothing] * 7], start=1):
       writer.train(step, {name: np.array(value) for name, value in sums.items()})
