@@ -19,7 +19,6 @@ from resnet_jax.runtime.mesh import create_mesh, replicated
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import compile_train_chunk
 from resnet_jax.training.tasks import Classification
-from resnet_jax.training.tasks import Classification
 
 NETS = {
   "basic blocks, CIFAR's stem": {"stem": CifarStem, "features": 16},

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from resnet_jax.kernels import conv, traced_with, use, use
+from resnet_jax.kernels import conv, traced_with, use
 from resnet_jax.runtime.compilation import jit_once
 
 # size, kernel, stride, padding: the shapes of all ResNets, and odd ones.
@@ -113,7 +113,6 @@ def test_other_backends_keep_their_own_gradient():
   assert "dim_labels=f01b_i01o->01bf" in text
 
 
-@pytest.mark.parametrize("choice", ["plain", "xla", "native"])
 @pytest.mark.parametrize("choice", ["plain", "xla", "native"])
 @pytest.mark.parametrize(
   ("sizes", "taps", "padding", "groups", "dilation"),

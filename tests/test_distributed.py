@@ -18,6 +18,7 @@ import jax
 import numpy as np
 import pytest
 from rich.console import Console
+from running import train_config
 
 from resnet_jax.config import serialization
 from resnet_jax.runs.checkpoint import CheckpointStore
@@ -25,7 +26,6 @@ from resnet_jax.runs.run_dir import read_config
 from resnet_jax.runtime import processes
 from resnet_jax.runtime.mesh import in_process_order
 from resnet_jax.training.experiment import Experiment
-from running import train_config
 
 ROOT = Path(__file__).parents[1]
 SETTINGS = [
@@ -192,8 +192,9 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
   for devices in (1, 2, 3):
     experiment = Experiment.create(config, devices=jax.devices()[:devices])
     with CheckpointStore(str(workdir)) as store:
-      states.append(store.restore_latest(
-        experiment.state_init(jax.random.key(9)), show=pytest.fail))
+      states.append(
+        store.restore_latest(experiment.state_init(jax.random.key(9)), show=pytest.fail)
+      )
     assert int(states[-1].step) == 20
     assert len(states[-1].step.sharding.device_set) == devices
   for state in states[1:]:

@@ -360,7 +360,10 @@ def load(**variables) -> subprocess.CompletedProcess:
 
 def test_without_a_compiler_there_are_none():
   result = load(PATH="")
-  assert (result.stdout, result.stderr) == ("0\nthere is no C++ compiler (c++, or $CXX)\n", "")
+  assert (result.stdout, result.stderr) == (
+    "0\nthere is no C++ compiler (c++, or $CXX)\n",
+    "",
+  )
 
 
 def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):

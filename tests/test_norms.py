@@ -15,7 +15,6 @@ from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import train_step
 from resnet_jax.training.tasks import Classification
-from resnet_jax.training.tasks import Classification
 
 X = 3 + 2 * normal(2, 3, 3, 8)
 

@@ -25,7 +25,6 @@ from resnet_jax.runtime.mesh import (
 from resnet_jax.training import batch_stats, steps
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification
-from resnet_jax.training.tasks import Classification
 
 BATCH = 16
 
@@ -301,9 +300,7 @@ def test_mixed_targets_are_what_is_learned():
     linear_state(), BATCH_OF_4, preprocess=lambda x, key: x / 255.0, mix=swap
   )
   shifted = BATCH_OF_4 | {"label": (BATCH_OF_4["label"] + 1) % 3}
-  plain, _ = train_step(
-    linear_state(), shifted, preprocess=lambda x, key: x / 255.0
-  )
+  plain, _ = train_step(linear_state(), shifted, preprocess=lambda x, key: x / 255.0)
   chex.assert_trees_all_equal(mixed.params, plain.params)
 
 

@@ -580,7 +580,9 @@ def test_waiting_is_counted_from_when_the_device_falls_idle():
     clock.dispatched(result)
     start = time.monotonic()
     threading.Timer(0.1, fall_idle).start()
-    next(clock.waiting(dataset.train_chunks(jax.random.key(0), 0, make_plan(dataset, 1))))
+    next(
+      clock.waiting(dataset.train_chunks(jax.random.key(0), 0, make_plan(dataset, 1)))
+    )
     end = time.monotonic()
     _, waited = clock.lap()
   assert 0.05 < waited < end - fell_idle[0] < end - start - 0.05
@@ -635,7 +637,6 @@ def make_config(folder, **data):
 
 def train(config, workdir, num_steps=7):
   from rich.console import Console
-
   from running import train_config
 
   config = dataclasses.replace(config, num_steps=num_steps)

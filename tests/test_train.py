@@ -156,7 +156,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
     process.kill()
   assert process.returncode == 0
   assert err.strip() == "SIGINT: the step is finished and saved; once more ends at once"
-  (step,) = re.findall(r"stopped after step (\d+), which is saved: resnet-jax train", out)
+  (step,) = re.findall(
+    r"stopped after step (\d+), which is saved: resnet-jax train", out
+  )
   assert f"--workdir={tmp_path} resumes it" in out
   assert (tmp_path / "checkpoints" / step).is_dir()
 

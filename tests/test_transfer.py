@@ -12,9 +12,8 @@ from running import train_config
 
 from resnet_jax import create_model, weights
 from resnet_jax.config import Config, OptimConfig
-from resnet_jax.config.validation import validate
-from resnet_jax.config.values import parse_factors, parse_names
-from resnet_jax.models.groups import check_frozen, check_multipliers
+from resnet_jax.config.values import parse_names
+from resnet_jax.models.groups import check_frozen
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore

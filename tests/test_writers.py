@@ -15,7 +15,6 @@ from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.training.clock import Clock
 
 
-
 class FakeClock:
   """Each lap takes 4 s, and the devices wait for a share of it."""
 
@@ -89,9 +88,7 @@ def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
   ends = pytest.raises(FloatingPointError, match="loss became nan by step 8")
   with (
     ends,
-    MetricWriter(
-      str(tmp_path), plan, lambda _: 0.1, 0, console, FakeClock()
-    ) as writer,
+    MetricWriter(str(tmp_path), plan, lambda _: 0.1, 0, console, FakeClock()) as writer,
   ):
     for step, sums in enumerate([SUMS, *[nothing] * 7], start=1):
       writer.train(step, {name: np.array(value) for name, value in sums.items()})

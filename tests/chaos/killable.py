@@ -11,6 +11,7 @@ def train(workdir: str) -> None:
 
   import jax
   from rich.console import Console
+  from running import train_config
 
   from resnet_jax.config import (
     AugmentConfig,
@@ -21,7 +22,6 @@ def train(workdir: str) -> None:
     OptimConfig,
   )
   from resnet_jax.runs.checksums import digest_arrays
-  from running import train_config
 
   config = Config(
     num_steps=STEPS,
