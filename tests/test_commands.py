@@ -75,7 +75,6 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   assert weights.read_preprocessing(path, model).mean == (0.4,)
   config = Config(
     batch_size=8,
-    kernels="xla",  # As the run has them; others round otherwise.
     model=ModelConfig(name="plain14", dtype="float32"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
   )

@@ -12,9 +12,9 @@ from resnet_jax.config import (
   DataConfig,
   ModelConfig,
   OptimConfig,
+  fields,
   serialization,
 )
-from resnet_jax.config import schema as config_lib
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.validation import validate
 from resnet_jax.models import registry
@@ -96,11 +96,11 @@ def test_settings_that_exclude_each_other(optim):
 
 def test_unknown_name_gives_the_nearest():
   with pytest.raises(ValueError, match=r"config\.optim\.learning_rate"):
-    config_lib.check_field_name("optim.lerning_rate")
+    fields.check_field_name("optim.lerning_rate")
   with pytest.raises(ValueError, match=r"config\.optim\.learning_rate"):
-    config_lib.check_field_name("learning_rate")
-  for path in config_lib.flatten(Config()):
-    config_lib.check_field_name(path)
+    fields.check_field_name("learning_rate")
+  for path in fields.flatten(Config()):
+    fields.check_field_name(path)
 
 
 @pytest.mark.parametrize(

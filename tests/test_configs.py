@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from resnet_jax.config import Config, files
-from resnet_jax.config.schema import check_field_name, flatten
+from resnet_jax.config.fields import check_field_name, flatten
 from resnet_jax.config.validation import validate
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.variables import abstract_variables

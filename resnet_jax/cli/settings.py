@@ -2,13 +2,13 @@
 
 from collections.abc import Mapping, Sequence
 
-from resnet_jax.config import factories, schema
+from resnet_jax.config import factories, fields
 from resnet_jax.config.files import load_config_file
 from resnet_jax.config.schema import Config
 from resnet_jax.config.values import parse_value
 from resnet_jax.runtime.errors import UserError
 
-_TYPES = {path: field.type for path, field, _ in schema.walk(Config())}
+_TYPES = {path: field.type for path, field, _ in fields.walk(Config())}
 
 
 def parse_settings(args: Sequence[str]) -> dict[str, object]:
@@ -33,19 +33,19 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
       path = name.removeprefix("config.")
     else:
       raise UserError(f"{flag} is no flag; settings are --config.NAME=VALUE")
-    schema.check_field_name(path)
+    fields.check_field_name(path)
     if not has_value:
       if _TYPES[path] is bool:
         text = "true"
       elif words:
         text = words.pop(0)
       else:
-        raise UserError(f"--config.{path} must be {schema.type_name(path)}")
+        raise UserError(f"--config.{path} must be {fields.type_name(path)}")
     try:
       values[path] = parse_value(text, _TYPES[path])
     except ValueError as error:
       raise UserError(
-        f"--config.{path}={text} must be {schema.type_name(path)}",
+        f"--config.{path}={text} must be {fields.type_name(path)}",
         setting=path,
         value=text,
       ) from error
@@ -55,7 +55,7 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
 def change(config: Config, values: Mapping[str, object]) -> Config:
   """Puts values into settings, in place, and returns them."""
   for path, value in values.items():
-    schema.set_value(config, path, value)
+    fields.set_value(config, path, value)
   return config
 
 

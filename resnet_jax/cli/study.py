@@ -12,7 +12,8 @@ from rich.table import Table
 
 from resnet_jax.cli.options import add_number
 from resnet_jax.cli.settings import parse_settings
-from resnet_jax.config.schema import check_choice, set_value
+from resnet_jax.config.fields import set_value
+from resnet_jax.config.schema import check_choice
 from resnet_jax.config.validation import validate
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study

@@ -4,6 +4,7 @@ Imports:
   from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 """
 
+from resnet_jax.config.fields import set_value
 from resnet_jax.config.schema import (
   AugmentConfig,
   CheckpointConfig,
@@ -11,7 +12,6 @@ from resnet_jax.config.schema import (
   DataConfig,
   ModelConfig,
   OptimConfig,
-  set_value,
 )
 
 __all__ = [

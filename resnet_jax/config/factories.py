@@ -8,7 +8,8 @@ import importlib
 from collections.abc import Collection
 from typing import Any
 
-from resnet_jax.config.schema import Config, flatten
+from resnet_jax.config.fields import flatten
+from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
 FACTORIES = (

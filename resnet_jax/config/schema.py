@@ -9,8 +9,9 @@ No postponed annotations here: `ml_collections.config_flags` reads the types.
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Collection, Mapping
 
+from resnet_jax.config import allowed
 from resnet_jax.runtime.errors import UserError
 
 
@@ -25,61 +26,9 @@ def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
     )
 
 
-def _setting(default, allowed: str, check, may_change=False):
-  """A field with the values it takes, in words and as a predicate.
-
-  Args:
-    default: its value where nobody sets it.
-    allowed: the values it takes, in words.
-    check: whether a value is one of them.
-    may_change: whether a resumed run may have another value, since no number of a step
-      depends on it; or a function of the new config that tells.
-  """
-  metadata = {"allowed": allowed, "check": check, "may_change": may_change}
-  return dataclasses.field(default=default, metadata=metadata)
-
-
-def _changeable(default):
-  """A field of any value, which may be another one when a run is resumed."""
-  return dataclasses.field(default=default, metadata={"may_change": True})
-
-
-def _at_least(default, low, may_change=False):
-  return _setting(default, f">= {low}", lambda v: v >= low, may_change)
-
-
-def _positive(default, may_change=False):
-  return _setting(default, "> 0", lambda v: v > 0, may_change)
-
-
 def _has_fixed_schedule(config: "Config") -> bool:
   """Whether the learning rate of a step is independent of the length of the run."""
   return config.optim.schedule != "cosine"
-
-
-def _choice(default, *values, may_change=False):
-  allowed = "one of " + ", ".join(map(repr, values))
-  return _setting(default, allowed, values.__contains__, may_change)
-
-
-def _factory():
-  """A field that names code of one's own by its import path."""
-  return _setting(
-    "", "an import path, such as 'package.module:function'", _is_import_path
-  )
-
-
-def _is_import_path(text: str) -> bool:
-  module, _, name = text.partition(":")
-  parts = [*module.split("."), *name.split(".")]
-  return not text or (bool(name) and all(part.isidentifier() for part in parts))
-
-
-def _increasing(default):
-  def check(values):
-    return all(a < b for a, b in zip((0, *values), values, strict=False))
-
-  return _setting(default, "increasing and > 0, such as (30, 60)", check)
 
 
 @dataclasses.dataclass(slots=True)
@@ -105,16 +54,18 @@ class ModelConfig:
   """
 
   name: str = "resnet20"
-  factory: str = _factory()
-  num_classes: int = _at_least(0, 0)
-  stem: str = _choice("", "", "imagenet", "deep", "cifar")
-  shortcut: str = _choice("", "", "A", "B", "C", "D", "highway", "none")
-  norm: str = _choice("batch", "batch", "unbiased_batch", "group", "frozen", "none")
+  factory: str = allowed.factory()
+  num_classes: int = allowed.at_least(0, 0)
+  stem: str = allowed.choice("", "", "imagenet", "deep", "cifar")
+  shortcut: str = allowed.choice("", "", "A", "B", "C", "D", "highway", "none")
+  norm: str = allowed.choice(
+    "batch", "batch", "unbiased_batch", "group", "frozen", "none"
+  )
   zero_init_residual: bool = False
-  stochastic_depth: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  stochastic_depth: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   scan: bool = False
   remat: bool = False
-  dtype: str = _choice("auto", "auto", "float32", "bfloat16")
+  dtype: str = allowed.choice("auto", "auto", "float32", "bfloat16")
 
 
 @dataclasses.dataclass(slots=True)
@@ -159,33 +110,33 @@ class DataConfig:
   """
 
   name: str = "digits"
-  factory: str = _factory()
-  dir: str = _changeable("")
+  factory: str = allowed.factory()
+  dir: str = allowed.changeable("")
   train_split: str = "train"
   eval_split: str = ""
-  val_share: float = _setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
-  mean: tuple[float, ...] = _setting((0.5,), "not empty", bool)
-  std: tuple[float, ...] = _setting(
+  val_share: float = allowed.setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
+  mean: tuple[float, ...] = allowed.setting((0.5,), "not empty", bool)
+  std: tuple[float, ...] = allowed.setting(
     (0.5,), "not empty, all > 0", lambda v: v and min(v) > 0
   )
-  train_crop: str = _choice("", "", "random_resized", "random")
-  min_area: float = _setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
-  train_resize: int = _at_least(0, 0)
-  image_size: int = _positive(32)
-  eval_resize: int = _at_least(0, 0)
-  eval_crop: int = _at_least(0, 0)
-  interpolation: str = _choice("bilinear", "bilinear", "bicubic")
-  num_examples: int = _positive(1024)
-  on_error: str = _choice("raise", "raise", "skip", may_change=True)
-  max_skip_share: float = _setting(
+  train_crop: str = allowed.choice("", "", "random_resized", "random")
+  min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
+  train_resize: int = allowed.at_least(0, 0)
+  image_size: int = allowed.positive(32)
+  eval_resize: int = allowed.at_least(0, 0)
+  eval_crop: int = allowed.at_least(0, 0)
+  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic")
+  num_examples: int = allowed.positive(1024)
+  on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
+  max_skip_share: float = allowed.setting(
     0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
   )
   # Pillow refuses more, whatever we allow.
-  max_pixels: int = _setting(
+  max_pixels: int = allowed.setting(
     100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
   )
-  num_threads: int = _at_least(0, 0, may_change=True)
-  num_workers: int = _at_least(0, 0, may_change=True)
+  num_threads: int = allowed.at_least(0, 0, may_change=True)
+  num_workers: int = allowed.at_least(0, 0, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -211,19 +162,19 @@ class AugmentConfig:
       [B, H, W, C] uint8) -> images; it comes first.
   """
 
-  padding: int = _at_least(0, 0)
+  padding: int = allowed.at_least(0, 0)
   flip: bool = False
-  policy: str = _choice("", "", "trivial", "rand")
-  magnitude: int = _setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
-  brightness: float = _at_least(0.0, 0)
-  contrast: float = _at_least(0.0, 0)
-  saturation: float = _at_least(0.0, 0)
-  hue: float = _setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
-  erasing: float = _setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
-  mixup: float = _at_least(0.0, 0)
-  cutmix: float = _at_least(0.0, 0)
-  image_factory: str = _factory()
-  batch_factory: str = _factory()
+  policy: str = allowed.choice("", "", "trivial", "rand")
+  magnitude: int = allowed.setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
+  brightness: float = allowed.at_least(0.0, 0)
+  contrast: float = allowed.at_least(0.0, 0)
+  saturation: float = allowed.at_least(0.0, 0)
+  hue: float = allowed.setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
+  erasing: float = allowed.setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
+  mixup: float = allowed.at_least(0.0, 0)
+  cutmix: float = allowed.at_least(0.0, 0)
+  image_factory: str = allowed.factory()
+  batch_factory: str = allowed.factory()
 
 
 @dataclasses.dataclass(slots=True)
@@ -267,9 +218,9 @@ class OptimConfig:
       else it ends the run.
   """
 
-  name: str = _choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
-  factory: str = _factory()
-  learning_rate: float = _positive(0.1)
+  name: str = allowed.choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
+  factory: str = allowed.factory()
+  learning_rate: float = allowed.positive(0.1)
   learning_rate_multipliers: Mapping[str, float] = dataclasses.field(
     default_factory=dict,
     metadata={
@@ -277,26 +228,26 @@ class OptimConfig:
       "check": lambda v: all(factor >= 0 for factor in v.values()),
     },
   )
-  reference_batch_size: int = _at_least(0, 0)
-  batch_scaling: str = _choice("linear", "linear", "sqrt")
-  momentum: float = _setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
+  reference_batch_size: int = allowed.at_least(0, 0)
+  batch_scaling: str = allowed.choice("linear", "linear", "sqrt")
+  momentum: float = allowed.setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
   nesterov: bool = False
-  weight_decay: float = _at_least(1e-4, 0)
+  weight_decay: float = allowed.at_least(1e-4, 0)
   decay_all: bool = False
-  schedule: str = _choice("step", "step", "cosine")
-  decay_epochs: tuple[float, ...] = _increasing(())
-  decay_steps: tuple[int, ...] = _increasing(())
-  decay_factor: float = _setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
-  warmup: str = _choice("linear", "linear", "constant")
-  warmup_epochs: float = _at_least(0.0, 0)
-  warmup_steps: int = _at_least(0, 0)
-  warmup_learning_rate: float = _at_least(0.0, 0)
-  label_smoothing: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
-  accumulate: int = _positive(1)
-  ema_decay: float = _setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
-  clip_norm: float = _at_least(0.0, 0)
-  shard_state: bool = _changeable(False)
-  skip_nonfinite: bool = _changeable(False)
+  schedule: str = allowed.choice("step", "step", "cosine")
+  decay_epochs: tuple[float, ...] = allowed.increasing(())
+  decay_steps: tuple[int, ...] = allowed.increasing(())
+  decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
+  warmup: str = allowed.choice("linear", "linear", "constant")
+  warmup_epochs: float = allowed.at_least(0.0, 0)
+  warmup_steps: int = allowed.at_least(0, 0)
+  warmup_learning_rate: float = allowed.at_least(0.0, 0)
+  label_smoothing: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  accumulate: int = allowed.positive(1)
+  ema_decay: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  clip_norm: float = allowed.at_least(0.0, 0)
+  shard_state: bool = allowed.changeable(False)
+  skip_nonfinite: bool = allowed.changeable(False)
 
 
 @dataclasses.dataclass(slots=True)
@@ -308,8 +259,8 @@ class CheckpointConfig:
     keep: number of newest checkpoints kept, next to the best one.
   """
 
-  every_steps: int = _at_least(0, 0, may_change=True)
-  keep: int = _at_least(2, 1, may_change=True)
+  every_steps: int = allowed.at_least(0, 0, may_change=True)
+  keep: int = allowed.at_least(2, 1, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -341,94 +292,25 @@ class Config:
       before each evaluation, as the paper's authors did; 0 keeps the running ones.
   """
 
-  seed: int = _setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
-  num_epochs: float = _positive(1.0, may_change=_has_fixed_schedule)
-  num_steps: int = _at_least(0, 0, may_change=_has_fixed_schedule)
-  batch_size: int = _positive(128)
-  steps_per_call: int = _positive(10, may_change=True)
-  log_every_steps: int = _positive(50, may_change=True)
-  eval_every_steps: int = _at_least(0, 0, may_change=True)
-  kernels: str = _choice("auto", "auto", "xla", "native", may_change=True)
-  bn_scope: int | str = _setting(
+  seed: int = allowed.setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
+  num_epochs: float = allowed.positive(1.0, may_change=_has_fixed_schedule)
+  num_steps: int = allowed.at_least(0, 0, may_change=_has_fixed_schedule)
+  batch_size: int = allowed.positive(128)
+  steps_per_call: int = allowed.positive(10, may_change=True)
+  log_every_steps: int = allowed.positive(50, may_change=True)
+  eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
+  bn_scope: int | str = allowed.setting(
     "global",
     "'global', 'device' or a number of devices, such as 4",
     lambda v: v in ("global", "device") if isinstance(v, str) else v > 0,
   )
   init_from: str = ""
   freeze: tuple[str, ...] = ()
-  task: str = _factory()
-  precise_bn_batches: int = _at_least(0, 0)
+  task: str = allowed.factory()
+  precise_bn_batches: int = allowed.at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
-
-
-def walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
-  """Yields (path, field, value) of every setting, in order."""
-  for field in dataclasses.fields(config):
-    value = getattr(config, field.name)
-    if dataclasses.is_dataclass(field.type):
-      yield from walk(value, f"{prefix}{field.name}.")
-    else:
-      yield prefix + field.name, field, value
-
-
-def set_value(config: Config, path: str, value: object) -> None:
-  """Changes a setting in place.
-
-  Args:
-    config: what to change.
-    path: such as "optim.learning_rate".
-    value: not checked here.
-
-  Raises:
-    ValueError: there is no such setting.
-  """
-  check_field_name(path)
-  *groups, name = path.split(".")
-  group: object = config
-  for part in groups:
-    group = getattr(group, part)
-  setattr(group, name, value)
-
-
-def may_change(field: dataclasses.Field, config: Config) -> bool:
-  """Whether a run that is resumed with `config` may have another value of a field."""
-  rule: bool | Callable[[Config], bool] = field.metadata.get("may_change", False)
-  return rule if isinstance(rule, bool) else rule(config)
-
-
-def flatten(config: Config) -> dict[str, object]:
-  """Returns {"optim.learning_rate": 0.1, ...} of all settings."""
-  return {path: value for path, _, value in walk(config)}
-
-
-def check_field_name(path: str) -> None:
-  """Raises `ValueError` with the nearest names if `path` is no setting's name."""
-  known = list(flatten(Config()))
-  if path not in known:
-    last = path.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(path, known, n=2)
-    near += [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = list(dict.fromkeys(near)) or known
-    names = ", ".join(f"config.{name}" for name in near)
-    raise UserError(f"config.{path} is no setting; did you mean {names}?")
-
-
-def type_name(path: str) -> str:
-  """Returns the type of a setting in a user's words, such as "a whole number"."""
-  words: dict[object, str] = {
-    int: "a whole number",
-    float: "a number",
-    bool: "true or false",
-    str: "text",
-    int | str: "a word or a whole number",
-    tuple[str, ...]: "names with commas between, such as stem,stage1",
-    tuple[int, ...]: "a tuple of whole numbers, such as (30, 60)",
-    tuple[float, ...]: "a tuple of numbers, such as (0.5, 0.5)",
-    Mapping[str, float]: "names and numbers, such as head=10,stem=0.1",
-  }
-  types = {field_path: field.type for field_path, field, _ in walk(Config())}
-  return words[types[path]]

@@ -4,13 +4,8 @@ import dataclasses
 import json
 from collections.abc import Callable
 
-from resnet_jax.config.schema import (
-  Config,
-  check_field_name,
-  flatten,
-  may_change,
-  walk,
-)
+from resnet_jax.config.fields import check_field_name, flatten, may_change, walk
+from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_factors, parse_names, parse_scope
 from resnet_jax.runtime.errors import UserError

@@ -5,7 +5,8 @@ import types
 import typing
 from collections.abc import Mapping
 
-from resnet_jax.config.schema import Config, type_name, walk
+from resnet_jax.config.fields import type_name, walk
+from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
 

@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from resnet_jax.config.schema import flatten
+from resnet_jax.config.fields import flatten
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies import figures
 from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study, Variant

@@ -8,7 +8,8 @@ import runpy
 from collections.abc import Mapping
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.config.schema import Config, check_field_name, set_value
+from resnet_jax.config.fields import check_field_name, set_value
+from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.experiment import check
 
