@@ -316,19 +316,6 @@ def test_only_what_they_serve(monkeypatch):
   assert not fits(x[:0])
 
 
-def test_they_are_for_one_device(monkeypatch):
-  monkeypatch.setattr(native, "_load", lambda: (16, ""))
-  assert choice.why_not_native() == "there are 8 devices"
-  assert kernels.resolve("auto") == "xla"
-  with pytest.raises(UserError, match="not possible here: there are 8 devices"):
-    kernels.resolve("native")
-  monkeypatch.setattr(jax, "device_count", lambda: 1)
-  resolved = [kernels.resolve(name) for name in ("auto", "native", "xla")]
-  assert resolved == ["native", "native", "xla"]
-  monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
-  assert kernels.resolve("auto") == "xla"
-
-
 # Said before each compilation.
 COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
 

@@ -239,8 +239,8 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
     precise_bn_batches=2,
     augment=AugmentConfig(flip=True, brightness=0.2, erasing=0.2, mixup=0.2, cutmix=1),
     optim=OptimConfig(
-      "adamw",
-      1e-3,
+      name="adamw",
+      learning_rate=1e-3,
       schedule="cosine",
       warmup_steps=2,
       clip_norm=1.0,

@@ -11,6 +11,7 @@ from arrays import normal
 from running import train_config
 
 from resnet_jax import create_model, weights
+from resnet_jax.cli.settings import change, parse_settings
 from resnet_jax.config import Config, OptimConfig
 from resnet_jax.config.values import parse_names
 from resnet_jax.models.groups import check_frozen
@@ -203,13 +204,20 @@ def test_a_wrong_freeze_is_refused(freeze, error):
     check_frozen(parse_names(freeze), create_model("resnet8").groups)
 
 
+def multipliers_of(text):
+  """As the command line takes them, and a run checks them."""
+  values = parse_settings([f"--config.optim.learning_rate_multipliers={text}"])
+  config = change(digits_config(), values)
+  validate(config)
+  multipliers = config.optim.learning_rate_multipliers
+  check_multipliers(multipliers, create_model("resnet8").groups)
+  return multipliers
+
+
 @pytest.mark.parametrize(
   "text", ["head", "head=", "head=-1", "head=inf", "head=nan", ","]
 )
 def test_wrong_multipliers_are_refused(text):
   with pytest.raises(ValueError, match="learning_rate_multipliers="):
-    parse_multipliers(text, create_model("resnet8"))
-  assert parse_multipliers("head=10, stem=0.1", create_model("resnet8")) == {
-    "head": 10,
-    "stem": 0.1,
-  }
+    multipliers_of(text)
+  assert multipliers_of("head=10, stem=0.1") == {"head": 10, "stem": 0.1}

@@ -99,4 +99,5 @@ def is_out_of_memory(error: BaseException) -> bool:
 def out_of_memory_reason(error: BaseException) -> str:
   """Returns the first line of what XLA says of an error of too little memory."""
   text = getattr(error, "error_message", "") or str(error)
-  return text.splitlines()[0].rstrip(".")
+  code = getattr(error, "error_code_string", "")
+  return text.removeprefix(f"{code}: ").splitlines()[0].rstrip(".")
