@@ -32,8 +32,8 @@ needs_compiler = pytest.mark.skipif(
 )
 CHOICES = ["plain", "xla", pytest.param("native", marks=needs_compiler)]
 
-# What differs from two basic blocks with a CIFAR stem; how many scales of norms are left
-# when it is folded, of all; and how many calls are then fused.
+# What differs from two basic blocks with a CIFAR stem; how many scales of norms are
+# left when it is folded, of all; and how many calls are then fused.
 NETS = {
   "basic": ({}, 0, 6, 6),
   "bottleneck": ({"block": BottleneckBlock}, 0, 9, 9),
