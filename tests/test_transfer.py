@@ -11,10 +11,11 @@ from arrays import normal
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.settings import change, parse_settings
+from resnet_jax.cli import settings
 from resnet_jax.config import Config, OptimConfig
+from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_names
-from resnet_jax.models.groups import check_frozen
+from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
@@ -206,8 +207,8 @@ def test_a_wrong_freeze_is_refused(freeze, error):
 
 def multipliers_of(text):
   """As the command line takes them, and a run checks them."""
-  values = parse_settings([f"--config.optim.learning_rate_multipliers={text}"])
-  config = change(digits_config(), values)
+  values = settings.parse_settings([f"--config.optim.learning_rate_multipliers={text}"])
+  config = settings.change(digits_config(), values)
   validate(config)
   multipliers = config.optim.learning_rate_multipliers
   check_multipliers(multipliers, create_model("resnet8").groups)

@@ -113,7 +113,7 @@ def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
 import dataclasses, resource, sys
 sys.path.insert(0, "tests")
 from test_use import create, predict
-from resnet_jax.data.files import FileList
+from resnet_jax.data.sources.file_list import FileList
 files = FileList("", [sys.argv[1]] * int(sys.argv[2]), [0] * int(sys.argv[2]), [""])
 trained = create()
 size = dataclasses.replace(trained.preprocessing, resize=40, crop=40)
