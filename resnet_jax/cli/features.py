@@ -51,6 +51,7 @@ def run(args: argparse.Namespace) -> None:
   check_figure(args.figure)
   names = {"data.name": "SOURCE", "data.dir": "SOURCE"}
   names |= {"data.eval_crop": "--crop", "data.eval_resize": "--resize"}
+  names["data.eval_split"] = "--split"
   if args.data_dir is not None:
     names["data.dir"] = "--data-dir"
   with flags_of_settings(names):

@@ -58,7 +58,8 @@ def predict(
   mesh = create_mesh()
 
   def outputs(found: dict[str, jax.Array]):
-    top_k = jax.lax.top_k(found["probabilities"], min(top, len(classifier.class_names)))
+    probabilities = found["probabilities"]
+    top_k = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
     maps = [name for name in found if name.startswith("c")]
     if not maps:  # An own network.
       return *top_k, jnp.zeros((len(top_k[0]), 1, 1))
