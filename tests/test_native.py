@@ -334,7 +334,6 @@ def test_they_are_for_one_device(monkeypatch):
 
 
 # Said before each compilation.
-COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
 
 
 def load(**variables) -> subprocess.CompletedProcess:

@@ -224,8 +224,6 @@ BATCH_OF_4 = {
 }
 # One update of the matrix.
 train_step = partial(steps.train_step, task=Classification(3))
-# One update of the matrix.
-train_step = partial(steps.train_step, task=Classification(3))
 
 
 def test_each_step_has_its_own_key_and_the_same_one_each_time():
