@@ -333,9 +333,6 @@ def test_they_are_for_one_device(monkeypatch):
   assert kernels.resolve("auto") == "xla"
 
 
-# Said before each compilation.
-
-
 def load(**variables) -> subprocess.CompletedProcess:
   code = "from resnet_jax.kernels import native; print(*native._load(), sep='\\n')"
   environment = {"PATH": os.environ["PATH"], **variables}

@@ -70,7 +70,9 @@ def clean_errors() -> Iterator[None]:
     yield
   except UserError as error:
     fail(2, error)
-  except BrokenPipeError:  # The reader, such as `head`, has enough.
+  except BrokenPipeError as error:
+    if not _stdout_is_closed():
+      fail(1, error)
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     sys.exit(1)
   except (FloatingPointError, OSError) as error:
@@ -89,6 +91,15 @@ def clean_errors() -> Iterator[None]:
     )
   except KeyboardInterrupt:
     fail(1, "interrupted")
+
+
+def _stdout_is_closed() -> bool:
+  """Whether the reader of standard output, such as `head`, has enough."""
+  try:
+    sys.stdout.flush()
+  except BrokenPipeError:
+    return True
+  return False
 
 
 def is_out_of_memory(error: BaseException) -> bool:
