@@ -12,6 +12,7 @@ from flax import linen as nn
 
 from resnet_jax import kernels
 from resnet_jax.kernels import conv, native
+from resnet_jax.models import folding
 from resnet_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,
@@ -22,6 +23,7 @@ from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.layers import Conv, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
 from resnet_jax.models.summary import list_layers
@@ -105,6 +107,24 @@ def test_logits_are_the_same(fused, changes, left, norms, calls, choice):
   ours = compilation.jit_once(kernels.traced_with(choice, folded.apply))(fewer, images)
   assert len(fused) == (calls if choice == "native" else 0)
   assert_close(ours, expected)
+
+
+@pytest.mark.parametrize("layout", [to_named, to_scanned])
+@pytest.mark.parametrize("scan", [False, True])
+def test_either_layout_of_variables_is_folded(scan, layout):
+  model, images = net(stage_sizes=(3, 2), scan=scan), images_of(8)
+  variables = layout(variables_of(model, images, spread=0.3))
+  folded, fewer = fold_batch_norm(model, variables)
+  assert count_scales(fewer) == 0
+  assert_close(folded.apply(fewer, images), model.apply(variables, images))
+
+
+def test_a_norm_that_kept_its_scale_still_multiplies(monkeypatch):
+  monkeypatch.setattr(folding, "_find_pairs", lambda *args: {})
+  model, images = net(), images_of(8)
+  variables = variables_of(model, images, spread=0.3)
+  folded, same = fold_batch_norm(model, variables)
+  assert_close(folded.apply(same, images), model.apply(variables, images))
 
 
 @needs_compiler

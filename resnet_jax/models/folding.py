@@ -45,8 +45,8 @@ def fold_batch_norm(
     own = {"params": _at(params, norm_path), "batch_stats": _at(stats, norm_path)}
     scale, bias = norm.to_affine(own)
     params[*norm_path, "bias"] = bias
-    if norm_path in pairs:
-      kernel = (*pairs[norm_path], "kernel")
+    if conv_path := _conv_before(norm_path, pairs):
+      kernel = (*conv_path, "kernel")
       params[kernel] *= jnp.expand_dims(scale, (-4, -3, -2))
       params.pop((*norm_path, "scale"), None)
     else:
@@ -71,6 +71,21 @@ def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
     for key, value in flat.items()
     if key[:size] == path and len(key) == size + 1
   }
+
+
+def _conv_before(norm: Path, pairs: Mapping[Path, Path]) -> Path | None:
+  """Returns the path of the convolution that a norm follows.
+
+  A scanned network runs its named blocks from the second on as one, "blocks".
+  """
+  if norm in pairs:
+    return pairs[norm]
+  for place, name in enumerate(norm):
+    scanned = (*norm[:place], "blocks", *norm[place + 1 :])
+    if name.startswith("block") and scanned in pairs:
+      conv = pairs[scanned]
+      return (*conv[:place], name, *conv[place + 1 :])
+  return None
 
 
 def _find_pairs(model: nn.Module, variables: Variables) -> dict[Path, Path]:

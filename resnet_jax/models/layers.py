@@ -136,7 +136,11 @@ def conv_norm(
   folds = getattr(conv, "FOLDS", False)
   if folds and (pairs := _pairs.get()) is not None:
     pairs.append((conv.path, norm.path))
-  if folds and getattr(norm, "FOLDED", False):
+  # A norm that kept its scale was not folded.
+  is_folded = getattr(norm, "FOLDED", False) and not norm.has_variable(
+    "params", "scale"
+  )
+  if folds and is_folded:
     residual = None if shortcut is None else shortcut.project(start)
     return conv.then(x, norm.get_variable("params", "bias"), residual, relu)
   y = norm(conv(x))
