@@ -4,6 +4,8 @@ import argparse
 import signal
 
 from resnet_jax.cli.settings import load_config
+from resnet_jax.config import fields
+from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, clean_errors, fail
 
 TEXT = (
@@ -13,7 +15,12 @@ TEXT = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags."""
+  """Adds the flags, and the list of all settings to the help."""
+  parser.formatter_class = argparse.RawDescriptionHelpFormatter
+  parser.epilog = "settings, with the defaults of a config that does not say:\n"
+  for path, field, value in fields.walk(Config()):
+    kind = field.metadata.get("allowed", fields.type_name(path))
+    parser.epilog += f"  --config.{path}: {kind} ({value!r})\n"
   parser.add_argument(
     "--config",
     metavar="NAME",
