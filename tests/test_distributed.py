@@ -1,6 +1,7 @@
 """Several processes as one run, by real ones on this machine."""
 
 import contextlib
+import dataclasses
 import functools
 import io
 import json
@@ -177,7 +178,7 @@ def test_processes_give_the_parameters_and_counts_of_one(whole, shared):
 def test_only_the_first_process_speaks(shared):
   _, out, count = shared
   for text in (
-    f"on {count} cpu devices\n",
+    f"on {count} cpu devices, xla kernels\n",
     "\nrun: runs/",
     "step 18/20 ",
     "\ndone: top-1",
@@ -190,6 +191,7 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
   config = read_config(workdir)
   states = []
   for devices in (1, 2, 3):
+    config = dataclasses.replace(config, batch_size=5 * devices)
     experiment = Experiment.create(config, devices=jax.devices()[:devices])
     with CheckpointStore(str(workdir)) as store:
       states.append(

@@ -24,8 +24,7 @@ import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 import resnet_jax
-from resnet_jax import weights
-from resnet_jax.weights import torch_checkpoint
+from resnet_jax.weights import load_save, torch_checkpoint
 
 # Bytes that reading may take besides twice the file: what Python needs for any file.
 SPARE = 2**16
@@ -636,8 +635,8 @@ def time_limit(seconds: int):
 
 
 def read_and_copy(path: Path) -> None:
-  arrays, problems = weights._read(path)
-  weights._metadata(path)
+  arrays, problems = load_save._read(path)
+  load_save._metadata(path)
   for key, array in arrays.items():
     assert array is not None or problems, f"{key} is missing and nothing is said"
     if array is not None:

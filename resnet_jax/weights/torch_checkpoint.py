@@ -58,7 +58,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
     asks = f"it asks for {', '.join(refused)}, of which nothing is run; "
     asks = asks if refused else ""
     # What zipfile, struct and others say of damaged bytes helps nobody.
-    said = str(error) if type(error) is ValueError else "it ends early or is no such"
+    said = str(error) if isinstance(error, UserError) else "it ends early or is no such"
     raise UserError(
       f"{path} is no state dict of torch.save, or damaged: {asks}{said}"
     ) from error
@@ -139,8 +139,8 @@ class _Storages(dict[str, Storage]):
 
 
 def _read_zip(
-  file: BinaryIO, data: np.ndarray, problems: list[str], refused: dict[str, None]
-):
+  file: BinaryIO, data: np.ndarray, problems: list[str], refused: _Names
+) -> Any:
   storages = _Storages()
   machine = Machine(storages.find, refused)
   with zipfile.ZipFile(file) as archive:
@@ -186,7 +186,7 @@ def _fill(storage: Storage, content: np.ndarray) -> None:
 
 
 def _read_counted(
-  file: BinaryIO, data: np.ndarray, storage: Storage, problems: list[str]
+  file: mmap.mmap, data: np.ndarray, storage: Storage, problems: list[str]
 ) -> None:
   """Fills a storage from the file's position: an int64 count, then the numbers."""
   (count,) = struct.unpack("<q", file.read(8))
@@ -203,7 +203,9 @@ def _read_counted(
   file.seek(start + size)
 
 
-def _read_legacy(file, data: np.ndarray, problems: list[str], refused: _Names):
+def _read_legacy(
+  file: mmap.mmap, data: np.ndarray, problems: list[str], refused: _Names
+) -> Any:
   """Magic, version, machine, object and keys as pickles; then the storages."""
   storages = _Storages()
   machine = Machine(storages.find, refused)
@@ -219,7 +221,9 @@ def _read_legacy(file, data: np.ndarray, problems: list[str], refused: _Names):
   return content
 
 
-def _read_tar(file, data: np.ndarray, problems: list[str], refused: _Names):
+def _read_tar(
+  file: mmap.mmap, data: np.ndarray, problems: list[str], refused: _Names
+) -> Any:
   """Members `storages`, `tensors` and `pickle`, each a row of pickles and numbers."""
   objects: dict[Any, Any] = {}
   machine = Machine(lambda key: objects[int(key)], refused)
