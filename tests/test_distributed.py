@@ -104,8 +104,8 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   port = free_port()
   block = LAUNCHES[name]
   for old, new in {
-    "train.py --config.num_steps=4": " ".join(
-      [str(ROOT / "train.py"), *SETTINGS, *args]
+    "resnet-jax train --config.num_steps=4": " ".join(
+      [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",
     "num_processes=2": f"num_processes={count}",

@@ -74,8 +74,8 @@ def count_collectives(text: str, num_devices: int) -> list[Collective]:
     else:
       lines[current].append(line)
 
-  counts: Counter = Counter()
-  sizes: Counter = Counter()
+  counts: Counter[tuple[str, int]] = Counter()
+  sizes: Counter[tuple[str, int]] = Counter()
   channels: set[str] = set()
 
   def walk(computation: str, times: int) -> None:
@@ -115,7 +115,7 @@ def _group_size(line: str, num_devices: int) -> int:
   return int(match[2]) if match[2] else len(match[1].split(","))
 
 
-def _result_bytes(match: re.Match) -> int:
+def _result_bytes(match: re.Match[str]) -> int:
   arrays = _ARRAY.findall(match[1])
   if match[3] and match[2] != "all-reduce":  # Operands, results, and scalars for XLA.
     arrays = [array for array in arrays if array != ("u32", "")]

@@ -88,7 +88,7 @@ class Topology:
   """
 
   name: str
-  devices: list
+  devices: list[jax.Device]
   shape: tuple[int, ...]
   chip: Chip | None
 
@@ -178,7 +178,8 @@ def rehearse(config: Config, topology: Topology) -> Report:
     count = jax.ShapeDtypeStruct((), jnp.int32)
     chunk: Any = experiment.train_chunk
     traced = chunk.trace(state, data.feed, count)
-    return traced.lower(lowering_platforms=(platform,))
+    lowered: jax.stages.Lowered = traced.lower(lowering_platforms=(platform,))
+    return lowered
 
   # XLA counts the body of a loop once, so the operations are counted without loops.
   unrolled = _with(_with(config, "model", scan=False), "optim", accumulate=1)
@@ -226,7 +227,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
   )
 
 
-def _with(config: Config, group: str, **values) -> Config:
+def _with(config: Config, group: str, **values: Any) -> Config:
   changed = dataclasses.replace(getattr(config, group), **values)
   return dataclasses.replace(config, **{group: changed})
 

@@ -83,7 +83,7 @@ def layer_gradients(
 
   @jax.jit
   def norms(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    def loss_fn(params):
+    def loss_fn(params: dict[str, Any]) -> jax.Array:
       logits, _ = model.clone(scan=False).apply(
         variables | {"params": params},
         batch["image"],
@@ -107,7 +107,7 @@ def layer_gradients(
 def _in_order(values: dict[str, jax.Array]) -> dict[str, float]:
   """Sorts paths by their numbers, the stem first."""
 
-  def place(path: str) -> tuple:
+  def place(path: str) -> tuple[bool, list[int]]:
     return "stem" not in path, [int(number) for number in re.findall(r"\d+", path)]
 
   return {path: float(values[path]) for path in sorted(values, key=place)}

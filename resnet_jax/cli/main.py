@@ -1,7 +1,7 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
 import argparse
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from absl import logging
 
@@ -61,7 +61,7 @@ def main(argv: list[str] | None = None) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
-  def __init__(self, **kwargs):
+  def __init__(self, **kwargs: Any) -> None:
     super().__init__(allow_abbrev=False, **kwargs)
 
   def error(self, message: str) -> NoReturn:

@@ -3,7 +3,7 @@
 import argparse
 import json
 import os
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_jax.cli.options import (
   add_number,
@@ -90,7 +90,7 @@ def run(args: argparse.Namespace) -> None:
   meter.finish()
 
 
-def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict:
+def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:
   if found.error:
     return {"file": found.file, "error": found.error}
   pairs = zip(found.classes, found.probabilities, strict=True)

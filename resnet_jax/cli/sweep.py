@@ -23,6 +23,7 @@ if TYPE_CHECKING:
   import optuna
 
   from resnet_jax.config.schema import Config
+  from resnet_jax.experiments.sweeps.search import Search
 
 TEXT = (
   "Search for better settings of an experiment: each trial is a run, and is judged by "
@@ -112,7 +113,7 @@ def run(args: argparse.Namespace) -> None:
     _write(study, base, out, args, console)
 
 
-def _run_trials(trials, total: int, limit: int, console: Console) -> None:
+def _run_trials(trials: "Search", total: int, limit: int, console: Console) -> None:
   todo = total - trials.count() + trials.waiting()
   with (
     contextlib.closing(jobs.run_at_once(trials.jobs(total), limit)) as running,

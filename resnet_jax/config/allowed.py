@@ -1,9 +1,20 @@
 """Fields of settings: default, allowed values, whether a resume may differ."""
 
 import dataclasses
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+T = TypeVar("T")
+Number = TypeVar("Number", bound=float)
+Numbers = TypeVar("Numbers", bound=tuple[float, ...])
+# Whether a resumed run may have another value, or what tells that of the new `Config`,
+# whose file imports this one.
+MayChange = bool | Callable[[Any], bool]
 
 
-def setting(default, allowed: str, check, may_change=False):
+def setting(
+  default: T, allowed: str, check: Callable[[T], bool], may_change: MayChange = False
+) -> T:
   """A field with the values it takes, in words and as a predicate.
 
   Args:
@@ -17,25 +28,25 @@ def setting(default, allowed: str, check, may_change=False):
   return dataclasses.field(default=default, metadata=metadata)
 
 
-def changeable(default):
+def changeable(default: T) -> T:
   """A field of any value, which may be another one when a run is resumed."""
   return dataclasses.field(default=default, metadata={"may_change": True})
 
 
-def at_least(default, low, may_change=False):
+def at_least(default: Number, low: float, may_change: MayChange = False) -> Number:
   return setting(default, f">= {low}", lambda v: v >= low, may_change)
 
 
-def positive(default, may_change=False):
+def positive(default: Number, may_change: MayChange = False) -> Number:
   return setting(default, "> 0", lambda v: v > 0, may_change)
 
 
-def choice(default, *values, may_change=False):
+def choice(default: str, *values: str, may_change: MayChange = False) -> str:
   allowed = "one of " + ", ".join(map(repr, values))
   return setting(default, allowed, values.__contains__, may_change)
 
 
-def factory():
+def factory() -> str:
   """A field that names code of one's own by its import path."""
   return setting(
     "", "an import path, such as 'package.module:function'", _is_import_path
@@ -48,8 +59,8 @@ def _is_import_path(text: str) -> bool:
   return not text or (bool(name) and all(part.isidentifier() for part in parts))
 
 
-def increasing(default):
-  def check(values):
+def increasing(default: Numbers) -> Numbers:
+  def check(values: Numbers) -> bool:
     return all(a < b for a, b in zip((0, *values), values, strict=False))
 
   return setting(default, "increasing and > 0, such as (30, 60)", check)

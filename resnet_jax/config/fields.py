@@ -2,13 +2,20 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING, Any
 
+from resnet_jax.config.allowed import MayChange
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
 
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
 
-def walk(config, prefix: str = "") -> Iterator[tuple[str, dataclasses.Field, object]]:
+
+def walk(
+  config: "DataclassInstance", prefix: str = ""
+) -> Iterator[tuple[str, dataclasses.Field[Any], object]]:
   """Yields (path, field, value) of every setting, in order."""
   for field in dataclasses.fields(config):
     value = getattr(config, field.name)
@@ -37,9 +44,9 @@ def set_value(config: Config, path: str, value: object) -> None:
   setattr(group, name, value)
 
 
-def may_change(field: dataclasses.Field, config: Config) -> bool:
+def may_change(field: dataclasses.Field[Any], config: Config) -> bool:
   """Whether a run that is resumed with `config` may have another value of a field."""
-  rule: bool | Callable[[Config], bool] = field.metadata.get("may_change", False)
+  rule: MayChange = field.metadata.get("may_change", False)
   return rule if isinstance(rule, bool) else rule(config)
 
 

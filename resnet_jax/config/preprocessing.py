@@ -3,6 +3,7 @@
 import dataclasses
 import math
 from collections.abc import Sequence
+from typing import Any
 
 from resnet_jax.runtime.errors import UserError
 
@@ -25,7 +26,7 @@ class Preprocessing:
   crop: int = 224
   interpolation: str = "bilinear"
 
-  def __post_init__(self):
+  def __post_init__(self) -> None:
     numbers = (*self.mean, *self.std, self.resize, self.crop)
     if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
       raise UserError(f"mean, std, resize and crop must be numbers: {numbers}")
@@ -51,13 +52,13 @@ def check_channels(label: str, values: Sequence[float], channels: int) -> None:
     )
 
 
-def from_dict(values: dict) -> Preprocessing:
+def from_dict(values: dict[str, Any]) -> Preprocessing:
   """Inverse of `dataclasses.asdict`, from JSON; errors of all kinds if it is none."""
   values = values | {key: tuple(values[key]) for key in ("mean", "std")}
   return Preprocessing(**values)
 
 
-def from_timm(values: dict) -> Preprocessing:
+def from_timm(values: dict[str, Any]) -> Preprocessing:
   """From timm's `pretrained_cfg`; `crop_pct` is the share of the short side kept."""
   crop = values["input_size"][-1]
   return Preprocessing(

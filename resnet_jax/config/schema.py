@@ -117,7 +117,7 @@ class DataConfig:
   val_share: float = allowed.setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
   mean: tuple[float, ...] = allowed.setting((0.5,), "not empty", bool)
   std: tuple[float, ...] = allowed.setting(
-    (0.5,), "not empty, all > 0", lambda v: v and min(v) > 0
+    (0.5,), "not empty, all > 0", lambda v: bool(v) and min(v) > 0
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)

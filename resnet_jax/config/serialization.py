@@ -3,12 +3,18 @@
 import dataclasses
 import json
 from collections.abc import Callable
+from typing import TYPE_CHECKING, TypeVar
 
 from resnet_jax.config.fields import check_field_name, flatten, may_change, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_factors, parse_names, parse_scope
 from resnet_jax.runtime.errors import UserError
+
+if TYPE_CHECKING:
+  from _typeshed import DataclassInstance
+
+Group = TypeVar("Group", bound="DataclassInstance")
 
 # Settings that were text before they had a type of their own, as older runs keep them.
 _FROM_TEXT: dict[str, Callable[[str], object]] = {
@@ -30,7 +36,7 @@ def from_json(text: str) -> Config:
     ValueError: not JSON, an unknown name, or a value that `validate` refuses.
   """
 
-  def build(cls, values: dict, prefix=""):
+  def build(cls: type[Group], values: object, prefix: str = "") -> Group:
     if not isinstance(values, dict):
       raise UserError(f"config.{prefix[:-1]}={values!r} must be a group of settings")
     fields = {field.name: field for field in dataclasses.fields(cls)}
@@ -39,7 +45,7 @@ def from_json(text: str) -> Config:
       if name not in fields:
         check_field_name(prefix + name)
       kind = fields[name].type
-      if dataclasses.is_dataclass(kind):
+      if isinstance(kind, type) and dataclasses.is_dataclass(kind):
         value = build(kind, value, f"{prefix}{name}.")
       elif isinstance(value, str) and prefix + name in _FROM_TEXT:
         value = _FROM_TEXT[prefix + name](value)
@@ -60,11 +66,11 @@ def to_source(config: Config, doc: str) -> str:
   """
   names = []
 
-  def build(group, indent: str) -> str:
+  def build(group: "DataclassInstance", indent: str) -> str:
     inner, lines, defaults = indent + "  ", [], type(group)()
     for field in dataclasses.fields(group):
       value = getattr(group, field.name)
-      if dataclasses.is_dataclass(value):
+      if dataclasses.is_dataclass(field.type):
         if text := build(value, inner):
           lines.append(f"{inner}{field.name}={text},\n")
       elif value != getattr(defaults, field.name):

@@ -4,13 +4,14 @@ import math
 import types
 import typing
 from collections.abc import Mapping
+from typing import Any
 
 from resnet_jax.config.fields import type_name, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
 
-def _has_type(value, kind) -> bool:
+def _has_type(value: object, kind: Any) -> bool:
   if isinstance(kind, types.UnionType):
     return any(_has_type(value, option) for option in typing.get_args(kind))
   if typing.get_origin(kind) is Mapping:
@@ -22,8 +23,11 @@ def _has_type(value, kind) -> bool:
     item = typing.get_args(kind)[0]
     return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
   if kind is float:
-    number = isinstance(value, int | float) and not isinstance(value, bool)
-    return number and math.isfinite(value)
+    return (
+      isinstance(value, int | float)
+      and not isinstance(value, bool)
+      and math.isfinite(value)
+    )
   if kind is int:
     return isinstance(value, int) and not isinstance(value, bool)
   return isinstance(value, kind)

@@ -49,7 +49,7 @@ def _parse_bool(text: str) -> bool:
   return _BOOLS[text.lower()]
 
 
-def _parse_tuple(text: str) -> tuple:
+def _parse_tuple(text: str) -> tuple[Any, ...]:
   try:
     value = ast.literal_eval(text) if text.strip() else ()
   except SyntaxError as error:

@@ -4,13 +4,13 @@ The protocols that a data set of one's own satisfies; code asks them and nothing
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 import jax
 
 from resnet_jax.config.plan import Plan
-from resnet_jax.data.batch import Batch
+from resnet_jax.data.batch import TakeBatch
 
 
 class ImageSource(Protocol):
@@ -54,7 +54,7 @@ class Dataset(Protocol):
   def skipped(self) -> Mapping[int, str]: ...
 
   @property
-  def take_batch(self) -> Callable[[Any, jax.Array], Batch]: ...
+  def take_batch(self) -> TakeBatch[Any]: ...
 
   def train_chunks(
     self, key: jax.Array, step: int, plan: Plan

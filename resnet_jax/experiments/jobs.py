@@ -43,7 +43,7 @@ class Job:
   config: Config
   workdir: Path
   measure: str = ""
-  _process: subprocess.Popen | None = dataclasses.field(default=None, init=False)
+  _process: subprocess.Popen[str] | None = dataclasses.field(default=None, init=False)
   _log_start: int = dataclasses.field(default=0, init=False)
 
   @property
@@ -234,7 +234,7 @@ class Display:
     self._bar.start()
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._bar.stop()
 
   def update(self, job: Job) -> None:

@@ -30,6 +30,9 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.experiment import resolve_model
 
+# From what `Classifier` returns to what of it is wanted, a pytree.
+Outputs = Callable[[dict[str, jax.Array]], Any]
+
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
@@ -72,7 +75,8 @@ class Classifier:
       UserError: images with another number of channels.
     """
     folded = self.folded
-    return folded._compiled(folded.variables, images)
+    found: dict[str, jax.Array] = folded._compiled(folded.variables, images)
+    return found
 
   @functools.cached_property
   def folded(self) -> "Classifier":
@@ -205,7 +209,7 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
 def run_batches(
   classifier: Classifier,
   batches: Iterator[HostBatch],
-  outputs: Callable[[dict[str, jax.Array]], Any],
+  outputs: Outputs,
   mesh: Mesh,
 ) -> Iterator[tuple[HostBatch, Any]]:
   """Yields batches with what the network makes of them.

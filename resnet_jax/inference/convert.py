@@ -4,13 +4,13 @@ import dataclasses
 from pathlib import Path
 
 from resnet_jax import weights
+from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training import experiment
-from resnet_jax.weights.load_save import Preprocessing
 
 
 def convert(

@@ -26,6 +26,8 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 _QUERIES, _NEIGHBOURS = 8, 7
+# Told of each batch: the number of images, and what could not be read.
+Advance = Callable[[int, list[str]], object]
 
 
 def list_all(root: Path, val_share: float) -> FileList:
@@ -67,7 +69,7 @@ def extract(
   layer: str = "pooled",
   batch_size: int = 32,
   figure: str = "",
-  advance: Callable[[int, list[str]], object] = lambda count, errors: None,
+  advance: Advance = lambda count, errors: None,
 ) -> int:
   """Writes the features of all images that can be read, in bounded memory.
 
@@ -154,10 +156,11 @@ def find_neighbours(
     [Q, count] int rows, from the most similar on, and their similarity in [-1, 1].
   """
 
-  def unit(rows) -> np.ndarray:
+  def unit(rows: np.ndarray) -> np.ndarray:
     flat = np.asarray(rows).reshape(len(rows), -1)
     norms = np.linalg.norm(flat, axis=1, keepdims=True)
-    return flat / np.maximum(norms, 1e-12)
+    units: np.ndarray = flat / np.maximum(norms, 1e-12)
+    return units
 
   chosen = unit(features[queries])
   step = max(1, 2**24 // chosen.shape[1])

@@ -17,6 +17,7 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 from jax import lax
 
 from resnet_jax.config.schema import check_choice
@@ -32,6 +33,7 @@ TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
+Function = Callable[[jax.Array], jax.Array]  # From images to probabilities.
 
 
 def export(
@@ -84,7 +86,7 @@ def export(
 
 def _create_function(
   classifier: Classifier, image_size: tuple[int, int] | None
-) -> Callable[[jax.Array], jax.Array]:
+) -> Function:
   model = classifier.model
   if hasattr(model, "stages"):
     model = model.clone(dtype=jnp.float32, scan=False, remat=False)
@@ -117,17 +119,19 @@ def _resizing(old: int, short: int, classifier: Classifier) -> jax.Array:
   new = old * (size.resize or short) // short
   method = {"bilinear": "linear", "bicubic": "cubic"}[size.interpolation]
   first = round((new - size.crop) / 2)
-  matrix = jax.image.resize(jnp.eye(old), (new, old), method)
+  matrix: jax.Array = jax.image.resize(jnp.eye(old), (new, old), method)
   return matrix[first : first + size.crop]
 
 
-def _difference(function, run: Run, batch: int, shape: tuple[int, ...]) -> float:
+def _difference(
+  function: Function, run: Run, batch: int, shape: tuple[int, ...]
+) -> float:
   generator = np.random.default_rng(batch)
   images = generator.integers(0, 256, (batch, *shape), np.uint8)
   return float(np.abs(run(images) - jax.jit(function)(images)).max())
 
 
-def _to_stablehlo(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+def _to_stablehlo(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
   batch = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -136,7 +140,7 @@ def _to_stablehlo(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
   return content, lambda images: np.asarray(again.call(images))
 
 
-def _to_onnx(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
   try:
     import jax2onnx
     import onnxruntime
@@ -163,7 +167,12 @@ def _to_onnx(function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
   return content, lambda images: session.run(None, {"images": images})[0]
 
 
-def _plain_conv(next_function, args, kwargs, context):
+def _plain_conv(
+  next_function: Callable[..., Any],
+  args: tuple[Any, ...],
+  kwargs: dict[str, Any],
+  context: InterceptorContext,
+) -> Any:
   """Has convolutions be `lax`'s own, which is all that jax2onnx knows."""
   conv = context.module
   if not isinstance(conv, Conv) or context.method_name != "__call__":

@@ -57,7 +57,7 @@ def predict(
   """
   mesh = create_mesh()
 
-  def outputs(found: dict[str, jax.Array]):
+  def outputs(found: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
     probabilities = found["probabilities"]
     top_k = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
     maps = [name for name in found if name.startswith("c")]

@@ -1,5 +1,6 @@
 """Batch normalisation as arithmetic: by XLA, or with sums computed by `native`."""
 
+from collections.abc import Callable
 from functools import partial
 
 import jax
@@ -8,6 +9,15 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax.kernels import choice, native
+
+# The result, then mean and variance.
+Normalised = tuple[jax.Array, jax.Array, jax.Array]
+Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x, scale, mean, var.
+BatchNorm = Callable[[jax.Array, jax.Array, jax.Array, float], Normalised]
+Moments = Callable[[jax.Array], tuple[jax.Array, jax.Array] | jax.Array]
+
+# JAX declares no types of it.
+_named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
 def batch_norm(
@@ -35,7 +45,7 @@ def batch_norm(
   """
   # Without groups no axis for them, whose only effect would be to hinder layouts.
   parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
-  function = _batch_norm
+  function: BatchNorm = _batch_norm
   is_float32 = scale.dtype == bias.dtype == jnp.float32
   if (
     groups == 1 and is_float32 and choice.current() == "native" and native.fits_norm(x)
@@ -57,7 +67,7 @@ def normalize(
   return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
-def _moments(x) -> tuple[jax.Array, jax.Array]:
+def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
   """Mean and variance over B, H and W of [..., B, H, W, C]: each [..., C]."""
   x, axes = x.astype(jnp.float32), (-4, -3, -2)
   # Both in one pass; rounding may leave the difference below 0.
@@ -65,15 +75,23 @@ def _moments(x) -> tuple[jax.Array, jax.Array]:
   return mean, jnp.maximum(square - lax.square(mean), 0)
 
 
-def _batch_norm(x, scale, bias, epsilon, moments=_moments):
+def _batch_norm(
+  x: jax.Array,
+  scale: jax.Array,
+  bias: jax.Array,
+  epsilon: float,
+  moments: Moments = _moments,
+) -> Normalised:
   """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
-  mean, var = (checkpoint_name(moment, "moments") for moment in moments(x))
+  mean, var = (_named(moment, "moments") for moment in moments(x))
   wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
   return normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3,))
-def _native_batch_norm(x, scale, bias, epsilon):
+def _native_batch_norm(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> Normalised:
   """As `_batch_norm`, in the dtype of `x`; sums, and the gradient's, are `native`'s.
 
   Reverse-mode differentiable only; its gradient is so in both modes.
@@ -81,22 +99,28 @@ def _native_batch_norm(x, scale, bias, epsilon):
   return _native_values(x, scale, bias, epsilon)
 
 
-def _native_values(x, scale, bias, epsilon):
+def _native_values(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> Normalised:
   moments = native.with_derivatives(native.moments, lambda x: jnp.stack(_moments(x)))
   y, mean, var = _batch_norm(x, scale, bias, epsilon, moments)
   return y.astype(x.dtype), mean, var
 
 
-def _native_forward(x, scale, bias, epsilon):
+def _native_forward(
+  x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
+) -> tuple[Normalised, Residuals]:
   y, mean, var = _native_values(x, scale, bias, epsilon)
   return (y, mean, var), (x, scale, mean, var)
 
 
-def _native_backward(epsilon, residuals, gradients):
+def _native_backward(
+  epsilon: float, residuals: Residuals, gradients: Normalised
+) -> tuple[jax.Array, jax.Array, jax.Array]:
   """Ioffe & Szegedy 2015, section 3, with what the two statistics receive."""
   (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
 
-  def reference(x, mean, dy):
+  def reference(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
     dy = dy.astype(jnp.float32)
     return jnp.stack([dy.sum((0, 1, 2)), (dy * (x - mean)).sum((0, 1, 2))])
 

@@ -24,11 +24,21 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax.kernels import choice, native
+from resnet_jax.kernels.single_conv import Gradients
+from resnet_jax.kernels.single_conv import canonical_gradients as _canonical_gradients
+from resnet_jax.kernels.single_conv import cpu_conv as _cpu_conv
+from resnet_jax.kernels.single_conv import is_native as _is_native
+from resnet_jax.kernels.single_conv import lax_conv as _lax_conv
+from resnet_jax.kernels.single_conv import pointwise_gradients as _pointwise_gradients
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
 
-_conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
+# From the gradient of a fused convolution to those of its arguments.
+Pullback = Callable[[jax.Array], tuple[jax.Array, ...]]
+
+# JAX declares no types of it.
+_named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
 def conv2d(
@@ -109,11 +119,6 @@ def conv2d_then(
   return jax.nn.relu(y) if relu else y
 
 
-def _is_native(x, other, shape, stride, padding) -> bool:
-  chosen = choice.current() == "native"
-  return chosen and native.fits(x, other, shape, stride, padding)
-
-
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
 def _tuned_conv2d(
   x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
@@ -123,47 +128,49 @@ def _tuned_conv2d(
   return _convolve(x, kernel, stride, padding, groups, as_product)
 
 
-def _convolve(x, kernel, stride, padding, groups, as_product):
-  settings = {"stride": stride, "padding": padding}
+def _convolve(
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  padding: int,
+  groups: int,
+  as_product: bool,
+) -> jax.Array:
+  on_cpu: native.ArrayFunction
   if groups > 1:
-    on_cpu = partial(_dense_conv, **settings, groups=groups)
+    on_cpu = partial(_dense_conv, stride=stride, padding=padding, groups=groups)
   elif as_product and _is_pointwise(kernel, padding):
     on_cpu = partial(_pointwise_conv, stride=stride)
   else:
-    on_cpu = partial(_cpu_conv, **settings)
-  default = partial(_lax_conv, **settings, groups=groups)
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+    on_cpu = partial(_cpu_conv, stride=stride, padding=padding)
+  default = partial(_lax_conv, stride=stride, padding=padding, groups=groups)
+  y: jax.Array = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+  return y
 
 
-def _lax_conv(x, kernel, stride, padding, groups, dilation=1):
-  return _conv(
-    x,
-    kernel,
-    (stride, stride),
-    [(padding, padding)] * 2,
-    rhs_dilation=(dilation, dilation),
-    feature_group_count=groups,
-  )
-
-
-def _is_pointwise(kernel, padding) -> bool:
+def _is_pointwise(kernel: jax.Array, padding: int) -> bool:
   return kernel.shape[:2] == (1, 1) and padding == 0
 
 
-def _pointwise_conv(x, kernel, stride):
+def _pointwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
   """A 1x1 convolution as a matrix product: no layout change in its gradients."""
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
-def _dilated_conv2d(x, kernel, padding, groups, dilation):
+def _dilated_conv2d(
+  x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
+) -> jax.Array:
   """`conv2d` at stride 1, of pixels that are `dilation` apart (à trous)."""
-  settings = {"padding": padding, "groups": groups, "dilation": dilation}
-  on_cpu = partial(_conv_of_phases, **settings)
-  default = partial(_lax_conv, stride=1, **settings)
-  return lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+  settings: dict[str, Any] = {"padding": padding, "groups": groups}
+  on_cpu = partial(_conv_of_phases, **settings, dilation=dilation)
+  default = partial(_lax_conv, stride=1, **settings, dilation=dilation)
+  y: jax.Array = lax.platform_dependent(x, kernel, cpu=on_cpu, default=default)
+  return y
 
 
-def _conv_of_phases(x, kernel, padding, groups, dilation):
+def _conv_of_phases(
+  x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
+) -> jax.Array:
   """Every `dilation`-th pixel is an image of its own, which `conv2d` makes fast."""
   batch, *sizes, channels = x.shape
   x = jnp.pad(x, ((0, 0), *((0, -size % dilation) for size in sizes), (0, 0)))
@@ -182,7 +189,9 @@ def _conv_of_phases(x, kernel, padding, groups, dilation):
   return y[:, :rows, :columns]
 
 
-def _dense_conv(x, kernel, stride, padding, groups):
+def _dense_conv(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
+) -> jax.Array:
   """A grouped convolution as dense ones, each of several groups."""
   height, width, inputs, features = kernel.shape
   features //= groups
@@ -198,18 +207,10 @@ def _dense_conv(x, kernel, stride, padding, groups):
   return jnp.concatenate(outputs, axis=-1)
 
 
-def _forward(x, kernel, stride, padding, groups):
+def _forward(
+  x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
+) -> tuple[jax.Array, tuple[jax.Array, jax.Array]]:
   return _convolve(x, kernel, stride, padding, groups, as_product=True), (x, kernel)
-
-
-def _cpu_conv(x, kernel, stride, padding):
-  """A convolution as one, not as a product: `native`'s where that serves."""
-  settings = {"stride": stride, "padding": padding}
-  reference: Callable = partial(_lax_conv, **settings, groups=1)
-  if _is_native(x, kernel, kernel.shape, **settings):
-    call = partial(native.conv2d, **settings)
-    return native.with_derivatives(call, reference)(x, kernel)
-  return reference(x, kernel)
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(3, 4, 5))
@@ -237,18 +238,35 @@ def _fused_conv2d(
   return native.conv2d(x, kernel, scale, bias, *added, **settings)
 
 
-def _conv_and_then(x, kernel, bias, *added, stride, padding, relu):
-  y = checkpoint_name(_tuned_conv2d(x, kernel, stride, padding), "conv")
+def _conv_and_then(
+  x: jax.Array,
+  kernel: jax.Array,
+  bias: jax.Array,
+  *added: jax.Array,
+  stride: int,
+  padding: int,
+  relu: bool,
+) -> jax.Array:
+  y = _named(_tuned_conv2d(x, kernel, stride, padding), "conv")
   y = sum(added, y + bias)
   return jax.nn.relu(y) if relu else y
 
 
-def _fused_forward(x, kernel, then, stride, padding, relu):
-  settings = {"stride": stride, "padding": padding, "relu": relu}
+def _fused_forward(
+  x: jax.Array,
+  kernel: jax.Array,
+  then: tuple[jax.Array, ...],
+  stride: int,
+  padding: int,
+  relu: bool,
+) -> tuple[jax.Array, Pullback]:
+  settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
   return jax.vjp(partial(_conv_and_then, **settings), x, kernel, *then)
 
 
-def _fused_backward(stride, padding, relu, gradients, dy):
+def _fused_backward(
+  stride: int, padding: int, relu: bool, gradients: Pullback, dy: jax.Array
+) -> tuple[jax.Array, jax.Array, tuple[jax.Array, ...]]:
   del stride, padding, relu
   x, kernel, *then = gradients(dy)
   return x, kernel, tuple(then)
@@ -257,11 +275,21 @@ def _fused_backward(stride, padding, relu, gradients, dy):
 _fused_conv2d.defvjp(_fused_forward, _fused_backward)
 
 
-def _backward(stride, padding, groups, residuals, dy):
-  def derived_gradients(conv, x, kernel, dy):
-    return jax.vjp(conv, x, kernel)[1](dy)
+def _backward(
+  stride: int,
+  padding: int,
+  groups: int,
+  residuals: tuple[jax.Array, jax.Array],
+  dy: jax.Array,
+) -> Gradients:
+  def derived_gradients(
+    conv: native.ArrayFunction, x: jax.Array, kernel: jax.Array, dy: jax.Array
+  ) -> Gradients:
+    gradients: Gradients = jax.vjp(conv, x, kernel)[1](dy)
+    return gradients
 
-  settings = {"stride": stride, "padding": padding}
+  settings: dict[str, Any] = {"stride": stride, "padding": padding}
+  on_cpu: Callable[..., Gradients]
   if groups > 1:
     on_cpu = partial(derived_gradients, partial(_dense_conv, **settings, groups=groups))
   elif _is_pointwise(residuals[1], padding):
@@ -269,79 +297,9 @@ def _backward(stride, padding, groups, residuals, dy):
   else:
     on_cpu = partial(_canonical_gradients, **settings)
   default = partial(derived_gradients, partial(_lax_conv, **settings, groups=groups))
-  return lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
-
-
-def _pointwise_gradients(x, kernel, dy, stride):
-  """Both gradients as products of matrices.
-
-  Those that JAX derives from `_pointwise_conv` are the same but for the order of
-  axes, for which XLA:CPU writes the whole of `dy` transposed.
-  """
-  seen = x[:, ::stride, ::stride]
-  input_gradient = (dy.reshape(-1, dy.shape[-1]) @ kernel[0, 0].T).reshape(seen.shape)
-  pads = [(0, 0, 0)]
-  for size, out in zip(x.shape[1:3], seen.shape[1:3], strict=True):
-    pads.append((0, size - (out - 1) * stride - 1, stride - 1))
-  zero = jnp.zeros((), dy.dtype)
-  input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
-  settings = {"kernel_shape": kernel.shape, "stride": stride, "padding": 0}
-  # XLA's product is the quicker one from few channels to many, and in bfloat16.
-  kernel_gradient = _pointwise_kernel_gradient
-  if kernel.shape[2] >= kernel.shape[3] and x.dtype == jnp.float32:
-    kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
-  return input_gradient, kernel_gradient(x, dy, **settings)
-
-
-def _pointwise_kernel_gradient(x, dy, kernel_shape, stride, padding):
-  del padding  # None.
-  rows = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
-  dy_rows = dy.reshape(-1, dy.shape[-1])
-  gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
-  return gradient.reshape(kernel_shape)
-
-
-def _canonical_gradients(x, kernel, dy, stride, padding):
-  """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
-  settings = {"stride": stride, "padding": padding}
-  reference = _canonical_kernel_gradient
-  return (
-    _input_gradient(x.shape, kernel, dy, **settings),
-    _kernel_gradient(x, dy, kernel.shape, **settings, reference=reference),
-  )
-
-
-def _input_gradient(x_shape, kernel, dy, stride, padding):
-  """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
-  turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
-  if stride == 1 and kernel.shape[0] == kernel.shape[1] > padding and dy.size:
-    return _cpu_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
-  pads = []
-  for size, taps, out in zip(x_shape[1:3], kernel.shape, dy.shape[1:3], strict=False):
-    low = taps - 1 - padding
-    # The far side also covers the pixels that the last stride did not reach.
-    pads.append((low, size + taps - 1 - low - ((out - 1) * stride + 1)))
-  return _conv(dy, turned, (1, 1), pads, lhs_dilation=(stride, stride))
-
-
-def _kernel_gradient(x, dy, kernel_shape, stride, padding, reference):
-  """`native`'s where that serves, or the reference, which takes the same arguments."""
-  settings = {"stride": stride, "padding": padding}
-  reference = partial(reference, kernel_shape=kernel_shape, **settings)
-  if _is_native(x, dy, kernel_shape, **settings):
-    call = partial(native.kernel_gradient, shape=kernel_shape, **settings)
-    return native.with_derivatives(call, reference)(x, dy)
-  return reference(x, dy)
-
-
-def _canonical_kernel_gradient(x, dy, kernel_shape, stride, padding):
-  """`x` as [C, H, W, B] convolved with `dy` as [H', W', B, F]: B is summed over."""
-  pads = []
-  for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):
-    pads.append((padding, (out - 1) * stride + taps - size - padding))
-  images, weights = x.transpose(3, 1, 2, 0), dy.transpose(1, 2, 0, 3)
-  gradient = _conv(images, weights, (1, 1), pads, rhs_dilation=(stride, stride))
-  return gradient.transpose(1, 2, 0, 3)
+  both: Gradients
+  both = lax.platform_dependent(*residuals, dy, cpu=on_cpu, default=default)
+  return both
 
 
 _tuned_conv2d.defvjp(_forward, _backward)

@@ -63,24 +63,37 @@ class Block(nn.Module):
     """Channels of the output."""
     return self.expansion * self.features
 
-  def conv3x3(self, features: int, stride: int | None = None, **kwargs) -> nn.Module:
+  def conv3x3(
+    self, features: int, stride: int | None = None, **kwargs: Any
+  ) -> nn.Module:
     """A dilated convolution; with a stride, even of 1, it is the one that has it."""
     dilation = self.dilation
     if stride is not None and self.first_dilation is not None:
       dilation = self.first_dilation
     if dilation > 1:
       kwargs["dilation"] = dilation
-    return self.conv(features, 3, stride or 1, **kwargs)
+    conv: nn.Module = self.conv(features, 3, stride or 1, **kwargs)
+    return conv
 
-  def join(self, shortcut, x, residual, noise) -> jax.Array:
+  def join(
+    self, shortcut: nn.Module, x: jax.Array, residual: jax.Array, noise: Noise | None
+  ) -> jax.Array:
     """Attention, stochastic depth and the shortcut."""
     if self.attention is not None:
       residual = self.attention(name="se")(residual)
     if noise is not None and noise.drop_path is not None:
       residual = drop_path(residual, noise.key, noise.drop_path)
-    return shortcut(x, residual)
+    joined: jax.Array = shortcut(x, residual)
+    return joined
 
-  def last(self, conv: nn.Module, norm_name: str, y, x, noise) -> jax.Array:
+  def last(
+    self,
+    conv: nn.Module,
+    norm_name: str,
+    y: jax.Array,
+    x: jax.Array,
+    noise: Noise | None,
+  ) -> jax.Array:
     """Maps what comes to the last convolution, and the block's input, to its output."""
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
@@ -141,7 +154,13 @@ class PreActBlock(Block):
     """Of the convolution before the shortcut is joined."""
     return {"kernel_init": nn.initializers.zeros} if self.zero_init else {}
 
-  def join_preact(self, x, activated, residual, noise):
+  def join_preact(
+    self,
+    x: jax.Array,
+    activated: jax.Array,
+    residual: jax.Array,
+    noise: Noise | None,
+  ) -> jax.Array:
     """As `join`; a shortcut that changes the shape starts from `activated`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
     shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", norm=None)

@@ -127,4 +127,6 @@ class FCNHead(nn.Module):
     x = conv_norm(conv, norm, x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
     x = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
-    return jax.image.resize(x, (x.shape[0], *size, self.num_classes), "bilinear")
+    shape = x.shape[0], *size, self.num_classes
+    logits: jax.Array = jax.image.resize(x, shape, "bilinear")
+    return logits

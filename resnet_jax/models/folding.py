@@ -12,11 +12,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import traverse_util
 
-from resnet_jax.models.layers import recorded_pairs
+from resnet_jax.models.layers import Path, recorded_pairs
 from resnet_jax.models.norms import FoldedNorm
 from resnet_jax.models.variables import Variables, image_channels
-
-Path = tuple[str, ...]
 
 
 def fold_batch_norm(
@@ -37,7 +35,7 @@ def fold_batch_norm(
   """
   if folded_model(model) is model:
     return model, variables
-  norm: Any = model.norm()  # type: ignore[attr-defined]
+  norm: Any = model.norm()
   pairs = _find_pairs(model, variables)
   params = traverse_util.flatten_dict(variables["params"])
   stats = traverse_util.flatten_dict(variables["batch_stats"])
@@ -59,7 +57,7 @@ def folded_model(model: nn.Module) -> nn.Module:
   """Returns the network that `fold_batch_norm` returns."""
   if not getattr(model, "FOLDS", False):
     return model
-  norm: Any = model.norm()  # type: ignore[attr-defined]
+  norm: Any = model.norm()
   return model.clone(norm=FoldedNorm) if hasattr(norm, "to_affine") else model
 
 

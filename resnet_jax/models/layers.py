@@ -21,6 +21,7 @@ from resnet_jax.kernels.conv import conv2d_then
 from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
+Path = tuple[str, ...]  # Of a module in its network, by names.
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (fan-out), as torchvision.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
@@ -67,7 +68,8 @@ class Conv(nn.Module):
     """
     kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
-    return checkpoint_name(conv2d(x, kernel, **self._settings()), "conv")
+    y: jax.Array = checkpoint_name(conv2d(x, kernel, **self._settings()), "conv")
+    return y
 
   def then(
     self, x: jax.Array, bias: jax.Array, residual: jax.Array | None, relu: bool
@@ -98,14 +100,14 @@ class Conv(nn.Module):
 
 
 # The pairs of layers that `conv_norm` meets, while someone wants to know them.
-_pairs: contextvars.ContextVar[list[tuple[tuple, tuple]] | None]
+_pairs: contextvars.ContextVar[list[tuple[Path, Path]] | None]
 _pairs = contextvars.ContextVar("pairs", default=None)
 
 
 @contextlib.contextmanager
-def recorded_pairs() -> Iterator[list[tuple[tuple, tuple]]]:
+def recorded_pairs() -> Iterator[list[tuple[Path, Path]]]:
   """Yields a list to which `conv_norm` adds the paths of layers that may be folded."""
-  pairs: list[tuple[tuple, tuple]] = []
+  pairs: list[tuple[Path, Path]] = []
   token = _pairs.set(pairs)
   try:
     yield pairs
@@ -142,7 +144,9 @@ def conv_norm(
   )
   if folds and is_folded:
     residual = None if shortcut is None else shortcut.project(start)
-    return conv.then(x, norm.get_variable("params", "bias"), residual, relu)
+    bias: jax.Array = norm.get_variable("params", "bias")
+    joined: jax.Array = conv.then(x, bias, residual, relu)
+    return joined
   y = norm(conv(x))
   if shortcut is not None:
     y = shortcut(start, y)

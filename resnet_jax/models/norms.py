@@ -120,7 +120,8 @@ class GroupNorm(nn.Module):
       scale_init=self.scale_init,
     )
     nn.share_scope(self, norm)
-    return norm(x)
+    y: jax.Array = norm(x)
+    return y
 
 
 class FrozenBatchNorm(nn.Module):

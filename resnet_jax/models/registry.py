@@ -1,6 +1,7 @@
 """The named architectures, as one table of rows, and the function that builds them."""
 
 import dataclasses
+from collections.abc import Mapping
 from functools import partial
 from typing import Any
 
@@ -17,7 +18,7 @@ from resnet_jax.models.blocks import (
   PreActBottleneckBlock,
 )
 from resnet_jax.models.groups import check_frozen, check_multipliers
-from resnet_jax.models.layers import SqueezeExcite
+from resnet_jax.models.layers import ModuleDef, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
@@ -41,7 +42,9 @@ _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _DEEPEST = {200: (3, 24, 36, 3)}
 
 
-def _imagenet(name: str, sizes: dict[int, tuple], block, **row) -> dict[str, Row]:
+def _imagenet(
+  name: str, sizes: Mapping[int, tuple[int, ...]], block: ModuleDef, **row: Any
+) -> dict[str, Row]:
   """Rows of one kind of block, one for each depth; `name` has a {} for it."""
   return {
     name.format(depth): _IMAGENET | {"block": block, "stage_sizes": size} | row
@@ -49,7 +52,7 @@ def _imagenet(name: str, sizes: dict[int, tuple], block, **row) -> dict[str, Row
   }
 
 
-def _bottleneck(**kwargs):
+def _bottleneck(**kwargs: Any) -> ModuleDef:
   return partial(BottleneckBlock, **kwargs)
 
 
@@ -244,7 +247,7 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
   if not frozen:
     return model
   changed = with_fields(model, "freeze", frozen=frozen)
-  check_frozen(frozen, changed.groups)  # type: ignore[attr-defined]
+  check_frozen(frozen, changed.groups)
   return changed
 
 

@@ -60,9 +60,12 @@ class Stage(nn.Module):
     """
 
     def noise_of(blocks: int | slice) -> Noise | None:
-      return jax.tree.map(lambda leaf: leaf[blocks], noise)
+      taken: Noise | None = jax.tree.map(lambda leaf: leaf[blocks], noise)
+      return taken
 
-    def run(block: nn.Module, x: jax.Array, noise: Noise | None):
+    def run(
+      block: nn.Module, x: jax.Array, noise: Noise | None
+    ) -> tuple[jax.Array, None]:
       return block(x, noise), None  # What a scan wants: carry and output.
 
     if self.remat or self.scan:
@@ -145,7 +148,7 @@ class ResNet(nn.Module):
     stages = (f"stage{i + 1}" for i in range(len(self.stage_sizes)))
     return "stem", *stages, *(["bn"] if self.pre_activation else []), "head"
 
-  def setup(self):
+  def setup(self) -> None:
     for group in self.frozen:
       check_choice("frozen", group, self.groups)
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)

@@ -6,13 +6,14 @@ the equal blocks of a stage as one: `stage1/block1`, and `stage1/blocks` with th
 from the second on stacked along a new first axis.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 
 Tree = Any
+_Change = Callable[[Mapping[str, Tree]], dict[str, Tree]]
 
 
 def to_named(tree: Tree) -> Tree:
@@ -23,7 +24,7 @@ def to_named(tree: Tree) -> Tree:
       optimiser's state; what is in the named layout already stays.
   """
 
-  def name_stage(stage: Mapping) -> dict:
+  def name_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
     named = {key: to_named(value) for key, value in stage.items() if key != "blocks"}
     if "blocks" in stage:
       leaves, structure = jax.tree.flatten(stage["blocks"])
@@ -42,7 +43,7 @@ def to_scanned(tree: Tree) -> Tree:
     tree: as for `to_named`.
   """
 
-  def scan_stage(stage: Mapping) -> dict:
+  def scan_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
     rest, scanned = [], {}
     for key, value in stage.items():
       if key.startswith("block") and key not in ("block1", "blocks"):
@@ -63,11 +64,11 @@ def is_scanned(tree: Tree) -> bool:
   return any("blocks" in (getattr(k, "key", None) for k in path) for path, _ in paths)
 
 
-def _map_dicts(function, tree: Tree) -> Tree:
-  def is_dict(node) -> bool:
+def _map_dicts(function: _Change, tree: Tree) -> Tree:
+  def is_dict(node: Tree) -> bool:
     return isinstance(node, Mapping)
 
-  def apply(node):
+  def apply(node: Tree) -> Tree:
     return function(node) if is_dict(node) else node
 
   return jax.tree.map(apply, tree, is_leaf=is_dict)

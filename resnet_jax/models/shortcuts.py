@@ -101,7 +101,8 @@ class ProjectionShortcut(_Shortcut):
       x = _average_2x2(x, self.dilation)
     conv = self.conv(self.features, 1, stride, name="conv")
     if self.norm is None:
-      return conv(x)
+      y: jax.Array = conv(x)
+      return y
     return conv_norm(conv, self.norm(name="bn"), x, relu=False)
 
 

@@ -28,7 +28,8 @@ class Stem(nn.Module):
   def last(self, conv: nn.Module, norm_name: str, x: jax.Array) -> jax.Array:
     """The last convolution, with norm and ReLU unless the first block has them."""
     if self.pre_activation:
-      return conv(x)
+      y: jax.Array = conv(x)
+      return y
     return conv_norm(conv, self.norm(name=norm_name), x)
 
 

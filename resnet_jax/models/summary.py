@@ -2,10 +2,13 @@
 
 import dataclasses
 import math
+from collections.abc import Callable, Mapping
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax.linen.module import InterceptorContext
 
 from resnet_jax.models.resnet import ResNet
 
@@ -43,7 +46,12 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
   variables = jax.eval_shape(model.init, jax.random.key(0), images)
   layers: dict[str, Layer] = {}
 
-  def record(run, args, kwargs, context):
+  def record(
+    run: Callable[..., Any],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    context: InterceptorContext,
+  ) -> Any:
     output = run(*args, **kwargs)
     path = context.module.path
     params = _own_arrays(variables.get("params", {}), path)
@@ -68,7 +76,9 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
   return list(layers.values())
 
 
-def _own_arrays(tree, path: tuple[str, ...]) -> dict[str, jax.ShapeDtypeStruct]:
+def _own_arrays(
+  tree: Mapping[str, Any], path: tuple[str, ...]
+) -> dict[str, jax.ShapeDtypeStruct]:
   """Returns the arrays right at a path, not those of modules below it."""
   for key in path:
     tree = tree.get(key, {})

@@ -1,5 +1,6 @@
 """The variables of a network: parameters and batch-norm statistics."""
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -11,6 +12,7 @@ from resnet_jax.models.scan_layout import to_named
 
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
 Variables = dict[str, Any]
+Change = Callable[[Variables], Variables]
 
 
 def abstract_variables(
@@ -29,12 +31,14 @@ def abstract_variables(
     model = model.clone(scan=True)  # The quickest to trace.
 
   def init(images: jax.Array) -> Variables:
-    return {"batch_stats": {}} | to_named(model.init(jax.random.key(0), images))
+    named: Variables = to_named(model.init(jax.random.key(0), images))
+    return {"batch_stats": {}} | named
 
   shapes = jax.eval_shape(init, jax.ShapeDtypeStruct((1, *image_shape), jnp.float32))
-  return jax.tree.map(
+  abstract: Variables = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype, sharding=sharding), shapes
   )
+  return abstract
 
 
 def image_channels(variables: Variables) -> int:

@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator, Mapping
 from typing import Any, Protocol, Self, TypeVar
 
 import jax
+import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
@@ -38,6 +39,17 @@ class State(Protocol):
 
 
 S = TypeVar("S", bound=State)
+Show = Callable[[str], None]  # Of a line of text to the person who watches.
+
+
+class _Stored(Protocol):
+  """What Orbax tells of an array in a checkpoint."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
 
 
 class CheckpointStore:
@@ -85,7 +97,7 @@ class CheckpointStore:
   def __enter__(self) -> "CheckpointStore":
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     with self._save_errors():
       self._manager.close()
 
@@ -163,7 +175,7 @@ class CheckpointStore:
       path.rmtree()
     return bool(unfinished)
 
-  def restore_latest(self, state: S, show: Callable[[str], None] = print) -> S:
+  def restore_latest(self, state: S, show: Show = print) -> S:
     """Returns the newest whole state, or `state` itself if there is none.
 
     Damaged ones are moved to `damaged/` in the run directory.
@@ -196,7 +208,7 @@ class CheckpointStore:
       parts = self._manager.restore(step, args=ocp.args.Composite(**items))
     return state.from_saved(parts)
 
-  def _set_damaged_aside(self, show: Callable[[str], None]) -> None:
+  def _set_damaged_aside(self, show: Show) -> None:
     """Moves the newest checkpoints, up to a whole one, out of the way."""
     for step in sorted(self._manager.all_steps(), reverse=True):
       damage = checksums.find_damage(self._directory / str(step))
@@ -239,7 +251,7 @@ class CheckpointStore:
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def abstract(array) -> jax.ShapeDtypeStruct:
+    def abstract(array: _Stored) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     directory = self._directory / str(step)

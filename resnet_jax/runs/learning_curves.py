@@ -1,9 +1,11 @@
 """The picture of a run: loss and error over epochs."""
 
+from typing import Any
+
 from etils import epath
 
 
-def draw_curves(records: list[dict], path: epath.Path) -> None:
+def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
   """Draws training (thin) and evaluation (bold) curves, as the paper's figures do.
 
   Label smoothing and augmentation are in the training loss and not in the other.

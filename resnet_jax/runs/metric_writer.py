@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import jax
 from etils import epath
@@ -21,9 +21,17 @@ from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
 from resnet_jax.runtime.errors import UserError
 
+if TYPE_CHECKING:
+  import tensorboardX
+
 DIVERGENCE_ADVICE = (
   "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
 )
+
+# From completed updates to the learning rate of the next one.
+LearningRate = Callable[[int], float]
+# Called with the step, the split and its values.
+Tell = Callable[[int, str, dict[str, float]], None]
 
 
 class Clock(Protocol):
@@ -40,12 +48,12 @@ class MetricWriter:
     self,
     workdir: str,
     plan: Plan,
-    learning_rate: Callable[[int], float],
+    learning_rate: LearningRate,
     start_step: int,
     console: Console,
     clock: Clock,
     skipped: Sequence[Mapping[int, str]] = (),
-    tell: Callable[[int, str, dict[str, float]], None] = lambda *_: None,
+    tell: Tell = lambda *_: None,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -98,14 +106,14 @@ class MetricWriter:
     self._bar.start()
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     self._bar.stop()
     self._show_skipped()  # Too many may be what ended the run.
     self._files.close()
     if self._writes:
       draw_curves(self._records, self._workdir / "curves.png")
 
-  def _drop_later_lines(self, step: int) -> list[dict]:
+  def _drop_later_lines(self, step: int) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
     if not path.exists():
       return []
@@ -226,7 +234,7 @@ class MetricWriter:
       )
 
 
-def _open_board(directory: epath.Path, start_step: int):
+def _open_board(directory: epath.Path, start_step: int) -> "tensorboardX.SummaryWriter":
   """Opens TensorBoard's event file, hiding what is there past `start_step`."""
   # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
   # tensors from other arrays.

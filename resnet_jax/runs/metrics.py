@@ -9,7 +9,8 @@ Metrics = dict[str, jax.Array]
 
 def add_metrics(a: Metrics, b: Metrics) -> Metrics:
   """Sums of two disjoint sets of examples together."""
-  return jax.tree.map(operator.add, a, b)
+  sums: Metrics = jax.tree.map(operator.add, a, b)
+  return sums
 
 
 def summarize(metrics: Metrics) -> dict[str, float]:

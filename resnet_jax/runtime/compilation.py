@@ -11,14 +11,18 @@ import platform as host
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+Options = dict[str, str | int]
+Function = Callable[..., Any]  # Of trees of arrays, as `jax.jit` takes it.
+
 # XLA:CPU hands convolutions to YNNPACK by default, whose kernel gradient is slow.
 # Without "convolution" in this list they go to Eigen; batch norm's reductions stay.
-_CPU_OPTIONS: dict[str, str | bool] = {
+_CPU_OPTIONS: Options = {
   "xla_cpu_experimental_ynn_fusion_type": (
     "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
   )
@@ -28,7 +32,7 @@ _CPU_OPTIONS: dict[str, str | bool] = {
 # and on a processor without instructions for them many times as slow. For what has no
 # bfloat16 they gain nothing, and a program with them cannot be kept in JAX's
 # compilation cache (jaxlib 0.12).
-_ONEDNN_OPTIONS: dict[str, str | bool] = {
+_ONEDNN_OPTIONS: Options = {
   "xla_cpu_use_onednn": True,
   "xla_cpu_experimental_onednn_custom_call": True,
 }
@@ -41,7 +45,7 @@ _LARGE = 10_000_000
 
 
 @functools.cache
-def _is_known(name: str, value) -> bool:
+def _is_known(name: str, value: str | int) -> bool:
   """Whether this jaxlib has a compile option; one that it has not is an error to it."""
   try:
     jax.jit(lambda x: x, compiler_options={name: value})(jnp.zeros(()))
@@ -60,19 +64,19 @@ def processor_flags() -> str:
   return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
-def _compile_options(cpu_options: dict, platform: str | None = None) -> dict:
+def _compile_options(cpu_options: Options, platform: str | None = None) -> Options:
   if (platform or jax.default_backend()) != "cpu":
     return {}
   return {name: value for name, value in cpu_options.items() if _is_known(name, value)}
 
 
 def jit(
-  function: Callable,
+  function: Function,
   platform: str | None = None,
   *,
   dtype: DTypeLike = jnp.float32,
-  **kwargs,
-) -> Callable:
+  **kwargs: Any,
+) -> jax.stages.Wrapped:
   """`jax.jit` for a function called over and over, tuned for a kind of device.
 
   Args:
@@ -88,7 +92,7 @@ def jit(
   return jax.jit(function, compiler_options=options, **kwargs)
 
 
-def jit_once(function: Callable, size: int = 0, **kwargs) -> Callable:
+def jit_once(function: Function, size: int = 0, **kwargs: Any) -> jax.stages.Wrapped:
   """`jax.jit` for a function called once: on a CPU it compiles fast, runs slowly.
 
   Args:

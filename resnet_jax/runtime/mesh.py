@@ -4,8 +4,9 @@ The only file that makes meshes and shardings. One axis, "data".
 """
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
+from typing import Any
 
 import jax
 import numpy as np
@@ -13,6 +14,10 @@ import optax
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.runtime.errors import UserError, setting_name
+
+# What JAX declares no types of.
+_spec: Callable[..., PartitionSpec] = PartitionSpec
+_constrain: Callable[[Any, Any], Any] = jax.lax.with_sharding_constraint
 
 
 def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
@@ -32,20 +37,20 @@ def in_process_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
 
 def replicated(mesh: Mesh) -> NamedSharding:
   """Every device holds the whole array."""
-  return NamedSharding(mesh, PartitionSpec())
+  return NamedSharding(mesh, _spec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
   """The first axis is split over the devices."""
-  return NamedSharding(mesh, PartitionSpec("data"))
+  return NamedSharding(mesh, _spec("data"))
 
 
 def chunk_sharding(mesh: Mesh) -> NamedSharding:
   """The second axis is split over the devices: batches one after the other."""
-  return NamedSharding(mesh, PartitionSpec(None, "data"))
+  return NamedSharding(mesh, _spec(None, "data"))
 
 
-def split_over_devices(tree, mesh: Mesh):
+def split_over_devices(tree: Any, mesh: Mesh) -> Any:
   """Returns a sharding for each array: its last axis that splits evenly is split.
 
   Where none does, every device holds the whole.
@@ -55,10 +60,10 @@ def split_over_devices(tree, mesh: Mesh):
     mesh: the devices.
   """
 
-  def sharding(array) -> NamedSharding:
+  def sharding(array: jax.Array | jax.ShapeDtypeStruct) -> NamedSharding:
     for axis in reversed(range(array.ndim)):
       if array.shape[axis] % mesh.size == 0:
-        return NamedSharding(mesh, PartitionSpec(*[None] * axis, "data"))
+        return NamedSharding(mesh, _spec(*[None] * axis, "data"))
     return replicated(mesh)
 
   return jax.tree.map(sharding, tree)
@@ -76,16 +81,21 @@ def split_updates(
     tx: the optimiser.
     mesh: the devices.
   """
-  constrain = jax.lax.with_sharding_constraint
 
-  def split(tree):
+  def split(tree: Any) -> Any:
     # Whole first: else the compiler splits all that leads to it and comes from it, and
     # gathers the inputs of each convolution.
-    tree = constrain(tree, replicated(mesh))
-    return constrain(tree, split_over_devices(tree, mesh))
+    tree = _constrain(tree, replicated(mesh))
+    return _constrain(tree, split_over_devices(tree, mesh))
 
-  def update(gradients, state, params=None):
-    return tx.update(split(gradients), state, split(params))
+  def update(
+    gradients: optax.Updates,
+    state: optax.OptState,
+    params: optax.Params | None = None,
+  ) -> tuple[optax.Updates, optax.OptState]:
+    parted: tuple[optax.Updates, optax.OptState]
+    parted = tx.update(split(gradients), state, split(params))
+    return parted
 
   return optax.GradientTransformation(tx.init, update)
 
@@ -131,7 +141,7 @@ def fill_devices(batch_size: int, mesh: Mesh) -> int:
   return math.ceil(batch_size / mesh.size) * mesh.size
 
 
-def put_batches(batches, mesh: Mesh):
+def put_batches(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.Array]:
   """Copies this process's rows of K batches to its devices.
 
   Args:
@@ -142,7 +152,8 @@ def put_batches(batches, mesh: Mesh):
     Tree of [K, B, ...], B split over the devices.
   """
   put = partial(jax.make_array_from_process_local_data, chunk_sharding(mesh))
-  return jax.tree.map(put, batches)
+  placed: dict[str, jax.Array] = jax.tree.map(put, batches)
+  return placed
 
 
 def local_rows(batch_size: int) -> tuple[int, int]:

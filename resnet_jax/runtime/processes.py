@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 from jax.experimental import multihost_utils
@@ -27,6 +27,16 @@ _KEY = "resnet_jax/error"
 # What JAX itself looks for.
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
+
+
+class _Store(Protocol):
+  """What JAX's processes share, as far as it is used here."""
+
+  def key_value_set(self, key: str, value: str) -> None: ...
+
+  def key_value_try_get(self, key: str) -> str:
+    """Raises `JaxRuntimeError` if there is none."""
+    ...
 
 
 @contextlib.contextmanager
@@ -65,6 +75,8 @@ def connect(
       yield
       return
   else:
+    assert coordinator is not None
+    assert num_processes is not None and process_id is not None
     _check(coordinator, num_processes, process_id)
   where = coordinator or "the address that the launcher's environment gives"
   text = f"waiting at {where} for the other processes, {_CONNECT_TIMEOUT_S} s at most"
@@ -89,7 +101,7 @@ def connect(
     yield
 
 
-def _check(coordinator, num_processes, process_id) -> None:
+def _check(coordinator: str, num_processes: int, process_id: int) -> None:
   host, _, port = coordinator.rpartition(":")
   if not host or not port.isdecimal():
     raise UserError(
@@ -154,7 +166,8 @@ def _has_chips() -> bool:
 @contextlib.contextmanager
 def _ending_together() -> Iterator[None]:
   # The store that JAX's processes share has no public name; Orbax uses it like this.
-  store: Any = jax._src.distributed.global_state.client
+  shared: Any = jax._src.distributed
+  store: _Store = shared.global_state.client
   done, told = threading.Event(), threading.Event()
   threading.Thread(target=_watch, args=(store, done, told), daemon=True).start()
   try:
@@ -188,7 +201,7 @@ def _is_of_network(error: Exception) -> bool:
   return any(sign in str(error) for sign in signs)
 
 
-def _watch(store, done: threading.Event, told: threading.Event) -> None:
+def _watch(store: _Store, done: threading.Event, told: threading.Event) -> None:
   """Ends this process once another one has failed."""
   while not done.wait(_POLL_S):
     try:

@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 import threading
+from types import FrameType
 
 import jax
 from jax.experimental import multihost_utils
@@ -32,7 +33,7 @@ class StopRequest:
   Outside of the main thread, where Python takes no signals, nothing is asked for.
   """
 
-  def __init__(self):
+  def __init__(self) -> None:
     self._asked, self._calls = False, 0
     self._before: dict[int, object] = {}
 
@@ -43,13 +44,13 @@ class StopRequest:
       self._before = {number: signal.signal(number, self._ask) for number in taken}
     return self
 
-  def __exit__(self, *exc_info) -> None:
+  def __exit__(self, *exc_info: object) -> None:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
     if self._before and jax.process_count() > 1:
       signal.signal(signal.SIGTERM, signal.SIG_DFL)  # There is no step to finish.
 
-  def _ask(self, number: int, frame) -> None:
+  def _ask(self, number: int, frame: FrameType | None) -> None:
     del frame
     for taken in self._before:
       signal.signal(taken, signal.SIG_DFL)

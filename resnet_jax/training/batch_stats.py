@@ -5,7 +5,7 @@ import functools
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import jax
 import jax.numpy as jnp
@@ -16,9 +16,22 @@ from resnet_jax import kernels
 from resnet_jax.config.plan import Plan
 from resnet_jax.data import Dataset
 from resnet_jax.models.registry import with_fields
-from resnet_jax.models.variables import Variables
+from resnet_jax.models.variables import Change, Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.training.steps import Preprocess, TakeBatch
+
+# {"mean": ..., "var": ...} of each batch norm, nested as the modules are.
+Statistics = dict[str, Any]
+_ChangeMoments = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
+
+
+class StatisticsChunk(Protocol):
+  """What `compile_statistics_chunk` returns."""
+
+  def __call__(
+    self, variables: Variables, feed: Any, count: int, first: int, key: jax.Array, /
+  ) -> Statistics:
+    """Sums the moments of `count` batches from `first` on."""
 
 
 def compile_statistics_chunk(
@@ -28,7 +41,7 @@ def compile_statistics_chunk(
   take_batch: TakeBatch,
   sharding: jax.sharding.Sharding,
   kernel_choice: str = "xla",
-) -> Callable:
+) -> StatisticsChunk:
   """Returns jitted (variables, feed, count, first, key) -> sums of moments.
 
   The sums are over batches `first` to `first + count - 1` of `feed`: of the mean and of
@@ -47,8 +60,10 @@ def compile_statistics_chunk(
   model = with_fields(model, "precise_bn_batches", norm=norm)
   dtype = getattr(model, "dtype", jnp.float32)
 
-  def chunk(variables: Variables, feed: Any, count: int, first: int, key: jax.Array):
-    def body(i, sums):
+  def chunk(
+    variables: Variables, feed: Any, count: int, first: int, key: jax.Array
+  ) -> Statistics:
+    def body(i: jax.Array, sums: Statistics) -> Statistics:
       batch_key = jax.random.fold_in(key, i)
       images = preprocess(take_batch(feed, i)["image"], batch_key)
       _, updates = model.apply(
@@ -61,10 +76,12 @@ def compile_statistics_chunk(
       moments = _map_statistics(
         lambda mean, var: (mean, var + mean**2), updates["batch_stats"]
       )
-      return jax.tree.map(jnp.add, sums, moments)
+      sums = jax.tree.map(jnp.add, sums, moments)
+      return sums
 
     zeros = jax.tree.map(jnp.zeros_like, variables["batch_stats"])
-    return lax.fori_loop(first, first + count, body, zeros)
+    sums: Statistics = lax.fori_loop(first, first + count, body, zeros)
+    return sums
 
   return compilation.jit(
     kernels.traced_with(kernel_choice, chunk),
@@ -73,7 +90,7 @@ def compile_statistics_chunk(
   )
 
 
-def precise_statistics(sums: Any, num_batches: int) -> Any:
+def precise_statistics(sums: Statistics, num_batches: int) -> Statistics:
   """Returns `batch_stats` of all batches together (Wu & Johnson 2021, section 3).
 
   Args:
@@ -87,7 +104,7 @@ def precise_statistics(sums: Any, num_batches: int) -> Any:
   )
 
 
-def _map_statistics(function: Callable, tree: Any) -> Any:
+def _map_statistics(function: _ChangeMoments, tree: Statistics) -> Statistics:
   """Applies `function` to the (mean, var) of each batch norm in `batch_stats`."""
   if "mean" not in tree:
     return {name: _map_statistics(function, part) for name, part in tree.items()}
@@ -105,7 +122,7 @@ def create_refresh(
   key: jax.Array,
   sharding: jax.sharding.Sharding,
   kernel_choice: str = "xla",
-) -> Callable[[Variables], Variables]:
+) -> Change:
   """Returns a function that re-estimates batch-norm statistics.
 
   Args:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import time
+from collections.abc import Callable
 
 import jax
 
@@ -124,7 +125,7 @@ def _check_channels(experiment: Experiment, variables: Variables) -> None:
 
 def describe(results: dict[str, float]) -> str:
   """Says an evaluation in a line."""
-  parts = {
+  parts: dict[str, Callable[[float], str]] = {
     "top1": lambda v: f"top-1 {100 * v:.2f} %",
     "top5": lambda v: f"top-5 {100 * v:.2f} %",
     "loss": lambda v: f"loss {v:.4f}",

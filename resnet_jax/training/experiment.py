@@ -5,7 +5,7 @@ The trainer, the evaluator, the dry run and the studies all start from an `Exper
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -30,7 +30,7 @@ from resnet_jax.models.registry import (
   with_fields,
   with_frozen,
 )
-from resnet_jax.models.variables import Variables
+from resnet_jax.models.variables import Change
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
@@ -186,12 +186,12 @@ class Experiment:
     return self.state_init(self.keys[0])
 
   @functools.cached_property
-  def preprocess(self) -> Callable[..., jax.Array]:
+  def preprocess(self) -> steps.Preprocess:
     """(images, key) -> augmented and normalised images; without a key, normalised."""
     return create_preprocess(self.config)
 
   @functools.cached_property
-  def train_chunk(self) -> Callable[..., Any]:
+  def train_chunk(self) -> steps.TrainChunk:
     """Compiled (state, feed, number of updates) -> state, metrics."""
     config = self.config
     return steps.compile_train_chunk(
@@ -209,7 +209,7 @@ class Experiment:
     )
 
   @functools.cached_property
-  def eval_chunk(self) -> Callable[..., Any]:
+  def eval_chunk(self) -> steps.EvalChunk:
     """Compiled (folded variables, feed, number of batches) -> metrics."""
     return steps.compile_eval_chunk(
       task=self.task,
@@ -222,7 +222,7 @@ class Experiment:
     )
 
   @functools.cached_property
-  def fold(self) -> Callable[[Variables], Variables]:
+  def fold(self) -> Change:
     """Returns variables as `eval_chunk` takes them, with batch norm folded."""
     return jax.jit(
       lambda variables: fold_batch_norm(self.model, variables)[1],
@@ -230,7 +230,7 @@ class Experiment:
     )
 
   @functools.cached_property
-  def refresh(self) -> Callable[[Variables], Variables]:
+  def refresh(self) -> Change:
     """Re-estimates batch-norm statistics before an evaluation, if that is set."""
     return create_refresh(
       self.model,

@@ -5,6 +5,7 @@ from functools import partial
 
 import jax
 import optax
+from jax.tree_util import DictKey
 
 from resnet_jax.config.factories import import_factory
 from resnet_jax.config.plan import Plan
@@ -49,8 +50,9 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
 def kernels_only(params: optax.Params) -> optax.Params:
   """Returns a tree of bools: True for kernels, False for batch norm and biases."""
 
-  def is_kernel(path, _):
-    return path[-1].key == "kernel"
+  def is_kernel(path: tuple[DictKey, ...], _: jax.Array) -> bool:
+    name: str = path[-1].key
+    return name == "kernel"
 
   return jax.tree_util.tree_map_with_path(is_kernel, params)
 
@@ -85,7 +87,7 @@ def create_optimizer(
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
   """Returns a tree of bools: whether a parameter is in one of the groups."""
 
-  def is_within(path, _):
+  def is_within(path: tuple[DictKey, ...], _: jax.Array) -> bool:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax.training import train_state
+from jax.extend.core import ClosedJaxpr
 
 from resnet_jax.models.scan_layout import is_scanned, to_named, to_scanned
 from resnet_jax.models.variables import Variables
@@ -28,6 +29,7 @@ class TrainState(train_state.TrainState):
     ema: exponential moving average of `variables`, or None.
   """
 
+  step: jax.Array  # For Flax it may be an int too.
   batch_stats: Any
   key: jax.Array
   ema: Variables | None = None
@@ -42,7 +44,8 @@ class TrainState(train_state.TrainState):
     training = {"step": self.step, "opt_state": self.opt_state, "key": self.key}
     if self.ema is not None:
       training["ema"] = self.ema
-    return to_named({"model": self.variables, "training": training})
+    named: dict[str, Any] = to_named({"model": self.variables, "training": training})
+    return named
 
   def from_saved(self, parts: Mapping[str, Any]) -> "TrainState":
     """Returns the state whose `to_saved` gave `parts`, laid out as this one."""
@@ -83,12 +86,14 @@ class StateInit:
       size=sum(leaf.size for leaf in leaves),
       out_shardings=jax.tree.leaves(self.sharding()),
     )
-    return jax.tree.unflatten(structure, create(key))
+    state: TrainState = jax.tree.unflatten(structure, create(key))
+    return state
 
   def _create(self, key: jax.Array) -> TrainState:
     init_key, step_key = jax.random.split(key)
     variables = self.model.init(init_key, jnp.zeros((1, *self.image_shape)))
-    state = TrainState.create(
+    # Flax has no types for it.
+    state: TrainState = TrainState.create(  # type: ignore[no-untyped-call]
       apply_fn=self.model.apply,
       tx=self.tx,
       key=step_key,
@@ -105,16 +110,16 @@ class StateInit:
     return self._traced[1]
 
   @functools.cached_property
-  def _traced(self):
+  def _traced(self) -> tuple[ClosedJaxpr, TrainState]:
     return self._trace(jax.random.key(0))
 
-  def _trace(self, key: jax.Array):
+  def _trace(self, key: jax.Array) -> tuple[ClosedJaxpr, TrainState]:
     """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
     return jax.make_jaxpr(self._create, return_shape=True)(key)
 
   def sharding(self) -> TrainState:
     """Shardings of the state's leaves."""
-    sharding = jax.tree.map(lambda _: self.replicated, self.shapes)
+    sharding: TrainState = jax.tree.map(lambda _: self.replicated, self.shapes)
     if self.shard_opt_state is None:
       return sharding
     return sharding.replace(opt_state=self.shard_opt_state(self.shapes.opt_state))

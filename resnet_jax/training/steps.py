@@ -5,7 +5,7 @@ All that is compiled for the hot path.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, Protocol
 
 import chex
 import jax
@@ -24,6 +24,29 @@ from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
 Preprocess = Callable[..., jax.Array]
 Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 TakeBatch = Callable[[Any, jax.Array], Batch]
+Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
+EvalStep = Callable[[Variables, Batch], Metrics]
+Apply = Callable[..., Any]  # A module's `apply`.
+# (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
+_Gradient = Callable[
+  [dict[str, Any], Batch, jax.Array], tuple[Any, tuple[dict[str, Any], Metrics]]
+]
+
+
+class TrainChunk(Protocol):
+  """Compiled `train_chunk`; it takes over the memory of the state given to it."""
+
+  def __call__(
+    self, state: TrainState, feed: Any, count: int, /
+  ) -> tuple[TrainState, Metrics]:
+    """Applies `count` updates."""
+
+
+class EvalChunk(Protocol):
+  """Compiled `eval_chunk`."""
+
+  def __call__(self, variables: Variables, feed: Any, count: int, /) -> Metrics:
+    """Sums the metrics of `count` batches."""
 
 
 def train_step(
@@ -67,7 +90,9 @@ def train_step(
     batch |= {"image": images, "target": targets}
   count = jnp.sum(batch["mask"], dtype=jnp.float32)
 
-  def loss_fn(params, batch_stats, batch, key):
+  def loss_fn(
+    params: dict[str, Any], batch_stats: dict[str, Any], batch: Batch, key: jax.Array
+  ) -> tuple[jax.Array, tuple[dict[str, Any], Metrics]]:
     logits, updates = state.apply_fn(
       {"params": params, "batch_stats": batch_stats},
       batch["image"],
@@ -88,7 +113,10 @@ def train_step(
       partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
     )
   before = state
-  state = state.apply_gradients(grads=grads, batch_stats=batch_stats)
+  # Flax has no types for it.
+  state = state.apply_gradients(  # type: ignore[no-untyped-call]
+    grads=grads, batch_stats=batch_stats
+  )
   if state.ema is not None:
     # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
@@ -116,7 +144,13 @@ def all_finite(tree: Any) -> jax.Array:
   return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int):
+def _accumulate(
+  gradient: _Gradient,
+  batch_stats: dict[str, Any],
+  batch: Batch,
+  key: jax.Array,
+  parts: int,
+) -> tuple[Any, dict[str, Any], Metrics]:
   """Adds up the gradients and metrics of the parts of a batch.
 
   Args:
@@ -131,7 +165,9 @@ def _accumulate(gradient, batch_stats, batch: Batch, key: jax.Array, parts: int)
     lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
   )
 
-  def body(carry, part):
+  def body(
+    carry: tuple[dict[str, Any], Any, Metrics], part: tuple[Batch, jax.Array]
+  ) -> tuple[tuple[dict[str, Any], Any, Metrics], None]:
     batch_stats, grads, metrics = carry
     more_grads, (batch_stats, more) = gradient(batch_stats, *part)
     grads = jax.tree.map(jnp.add, grads, more_grads)
@@ -152,7 +188,7 @@ def eval_step(
   batch: Batch,
   *,
   task: Task,
-  apply_fn: Callable,
+  apply_fn: Apply,
   preprocess: Preprocess,
 ) -> Metrics:
   """Metrics of a batch by the running batch-norm statistics.
@@ -173,7 +209,7 @@ def train_chunk(
   feed: Any,
   count: int,
   *,
-  train_step: Callable,
+  train_step: Step,
   take_batch: TakeBatch,
   task: Task,
 ) -> tuple[TrainState, Metrics]:
@@ -192,13 +228,16 @@ def train_chunk(
     task: whose metrics are added.
   """
 
-  def body(_, carry):
+  def body(
+    _: jax.Array, carry: tuple[TrainState, Metrics]
+  ) -> tuple[TrainState, Metrics]:
     state, total = carry
     state, metrics = train_step(state, take_batch(feed, state.step))
     return state, add_metrics(total, metrics)
 
   zeros = zero_metrics(task) | {"skipped_updates": jnp.zeros(())}
-  return lax.fori_loop(0, count, body, (state, zeros))
+  after: tuple[TrainState, Metrics] = lax.fori_loop(0, count, body, (state, zeros))
+  return after
 
 
 def eval_chunk(
@@ -206,16 +245,17 @@ def eval_chunk(
   feed: Any,
   count: int,
   *,
-  eval_step: Callable,
+  eval_step: EvalStep,
   take_batch: TakeBatch,
   task: Task,
 ) -> Metrics:
   """Sums the metrics of batches 0 to `count` - 1 of `feed` in one call."""
 
-  def body(i, total):
+  def body(i: jax.Array, total: Metrics) -> Metrics:
     return add_metrics(total, eval_step(variables, take_batch(feed, i)))
 
-  return lax.fori_loop(0, count, body, zero_metrics(task))
+  total: Metrics = lax.fori_loop(0, count, body, zero_metrics(task))
+  return total
 
 
 def compile_train_chunk(
@@ -227,7 +267,7 @@ def compile_train_chunk(
   dtype: DTypeLike = jnp.float32,
   kernel_choice: str = "xla",
   **options: Any,
-) -> Callable:
+) -> TrainChunk:
   """Returns jitted `train_chunk(state, feed, count)`.
 
   It takes over the memory of the state given to it.
@@ -262,13 +302,13 @@ def compile_train_chunk(
 def compile_eval_chunk(
   *,
   task: Task,
-  apply_fn: Callable,
+  apply_fn: Apply,
   preprocess: Preprocess,
   take_batch: TakeBatch,
   sharding: jax.sharding.Sharding,
   dtype: DTypeLike = jnp.float32,
   kernel_choice: str = "xla",
-) -> Callable:
+) -> EvalChunk:
   """Returns jitted `eval_chunk(variables, feed, count)`; arguments as above."""
   step = partial(eval_step, task=task, apply_fn=apply_fn, preprocess=preprocess)
   chunk = partial(eval_chunk, eval_step=step, take_batch=take_batch, task=task)

@@ -69,7 +69,9 @@ class Classification:
     chex.assert_equal_shape([logits, targets])
     chex.assert_type([logits, targets], jnp.float32)
     smoothing = self.label_smoothing if train else 0.0
-    return optax.softmax_cross_entropy(logits, optax.smooth_labels(targets, smoothing))
+    targets = optax.smooth_labels(targets, smoothing)
+    losses: jax.Array = optax.softmax_cross_entropy(logits, targets)
+    return losses
 
   def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
     """Returns whether the label is the highest logit, and among the highest five."""
@@ -125,4 +127,5 @@ def zero_metrics(task: Task) -> Metrics:
     "mask": jax.ShapeDtypeStruct((1,), jnp.bool_),
   }
   shapes = jax.eval_shape(lambda *args: compute_metrics(task, *args), logits, batch)
-  return jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  zeros: Metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
+  return zeros

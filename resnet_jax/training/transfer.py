@@ -82,9 +82,10 @@ def start_from(state: TrainState, variables: Variables) -> TrainState:
   def put(old: Variables) -> Variables:
     # Copied, as a step takes over the memory of its state.
     merged = {name: old[name] | variables[name] for name in old}
-    return jax.tree.map(
+    placed: Variables = jax.tree.map(
       lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old
     )
+    return placed
 
   ema = None if state.ema is None else put(state.ema)
   return state.replace(**put(state.variables), ema=ema)

@@ -61,7 +61,8 @@ def canonical(name: str) -> str:
 
 def _pools(model: ResNet) -> bool:
   """Whether an average pool comes before the shortcuts' convolutions."""
-  return getattr(model.shortcut, "keywords", {}).get("pool", False)
+  pools: bool = getattr(model.shortcut, "keywords", {}).get("pool", False)
+  return pools
 
 
 def _module(path: Path, pooled: bool = False) -> str:

@@ -6,8 +6,9 @@ and calls nothing by name.
 """
 
 import dataclasses
+import mmap
 import pickletools
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
 
 import ml_dtypes
@@ -53,27 +54,34 @@ class Refused:
   """What a global that is not allowed gives, so that all of them can be listed."""
 
 
+# What a pickle gives to these is anything; whoever uses a tensor checks it.
 def _rebuild_tensor(
-  storage, offset, shape, strides, requires_grad=False, hooks=None, metadata=None
+  storage: Any,
+  offset: Any,
+  shape: Any,
+  strides: Any,
+  requires_grad: object = False,
+  hooks: object = None,
+  metadata: object = None,
 ) -> Tensor:
   if metadata:  # Conjugated or negated numbers.
     raise UserError("a tensor is a lazy view; save its .clone()")
   return Tensor(storage, offset, shape, strides)
 
 
-def _size(shape) -> Any:
+def _size(shape: Any) -> Any:
   return shape  # Never a copy: a pickle could ask for many.
 
 
-def _ordered_dict(items=()) -> dict:
+def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> dict[str | int, Any]:
   """The way OrderedDict is pickled by Python 2: a list of pairs."""
-  made: dict = {}
+  made: dict[str | int, Any] = {}
   for key, value in items:
     _set_item(made, key, value)
   return made
 
 
-def _set_item(target: dict, key: Any, value: Any) -> None:
+def _set_item(target: dict[str | int, Any], key: Any, value: Any) -> None:
   # Tuples of tuples could take forever to be hashed, and large numbers collide.
   fits = isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**32)
   if not isinstance(target, dict) or not fits:
@@ -81,7 +89,7 @@ def _set_item(target: dict, key: Any, value: Any) -> None:
   target[key] = value
 
 
-_FUNCTIONS: dict[str, Callable] = {
+_FUNCTIONS: dict[str, Callable[..., Any]] = {
   "collections.OrderedDict": _ordered_dict,
   "torch.Size": _size,
   "torch._utils._rebuild_tensor": _rebuild_tensor,
@@ -124,12 +132,14 @@ class Machine:
     self._left = _MOST_INSTRUCTIONS
     self._find_persistent = find_persistent
 
-  def load(self, file: BinaryIO) -> Any:
+  def load(self, file: BinaryIO | mmap.mmap) -> Any:
     """Returns the object of the pickle at the file's position."""
     self._stack: list[Any] = []
     self._below: list[list[Any]] = []  # Stacks below the marks.
     self._memo: dict[int, Any] = {}
-    for opcode, argument, _ in pickletools.genops(file):
+    # It takes whatever has `read` and `readline`; typeshed has it otherwise.
+    opcodes = pickletools.genops(file)  # type: ignore[arg-type]
+    for opcode, argument, _ in opcodes:
       self._count(1)
       self._run(opcode.name, argument)
     return self._stack.pop()

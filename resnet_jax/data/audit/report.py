@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from typing import Any
 
 
 @dataclasses.dataclass(frozen=True)
@@ -18,7 +19,7 @@ class SplitReport:
 
   images: int
   classes: dict[str, int]
-  sizes: dict[str, dict]
+  sizes: dict[str, dict[str, Any]]
   modes: dict[str, int]
   formats: dict[str, int]
 

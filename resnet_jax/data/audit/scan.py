@@ -9,6 +9,7 @@ import textwrap
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
@@ -198,7 +199,7 @@ def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
   labels = facts["label"][facts["label"] >= 0]
   counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
   good = facts[facts["format"] != b""]
-  sizes: dict[str, dict] = {}
+  sizes: dict[str, dict[str, Any]] = {}
   if len(good):
     width, height = good["width"], good["height"]
     for side, values in (("width", width), ("height", height)):
@@ -215,7 +216,9 @@ def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
   )
 
 
-def _find_duplicates(opened: dict[str, Images], facts: dict[str, np.ndarray]) -> dict:
+def _find_duplicates(
+  opened: dict[str, Images], facts: dict[str, np.ndarray]
+) -> dict[str, Any]:
   """Returns the fields of `Report` that are about equal files."""
   every = np.concatenate(list(facts.values()))
   sources = list(opened.values())

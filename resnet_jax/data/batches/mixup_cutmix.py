@@ -104,8 +104,9 @@ def mix(
   if not mixup_alpha:
     return cutmix(key, images, targets, cutmix_alpha)
   choice_key, key = jax.random.split(key)
-  return jax.lax.cond(
+  mixed: tuple[jax.Array, jax.Array] = jax.lax.cond(
     jax.random.bernoulli(choice_key),
     lambda: mixup(key, images, targets, mixup_alpha),
     lambda: cutmix(key, images, targets, cutmix_alpha),
   )
+  return mixed

@@ -6,6 +6,7 @@ float32 in [0, 255] after `color_jitter`, until `normalize`, which returns float
 
 from collections.abc import Callable, Sequence
 from functools import partial
+from typing import Protocol
 
 import jax
 import jax.numpy as jnp
@@ -14,6 +15,15 @@ from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
 from resnet_jax.runtime.errors import UserError, setting_name
+
+# (key, images) -> images.
+Augment = Callable[[jax.Array, jax.Array], jax.Array]
+
+
+class Preprocess(Protocol):
+  """`preprocess` with its settings."""
+
+  def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array: ...
 
 
 def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
@@ -31,7 +41,7 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
   offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
   border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
-  def crop(image, offset):
+  def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), image_shape)
 
   return jax.vmap(crop)(jnp.pad(images, border), offsets)
@@ -109,7 +119,7 @@ def preprocess(
   erasing: float = 0.0,
   mean: Sequence[float],
   std: Sequence[float],
-  own: Callable[[jax.Array, jax.Array], jax.Array] | None = None,
+  own: Augment | None = None,
 ) -> jax.Array:
   """Normalises; augments too if there is a key.
 
@@ -145,7 +155,7 @@ def preprocess(
   return random_erasing(erase_key, normalize(images, mean, std), erasing)
 
 
-def create_preprocess(config: Config) -> Callable:
+def create_preprocess(config: Config) -> Preprocess:
   """Returns `preprocess` with these settings: (images, key or None) -> images."""
   augment, own = config.augment, None
   if augment.batch_factory:

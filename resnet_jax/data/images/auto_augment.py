@@ -6,7 +6,7 @@ from the caller's generator and nothing is shared, so worker threads may call at
 
 import math
 from collections.abc import Callable
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from PIL import Image, ImageEnhance, ImageOps
@@ -14,6 +14,9 @@ from PIL import Image, ImageEnhance, ImageOps
 from resnet_jax.runtime.errors import UserError
 
 LAST_BIN = 30  # torchvision's 31 strengths
+
+
+Change = Callable[[Image.Image, float], Image.Image]
 
 
 class Op(NamedTuple):
@@ -26,7 +29,7 @@ class Op(NamedTuple):
     signed: whether every other draw, on average, negates the value.
   """
 
-  apply: Callable[[Image.Image, float], Image.Image]
+  apply: Change
   rand: tuple[float, float] = (0, 0)
   wide: tuple[float, float] = (0, 0)
   signed: bool = False
@@ -37,7 +40,7 @@ def _affine(image: Image.Image, *matrix: float) -> Image.Image:
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
-def _enhance(kind: Callable[[Image.Image], Any]) -> Callable:
+def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
   return lambda im, v: kind(im).enhance(1 + v)
 
 

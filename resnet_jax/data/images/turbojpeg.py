@@ -79,7 +79,7 @@ def why_not() -> str:
 class _Decoder(threading.local):
   """A handle of the library for each thread; kept to the end of the process."""
 
-  def __init__(self):
+  def __init__(self) -> None:
     library, _ = _library()
     self.handle = library.init(_DECOMPRESS) if library else None
 

@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol
+from typing import Protocol, TypedDict
 
 import grain
 import numpy as np
@@ -31,9 +31,20 @@ class Transform(Protocol):
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray: ...
 
 
-# image [B, S, S, 3] uint8, label [B] int32, mask [B] bool, False where an image is
-# missing, and "errors": a list of (index, text) of those that could not be read.
-HostBatch = dict
+class HostBatch(TypedDict):
+  """A batch of this process.
+
+  Attributes:
+    image: [B, S, S, 3] uint8.
+    label: [B] int32.
+    mask: [B] bool, False where an image is missing.
+    errors: (index, text) of those that could not be read.
+  """
+
+  image: np.ndarray
+  label: np.ndarray
+  mask: np.ndarray
+  errors: list[tuple[int, str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -156,7 +167,12 @@ def _copied(batch: HostBatch) -> HostBatch:
 
   Those that an exception holds until the end would be freed too late, with a warning.
   """
-  return {k: v if k == "errors" else np.array(v) for k, v in batch.items()}
+  return {
+    "image": np.array(batch["image"]),
+    "label": np.array(batch["label"]),
+    "mask": np.array(batch["mask"]),
+    "errors": batch["errors"],
+  }
 
 
 def _start_worker(index: int, count: int) -> None:

@@ -15,7 +15,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.config.plan import Plan
-from resnet_jax.data.batch import Batch
+from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
 from resnet_jax.data.sources.base import Source
 from resnet_jax.runtime.mesh import batch_sharding, replicated
@@ -36,13 +36,19 @@ class Feed:
   order: jax.Array
 
 
+Resize = Callable[[jax.Array], jax.Array]
+# JAX declares no types of it.
+_constrain: Callable[[Any, jax.sharding.Sharding], Any]
+_constrain = jax.lax.with_sharding_constraint
+
+
 def take_batch(
   feed: Feed,
   step: jax.Array,
   *,
   batch_size: int,
   sharding: jax.sharding.Sharding,
-  resize: Callable[[jax.Array], jax.Array] = lambda images: images,
+  resize: Resize = lambda images: images,
 ) -> Batch:
   """Returns batch number `step` of the order, which starts again where it ends.
 
@@ -58,13 +64,14 @@ def take_batch(
   """
   position = step % (len(feed.order) // batch_size) * batch_size
   index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)
-  index = jax.lax.with_sharding_constraint(index, sharding)
+  index = _constrain(index, sharding)
   batch = {
     "image": resize(feed.image.at[index].get(mode="clip")),
     "label": feed.label.at[index].get(mode="clip"),
     "mask": index < len(feed.label),
   }
-  return jax.lax.with_sharding_constraint(batch, sharding)
+  placed: Batch = _constrain(batch, sharding)
+  return placed
 
 
 def bind_take_batch(
@@ -74,7 +81,7 @@ def bind_take_batch(
   resize: int = 0,
   crop: int = 0,
   interpolation: str = "bilinear",
-) -> tuple[Callable, tuple[int, int, int]]:
+) -> tuple[TakeBatch[Feed], tuple[int, int, int]]:
   """Returns `take_batch` of (feed, step) alone, and (H, W, C) of what it takes.
 
   Args:

@@ -110,7 +110,8 @@ def read_image(
     one = dataclasses.replace(
       source, images=source.images[[index]], labels=source.labels[[index]]
     )
-    return next(_slices(one, preprocessing, 1))["image"][0]
+    image: np.ndarray = next(_slices(one, preprocessing, 1))["image"][0]
+    return image
   transform = _transform(preprocessing, max_pixels)
   return transform(source[index][0], np.random.default_rng())
 

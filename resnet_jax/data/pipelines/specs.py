@@ -11,9 +11,11 @@ from typing import Any, NoReturn
 import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
+from jax.typing import DTypeLike
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import DataConfig
+from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
 from resnet_jax.data.sources.base import Source
@@ -22,6 +24,9 @@ from resnet_jax.runtime.mesh import chunk_sharding, replicated
 
 # A streamed set is not opened; its size changes nothing that is compiled but constants.
 _NUM_STREAMED = 1_281_167
+
+# (shape, dtype) -> `jax.ShapeDtypeStruct`, which stands for an array of a feed.
+_Abstract = Callable[[tuple[int, ...], DTypeLike], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,7 +42,7 @@ class AbstractDataset:
   """
 
   feed: Any
-  take_batch: Callable
+  take_batch: TakeBatch[Any]
   image_shape: tuple[int, int, int]
   num_examples: int
   num_classes: int
@@ -85,9 +90,9 @@ def create_abstract_dataset(
     steps_per_call: K.
     mesh: the devices, which may be only described.
   """
-  whole: Callable = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
+  whole: _Abstract = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
   if source is None:
-    split: Callable = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
+    split: _Abstract = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
     shape, rows = (config.image_size,) * 2 + (3,), (steps_per_call, batch_size)
     batches = {
       "image": split(rows + shape, jnp.uint8),

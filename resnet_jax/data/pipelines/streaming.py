@@ -44,10 +44,13 @@ class Chunk:
 def take_batch(chunk: Chunk, step: jax.Array) -> Batch:
   """Returns batch number `step`, which must be in the chunk."""
 
-  def take(array):
-    return jax.lax.dynamic_index_in_dim(array, step - chunk.first, keepdims=False)
+  def take(array: jax.Array) -> jax.Array:
+    index = step - chunk.first
+    taken: jax.Array = jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+    return taken
 
-  return jax.tree.map(take, chunk.batches)
+  batch: Batch = jax.tree.map(take, chunk.batches)
+  return batch
 
 
 class StreamingDataset:
@@ -154,11 +157,12 @@ class StreamingDataset:
     for host in iterate(batches, 0, num_workers=0):
       yield self._put([host], 0, 1), 1
 
-  def _checked(self, batch: HostBatch) -> HostBatch:
-    errors = batch.pop("errors")
+  def _checked(self, batch: HostBatch) -> dict[str, np.ndarray]:
+    errors = batch["errors"]
+    arrays = {"image": batch["image"], "label": batch["label"], "mask": batch["mask"]}
     self._loaded += len(batch["mask"])
     if not errors:
-      return batch
+      return arrays
     if self._max_skip_share is None:
       raise ImageError(
         f"{errors[0][1]}; mend or remove it, or set config.data.on_error=skip"
@@ -175,7 +179,7 @@ class StreamingDataset:
         f"config.data.max_skip_share={self._max_skip_share} allows, such as "
         f"{errors[0][1]}"
       )
-    return batch
+    return arrays
 
   def _put(self, host: Iterable[HostBatch], first: int, length: int) -> Chunk:
     """Checks batches, fills up to `length` and copies to the devices."""

@@ -23,7 +23,9 @@ def open_source(
     class_names: those of a model; a folder may have some of them only.
   """
   if config.factory:
-    return import_factory(config.factory, "data.factory")(config, split)
+    own: Source | ImageSource
+    own = import_factory(config.factory, "data.factory")(config, split)
+    return own
   if "://" in config.dir:
     raise UserError(
       f"{setting_name('data.dir')}={config.dir!r} must be a local path; mount remote "

@@ -7,7 +7,7 @@ import dataclasses
 import math
 import os
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
@@ -15,6 +15,9 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import base
 from resnet_jax.data.sources.base import Source, split_name
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
+
+if TYPE_CHECKING:  # It takes seconds to import.
+  import tensorflow_datasets as tfds
 
 
 @dataclasses.dataclass(frozen=True)
@@ -106,7 +109,7 @@ def load_tfds(
   return Source(images, labels, tuple(label.names))
 
 
-def _tfds_builder(name: str, root: Path, where: str):
+def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilder":
   """Returns the builder of a prepared array_record set."""
   import tensorflow_datasets as tfds
   from google.protobuf.json_format import ParseError
@@ -141,7 +144,9 @@ def _tfds_builder(name: str, root: Path, where: str):
   return builder
 
 
-def _check_features(features, where: str):
+def _check_features(
+  features: "tfds.features.FeaturesDict", where: str
+) -> tuple["tfds.features.Image", "tfds.features.ClassLabel"]:
   """Returns the features of uint8 images and of their class labels."""
   import tensorflow_datasets as tfds
 

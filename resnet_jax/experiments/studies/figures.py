@@ -6,9 +6,13 @@ import re
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from resnet_jax.experiments.studies.outcomes import Row, by_label, mean_curve, spread
+
+if TYPE_CHECKING:
+  from matplotlib.axes import Axes
+  from matplotlib.figure import Figure
 
 # Colours that the colour-blind tell apart (Okabe and Ito 2008), and dashes for print.
 _COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
@@ -26,13 +30,15 @@ def _style(index: int) -> dict[str, Any]:
   }
 
 
-def _save(figure, out: Path, name: str) -> str:
+def _save(figure: "Figure", out: Path, name: str) -> str:
   for suffix in ("png", "svg"):
     figure.savefig(out / f"{name}.{suffix}", dpi=120)
   return name
 
 
-def _figure(columns: int, title: str, height: float = 4.2):
+def _figure(
+  columns: int, title: str, height: float = 4.2
+) -> "tuple[Figure, list[Axes]]":
   # A figure of its own: pyplot would want a display, and keep it for ever.
   from matplotlib.figure import Figure
 
@@ -40,7 +46,7 @@ def _figure(columns: int, title: str, height: float = 4.2):
   figure = Figure(figsize=(width, height), layout="constrained")
   lines = (textwrap.fill(line, int(11 * width)) for line in title.split("\n"))
   figure.suptitle("\n".join(lines), fontsize=11)
-  axes = figure.subplots(1, columns, squeeze=False, sharey=True)[0]
+  axes = [*figure.subplots(1, columns, squeeze=False, sharey=True)[0]]
   for one in axes:
     one.grid(alpha=0.3)
   return figure, axes
@@ -82,7 +88,7 @@ def draw_curves(
         steps, mean, low, high = mean_curve(runs)
         if not steps:
           continue
-        text = {"label": label} if split == "eval" else {}
+        text: dict[str, Any] = {"label": label} if split == "eval" else {}
         axes.plot(steps, mean, linewidth=width, **_style(i), **text)
         if split == "eval" and len(runs) > 1:
           axes.fill_between(steps, low, high, color=_style(i)["color"], alpha=0.15)
@@ -95,7 +101,9 @@ def draw_curves(
   return _save(figure, out, "error")
 
 
-def draw_depth(out: Path, title: str, rows: Sequence[Row], paper: Mapping) -> str:
+def draw_depth(
+  out: Path, title: str, rows: Sequence[Row], paper: Mapping[str, str]
+) -> str:
   """Draws final errors over depth, with standard deviations over seeds.
 
   Args:
@@ -135,8 +143,10 @@ def draw_depth(out: Path, title: str, rows: Sequence[Row], paper: Mapping) -> st
       if re.fullmatch(r"[\d.]+", paper.get(label, ""))
     ]
     if known:
+      places, errors = zip(*known, strict=True)
       axes.scatter(
-        *zip(*known, strict=True),
+        places,
+        errors,
         marker="x",
         s=60,
         color=_COLORS[i],
@@ -190,7 +200,7 @@ def draw_gradients(out: Path, title: str, rows: Sequence[Row]) -> str:
   return _save(figure, out, "gradients")
 
 
-def _plot_layers(axes, values: Mapping[str, Sequence[float]]) -> None:
+def _plot_layers(axes: "Axes", values: Mapping[str, Sequence[float]]) -> None:
   for i, (label, line) in enumerate(values.items()):
     axes.plot(range(1, len(line) + 1), line, label=label, **_style(i))
   axes.set(xlabel="layer")

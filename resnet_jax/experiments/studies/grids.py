@@ -100,7 +100,7 @@ class Study:
   over_depth: bool = False
 
 
-def _net(name: str, label: str = "", series: str = "", **settings) -> Variant:
+def _net(name: str, label: str = "", series: str = "", **settings: Any) -> Variant:
   """A named network; `settings` have "__" for the dots of their paths."""
   kind = name.rstrip("0123456789")
   depth = int(name.removeprefix(kind))
@@ -115,7 +115,7 @@ def _net(name: str, label: str = "", series: str = "", **settings) -> Variant:
   )
 
 
-def _twins(*depths: int, **settings) -> list[Variant]:
+def _twins(*depths: int, **settings: Any) -> list[Variant]:
   """Plain and residual nets of the same depths."""
   names = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
   return [_net(name, **settings) for name in names]

@@ -81,14 +81,15 @@ def value_of(row: Row, metric: str) -> float | None:
     The number; None if the run diverged before it could be measured.
   """
   if metric == "response":
-    responses = row.get("responses")
-    return responses and statistics.fmean(responses.values())
+    responses: Mapping[str, float] | None = row.get("responses")
+    return statistics.fmean(responses.values()) if responses else None
   if metric == "growth":
     if "gradients" not in row:
       return None
     first, *_, last = row["gradients"]["0"].values()
     return math.log10(first / last) if last else None
-  return row[metric]
+  value: float = row[metric]
+  return value
 
 
 def values_of(rows: Sequence[Row], metric: str) -> list[float]:
@@ -173,13 +174,17 @@ def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
   return findings
 
 
-def _interval(high, low, difference: float) -> Sequence[float]:
+def _interval(
+  high: Sequence[float], low: Sequence[float], difference: float
+) -> Sequence[float]:
   """Welch's 95 % confidence interval of a difference of means."""
   if statistics.pstdev(high) == statistics.pstdev(low) == 0:
     return difference, difference
   from scipy import stats
 
-  return stats.ttest_ind(high, low, equal_var=False).confidence_interval(0.95)
+  test = stats.ttest_ind(high, low, equal_var=False)
+  interval: Sequence[float] = test.confidence_interval(0.95)
+  return interval
 
 
 def mean_curve(

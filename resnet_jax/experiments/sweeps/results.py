@@ -26,7 +26,7 @@ def tabulate(study: "optuna.Study", metric: str) -> list[list[str]]:
   sign = -1 if DIRECTIONS[metric] == "maximize" else 1
   order = TrialState.COMPLETE, TrialState.PRUNED, TrialState.FAIL
 
-  def place(trial: "optuna.trial.FrozenTrial") -> tuple:
+  def place(trial: "optuna.trial.FrozenTrial") -> tuple[int, float, int]:
     return order.index(trial.state), sign * (trial.value or 0), trial.number
 
   paths = sorted({path for trial in trials for path in trial.params})

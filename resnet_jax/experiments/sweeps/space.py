@@ -45,7 +45,8 @@ def load_space(path: str) -> Space:
       f"--space={path}: get_space() must return a dict from settings to "
       f"optuna.distributions, not {space!r}"
     )
-  return space
+  checked: Space = space
+  return checked
 
 
 def check_space(space: Space, config: Config) -> None:

@@ -23,7 +23,8 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib
+import jaxlib.version
+from jax.typing import DTypeLike
 
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
@@ -34,6 +35,13 @@ _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _DTYPES = "float32", "bfloat16"
 # Half a minute is usual; a machine that swaps must not hang a run.
 _COMPILE_LIMIT_S = 600
+
+ArrayFunction = Callable[..., jax.Array]  # Of arrays alone.
+
+# What JAX declares no types of.
+_shaped: Callable[[tuple[int, ...], DTypeLike], jax.ShapeDtypeStruct]
+_shaped = jax.ShapeDtypeStruct
+_capsule: Callable[[object], object] = jax.ffi.pycapsule
 
 
 def conv2d(
@@ -93,26 +101,30 @@ def _call(
   name: str,
   shape: tuple[int, ...],
   *arrays: jax.Array,
-  dtype: jax.typing.DTypeLike = jnp.float32,
-  **attributes,
+  dtype: DTypeLike = jnp.float32,
+  **attributes: int,
 ) -> jax.Array:
-  result = jax.ShapeDtypeStruct(shape, dtype)
+  result = _shaped(shape, dtype)
   name = f"{name}_{arrays[0].dtype}"
   return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
 
 
-def _out_shape(x_shape, kernel_shape, stride, padding) -> tuple[int, ...]:
+def _out_shape(
+  x_shape: tuple[int, ...], kernel_shape: tuple[int, ...], stride: int, padding: int
+) -> tuple[int, ...]:
   sizes = zip(x_shape[1:3], kernel_shape[:2], strict=True)
   size = ((size + 2 * padding - taps) // stride + 1 for size, taps in sizes)
   return x_shape[0], *size, kernel_shape[-1]
 
 
-def with_derivatives(call: Callable, reference: Callable) -> Callable:
+def with_derivatives(call: ArrayFunction, reference: ArrayFunction) -> ArrayFunction:
   """A custom call, with the derivatives of what computes the same."""
   function = jax.custom_jvp(call)
 
   @function.defjvp
-  def derive(primals, tangents):
+  def derive(
+    primals: tuple[jax.Array, ...], tangents: tuple[jax.Array, ...]
+  ) -> tuple[jax.Array, jax.Array]:
     return function(*primals), jax.jvp(reference, primals, tangents)[1]
 
   return function
@@ -197,7 +209,7 @@ def _load() -> tuple[int, str]:
     return 0, f"{compiler[0]} could not compile {_SOURCE}: {reason}"
   names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
   for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
-    target = jax.ffi.pycapsule(getattr(functions, name))
+    target = _capsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes(), ""
 
@@ -211,7 +223,7 @@ def _open(compiler: list[str]) -> ctypes.CDLL:
   sources = [
     path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
   ]
-  made_of = sources, command, jaxlib.__version__, compilation.processor_flags()
+  made_of = sources, command, jaxlib.version.__version__, compilation.processor_flags()
   digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:
     library = cache_dir() / f"kernels-{digest}.so"
