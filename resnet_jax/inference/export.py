@@ -16,13 +16,10 @@ import jax
 import jax.export
 import jax.numpy as jnp
 import numpy as np
-from flax import linen as nn
-from flax.linen.module import InterceptorContext
 from jax import lax
 
 from resnet_jax.config.schema import check_choice
 from resnet_jax.inference.classifier import Classifier
-from resnet_jax.models.layers import Conv
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 
@@ -149,15 +146,14 @@ def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
       f"--format onnx needs {error.name}: pip install 'flax-resnet[onnx]'"
     ) from error
   images = jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)
-  with nn.intercept_methods(_plain_conv):
-    model: Any = jax2onnx.to_onnx(
-      function,
-      [images],
-      model_name="resnet_jax",
-      opset=OPSET,
-      input_names=["images"],
-      output_names=["probabilities"],
-    )
+  model: Any = jax2onnx.to_onnx(
+    function,
+    [images],
+    model_name="resnet_jax",
+    opset=OPSET,
+    input_names=["images"],
+    output_names=["probabilities"],
+  )
   content = model.SerializeToString()
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
@@ -165,28 +161,6 @@ def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
     content, options, providers=["CPUExecutionProvider"]
   )
   return content, lambda images: session.run(None, {"images": images})[0]
-
-
-def _plain_conv(
-  next_function: Callable[..., Any],
-  args: tuple[Any, ...],
-  kwargs: dict[str, Any],
-  context: InterceptorContext,
-) -> Any:
-  """Has convolutions be `lax`'s own, which is all that jax2onnx knows."""
-  conv = context.module
-  if not isinstance(conv, Conv) or context.method_name != "__call__":
-    return next_function(*args, **kwargs)
-  kernel: Any = conv.get_variable("params", "kernel")
-  stride, padding = conv.settings()
-  return lax.conv_general_dilated(
-    args[0],
-    kernel,
-    (stride, stride),
-    [(padding, padding)] * 2,
-    dimension_numbers=("NHWC", "HWIO", "NHWC"),
-    feature_group_count=conv.groups,
-  )
 
 
 _WRITERS = {"stablehlo": _to_stablehlo, "onnx": _to_onnx}
