@@ -5,7 +5,7 @@ Letters: N examples, B batch, H height, W width, C channels.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 
@@ -13,6 +13,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import TakeBatch
 
 
+@runtime_checkable
 class ImageSource(Protocol):
   """A split whose images are decoded when they are needed; it must pickle."""
 
@@ -30,6 +31,7 @@ class ImageSource(Protocol):
     """Returns the name that a message gives to the image."""
 
 
+@runtime_checkable
 class Dataset(Protocol):
   """One split, as training and evaluation read it.
 

@@ -9,7 +9,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
-from typing import Any, Protocol, Self, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
 import numpy as np
@@ -23,7 +23,10 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs import checksums
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
+S = TypeVar("S", bound="State")
 
+
+@runtime_checkable
 class State(Protocol):
   """The state of a run, as a store sees it."""
 
@@ -34,14 +37,14 @@ class State(Protocol):
   def to_saved(self) -> dict[str, Any]:
     """Returns the "model" and the "training" part, as pytrees of named blocks."""
 
-  def from_saved(self, parts: Mapping[str, Any]) -> Self:
+  def from_saved(self: S, parts: Mapping[str, Any]) -> S:
     """Returns this state with the two parts replaced."""
 
 
-S = TypeVar("S", bound=State)
 Show = Callable[[str], None]  # Of a line of text to the person who watches.
 
 
+@runtime_checkable
 class _Stored(Protocol):
   """What Orbax tells of an array in a checkpoint."""
 

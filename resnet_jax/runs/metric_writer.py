@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
 
 import jax
 from etils import epath
@@ -34,6 +34,7 @@ LearningRate = Callable[[int], float]
 Tell = Callable[[int, str, dict[str, float]], None]
 
 
+@runtime_checkable
 class Clock(Protocol):
   """Measures the calls of training."""
 

@@ -12,7 +12,7 @@ import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
@@ -29,6 +29,7 @@ _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 
 
+@runtime_checkable
 class _Store(Protocol):
   """What JAX's processes share, as far as it is used here."""
 

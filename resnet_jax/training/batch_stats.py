@@ -5,7 +5,7 @@ import functools
 import operator
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -25,6 +25,7 @@ Statistics = dict[str, Any]
 _ChangeMoments = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
+@runtime_checkable
 class StatisticsChunk(Protocol):
   """What `compile_statistics_chunk` returns."""
 

@@ -5,7 +5,7 @@ All that is compiled for the hot path.
 
 from collections.abc import Callable
 from functools import partial
-from typing import Any, Protocol
+from typing import Any, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -33,6 +33,7 @@ _Gradient = Callable[
 ]
 
 
+@runtime_checkable
 class TrainChunk(Protocol):
   """Compiled `train_chunk`; it takes over the memory of the state given to it."""
 
@@ -42,6 +43,7 @@ class TrainChunk(Protocol):
     """Applies `count` updates."""
 
 
+@runtime_checkable
 class EvalChunk(Protocol):
   """Compiled `eval_chunk`."""
 

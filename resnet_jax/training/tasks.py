@@ -5,7 +5,7 @@ over batches, devices and hosts. Letters: B batch, K outputs.
 """
 
 import dataclasses
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import chex
 import jax
@@ -16,6 +16,7 @@ from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
 
 
+@runtime_checkable
 class Task(Protocol):
   """What a network is trained for. All methods are traced within the compiled step.
 

@@ -6,7 +6,7 @@ float32 in [0, 255] after `color_jitter`, until `normalize`, which returns float
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +20,7 @@ from resnet_jax.runtime.errors import UserError, setting_name
 Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 
+@runtime_checkable
 class Preprocess(Protocol):
   """`preprocess` with its settings."""
 

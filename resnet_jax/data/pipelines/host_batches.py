@@ -12,7 +12,7 @@ import signal
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Protocol, TypedDict
+from typing import Protocol, TypedDict, runtime_checkable
 
 import grain
 import numpy as np
@@ -22,6 +22,7 @@ from resnet_jax.data import ImageSource
 from resnet_jax.data.images.errors import ImageError
 
 
+@runtime_checkable
 class Transform(Protocol):
   """From content to pixels; must pickle."""
 
