@@ -63,7 +63,7 @@ def test_every_claim_is_of_networks_that_some_scale_has():
       assert any({claim.higher, claim.lower} <= names for names in labels), claim
   for scale, errors in PAPER_ERRORS.items():
     known = {v.label for s in STUDIES.values() for v in s.variants.get(scale, ())}
-    assert scale == "short" or errors.keys() <= known
+    assert scale in ("short", "medium") or errors.keys() <= known
 
 
 @pytest.mark.parametrize("name", ["resnet20", "resnet110", "plain56", "plain110"])
@@ -327,6 +327,16 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(argv, text, tmp_path, capsys
   err = capsys.readouterr().err
   assert text in err and err.startswith("error: ") and err.count("\n") == 1
   assert not out.exists()
+
+
+def test_the_medium_recipe_is_a_quarter_of_the_papers():
+  medium, paper = recipes.medium(), recipes.cifar10()
+  assert 4 * medium.num_steps == paper.num_steps
+  assert [4 * step for step in medium.optim.decay_steps] == [*paper.optim.decay_steps]
+  for config in (medium, paper):
+    config.num_steps = config.eval_every_steps = 0
+    config.optim.decay_steps = ()
+  assert medium == paper
 
 
 def test_the_short_recipe_is_the_paper_recipe_but_for_its_length():

@@ -83,6 +83,18 @@ def short() -> Config:
   return config
 
 
+def medium() -> Config:
+  """CIFAR-10 by a quarter of the paper's schedule: 16,000 updates, drops at 8k and 12k.
+
+  Long enough for plain nets of 56 layers to learn.
+  """
+  config = cifar10()
+  config.num_steps = 16_000
+  config.eval_every_steps = 1000
+  config.optim.decay_steps = (8000, 12_000)
+  return config
+
+
 def imagenet() -> Config:
   """The paper's recipe for ImageNet (section 3.4).
 

@@ -32,6 +32,9 @@ SCALES = {
   "short": Scale(
     "CIFAR-10, 3,500 of the paper's 64,000 updates", recipes.short, seeds=1
   ),
+  "medium": Scale(
+    "CIFAR-10, a quarter of the paper's 64,000 updates", recipes.medium, seeds=1
+  ),
   "paper": Scale("CIFAR-10 by the paper's recipe", recipes.cifar10, seeds=5),
   "imagenet": Scale(
     "ImageNet by the paper's recipe, one crop where the paper has ten",
@@ -192,6 +195,7 @@ STUDIES = {
     "figure 6).",
     variants={
       **_TWINS,
+      "medium": _twins(20, 56),
       "imagenet": [
         *(_net(name) for name in ("plain18", "plain34")),
         *(_net(f"resnet{n}", f"resnet{n}, A", model__shortcut="A") for n in (18, 34)),

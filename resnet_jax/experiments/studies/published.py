@@ -21,6 +21,7 @@ _CIFAR_ERRORS = {
 }
 PAPER_ERRORS = {
   "short": _CIFAR_ERRORS,
+  "medium": _CIFAR_ERRORS,
   "paper": _CIFAR_ERRORS
   | {"option A": "6.61", "option C": "12.22", "gated": "8.70", "none": "> 20"},
   "imagenet": {
