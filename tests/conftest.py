@@ -30,15 +30,6 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402 - after the variables it reads
-from jaxtyping import install_import_hook  # noqa: E402
-
-# Every annotated argument and result is checked in the tests, shapes of arrays too. Not
-# in `config`, whose fields are other things until the dataclass is made.
-ROOMS = (
-  *("runtime", "data", "kernels", "models", "weights", "runs", "training"),
-  *("inference", "analysis", "experiments"),
-)
-install_import_hook([f"resnet_jax.{room}" for room in ROOMS], "beartype.beartype")
 
 jax.config.update("jax_num_cpu_devices", 8)
 

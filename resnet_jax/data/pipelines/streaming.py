@@ -6,6 +6,7 @@ Letters: N examples, K batches of a call, B batch, S side of the images.
 import contextlib
 import math
 from collections.abc import Iterable, Iterator
+from concurrent import futures
 
 import flax.struct
 import grain
@@ -136,10 +137,11 @@ class StreamingDataset:
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
     # A call runs on the device while the next one's images are read and copied to it.
-    with contextlib.closing(loaded):
+    # In a thread, so that Ctrl-C does not interrupt Grain between its processes.
+    with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
       while step < plan.num_steps:
         end = plan.call_end(step)
-        host = (next(loaded) for _ in range(step, end))
+        host = (reader.submit(next, loaded).result() for _ in range(step, end))
         yield end, self._put(host, step, plan.steps_per_call), end - step
         step = end
 
