@@ -1,4 +1,8 @@
-"""Eight virtual CPU devices for every test, and one cache of what was compiled."""
+"""Eight virtual CPU devices for every test, and one cache of what was compiled.
+
+With TEST_DEVICES=1 there is one, as on a laptop, and the native kernels run: so
+`.ci/run` runs the tests of layers, steps and the trainer once more.
+"""
 
 import contextlib
 import gc
@@ -31,7 +35,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 
 import jax  # noqa: E402 - after the variables it reads
 
-jax.config.update("jax_num_cpu_devices", 8)
+DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
+jax.config.update("jax_num_cpu_devices", DEVICES)
+
+
+@pytest.fixture(autouse=DEVICES == 1)
+def native_kernels():
+  """What is traced in a test uses the kernels that a run would choose here."""
+  from resnet_jax import kernels
+
+  with kernels.use(kernels.resolve("auto")):
+    yield
 
 
 @pytest.fixture
@@ -65,6 +79,11 @@ def pytest_collection_modifyitems(items):
     return long.index(item.path.name) if item.path.name in long else len(long)
 
   items.sort(key=place)
+  if DEVICES == 1:
+    skip = pytest.mark.skip(reason="needs several devices")
+    for item in items:
+      if item.get_closest_marker("several_devices"):
+        item.add_marker(skip)
 
 
 def pytest_unconfigure():

@@ -11,6 +11,7 @@ import optax
 import pytest
 from flax import linen as nn
 
+from resnet_jax import kernels
 from resnet_jax.data.batches.preprocess import preprocess
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources.built_in import load_synthetic
@@ -57,6 +58,7 @@ class Setup:
       "preprocess": partial(preprocess, padding=1, flip=True, mean=(0.5,), std=(0.25,)),
       "take_batch": self.dataset.take_batch,
       "task": Classification(10, label_smoothing=0.1),
+      "kernel_choice": kernels.resolve("auto"),
       "sharding": replicated(mesh),
     }
     options = {"state_sharding": init.sharding()} | options
@@ -151,6 +153,7 @@ def small_net_on_one_device(groups=1, accumulate=1):
   return setup.train(20)[0]
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize(
   ("devices", "shard_state"), [(2, False), (4, True), (8, False)]
 )
@@ -164,6 +167,7 @@ def test_any_number_of_devices_equals_one(devices, shard_state):
   assert kernel.addressable_shards[0].data.size == kernel.size
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize(("devices", "groups", "accumulate"), [(8, 4, 2)])
 def test_groups_and_parts_are_the_same_on_any_number_of_devices(
   devices, groups, accumulate
@@ -188,6 +192,7 @@ def test_an_update_that_is_not_finite_is_skipped_and_counted():
   }
 
 
+@pytest.mark.several_devices
 @pytest.mark.parametrize("size", [5, 48, 50])
 def test_evaluation_is_the_same_on_any_number_of_devices(one, size):
   results = []

@@ -191,6 +191,7 @@ def test_a_finished_run_is_only_evaluated(whole):
   assert (workdir / "metrics.jsonl").read_text() == before
 
 
+@pytest.mark.several_devices
 def test_evaluating_a_run_gives_its_last_result(whole):
   workdir, _, results, _ = whole
   for devices, batch_size in ((1, 16), (8, 16), (8, 9)):
@@ -233,6 +234,7 @@ def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
   assert not (tmp_path / "new").exists()
 
 
+@pytest.mark.several_devices
 def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
   config = make_config(
     num_steps=6,

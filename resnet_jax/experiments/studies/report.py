@@ -27,7 +27,7 @@ from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 
-_PACKAGES = "resnet_jax", "jax", "jaxlib", "flax", "optax", "numpy"
+_PACKAGES = "flax-resnet", "jax", "jaxlib", "flax", "optax", "numpy"
 
 
 class Planned(NamedTuple):
