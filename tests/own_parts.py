@@ -9,7 +9,7 @@ import optax
 from flax import linen as nn
 
 from resnet_jax import Classification
-from resnet_jax.data.sources.base import Source
+from resnet_jax.data import ImageArrays
 
 
 class TinyNet(nn.Module):
@@ -50,12 +50,12 @@ def optimizer(schedule) -> optax.GradientTransformation:
   return optax.sgd(schedule, 0.5)
 
 
-def data(config, split: str) -> Source:
+def data(config, split: str) -> ImageArrays:
   del config
   rng = np.random.default_rng(len(split))
   labels = rng.integers(0, 2, 40).astype(np.int32)
   images = np.full((40, 8, 8, 3), 60, np.uint8) + (labels * 90)[:, None, None, None]
-  return Source(images.astype(np.uint8), labels, ("dark", "light"))
+  return ImageArrays(images.astype(np.uint8), labels, ("dark", "light"))
 
 
 def brighter(config):

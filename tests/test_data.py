@@ -17,10 +17,10 @@ from PIL import Image
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.config.plan import Plan
+from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources import base, built_in, opening, tfds
-from resnet_jax.data.sources.base import Source
 from resnet_jax.runtime.mesh import create_mesh
 
 # Of the test split's images and labels.
@@ -207,7 +207,9 @@ assert torch.__version__ == "2.20"
 
 def make_dataset(size, batch_size, devices=1):
   images = np.arange(size, dtype=np.uint8).reshape(-1, 1, 1, 1)
-  source = Source(images, np.arange(size, dtype=np.int32), tuple(map(str, range(size))))
+  source = ImageArrays(
+    images, np.arange(size, dtype=np.int32), tuple(map(str, range(size)))
+  )
   mesh = create_mesh(jax.devices()[:devices])
   return ResidentDataset(source, batch_size, mesh)
 

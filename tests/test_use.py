@@ -19,8 +19,8 @@ from resnet_jax import ResNet, create_model, weights
 from resnet_jax.cli.main import main
 from resnet_jax.config import Config
 from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
-from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.inference.classifier import Classifier, load_run, load_weights
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
@@ -187,7 +187,7 @@ def test_features_are_what_the_network_computes(trained, folder, tmp_path, layer
 
 def test_features_of_arrays_and_of_images_without_labels(folder, tmp_path):
   digits, grey = load_digits("test"), create(channels=1)
-  few = Source(digits.images[:5], digits.labels[:5], digits.class_names)
+  few = ImageArrays(digits.images[:5], digits.labels[:5], digits.class_names)
   extract(grey, few, str(tmp_path / "out.npz"), batch_size=2)
   found = np.load(tmp_path / "out.npz")
   assert found["labels"].tolist() == digits.labels[:5].tolist()

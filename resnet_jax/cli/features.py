@@ -16,8 +16,7 @@ from resnet_jax.runtime.errors import (
 )
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  from resnet_jax.data import ImageSource
-  from resnet_jax.data.sources.base import Source
+  from resnet_jax.data import Source
 
 TEXT = (
   "Write what the network sees in images, as .npz: features, files, labels, "
@@ -72,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
   meter.finish()
 
 
-def _open_source(args: argparse.Namespace) -> "Source | ImageSource":
+def _open_source(args: argparse.Namespace) -> "Source":
   from pathlib import Path
 
   from resnet_jax.data.sources.opening import open_source

@@ -4,13 +4,38 @@ The protocols that a data set of one's own satisfies; code asks them and nothing
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
 import jax
+import numpy as np
+from typing_extensions import TypeIs
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import TakeBatch
+
+
+@dataclasses.dataclass(frozen=True)
+class ImageArrays:
+  """A split in host memory, small enough to live on the devices.
+
+  Attributes:
+    images: [N, H, W, C] uint8.
+    labels: [N] int32 in [0, len(class_names)).
+    class_names: of every label of the data set.
+  """
+
+  images: np.ndarray
+  labels: np.ndarray
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.images)
+
+  def name(self, index: int) -> str:
+    """Returns what an image is called where it has no file."""
+    return f"image {index}"
 
 
 @runtime_checkable
@@ -73,3 +98,12 @@ class Dataset(Protocol):
 
   def eval_chunks(self) -> Iterator[tuple[Any, int]]:
     """Yields (feed, number of batches): every example once, padding masked."""
+
+
+# Where the images of a split come from.
+Source = ImageArrays | ImageSource
+
+
+def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
+  """Whether the images are in host memory; else they are read one by one."""
+  return isinstance(source, ImageArrays)

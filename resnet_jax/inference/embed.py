@@ -14,9 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config.schema import check_choice
-from resnet_jax.data import ImageSource
+from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
-from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList
 from resnet_jax.data.sources.folder import list_images, list_splits
 from resnet_jax.inference.classifier import Classifier, run_batches
@@ -63,7 +62,7 @@ def list_all(root: Path, val_share: float) -> FileList:
 
 def extract(
   classifier: Classifier,
-  source: Source | ImageSource,
+  source: Source,
   path: str,
   *,
   layer: str = "pooled",
@@ -176,7 +175,7 @@ def find_neighbours(
 def _draw_neighbours(
   path: str,
   classifier: Classifier,
-  source: Source | ImageSource,
+  source: Source,
   features: np.ndarray,
   index: list[int],
   labels: list[int],

@@ -7,12 +7,11 @@ from jax.sharding import Mesh
 from resnet_jax.config.factories import import_factory
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
-from resnet_jax.data import Dataset, ImageSource
+from resnet_jax.data import Dataset, ImageSource, is_in_memory
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
-from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size
@@ -50,7 +49,7 @@ def create_dataset(
       f"{source.class_names[0]!r}: "
       "nothing to learn; name the folder that holds the classes"
     )
-  channels = source.images.shape[-1] if isinstance(source, Source) else 3
+  channels = source.images.shape[-1] if is_in_memory(source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
     check_channels(f"{setting_name(f'data.{field}')}={values}", values, channels)
@@ -59,7 +58,7 @@ def create_dataset(
       f"config.augment.saturation={augment.saturation} and hue={augment.hue} must be 0 "
       f"for images of {channels} channels"
     )
-  if isinstance(source, Source):
+  if is_in_memory(source):
     if augment and config.train_crop:
       raise UserError(
         f"config.data.train_crop={config.train_crop!r} must be '' for "

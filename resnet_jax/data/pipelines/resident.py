@@ -15,9 +15,9 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.config.plan import Plan
+from resnet_jax.data import ImageArrays
 from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
-from resnet_jax.data.sources.base import Source
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 
 
@@ -114,7 +114,7 @@ class ResidentDataset:
 
   def __init__(
     self,
-    source: Source,
+    source: ImageArrays,
     batch_size: int,
     mesh: Mesh,
     **resizing: Any,
@@ -122,7 +122,7 @@ class ResidentDataset:
     """Copies the images to the devices.
 
     Args:
-      source: see `Source`.
+      source: see `ImageArrays`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
       **resizing: of `bind_take_batch`.

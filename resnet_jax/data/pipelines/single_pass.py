@@ -14,7 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config.preprocessing import Preprocessing
-from resnet_jax.data import ImageSource
+from resnet_jax.data import ImageArrays, Source, is_in_memory
 from resnet_jax.data.batches.preprocess import resize_and_crop
 from resnet_jax.data.images.crops import EvalTransform
 from resnet_jax.data.pipelines.host_batches import (
@@ -23,7 +23,6 @@ from resnet_jax.data.pipelines.host_batches import (
   count_threads,
   iterate,
 )
-from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList, images_below
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
@@ -58,7 +57,7 @@ def find_images(places: Sequence[str]) -> FileList:
 
 
 def read_batches(
-  source: Source | ImageSource,
+  source: Source,
   preprocessing: Preprocessing,
   batch_size: int,
   max_pixels: int,
@@ -78,7 +77,7 @@ def read_batches(
   Raises:
     ValueError: arrays that are smaller than the crop.
   """
-  if isinstance(source, Source):
+  if is_in_memory(source):
     yield from _slices(source, preprocessing, batch_size)
     return
   length = math.ceil(len(source) / batch_size) * batch_size
@@ -96,7 +95,7 @@ def read_batches(
 
 
 def read_image(
-  source: Source | ImageSource,
+  source: Source,
   index: int,
   preprocessing: Preprocessing,
   max_pixels: int,
@@ -106,7 +105,7 @@ def read_image(
   Raises:
     ImageError: it cannot be read.
   """
-  if isinstance(source, Source):
+  if is_in_memory(source):
     one = dataclasses.replace(
       source, images=source.images[[index]], labels=source.labels[[index]]
     )
@@ -123,7 +122,7 @@ def _transform(preprocessing: Preprocessing, max_pixels: int) -> EvalTransform:
 
 
 def _slices(
-  source: Source, preprocessing: Preprocessing, size: int
+  source: ImageArrays, preprocessing: Preprocessing, size: int
 ) -> Iterator[HostBatch]:
   for start in range(0, len(source.images), size):
     part = np.arange(start, start + size)

@@ -15,10 +15,10 @@ from jax.typing import DTypeLike
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import DataConfig
+from resnet_jax.data import ImageArrays, is_in_memory
 from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
-from resnet_jax.data.sources.base import Source
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.mesh import chunk_sharding, replicated
 
@@ -58,7 +58,7 @@ class AbstractDataset:
     raise NotImplementedError
 
 
-def open_resident(config: DataConfig) -> Source | None:
+def open_resident(config: DataConfig) -> ImageArrays | None:
   """Opens a training set that is to live on the devices; None if it is streamed.
 
   Raises:
@@ -68,7 +68,7 @@ def open_resident(config: DataConfig) -> Source | None:
   if config.train_crop:
     return None
   source = open_source(config, config.train_split)
-  if isinstance(source, Source):
+  if is_in_memory(source):
     return source
   require_train_crop(config)
   return None
@@ -76,7 +76,7 @@ def open_resident(config: DataConfig) -> Source | None:
 
 def create_abstract_dataset(
   config: DataConfig,
-  source: Source | None,
+  source: ImageArrays | None,
   batch_size: int,
   steps_per_call: int,
   mesh: Mesh,

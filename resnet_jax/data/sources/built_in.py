@@ -5,7 +5,8 @@ import dataclasses
 import numpy as np
 
 from resnet_jax.config.schema import check_choice
-from resnet_jax.data.sources.base import Source, split_name
+from resnet_jax.data import ImageArrays
+from resnet_jax.data.sources.base import split_name
 from resnet_jax.runtime.errors import UserError
 
 _DIGITS = tuple(map(str, range(10)))
@@ -21,7 +22,7 @@ def _built_in(split: str) -> str:
   return name
 
 
-def _cut(source: Source, name: str, split: str) -> Source:
+def _cut(source: ImageArrays, name: str, split: str) -> ImageArrays:
   """Returns the part of a split that TFDS's syntax names.
 
   Args:
@@ -49,7 +50,7 @@ def _cut(source: Source, name: str, split: str) -> Source:
   return dataclasses.replace(source, images=images, labels=labels)
 
 
-def load_digits(split: str) -> Source:
+def load_digits(split: str) -> ImageArrays:
   """scikit-learn's handwritten digits: 1,437 training and 360 test images, 8x8x1.
 
   Args:
@@ -69,10 +70,10 @@ def load_digits(split: str) -> Source:
     np.arange(len(labels)), test_size=360, stratify=labels, random_state=0
   )
   index = train if name == "train" else test
-  return _cut(Source(images[index], labels[index], _DIGITS), name, split)
+  return _cut(ImageArrays(images[index], labels[index], _DIGITS), name, split)
 
 
-def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
+def load_synthetic(split: str, image_size: int, num_examples: int) -> ImageArrays:
   """Noise around a random pattern for each of 10 classes: easy to learn, free to make.
 
   Args:
@@ -89,4 +90,4 @@ def load_synthetic(split: str, image_size: int, num_examples: int) -> Source:
   labels = rng.integers(0, 10, num_examples, dtype=np.int32)
   noise = rng.standard_normal((num_examples, image_size, image_size, 3), np.float32)
   images = np.clip(patterns[labels] + 32 * noise, 0, 255).astype(np.uint8)
-  return _cut(Source(images, labels, _DIGITS), name, split)
+  return _cut(ImageArrays(images, labels, _DIGITS), name, split)

@@ -4,8 +4,7 @@ from collections.abc import Sequence
 
 from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import DataConfig
-from resnet_jax.data import ImageSource
-from resnet_jax.data.sources.base import Source
+from resnet_jax.data import Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
@@ -14,7 +13,7 @@ from resnet_jax.runtime.errors import UserError, setting_name
 
 def open_source(
   config: DataConfig, split: str, class_names: Sequence[str] = ()
-) -> Source | ImageSource:
+) -> Source:
   """Opens a split of the configured data set; errors as the loaders above.
 
   Args:
@@ -23,7 +22,7 @@ def open_source(
     class_names: those of a model; a folder may have some of them only.
   """
   if config.factory:
-    own: Source | ImageSource
+    own: Source
     own = import_factory(config.factory, "data.factory")(config, split)
     return own
   if "://" in config.dir:

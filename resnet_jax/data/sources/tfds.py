@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+from resnet_jax.data import ImageArrays
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import base
-from resnet_jax.data.sources.base import Source, split_name
+from resnet_jax.data.sources.base import split_name
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 if TYPE_CHECKING:  # It takes seconds to import.
@@ -54,7 +55,7 @@ class TfdsImages:
 
 def load_tfds(
   name: str, data_dir: str, split: str, stream: bool = False
-) -> Source | TfdsImages:
+) -> ImageArrays | TfdsImages:
   """Opens a split of a prepared TFDS set, without TensorFlow.
 
   Args:
@@ -106,7 +107,7 @@ def load_tfds(
   labels = np.array([example["label"] for example in examples], np.int32)
   if labels.min() < 0:
     raise UserError(f"split {split!r} of {where} has no labels; name another one")
-  return Source(images, labels, tuple(label.names))
+  return ImageArrays(images, labels, tuple(label.names))
 
 
 def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilder":
