@@ -9,6 +9,7 @@ import sys
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
+from types import SimpleNamespace
 
 from turns import count_cores, serve
 
@@ -32,8 +33,8 @@ def side_of(name: str) -> int:
   return MODELS[name][2] if name in MODELS else 32
 
 
-def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
-  """Returns what makes the first state, the trainer's own chunk, and what it is fed.
+def create_experiment(name: str, batch: int, dtype: str = "float32", **options: bool):
+  """Returns an experiment of random images, and what its `train_chunk` is fed.
 
   Args:
     name: of the network.
@@ -43,31 +44,27 @@ def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
   """
   from resnet_jax.runtime import compilation
 
-  compilation.keep_freed_memory()  # As `train.py` does.
+  compilation.keep_freed_memory()  # As `resnet-jax train` does.
   import jax
   import jax.numpy as jnp
-  import optax
 
-  from resnet_jax import create_model
-  from resnet_jax.data.batches.preprocess import preprocess
-  from resnet_jax.runtime.mesh import create_mesh, replicated
-  from resnet_jax.training.optimizer import kernels_only
-  from resnet_jax.training.state import StateInit
-  from resnet_jax.training.steps import compile_train_chunk
+  from resnet_jax import Experiment
+  from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 
   size = side_of(name)
-  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype), **options)
-  sharding = replicated(create_mesh(jax.devices()[:1]))
-  tx = optax.chain(
-    optax.add_decayed_weights(DECAY, kernels_only), optax.sgd(RATE, MOMENTUM)
+  config = Config(
+    batch_size=batch,
+    model=ModelConfig(name, num_classes=classes_of(size), dtype=dtype, **options),
+    data=DataConfig(mean=(0.5,), std=(0.25,)),
+    optim=OptimConfig(learning_rate=RATE, momentum=MOMENTUM, weight_decay=DECAY),
   )
-  init = StateInit(model, tx, (size, size, 3), sharding)
-  chunk = compile_train_chunk(
-    preprocess=lambda x, key: preprocess(x, key, mean=(0.5,), std=(0.25,)),
+  one_batch = SimpleNamespace(  # What a step asks of a `Dataset`.
+    num_examples=batch,
+    image_shape=(size, size, 3),
     take_batch=lambda feed, step: feed,
-    num_classes=classes_of(size),
-    sharding=sharding,
-    dtype=dtype,
+  )
+  experiment = Experiment.create(
+    config, devices=jax.devices()[:1], train_data=one_batch
   )
   key = jax.random.key(1)
   feed = {
@@ -75,41 +72,46 @@ def create_step(name: str, batch: int, dtype: str = "float32", **options: bool):
     "label": jax.random.randint(key, (batch,), 0, classes_of(size)),
     "mask": jnp.ones(batch, bool),
   }
-  return init, chunk, feed
+  return experiment, feed
 
 
 def ours_train(
   name: str, batch: int, dtype: str, scan: bool = False
 ) -> Callable[[int], None]:
   """The trainer's step: uint8 images, normalised in it, in one call for a turn."""
-  init, chunk, feed = create_step(name, batch, dtype, scan=scan)
+  experiment, feed = create_experiment(name, batch, dtype, scan=scan)
   import jax
 
-  state = init(jax.random.key(0))
+  state = experiment.initial_state()
 
   def run(count: int) -> None:
     nonlocal state
-    state, metrics = chunk(state, feed, count)
+    state, metrics = experiment.train_chunk(state, feed, count)
     jax.block_until_ready((state, metrics))
 
   return run
 
 
 def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """The model's evaluation forward pass."""
+  """The evaluation forward pass as users get it: norms folded, the same kernels."""
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
   import jax
   import jax.numpy as jnp
 
-  from resnet_jax import create_model
+  from resnet_jax import create_model, kernels
+  from resnet_jax.models.folding import fold_batch_norm
 
   size = side_of(name)
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
-  forward = compilation.jit(partial(model.apply, train=False), dtype=dtype)
+  model, variables = fold_batch_norm(model, variables)
+  forward = compilation.jit(
+    kernels.traced_with(kernels.resolve("auto"), partial(model.apply, train=False)),
+    dtype=dtype,
+  )
 
   def run(count: int) -> None:
     for _ in range(count):

@@ -2,7 +2,7 @@
 
 Command: python benchmarks/cifar10_torch.py DIR --steps 600 (extra `torch`). The same
 recipe as `configs/cifar10_resnet20.py`, with other random numbers. Prints the same
-lines as `train.py`: training metrics every 100 steps, then the test accuracy.
+lines as `resnet-jax train`: training metrics every 100 steps, then the test accuracy.
 """
 
 import argparse

@@ -21,16 +21,16 @@ BATCH = 8
 def measure(depth: int, scan: bool) -> dict[str, float]:
   """Returns the seconds of each part."""
   import jax
-  from cases import create_step
+  from cases import create_experiment
 
   jax.block_until_ready(jax.numpy.zeros(3) + 1)
-  init, chunk, feed = create_step(f"resnet{depth}", BATCH, scan=scan)
+  experiment, feed = create_experiment(f"resnet{depth}", BATCH, scan=scan)
   times = [time.perf_counter()]
-  state = init(jax.random.key(0))
+  state = experiment.initial_state()
   for count in (0, 1):
     jax.block_until_ready(state.params)
     times.append(time.perf_counter())
-    state, _ = chunk(state, feed, count)
+    state, _ = experiment.train_chunk(state, feed, count)
   jax.block_until_ready(state.params)
   times.append(time.perf_counter())
   parts = zip(("init", "compile", "step"), times, times[1:], strict=False)

@@ -9,21 +9,16 @@ directory, as many synthetic images take its place.
 """
 
 import argparse
-import importlib
 import io
 import json
-import sys
 import tempfile
 import time
-from pathlib import Path
 
 import jax
 from rich.console import Console
 
-from resnet_jax.config import Config
-from resnet_jax.training import experiment, trainer
-
-sys.path.append(str(Path(__file__).parents[1]))
+from resnet_jax import Config, Experiment, train
+from resnet_jax.config.files import load_config_file
 
 
 class Clock:
@@ -46,22 +41,11 @@ class Clock:
 
 def measure(config: Config) -> Clock:
   """Trains, and returns what was measured."""
-  clocks = []
-  create = experiment.create_train_chunk
-
-  def create_clock(*args):
-    clocks.append(Clock(create(*args)))
-    return clocks[-1]
-
-  experiment.create_train_chunk = create_clock
-  try:
-    with tempfile.TemporaryDirectory() as folder:
-      trainer.train_and_evaluate(
-        config, f"{folder}/run", console=Console(file=io.StringIO())
-      )
-  finally:
-    experiment.create_train_chunk = create
-  return clocks[0]
+  experiment = Experiment.create(config)
+  experiment.train_chunk = clock = Clock(experiment.train_chunk)
+  with tempfile.TemporaryDirectory() as folder:
+    train(experiment, f"{folder}/run", console=Console(file=io.StringIO()))
+  return clock
 
 
 def main() -> None:
@@ -72,9 +56,9 @@ def main() -> None:
   parser.add_argument("--steps-per-call", type=int, help="390: an epoch in one call")
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
-  configs = {"digits, resnet8": importlib.import_module("configs.digits").get_config()}
+  configs = {"digits, resnet8": load_config_file("digits")}
   for model in args.models:
-    cifar = importlib.import_module("configs.cifar10_resnet20").get_config()
+    cifar = load_config_file("cifar10_resnet20")
     cifar.model.name = model
     cifar.num_steps = args.steps
     cifar.log_every_steps = args.steps_per_call or 20

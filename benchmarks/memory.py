@@ -10,7 +10,7 @@ import json
 import resource
 
 import jax
-from cases import create_step
+from cases import create_experiment
 
 
 def main() -> None:
@@ -23,10 +23,11 @@ def main() -> None:
   for depth in args.depths:
     size = {}
     for remat in (False, True):
-      init, chunk, feed = create_step(
+      experiment, feed = create_experiment(
         f"resnet{depth}", args.batch, scan=True, remat=remat
       )
-      memory = chunk.lower(init.shapes, feed, 1).compile().memory_analysis()
+      step = experiment.train_chunk.lower(experiment.state_init.shapes, feed, 1)
+      memory = step.compile().memory_analysis()
       size[remat] = memory.argument_size_in_bytes + memory.temp_size_in_bytes
     row = {
       "case": f"memory resnet{depth}, batch {args.batch}",
@@ -38,11 +39,11 @@ def main() -> None:
     text = f"resnet{depth:<5} {size[False] / 1e9:8.2f} GB, {size[True] / 1e9:8.2f} GB"
     print(json.dumps(row) if args.json else f"{text} with remat", flush=True)
   if args.run:
-    init, chunk, feed = create_step(
+    experiment, feed = create_experiment(
       f"resnet{args.run}", args.batch, scan=True, remat=True
     )
-    state = init(jax.random.key(0))
-    jax.block_until_ready(chunk(state, feed, 1))
+    state = experiment.initial_state()
+    jax.block_until_ready(experiment.train_chunk(state, feed, 1))
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
     print(f"resnet{args.run}: a step with remat, {peak / 1e9:.2f} GB resident at most")
 

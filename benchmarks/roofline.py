@@ -19,7 +19,7 @@ from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 
-from cases import create_step, side_of
+from cases import create_experiment, side_of
 
 _OPERATION = re.compile(r"^\s+(?:ROOT )?%?([\w.\-]+) = (.*?) [\w\-]+\(([^)]*)\)")
 _ARRAY = re.compile(r"\b([a-z]+\d*)\[([\d,]*)\]")
@@ -131,19 +131,18 @@ def main() -> None:
   parser.add_argument("--json", action="store_true")
   args = parser.parse_args()
   name, batch = args.case.split(":")
-  init, chunk, feed = create_step(name, int(batch), args.dtype)
+  experiment, feed = create_experiment(name, int(batch), args.dtype)
   import jax
 
-  from resnet_jax import create_model
   from resnet_jax.models.summary import list_layers
 
-  state, side = init(jax.random.key(0)), side_of(name)
+  state, side = experiment.initial_state(), side_of(name)
   layers = {
     layer.name: layer.multiply_adds * int(batch)
-    for layer in list_layers(create_model(name), (side, side, 3))
+    for layer in list_layers(experiment.model, (side, side, 3))
   }
   product, copy = measure_peaks(args.dtype)
-  compiled = chunk.lower(state, feed, 1).compile()
+  compiled = experiment.train_chunk.lower(state, feed, 1).compile()
   operations = read_operations(compiled.as_text())
 
   def run() -> None:

@@ -7,7 +7,6 @@ Files are read and decoded, resized, cropped and classified in batches. Without
 """
 
 import argparse
-import dataclasses
 import os
 import statistics
 import tempfile
@@ -20,31 +19,26 @@ import numpy as np
 from cases import classes_of, ours_infer, side_of
 from turns import report
 
-from resnet_jax import create_model
+from resnet_jax import Classifier, create_model
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data.pipelines.single_pass import find_images
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Trained
 from resnet_jax.inference.embed import extract
 from resnet_jax.inference.predict import predict
-from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runtime.compilation import jit_once
 
 
-def create_trained(name: str) -> Trained:
+def create_classifier(name: str) -> Classifier:
   """A network with all that belongs to it but training."""
   import jax
   import jax.numpy as jnp
 
   size = side_of(name)
   model = create_model(name, classes_of(size))
-  init = jit_once(model.init)
-  variables = to_named(init(jax.random.key(0), jnp.zeros((1, size, size, 3))))
+  variables = jit_once(model.init)(jax.random.key(0), jnp.zeros((1, size, size, 3)))
   names = tuple(map(str, range(model.num_classes)))
-  preprocessing = dataclasses.replace(
-    Preprocessing(), resize=round(size * 8 / 7), crop=size
-  )
-  return Trained(name, model, variables, preprocessing, names)
+  preprocessing = Preprocessing(resize=round(size * 8 / 7), crop=size)
+  return Classifier(name, model, variables, preprocessing, names)
 
 
 def write_photos(folder: str, count: int) -> None:
@@ -78,7 +72,7 @@ def main() -> None:
   args = parser.parse_args()
   batch, count = args.batch_size, args.batch_size * args.batches
   bare = ours_infer(args.model, batch, "float32")  # Before JAX starts.
-  trained = create_trained(args.model)
+  classifier = create_classifier(args.model)
   with tempfile.TemporaryDirectory() as folder:
     if not args.photos:
       write_photos(folder, 64)
@@ -92,13 +86,13 @@ def main() -> None:
         tell(batch)
 
     def run_predict(tell: Callable[[int], None]) -> None:
-      for _ in predict(trained, files, batch_size=batch):
+      for _ in predict(classifier, files, batch_size=batch):
         tell(1)
 
     def run_features(tell: Callable[[int], None]) -> None:
       target = str(Path(folder, "features.npz"))
       extract(
-        trained,
+        classifier,
         files,
         target,
         batch_size=batch,

@@ -9,9 +9,11 @@ import functools
 import multiprocessing
 import os
 import signal
+import tempfile
 import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 from typing import Protocol, TypedDict, runtime_checkable
 
 import grain
@@ -139,6 +141,14 @@ def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBat
   Raises:
     OSError: a worker process died.
   """
+  with tempfile.TemporaryDirectory(prefix="resnet_jax_") as pids:
+    yield from _iterate(batches, start, num_workers, pids)
+
+
+def _iterate(
+  batches: Batches, start: int, num_workers: int, pids: str
+) -> Generator[HostBatch]:
+  """As `iterate`; each worker leaves a file in `pids` that has its number as a name."""
   dataset = grain.MapDataset.source(batches)[start:]
   # Two at a time, each decoded by all threads: one is ready while the other is made.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
@@ -147,14 +157,16 @@ def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBat
     if not flags.FLAGS.is_parsed():  # By a program whose flags are not absl's.
       flags.FLAGS.mark_as_parsed()
     ahead = ahead.mp_prefetch(
-      grain.MultiprocessingOptions(num_workers), worker_init_fn=_start_worker
+      grain.MultiprocessingOptions(num_workers),
+      worker_init_fn=functools.partial(_start_worker, pids),
     )
   iterator = iter(ahead)
   try:
     yield from map(_copied, iterator) if num_workers else iterator
   except RuntimeError as error:
-    if not str(error).startswith("Worker process was terminated unexpectedly"):
-      raise
+    started = os.listdir(pids)
+    if len(started) == num_workers and all(map(_is_alive, started)):
+      raise  # It is the error of a worker that goes on.
     raise OSError(
       f"a worker process of the input died, perhaps for want of memory or of space in "
       f"/dev/shm; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
@@ -176,11 +188,20 @@ def _copied(batch: HostBatch) -> HostBatch:
   }
 
 
-def _start_worker(index: int, count: int) -> None:
+def _is_alive(pid: str) -> bool:
+  try:
+    os.kill(int(pid), 0)
+  except ProcessLookupError:
+    return False
+  return True
+
+
+def _start_worker(pids: str, index: int, count: int) -> None:
   """Makes a worker process end with the main process, not before it at a signal.
 
   The keyboard and schedulers send theirs to every process of a run.
   """
+  Path(pids, str(os.getpid())).touch()
   signal.signal(signal.SIGINT, signal.SIG_IGN)
   signal.signal(signal.SIGTERM, signal.SIG_IGN)
   threading.Thread(target=_end_with_parent, daemon=True).start()
