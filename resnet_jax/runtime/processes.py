@@ -198,8 +198,9 @@ def _ending_together() -> Iterator[None]:
 
 
 def _is_of_network(error: Exception) -> bool:
-  signs = ("Gloo", "NCCL", "UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED")
-  return any(sign in str(error) for sign in signs)
+  """Whether a collective operation failed; Gloo's errors have the code UNKNOWN."""
+  code = getattr(error, "error_code_string", "")
+  return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
 
 
 def _watch(store: _Store, done: threading.Event, told: threading.Event) -> None:
