@@ -58,6 +58,16 @@ def to_scanned(tree: Tree) -> Tree:
   return _map_dicts(scan_stage, tree)
 
 
+def laid_out_as(tree: Tree, example: Tree) -> Tree:
+  """Returns a tree of named blocks in the layout of another tree.
+
+  Args:
+    tree: with named blocks, as `to_named` gives them.
+    example: parameters, as `init` of a network gives them.
+  """
+  return to_scanned(tree) if is_scanned(example) else tree
+
+
 def is_scanned(tree: Tree) -> bool:
   """Whether a tree has any `blocks`."""
   paths = jax.tree_util.tree_leaves_with_path(tree)

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax.training import train_state
 from jax.extend.core import ClosedJaxpr
 
-from resnet_jax.models.scan_layout import is_scanned, to_named, to_scanned
+from resnet_jax.models.scan_layout import laid_out_as, to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
 
@@ -49,8 +49,7 @@ class TrainState(train_state.TrainState):
 
   def from_saved(self, parts: Mapping[str, Any]) -> "TrainState":
     """Returns the state whose `to_saved` gave `parts`, laid out as this one."""
-    if is_scanned(self.params):
-      parts = to_scanned(parts)
+    parts = laid_out_as(parts, self.params)
     return self.replace(**parts["model"], **parts["training"])
 
 

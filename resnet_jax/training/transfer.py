@@ -11,7 +11,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import weights
-from resnet_jax.models.scan_layout import is_scanned, to_scanned
+from resnet_jax.models.scan_layout import laid_out_as
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
@@ -76,8 +76,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 def start_from(state: TrainState, variables: Variables) -> TrainState:
   """Returns a first state with all that `load_start` read in place of its own."""
-  if is_scanned(state.params):
-    variables = to_scanned(variables)
+  variables = laid_out_as(variables, state.params)
 
   def put(old: Variables) -> Variables:
     # Copied, as a step takes over the memory of its state.
