@@ -46,7 +46,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax import weights
-  from resnet_jax.inference.convert import with_preprocessing
+  from resnet_jax.config.preprocessing import with_preprocessing
   from resnet_jax.models.registry import create_model
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime import compilation

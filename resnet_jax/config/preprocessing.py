@@ -5,6 +5,7 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
 
 
@@ -67,4 +68,27 @@ def from_timm(values: dict[str, Any]) -> Preprocessing:
     resize=math.floor(crop / values["crop_pct"]),
     crop=crop,
     interpolation=values["interpolation"],
+  )
+
+
+def preprocessing_of(data: DataConfig) -> Preprocessing:
+  """Returns the preprocessing of a run's evaluation."""
+  return Preprocessing(
+    mean=data.mean,
+    std=data.std,
+    resize=data.eval_resize,
+    crop=data.eval_crop,
+    interpolation=data.interpolation,
+  )
+
+
+def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+  """Returns `data` with the evaluation that weights expect."""
+  return dataclasses.replace(
+    data,
+    mean=preprocessing.mean,
+    std=preprocessing.std,
+    eval_resize=preprocessing.resize,
+    eval_crop=preprocessing.crop,
+    interpolation=preprocessing.interpolation,
   )

@@ -15,11 +15,10 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from resnet_jax import kernels, weights
-from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.pipelines.host_batches import HostBatch
-from resnet_jax.inference.convert import preprocessing_of
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.variables import Variables, image_channels

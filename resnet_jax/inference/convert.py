@@ -4,7 +4,10 @@ import dataclasses
 from pathlib import Path
 
 from resnet_jax import weights
-from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.config.preprocessing import (
+  preprocessing_of,
+  with_preprocessing,
+)
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.runs import run_dir
@@ -87,26 +90,3 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
     with run_dir.open_run(target, config, 0), CheckpointStore(target) as store:
       store.save_weights(variables)
   return f"{model.name} of {source} -> {target}"
-
-
-def preprocessing_of(data: DataConfig) -> Preprocessing:
-  """Returns the preprocessing of a run's evaluation."""
-  return Preprocessing(
-    mean=data.mean,
-    std=data.std,
-    resize=data.eval_resize,
-    crop=data.eval_crop,
-    interpolation=data.interpolation,
-  )
-
-
-def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-  """Returns `data` with the evaluation that weights expect."""
-  return dataclasses.replace(
-    data,
-    mean=preprocessing.mean,
-    std=preprocessing.std,
-    eval_resize=preprocessing.resize,
-    eval_crop=preprocessing.crop,
-    interpolation=preprocessing.interpolation,
-  )

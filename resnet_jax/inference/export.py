@@ -157,9 +157,15 @@ def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
   content = model.SerializeToString()
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
-  session = onnxruntime.InferenceSession(
-    content, options, providers=["CPUExecutionProvider"]
-  )
+  try:
+    session = onnxruntime.InferenceSession(
+      content, options, providers=["CPUExecutionProvider"]
+    )
+  except Exception as error:  # ONNX Runtime raises all kinds.
+    reason = str(error).splitlines()[0]
+    raise UserError(
+      f"ONNX Runtime refuses the exported network; use --format stablehlo ({reason})"
+    ) from error
   return content, lambda images: session.run(None, {"images": images})[0]
 
 
