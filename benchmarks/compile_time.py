@@ -26,7 +26,7 @@ def measure(depth: int, scan: bool) -> dict[str, float]:
   jax.block_until_ready(jax.numpy.zeros(3) + 1)
   experiment, feed = create_experiment(f"resnet{depth}", BATCH, scan=scan)
   times = [time.perf_counter()]
-  state = experiment.initial_state()
+  state = experiment.state_init(jax.random.key(0))
   for count in (0, 1):
     jax.block_until_ready(state.params)
     times.append(time.perf_counter())
