@@ -2,6 +2,8 @@
 
 import ast
 import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -27,6 +29,11 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "resnet_jax").rglob("*.py"))
+# What the package depends on, but for what JAX and Flax import too.
+NOT_FOR_NETWORKS = {
+  *("PIL", "array_record", "chex", "cv2", "grain", "jaxtyping", "matplotlib", "optax"),
+  *("orbax", "safetensors", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets"),
+}
 
 
 def room(module: str) -> str:
@@ -100,3 +107,25 @@ def test_only_rooms_lie_at_the_top():
 def test_only_one_file_makes_shardings():
   makers = {p.name for p in FILES if re.search(r"make_mesh|NamedSh", p.read_text())}
   assert makers == {"mesh.py"}
+
+
+def test_networks_need_jax_flax_and_numpy_only():
+  program = f"""
+import sys
+
+class Missing:
+  def find_spec(self, name, path=None, target=None):
+    if name.partition(".")[0] in {NOT_FOR_NETWORKS}:
+      raise ModuleNotFoundError(f"No module named {{name!r}}", name=name)
+
+sys.meta_path.insert(0, Missing())
+import jax, jax.numpy as jnp, resnet_jax
+
+images = jnp.zeros((2, 8, 8, 3))
+model = resnet_jax.create_model("resnet8", num_classes=5)
+assert model.apply(model.init(jax.random.key(0), images), images).shape == (2, 5)
+"""
+  done = subprocess.run(
+    [sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True
+  )
+  assert done.returncode == 0, done.stderr
