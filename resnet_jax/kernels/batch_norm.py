@@ -9,6 +9,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax.kernels import choice, native
+from resnet_jax.runtime.arrays import Array, Float, Float32
 
 # The result, then mean and variance.
 Normalised = tuple[jax.Array, jax.Array, jax.Array]
@@ -21,27 +22,29 @@ _named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
 def batch_norm(
-  x: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
+  x: Float[Array, "b h w c"],
+  scale: Float[Array, " c"],
+  bias: Float[Array, " c"],
   epsilon: float,
   groups: int = 1,
-) -> tuple[jax.Array, jax.Array, jax.Array]:
+) -> tuple[
+  Float[Array, "b h w c"], Float32[Array, "*groups c"], Float32[Array, "*groups c"]
+]:
   """Normalises each channel of a batch by the batch's own mean and variance.
 
   Ioffe & Szegedy 2015, algorithm 1; `groups` parts of the batch, one after the other,
   by the statistics of each ("ghost batch norm", Hoffer et al. 2017, algorithm 1).
 
   Args:
-    x: [B, H, W, C].
-    scale: [C] float32.
-    bias: [C] float32.
+    x: the batch.
+    scale: of each channel, float32.
+    bias: of each channel, float32.
     epsilon: added to the variance.
     groups: divides B.
 
   Returns:
-    The normalised [B, H, W, C], float32 or the dtype of `x`; mean and variance of each
-    group, float32: [C] for one group, else [groups, C].
+    The normalised batch, float32 or in the dtype of `x`; mean and variance of each
+    group: [C] for one group, else [groups, C].
   """
   # Without groups no axis for them, whose only effect would be to hinder layouts.
   parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
@@ -56,19 +59,21 @@ def batch_norm(
 
 
 def normalize(
-  x: jax.Array,
-  mean: jax.Array,
-  var: jax.Array,
-  scale: jax.Array,
-  bias: jax.Array,
+  x: Float[Array, "*b c"],
+  mean: Float32[Array, "*#b c"],
+  var: Float32[Array, "*#b c"],
+  scale: Float[Array, " c"],
+  bias: Float[Array, " c"],
   epsilon: float,
-) -> jax.Array:
-  """Normalises [..., C] by given statistics of each channel; float32."""
+) -> Float[Array, "*b c"]:
+  """Normalises by given statistics of each channel; float32."""
   return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
-def _moments(x: jax.Array) -> tuple[jax.Array, jax.Array]:
-  """Mean and variance over B, H and W of [..., B, H, W, C]: each [..., C]."""
+def _moments(
+  x: Float[Array, "*groups b h w c"],
+) -> tuple[Float32[Array, "*groups c"], Float32[Array, "*groups c"]]:
+  """Mean and variance over B, H and W."""
   x, axes = x.astype(jnp.float32), (-4, -3, -2)
   # Both in one pass; rounding may leave the difference below 0.
   mean, square = x.mean(axes), lax.square(x).mean(axes)

@@ -30,6 +30,7 @@ from resnet_jax.kernels.single_conv import cpu_conv as _cpu_conv
 from resnet_jax.kernels.single_conv import is_native as _is_native
 from resnet_jax.kernels.single_conv import lax_conv as _lax_conv
 from resnet_jax.kernels.single_conv import pointwise_gradients as _pointwise_gradients
+from resnet_jax.runtime.arrays import Array, Float
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
@@ -42,20 +43,20 @@ _named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
 def conv2d(
-  x: jax.Array,
-  kernel: jax.Array,
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c//{groups} f"],
   stride: int = 1,
   padding: int = 0,
   groups: int = 1,
   dilation: int = 1,
-) -> jax.Array:
+) -> Float[Array, "b _ _ f"]:
   """Convolves images with a kernel, with `padding` zeros on every side.
 
   The padding is explicit, as in PyTorch: "SAME" would pad unevenly at stride 2
   and shift every imported weight by a pixel.
 
   Args:
-    x: [B, H, W, C].
+    x: the images.
     kernel: [height, width, C / groups, F], same dtype as `x`.
     stride: step along H and W, >= 1; 1 with a dilation.
     padding: zeros on each side of H and W, >= 0; a multiple of `dilation`.
@@ -75,26 +76,26 @@ def conv2d(
 
 
 def conv2d_then(
-  x: jax.Array,
-  kernel: jax.Array,
-  bias: jax.Array,
-  residual: jax.Array | None = None,
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c//{groups} f"],
+  bias: Float[Array, " f"],
+  residual: Float[Array, "b h2 w2 f"] | None = None,
   *,
   stride: int = 1,
   padding: int = 0,
   groups: int = 1,
   dilation: int = 1,
   relu: bool = False,
-) -> jax.Array:
+) -> Float[Array, "b h2 w2 f"]:
   """`conv2d`, then adds a bias and a residual, then applies ReLU.
 
   By the native kernels it is one pass over the output, where they serve.
 
   Args:
-    x: [B, H, W, C].
+    x: the images.
     kernel: as of `conv2d`.
-    bias: [F] float32.
-    residual: added too, in the shape and dtype of the result; None is nothing.
+    bias: of each feature, float32.
+    residual: added too, in the dtype of the result; None is nothing.
     stride: as of `conv2d`.
     padding: as of `conv2d`.
     groups: as of `conv2d`.

@@ -8,6 +8,7 @@ import jax.numpy as jnp
 from jax import lax
 
 from resnet_jax.kernels import choice, native
+from resnet_jax.runtime.arrays import Array, Float
 
 Gradients = tuple[jax.Array, jax.Array]  # Of the images and of the kernel.
 
@@ -23,13 +24,13 @@ def is_native(
 
 
 def lax_conv(
-  x: jax.Array,
-  kernel: jax.Array,
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c//{groups} f"],
   stride: int,
   padding: int,
   groups: int,
   dilation: int = 1,
-) -> jax.Array:
+) -> Float[Array, "b _ _ f"]:
   """XLA's convolution."""
   return _conv(
     x,
@@ -41,7 +42,12 @@ def lax_conv(
   )
 
 
-def cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.Array:
+def cpu_conv(
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c f"],
+  stride: int,
+  padding: int,
+) -> Float[Array, "b _ _ f"]:
   """A convolution as one, not as a product: `native`'s where that serves."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference: native.ArrayFunction = partial(lax_conv, **settings, groups=1)
@@ -52,8 +58,11 @@ def cpu_conv(x: jax.Array, kernel: jax.Array, stride: int, padding: int) -> jax.
 
 
 def pointwise_gradients(
-  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int
-) -> Gradients:
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "1 1 c f"],
+  dy: Float[Array, "b _ _ f"],
+  stride: int,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "1 1 c f"]]:
   """Both gradients as products of matrices.
 
   Those that JAX derives from `conv._pointwise_conv` are the same but for the order of
@@ -84,8 +93,12 @@ def _pointwise_kernel_gradient(
 
 
 def canonical_gradients(
-  x: jax.Array, kernel: jax.Array, dy: jax.Array, stride: int, padding: int
-) -> Gradients:
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "kh kw c f"],
+  dy: Float[Array, "b _ _ f"],
+  stride: int,
+  padding: int,
+) -> tuple[Float[Array, "b h w c"], Float[Array, "kh kw c f"]]:
   """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
   settings = {"stride": stride, "padding": padding}
   reference = _canonical_kernel_gradient

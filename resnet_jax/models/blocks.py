@@ -15,6 +15,7 @@ from flax import struct
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.shortcuts import ProjectionShortcut
+from resnet_jax.runtime.arrays import Array, Float, Float32
 
 
 @struct.dataclass
@@ -23,11 +24,11 @@ class Noise:
 
   Attributes:
     key: PRNG key.
-    drop_path: scalar float32, probability of stochastic depth; None for none.
+    drop_path: probability of stochastic depth; None for none.
   """
 
-  key: jax.Array
-  drop_path: jax.Array | None = None
+  key: Array
+  drop_path: Float32[Array, "*blocks"] | None = None
 
 
 class Block(nn.Module):
@@ -76,24 +77,28 @@ class Block(nn.Module):
     return conv
 
   def join(
-    self, shortcut: nn.Module, x: jax.Array, residual: jax.Array, noise: Noise | None
-  ) -> jax.Array:
+    self,
+    shortcut: nn.Module,
+    x: Float[Array, "b h w c"],
+    residual: Float[Array, "b h2 w2 f"],
+    noise: Noise | None,
+  ) -> Float[Array, "b h2 w2 f"]:
     """Attention, stochastic depth and the shortcut."""
     if self.attention is not None:
       residual = self.attention(name="se")(residual)
     if noise is not None and noise.drop_path is not None:
       residual = drop_path(residual, noise.key, noise.drop_path)
-    joined: jax.Array = shortcut(x, residual)
+    joined: Array = shortcut(x, residual)
     return joined
 
   def last(
     self,
     conv: nn.Module,
     norm_name: str,
-    y: jax.Array,
-    x: jax.Array,
+    y: Float[Array, "b _ _ _"],
+    x: Float[Array, "b h w c"],
     noise: Noise | None,
-  ) -> jax.Array:
+  ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps what comes to the last convolution, and the block's input, to its output."""
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
@@ -109,7 +114,9 @@ class BasicBlock(Block):
   """Two 3x3 convolutions plus a shortcut (He et al. 2015, figure 2)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], noise: Noise | None = None
+  ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
     y = conv_norm(conv1, self.norm(name="bn1"), x)
@@ -133,7 +140,9 @@ class BottleneckBlock(Block):
   stride_on_1x1: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], noise: Noise | None = None
+  ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
@@ -156,11 +165,11 @@ class PreActBlock(Block):
 
   def join_preact(
     self,
-    x: jax.Array,
-    activated: jax.Array,
-    residual: jax.Array,
+    x: Float[Array, "b h w c"],
+    activated: Float[Array, "b h w c"],
+    residual: Float[Array, "b h2 w2 f"],
     noise: Noise | None,
-  ) -> jax.Array:
+  ) -> Float[Array, "b h2 w2 f"]:
     """As `join`; a shortcut that changes the shape starts from `activated`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
     shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", norm=None)
@@ -178,7 +187,9 @@ class PreActBasicBlock(PreActBlock):
   dropout: float = 0.0
 
   @nn.compact
-  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], noise: Noise | None = None
+  ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     activated = nn.relu(self.norm(name="bn1")(x))
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
@@ -198,7 +209,9 @@ class PreActBottleneckBlock(PreActBlock):
   expansion: int = 4
 
   @nn.compact
-  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], noise: Noise | None = None
+  ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     activated = nn.relu(self.norm(name="bn1")(x))
     conv1 = self.conv(self.features, 1, name="conv1")

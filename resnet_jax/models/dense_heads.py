@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime.arrays import Array, Float, Float32
 from resnet_jax.runtime.errors import UserError
 
 
@@ -21,7 +22,9 @@ class _BiasedConv(Conv):
   """A convolution that no norm follows."""
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b _ _ {self.features}"]:
     bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
     return super().__call__(x) + bias.astype(self.dtype)
 
@@ -44,15 +47,17 @@ class FPN(nn.Module):
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
-  def __call__(self, maps: dict[str, jax.Array]) -> dict[str, jax.Array]:
+  def __call__(
+    self, maps: dict[str, Float[Array, "b _ _ _"]]
+  ) -> dict[str, Float[Array, "b _ _ {self.features}"]]:
     """Maps {"c2": ..., "c5": ...} to {"p2": ..., "p5": ...}, for the levels given.
 
     Args:
-      maps: of a `Backbone`, or some of them: [B, H, W, C]; each is as large as the
-        next finer one, or half as large, rounded up.
+      maps: of a `Backbone`, or some of them; each is as large as the next finer one,
+        or half as large, rounded up.
 
     Returns:
-      [B, H, W, features], of the same sizes.
+      Maps of the same sizes.
 
     Raises:
       ValueError: other names or sizes.
@@ -73,7 +78,9 @@ class FPN(nn.Module):
     return dict(sorted(outputs.items()))
 
 
-def _enlarge(x: jax.Array, shape: Sequence[int]) -> jax.Array:
+def _enlarge(
+  x: Float[Array, "b _ _ c"], shape: Sequence[int]
+) -> Float[Array, "b _ _ c"]:
   """Doubles H and W by repeating pixels, where `shape` has more of them."""
   for axis in (1, 2):
     wanted = shape[axis]
@@ -109,18 +116,15 @@ class FCNHead(nn.Module):
 
   @nn.compact
   def __call__(
-    self, x: jax.Array, size: tuple[int, int], train: bool = False
-  ) -> jax.Array:
+    self, x: Float[Array, "b h w c"], size: tuple[int, int], train: bool = False
+  ) -> Float32[Array, "b {size[0]} {size[1]} {self.num_classes}"]:
     """Returns logits.
 
     Args:
-      x: [B, H, W, C].
+      x: of a `Backbone`.
       size: height and width of the result, in pixels: those of the image.
       train: normalise by the batch's own statistics, which needs
         `mutable=["batch_stats"]`; drop out, which needs `rngs={"dropout": key}`.
-
-    Returns:
-      [B, *size, num_classes] float32.
     """
     norm = self.norm(use_running_average=not train, dtype=self.dtype, name="bn")
     conv = Conv(max(1, x.shape[-1] // 4), 3, dtype=self.dtype, name="conv")

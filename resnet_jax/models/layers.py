@@ -18,6 +18,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.kernels import conv2d
 from resnet_jax.kernels.conv import conv2d_then
+from resnet_jax.runtime.arrays import Array, Float, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
@@ -60,7 +61,9 @@ class Conv(nn.Module):
     super().__init_subclass__(**kwargs)
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b _ _ {self.features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
 
     Raises:
@@ -72,8 +75,12 @@ class Conv(nn.Module):
     return y
 
   def then(
-    self, x: jax.Array, bias: jax.Array, residual: jax.Array | None, relu: bool
-  ) -> jax.Array:
+    self,
+    x: Float[Array, "b h w c"],
+    bias: Float[Array, " {self.features}"],
+    residual: Float[Array, "b h2 w2 {self.features}"] | None,
+    relu: bool,
+  ) -> Float[Array, "b h2 w2 {self.features}"]:
     """Convolves, adds a bias and a residual, and applies ReLU: see `conv2d_then`."""
     kernel: jax.Array = self.get_variable("params", "kernel")
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -118,11 +125,11 @@ def recorded_pairs() -> Iterator[list[tuple[Path, Path]]]:
 def conv_norm(
   conv: nn.Module,
   norm: nn.Module,
-  x: jax.Array,
+  x: Float[Array, "b h w c"],
   relu: bool = True,
   shortcut: nn.Module | None = None,
-  start: jax.Array | None = None,
-) -> jax.Array:
+  start: Float[Array, "b _ _ _"] | None = None,
+) -> Float[Array, "b _ _ _"]:
   """Returns `shortcut(start, norm(conv(x)))` through ReLU.
 
   After `fold_batch_norm` all of it is one call of the convolution.
@@ -130,10 +137,10 @@ def conv_norm(
   Args:
     conv: a bound convolution.
     norm: a bound norm.
-    x: [B, H, W, C].
+    x: what the convolution takes.
     relu: whether ReLU comes last.
     shortcut: a bound one that adds `project(start)`; None for none.
-    start: [B, H, W, C], the block's input.
+    start: the block's input.
   """
   folds = getattr(conv, "FOLDS", False)
   if folds and (pairs := _pairs.get()) is not None:
@@ -153,17 +160,19 @@ def conv_norm(
   return nn.relu(y) if relu else y
 
 
-def max_pool_3x3(x: jax.Array) -> jax.Array:
+def max_pool_3x3(
+  x: Float[Array, "b h w c"],
+) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
   """Largest value of each 3x3 window at stride 2, over a border of -inf.
 
   Written as the maximum of nine shifted images: the gradient is then elementwise,
   where that of `nn.max_pool` is a slow select-and-scatter on a CPU.
 
   Args:
-    x: [B, H, W, C], floating point.
+    x: any images or maps.
 
   Returns:
-    [B, ceil(H / 2), ceil(W / 2), C], same dtype.
+    Half as large, rounded up; same dtype.
   """
   height, width = x.shape[1:3]
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
@@ -183,8 +192,8 @@ class SqueezeExcite(nn.Module):
   reduction: int = 16
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape."""
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Returns the scaled maps."""
     channels = x.shape[-1]
     scale = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
     hidden = max(1, channels // self.reduction)
@@ -192,19 +201,21 @@ class SqueezeExcite(nn.Module):
     return x * nn.sigmoid(nn.Dense(channels, dtype=x.dtype, name="fc2")(scale))
 
 
-def drop_path(x: jax.Array, key: jax.Array, rate: jax.Array) -> jax.Array:
+def drop_path(
+  x: Float[Array, "b h w c"], key: PRNGKeyArray, rate: Float[Array, ""]
+) -> Float[Array, "b h w c"]:
   """Stochastic depth: zero for whole examples at random, the rest scaled up.
 
   Scaling while training leaves evaluation as it is, as in torchvision ("row" mode);
   Huang et al. 2016 scale in evaluation instead (eq. 5).
 
   Args:
-    x: [B, H, W, C], what a block adds to its shortcut.
-    key: PRNG key of the block.
-    rate: scalar, probability that an example is dropped, in [0, 1).
+    x: what a block adds to its shortcut.
+    key: of the block.
+    rate: probability that an example is dropped, in [0, 1).
 
   Returns:
-    [B, H, W, C], same dtype.
+    In the dtype of `x`.
   """
   kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
   return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)

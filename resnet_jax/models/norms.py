@@ -20,6 +20,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from resnet_jax import kernels
+from resnet_jax.runtime.arrays import Array, Float, Float32
 from resnet_jax.runtime.errors import UserError
 
 
@@ -50,8 +51,8 @@ class BatchNorm(nn.Module):
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape; `groups` divides B.
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises; `groups` divides B.
 
     Raises:
       ValueError: it does not.
@@ -84,8 +85,8 @@ class BatchNorm(nn.Module):
 
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
-  ) -> tuple[jax.Array, jax.Array]:
-    """Returns what evaluation multiplies by and adds: two arrays [..., C] float32.
+  ) -> tuple[Float32[Array, "*blocks c"], Float32[Array, "*blocks c"]]:
+    """Returns what evaluation multiplies by and adds.
 
     Args:
       variables: this layer's own, by collection.
@@ -111,8 +112,8 @@ class GroupNorm(nn.Module):
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape."""
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises."""
     norm = nn.GroupNorm(
       num_groups=math.gcd(self.num_groups, x.shape[-1]),
       epsilon=self.epsilon,
@@ -141,8 +142,8 @@ class FrozenBatchNorm(nn.Module):
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape."""
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises."""
 
     def constant(name: str, init: Initializer) -> jax.Array:
       arguments = jax.random.key(0), x.shape[-1:], jnp.float32
@@ -158,7 +159,7 @@ class FrozenBatchNorm(nn.Module):
 
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
-  ) -> tuple[jax.Array, jax.Array]:
+  ) -> tuple[Float32[Array, "*blocks c"], Float32[Array, "*blocks c"]]:
     """As `BatchNorm.to_affine`."""
     stats = variables["batch_stats"]
     scale = stats["scale"] * lax.rsqrt(stats["var"] + jnp.float32(self.epsilon))
@@ -177,8 +178,8 @@ class NoNorm(nn.Module):
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape."""
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises."""
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
     return (x + bias).astype(self.dtype)
 
@@ -200,8 +201,8 @@ class FoldedNorm(nn.Module):
   scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to the same shape."""
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Normalises."""
     features = x.shape[-1:]
     if self.has_variable("params", "scale"):
       x = x * self.param("scale", self.scale_init, features, jnp.float32)

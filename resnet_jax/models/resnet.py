@@ -22,6 +22,7 @@ from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.models.stems import ImageNetStem
+from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32
 from resnet_jax.runtime.errors import UserError
 
 # PyTorch's default for a linear layer: uniform within 1 / sqrt(inputs).
@@ -51,11 +52,13 @@ class Stage(nn.Module):
   remat: bool = False
 
   @nn.compact
-  def __call__(self, x: jax.Array, noise: Noise | None = None) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], noise: Noise | None = None
+  ) -> Float[Array, "b _ _ _"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), block output].
 
     Args:
-      x: [B, H, W, C].
+      x: of the stage before.
       noise: of each block, along the first axis; None in evaluation.
     """
 
@@ -63,9 +66,7 @@ class Stage(nn.Module):
       taken: Noise | None = jax.tree.map(lambda leaf: leaf[blocks], noise)
       return taken
 
-    def run(
-      block: nn.Module, x: jax.Array, noise: Noise | None
-    ) -> tuple[jax.Array, None]:
+    def run(block: nn.Module, x: Array, noise: Noise | None) -> tuple[jax.Array, None]:
       return block(x, noise), None  # What a scan wants: carry and output.
 
     if self.remat or self.scan:
@@ -153,26 +154,27 @@ class ResNet(nn.Module):
       check_choice("frozen", group, self.groups)
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
 
-  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+  def __call__(
+    self, images: Float[AnyArray, "b h w c"], train: bool = False
+  ) -> Float32[Array, "b {self.num_classes}"]:
     """Returns logits.
 
     Args:
-      images: [B, H, W, C], floating point and normalised. C is fixed by the first
-        call (`init`).
+      images: normalised. C is fixed by the first call (`init`).
       train: normalise by the batch's own statistics, and update the running ones,
         for which `apply` needs `mutable=["batch_stats"]`; drop what is to be
         dropped, for which it needs `rngs={"dropout": key}`.
-
-    Returns:
-      [B, num_classes] float32.
     """
     x = self.stages(images, train)[-1]
     return self.head(x.astype(jnp.float32).mean(axis=(1, 2)))
 
   @nn.compact
   def stages(
-    self, images: jax.Array, train: bool = False, output_stride: int | None = None
-  ) -> list[jax.Array]:
+    self,
+    images: Float[AnyArray, "b h w c"],
+    train: bool = False,
+    output_stride: int | None = None,
+  ) -> list[Float[Array, "b _ _ _"]]:
     """Returns what comes out of each stage; all is as in `Backbone`."""
     conv = partial(Conv, dtype=self.dtype)
 
@@ -193,7 +195,7 @@ class ResNet(nn.Module):
       if output_stride not in strides:
         raise UserError(f"output_stride={output_stride!r} must be one of {strides}")
       kept = 1 + strides.index(output_stride)
-    x, outputs = stem(images.astype(self.dtype)), []
+    x, outputs = stem(jnp.asarray(images, self.dtype)), []
     for i, noise in enumerate(self._noise(train)):
       name = f"stage{i + 1}"
       norm = norm_of(name)
@@ -294,11 +296,13 @@ class Backbone(nn.Module):
   output_stride: int | None = None
 
   @nn.compact
-  def __call__(self, images: jax.Array, train: bool = False) -> dict[str, jax.Array]:
+  def __call__(
+    self, images: Float[AnyArray, "b h w c"], train: bool = False
+  ) -> dict[str, Float[Array, "b _ _ _"]]:
     """Returns the last map of each stage.
 
     Args:
-      images: [B, H, W, C], floating point and normalised.
+      images: normalised.
       train: as of `ResNet`.
 
     Returns:

@@ -8,12 +8,12 @@ Shapes: B batch, H height, W width, C input channels.
 from functools import partial
 from typing import Any, ClassVar
 
-import jax
 import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime.arrays import Array, Float
 
 
 class _Shortcut(nn.Module):
@@ -52,11 +52,15 @@ class IdentityShortcut(_Shortcut):
 
   ADDS: ClassVar[bool] = True
 
-  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
+  ) -> Float[Array, "b h2 w2 f"]:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     return residual + self.project(x)
 
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b _ _ {self.features}"]:
     """Returns `x` in the shape of the block's output."""
     before, odd = divmod(self.features - x.shape[-1], 2)
     x = x[:, :: self.stride, :: self.stride]
@@ -77,12 +81,16 @@ class ProjectionShortcut(_Shortcut):
   always: bool = False
   pool: bool = False
 
-  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
+  ) -> Float[Array, "b h2 w2 f"]:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     return residual + self.project(x)
 
   @nn.compact
-  def project(self, x: jax.Array) -> jax.Array:
+  def project(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b _ _ {self.features}"]:
     """Returns `x` in the shape of the block's output."""
     if not self.always and self.stride == 1 and x.shape[-1] == self.features:
       return x
@@ -101,12 +109,12 @@ class ProjectionShortcut(_Shortcut):
       x = _average_2x2(x, self.dilation)
     conv = self.conv(self.features, 1, stride, name="conv")
     if self.norm is None:
-      y: jax.Array = conv(x)
+      y: Array = conv(x)
       return y
     return conv_norm(conv, self.norm(name="bn"), x, relu=False)
 
 
-def _average_2x2(x: jax.Array, distance: int) -> jax.Array:
+def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h w c"]:
   """Means of pixels and those `distance` right of, below and beside them, if there."""
   _, height, width, _ = x.shape
   padded = jnp.pad(x, ((0, 0), (0, distance), (0, distance), (0, 0)))
@@ -130,7 +138,9 @@ class HighwayShortcut(ProjectionShortcut):
   gate_bias: float = -3.0
 
   @nn.compact
-  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
+  ) -> Float[Array, "b h2 w2 f"]:
     """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     bias_init = nn.initializers.constant(self.gate_bias)
     gate = nn.Dense(
@@ -143,7 +153,9 @@ class HighwayShortcut(ProjectionShortcut):
 class NoShortcut(_Shortcut):
   """No shortcut: turns a residual block into a plain one."""
 
-  def __call__(self, x: jax.Array, residual: jax.Array) -> jax.Array:
+  def __call__(
+    self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
+  ) -> Float[Array, "b h2 w2 f"]:
     """Returns `residual`."""
     return residual
 

@@ -2,11 +2,11 @@
 
 from typing import ClassVar
 
-import jax
 from flax import linen as nn
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, max_pool_3x3
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime.arrays import Array, Float
 
 
 class Stem(nn.Module):
@@ -25,10 +25,12 @@ class Stem(nn.Module):
   conv: ModuleDef = Conv
   norm: ModuleDef = BatchNorm
 
-  def last(self, conv: nn.Module, norm_name: str, x: jax.Array) -> jax.Array:
+  def last(
+    self, conv: nn.Module, norm_name: str, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b _ _ {self.features}"]:
     """The last convolution, with norm and ReLU unless the first block has them."""
     if self.pre_activation:
-      y: jax.Array = conv(x)
+      y: Array = conv(x)
       return y
     return conv_norm(conv, self.norm(name=norm_name), x)
 
@@ -37,8 +39,10 @@ class ImageNetStem(Stem):
   """7x7 convolution at stride 2, then a 3x3 max-pool at stride 2 (paper, table 1)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
+  def __call__(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b (h+3)//4 (w+3)//4 {self.features}"]:
+    """Maps images to a quarter of their size, rounded up."""
     conv = self.conv(self.features, 7, 2, name="conv")
     return max_pool_3x3(self.last(conv, "bn", x))
 
@@ -47,8 +51,10 @@ class DeepStem(Stem):
   """Three 3x3 convolutions in place of the 7x7 (ResNet-C: He et al. 2018)."""
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, H / 4, W / 4, features], sizes rounded up."""
+  def __call__(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b (h+3)//4 (w+3)//4 {self.features}"]:
+    """Maps images to a quarter of their size, rounded up."""
     half = self.features // 2
     x = conv_norm(self.conv(half, 3, 2, name="conv1"), self.norm(name="bn1"), x)
     x = conv_norm(self.conv(half, 3, name="conv2"), self.norm(name="bn2"), x)
@@ -61,8 +67,10 @@ class CifarStem(Stem):
   STRIDE: ClassVar[int] = 1
 
   @nn.compact
-  def __call__(self, x: jax.Array) -> jax.Array:
-    """Maps [B, H, W, C] to [B, H, W, features]."""
+  def __call__(
+    self, x: Float[Array, "b h w c"]
+  ) -> Float[Array, "b h w {self.features}"]:
+    """Maps images to as large maps."""
     return self.last(self.conv(self.features, 3, name="conv"), "bn", x)
 
 

@@ -27,6 +27,7 @@ import jaxlib.version
 from jax.typing import DTypeLike
 
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import Array, Float, Float32
 from resnet_jax.runtime.errors import UserError
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
@@ -45,18 +46,18 @@ _capsule: Callable[[object], object] = jax.ffi.pycapsule
 
 
 def conv2d(
-  x: jax.Array,
-  kernel: jax.Array,
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c f"],
   *then: jax.Array,
   stride: int,
   padding: int,
   relu: bool = False,
-) -> jax.Array:
-  """Convolves [B, H, W, C] with [height, width, C, F], if `fits`.
+) -> Float[Array, "b _ _ f"]:
+  """Convolves, if `fits`.
 
   Args:
     x: the images.
-    kernel: the kernel.
+    kernel: [height, width, C, F].
     *then: what to multiply the result by and what to add to it, both [F], then what
       else to add, in its own shape; all, the first two or none.
     stride: along H and W.
@@ -80,20 +81,26 @@ def conv2d(
 
 
 def kernel_gradient(
-  x: jax.Array, dy: jax.Array, shape: tuple[int, ...], stride: int, padding: int
-) -> jax.Array:
+  x: Float[Array, "b h w c"],
+  dy: Float[Array, "b _ _ f"],
+  shape: tuple[int, ...],
+  stride: int,
+  padding: int,
+) -> Float[Array, "_ _ c f"]:
   """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
   gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
   return gradient.astype(x.dtype)
 
 
-def moments(x: jax.Array) -> jax.Array:
-  """Mean and variance, [2, C] float32, of channels of [..., C], if `fits_norm`."""
+def moments(x: Float[Array, "... c"]) -> Float32[Array, "2 c"]:
+  """Mean and variance of channels, if `fits_norm`."""
   return _call(_MOMENTS, (2, x.shape[-1]), x)
 
 
-def batch_norm_sums(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
-  """Sums of `dy` and `dy * (x - mean)`, [2, C] float32, over channels of [..., C]."""
+def batch_norm_sums(
+  x: Float[Array, "*b c"], mean: Float32[Array, " c"], dy: Float[Array, "*b c"]
+) -> Float32[Array, "2 c"]:
+  """Sums of `dy` and `dy * (x - mean)` over channels."""
   return _call(_BATCH_NORM_SUMS, (2, x.shape[-1]), x, mean, dy)
 
 
