@@ -107,7 +107,7 @@ def test_same_key_same_images():
 )
 def test_colours_agree_with_pil(op, enhance):
   factors = np.linspace(0.5, 1.5, 16, dtype=np.float32)
-  ours = op(PHOTOS.astype(jnp.float32), factors.reshape(16, 1, 1, 1))
+  ours = op(PHOTOS.astype(jnp.float32), jnp.asarray(factors).reshape(16, 1, 1, 1))
   images = [Image.fromarray(image) for image in np.asarray(PHOTOS)]
   pil = [enhance(image).enhance(f) for image, f in zip(images, factors, strict=True)]
   # PIL truncates to whole grey levels, so it is half a level too dark on average.
@@ -118,7 +118,7 @@ def test_hue_agrees_with_colorsys():
   images = PHOTOS.at[0].set(77).at[1, ..., 2].set(0)  # a grey one, and saturated ones
   turns = np.linspace(-0.5, 0.5, 16, dtype=np.float32)
   ours = color_and_erasing._shift_hue(
-    images.astype(jnp.float32), turns.reshape(16, 1, 1, 1)
+    images.astype(jnp.float32), jnp.asarray(turns).reshape(16, 1, 1, 1)
   )
 
   def shift(pixel, turn):

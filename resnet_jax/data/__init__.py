@@ -8,12 +8,12 @@ import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
-import jax
 import numpy as np
 from typing_extensions import TypeIs
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import TakeBatch
+from resnet_jax.runtime.arrays import Int32, PRNGKeyArray, UInt8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,13 +21,13 @@ class ImageArrays:
   """A split in host memory, small enough to live on the devices.
 
   Attributes:
-    images: [N, H, W, C] uint8.
-    labels: [N] int32 in [0, len(class_names)).
+    images: all of one size.
+    labels: in [0, len(class_names)).
     class_names: of every label of the data set.
   """
 
-  images: np.ndarray
-  labels: np.ndarray
+  images: UInt8[np.ndarray, "n h w c"]
+  labels: Int32[np.ndarray, " n"]
   class_names: tuple[str, ...]
 
   def __len__(self) -> int:
@@ -84,14 +84,14 @@ class Dataset(Protocol):
   def take_batch(self) -> TakeBatch[Any]: ...
 
   def train_chunks(
-    self, key: jax.Array, step: int, plan: Plan
+    self, key: PRNGKeyArray, step: int, plan: Plan
   ) -> Iterator[tuple[int, Any, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
     A batch must be a function of (key, step), so that a resumed run is exact.
 
     Args:
-      key: PRNG key of the order and of random changes.
+      key: of the order and of random changes.
       step: completed updates.
       plan: says how far a call may go.
     """

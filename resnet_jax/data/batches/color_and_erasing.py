@@ -8,33 +8,49 @@ import math
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.runtime.arrays import (
+  AnyArray,
+  Array,
+  Bool,
+  Float32,
+  Int,
+  Num,
+  PRNGKeyArray,
+)
 
-def _blend(images: jax.Array, other: jax.Array | float, factor: jax.Array) -> jax.Array:
+
+def _blend(
+  images: Float32[Array, "b h w c"],
+  other: Array | float,
+  factor: Float32[Array, "b 1 1 1"],
+) -> Float32[Array, "b h w c"]:
   """Goes from `other` (factor 0) to the images (factor 1) and beyond, in [0, 255]."""
   return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
 
 
-def _grey(images: jax.Array) -> jax.Array:
-  """Maps [B, H, W, 3] to the luma [B, H, W, 1] of ITU-R BT.601, as PIL's mode L."""
+def _grey(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 1"]:
+  """Returns the luma of ITU-R BT.601, as PIL's mode L."""
   # Not a matrix product: accelerators would round its factors.
   luma = jnp.array([0.299, 0.587, 0.114], jnp.float32)
   return jnp.sum(images * luma, axis=-1, keepdims=True)
 
 
-def _adjust_brightness(images: jax.Array, factor: jax.Array) -> jax.Array:
+def _adjust_brightness(images: Array, factor: Array) -> Array:
   return _blend(images, 0.0, factor)
 
 
-def _adjust_contrast(images: jax.Array, factor: jax.Array) -> jax.Array:
+def _adjust_contrast(images: Array, factor: Array) -> Array:
   mean = jnp.mean(_grey(images), axis=(1, 2), keepdims=True)
   return _blend(images, mean, factor)
 
 
-def _adjust_saturation(images: jax.Array, factor: jax.Array) -> jax.Array:
+def _adjust_saturation(images: Array, factor: Array) -> Array:
   return _blend(images, _grey(images), factor)
 
 
-def _shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
+def _shift_hue(
+  images: Float32[Array, "b h w 3"], turns: Float32[Array, "b 1 1 1"]
+) -> Float32[Array, "b h w 3"]:
   """Turns the hue of HSV; value and saturation, so also [0, 255], stay."""
   red, green, blue = jnp.split(images, 3, axis=-1)
   value = jnp.max(images, axis=-1, keepdims=True)
@@ -53,13 +69,13 @@ def _shift_hue(images: jax.Array, turns: jax.Array) -> jax.Array:
 
 
 def color_jitter(
-  key: jax.Array,
-  images: jax.Array,
+  key: PRNGKeyArray,
+  images: Num[AnyArray, "b h w 3"],
   brightness: float,
   contrast: float,
   saturation: float,
   hue: float = 0.0,
-) -> jax.Array:
+) -> Float32[Array, "b h w 3"]:
   """Changes the colours of each image at random, as torchvision's ColorJitter does.
 
   Always in the order of the arguments, where torchvision draws one. The factor of
@@ -68,8 +84,8 @@ def color_jitter(
   after each. Strength 0 changes nothing.
 
   Args:
-    key: PRNG key; the same key always gives the same colours.
-    images: [B, H, W, 3] in [0, 255], any dtype.
+    key: the same key always gives the same colours.
+    images: in [0, 255].
     brightness: strength, >= 0.
     contrast: likewise.
     saturation: likewise.
@@ -77,9 +93,9 @@ def color_jitter(
       circle, in [0, 0.5].
 
   Returns:
-    [B, H, W, 3] float32 in [0, 255], not rounded.
+    In [0, 255], not rounded.
   """
-  images = images.astype(jnp.float32)
+  images = jnp.asarray(images, jnp.float32)
   *keys, hue_key = jax.random.split(key, 4)
   shape = (images.shape[0], 1, 1, 1)
   for op_key, strength, adjust in zip(
@@ -100,39 +116,39 @@ def color_jitter(
 
 
 def box_mask(
-  top: jax.Array,
-  bottom: jax.Array,
-  left: jax.Array,
-  right: jax.Array,
+  top: Int[Array, "*b"],
+  bottom: Int[Array, "*b"],
+  left: Int[Array, "*b"],
+  right: Int[Array, "*b"],
   image_shape: tuple[int, ...],
-) -> jax.Array:
-  """Returns bool [..., H, W, 1], true inside; sides [B, 1, 1, 1] give B boxes."""
+) -> Bool[Array, "... {image_shape[0]} {image_shape[1]} 1"]:
+  """Returns what is inside of a box; sides [B, 1, 1, 1] give B boxes."""
   rows = jnp.arange(image_shape[0])[:, None, None]
   columns = jnp.arange(image_shape[1])[:, None]
   return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
 
 
 def random_erasing(
-  key: jax.Array,
-  images: jax.Array,
+  key: PRNGKeyArray,
+  images: Num[Array, "b h w c"],
   probability: float,
   scale: tuple[float, float] = (0.02, 0.33),
   ratio: tuple[float, float] = (0.3, 3.3),
-) -> jax.Array:
+) -> Num[Array, "b h w c"]:
   """Sets a random rectangle of some images to 0 (Zhong et al. 2017, algorithm 1).
 
   As torchvision's RandomErasing, but a rectangle that does not fit is cut to the
   height or width of the image, where torchvision draws again up to 10 times.
 
   Args:
-    key: PRNG key; the same key always gives the same rectangles.
-    images: [B, H, W, C], normalised, so that 0 is the mean; any dtype.
+    key: the same key always gives the same rectangles.
+    images: normalised, so that 0 is the mean.
     probability: of each image to lose a rectangle, in [0, 1]; 0 changes nothing.
     scale: smallest and largest area, as a share of the image; drawn uniformly.
     ratio: smallest and largest height / width; drawn uniformly in its logarithm.
 
   Returns:
-    [B, H, W, C], same dtype as `images`.
+    In the dtype of `images`.
   """
   if not probability:
     return images

@@ -8,32 +8,38 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.data.batches.color_and_erasing import box_mask
+from resnet_jax.runtime.arrays import Array, Float, Float32, Num, PRNGKeyArray
 
 
-def _beta(key: jax.Array, alpha: float) -> jax.Array:
-  """Draws a float32 from Beta(alpha, alpha)."""
+def _beta(key: PRNGKeyArray, alpha: float) -> Float32[Array, ""]:
+  """Draws from Beta(alpha, alpha)."""
   # jax.random.beta draws the two gammas apart, which takes twice as long to compile.
   first, second = jax.random.loggamma(key, alpha, (2,))
   return jax.nn.sigmoid(first - second)
 
 
-def _interpolate(batch: jax.Array, weight: jax.Array) -> jax.Array:
+def _interpolate(
+  batch: Float[Array, "b ..."], weight: Float[Array, ""]
+) -> Float[Array, "b ..."]:
   """Mixes each row with the row before it, which gets the weight 1 - `weight`."""
   return weight * batch + (1 - weight) * jnp.roll(batch, 1, axis=0)
 
 
 def mixup(
-  key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
+  key: PRNGKeyArray,
+  images: Float[Array, "b h w c"],
+  targets: Float[Array, " b *k"],
+  alpha: float,
+) -> tuple[Float[Array, "b h w c"], Float[Array, " b *k"]]:
   """Averages each image and its target with another's (Zhang et al. 2018, section 2).
 
   One weight for the batch and the previous image of the batch as the partner, as in
   torchvision's MixUp.
 
   Args:
-    key: PRNG key; the same key always gives the same weight.
-    images: [B, H, W, C] float32.
-    targets: [B, K] float32, each row sums to 1.
+    key: the same key always gives the same weight.
+    images: any.
+    targets: of a classification each row sums to 1.
     alpha: the weight is drawn from Beta(alpha, alpha); 0 changes nothing.
 
   Returns:
@@ -46,8 +52,11 @@ def mixup(
 
 
 def cutmix(
-  key: jax.Array, images: jax.Array, targets: jax.Array, alpha: float
-) -> tuple[jax.Array, jax.Array]:
+  key: PRNGKeyArray,
+  images: Num[Array, "b h w c"],
+  targets: Float[Array, " b *k"],
+  alpha: float,
+) -> tuple[Num[Array, "b h w c"], Float[Array, " b *k"]]:
   """Pastes a box of another image into each (Yun et al. 2019, section 3.1).
 
   One box for the batch and the previous image of the batch as the partner, as in
@@ -55,9 +64,9 @@ def cutmix(
   targets are weighted by the shares of the pixels that this leaves.
 
   Args:
-    key: PRNG key; the same key always gives the same box.
-    images: [B, H, W, C], any dtype.
-    targets: [B, K] float32, each row sums to 1.
+    key: the same key always gives the same box.
+    images: any.
+    targets: of a classification each row sums to 1.
     alpha: the share outside the uncut box is drawn from Beta(alpha, alpha); 0
       changes nothing.
 

@@ -14,6 +14,15 @@ import jax.numpy as jnp
 from resnet_jax.config.factories import import_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
+from resnet_jax.runtime.arrays import (
+  AnyArray,
+  Array,
+  Float,
+  Float32,
+  Num,
+  PRNGKeyArray,
+  UInt8,
+)
 from resnet_jax.runtime.errors import UserError, setting_name
 
 # (key, images) -> images.
@@ -24,19 +33,23 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 class Preprocess(Protocol):
   """`preprocess` with its settings."""
 
-  def __call__(self, images: jax.Array, key: jax.Array | None = None) -> jax.Array: ...
+  def __call__(
+    self, images: UInt8[Array, "b h w c"], key: PRNGKeyArray | None = None
+  ) -> Float32[Array, "b _ _ c"]: ...
 
 
-def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
+def random_crop(
+  key: PRNGKeyArray, images: Num[Array, "b h w c"], padding: int
+) -> Num[Array, "b h w c"]:
   """Shifts each image by an independent random offset, filling with zeros.
 
   Args:
-    key: PRNG key; the same key always gives the same crops.
-    images: [B, H, W, C], any dtype.
+    key: the same key always gives the same crops.
+    images: any.
     padding: largest shift along each spatial axis, in pixels, >= 0.
 
   Returns:
-    [B, H, W, C], same dtype as `images`.
+    In the dtype of `images`.
   """
   batch, *image_shape = images.shape
   offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
@@ -48,19 +61,23 @@ def random_crop(key: jax.Array, images: jax.Array, padding: int) -> jax.Array:
   return jax.vmap(crop)(jnp.pad(images, border), offsets)
 
 
-def random_flip(key: jax.Array, images: jax.Array) -> jax.Array:
-  """Mirrors each image left to right with probability 1/2; shape and dtype stay."""
+def random_flip(
+  key: PRNGKeyArray, images: Num[Array, "b h w c"]
+) -> Num[Array, "b h w c"]:
+  """Mirrors each image left to right with probability 1/2; the dtype stays."""
   flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
   return jnp.where(flip, images[:, :, ::-1], images)
 
 
 def normalize(
-  images: jax.Array, mean: Sequence[float], std: Sequence[float]
-) -> jax.Array:
-  """Returns (images / 255 - mean) / std as float32, per channel.
+  images: Num[Array, "b h w c"],
+  mean: Sequence[float] | Float[AnyArray, " _"],
+  std: Sequence[float] | Float[AnyArray, " _"],
+) -> Float32[Array, "b h w c"]:
+  """Returns (images / 255 - mean) / std, per channel.
 
   Args:
-    images: [B, H, W, C] in [0, 255].
+    images: in [0, 255].
     mean: C values, or one for all channels, of pixels scaled to [0, 1].
     std: likewise.
   """
@@ -71,18 +88,15 @@ def normalize(
 
 
 def resize_and_crop(
-  images: jax.Array, resize: int, crop: int, interpolation: str
-) -> jax.Array:
+  images: UInt8[Array, "b h w c"], resize: int, crop: int, interpolation: str
+) -> UInt8[Array, "b _ _ c"]:
   """Resizes the short side and cuts a square from the middle, as torchvision does.
 
   Args:
-    images: [B, H, W, C] uint8.
+    images: any.
     resize: new length of the shorter of H and W, in pixels; 0 leaves the size.
     crop: side of the square, in pixels; 0 cuts nothing.
     interpolation: "bilinear" or "bicubic", antialiased, rounded to whole grey levels.
-
-  Returns:
-    [B, crop, crop, C] uint8.
 
   Raises:
     ValueError: the square is larger than the image.
@@ -108,8 +122,8 @@ def resize_and_crop(
 
 
 def preprocess(
-  images: jax.Array,
-  key: jax.Array | None = None,
+  images: UInt8[Array, "b h w c"],
+  key: PRNGKeyArray | None = None,
   *,
   padding: int = 0,
   flip: bool = False,
@@ -121,12 +135,12 @@ def preprocess(
   mean: Sequence[float],
   std: Sequence[float],
   own: Augment | None = None,
-) -> jax.Array:
+) -> Float32[Array, "b _ _ c"]:
   """Normalises; augments too if there is a key.
 
   Args:
-    images: [B, H, W, C] uint8.
-    key: PRNG key of the batch in training; None in evaluation.
+    images: as stored.
+    key: of the batch in training; None in evaluation.
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
     brightness: see `color_jitter`; likewise the next three.
@@ -137,9 +151,6 @@ def preprocess(
     mean: see `normalize`.
     std: see `normalize`.
     own: (key, images) -> images, an own augmentation that comes first.
-
-  Returns:
-    [B, H, W, C] float32.
   """
   if key is None:
     return normalize(images, mean, std)

@@ -18,6 +18,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
+from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, UInt8
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 
 
@@ -26,17 +27,17 @@ class Feed:
   """Images on the device and the order in which they are taken.
 
   Attributes:
-    image: [N, H, W, C] uint8.
-    label: [N] int32.
-    order: [at least one batch] int32, indices of examples; N and above is padding.
+    image: all images.
+    label: theirs.
+    order: at least one batch of indices of examples; N and above is padding.
   """
 
-  image: jax.Array
-  label: jax.Array
-  order: jax.Array
+  image: UInt8[Array, "n h w c"]
+  label: Int32[Array, " n"]
+  order: Int32[Array, " _"]
 
 
-Resize = Callable[[jax.Array], jax.Array]
+Resize = Callable[[Array], Array]
 # JAX declares no types of it.
 _constrain: Callable[[Any, jax.sharding.Sharding], Any]
 _constrain = jax.lax.with_sharding_constraint
@@ -44,7 +45,7 @@ _constrain = jax.lax.with_sharding_constraint
 
 def take_batch(
   feed: Feed,
-  step: jax.Array,
+  step: int | Int[Array, ""],
   *,
   batch_size: int,
   sharding: jax.sharding.Sharding,
@@ -54,7 +55,7 @@ def take_batch(
 
   Args:
     feed: see `Feed`.
-    step: scalar int32.
+    step: number of the batch.
     batch_size: B.
     sharding: of each array's first axis.
     resize: maps the batch's images to the size that the model is to see.
@@ -75,7 +76,7 @@ def take_batch(
 
 
 def bind_take_batch(
-  images: np.ndarray,
+  images: UInt8[np.ndarray, "n h w c"],
   batch_size: int,
   mesh: Mesh,
   resize: int = 0,
@@ -85,7 +86,7 @@ def bind_take_batch(
   """Returns `take_batch` of (feed, step) alone, and (H, W, C) of what it takes.
 
   Args:
-    images: [N, H, W, C] uint8.
+    images: those of `Feed`.
     batch_size: B.
     mesh: the devices.
     resize: see `resize_and_crop`, which is part of the step.
@@ -140,12 +141,14 @@ class ResidentDataset:
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
     self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
 
-  def _epoch_order(self, key: jax.Array, epoch: int) -> jax.Array:
+  def _epoch_order(
+    self, key: PRNGKeyArray, epoch: Int[Array, ""]
+  ) -> Int32[Array, " {self.num_examples}"]:
     return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_examples)
 
   def train_chunks(
     self,
-    key: jax.Array,
+    key: PRNGKeyArray,
     step: int,
     plan: Plan,
   ) -> Iterator[tuple[int, Feed, int]]:
@@ -155,7 +158,7 @@ class ResidentDataset:
     that do not fill its last batch are left out of that epoch.
 
     Args:
-      key: PRNG key of shuffling.
+      key: of shuffling.
       step: completed updates.
       plan: how far a call may go.
     """

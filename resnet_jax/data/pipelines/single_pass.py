@@ -24,6 +24,7 @@ from resnet_jax.data.pipelines.host_batches import (
   iterate,
 )
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList, images_below
+from resnet_jax.runtime.arrays import UInt8
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 
@@ -99,8 +100,8 @@ def read_image(
   index: int,
   preprocessing: Preprocessing,
   max_pixels: int,
-) -> np.ndarray:
-  """Returns an image as `read_batches` does: [S, S, C] uint8.
+) -> UInt8[np.ndarray, "s s c"]:
+  """Returns an image as `read_batches` does.
 
   Raises:
     ImageError: it cannot be read.

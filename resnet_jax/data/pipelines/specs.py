@@ -20,6 +20,7 @@ from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
 from resnet_jax.data.sources.opening import open_source
+from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.mesh import chunk_sharding, replicated
 
 # A streamed set is not opened; its size changes nothing that is compiled but constants.
@@ -49,7 +50,7 @@ class AbstractDataset:
   class_names: tuple[str, ...] = ()
   skipped: Mapping[int, str] = dataclasses.field(default_factory=dict)
 
-  def train_chunks(self, key: jax.Array, step: int, plan: Plan) -> NoReturn:
+  def train_chunks(self, key: PRNGKeyArray, step: int, plan: Plan) -> NoReturn:
     """There are no images."""
     raise NotImplementedError
 

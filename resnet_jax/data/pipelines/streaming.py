@@ -26,6 +26,7 @@ from resnet_jax.data.pipelines.host_batches import (
   count_threads,
   iterate,
 )
+from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray
 from resnet_jax.runtime.mesh import local_rows, put_batches
 
 
@@ -35,19 +36,19 @@ class Chunk:
 
   Attributes:
     batches: {"image": [K, B, S, S, 3] uint8, "label": [K, B] int32, "mask": [K, B]}.
-    first: scalar int32, number of the first batch.
+    first: number of the first batch.
   """
 
   batches: Batch
-  first: jax.Array
+  first: Int32[Array, ""]
 
 
-def take_batch(chunk: Chunk, step: jax.Array) -> Batch:
+def take_batch(chunk: Chunk, step: int | Int[Array, ""]) -> Batch:
   """Returns batch number `step`, which must be in the chunk."""
 
-  def take(array: jax.Array) -> jax.Array:
+  def take(array: Array) -> Array:
     index = step - chunk.first
-    taken: jax.Array = jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
+    taken: Array = jax.lax.dynamic_index_in_dim(array, index, keepdims=False)
     return taken
 
   batch: Batch = jax.tree.map(take, chunk.batches)
@@ -113,7 +114,7 @@ class StreamingDataset:
     )
 
   def train_chunks(
-    self, key: jax.Array, step: int, plan: Plan
+    self, key: PRNGKeyArray, step: int, plan: Plan
   ) -> Iterator[tuple[int, Chunk, int]]:
     """Yields (step after the call, chunk, number of updates) from `step` to the end.
 
@@ -122,7 +123,7 @@ class StreamingDataset:
     example is a function of (key, step, place in the batch).
 
     Args:
-      key: PRNG key of shuffling and of the transform.
+      key: of shuffling and of the transform.
       step: completed updates.
       plan: how far a call may go.
 
