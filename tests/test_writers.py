@@ -5,7 +5,7 @@ import json
 import threading
 import time
 
-import numpy as np
+import jax.numpy as jnp
 import pytest
 from rich.console import Console
 
@@ -39,7 +39,7 @@ def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(tmp_path, share, 
     str(tmp_path), plan, lambda _: 0.1, 0, console, clock, [{}, {}]
   ) as writer:
     for step in range(1, 9):
-      writer.train(step, {name: np.array(value) for name, value in SUMS.items()})
+      writer.train(step, {name: jnp.float32(value) for name, value in SUMS.items()})
     writer.flush()
   *_, shown = console.file.getvalue().splitlines()
   assert shown.startswith("step 8/8 ") and f" 2 images/s{text}  lr" in shown
@@ -91,7 +91,7 @@ def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
     MetricWriter(str(tmp_path), plan, lambda _: 0.1, 0, console, FakeClock()) as writer,
   ):
     for step, sums in enumerate([SUMS, *[nothing] * 7], start=1):
-      writer.train(step, {name: np.array(value) for name, value in sums.items()})
+      writer.train(step, {name: jnp.float32(value) for name, value in sums.items()})
     writer.flush()
   assert ", 3 updates skipped  lr" in console.file.getvalue()
   (line,) = map(json.loads, (tmp_path / "metrics.jsonl").open())

@@ -17,6 +17,7 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runtime.arrays import Array, Float, Float32
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.tasks import Classification, compute_metrics
 
@@ -24,7 +25,7 @@ _NORM = re.compile(r"bn\d*")
 
 
 def layer_responses(
-  model: nn.Module, variables: Variables, images: jax.Array
+  model: nn.Module, variables: Variables, images: Float[Array, "b h w c"]
 ) -> dict[str, float]:
   """Standard deviation of each layer's response (He et al. 2015, figure 7).
 
@@ -34,7 +35,7 @@ def layer_responses(
   Args:
     model: the network.
     variables: {"params": ..., "batch_stats": ...} in the named layout.
-    images: [B, H, W, C], normalised.
+    images: normalised.
 
   Returns:
     Standard deviations over B, H, W and C by the path of the norm, such as
@@ -46,7 +47,7 @@ def layer_responses(
     return method == "__call__" and _NORM.fullmatch(name) is not None
 
   @jax.jit
-  def respond(variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+  def respond(variables: Variables, images: Array) -> dict[str, Float32[Array, ""]]:
     # As they train: deep plain nets' running statistics may be far from the batch's.
     _, kept = model.clone(scan=False, remat=False).apply(
       variables,
@@ -82,8 +83,8 @@ def layer_gradients(
   """
 
   @jax.jit
-  def norms(variables: Variables, batch: Batch) -> dict[str, jax.Array]:
-    def loss_fn(params: dict[str, Any]) -> jax.Array:
+  def norms(variables: Variables, batch: Batch) -> dict[str, Float32[Array, ""]]:
+    def loss_fn(params: dict[str, Any]) -> Array:
       logits, _ = model.clone(scan=False).apply(
         variables | {"params": params},
         batch["image"],
@@ -104,7 +105,7 @@ def layer_gradients(
   return _in_order(norms(variables, batch))
 
 
-def _in_order(values: dict[str, jax.Array]) -> dict[str, float]:
+def _in_order(values: dict[str, Float32[Array, ""]]) -> dict[str, float]:
   """Sorts paths by their numbers, the stem first."""
 
   def place(path: str) -> tuple[bool, list[int]]:

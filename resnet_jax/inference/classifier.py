@@ -25,12 +25,13 @@ from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import AnyArray, Array, Float, Num, UInt8
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.experiment import resolve_model
 
 # From what `Classifier` returns to what of it is wanted, a pytree.
-Outputs = Callable[[dict[str, jax.Array]], Any]
+Outputs = Callable[[dict[str, Array]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,13 +59,15 @@ class Classifier:
     """C: 1 is grey, 3 is RGB."""
     return image_channels(self.variables)
 
-  def __call__(self, images: jax.Array) -> dict[str, jax.Array]:
+  def __call__(
+    self, images: UInt8[AnyArray, "b h w c"]
+  ) -> dict[str, Float[Array, "b ..."]]:
     """Computes what the network makes of images that are resized and cropped.
 
     Batch norm is folded, and on a CPU the native kernels run; `apply` has neither.
 
     Args:
-      images: [B, H, W, C] uint8; grey ones for a network of colour, or the reverse.
+      images: grey ones for a network of colour, or the reverse.
 
     Returns:
       "probabilities": [B, K] float32; of a `ResNet` also "pooled": [B, F] float32, what
@@ -74,7 +77,7 @@ class Classifier:
       UserError: images with another number of channels.
     """
     folded = self.folded
-    found: dict[str, jax.Array] = folded._compiled(folded.variables, images)
+    found: dict[str, Array] = folded._compiled(folded.variables, images)
     return found
 
   @functools.cached_property
@@ -96,7 +99,9 @@ class Classifier:
     """Of the computation."""
     return getattr(self.model, "dtype", jnp.float32)
 
-  def apply(self, variables: Variables, images: jax.Array) -> dict[str, jax.Array]:
+  def apply(
+    self, variables: Variables, images: Num[Array, "b h w c"]
+  ) -> dict[str, Float[Array, "b ..."]]:
     """Does the same as a pure function, which can be traced, exported and derived."""
     preprocessing, model = self.preprocessing, self.model
     given = images.shape[-1]

@@ -9,7 +9,6 @@ import tempfile
 from collections.abc import Callable
 from pathlib import Path
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -20,6 +19,7 @@ from resnet_jax.data.sources.file_list import SUFFIXES, FileList
 from resnet_jax.data.sources.folder import list_images, list_splits
 from resnet_jax.inference.classifier import Classifier, run_batches
 from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.runtime.arrays import Array, Float, Int
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
@@ -103,7 +103,7 @@ def extract(
     classifier.max_pixels,
   )
 
-  def wanted(found: dict[str, jax.Array]) -> jax.Array:
+  def wanted(found: dict[str, Array]) -> Array:
     return found[layer].astype(jnp.float32)
 
   shape: tuple[int, ...] = ()
@@ -142,17 +142,17 @@ def extract(
 
 
 def find_neighbours(
-  features: np.ndarray, queries: np.ndarray, count: int
-) -> tuple[np.ndarray, np.ndarray]:
+  features: Float[np.ndarray, "n ..."], queries: Int[np.ndarray, " q"], count: int
+) -> tuple[Int[np.ndarray, "q {count}"], Float[np.ndarray, "q {count}"]]:
   """Returns the rows of the highest cosine similarity to some rows, and it.
 
   Args:
-    features: [N, ...] float32; read in parts, as it may not fit in memory.
-    queries: [Q], rows of it.
+    features: read in parts, as it may not fit in memory.
+    queries: rows of it.
     count: of neighbours of each, at most N - 1; a row is none of its own.
 
   Returns:
-    [Q, count] int rows, from the most similar on, and their similarity in [-1, 1].
+    Rows, from the most similar on, and their similarity in [-1, 1].
   """
 
   def unit(rows: np.ndarray) -> np.ndarray:
@@ -176,7 +176,7 @@ def _draw_neighbours(
   path: str,
   classifier: Classifier,
   source: Source,
-  features: np.ndarray,
+  features: Float[np.ndarray, "n ..."],
   index: list[int],
   labels: list[int],
 ) -> None:
@@ -194,7 +194,8 @@ def _draw_neighbours(
     return Picture(read_image(source, index[row], *size), [name, text], framed=framed)
 
   pictures = []
-  for query, others, values in zip(queries, nearest, similarity, strict=True):
+  arrays = queries, nearest, similarity
+  for query, others, values in zip(*(a.tolist() for a in arrays), strict=True):
     pictures.append(picture(query, "asked for", framed=True))
     pictures += [
       picture(row, f"{value:.2f}") for row, value in zip(others, values, strict=True)

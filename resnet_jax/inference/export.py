@@ -20,6 +20,7 @@ from jax import lax
 
 from resnet_jax.config.schema import check_choice
 from resnet_jax.inference.classifier import Classifier
+from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 
@@ -30,7 +31,7 @@ TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
-Function = Callable[[jax.Array], jax.Array]  # From images to probabilities.
+Function = Callable[[Array], Array]  # From images to probabilities.
 
 
 def export(
@@ -92,7 +93,7 @@ def _create_function(
   if image_size is not None:
     matrices = [_resizing(n, min(image_size), classifier) for n in image_size]
 
-  def function(images: jax.Array) -> jax.Array:
+  def function(images: Num[Array, "b h w c"]) -> Float32[Array, "b k"]:
     if matrices is not None:
       images = _resize(images, *matrices)
     return classifier.apply(classifier.variables, images)["probabilities"]
@@ -100,15 +101,19 @@ def _create_function(
   return function
 
 
-def _resize(images: jax.Array, rows: jax.Array, columns: jax.Array) -> jax.Array:
+def _resize(
+  images: Num[Array, "b h w c"], rows: Array, columns: Array
+) -> Float32[Array, "b _ _ c"]:
   """Mixes rows and columns; not rounded, as ties would fall this way or that."""
   images = images.astype(jnp.float32)
   mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
   return lax.max(lax.min(mixed, 255.0), 0.0)  # In jax2onnx `lax.clamp` fails.
 
 
-def _resizing(old: int, short: int, classifier: Classifier) -> jax.Array:
-  """How `resize_and_crop` makes the lines that it keeps: [crop, old].
+def _resizing(
+  old: int, short: int, classifier: Classifier
+) -> Float32[Array, "_ {old}"]:
+  """How `resize_and_crop` makes the lines that it keeps.
 
   By a matrix, made here, as jax2onnx resizes no batch of unknown size.
   """
@@ -116,7 +121,7 @@ def _resizing(old: int, short: int, classifier: Classifier) -> jax.Array:
   new = old * (size.resize or short) // short
   method = {"bilinear": "linear", "bicubic": "cubic"}[size.interpolation]
   first = round((new - size.crop) / 2)
-  matrix: jax.Array = jax.image.resize(jnp.eye(old), (new, old), method)
+  matrix: Array = jax.image.resize(jnp.eye(old), (new, old), method)
   return matrix[first : first + size.crop]
 
 

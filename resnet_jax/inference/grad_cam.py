@@ -3,8 +3,14 @@
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.runtime.arrays import Array, Float, Float32, Int
 
-def grad_cam(maps: jax.Array, kernel: jax.Array, classes: jax.Array) -> jax.Array:
+
+def grad_cam(
+  maps: Float[Array, "b h w f"],
+  kernel: Float32[Array, "f k"],
+  classes: Int[Array, " b"],
+) -> Float32[Array, "b h w"]:
   """Grad-CAM of the last maps (Selvaraju et al. 2016, arXiv 1610.02391, eq. 1 and 2).
 
   The weight of a feature is the mean gradient of the class's logit by its map. Between
@@ -12,12 +18,12 @@ def grad_cam(maps: jax.Array, kernel: jax.Array, classes: jax.Array) -> jax.Arra
   own number over H W; no gradient has to be computed (section 3.1).
 
   Args:
-    maps: [B, H, W, F], of the last stage.
-    kernel: [F, K], of the head.
-    classes: [B], of which logit.
+    maps: of the last stage.
+    kernel: of the head.
+    classes: of which logit.
 
   Returns:
-    [B, H, W] float32, >= 0.
+    >= 0.
   """
   _, height, width, _ = maps.shape
   weights = kernel.T[classes] / (height * width)

@@ -14,6 +14,7 @@ from resnet_jax.data.pipelines.single_pass import read_batches
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.inference.classifier import Classifier, run_batches
 from resnet_jax.inference.grad_cam import grad_cam
+from resnet_jax.runtime.arrays import Array, Float32, UInt8
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 
@@ -26,16 +27,16 @@ class Prediction:
     error: why it cannot be read, or "": then the rest is empty.
     classes: of the highest probabilities, from the highest on.
     probabilities: theirs, in [0, 1].
-    image: [S, S, 3] uint8, as the network sees it; None unless asked for.
-    heat: [H, W] float32 >= 0, `grad_cam` of the first class; likewise.
+    image: as the network sees it; None unless asked for.
+    heat: `grad_cam` of the first class; likewise.
   """
 
   file: str
   error: str = ""
   classes: tuple[int, ...] = ()
   probabilities: tuple[float, ...] = ()
-  image: np.ndarray | None = None
-  heat: np.ndarray | None = None
+  image: UInt8[np.ndarray, "s s 3"] | None = None
+  heat: Float32[np.ndarray, "h w"] | None = None
 
 
 def predict(
@@ -57,7 +58,7 @@ def predict(
   """
   mesh = create_mesh()
 
-  def outputs(found: dict[str, jax.Array]) -> tuple[jax.Array, jax.Array, jax.Array]:
+  def outputs(found: dict[str, Array]) -> tuple[Array, Array, Array]:
     probabilities = found["probabilities"]
     top_k = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
     maps = [name for name in found if name.startswith("c")]

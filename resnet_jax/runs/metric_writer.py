@@ -18,7 +18,13 @@ from rich.console import Console
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
+from resnet_jax.runs.metrics import (
+  HostMetrics,
+  Metrics,
+  add_metrics,
+  summarize,
+  to_host,
+)
 from resnet_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -84,7 +90,7 @@ class MetricWriter:
         _open_board(self._workdir / "tensorboard", start_step)
       )
     self._pending: tuple[int, Metrics] | None = None
-    self._sums: Metrics | None = None
+    self._sums: HostMetrics | None = None
     self._seconds = self._waited = 0.0
     self._skipped: set[str] = set()
     self._bar = progress.Progress(
@@ -155,11 +161,11 @@ class MetricWriter:
     if self._pending is None:
       return
     (step, metrics), self._pending = self._pending, None
-    sums = jax.device_get(metrics)
+    sums = to_host(metrics)
     seconds, waited = self._clock.lap()
     self._seconds += seconds
     self._waited += waited
-    self._check_finite(step, sums["loss"])
+    self._check_finite(step, float(sums["loss"]))
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
       skipped = int(self._sums.pop("skipped_updates"))

@@ -18,6 +18,7 @@ from resnet_jax.data import Dataset
 from resnet_jax.models.registry import with_fields
 from resnet_jax.models.variables import Change, Variables
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import Array, Int, PRNGKeyArray
 from resnet_jax.training.steps import Preprocess, TakeBatch
 
 # {"mean": ..., "var": ...} of each batch norm, nested as the modules are.
@@ -30,7 +31,13 @@ class StatisticsChunk(Protocol):
   """What `compile_statistics_chunk` returns."""
 
   def __call__(
-    self, variables: Variables, feed: Any, count: int, first: int, key: jax.Array, /
+    self,
+    variables: Variables,
+    feed: Any,
+    count: int | Int[Array, ""],
+    first: int | Int[Array, ""],
+    key: PRNGKeyArray,
+    /,
   ) -> Statistics:
     """Sums the moments of `count` batches from `first` on."""
 
@@ -62,7 +69,11 @@ def compile_statistics_chunk(
   dtype = getattr(model, "dtype", jnp.float32)
 
   def chunk(
-    variables: Variables, feed: Any, count: int, first: int, key: jax.Array
+    variables: Variables,
+    feed: Any,
+    count: Int[Array, ""],
+    first: Int[Array, ""],
+    key: PRNGKeyArray,
   ) -> Statistics:
     def body(i: jax.Array, sums: Statistics) -> Statistics:
       batch_key = jax.random.fold_in(key, i)
@@ -120,7 +131,7 @@ def create_refresh(
   *,
   num_batches: int,
   preprocess: Preprocess,
-  key: jax.Array,
+  key: PRNGKeyArray,
   sharding: jax.sharding.Sharding,
   kernel_choice: str = "xla",
 ) -> Change:
@@ -132,7 +143,7 @@ def create_refresh(
     plan: of training.
     num_batches: how many batches; 0 leaves the running statistics.
     preprocess: (images, key) -> images, as in training.
-    key: PRNG key of training's order.
+    key: of training's order.
     sharding: of the statistics.
     kernel_choice: "xla" or "native", of `kernels.resolve`.
   """

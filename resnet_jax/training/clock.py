@@ -3,7 +3,7 @@
 import time
 from collections.abc import Iterable, Iterator
 from concurrent import futures
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import jax
 
@@ -47,11 +47,11 @@ class Clock:
         self._waited += max(0.0, time.monotonic() - max(asked, idle.result()))
       yield item
 
-  def dispatched(self, result: jax.Array) -> None:
+  def dispatched(self, result: Any) -> None:
     """Takes note of a call that the devices now compute.
 
     Args:
-      result: an array of the call.
+      result: of the call, a tree of arrays.
     """
     self._idle_since = self._watcher.submit(_time_when_ready, result)
 
@@ -63,6 +63,6 @@ class Clock:
     return seconds, waited
 
 
-def _time_when_ready(result: jax.Array) -> float:
+def _time_when_ready(result: Any) -> float:
   jax.block_until_ready(result)
   return time.monotonic()

@@ -32,6 +32,7 @@ from resnet_jax.models.registry import (
 )
 from resnet_jax.models.variables import Change
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
   count_norm_groups,
@@ -176,8 +177,8 @@ class Experiment:
     )
 
   @property
-  def keys(self) -> tuple[jax.Array, jax.Array]:
-    """PRNG keys of the first state, and of the order of the training images."""
+  def keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+    """Of the first state, and of the order of the training images."""
     init_key, data_key = jax.random.split(jax.random.key(self.config.seed))
     return init_key, data_key
 

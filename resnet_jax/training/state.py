@@ -16,6 +16,7 @@ from jax.extend.core import ClosedJaxpr
 from resnet_jax.models.scan_layout import laid_out_as, to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import Array, Int32, PRNGKeyArray
 
 
 class TrainState(train_state.TrainState):
@@ -29,9 +30,9 @@ class TrainState(train_state.TrainState):
     ema: exponential moving average of `variables`, or None.
   """
 
-  step: jax.Array  # For Flax it may be an int too.
+  step: Int32[Array, ""]  # For Flax it may be an int too.
   batch_stats: Any
-  key: jax.Array
+  key: PRNGKeyArray
   ema: Variables | None = None
 
   @property
@@ -74,7 +75,7 @@ class StateInit:
   ema: bool = False
   shard_opt_state: Callable[[Any], Any] | None = None
 
-  def __call__(self, key: jax.Array) -> TrainState:
+  def __call__(self, key: PRNGKeyArray) -> TrainState:
     """Computes the state; parameters and augmentation get different keys."""
     jaxpr, shapes = self._traced
     if jax.typeof(key) != jaxpr.in_avals[0]:  # Another kind of generator.
@@ -88,7 +89,7 @@ class StateInit:
     state: TrainState = jax.tree.unflatten(structure, create(key))
     return state
 
-  def _create(self, key: jax.Array) -> TrainState:
+  def _create(self, key: PRNGKeyArray) -> TrainState:
     init_key, step_key = jax.random.split(key)
     variables = self.model.init(init_key, jnp.zeros((1, *self.image_shape)))
     # Flax has no types for it.
@@ -112,7 +113,7 @@ class StateInit:
   def _traced(self) -> tuple[ClosedJaxpr, TrainState]:
     return self._trace(jax.random.key(0))
 
-  def _trace(self, key: jax.Array) -> tuple[ClosedJaxpr, TrainState]:
+  def _trace(self, key: PRNGKeyArray) -> tuple[ClosedJaxpr, TrainState]:
     """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
     return jax.make_jaxpr(self._create, return_shape=True)(key)
 

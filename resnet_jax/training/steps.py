@@ -18,6 +18,7 @@ from resnet_jax.data.batch import Batch
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.arrays import Array, Bool, Int
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
 
@@ -38,7 +39,7 @@ class TrainChunk(Protocol):
   """Compiled `train_chunk`; it takes over the memory of the state given to it."""
 
   def __call__(
-    self, state: TrainState, feed: Any, count: int, /
+    self, state: TrainState, feed: Any, count: int | Int[Array, ""], /
   ) -> tuple[TrainState, Metrics]:
     """Applies `count` updates."""
 
@@ -47,7 +48,9 @@ class TrainChunk(Protocol):
 class EvalChunk(Protocol):
   """Compiled `eval_chunk`."""
 
-  def __call__(self, variables: Variables, feed: Any, count: int, /) -> Metrics:
+  def __call__(
+    self, variables: Variables, feed: Any, count: int | Int[Array, ""], /
+  ) -> Metrics:
     """Sums the metrics of `count` batches."""
 
 
@@ -141,8 +144,8 @@ def train_step(
   return jax.tree.map(keep, state, before), metrics
 
 
-def all_finite(tree: Any) -> jax.Array:
-  """Whether every number of a tree is finite, a scalar."""
+def all_finite(tree: Any) -> Bool[Array, ""]:
+  """Whether every number of a tree is finite."""
   return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
@@ -209,7 +212,7 @@ def eval_step(
 def train_chunk(
   state: TrainState,
   feed: Any,
-  count: int,
+  count: int | Int[Array, ""],
   *,
   train_step: Step,
   take_batch: TakeBatch,
@@ -245,7 +248,7 @@ def train_chunk(
 def eval_chunk(
   variables: Variables,
   feed: Any,
-  count: int,
+  count: int | Int[Array, ""],
   *,
   eval_step: EvalStep,
   take_batch: TakeBatch,

@@ -14,6 +14,7 @@ import optax
 
 from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
+from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 
 
 @runtime_checkable
@@ -31,20 +32,24 @@ class Task(Protocol):
   @property
   def best_metric(self) -> str: ...
 
-  def targets(self, labels: jax.Array) -> jax.Array:
-    """Turns labels [B] into targets [B, ...] float32, which mixup may average."""
+  def targets(self, labels: Int[Array, " b"]) -> Float32[Array, "b ..."]:
+    """Turns labels into targets, which mixup may average."""
 
-  def loss(self, logits: jax.Array, targets: jax.Array, train: bool) -> jax.Array:
-    """Returns the loss of each example, [B] float32, to be minimised.
+  def loss(
+    self, logits: Float32[Array, "b k"], targets: Float32[Array, "b ..."], train: bool
+  ) -> Float32[Array, " b"]:
+    """Returns the loss of each example, to be minimised.
 
     Args:
-      logits: [B, K] float32.
+      logits: of the network.
       targets: of `targets`, perhaps mixed.
       train: whether it is minimised, or reported by an evaluation.
     """
 
-  def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
-    """Returns further values of each example by name, [B] each, in [0, 1] or any."""
+  def metrics(
+    self, logits: Float32[Array, "b k"], labels: Int[Array, " b"]
+  ) -> dict[str, Shaped[Array, " b"]]:
+    """Returns further values of each example by name, in [0, 1], bools, or any."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,20 +66,24 @@ class Classification:
   label_smoothing: float = 0.0
   best_metric: str = "top1"
 
-  def targets(self, labels: jax.Array) -> jax.Array:
-    """Returns probabilities, [B, K] float32."""
+  def targets(self, labels: Int[Array, " b"]) -> Float32[Array, "b {self.num_classes}"]:
+    """Returns probabilities."""
     return jax.nn.one_hot(labels, self.num_classes)
 
-  def loss(self, logits: jax.Array, targets: jax.Array, train: bool) -> jax.Array:
-    """Returns the cross-entropy in nats, [B] float32."""
+  def loss(
+    self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
+  ) -> Float32[Array, " b"]:
+    """Returns the cross-entropy in nats."""
     chex.assert_equal_shape([logits, targets])
     chex.assert_type([logits, targets], jnp.float32)
     smoothing = self.label_smoothing if train else 0.0
     targets = optax.smooth_labels(targets, smoothing)
-    losses: jax.Array = optax.softmax_cross_entropy(logits, targets)
+    losses: Array = optax.softmax_cross_entropy(logits, targets)
     return losses
 
-  def metrics(self, logits: jax.Array, labels: jax.Array) -> dict[str, jax.Array]:
+  def metrics(
+    self, logits: Float32[Array, "b {self.num_classes}"], labels: Int[Array, " b"]
+  ) -> dict[str, Bool[Array, " b"]]:
     """Returns whether the label is the highest logit, and among the highest five."""
     values = {"top1": logits.argmax(-1) == labels}
     if self.num_classes > 5:
@@ -89,16 +98,16 @@ class Classification:
 
 def compute_metrics(
   task: Task,
-  logits: jax.Array,
+  logits: Float32[Array, "b k"],
   batch: Batch,
-  targets: jax.Array | None = None,
+  targets: Float32[Array, "b ..."] | None = None,
   train: bool = False,
 ) -> Metrics:
   """Sums over the valid examples of a batch.
 
   Args:
     task: says what is computed.
-    logits: [B, K] float32.
+    logits: of the network.
     batch: `label` and `mask` are used.
     targets: what the loss compares with; None is `task.targets` of the labels.
     train: as of `Task.loss`.
