@@ -34,10 +34,11 @@ def pixels(*rows: list[int]) -> np.ndarray:
   return np.repeat(np.array(rows, np.uint8)[..., None], 3, axis=2)
 
 
-class Draws:
+class Draws(np.random.Generator):
   """Stands in for a generator: returns the given integers one after the other."""
 
   def __init__(self, *values):
+    super().__init__(np.random.PCG64())
     self.values = list(values)
 
   def integers(self, high, size=None):

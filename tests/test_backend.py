@@ -81,7 +81,8 @@ def test_onednn_is_for_bfloat16_alone(monkeypatch):
   monkeypatch.setattr(
     compilation, "_compile_options", lambda *args: given.append(args[0])
   )
-  monkeypatch.setattr(jax, "jit", lambda function, **kwargs: function)
+  jit = jax.jit
+  monkeypatch.setattr(jax, "jit", lambda function, **kwargs: jit(function))
   for dtype in (jnp.float32, "float32", "bfloat16"):
     compilation.jit(jnp.negative, dtype=dtype)
   both = compilation._CPU_OPTIONS | compilation._ONEDNN_OPTIONS

@@ -60,8 +60,8 @@ def batch_norm(
 
 def normalize(
   x: Float[Array, "*b c"],
-  mean: Float32[Array, "*#b c"],
-  var: Float32[Array, "*#b c"],
+  mean: Float32[Array, "... c"],
+  var: Float32[Array, "... c"],
   scale: Float[Array, " c"],
   bias: Float[Array, " c"],
   epsilon: float,

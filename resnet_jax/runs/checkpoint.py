@@ -9,6 +9,7 @@ import contextlib
 import shutil
 import time
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
@@ -61,7 +62,7 @@ class CheckpointStore:
   Its end waits for the last save, and raises `OSError` if that fails.
   """
 
-  def __init__(self, workdir: str, keep: int = 1, best: str = "top1"):
+  def __init__(self, workdir: str | Path, keep: int = 1, best: str = "top1"):
     """Opens `workdir/checkpoints`, or makes it.
 
     Args:

@@ -44,7 +44,7 @@ def new_workdir(name: str) -> str:
   return "runs/{}-{:04}{:02}{:02}-{:02}{:02}{:02}".format(name, *now)
 
 
-def check_storage(workdir: str) -> None:
+def check_storage(workdir: str | Path) -> None:
   """Raises `ValueError` for storage that Orbax or this installation cannot use."""
   scheme, separator, _ = str(workdir).partition("://")
   if not separator:
@@ -63,7 +63,7 @@ def check_storage(workdir: str) -> None:
       ) from error
 
 
-def read_config(workdir: str) -> Config | None:
+def read_config(workdir: str | Path) -> Config | None:
   """Returns the settings of the run in `workdir`; None if there is no run.
 
   They may name code of somebody else, see `load_run_config`.
@@ -81,7 +81,7 @@ def read_config(workdir: str) -> Config | None:
     raise UserError(f"{path} is damaged: {error}") from error
 
 
-def load_run_config(workdir: str, trust_code: bool = False) -> Config:
+def load_run_config(workdir: str | Path, trust_code: bool = False) -> Config:
   """Returns the settings of the run in `workdir`.
 
   Args:
@@ -94,8 +94,8 @@ def load_run_config(workdir: str, trust_code: bool = False) -> Config:
   """
   config = read_config(workdir)
   if config is None:
-    raise NotFoundError(f"no run in {workdir!r}: it has no config.json")
-  check_trust(config, f"the run {workdir!r}", trust_code)
+    raise NotFoundError(f"no run in {str(workdir)!r}: it has no config.json")
+  check_trust(config, f"the run {str(workdir)!r}", trust_code)
   return config
 
 
@@ -107,7 +107,7 @@ def split_checkpoint(path: str) -> tuple[str, str]:
   return path, ""
 
 
-def saved_steps(workdir: str) -> list[int]:
+def saved_steps(workdir: str | Path) -> list[int]:
   """Returns the steps saved in `workdir`, from the first.
 
   Raises:
@@ -118,7 +118,7 @@ def saved_steps(workdir: str) -> list[int]:
   return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
 
 
-def latest_step(workdir: str) -> int:
+def latest_step(workdir: str | Path) -> int:
   """Returns the newest step saved in `workdir`; 0 if there is none.
 
   Raises:
@@ -127,13 +127,13 @@ def latest_step(workdir: str) -> int:
   return max(saved_steps(workdir), default=0)
 
 
-def load_class_names(workdir: str) -> tuple[str, ...]:
+def load_class_names(workdir: str | Path) -> tuple[str, ...]:
   """Returns the names of the classes of a run, in order; () if they are not known."""
   path = epath.Path(workdir) / "classes.txt"
   return tuple(path.read_text().split("\n")[:-1]) if path.exists() else ()
 
 
-def check_class_names(class_names: Sequence[str], workdir: str) -> None:
+def check_class_names(class_names: Sequence[str], workdir: str | Path) -> None:
   """Raises `ValueError` if data has other classes than the run in `workdir`."""
   saved = load_class_names(workdir)
   for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
@@ -150,7 +150,7 @@ def check_class_names(class_names: Sequence[str], workdir: str) -> None:
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str, config: Config, num_steps: int, class_names: Sequence[str] = ()
+  workdir: str | Path, config: Config, num_steps: int, class_names: Sequence[str] = ()
 ) -> Iterator[None]:
   """Makes the run directory, or checks that its run may go on with these settings.
 
@@ -191,7 +191,7 @@ def open_run(
 
 
 @contextlib.contextmanager
-def hold(directory: str, name: str, patience_s: float = 0.0) -> Iterator[None]:
+def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
   """Keeps other processes from a directory until the end of the context.
 
   The lock is the operating system's, and goes with the process however that ends;
@@ -246,7 +246,7 @@ def _check_same_settings(config: Config) -> None:
 
 
 def _check_resumable(
-  workdir: str, config: Config, num_steps: int, class_names: Sequence[str]
+  workdir: str | Path, config: Config, num_steps: int, class_names: Sequence[str]
 ) -> None:
   """Raises `ValueError` if what is in `workdir` cannot go on as asked."""
   old, done = read_config(workdir), latest_step(workdir)

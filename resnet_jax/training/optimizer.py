@@ -50,7 +50,7 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
 def kernels_only(params: optax.Params) -> optax.Params:
   """Returns a tree of bools: True for kernels, False for batch norm and biases."""
 
-  def is_kernel(path: tuple[DictKey, ...], _: jax.Array) -> bool:
+  def is_kernel(path: tuple[DictKey, ...], _: object) -> bool:
     name: str = path[-1].key
     return name == "kernel"
 
@@ -87,7 +87,7 @@ def create_optimizer(
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
   """Returns a tree of bools: whether a parameter is in one of the groups."""
 
-  def is_within(path: tuple[DictKey, ...], _: jax.Array) -> bool:
+  def is_within(path: tuple[DictKey, ...], _: object) -> bool:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)

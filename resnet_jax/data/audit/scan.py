@@ -231,7 +231,7 @@ def _find_duplicates(
     groups[number[i]].append(i)
 
   def names(group: list[int]) -> list[str]:
-    return [sources[split[i]].name(index[i]) for i in group]
+    return [sources[split[i]].name(int(index[i])) for i in group]
 
   across = [group for group in groups.values() if len(set(split[group])) > 1]
   within = [group for group in groups.values() if len(set(split[group])) == 1]
@@ -264,7 +264,7 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
     middle = (2 * _GAP, top + _SIDE / 2)
     draw.multiline_text(middle, text, "black", font, anchor="lm")
     chosen = rng.permutation(np.flatnonzero(good & (facts["label"] == label)))
-    for column, i in enumerate(chosen[:_COLUMNS]):
+    for column, i in enumerate(chosen[:_COLUMNS].tolist()):
       image = Image.fromarray(transform(source[i][0], rng))
       sheet.paste(image, (left + column * step, top))
   with replacing(path) as part:
