@@ -34,6 +34,17 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402 - after the variables it reads
+from jaxtyping import install_import_hook  # noqa: E402
+
+# All annotated arguments and results are checked, shapes and dtypes of arrays too. Not
+# in `config`, whose fields are other things until the dataclass is made, nor in readers
+# of PyTorch's files, which refuse by themselves what a hostile one gives them, within
+# memory that is measured; nor in the processes that tests start.
+ROOMS = (
+  *("runtime", "data", "kernels", "models", "weights.load_save", "weights.torch_names"),
+  *("runs", "training", "inference", "analysis", "experiments"),
+)
+install_import_hook([f"resnet_jax.{room}" for room in ROOMS], "typecheck.check")
 
 DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
 jax.config.update("jax_num_cpu_devices", DEVICES)
