@@ -61,3 +61,40 @@ def data(config, split: str) -> ImageArrays:
 def brighter(config):
   del config
   return lambda key, images: jnp.minimum(images, 254) + 1
+
+
+# Parts of another kind than their setting wants.
+CONSTANT = 3
+
+
+def task_of_two(config) -> Margin:
+  del config
+  return Margin(2)
+
+
+class Misnamed(Classification):
+  """Has a metric with the name of one that training reports itself."""
+
+  def metrics(self, logits, labels):
+    return {"count": logits.argmax(-1) == labels}
+
+
+def misnamed(config) -> Misnamed:
+  return Misnamed(config.model.num_classes)
+
+
+def pair(config, split: str) -> tuple[str, str]:
+  return config.name, split
+
+
+class TwoOutputs(TinyNet):
+  """Returns its logits twice."""
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> list[jax.Array]:
+    x = nn.Dense(self.num_classes, name="last")(images.mean((1, 2)))
+    return [x, x]
+
+
+def two_outputs(config) -> nn.Module:
+  return TwoOutputs(config.num_classes)

@@ -17,7 +17,8 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax.config import Config, files
+from resnet_jax.cli import settings
+from resnet_jax.config import Config, files, serialization
 from resnet_jax.config.fields import check_field_name, flatten
 from resnet_jax.config.validation import validate
 from resnet_jax.models.registry import create_model
@@ -210,3 +211,16 @@ def write_all() -> None:
 
 if __name__ == "__main__":
   write_all()
+
+
+@pytest.mark.parametrize("variant", ["", ":x"])
+def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
+  config = Config()
+  config.model.factory = "own_parts:network"
+  path = tmp_path / "config.json"
+  path.write_text(serialization.to_json(config))
+  with pytest.raises(UserError, match=r"add --trust-code|has no variants"):
+    settings.load_config(f"{path}{variant}", [])
+  flag = ["--config.model.factory=own_parts:network"]
+  assert settings.load_config(str(path), flag) == config
+  assert settings.load_config(str(path), [], trust_code=True) == config

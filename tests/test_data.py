@@ -21,6 +21,7 @@ from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources import base, built_in, opening, tfds
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh
 
 # Of the test split's images and labels.
@@ -152,6 +153,19 @@ def test_real_cifar10():
   assert label == source.labels[17]
 
 
+@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
+def test_a_tfds_set_imports_nobodys_module(tiny_tfds, tmp_path, monkeypatch, key):
+  shutil.copytree(tiny_tfds / "tiny", tmp_path / "tiny")
+  (path,) = (tmp_path / "tiny" / "1.0.0").glob("features.json")
+  text = path.read_text()
+  own = re.search(r'"pythonClassName": "([^"]*Image)"', text)
+  path.write_text(text.replace(own[0], f'"{key}": "strangers.Image"'))
+  (tmp_path / "strangers.py").write_text("raise SystemExit('it ran')")
+  monkeypatch.syspath_prepend(tmp_path)
+  with pytest.raises(UserError, match=r"the class 'strangers\.Image', which"):
+    tfds.load_tfds("tiny", str(tmp_path), "train")
+
+
 @pytest.mark.parametrize("file", ["tiny-train.array_record*", "dataset_info.json"])
 @pytest.mark.parametrize("damage", ["empty", "missing"])
 def test_damaged_tfds_is_one_clean_error(tiny_tfds, tmp_path, file, damage):
@@ -273,7 +287,7 @@ def test_evaluation_takes_each_example_once(size, devices):
       16,
       r"data.mean=\(0.5, 0.5\).*3 channels",
     ),
-    (DataConfig(train_crop="random"), 16, "train_crop='random' must be '' for 'dig"),
+    (DataConfig(train_crop="random"), 16, "train_crop='random' must be '' for images"),
   ],
 )
 def test_what_does_not_fit_the_data_is_refused(config, batch_size, message):

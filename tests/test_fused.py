@@ -21,7 +21,7 @@ from resnet_jax.models.blocks import (
 )
 from resnet_jax.models.folding import fold_batch_norm
 from resnet_jax.models.layers import Conv, SqueezeExcite
-from resnet_jax.models.norms import NORMS
+from resnet_jax.models.norms import NORMS, BatchNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import SHORTCUTS
@@ -120,7 +120,8 @@ def test_either_layout_of_variables_is_folded(scan, layout):
 
 
 def test_a_norm_that_kept_its_scale_still_multiplies(monkeypatch):
-  monkeypatch.setattr(folding, "_find_pairs", lambda *args: {})
+  find = folding._find_norms
+  monkeypatch.setattr(folding, "_find_norms", lambda *args: dict.fromkeys(find(*args)))
   model, images = net(), images_of(8)
   variables = variables_of(model, images, spread=0.3)
   folded, same = fold_batch_norm(model, variables)
@@ -270,3 +271,46 @@ def test_wrong_folded_variables_are_an_error(path, choice):
   variables["params"]["stage1"]["block1"][layer][name] = jnp.ones(shape)
   with kernels.use(choice), pytest.raises((TypeError, ValueError)):
     folded.apply(variables, x)
+
+
+class Doubled(BatchNorm):
+  """Is called otherwise, and says nothing of how it is folded."""
+
+  @nn.compact
+  def __call__(self, x):
+    return 2 * super().__call__(x)
+
+
+class DoubledAffine(Doubled):
+  """Says how it is folded too."""
+
+  def to_affine(self, variables):
+    return tuple(2 * part for part in super().to_affine(variables))
+
+
+class OwnNormBlock(BasicBlock):
+  """Has a batch norm that is not the network's."""
+
+  @nn.compact
+  def __call__(self, x, noise=None):
+    y = super().__call__(x, noise)
+    return y + BatchNorm(use_running_average=True, name="own")(y)
+
+
+@pytest.mark.parametrize(
+  ("changes", "is_folded", "kept"),
+  [
+    ({"norm": Doubled}, False, 6),
+    ({"norm": DoubledAffine}, True, 0),
+    ({"block": OwnNormBlock}, True, 2),
+    ({"block": OwnNormBlock, "stage_sizes": (3,)}, True, 3),
+    ({"block": OwnNormBlock, "stage_sizes": (3,), "scan": True}, True, 3),
+  ],
+)
+def test_only_what_is_known_is_folded(changes, is_folded, kept):
+  model, images = net(**changes), images_of()
+  variables = to_named(variables_of(model, images, spread=0.3))
+  folded, fewer = fold_batch_norm(model, variables)
+  assert (folded is not model) == is_folded
+  assert len(jax.tree.leaves(fewer["batch_stats"])) == 2 * kept
+  assert_close(folded.apply(fewer, images), model.apply(variables, images))

@@ -130,7 +130,7 @@ def test_many_tiles_are_done_by_another_algorithm():
 def test_what_follows_has_the_right_shapes(then):
   x, kernel, _ = arrays(1, 8, 16, 32, 3, 1, 1)
   shapes = {"f": jnp.ones(32), "c": jnp.ones(16), "F": jnp.ones(32, jnp.bfloat16)}
-  with pytest.raises(ValueError, match="what follows a convolution"):
+  with pytest.raises(ValueError, match="expected a float32 scale and bias"):
     native.conv2d(x, kernel, *(shapes[name] for name in then), stride=1, padding=1)
 
 

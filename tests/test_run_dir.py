@@ -6,7 +6,15 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import Config, DataConfig
-from resnet_jax.runs.run_dir import latest_step, open_run, read_config
+from resnet_jax.runs import run_dir
+from resnet_jax.runs.facts import RunFacts
+from resnet_jax.runs.run_dir import (
+  latest_step,
+  load_class_names,
+  open_run,
+  read_config,
+)
+from resnet_jax.runtime.errors import UserError
 
 
 def use(*args):
@@ -19,10 +27,40 @@ def test_run_directory_keeps_its_settings_and_refuses_others(tmp_path):
   assert read_config(run) is None
   use(run, Config(seed=3), 9)
   assert read_config(run) == Config(seed=3)
+  assert {path.name for path in run.iterdir()} == {"config.json", "run.json", "lock"}
+  (run / "checkpoints" / "5").mkdir(parents=True)
   with pytest.raises(ValueError, match="seed was 3 and is now 4"):
     use(run, Config(seed=4), 9)
   assert read_config(run) == Config(seed=3)
-  assert {path.name for path in run.iterdir()} == {"config.json", "lock"}
+  for other in (RunFacts(own_parts=("model.factory",)), RunFacts(own_parts=("task",))):
+    with pytest.raises(ValueError, match=r"not trained by .*\(config, (model|task)=\."):
+      use(run, Config(seed=3), 9, (), other)
+
+
+def test_a_first_try_that_saved_nothing_may_be_followed_by_any_other(tmp_path):
+  use(tmp_path, Config(seed=3), 9, ["cat", "dog"])
+  use(tmp_path, Config(seed=4), 5, ["bird"])
+  assert read_config(tmp_path).seed == 4
+  assert load_class_names(tmp_path) == ("bird",)
+
+
+def test_a_checkpoint_is_no_run_directory(tmp_path):
+  use(tmp_path, Config(), 9)
+  step = tmp_path / "checkpoints" / "5"
+  step.mkdir(parents=True)
+  with pytest.raises(UserError, match=r"5 is a checkpoint of the run .*; name the run"):
+    read_config(step)
+
+
+def test_other_kernels_on_resume_are_a_warning_with_both_names(tmp_path, capsys):
+  use(tmp_path, Config(), 9, (), RunFacts("native"))
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  use(tmp_path, Config(), 9, (), RunFacts("native"))
+  assert not capsys.readouterr().err
+  use(tmp_path, Config(), 9, (), RunFacts("xla"))
+  assert (
+    "trained with native kernels and is resumed with xla" in capsys.readouterr().err
+  )
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "not\udcff UTF-8"])
@@ -96,6 +134,7 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
   with epath.testing.mock_epath(**mocks):
     use("gs://bucket/run", Config(seed=3), 9, ["cat", "dog"])
     assert read_config("gs://bucket/run") == Config(seed=3)
+    monkeypatch.setattr(run_dir, "saved_steps", lambda _: [5])
     with pytest.raises(ValueError, match="seed was 3 and is now 4"):
       use("gs://bucket/run", Config(seed=4), 9)
   assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"

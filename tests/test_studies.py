@@ -24,7 +24,7 @@ from resnet_jax.experiments.studies.outcomes import find, mean_curve, row_of, sp
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runs import run_dir
-from resnet_jax.training import experiment
+from resnet_jax.training.resolved_config import check_settings
 
 PAIRS = [(name, scale) for name, study in STUDIES.items() for scale in study.variants]
 
@@ -53,7 +53,7 @@ def test_every_run_of_every_study_has_settings_that_fit(name, scale, tmp_path):
     configs = [run.job.config for run in planned if run.variant is variant]
     # Nothing but the seed differs between the runs of a network.
     assert len({str(dataclasses.replace(config, seed=0)) for config in configs}) == 1
-    experiment.check(configs[0])
+    check_settings(configs[0])
 
 
 def test_every_claim_is_of_networks_that_some_scale_has():

@@ -28,7 +28,8 @@ from resnet_jax.runtime.errors import (
   out_of_memory_reason,
 )
 from resnet_jax.runtime.mesh import check_batch_size, create_mesh
-from resnet_jax.training.experiment import Experiment, check, with_num_classes
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.resolved_config import check_settings, with_num_classes
 
 _EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:16x16 or cpu:8"
 
@@ -150,7 +151,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
     ValueError: settings that are wrong or do not fit the topology.
     FileNotFoundError: a data set that is to live on the devices is not there.
   """
-  check(config)
+  check_settings(config)
   mesh = create_mesh(topology.devices)
   check_batch_size(config.batch_size, mesh)
   platform = topology.devices[0].platform

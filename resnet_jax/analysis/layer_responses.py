@@ -114,19 +114,30 @@ def _in_order(values: dict[str, Float32[Array, ""]]) -> dict[str, float]:
   return {path: float(values[path]) for path in sorted(values, key=place)}
 
 
-def measure_responses(workdir: str) -> dict[str, float]:
-  """Returns `layer_responses` of a run's newest state, on a training batch."""
-  model, load, batch = _open(workdir)
+def measure_responses(workdir: str, trust_code: bool = False) -> dict[str, float]:
+  """Returns `layer_responses` of a run's newest state, on a training batch.
+
+  Args:
+    workdir: the run directory.
+    trust_code: whether code outside this package that the run names may run.
+  """
+  model, load, batch = _open(workdir, trust_code)
   return layer_responses(model, load("latest"), batch["image"])
 
 
-def measure_gradients(workdir: str) -> dict[str, dict[str, float]]:
+def measure_gradients(
+  workdir: str, trust_code: bool = False
+) -> dict[str, dict[str, float]]:
   """Returns `layer_gradients` on a training batch, by the step.
 
   Step 0 is a state as the run could have begun with, the others are its checkpoints.
+
+  Args:
+    workdir: the run directory.
+    trust_code: whether code outside this package that the run names may run.
   """
-  model, load, batch = _open(workdir)
-  key = jax.random.key(run_dir.load_run_config(workdir).seed)
+  model, load, batch = _open(workdir, trust_code)
+  key = jax.random.key(run_dir.load_run_config(workdir, trust_code).seed)
   first = to_named(jax.jit(model.init)(key, batch["image"][:1]))
   steps = {str(step): load(str(step)) for step in run_dir.saved_steps(workdir)}
   return {
@@ -135,12 +146,15 @@ def measure_gradients(workdir: str) -> dict[str, dict[str, float]]:
   }
 
 
-def _open(workdir: str) -> tuple[nn.Module, Callable[[str], Variables], Batch]:
+def _open(
+  workdir: str, trust_code: bool
+) -> tuple[nn.Module, Callable[[str], Variables], Batch]:
   """Returns a run's model, what loads its states, and a batch of its training images.
 
   The batch is shuffled and normalised, but not augmented.
   """
-  config = run_dir.load_run_config(workdir)
+  config = run_dir.load_run_config(workdir, trust_code)
+  config.kernels = "auto"  # As suits this machine, not the one that trained.
   experiment = Experiment.create(config, devices=jax.local_devices()[:1])
   data, key = experiment.train_data, jax.random.key(config.seed)
   _, feed, _ = next(iter(data.train_chunks(key, 0, experiment.plan)))
@@ -154,7 +168,8 @@ def _open(workdir: str) -> tuple[nn.Module, Callable[[str], Variables], Batch]:
   return experiment.model, load, batch
 
 
-MEASUREMENTS: dict[str, Callable[[str], Any]] = {
+# Of a run directory, and whether its code is trusted.
+MEASUREMENTS: dict[str, Callable[[str, bool], Any]] = {
   "responses": measure_responses,
   "gradients": measure_gradients,
 }

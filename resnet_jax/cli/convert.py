@@ -1,19 +1,14 @@
 """`resnet-jax convert`: converts weights from a run or to one."""
 
 import argparse
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
   add_checkpoint,
   add_model_options,
+  add_trust_code,
   model_config,
 )
-from resnet_jax.runtime.errors import (
-  UserError,
-)
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
+from resnet_jax.runtime.errors import UserError
 
 TEXT = "Convert weights from a run or to one."
 
@@ -25,6 +20,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--model", help="architecture of a SRC that is no run")
   add_model_options(parser)
   add_checkpoint(parser)
+  add_trust_code(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -34,4 +30,4 @@ def run(args: argparse.Namespace) -> None:
   if args.model is None and (args.num_classes or args.stem or args.shortcut):
     raise UserError("--num-classes, --stem and --shortcut need --model")
   model = None if args.model is None else model_config(args)
-  print(convert(args.source, args.target, model, args.checkpoint))
+  print(convert(args.source, args.target, model, args.checkpoint, args.trust_code))

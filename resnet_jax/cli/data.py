@@ -5,7 +5,6 @@ import dataclasses
 import json
 import os
 import sys
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 
@@ -17,9 +16,6 @@ from resnet_jax.runtime.errors import (
   NotFoundError,
   flags_of_settings,
 )
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
 
 TEXT = "Look at a data set before training on it."
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax.cli.options import add_number
+from resnet_jax.cli.options import add_number, add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.runtime.errors import clean_errors
 
@@ -31,6 +31,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
   )
+  add_trust_code(parser)
   parser.add_argument(
     "--topology",
     metavar="T[,T...]",
@@ -68,7 +69,7 @@ def run(args: argparse.Namespace) -> None:
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.analysis import dryrun
 
-  base = load_config(args.config, args.settings)
+  base = load_config(args.config, args.settings, trust_code=args.trust_code)
   names = args.topology.split(",")
   dryrun.use_cpu_only(names)
   topologies = [dryrun.describe_topology(name) for name in names]

@@ -2,7 +2,6 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
   add_number,
@@ -11,13 +10,7 @@ from resnet_jax.cli.options import (
   model_config,
 )
 from resnet_jax.config.schema import Config, DataConfig
-from resnet_jax.runtime.errors import (
-  UserError,
-  flags_of_settings,
-)
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
+from resnet_jax.runtime.errors import UserError, flags_of_settings
 
 # The settings that these flags stand for.
 _DATA_FLAGS = {
@@ -51,15 +44,16 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime import compilation
   from resnet_jax.training import evaluator
-  from resnet_jax.training.experiment import check
+  from resnet_jax.training.resolved_config import check_settings
 
   compilation.keep_freed_memory()
   check_source(args)
   if args.workdir is not None:
-    config = run_dir.load_run_config(args.workdir, args.trust_code)
+    config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
+    config.kernels = "auto"  # As suits this machine, not the one that trained.
   elif args.dataset:
     config = Config(model=model_config(args), data=DataConfig())
-    check(config)
+    check_settings(config)
     model = create_model(args.model, stem=args.stem)
     preprocessing = weights.read_preprocessing(args.weights, model)
     config.data = with_preprocessing(config.data, preprocessing)
@@ -84,7 +78,8 @@ def run(args: argparse.Namespace) -> None:
 def _apply(config: Config, args: argparse.Namespace) -> None:
   """Puts the flags that were given into the settings."""
   if args.dataset is not None:
-    config.data.eval_split = ""  # The run's may be no split of another set.
+    # The run's own images and split are no part of another set.
+    config.data.factory = config.data.eval_split = ""
   for flag, name in _DATA_FLAGS.items():
     value = getattr(args, flag.replace("-", "_"))
     if value is not None:

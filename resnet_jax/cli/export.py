@@ -2,7 +2,6 @@
 
 import argparse
 import os
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
   add_trained,
@@ -12,9 +11,6 @@ from resnet_jax.cli.photos import load_classifier
 from resnet_jax.runtime.errors import (
   UserError,
 )
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
 
 TEXT = (
   "Write a network as one file that runs without this package: uint8 images in, "

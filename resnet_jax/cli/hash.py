@@ -2,14 +2,10 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
   add_checkpoint,
 )
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
 
 TEXT = "Print a hash of a run's parameters and statistics."
 

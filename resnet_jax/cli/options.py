@@ -31,6 +31,15 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_trust_code(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that lets the code run that a run or a config.json names."""
+  parser.add_argument(
+    "--trust-code",
+    action="store_true",
+    help="run code that only a run or a config.json names",
+  )
+
+
 def add_trained(parser: argparse.ArgumentParser) -> None:
   """Adds what names a trained network, and what changes its preprocessing."""
   parser.add_argument("--workdir", metavar="RUN", help="the directory of a run")
@@ -38,9 +47,7 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
   parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
   add_model_options(parser)
   add_checkpoint(parser)
-  parser.add_argument(
-    "--trust-code", action="store_true", help="run code that only the run names"
-  )
+  add_trust_code(parser)
   add_number(parser, "--resize", "short side of photos in pixels, before the crop")
   add_number(parser, "--crop", "side of the square that is cut from photos")
   for name in ("mean", "std"):

@@ -78,11 +78,8 @@ def load_config(
   """
   values = parse_settings(args)
   if name is None and saved is not None:
-    origin, config = "the run in --workdir", change(saved, values)
+    config = saved
+    factories.check_trust(config, "the run in --workdir", trust_code, values)
   else:
-    name = name or "digits"
-    origin, config = f"--config={name}", change(load_config_file(name), values)
-    if not name.endswith(".json"):
-      return config  # A config file in Python is code that the user runs anyway.
-  factories.check_trust(config, origin, trust_code, values)
-  return config
+    config = load_config_file(name or "digits", trust_code, values)
+  return change(config, values)

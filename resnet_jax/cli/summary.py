@@ -3,7 +3,6 @@
 import argparse
 import dataclasses
 import json
-from typing import TYPE_CHECKING
 
 from rich.console import Console
 from rich.table import Table
@@ -12,9 +11,6 @@ from resnet_jax.cli.options import (
   add_model_options,
   add_number,
 )
-
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
-  pass
 
 TEXT = "Print layers, sizes, parameters, multiply-adds."
 

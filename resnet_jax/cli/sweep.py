@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from resnet_jax.cli.options import add_number
+from resnet_jax.cli.options import add_number, add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config import serialization
 from resnet_jax.experiments import jobs
@@ -37,6 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
   )
+  add_trust_code(parser)
   parser.add_argument(
     "--space", metavar="FILE", required=True, help="in configs/sweeps/"
   )
@@ -80,7 +81,7 @@ def run(args: argparse.Namespace) -> None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
 
-  base = load_config(args.config, args.settings)
+  base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)
   distributions = space.load_space(args.space)
   space.check_space(distributions, base)

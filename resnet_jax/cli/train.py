@@ -3,6 +3,7 @@
 import argparse
 import signal
 
+from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config import fields
 from resnet_jax.config.schema import Config
@@ -40,11 +41,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     default="latest",
     help="the state that --mode=eval evaluates: latest, best, or a step",
   )
-  parser.add_argument(
-    "--trust-code",
-    action="store_true",
-    help="run code that only the directory of the run names",
-  )
+  add_trust_code(parser)
   parser.add_argument(
     "--coordinator", metavar="HOST:PORT", help="of process 0, if no launcher tells"
   )

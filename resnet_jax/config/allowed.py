@@ -48,9 +48,12 @@ def choice(default: str, *values: str, may_change: MayChange = False) -> str:
 
 def factory() -> str:
   """A field that names code of one's own by its import path."""
-  return setting(
-    "", "an import path, such as 'package.module:function'", _is_import_path
-  )
+  metadata = {
+    "allowed": "an import path, such as 'package.module:function'",
+    "check": _is_import_path,
+    "is_factory": True,
+  }
+  return dataclasses.field(default="", metadata=metadata)
 
 
 def _is_import_path(text: str) -> bool:

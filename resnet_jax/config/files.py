@@ -9,10 +9,12 @@ import difflib
 import importlib.util
 import os
 import traceback
+from collections.abc import Collection
 from pathlib import Path
 from types import ModuleType
 
 from resnet_jax.config import serialization
+from resnet_jax.config.factories import check_trust
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
@@ -55,16 +57,21 @@ def find_config(name: str) -> Path:
   )
 
 
-def load_config_file(name: str) -> Config:
-  """Returns the settings that `--config=NAME[:VARIANT]` names; nothing is checked.
+def load_config_file(
+  name: str, trust_code: bool = False, named: Collection[str] = ()
+) -> Config:
+  """Returns the settings that `--config=NAME[:VARIANT]` names, without checking them.
 
   Args:
     name: a name of `list_configs` or the path of a file; a colon and the name of a
       variant may follow.
+    trust_code: whether code that a config.json names may run.
+    named: settings that the user gave in this call; they replace those of the file.
 
   Raises:
     NotFoundError: there is no such file.
-    UserError: the file is no config file, or has no such variant.
+    UserError: the file is no config file, has no such variant, or is a config.json
+      that names code to run. A config file in Python is code that the user runs anyway.
   """
   path_name, _, variant = name.partition(":")
   if os.name == "nt" and len(path_name) == 1:  # The colon of C:\\...
@@ -72,16 +79,20 @@ def load_config_file(name: str) -> Config:
     path_name = f"{drive}:{path_name}"
   path = find_config(path_name)
   if path.suffix == ".json":
+    if variant:
+      raise UserError(f"--config={name}: a config.json has no variants")
     try:
-      return serialization.from_json(path.read_text(encoding="utf-8"))
+      config = serialization.from_json(path.read_text(encoding="utf-8"))
     except (ValueError, OSError) as error:
       raise UserError(f"--config={name} is no config.json of a run: {error}") from error
-  config = _get_config(path, name, variant)
-  if not isinstance(config, Config):
+    check_trust(config, f"--config={name}", trust_code, named)
+    return config
+  made = _get_config(path, name, variant)
+  if not isinstance(made, Config):
     raise UserError(
-      f"--config={name}: get_config() must return a Config, not {config!r:.80}"
+      f"--config={name}: get_config() must return a Config, not {made!r:.80}"
     )
-  return config
+  return made
 
 
 def _get_config(path: Path, name: str, variant: str) -> object:

@@ -13,7 +13,8 @@ from typing_extensions import TypeIs
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import TakeBatch
-from resnet_jax.runtime.arrays import Int32, PRNGKeyArray, UInt8
+from resnet_jax.runtime.arrays import PRNGKeyArray
+from resnet_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
@@ -21,14 +22,37 @@ class ImageArrays:
   """A split in host memory, small enough to live on the devices.
 
   Attributes:
-    images: all of one size.
-    labels: in [0, len(class_names)).
+    images: uint8 [N, H, W, C], N > 0.
+    labels: whole numbers [N] in [0, len(class_names)), kept as int32.
     class_names: of every label of the data set.
+
+  Raises:
+    UserError: arrays of another dtype or shape, or a label without a name.
   """
 
-  images: UInt8[np.ndarray, "n h w c"]
-  labels: Int32[np.ndarray, " n"]
+  images: np.ndarray
+  labels: np.ndarray
   class_names: tuple[str, ...]
+
+  def __post_init__(self) -> None:
+    images, labels = self.images, self.labels
+    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+      raise UserError(
+        f"images must be uint8 [N, H, W, C] with N > 0, not {_describe(images)}"
+      )
+    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
+      raise UserError(
+        f"labels must be whole numbers [{len(images)}], one for each image, not "
+        f"{_describe(labels)}"
+      )
+    low, high = int(labels.min()), int(labels.max())
+    if low < 0 or high >= len(self.class_names):
+      raise UserError(
+        f"labels must be in [0, {len(self.class_names)}), the number of class names; "
+        f"they go from {low} to {high}"
+      )
+    object.__setattr__(self, "labels", labels.astype(np.int32))
+    object.__setattr__(self, "class_names", tuple(self.class_names))
 
   def __len__(self) -> int:
     return len(self.images)
@@ -100,8 +124,17 @@ class Dataset(Protocol):
     """Yields (feed, number of batches): every example once, padding masked."""
 
 
+def _describe(array: np.ndarray) -> str:
+  return f"{array.dtype} {list(array.shape)}"
+
+
 # Where the images of a split come from.
 Source = ImageArrays | ImageSource
+
+
+def is_source(images: Dataset | Source) -> TypeIs[Source]:
+  """Whether images are still to be put into batches."""
+  return isinstance(images, ImageArrays | ImageSource)
 
 
 def is_in_memory(source: Source) -> TypeIs[ImageArrays]:

@@ -245,7 +245,9 @@ class Display:
       config, last = job.config, records[-1]
       done = last["step"] / config.num_steps if config.num_steps else 0.0
       done = done or last["epoch"] / config.num_epochs
-      text = f"{last['split']} error {100 * (1 - last['top1']):.1f} %"
+      text = f"{last['split']} loss {last['loss']:.4f}"
+      if "top1" in last:
+        text = f"{last['split']} error {100 * (1 - last['top1']):.1f} %"
       self._bar.update(self._tasks[job], completed=done, text=text)
 
   def end(self, job: Job, text: str) -> None:

@@ -79,7 +79,7 @@ def run(request: dict[str, Any]) -> None:
     }
     if request["measure"]:
       measure = layer_responses.MEASUREMENTS[request["measure"]]
-      result[request["measure"]] = measure(str(workdir))
+      result[request["measure"]] = measure(str(workdir), True)
   seconds = known.get("seconds", 0) + time.monotonic() - start
   result["seconds"] = round(seconds, 1)
   device = jax.devices()[0]

@@ -15,20 +15,23 @@ from flax import linen as nn
 from jax.sharding import Mesh
 
 from resnet_jax import kernels, weights
+from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.registry import build_model
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Num, UInt8
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
-from resnet_jax.training.experiment import resolve_model
+from resnet_jax.training.resolved_config import resolve_model
 
 # From what `Classifier` returns to what of it is wanted, a pytree.
 Outputs = Callable[[dict[str, Array]], Any]
@@ -44,6 +47,7 @@ class Classifier:
     variables: {"params": ..., "batch_stats": ...} in the named layout.
     preprocessing: of images.
     class_names: in the order of the logits.
+    channels: C of the images that it takes: 1 is grey, 3 is RGB.
     max_pixels: of an image file; one with more counts as unreadable.
   """
 
@@ -52,12 +56,8 @@ class Classifier:
   variables: Variables
   preprocessing: Preprocessing
   class_names: tuple[str, ...]
+  channels: int = 3
   max_pixels: int = DataConfig().max_pixels
-
-  @property
-  def channels(self) -> int:
-    """C: 1 is grey, 3 is RGB."""
-    return image_channels(self.variables)
 
   def __call__(
     self, images: UInt8[AnyArray, "b h w c"]
@@ -95,6 +95,12 @@ class Classifier:
     )
 
   @property
+  def has_maps(self) -> bool:
+    """Whether the network is a `ResNet`, whose logits come from its last map."""
+    model = self.model
+    return isinstance(model, ResNet) and type(model).__call__ is ResNet.__call__
+
+  @property
   def dtype(self) -> Any:
     """Of the computation."""
     return getattr(self.model, "dtype", jnp.float32)
@@ -116,7 +122,7 @@ class Classifier:
         f"images have {given} channels, the network takes {self.channels}"
       )
     images = normalize(images, preprocessing.mean, preprocessing.std)
-    if not hasattr(model, "stages"):  # An own network, which gives logits only.
+    if not self.has_maps:  # An own network, which gives logits only.
       own_logits: Any = model.apply(variables, images, train=False)
       return {"probabilities": jax.nn.softmax(own_logits)}
     maps: Any = model.apply(variables, images, method="stages")
@@ -173,18 +179,19 @@ def load_run(
     OSError: the checkpoint is damaged.
     ValueError: the run's settings are damaged.
   """
-  config = run_dir.load_run_config(workdir, trust_code)
+  config = run_dir.load_run_config(workdir, trust_code, ("model.factory",))
   with CheckpointStore(workdir) as store:
     _, variables = store.restore_model(which)
-  model = build_model(config)
+  shape = read_facts(workdir).image_shape
   return Classifier(
-    config.model.name,
-    model,
+    part_name(config.model.factory, config.model.name),
+    build_model(config),
     variables,
     preprocessing_of(config.data),
     weights.all_class_names(
       run_dir.load_class_names(workdir), config.model.num_classes
     ),
+    shape[-1] if shape else image_channels(variables),
     config.data.max_pixels,
   )
 
@@ -201,12 +208,14 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
     ValueError: an unknown architecture, or weights that do not fit it.
   """
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
+  variables = weights.load(path, network)
   return Classifier(
     config.model.name,
     network,
-    weights.load(path, network),
+    variables,
     weights.read_preprocessing(path, network),
     weights.read_class_names(path, config.model.num_classes),
+    image_channels(variables),
   )
 
 

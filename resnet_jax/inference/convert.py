@@ -4,20 +4,22 @@ import dataclasses
 from pathlib import Path
 
 from resnet_jax import weights
-from resnet_jax.config.preprocessing import (
-  preprocessing_of,
-  with_preprocessing,
-)
+from resnet_jax.config.factories import part_name
+from resnet_jax.config.preprocessing import preprocessing_of, with_preprocessing
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
-from resnet_jax.training import experiment
+from resnet_jax.training.resolved_config import check_settings, resolve_model
 
 
 def convert(
-  source: str, target: str, model: ModelConfig | None = None, which: str = "latest"
+  source: str,
+  target: str,
+  model: ModelConfig | None = None,
+  which: str = "latest",
+  trust_code: bool = False,
 ) -> str:
   """Converts weights.
 
@@ -27,6 +29,7 @@ def convert(
       no run, a new run directory.
     model: the architecture of a source that is no run.
     which: of a run directory: "latest", "best" or a step.
+    trust_code: whether code outside this package that a run names may run.
 
   Returns:
     What was done, in a line.
@@ -49,15 +52,17 @@ def convert(
   if not source.startswith("hf://") and not Path(source).exists():
     raise NotFoundError(f"there is no {source!r}")
   if Path(source).is_dir():
-    return _export_run(source, target, model, which)
+    return _export_run(source, target, model, which, trust_code)
   if model is None:
     raise UserError(f"--model must name the architecture of {source!r}")
   return _convert_file(source, target, model)
 
 
-def _export_run(source: str, target: str, model: ModelConfig | None, which: str) -> str:
+def _export_run(
+  source: str, target: str, model: ModelConfig | None, which: str, trust_code: bool
+) -> str:
   path, step_given = run_dir.split_checkpoint(source)
-  config = run_dir.load_run_config(path)
+  config = run_dir.load_run_config(path, trust_code, ("model.factory",))
   if model is not None and model.name != config.model.name:
     raise UserError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
@@ -71,13 +76,14 @@ def _export_run(source: str, target: str, model: ModelConfig | None, which: str)
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
   )
-  return f"{config.model.name} after step {step} of {source} -> {target}"
+  name = part_name(config.model.factory, config.model.name)
+  return f"{name} after step {step} of {source} -> {target}"
 
 
 def _convert_file(source: str, target: str, model: ModelConfig) -> str:
   # No name: these weights come with no data set, and evaluation must be told one.
   config = Config(model=model, data=DataConfig(name=""))
-  config, network = experiment.resolve_model(config)
+  config, network = resolve_model(config)
   variables = weights.load(source, network)
   preprocessing = weights.read_preprocessing(source, network)
   if target.endswith(".safetensors"):
@@ -86,7 +92,7 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
     config = dataclasses.replace(
       config, data=with_preprocessing(config.data, preprocessing)
     )
-    experiment.check(config)
+    check_settings(config)
     with run_dir.open_run(target, config, 0), CheckpointStore(target) as store:
       store.save_weights(variables)
   return f"{model.name} of {source} -> {target}"

@@ -20,6 +20,7 @@ from jax import lax
 
 from resnet_jax.config.schema import check_choice
 from resnet_jax.inference.classifier import Classifier
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
@@ -56,8 +57,9 @@ def export(
     The largest difference of a probability.
 
   Raises:
-    ValueError: an unknown form, images smaller than the crop, a package that is
-      missing, or a network that comes back different.
+    UserError: an unknown form, images smaller than the crop, or a package that is
+      missing.
+    RuntimeError: the network comes back different.
   """
   check_choice("format", form, ["stablehlo", "onnx"])
   crop = classifier.preprocessing.crop
@@ -74,7 +76,7 @@ def export(
     content, run = _WRITERS[form](function, shape)
     difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
     if not difference <= TOLERANCE:
-      raise UserError(
+      raise RuntimeError(  # A bug, here or in the exporter.
         f"the exported network differs by {difference:.1g} in a probability, more than "
         f"{TOLERANCE}; nothing is written"
       )
@@ -86,7 +88,7 @@ def _create_function(
   classifier: Classifier, image_size: tuple[int, int] | None
 ) -> Function:
   model = classifier.model
-  if hasattr(model, "stages"):
+  if isinstance(model, ResNet):
     model = model.clone(dtype=jnp.float32, scan=False, remat=False)
   classifier = dataclasses.replace(classifier, model=model).folded
   matrices = None

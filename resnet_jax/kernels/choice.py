@@ -52,11 +52,15 @@ def why_not_native() -> str:
 
   They are compiled here where they are not yet, which takes half a minute.
   """
+  return _why_unsuited() or native.why_not_loaded()
+
+
+def _why_unsuited() -> str:
   if jax.default_backend() != "cpu":
     return f"the device is a {jax.default_backend()}"
   if jax.device_count() > 1:
     return f"there are {jax.device_count()} devices"
-  return native.why_not_loaded()
+  return ""
 
 
 def _show(text: str) -> None:
@@ -87,6 +91,6 @@ def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
       setting="kernels",
       value=choice,
     )
-  if native.is_broken():
+  if not _why_unsuited() and native.is_broken():
     show(f"the CPU will be slower, as {reason}")
   return "xla"

@@ -4,7 +4,7 @@ In evaluation a batch norm multiplies and adds constants. Where it follows a
 convolution, the kernel takes over the factor and the convolution adds the rest.
 """
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 import jax
@@ -14,6 +14,7 @@ from flax import traverse_util
 
 from resnet_jax.models.layers import Path, recorded_pairs
 from resnet_jax.models.norms import FoldedNorm
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 
 
@@ -26,39 +27,58 @@ def fold_batch_norm(
   parameters.
 
   Args:
-    model: any module. One that is not ours, or whose norm has no `to_affine`, such as
-      group norm, comes back as it is.
+    model: any module. Only a `ResNet` whose norm has `to_affine` changes; in it only
+      the norms that the network makes by its field `norm` are folded.
     variables: {"params": ..., "batch_stats": ...}, in either layout.
 
   Returns:
     The network and its variables, for `apply(..., train=False)` only.
   """
-  if folded_model(model) is model:
+  if not isinstance(model, ResNet) or folded_model(model) is model:
     return model, variables
   norm: Any = model.norm()
-  pairs = _find_pairs(model, variables)
+  convs = _find_norms(model, variables)
   params = traverse_util.flatten_dict(variables["params"])
   stats = traverse_util.flatten_dict(variables["batch_stats"])
-  for norm_path in {path[:-1] for path in stats}:
+  for norm_path in sorted({path[:-1] for path in stats}):
+    seen, number = _as_traced(norm_path, convs)
+    if seen not in convs:
+      continue  # A norm that another part of the network made for itself.
     own = {"params": _at(params, norm_path), "batch_stats": _at(stats, norm_path)}
     scale, bias = norm.to_affine(own)
     params[*norm_path, "bias"] = bias
-    if conv_path := _conv_before(norm_path, pairs):
+    for name in own["batch_stats"]:
+      del stats[*norm_path, name]
+    if conv_path := convs[seen]:
+      if number:
+        conv_path = tuple(number if part == "blocks" else part for part in conv_path)
       kernel = (*conv_path, "kernel")
       params[kernel] *= jnp.expand_dims(scale, (-4, -3, -2))
       params.pop((*norm_path, "scale"), None)
     else:
       params[*norm_path, "scale"] = scale
-  folded = {"params": traverse_util.unflatten_dict(params), "batch_stats": {}}
+  folded = {
+    "params": traverse_util.unflatten_dict(params),
+    "batch_stats": traverse_util.unflatten_dict(stats),
+  }
   return folded_model(model), folded
 
 
 def folded_model(model: nn.Module) -> nn.Module:
   """Returns the network that `fold_batch_norm` returns."""
-  if not getattr(model, "FOLDS", False):
+  if not isinstance(model, ResNet) or not _is_affine(type(model.norm())):
     return model
-  norm: Any = model.norm()
-  return model.clone(norm=FoldedNorm) if hasattr(norm, "to_affine") else model
+  return model.clone(norm=FoldedNorm)
+
+
+def _is_affine(norm: type) -> bool:
+  """Whether the class that says how a norm is called also has `to_affine`."""
+  for cls in norm.__mro__:
+    if "to_affine" in vars(cls):
+      return True
+    if "__call__" in vars(cls):
+      return False
+  return False
 
 
 def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
@@ -71,27 +91,36 @@ def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
   }
 
 
-def _conv_before(norm: Path, pairs: Mapping[Path, Path]) -> Path | None:
-  """Returns the path of the convolution that a norm follows.
+def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
+  """Returns the path that a norm had when the network was traced.
 
-  A scanned network runs its named blocks from the second on as one, "blocks".
+  A scanned network runs its named blocks from the second on as one, "blocks". Then the
+  name of the block is returned too, else "".
   """
-  if norm in pairs:
-    return pairs[norm]
-  for place, name in enumerate(norm):
-    scanned = (*norm[:place], "blocks", *norm[place + 1 :])
-    if name.startswith("block") and scanned in pairs:
-      conv = pairs[scanned]
-      return (*conv[:place], name, *conv[place + 1 :])
-  return None
+  for place, name in enumerate(path):
+    scanned = (*path[:place], "blocks", *path[place + 1 :])
+    if name.startswith("block") and scanned in norms and path not in norms:
+      return scanned, name
+  return path, ""
 
 
-def _find_pairs(model: nn.Module, variables: Variables) -> dict[Path, Path]:
-  """Returns the path of each norm that follows a convolution -> the convolution's."""
+def _find_norms(model: ResNet, variables: Variables) -> dict[Path, Path | None]:
+  """Returns the path of each norm that the network makes by its field `norm`.
+
+  Each has the path of the convolution that takes over its scale, or None.
+  """
+  made = []
+
+  def norm(**kwargs: Any) -> Any:
+    made.append(model.norm(**kwargs))
+    return made[-1]
+
   shapes: Any = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
   )
-  images = jax.ShapeDtypeStruct((1, 32, 32, image_channels(variables)), jnp.float32)
+  images = jax.ShapeDtypeStruct((1, 224, 224, image_channels(variables)), jnp.float32)
+  traced = model.clone(norm=norm)
   with recorded_pairs() as pairs:
-    jax.eval_shape(lambda v, x: model.apply(v, x, train=False), shapes, images)
-  return {norm: conv for conv, norm in pairs}
+    jax.eval_shape(lambda v, x: traced.apply(v, x, train=False), shapes, images)
+  convs: dict[Path, Path | None] = {norm.path: None for norm in made}
+  return convs | {norm: conv for conv, norm in pairs if norm in convs}

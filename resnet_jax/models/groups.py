@@ -21,7 +21,7 @@ def check_frozen(frozen: Collection[str], groups: Sequence[str]) -> None:
   """
   for name in frozen:
     check_choice("config.freeze", name, groups)
-  if set(frozen) == set(groups):
+  if frozen and set(frozen) == set(groups):
     raise UserError(
       f"config.freeze={','.join(frozen)} leaves nothing to train; leave one out",
       setting="freeze",

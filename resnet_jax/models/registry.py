@@ -1,7 +1,7 @@
 """The named architectures, as one table of rows, and the function that builds them."""
 
 import dataclasses
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -9,7 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config, check_choice
 from resnet_jax.models.blocks import (
   BasicBlock,
@@ -223,16 +223,14 @@ def build_model(config: Config) -> nn.Module:
       an own network that is no Flax module.
   """
   if config.model.factory:
-    model = import_factory(config.model.factory, "model.factory")(config.model)
-    if not isinstance(model, nn.Module):
-      raise UserError(
-        f"config.model.factory={config.model.factory!r} must return a "
-        f"flax.linen.Module, not {model!r:.60}"
-      )
+    settings = config.model
+    model = call_factory(
+      settings.factory, "model.factory", settings, returns=(nn.Module,)
+    )
   else:
-    settings = dataclasses.asdict(config.model)
-    settings.pop("factory")
-    model = create_model(**settings)
+    values = dataclasses.asdict(config.model)
+    values.pop("factory")
+    model = create_model(**values)
   if groups := getattr(model, "groups", ()):
     check_multipliers(config.optim.learning_rate_multipliers, groups)
   return with_frozen(model, config.freeze)
@@ -247,7 +245,8 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
   if not frozen:
     return model
   changed = with_fields(model, "freeze", frozen=frozen)
-  check_frozen(frozen, changed.groups)
+  if groups := getattr(changed, "groups", ()):  # Else its parameters tell.
+    check_frozen(frozen, groups)
   return changed
 
 
@@ -257,18 +256,30 @@ def with_fields(model: nn.Module, setting: str, **values: Any) -> nn.Module:
   Raises:
     UserError: an own network has no such field, which `setting` needs.
   """
-  names = {field.name for field in dataclasses.fields(model)}
-  if missing := values.keys() - names:
-    raise UserError(
-      f"config.{setting} needs a network with the field {', '.join(missing)}, which "
-      f"{type(model).__name__} does not have; leave the setting at its default",
-      setting=setting,
-    )
+  _check_fields(model, values, setting, "a network")
   return model.clone(**values)
 
 
-ResNet18 = partial(create_model, "resnet18")
-ResNet34 = partial(create_model, "resnet34")
-ResNet50 = partial(create_model, "resnet50")
-ResNet101 = partial(create_model, "resnet101")
-ResNet152 = partial(create_model, "resnet152")
+def with_norm(model: nn.Module, setting: str, **values: Any) -> nn.Module:
+  """Returns the network with other values of its norms' fields.
+
+  Raises:
+    UserError: the network has no field `norm`, or its norms do not have the fields
+      that `setting` needs.
+  """
+  _check_fields(model, {"norm"}, setting, "a network")
+  norm: Any = model.norm
+  _check_fields(norm(), values, setting, "norms")
+  return model.clone(norm=partial(norm, **values))
+
+
+def _check_fields(
+  module: nn.Module, needed: Iterable[str], setting: str, what: str
+) -> None:
+  names = {field.name for field in dataclasses.fields(module)}
+  if missing := [name for name in needed if name not in names]:
+    raise UserError(
+      f"config.{setting} needs {what} with the field {', '.join(missing)}, which "
+      f"{type(module).__name__} does not have; leave the setting at its default",
+      setting=setting,
+    )

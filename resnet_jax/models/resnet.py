@@ -8,7 +8,6 @@ Shapes: B batch, H height, W width, C input channels.
 
 from collections.abc import Sequence
 from functools import partial
-from typing import ClassVar
 
 import jax
 import jax.numpy as jnp
@@ -123,8 +122,6 @@ class ResNet(nn.Module):
     dtype: of the computation. Parameters, batch-norm statistics and logits are
       float32 whatever it is.
   """
-
-  FOLDS: ClassVar[bool] = True  # See `fold_batch_norm`.
 
   stage_sizes: Sequence[int]
   num_classes: int = 1000

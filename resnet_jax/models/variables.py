@@ -42,11 +42,6 @@ def abstract_variables(
 
 
 def image_channels(variables: Variables) -> int:
-  """Returns C of the images that a model's variables are for.
-
-  It is that of the first convolution: of the stem or, in a network without one, of the
-  first kernel by the order of names.
-  """
-  params = variables["params"]
-  leaves = jax.tree.leaves(params.get("stem", params))
-  return next((x.shape[2] for x in leaves if x.ndim == 4), 3)
+  """Returns C of the images that the variables of a `ResNet` are for."""
+  stem = jax.tree.leaves(variables["params"]["stem"])
+  return next(int(x.shape[2]) for x in stem if x.ndim == 4)

@@ -22,6 +22,7 @@ from orbax.checkpoint import checkpoint_managers
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import checksums
+from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 S = TypeVar("S", bound="State")
@@ -62,14 +63,16 @@ class CheckpointStore:
   Its end waits for the last save, and raises `OSError` if that fails.
   """
 
-  def __init__(self, workdir: str | Path, keep: int = 1, best: str = "top1"):
+  def __init__(self, workdir: str | Path, keep: int = 1, best: str = ""):
     """Opens `workdir/checkpoints`, or makes it.
 
     Args:
       workdir: the run directory.
       keep: number of newest states kept, next to the best one.
-      best: the metric whose highest value in an evaluation makes a state the best.
+      best: the metric whose highest value in an evaluation makes a state the best; ""
+        is the one that the run was trained with.
     """
+    best = best or read_facts(workdir).best_metric
 
     def value(metrics: dict[str, float]) -> float:
       return metrics[best]
@@ -233,7 +236,7 @@ class CheckpointStore:
     """Restores what evaluation needs.
 
     Args:
-      which: "latest", "best" (by eval top-1), or a step.
+      which: "latest", "best" (the highest evaluation), or a step.
       sharding: of every array; None is one device.
 
     Returns:
@@ -244,8 +247,8 @@ class CheckpointStore:
       OSError: it is damaged.
     """
     steps = self._manager.all_steps()
-    named = {"latest": self._manager.latest_step(), "best": self._manager.best_step()}
-    step = int(which) if which.isdecimal() else named.get(which)
+    named = {"latest": self._manager.latest_step, "best": self._manager.best_step}
+    step = int(which) if which.isdecimal() else named.get(which, lambda: None)()
     if step is None or step not in steps:
       known = ", ".join(map(str, sorted(steps))) or "none"
       raise NotFoundError(

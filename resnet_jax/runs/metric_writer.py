@@ -55,7 +55,7 @@ class MetricWriter:
     self,
     workdir: str,
     plan: Plan,
-    learning_rate: LearningRate,
+    learning_rate: LearningRate | None,
     start_step: int,
     console: Console,
     clock: Clock,
@@ -67,12 +67,12 @@ class MetricWriter:
     Args:
       workdir: the run directory.
       plan: when to write.
-      learning_rate: step -> learning rate of the next update.
+      learning_rate: step -> learning rate of the next update; None if it is not known.
       start_step: completed updates.
       console: where to show.
       clock: measures the calls.
       skipped: for each data set the images that it skipped so far, with the reasons.
-      tell: called with (step, split, values) of all that is written.
+      tell: called with (step, split, values) once they are written.
     """
     self._clock, self._all_skipped, self._tell = clock, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
@@ -198,9 +198,11 @@ class MetricWriter:
 
   def _check_finite(self, step: int, loss: float) -> None:
     if not math.isfinite(loss):
+      rate = ""
+      if self._learning_rate is not None:
+        rate = f", at learning rate {self._learning_rate(step - 1):.3g}"
       raise FloatingPointError(
-        f"the loss became {loss} by step {step}, at learning rate "
-        f"{self._learning_rate(step - 1):.3g}; {DIVERGENCE_ADVICE}"
+        f"the loss became {loss} by step {step}{rate}; {DIVERGENCE_ADVICE}"
       )
 
   def _show_skipped(self) -> None:
@@ -216,11 +218,14 @@ class MetricWriter:
     self._show_skipped()
     if self._skipped:
       values = values | {"skipped": len(self._skipped)}
+    if self._learning_rate is not None:
+      values = values | {"learning_rate": float(self._learning_rate(step - 1))}
+    if self._writes:
+      self._record(step, split, values)
+    self._tell(step, split, values)  # Last, as it is the user's code, which may fail.
+
+  def _record(self, step: int, split: str, values: dict[str, float]) -> None:
     epoch = round(step / self._plan.steps_per_epoch, 4)
-    values = values | {"learning_rate": float(self._learning_rate(step - 1))}
-    self._tell(step, split, values)
-    if not self._writes:
-      return
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
     line = json.dumps(record, allow_nan=False) + "\n"
@@ -234,8 +239,9 @@ class MetricWriter:
       self._board.add_scalar(f"{split}/{name}", value, step)
     if split != "train" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
+      rate = f"  lr {lr:.3g}" if (lr := values.get("learning_rate")) is not None else ""
       self._console.print(
-        f"{place}  {split:5}  {_describe(values)}  lr {values['learning_rate']:.3g}",
+        f"{place}  {split:5}  {_describe(values)}{rate}",
         highlight=False,
         soft_wrap=True,
       )

@@ -1,7 +1,7 @@
 """A run directory: its settings and class names, held by one run at a time.
 
-It holds `config.json`, `classes.txt`, `lock`, and what `checkpoint.py` and `writers.py`
-put there. Several processes of one run share it; process 0 writes.
+It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.py` and
+`metric_writer.py` put there. Several processes of one run share it; process 0 writes.
 """
 
 import contextlib
@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
@@ -21,8 +21,9 @@ from etils import epath
 from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
-from resnet_jax.config.factories import check_trust
+from resnet_jax.config.factories import FACTORIES, check_trust
 from resnet_jax.config.schema import Config
+from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 try:
@@ -74,6 +75,9 @@ def read_config(workdir: str | Path) -> Config | None:
   check_storage(workdir)
   path = epath.Path(workdir) / "config.json"
   if not path.exists():
+    run, step = split_checkpoint(str(workdir))
+    if step and (epath.Path(run) / "config.json").exists():
+      raise UserError(f"{workdir} is a checkpoint of the run {run}; name the run")
     return None
   try:
     return serialization.from_json(path.read_text())
@@ -81,21 +85,31 @@ def read_config(workdir: str | Path) -> Config | None:
     raise UserError(f"{path} is damaged: {error}") from error
 
 
-def load_run_config(workdir: str | Path, trust_code: bool = False) -> Config:
+def load_run_config(
+  workdir: str | Path, trust_code: bool = False, used: Collection[str] = FACTORIES
+) -> Config:
   """Returns the settings of the run in `workdir`.
 
   Args:
     workdir: the run directory.
     trust_code: whether code outside this package that they name may run.
+    used: of the settings that can name code, those whose parts are used.
 
   Raises:
     NotFoundError: there is no run.
-    UserError: the file is damaged, or names code that is not trusted.
+    UserError: the file is damaged, names code that is not trusted, or cannot name a
+      part that was given as an object.
   """
   config = read_config(workdir)
   if config is None:
     raise NotFoundError(f"no run in {str(workdir)!r}: it has no config.json")
-  check_trust(config, f"the run {str(workdir)!r}", trust_code)
+  if own := tuple(part for part in read_facts(workdir).own_parts if part in used):
+    raise UserError(
+      f"the run {str(workdir)!r} was trained by Experiment.create(config, "
+      f"{describe_parts(own)}); its directory cannot name these objects, so it can "
+      "only be used in Python"
+    )
+  check_trust(config, f"the run {str(workdir)!r}", trust_code, used=used)
   return config
 
 
@@ -150,7 +164,11 @@ def check_class_names(class_names: Sequence[str], workdir: str | Path) -> None:
 
 @contextlib.contextmanager
 def open_run(
-  workdir: str | Path, config: Config, num_steps: int, class_names: Sequence[str] = ()
+  workdir: str | Path,
+  config: Config,
+  num_steps: int,
+  class_names: Sequence[str] = (),
+  facts: RunFacts | None = None,
 ) -> Iterator[None]:
   """Makes the run directory, or checks that its run may go on with these settings.
 
@@ -161,6 +179,7 @@ def open_run(
     config: fully resolved; it is saved.
     num_steps: length of the run.
     class_names: in the order of the labels; saved too.
+    facts: what the settings do not tell; saved too. None is what is true by default.
 
   Raises:
     ValueError: `workdir` is a file or in use, the run there has other settings or
@@ -176,9 +195,11 @@ def open_run(
           raise UserError(f"class {name!r} must be one line of UTF-8; rename it")
       # It makes the directory; nothing below refuses one that was not there.
       stack.enter_context(hold(workdir, f"--workdir={workdir}"))
-      _check_resumable(workdir, config, num_steps, class_names)
+      facts = facts or RunFacts()
+      _check_resumable(workdir, config, num_steps, class_names, facts)
       if class_names:
         _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
+      _write(path / "run.json", to_json(facts))
       _write(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
       _check_same_settings(config)  # Comes back once process 0 is ready.
@@ -246,23 +267,40 @@ def _check_same_settings(config: Config) -> None:
 
 
 def _check_resumable(
-  workdir: str | Path, config: Config, num_steps: int, class_names: Sequence[str]
+  workdir: str | Path,
+  config: Config,
+  num_steps: int,
+  class_names: Sequence[str],
+  facts: RunFacts,
 ) -> None:
-  """Raises `ValueError` if what is in `workdir` cannot go on as asked."""
-  old, done = read_config(workdir), latest_step(workdir)
-  if old is not None:
-    serialization.check_resumable(old, config)
-    if old.kernels not in ("auto", config.kernels) and done:
-      print(
-        f"warning: this run was trained with {old.kernels} kernels, and is resumed "
-        "with "
-        f"{config.kernels} kernels, which round otherwise",
-        file=sys.stderr,
-      )
-  elif done:
+  """Raises `UserError` if what is in `workdir` cannot go on as asked.
+
+  A first try that ended before its first checkpoint leaves nothing to go on from, and
+  may be followed by one with other settings.
+  """
+  old, steps = read_config(workdir), saved_steps(workdir)
+  if not steps:
+    return
+  done = max(steps)
+  if old is None:
     raise UserError(
       f"--workdir={workdir} has checkpoints but no config.json to check them by; put "
       "it back or use a new --workdir"
+    )
+  serialization.check_resumable(old, config)
+  before = read_facts(workdir)
+  if before.own_parts != facts.own_parts:
+    own = before.own_parts or facts.own_parts
+    which = "this run was" if before.own_parts else "this run was not"
+    raise UserError(
+      f"cannot resume: {which} trained by Experiment.create(config, "
+      f"{describe_parts(own)}); give the same parts or use a new --workdir"
+    )
+  if before.kernels not in ("", facts.kernels):
+    print(
+      f"warning: this run was trained with {before.kernels} kernels and is resumed "
+      f"with {facts.kernels} kernels, so the last digits will differ",
+      file=sys.stderr,
     )
   if done > num_steps:
     raise UserError(

@@ -15,7 +15,7 @@ from jax import lax
 from resnet_jax import kernels
 from resnet_jax.config.plan import Plan
 from resnet_jax.data import Dataset
-from resnet_jax.models.registry import with_fields
+from resnet_jax.models.registry import with_norm
 from resnet_jax.models.variables import Change, Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Int, PRNGKeyArray
@@ -63,9 +63,7 @@ def compile_statistics_chunk(
     kernel_choice: "xla" or "native", of `kernels.resolve`.
   """
   # The running values after a batch are then those of the batch, the whole of it.
-  norm: Any = getattr(model, "norm", None)
-  norm = partial(norm, momentum=0.0, groups=1)
-  model = with_fields(model, "precise_bn_batches", norm=norm)
+  model = with_norm(model, "precise_bn_batches", momentum=0.0, groups=1)
   dtype = getattr(model, "dtype", jnp.float32)
 
   def chunk(

@@ -1,7 +1,7 @@
 """The time of training, and how much of it the devices waited for images."""
 
 import time
-from collections.abc import Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
 
@@ -36,16 +36,20 @@ class Clock:
   def waiting(self, items: Iterable[T]) -> Iterator[T]:
     """Yields the items; measures how long the devices are idle until each comes."""
     iterator = iter(items)
-    while True:
-      asked = time.monotonic()
-      try:
-        item = next(iterator)
-      except StopIteration:
-        return
-      idle = self._idle_since
-      if idle is not None and idle.done() and idle.exception() is None:
-        self._waited += max(0.0, time.monotonic() - max(asked, idle.result()))
-      yield item
+    try:
+      while True:
+        asked = time.monotonic()
+        try:
+          item = next(iterator)
+        except StopIteration:
+          return
+        idle = self._idle_since
+        if idle is not None and idle.done() and idle.exception() is None:
+          self._waited += max(0.0, time.monotonic() - max(asked, idle.result()))
+        yield item
+    finally:
+      if isinstance(iterator, Generator):  # It may hold threads and processes.
+        iterator.close()
 
   def dispatched(self, result: Any) -> None:
     """Takes note of a call that the devices now compute.

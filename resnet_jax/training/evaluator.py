@@ -9,13 +9,19 @@ import jax
 from resnet_jax import weights
 from resnet_jax.config.schema import Config
 from resnet_jax.models.registry import create_model
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.facts import read_facts
 from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
 from resnet_jax.runs.run_dir import check_class_names, load_class_names, load_run_config
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import replicated
-from resnet_jax.training.experiment import Devices, Experiment, with_num_classes
+from resnet_jax.training.experiment import Devices, Experiment
+from resnet_jax.training.resolved_config import with_num_classes
+
+# The settings that can name code that every evaluation of a run uses.
+USED = ("model.factory", "task")
 
 
 def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
@@ -64,7 +70,9 @@ def evaluate_run(
     UserError: settings that are wrong, do not fit the data or are not the run's.
     NotFoundError: there is no such run, state or data set.
   """
-  saved = load_run_config(workdir, trust_code)
+  saved = load_run_config(workdir, trust_code, USED)
+  if (config.data.factory, config.data.name) == (saved.data.factory, saved.data.name):
+    load_run_config(workdir, trust_code, ["data.factory"])
   config = with_num_classes(config, saved.model.num_classes)
   for field, value in dataclasses.asdict(saved.model).items():
     given = getattr(config.model, field)
@@ -72,10 +80,13 @@ def evaluate_run(
       raise UserError(f"config.model.{field}={given!r}, but the run has {value!r}")
   class_names = load_class_names(workdir)
   experiment = Experiment.create(config, devices=devices, class_names=class_names)
-  with CheckpointStore(workdir, best=experiment.task.best_metric) as store:
+  with CheckpointStore(workdir) as store:
     step, variables = store.restore_model(which, replicated(experiment.mesh))
   check_class_names(experiment.eval_data.class_names, workdir)
-  _check_channels(experiment, variables)
+  if shape := read_facts(workdir).image_shape:
+    _check_channels(experiment, shape[-1])
+  elif isinstance(experiment.model, ResNet):
+    _check_channels(experiment, image_channels(variables))
   return step, evaluate(experiment, variables)
 
 
@@ -109,17 +120,17 @@ def evaluate_weights(
       "their own; list the images in a .csv file of path,label with the weights' "
       "class indices"
     )
-  _check_channels(experiment, variables)
+  _check_channels(experiment, image_channels(variables))
   variables = jax.device_put(variables, replicated(experiment.mesh))
   return evaluate(experiment, variables)
 
 
-def _check_channels(experiment: Experiment, variables: Variables) -> None:
-  given, needed = experiment.eval_data.image_shape[-1], image_channels(variables)
+def _check_channels(experiment: Experiment, needed: int) -> None:
+  given = experiment.eval_data.image_shape[-1]
   if given != needed:
     raise UserError(
-      f"the images of {experiment.config.data.name!r} have {given} channels, the model "
-      f"takes {needed}"
+      f"the images of {experiment.data_name!r} have {given} channels, the model takes "
+      f"{needed}"
     )
 
 

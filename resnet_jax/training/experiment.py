@@ -1,37 +1,30 @@
-"""Everything that is built from a config, each part once.
-
-The trainer, the evaluator, the dry run and the studies all start from an `Experiment`.
-"""
+"""Everything that is built from a config, each part once."""
 
 import dataclasses
 import functools
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from functools import partial
-from typing import Any
 
 import jax
+import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from resnet_jax import kernels
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import part_name
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
-from resnet_jax.config.validation import validate
-from resnet_jax.data import Dataset
-from resnet_jax.data.batches.mixup_cutmix import mix
-from resnet_jax.data.batches.preprocess import create_preprocess
+from resnet_jax.data import Dataset, Source, is_source
+from resnet_jax.data.batches.mixup_cutmix import create_mix
+from resnet_jax.data.batches.preprocess import create_preprocess, normalize
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.models.folding import fold_batch_norm, folded_model
-from resnet_jax.models.registry import (
-  build_model,
-  create_model,
-  with_fields,
-  with_frozen,
-)
+from resnet_jax.models.groups import check_frozen, check_multipliers
+from resnet_jax.models.registry import build_model, with_frozen, with_norm
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
-from resnet_jax.runtime import compilation
+from resnet_jax.runs.facts import RunFacts
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
@@ -45,34 +38,49 @@ from resnet_jax.runtime.mesh import (
 from resnet_jax.training import steps
 from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
+from resnet_jax.training.resolved_config import (
+  check_settings,
+  with_dtype,
+  with_num_classes,
+)
 from resnet_jax.training.state import StateInit, TrainState
-from resnet_jax.training.tasks import Classification, Task
+from resnet_jax.training.tasks import Classification, Task, create_task
 
 Devices = Sequence[jax.Device]
+# A split as the user gives it: ready to train on, or where its images come from.
+Images = Dataset | Source
+
+_GIVE_BOTH = "one of train_data and eval_data was given; give both"
 
 
 @dataclasses.dataclass(eq=False)
 class Experiment:
-  """One experiment: all parts of it that the settings describe, or one's own.
+  """One experiment, with every part that its settings describe or that the user gives.
 
-  A part is made when it is first used, and then kept. Make one by `create`.
+  A part is built when it is first used, and then kept. `create` makes an experiment.
 
   Attributes:
-    config: checked, and resolved: the number of classes, the dtype and the kernels are
-      those that are used.
+    config: checked settings; the number of classes and the dtype are those in use.
     mesh: the devices.
-    model: the network, with batch norm over the devices that `config.bn_scope` names.
-    task: what it is trained for.
+    model: the network.
+    task: what the network is trained for.
+    kernels: "xla" or "native": how convolution and batch norm are computed.
     class_names: of the network's outputs, in order; () if they are not known; None
       takes them from the training images.
+    own_parts: the settings that could name a part, such as "model.factory", where the
+      user gave the part as an object.
   """
 
   config: Config
   mesh: Mesh
   model: nn.Module
   task: Task
+  kernels: str
   class_names: Sequence[str] | None
-  _parts: Mapping[str, Any]
+  own_parts: tuple[str, ...]
+  _optimizer: optax.GradientTransformation | None
+  _train_images: Images | None
+  _eval_images: Images | None
 
   @classmethod
   def create(
@@ -83,69 +91,109 @@ class Experiment:
     model: nn.Module | None = None,
     task: Task | None = None,
     optimizer: optax.GradientTransformation | None = None,
-    train_data: Dataset | None = None,
-    eval_data: Dataset | None = None,
+    train_data: Images | None = None,
+    eval_data: Images | None = None,
     class_names: Sequence[str] | None = None,
   ) -> "Experiment":
-    """Checks settings, and makes what is needed for any use of them.
+    """Checks the settings, and builds the network and the task.
 
     The training images are opened here if only they tell the number of classes.
 
     Args:
-      config: the settings; this function changes no object that it is given.
-      devices: to compute on; None is all of them.
-      model: an own network, in place of `config.model`: any Flax module that is called
-        as `model.apply(variables, images, train=...)` and gives logits [B, K] float32.
-      task: an own task, in place of `config.task`.
-      optimizer: an own optimiser, in place of `config.optim`.
-      train_data: own training images, in place of `config.data`.
-      eval_data: own images for evaluation, in place of `config.data`.
+      config: the settings; they are copied, not changed.
+      devices: the devices to compute on; None is all of them.
+      model: a network in place of `config.model`: a Flax module that is called as
+        `model.init(key, images)` and `model.apply(variables, images, train=...)`, and
+        returns float32 logits [B, K].
+      task: a task in place of `config.task`.
+      optimizer: an optimiser in place of `config.optim`; `config.freeze` and
+        `config.optim.learning_rate_multipliers` still hold.
+      train_data: training images in place of `config.data`.
+      eval_data: images for evaluation in place of `config.data`.
       class_names: see `Experiment`.
 
     Raises:
       UserError: settings that are wrong or do not fit each other or the data.
       NotFoundError: the data set does not exist.
     """
-    check(config)  # Before any image is read.
+    check_settings(config, own_model=model is not None)  # Before any image is read.
     mesh = create_mesh(devices)
-    config = _resolve(config)
+    config = with_dtype(config)
+    given = {
+      "model.factory": model,
+      "task": task,
+      "optim.factory": optimizer,
+      "data.factory": eval_data if train_data is None else train_data,
+    }
     if not config.model.num_classes:
-      if train_data is None:
-        train_data = _open_training(config, mesh)
+      if train_data is None and eval_data is not None:
+        raise UserError(_GIVE_BOTH)
+      train_data = _open_training(config, mesh, train_data)
       config = with_num_classes(config, len(train_data.class_names))
     if model is None:
       model = build_model(config)
     elif config.freeze:
       model = with_frozen(model, config.freeze)
-    if config.bn_scope != "global":
-      model = _with_norm_scope(model, config, mesh)
-    if task is None:
-      task = _create_task(config)
-    parts = {"optimizer": optimizer, "train_data": train_data, "eval_data": eval_data}
-    return cls(config, mesh, model, task, class_names, parts)
+    return cls(
+      config,
+      mesh,
+      model,
+      task or create_task(config),
+      kernels.resolve(config.kernels),
+      class_names,
+      tuple(name for name, part in given.items() if part is not None),
+      optimizer,
+      train_data,
+      eval_data,
+    )
 
   @functools.cached_property
   def train_data(self) -> Dataset:
     """The training images."""
-    return self._parts["train_data"] or _open_training(self.config, self.mesh)
+    if self._owns_images and self._train_images is None:
+      raise UserError(_GIVE_BOTH)
+    return _open_training(self.config, self.mesh, self._train_images)
 
   @functools.cached_property
   def eval_data(self) -> Dataset:
     """The images for evaluation. Batches are rounded up to fill the devices."""
-    config = self.config
-    names = self.class_names
-    data: Dataset = self._parts["eval_data"] or create_dataset(
-      config.data,
-      fill_devices(config.batch_size, self.mesh),
-      self.mesh,
-      class_names=self.train_data.class_names if names is None else names,
-    )
-    if len(data.class_names) > self.task.num_classes:
+    data, names = self._eval_images, self.class_names
+    if self._owns_images and data is None:
+      raise UserError(_GIVE_BOTH)
+    if data is None or is_source(data):
+      data = create_dataset(
+        self.config.data,
+        fill_devices(self.config.batch_size, self.mesh),
+        self.mesh,
+        class_names=self.train_data.class_names if names is None else names,
+        source=data,
+      )
+    # Any label of another task may be a number of its own meaning.
+    is_class = isinstance(self.task, Classification)
+    if is_class and len(data.class_names) > self.task.num_classes:
       raise UserError(
         f"config.model.num_classes={self.task.num_classes} must be 0 or at least "
-        f"{len(data.class_names)}, the number of classes of {config.data.name!r}"
+        f"{len(data.class_names)}, the number of classes of {self.data_name!r}"
       )
     return data
+
+  @property
+  def _owns_images(self) -> bool:
+    return "data.factory" in self.own_parts
+
+  @property
+  def model_name(self) -> str:
+    """The architecture, or the name of the user's own class or function."""
+    if "model.factory" in self.own_parts:
+      return type(self.model).__name__
+    return part_name(self.config.model.factory, self.config.model.name)
+
+  @property
+  def data_name(self) -> str:
+    """The data set, or the name of the user's own function."""
+    if self._owns_images:
+      return "own images"
+    return part_name(self.config.data.factory, self.config.data.name)
 
   @functools.cached_property
   def plan(self) -> Plan:
@@ -153,42 +201,68 @@ class Experiment:
     return Plan.create(self.config, self.train_data.num_examples)
 
   @functools.cached_property
-  def schedule(self) -> optax.Schedule:
-    """Step -> learning rate of the update that follows."""
+  def schedule(self) -> optax.Schedule | None:
+    """Step -> learning rate of the next update; None if the user gave an optimiser."""
+    if self._optimizer is not None:
+      return None
     return create_schedule(self.config.optim, self.plan, self.config.batch_size)
 
   @functools.cached_property
   def state_init(self) -> StateInit:
-    """What makes the first state of training, or tells its shapes."""
-    config, split = self.config, None
-    tx = self._parts["optimizer"] or create_optimizer(
-      config.optim, self.schedule, config.freeze
-    )
+    """Computes the first state of training, or its shapes.
+
+    Its network pools batch-norm statistics over the devices of `config.bn_scope`.
+    """
+    config, model, split = self.config, self.model, None
+    tx = create_optimizer(config.optim, self.schedule, config.freeze, self._optimizer)
     if config.optim.shard_state:
       tx = split_updates(tx, self.mesh)
       split = partial(split_over_devices, mesh=self.mesh)
-    return StateInit(
-      self.model,
+    if config.bn_scope != "global":
+      images = config.batch_size // config.optim.accumulate
+      groups = count_norm_groups(config.bn_scope, images, self.mesh)
+      model = with_norm(model, "bn_scope", groups=groups)
+    init = StateInit(
+      model,
       tx,
       self.train_data.image_shape,
       replicated(self.mesh),
       ema=config.optim.ema_decay > 0,
       shard_opt_state=split,
     )
+    if not isinstance(self.model, ResNet):
+      self._check_network(init.shapes)
+    return init
 
-  @property
-  def keys(self) -> tuple[PRNGKeyArray, PRNGKeyArray]:
-    """Of the first state, and of the order of the training images."""
-    init_key, data_key = jax.random.split(jax.random.key(self.config.seed))
-    return init_key, data_key
+  def _check_network(self, shapes: TrainState) -> None:
+    """Checks what only the parameters and outputs of an own network tell."""
+    groups = tuple(shapes.params)
+    check_multipliers(self.config.optim.learning_rate_multipliers, groups)
+    check_frozen(self.config.freeze, groups)
+    images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)
+    logits = jax.eval_shape(
+      partial(self.model.apply, train=False), shapes.variables, images
+    )
+    found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", logits)
+    if found != f"float32[1, {self.task.num_classes}]":
+      raise UserError(
+        f"{self.model_name} returns {found} for one image; the task needs logits, "
+        f"float32[1, {self.task.num_classes}]"
+      )
+
+  @functools.cached_property
+  def data_key(self) -> PRNGKeyArray:
+    """Key of the order of the training images and of their augmentation."""
+    return jax.random.split(jax.random.key(self.config.seed))[1]
 
   def initial_state(self) -> TrainState:
     """Computes the state before the first update."""
-    return self.state_init(self.keys[0])
+    init_key, _ = jax.random.split(jax.random.key(self.config.seed))
+    return self.state_init(init_key)
 
   @functools.cached_property
   def preprocess(self) -> steps.Preprocess:
-    """(images, key) -> augmented and normalised images; without a key, normalised."""
+    """(images, key) -> augmented and normalised images."""
     return create_preprocess(self.config)
 
   @functools.cached_property
@@ -198,7 +272,7 @@ class Experiment:
     return steps.compile_train_chunk(
       task=self.task,
       preprocess=self.preprocess,
-      mix=_create_mix(config),
+      mix=create_mix(config.augment),
       take_batch=self.train_data.take_batch,
       accumulate=config.optim.accumulate,
       ema_decay=config.optim.ema_decay,
@@ -206,7 +280,7 @@ class Experiment:
       state_sharding=self.state_init.sharding(),
       dtype=config.model.dtype,
       sharding=replicated(self.mesh),
-      kernel_choice=config.kernels,
+      kernel_choice=self.kernels,
     )
 
   @functools.cached_property
@@ -215,11 +289,13 @@ class Experiment:
     return steps.compile_eval_chunk(
       task=self.task,
       apply_fn=folded_model(self.model).apply,
-      preprocess=self.preprocess,
+      preprocess=partial(
+        normalize, mean=self.config.data.mean, std=self.config.data.std
+      ),
       take_batch=self.eval_data.take_batch,
       dtype=self.config.model.dtype,
       sharding=replicated(self.mesh),
-      kernel_choice=self.config.kernels,
+      kernel_choice=self.kernels,
     )
 
   @functools.cached_property
@@ -239,10 +315,16 @@ class Experiment:
       self.plan,
       num_batches=self.config.precise_bn_batches,
       preprocess=self.preprocess,
-      key=self.keys[1],
+      key=self.data_key,
       sharding=replicated(self.mesh),
-      kernel_choice=self.config.kernels,
+      kernel_choice=self.kernels,
     )
+
+  @property
+  def facts(self) -> RunFacts:
+    """What to keep with a run beside its settings."""
+    shape = self.eval_data.image_shape
+    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts)
 
   @property
   def saved_config(self) -> Config:
@@ -258,71 +340,9 @@ class Experiment:
     return dataclasses.replace(self.config, data=data)
 
 
-def check(config: Config) -> None:
-  """Checks settings, and the names that the architecture gives a meaning to.
-
-  Raises:
-    UserError: a setting is wrong, whatever the data.
-  """
-  validate(config)
-  if not config.model.factory:
-    build_model(with_num_classes(config, 1))
-
-
-def resolve_model(config: Config) -> tuple[Config, nn.Module]:
-  """Checks settings that have no data; the classes are the architecture's own.
-
-  Returns:
-    The resolved settings and the network.
-
-  Raises:
-    UserError: as `check`.
-  """
-  check(config)
-  number = create_model(config.model.name).num_classes
-  config = with_num_classes(_resolve(config), number)
-  return config, build_model(config)
-
-
-def _resolve(config: Config) -> Config:
-  """Fills in what depends on the machine: the kernels and the dtype."""
-  dtype = str(compilation.compute_dtype(config.model.dtype))
-  model = dataclasses.replace(config.model, dtype=dtype)
-  return dataclasses.replace(
-    config, model=model, kernels=kernels.resolve(config.kernels)
+def _open_training(config: Config, mesh: Mesh, images: Images | None) -> Dataset:
+  if images is not None and not is_source(images):
+    return images
+  return create_dataset(
+    config.data, config.batch_size, mesh, config.augment, source=images
   )
-
-
-def with_num_classes(config: Config, num_classes: int) -> Config:
-  """Returns settings with a number of classes, where they have none."""
-  model = dataclasses.replace(
-    config.model, num_classes=config.model.num_classes or num_classes
-  )
-  return dataclasses.replace(config, model=model)
-
-
-def _open_training(config: Config, mesh: Mesh) -> Dataset:
-  return create_dataset(config.data, config.batch_size, mesh, config.augment)
-
-
-def _with_norm_scope(model: nn.Module, config: Config, mesh: Mesh) -> nn.Module:
-  """Returns the model with batch norm over the devices of `config.bn_scope`."""
-  images = config.batch_size // config.optim.accumulate
-  groups = count_norm_groups(config.bn_scope, images, mesh)
-  norm: Any = getattr(model, "norm", None)
-  return with_fields(model, "bn_scope", norm=partial(norm, groups=groups))
-
-
-def _create_task(config: Config) -> Task:
-  if config.task:
-    task: Task = import_factory(config.task, "task")(config)
-    return task
-  return Classification(config.model.num_classes, config.optim.label_smoothing)
-
-
-def _create_mix(config: Config) -> steps.Mix | None:
-  """Returns `mix` with these settings: (key, images, targets) -> both, mixed."""
-  augment = config.augment
-  if not (augment.mixup or augment.cutmix):
-    return None
-  return partial(mix, mixup_alpha=augment.mixup, cutmix_alpha=augment.cutmix)

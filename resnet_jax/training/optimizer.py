@@ -7,7 +7,7 @@ import jax
 import optax
 from jax.tree_util import DictKey
 
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
 
@@ -59,19 +59,25 @@ def kernels_only(params: optax.Params) -> optax.Params:
 
 def create_optimizer(
   config: OptimConfig,
-  schedule: optax.Schedule,
+  schedule: optax.Schedule | None,
   frozen: Collection[str] = (),
+  own: optax.GradientTransformation | None = None,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
 
   Args:
     config: which.
-    schedule: of the learning rate.
+    schedule: of the learning rate; None with an `own` one.
     frozen: top-level groups of parameters that stay as they are, to the bit.
+    own: an optimiser in place of the one that `config` names.
   """
-  if config.factory:
-    tx = import_factory(config.factory, "optim.factory")(schedule)
+  if own is not None:
+    tx = own
+  elif config.factory:
+    kind = optax.GradientTransformation
+    tx = call_factory(config.factory, "optim.factory", schedule, returns=(kind,))
   else:
+    assert schedule is not None
     tx = _create_optimizer(config, schedule)
   freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
   scales = [

@@ -15,6 +15,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
+from resnet_jax.data.batches.mixup_cutmix import Mix
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
@@ -23,7 +24,6 @@ from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
 
 Preprocess = Callable[..., jax.Array]
-Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 TakeBatch = Callable[[Any, jax.Array], Batch]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Metrics]

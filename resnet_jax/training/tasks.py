@@ -12,9 +12,18 @@ import jax
 import jax.numpy as jnp
 import optax
 
+from resnet_jax.config.factories import call_factory
+from resnet_jax.config.schema import Config
 from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
+from resnet_jax.runtime.errors import UserError
+
+# What the log of a run has beside the metrics of a task.
+RESERVED = {
+  *("loss", "count", "skipped_updates", "skipped", "images_per_s", "input_wait"),
+  *("step", "epoch", "split", "learning_rate"),
+}
 
 
 @runtime_checkable
@@ -96,6 +105,14 @@ class Classification:
     return values
 
 
+def create_task(config: Config) -> Task:
+  """Returns the task that a config names; its number of classes is known."""
+  if config.task:
+    task: Task = call_factory(config.task, "task", config, returns=(Task,))
+    return task
+  return Classification(config.model.num_classes, config.optim.label_smoothing)
+
+
 def compute_metrics(
   task: Task,
   logits: Float32[Array, "b k"],
@@ -121,9 +138,14 @@ def compute_metrics(
   chex.assert_type([labels, mask], [int, bool])
   if targets is None:
     targets = task.targets(labels)
-  values = {
+  values = task.metrics(logits, labels)
+  if taken := RESERVED & values.keys():
+    raise UserError(
+      f"{type(task).__name__}.metrics returns {', '.join(sorted(taken))}, which "
+      "training reports itself; choose another name"
+    )
+  values |= {
     "loss": task.loss(logits, targets, train),
-    **task.metrics(logits, labels),
     "count": jnp.ones_like(mask),
   }
   return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}

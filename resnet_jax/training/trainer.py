@@ -57,14 +57,17 @@ def train(
     Stopped: a signal asked for it; the state is saved.
   """
   console = console or Console(quiet=jax.process_index() > 0)
-  with console.status(f"loading {experiment.config.data.name}"):
-    data, plan, task = experiment.train_data, experiment.plan, experiment.task
-    config, start = experiment.saved_config, _load_start(experiment, workdir)
-  results = None
+  with console.status(f"loading {experiment.data_name}"):
+    data, plan, start = experiment.train_data, experiment.plan, None
+    for part in ("state_init", "preprocess", "refresh"):
+      getattr(experiment, part)  # What does not fit is refused before there is a run.
+    if not latest_step(workdir):
+      start = _load_start(experiment)
+  config, facts, results = experiment.saved_config, experiment.facts, None
   with (
-    open_run(workdir, config, plan.num_steps, data.class_names),
+    open_run(workdir, config, plan.num_steps, data.class_names, facts),
     _last_checkpoint_in_errors(workdir),
-    CheckpointStore(workdir, config.checkpoint.keep, task.best_metric) as store,
+    CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
   ):
     state = _restore(experiment, store, start, workdir, console)
     first = int(state.step)
@@ -73,7 +76,7 @@ def train(
       Clock() as clock,
       _open_writer(experiment, workdir, first, clock, console, hooks) as writer,
     ):
-      chunks = data.train_chunks(experiment.keys[1], first, plan)
+      chunks = data.train_chunks(experiment.data_key, first, plan)
       for step, feed, count in clock.waiting(chunks):
         if step - count == first:
           state = _compile(experiment, state, feed)
@@ -97,10 +100,10 @@ def train(
   return TrainResult(state, results)
 
 
-def _load_start(experiment: Experiment, workdir: str) -> Variables | None:
-  """Returns what a new run starts with in place of random numbers, but for the head."""
+def _load_start(experiment: Experiment) -> Variables | None:
+  """Returns the weights that `config.init_from` names, without the head."""
   source = experiment.config.init_from
-  if not source or latest_step(workdir):
+  if not source:
     return None
   return load_start(source, experiment.model, experiment.train_data.image_shape)
 
@@ -115,12 +118,12 @@ def _restore(
   """Returns the newest state or, in a new run, the first one; says what is trained."""
   show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
   state = store.restore_latest(experiment.initial_state(), show)
-  source = experiment.config.init_from
-  if source and not state.step:
-    if start is None:  # There were checkpoints, all damaged.
-      start = load_start(source, experiment.model, experiment.train_data.image_shape)
-    state = start_from(state, start)
-    show(f"starts from {source}, with a new head")
+  if not state.step:
+    if start is None:  # All checkpoints, if there were any, are damaged.
+      start = _load_start(experiment)
+    if start is not None:
+      state = start_from(state, start)
+      show(f"starts from {experiment.config.init_from}, with a new head")
   show(_headline(experiment, state))
   show(f"run: {workdir}")
   return state
@@ -134,6 +137,8 @@ def _open_writer(
   console: Console,
   hooks: Sequence[Hook],
 ) -> MetricWriter:
+  schedule = experiment.schedule
+
   def tell(step: int, split: str, values: dict[str, float]) -> None:
     for hook in hooks:
       if split == "train":
@@ -144,7 +149,7 @@ def _open_writer(
   return MetricWriter(
     workdir,
     experiment.plan,
-    jax.jit(experiment.schedule),
+    None if schedule is None else jax.jit(schedule),
     first,
     console,
     clock,
@@ -169,15 +174,12 @@ def _evaluate(
   Returns:
     The metrics of the last version, None if it is not evaluated, and its variables.
   """
-  results, is_due = None, experiment.plan.eval_at(step)
-  evaluated = state.variables
+  if not experiment.plan.eval_at(step):
+    return None, _last_version(experiment, state)
   for name, variables in _versions(state).items():
-    if not is_due and name != list(_versions(state))[-1]:
-      continue  # Between evaluations only the last version is kept.
     evaluated = experiment.refresh(variables)
-    if is_due:
-      results = evaluate(experiment, evaluated)
-      writer.evaluation(step, results, name)
+    results = evaluate(experiment, evaluated)
+    writer.evaluation(step, results, name)
   return results, evaluated
 
 
@@ -206,10 +208,12 @@ def _last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
 def _check_finite(experiment: Experiment, state: TrainState, step: int) -> None:
   """Raises `FloatingPointError` if parameters or statistics are not finite."""
   if not _all_finite(state.variables):
-    rate = float(experiment.schedule(step - 1))
+    schedule, rate = experiment.schedule, ""
+    if schedule is not None:
+      rate = f", at learning rate {float(schedule(step - 1)):.3g}"
     raise FloatingPointError(
-      f"the parameters are no longer finite after step {step}, at learning rate "
-      f"{rate:.3g}; {DIVERGENCE_ADVICE}"
+      f"the parameters are no longer finite after step {step}{rate}; "
+      f"{DIVERGENCE_ADVICE}"
     )
 
 
@@ -224,10 +228,10 @@ def _headline(experiment: Experiment, state: TrainState) -> str:
   count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
   return (
-    f"{config.model.name} ({params:,} parameters, {config.model.dtype}) on "
-    f"{config.data.name}: {train_data.num_examples:,} training and "
+    f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
+    f"{experiment.data_name}: {train_data.num_examples:,} training and "
     f"{eval_data.num_examples:,} evaluation images of "
     f"{len(train_data.class_names):,} classes\n"
     f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
-    f"{count} {kind} device{'s' * (count > 1)}, {config.kernels} kernels"
+    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels"
   )

@@ -44,7 +44,8 @@ def load_start(
     )
   if Path(source).is_dir():
     workdir, which = run_dir.split_checkpoint(source)
-    run_dir.load_run_config(workdir)
+    if run_dir.read_config(workdir) is None:
+      raise NotFoundError(f"config.init_from={source!r} holds no run: no config.json")
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
     variables["params"].pop("head", None)

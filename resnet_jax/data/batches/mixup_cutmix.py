@@ -4,11 +4,18 @@ Shapes: B batch, H height, W width, C channels, K classes. Targets are
 probabilities of the classes.
 """
 
+from collections.abc import Callable
+from functools import partial
+
 import jax
 import jax.numpy as jnp
 
+from resnet_jax.config.schema import AugmentConfig
 from resnet_jax.data.batches.color_and_erasing import box_mask
 from resnet_jax.runtime.arrays import Array, Float, Float32, Num, PRNGKeyArray
+
+# (key, images, targets) -> images and targets, mixed.
+Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 
 def _beta(key: PRNGKeyArray, alpha: float) -> Float32[Array, ""]:
@@ -119,3 +126,10 @@ def mix(
     lambda: cutmix(key, images, targets, cutmix_alpha),
   )
   return mixed
+
+
+def create_mix(augment: AugmentConfig) -> Mix | None:
+  """Returns `mix` with these settings; None if they mix nothing."""
+  if not (augment.mixup or augment.cutmix):
+    return None
+  return partial(mix, mixup_alpha=augment.mixup, cutmix_alpha=augment.cutmix)

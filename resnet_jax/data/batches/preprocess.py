@@ -11,7 +11,7 @@ from typing import Protocol, runtime_checkable
 import jax
 import jax.numpy as jnp
 
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
 from resnet_jax.runtime.arrays import (
@@ -171,7 +171,7 @@ def create_preprocess(config: Config) -> Preprocess:
   """Returns `preprocess` with these settings: (images, key or None) -> images."""
   augment, own = config.augment, None
   if augment.batch_factory:
-    own = import_factory(augment.batch_factory, "augment.batch_factory")(augment)
+    own = call_factory(augment.batch_factory, "augment.batch_factory", augment)
   return partial(
     preprocess,
     padding=augment.padding,

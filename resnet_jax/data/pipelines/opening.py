@@ -4,10 +4,10 @@ from collections.abc import Sequence
 
 from jax.sharding import Mesh
 
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import call_factory
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
-from resnet_jax.data import Dataset, ImageSource, is_in_memory
+from resnet_jax.data import Dataset, ImageSource, Source, is_in_memory
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
@@ -23,6 +23,7 @@ def create_dataset(
   mesh: Mesh,
   augment: AugmentConfig | None = None,
   class_names: Sequence[str] = (),
+  source: Source | None = None,
 ) -> Dataset:
   """Opens the training or the evaluation split of the configured data set.
 
@@ -34,6 +35,7 @@ def create_dataset(
     mesh: the devices.
     augment: of training; None is evaluation.
     class_names: those of a model to evaluate, if they are known.
+    source: images in place of those that `config` names.
 
   Raises:
     ValueError: a mean or std that does not fit the channels, a batch that does not
@@ -41,13 +43,15 @@ def create_dataset(
     FileNotFoundError: the data set is not there.
   """
   check_batch_size(batch_size, mesh)
-  split = config.eval_split if augment is None else config.train_split
-  source = open_source(config, split, class_names)
-  if augment and len(source.class_names) < 2:
+  where = "the images"
+  if source is None:
+    split = config.eval_split if augment is None else config.train_split
+    source = open_source(config, split, class_names)
+    where = f"{setting_name('data.name')}={config.name!r}"
+  if augment and len(source.class_names) == 1:
     raise UserError(
-      f"{setting_name('data.name')}={config.name!r} has one class, "
-      f"{source.class_names[0]!r}: "
-      "nothing to learn; name the folder that holds the classes"
+      f"{where} has one class, {source.class_names[0]!r}: nothing to learn; name the "
+      "folder that holds the classes"
     )
   channels = source.images.shape[-1] if is_in_memory(source) else 3
   for field in ("mean", "std"):
@@ -61,8 +65,8 @@ def create_dataset(
   if is_in_memory(source):
     if augment and config.train_crop:
       raise UserError(
-        f"config.data.train_crop={config.train_crop!r} must be '' for "
-        f"{config.name!r}, which is built in"
+        f"config.data.train_crop={config.train_crop!r} must be '' for images that are "
+        "in memory"
       )
     resize, crop = config.train_resize, 0
     if augment is None:
@@ -113,7 +117,7 @@ def create_streaming(
     require_train_crop(config)
     own = None
     if augment.image_factory:
-      own = import_factory(augment.image_factory, "augment.image_factory")(augment)
+      own = call_factory(augment.image_factory, "augment.image_factory", augment)
     transform = TrainTransform(
       crop=config.train_crop,
       resize=config.train_resize,

@@ -2,9 +2,9 @@
 
 from collections.abc import Sequence
 
-from resnet_jax.config.factories import import_factory
+from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
-from resnet_jax.data import Source
+from resnet_jax.data import ImageArrays, ImageSource, Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
@@ -22,8 +22,10 @@ def open_source(
     class_names: those of a model; a folder may have some of them only.
   """
   if config.factory:
-    own: Source
-    own = import_factory(config.factory, "data.factory")(config, split)
+    kinds = ImageArrays, ImageSource
+    own: Source = call_factory(
+      config.factory, "data.factory", config, split, returns=kinds
+    )
     return own
   if "://" in config.dir:
     raise UserError(

@@ -4,6 +4,7 @@ Letters: N examples, H height, W width, C channels.
 """
 
 import dataclasses
+import json
 import math
 import os
 from pathlib import Path
@@ -124,6 +125,9 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
   )
   if name.startswith("huggingface:"):  # TFDS would ask the network.
     raise missing
+  folder = root / name.split(":")[0].split("/")[0]
+  for path in [*folder.glob("*/features.json"), *folder.glob("*/*/features.json")]:
+    _check_classes(path)
   try:
     builder = tfds.builder(name, data_dir=root, try_gcs=False)
     if not builder.info.splits:
@@ -143,6 +147,24 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
       f"needed: `{build}`"
     )
   return builder
+
+
+def _check_classes(path: Path) -> None:
+  """Refuses a features.json that has TFDS import somebody else's module."""
+
+  def check(pairs: list[tuple[str, Any]]) -> None:
+    for key, value in pairs:
+      is_class = key in ("pythonClassName", "python_class_name", "type")
+      if is_class and not str(value).startswith("tensorflow_datasets."):
+        raise UserError(
+          f"{path} names the class {value!r}, which is not one of TFDS; prepare the "
+          "data set with TFDS's own features"
+        )
+
+  try:
+    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=check)
+  except json.JSONDecodeError as error:
+    raise UserError(f"{path} is damaged: {error}; prepare the data set anew") from error
 
 
 def _check_features(

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 from resnet_jax.config.fields import check_field_name, set_value
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.training.experiment import check
+from resnet_jax.training.resolved_config import check_settings
 
 if TYPE_CHECKING:
   from optuna.distributions import BaseDistribution
@@ -62,7 +62,7 @@ def check_space(space: Space, config: Config) -> None:
       raise UserError(f"config.{path} is what the sweep itself sets")
     for value in extremes(distribution):
       try:
-        check(with_values(config, {path: value}))
+        check_settings(with_values(config, {path: value}))
       except ValueError as error:
         raise UserError(f"space of config.{path}: {error}") from error
 

@@ -28,7 +28,6 @@ from jax.typing import DTypeLike
 
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Float, Float32
-from resnet_jax.runtime.errors import UserError
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
@@ -75,7 +74,10 @@ def conv2d(
   is_float = all(array.dtype == jnp.float32 for array in then)
   if len(then) == 1 or [array.shape for array in then] != expected or not is_float:
     found = ", ".join(str(jax.typeof(array)) for array in then)
-    raise UserError(f"what follows a convolution to {shape} is {found}")
+    raise ValueError(
+      f"expected a float32 scale and bias of shape {shape[-1:]} and a residual of "
+      f"shape {shape}, got {found}"
+    )
   settings = {"stride": stride, "padding": padding, "relu": relu}
   return _call(_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
 

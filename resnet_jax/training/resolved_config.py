@@ -1,0 +1,56 @@
+"""Settings checked, and completed by what the machine and the data tell."""
+
+import copy
+import dataclasses
+
+from flax import linen as nn
+
+from resnet_jax.config.schema import Config
+from resnet_jax.config.validation import validate
+from resnet_jax.models.registry import build_model, create_model
+from resnet_jax.runtime import compilation
+
+
+def check_settings(config: Config, own_model: bool = False) -> None:
+  """Checks settings, and the names that the architecture gives a meaning to.
+
+  Args:
+    config: the settings.
+    own_model: whether a network is given, so that `config.model` names none.
+
+  Raises:
+    UserError: a setting is wrong, whatever the data.
+  """
+  validate(config)
+  if not config.model.factory and not own_model:
+    build_model(with_num_classes(config, 1))
+
+
+def resolve_model(config: Config) -> tuple[Config, nn.Module]:
+  """Checks settings that have no data; the classes are the architecture's own.
+
+  Returns:
+    The settings with the number of classes and the dtype, and the network.
+
+  Raises:
+    UserError: as `check_settings`.
+  """
+  check_settings(config)
+  number = create_model(config.model.name).num_classes
+  config = with_num_classes(with_dtype(config), number)
+  return config, build_model(config)
+
+
+def with_num_classes(config: Config, num_classes: int) -> Config:
+  """Returns settings with a number of classes, where they have none."""
+  model = dataclasses.replace(
+    config.model, num_classes=config.model.num_classes or num_classes
+  )
+  return dataclasses.replace(config, model=model)
+
+
+def with_dtype(config: Config) -> Config:
+  """Returns a copy of settings with the dtype of this machine."""
+  config = copy.deepcopy(config)
+  config.model.dtype = str(compilation.compute_dtype(config.model.dtype))
+  return config
