@@ -1,43 +1,42 @@
 """Residual networks in JAX and Flax: train, reproduce, build on.
 
-Networks need jax, flax and numpy only. Whatever needs more is imported when it is first
-used: `train`, `evaluate`, `Experiment`, `Classifier`, `load`, `weights`.
+Every name is imported when it is first used. Networks need jax, flax and numpy only;
+`train`, `evaluate`, `Experiment`, `Classifier`, `load` and `weights` need more.
 """
 
 import importlib
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.config import Config
-from resnet_jax.models.blocks import (
-  BasicBlock,
-  BottleneckBlock,
-  PreActBasicBlock,
-  PreActBottleneckBlock,
-)
-from resnet_jax.models.dense_heads import FPN, FCNHead
-from resnet_jax.models.layers import Conv, SqueezeExcite
-from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
-from resnet_jax.models.registry import (
-  MODELS,
-  ResNet18,
-  ResNet34,
-  ResNet50,
-  ResNet101,
-  ResNet152,
-  create_model,
-)
-from resnet_jax.models.resnet import Backbone, ResNet
-from resnet_jax.models.shortcuts import (
-  HighwayShortcut,
-  IdentityShortcut,
-  NoShortcut,
-  ProjectionShortcut,
-)
-from resnet_jax.models.stems import CifarStem, DeepStem, ImageNetStem
-
 if TYPE_CHECKING:
   from resnet_jax import weights
+  from resnet_jax.config import Config
   from resnet_jax.inference.classifier import Classifier, load
+  from resnet_jax.models.blocks import (
+    BasicBlock,
+    BottleneckBlock,
+    PreActBasicBlock,
+    PreActBottleneckBlock,
+  )
+  from resnet_jax.models.dense_heads import FPN, FCNHead
+  from resnet_jax.models.layers import Conv, SqueezeExcite
+  from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+  from resnet_jax.models.registry import (
+    MODELS,
+    ResNet18,
+    ResNet34,
+    ResNet50,
+    ResNet101,
+    ResNet152,
+    create_model,
+  )
+  from resnet_jax.models.resnet import Backbone, ResNet
+  from resnet_jax.models.shortcuts import (
+    HighwayShortcut,
+    IdentityShortcut,
+    NoShortcut,
+    ProjectionShortcut,
+  )
+  from resnet_jax.models.stems import CifarStem, DeepStem, ImageNetStem
   from resnet_jax.training.evaluator import evaluate
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.hooks import Hook
@@ -46,18 +45,26 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# Where the names are that need more than a network does.
-_LATER = {
-  "Classification": "resnet_jax.training.tasks",
-  "Classifier": "resnet_jax.inference.classifier",
-  "Experiment": "resnet_jax.training.experiment",
-  "Hook": "resnet_jax.training.hooks",
-  "Task": "resnet_jax.training.tasks",
-  "TrainResult": "resnet_jax.training.trainer",
-  "evaluate": "resnet_jax.training.evaluator",
-  "load": "resnet_jax.inference.classifier",
-  "train": "resnet_jax.training.trainer",
+# The file of each name.
+_FILES = {
+  "config": "Config",
+  "inference.classifier": "Classifier load",
+  "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
+  "models.dense_heads": "FPN FCNHead",
+  "models.layers": "Conv SqueezeExcite",
+  "models.norms": "BatchNorm FrozenBatchNorm GroupNorm",
+  "models.registry": "MODELS create_model "
+  "ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
+  "models.resnet": "Backbone ResNet",
+  "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
+  "models.stems": "CifarStem DeepStem ImageNetStem",
+  "training.evaluator": "evaluate",
+  "training.experiment": "Experiment",
+  "training.hooks": "Hook",
+  "training.tasks": "Classification Task",
+  "training.trainer": "TrainResult train",
 }
+_FILE_OF = {name: file for file, names in _FILES.items() for name in names.split()}
 
 __all__ = [
   "FPN",
@@ -104,6 +111,10 @@ __all__ = [
 def __getattr__(name: str) -> Any:
   if name == "weights":
     return importlib.import_module("resnet_jax.weights")
-  if name in _LATER:
-    return getattr(importlib.import_module(_LATER[name]), name)
+  if name in _FILE_OF:
+    return getattr(importlib.import_module(f"resnet_jax.{_FILE_OF[name]}"), name)
   raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+  return sorted([*globals(), *__all__])

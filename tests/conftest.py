@@ -48,6 +48,8 @@ install_import_hook([f"resnet_jax.{room}" for room in ROOMS], "typecheck.check")
 
 DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
 jax.config.update("jax_num_cpu_devices", DEVICES)
+# Arrays of fewer axes must be given the axes that they lack.
+jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=DEVICES == 1)

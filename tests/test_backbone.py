@@ -93,7 +93,7 @@ def test_the_classifier_is_on_top_of_the_last_map():
   variables = init(net, images)
   maps = Backbone(net).apply(variables, images)
   head = variables["params"]["head"]
-  expected = maps["c4"].mean((1, 2)) @ head["kernel"] + head["bias"]
+  expected = maps["c4"].mean((1, 2)) @ head["kernel"] + head["bias"][None]
   ours = net.apply(variables, images)
   np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
 

@@ -94,8 +94,8 @@ def test_squeeze_excite_scales_channels_by_a_function_of_their_means():
   y, variables = layers.SqueezeExcite().init_with_output(jax.random.key(1), x)
   first, second = (variables["params"][name] for name in ("fc1", "fc2"))
   assert first["kernel"].shape == (32, 2)
-  hidden = nn.relu(x.mean((1, 2)) @ first["kernel"] + first["bias"])
-  scale = nn.sigmoid(hidden @ second["kernel"] + second["bias"])
+  hidden = nn.relu(x.mean((1, 2)) @ first["kernel"] + first["bias"][None])
+  scale = nn.sigmoid(hidden @ second["kernel"] + second["bias"][None])
   np.testing.assert_allclose(y, x * scale[:, None, None], rtol=1e-5, atol=1e-6)
 
 

@@ -92,7 +92,8 @@ def test_what_follows_a_convolution(shape, relu, added):
   x, kernel, other = arrays(*shape)
   stride, padding = shape[5:]
   scale, shift = jnp.linspace(-1, 2, shape[3]), jnp.linspace(3, -2, shape[3])
-  expected = conv._lax_conv(x, kernel, stride, padding, groups=1) * scale + shift
+  expected = conv._lax_conv(x, kernel, stride, padding, groups=1)
+  expected = expected * scale[None, None, None] + shift[None, None, None]
   then = (scale, shift, other) if added else (scale, shift)
   expected = sum(then[2:], expected)
   expected = jax.nn.relu(expected) if relu else expected

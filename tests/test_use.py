@@ -151,7 +151,7 @@ def test_grad_cam_is_that_of_the_gradients():
   classes = jnp.array([2, 0, 6])
 
   def logits(maps):
-    return (maps.mean(axis=(1, 2)) @ kernel + bias)[jnp.arange(3), classes].sum()
+    return (maps.mean(axis=(1, 2)) @ kernel + bias[None])[jnp.arange(3), classes].sum()
 
   weights = jax.grad(logits)(maps).mean(axis=(1, 2))
   wanted = jax.nn.relu((maps * weights[:, None, None]).sum(-1))

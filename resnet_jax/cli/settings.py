@@ -32,7 +32,9 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
     elif name.startswith("config."):
       path = name.removeprefix("config.")
     else:
-      raise UserError(f"{flag} is no flag; settings are --config.NAME=VALUE")
+      near = ", ".join(f"--config.{path}" for path in fields.near_names(name))
+      hint = f"did you mean {near}?" if near else "settings are --config.NAME=VALUE"
+      raise UserError(f"{flag} is no flag; {hint}")
     fields.check_field_name(path)
     if not has_value:
       if _TYPES[path] is bool:

@@ -19,7 +19,6 @@ from resnet_jax.experiments import jobs
 from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study
 from resnet_jax.experiments.studies.outcomes import row_of
 from resnet_jax.experiments.studies.report import Planned, Report, write_report
-from resnet_jax.runs.run_dir import hold
 from resnet_jax.runtime.errors import UserError, fail
 
 TEXT = (
@@ -48,6 +47,8 @@ def run(args: argparse.Namespace) -> None:
 
   Exit status 1 if a run failed.
   """
+  from resnet_jax.runs.run_dir import hold  # JAX takes seconds to import.
+
   check_choice("NAME", args.name, STUDIES)
   study = STUDIES[args.name]
   check_choice("--scale", args.scale, SCALES)

@@ -15,7 +15,6 @@ from resnet_jax.cli.settings import load_config
 from resnet_jax.config import serialization
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.tables import write_table
-from resnet_jax.runs.run_dir import hold
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.errors import UserError, fail
 
@@ -80,6 +79,7 @@ def run(args: argparse.Namespace) -> None:
   if importlib.util.find_spec("optuna") is None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
+  from resnet_jax.runs.run_dir import hold
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)
@@ -163,7 +163,7 @@ def _write(
   doc = (
     f"The best of {len(states)} trials around {args.config}, by {args.metric} "
     f"{best.value:.4f}\non {judge}.\n\n"
-    f"Command: python train.py --config={out / 'best.py'}\n"
+    f"Command: resnet-jax train --config={out / 'best.py'}\n"
   )
   write_text(
     out / "best.py", serialization.to_source(space.with_values(base, best.params), doc)
@@ -172,6 +172,6 @@ def _write(
   console.print(f"figures: {', '.join(str(out / name) for name in names)}")
   todo = "next, the test images, once" if args.val_share else "next"
   console.print(
-    f"{todo}: python train.py --config={out / 'best.py'}",
+    f"{todo}: resnet-jax train --config={out / 'best.py'}",
     highlight=False,
   )

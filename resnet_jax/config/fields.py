@@ -59,12 +59,27 @@ def check_field_name(path: str) -> None:
   """Raises `ValueError` with the nearest names if `path` is no setting's name."""
   known = list(flatten(Config()))
   if path not in known:
-    last = path.rsplit(".", 1)[-1]
-    near = difflib.get_close_matches(path, known, n=2)
-    near += [name for name in known if name.rsplit(".", 1)[-1] == last]
-    near = list(dict.fromkeys(near)) or known
+    near = near_names(path)
+    if not near:
+      raise UserError(
+        f"config.{path} is no setting; `resnet-jax train --help` lists all settings"
+      )
     names = ", ".join(f"config.{name}" for name in near)
     raise UserError(f"config.{path} is no setting; did you mean {names}?")
+
+
+# Short names that other programs have.
+_SHORT = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "num_epochs"}
+
+
+def near_names(path: str) -> list[str]:
+  """Returns the settings that someone may have meant by a name that is none."""
+  known = list(flatten(Config()))
+  last = path.rsplit(".", 1)[-1].replace("-", "_")
+  last = _SHORT.get(last, last)
+  near = difflib.get_close_matches(path, known, n=2)
+  near += [name for name in known if name.rsplit(".", 1)[-1] == last]
+  return list(dict.fromkeys(near))
 
 
 def type_name(path: str) -> str:

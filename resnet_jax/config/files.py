@@ -7,6 +7,7 @@ take the name of a variant. The `config.json` of a run is a config file too.
 import ast
 import difflib
 import importlib.util
+import inspect
 import os
 import traceback
 from collections.abc import Collection
@@ -98,8 +99,10 @@ def load_config_file(
 def _get_config(path: Path, name: str, variant: str) -> object:
   """Runs a config file; whatever it raises becomes one line with its place."""
   try:
-    module = _import_file(path)
-    return module.get_config(variant) if variant else module.get_config()
+    function = _import_file(path).get_config
+    if variant and not inspect.signature(function).parameters:
+      raise UserError(f"--config={name}: {path.name} has no variants")
+    return function(variant) if variant else function()
   except UserError:
     raise
   except Exception as error:  # It is the user's code.

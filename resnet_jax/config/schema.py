@@ -4,7 +4,7 @@ A file in `configs/` returns a `Config`, and `--config.a.b=value` changes it.
 `validation.py` refuses wrong types and values before anything is compiled. A field says
 itself which values it takes, and whether a resumed run may have another value.
 
-No postponed annotations here: `ml_collections.config_flags` reads the types.
+No postponed annotations here: `validation.py` and the command line read the types.
 """
 
 import dataclasses
@@ -39,7 +39,7 @@ class ModelConfig:
     name: a key of `resnet_jax.MODELS`: resnet50, resnet20, plain20, resnext50_32x4d...
     factory: import path of an own network, "package.module:function". The function
       takes this `ModelConfig`, whose `num_classes` and `dtype` are then known, and
-      returns a Flax module that maps images to logits; `name` is then only a name.
+      returns a Flax module that maps images to logits; `name` is then unused.
     num_classes: number of logits; 0 takes it from the data.
     stem: "imagenet", "deep", "cifar", or "" for the architecture's own.
     shortcut: "A", "B", "C", "D", "highway", "none", or "" for the architecture's own.
@@ -78,7 +78,7 @@ class DataConfig:
       prepared as array_record.
     factory: import path of an own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split, and returns an `ImageSource` or
-      an `ImageArrays`; `name` is then only a name.
+      an `ImageArrays`; `name` is then unused.
     dir: TFDS data directory, "" is TFDS's default, ~/tensorflow_datasets; of "folder":
       a folder for each class, with or without train/ and val/ above them;
       Tiny-ImageNet as it is downloaded; or a .csv file of path,label.
@@ -100,8 +100,8 @@ class DataConfig:
     interpolation: of the resizing, antialiased: "bilinear" or "bicubic". The
       "random_resized" parts are resized bilinearly, without.
     num_examples: of "synthetic"; its evaluation split is as large.
-    on_error: what an image does that cannot be read: "raise" ends the run with its
-      name; "skip" counts it and takes the next one, or leaves it out of evaluation.
+    on_error: what to do with an unreadable image: "raise" ends the run with its name;
+      "skip" counts it and takes the next one, or leaves it out of evaluation.
     max_skip_share: the share of skipped images that ends the run all the same.
     max_pixels: an image with more is one that cannot be read.
     num_threads: that decode images; 0 is one for each core.
@@ -210,8 +210,8 @@ class OptimConfig:
     label_smoothing: probability spread evenly over all classes.
     accumulate: number of parts that a batch is split into, computed one after the
       other to save memory; the learning rate and `batch_size` are of the whole.
-    ema_decay: of the moving average of parameters and statistics that is evaluated
-      next to them, an update; 0 keeps none.
+    ema_decay: EMA decay per update, of parameters and batch-norm statistics; 0 disables
+      it. The EMA weights are evaluated too, and saved as the best.
     clip_norm: largest global norm of the gradient; 0 does not clip.
     shard_state: split the optimiser's state over the devices, to save memory (ZeRO-1).
     skip_nonfinite: leave out and count an update whose loss or gradient is not finite;

@@ -29,7 +29,7 @@ _CACHE = "jax_compilation_cache_dir"
 
 
 def main() -> None:
-  """Does what is asked for; exit status as `cli.py` says, 3 if it was stopped."""
+  """Does what is asked; exit status as in `runtime/errors.py`, 3 if it was stopped."""
   compilation.keep_freed_memory()
   with errors.clean_errors():
     request = json.loads(sys.stdin.readline())

@@ -30,7 +30,7 @@ Advance = Callable[[int, list[str]], object]
 
 
 def list_all(root: Path, val_share: float) -> FileList:
-  """Lists the images of all splits of a folder or table, see `files.list_images`.
+  """Lists the images of all splits of a folder or table, see `folder.list_images`.
 
   A folder that has no folders is images without labels: those are -1.
 

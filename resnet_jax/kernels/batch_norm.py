@@ -9,7 +9,7 @@ from jax import lax
 from jax.ad_checkpoint import checkpoint_name
 
 from resnet_jax.kernels import choice, native
-from resnet_jax.runtime.arrays import Array, Float, Float32
+from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 
 # The result, then mean and variance.
 Normalised = tuple[jax.Array, jax.Array, jax.Array]
@@ -67,6 +67,8 @@ def normalize(
   epsilon: float,
 ) -> Float[Array, "*b c"]:
   """Normalises by given statistics of each channel; float32."""
+  mean, var = prepend_axes(mean, x), prepend_axes(var, x)
+  scale, bias = prepend_axes(scale, x), prepend_axes(bias, x)
   return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
 
 
@@ -127,7 +129,9 @@ def _native_backward(
 
   def reference(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
     dy = dy.astype(jnp.float32)
-    return jnp.stack([dy.sum((0, 1, 2)), (dy * (x - mean)).sum((0, 1, 2))])
+    return jnp.stack(
+      [dy.sum((0, 1, 2)), (dy * (x - prepend_axes(mean, x))).sum((0, 1, 2))]
+    )
 
   sums = native.with_derivatives(native.batch_norm_sums, reference)
   dy_sum, dy_x_sum = sums(x, mean, dy)
@@ -136,7 +140,10 @@ def _native_backward(
   # Of 1, of x's distance from its mean, and of dy, in the gradient of x.
   constant = (dmean - scale * rstd * dy_sum) / number
   slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
-  dx = constant + (x - mean) * slope + dy * (scale * rstd)
+  mean, constant, slope, factor = (
+    prepend_axes(values, x) for values in (mean, constant, slope, scale * rstd)
+  )
+  dx = constant + (x - mean) * slope + dy * factor
   return dx.astype(x.dtype), dy_x_sum * rstd, dy_sum
 
 

@@ -30,7 +30,7 @@ from resnet_jax.kernels.single_conv import cpu_conv as _cpu_conv
 from resnet_jax.kernels.single_conv import is_native as _is_native
 from resnet_jax.kernels.single_conv import lax_conv as _lax_conv
 from resnet_jax.kernels.single_conv import pointwise_gradients as _pointwise_gradients
-from resnet_jax.runtime.arrays import Array, Float
+from resnet_jax.runtime.arrays import Array, Float, prepend_axes
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
@@ -114,7 +114,7 @@ def conv2d_then(
     added = () if residual is None else (residual,)
     return _fused_conv2d(x, kernel, (bias, *added), stride, padding, relu)
   y = conv2d(x, kernel, stride, padding, groups, dilation)
-  y = (y + bias).astype(x.dtype)
+  y = (y + prepend_axes(bias, y)).astype(x.dtype)
   if residual is not None:
     y += residual
   return jax.nn.relu(y) if relu else y
@@ -249,7 +249,7 @@ def _conv_and_then(
   relu: bool,
 ) -> jax.Array:
   y = _named(_tuned_conv2d(x, kernel, stride, padding), "conv")
-  y = sum(added, y + bias)
+  y = sum(added, y + prepend_axes(bias, y))
   return jax.nn.relu(y) if relu else y
 
 

@@ -14,7 +14,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
-from resnet_jax.runtime.arrays import Array, Float, Float32
+from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 from resnet_jax.runtime.errors import UserError
 
 
@@ -26,7 +26,7 @@ class _BiasedConv(Conv):
     self, x: Float[Array, "b h w c"]
   ) -> Float[Array, "b _ _ {self.features}"]:
     bias = self.param("bias", nn.initializers.zeros, (self.features,), jnp.float32)
-    return super().__call__(x) + bias.astype(self.dtype)
+    return super().__call__(x) + prepend_axes(bias.astype(self.dtype), x)
 
 
 class FPN(nn.Module):

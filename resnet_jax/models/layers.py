@@ -1,4 +1,4 @@
-"""The parts of a residual network: convolution, pooling, stems, squeeze-excite.
+"""The layers of a residual network: convolution, pooling, squeeze-excite.
 
 Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameters
 are float32; `dtype` is what a layer computes in and returns.

@@ -20,7 +20,7 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from resnet_jax import kernels
-from resnet_jax.runtime.arrays import Array, Float, Float32
+from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 from resnet_jax.runtime.errors import UserError
 
 
@@ -155,7 +155,8 @@ class FrozenBatchNorm(nn.Module):
     mean = constant("mean", nn.initializers.zeros)
     var = constant("var", nn.initializers.ones)
     scale = scale * jax.lax.rsqrt(var + self.epsilon)
-    return (x * scale + (bias - mean * scale)).astype(self.dtype)
+    bias = bias - mean * scale
+    return (x * prepend_axes(scale, x) + prepend_axes(bias, x)).astype(self.dtype)
 
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
@@ -181,7 +182,7 @@ class NoNorm(nn.Module):
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Normalises."""
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
-    return (x + bias).astype(self.dtype)
+    return (x + prepend_axes(bias, x)).astype(self.dtype)
 
 
 class FoldedNorm(nn.Module):
@@ -205,9 +206,10 @@ class FoldedNorm(nn.Module):
     """Normalises."""
     features = x.shape[-1:]
     if self.has_variable("params", "scale"):
-      x = x * self.param("scale", self.scale_init, features, jnp.float32)
+      scale = self.param("scale", self.scale_init, features, jnp.float32)
+      x = x * prepend_axes(scale, x)
     bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
-    return (x + bias).astype(self.dtype)
+    return (x + prepend_axes(bias, x)).astype(self.dtype)
 
 
 NORMS = {

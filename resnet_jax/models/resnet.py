@@ -37,7 +37,7 @@ class Stage(nn.Module):
     stride: of the first block.
     dilation: of the blocks' 3x3 convolutions.
     first_dilation: of the one that has the stride, where that was taken away.
-    scan: run the others as one under `nn.scan`; see `layout.py` for their variables.
+    scan: run the others as one under `nn.scan`, with the variables of `scan_layout.py`.
       For the backward pass all keep convolutions and moments, and normalise anew.
     remat: keep only the blocks' inputs for the backward pass, compute the rest anew.
   """
@@ -114,10 +114,10 @@ class ResNet(nn.Module):
     dropout: inside the blocks, for those that have it.
     frozen: which of `groups` stay in evaluation mode in training: their norms use and
       keep the running statistics, and nothing is dropped. Their parameters stay too if
-      the optimiser leaves them, see `optim.create_optimizer`.
+      the optimiser leaves them, see `training/optimizer.py`.
     scan: run the equal blocks of a stage as one under `nn.scan`: compilation no
       longer takes longer for deeper nets. `init` then gives the scanned layout of
-      `layout.py`; `apply` takes either.
+      `scan_layout.py`; `apply` takes either.
     remat: save memory by computing activations inside blocks twice.
     dtype: of the computation. Parameters, batch-norm statistics and logits are
       float32 whatever it is.

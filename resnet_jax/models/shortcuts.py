@@ -121,7 +121,8 @@ def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h
   shifts = [(down, right) for down in (0, distance) for right in (0, distance)]
   total = sum(padded[:, i : i + height, j : j + width] for i, j in shifts)
   rows, columns = (1 + (jnp.arange(n) < n - distance) for n in (height, width))
-  return total / (rows[:, None, None] * columns[:, None]).astype(x.dtype)
+  counts = rows[None, :, None, None] * columns[None, None, :, None]
+  return total / counts.astype(x.dtype)
 
 
 class HighwayShortcut(ProjectionShortcut):

@@ -11,6 +11,7 @@ numpy only.
 
 from typing import TYPE_CHECKING, Any
 
+import jax.numpy as jnp
 import numpy as np
 from jax import Array
 
@@ -53,4 +54,10 @@ __all__ = [
   "PRNGKeyArray",
   "Shaped",
   "UInt8",
+  "prepend_axes",
 ]
+
+
+def prepend_axes(values: Array, x: Array) -> Array:
+  """Returns values, such as one for each channel, with as many axes as `x` has."""
+  return jnp.expand_dims(values, tuple(range(x.ndim - values.ndim)))

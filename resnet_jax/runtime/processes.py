@@ -179,7 +179,7 @@ def _ending_together() -> Iterator[None]:
     if isinstance(error, SystemExit) and not error.code:
       raise
     status, reason = 1, error
-    if isinstance(error, SystemExit):  # `cli.fail` has printed its reason.
+    if isinstance(error, SystemExit):  # `errors.fail` has printed its reason.
       status, reason = int(str(error.code)), error.__context__ or error
     elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_network(error):
       time.sleep(2 * _POLL_S)  # Whose end it is may be known in a moment.

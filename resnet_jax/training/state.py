@@ -20,7 +20,7 @@ from resnet_jax.runtime.arrays import Array, Int32, PRNGKeyArray
 
 
 class TrainState(train_state.TrainState):
-  """`step`, `params`, `opt_state` of Flax's, and two more.
+  """Flax's `step`, `params` and `opt_state`, and three more.
 
   Attributes:
     batch_stats: running mean and variance of the batch norms, float32; empty if the

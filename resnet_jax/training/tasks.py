@@ -99,7 +99,7 @@ class Classification:
       # By comparisons, as `top_k` would gather all logits on all devices; the first of
       # equals comes first, as there.
       own = jnp.take_along_axis(logits, labels[:, None], axis=1)
-      earlier = jnp.arange(self.num_classes) < labels[:, None]
+      earlier = jnp.arange(self.num_classes)[None] < labels[:, None]
       better = (logits > own) | ((logits == own) & earlier)
       values["top5"] = better.sum(-1) < 5
     return values

@@ -1,7 +1,4 @@
-"""Training that starts from trained weights: which parts stay, which learn slower.
-
-A group is one of `ResNet.groups`: "stem", "stage1" ... "head".
-"""
+"""Training that starts from trained weights, with a new head."""
 
 from pathlib import Path
 from typing import Any

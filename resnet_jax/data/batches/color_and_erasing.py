@@ -16,6 +16,7 @@ from resnet_jax.runtime.arrays import (
   Int,
   Num,
   PRNGKeyArray,
+  prepend_axes,
 )
 
 
@@ -31,7 +32,7 @@ def _blend(
 def _grey(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 1"]:
   """Returns the luma of ITU-R BT.601, as PIL's mode L."""
   # Not a matrix product: accelerators would round its factors.
-  luma = jnp.array([0.299, 0.587, 0.114], jnp.float32)
+  luma = prepend_axes(jnp.array([0.299, 0.587, 0.114], jnp.float32), images)
   return jnp.sum(images * luma, axis=-1, keepdims=True)
 
 
@@ -64,7 +65,8 @@ def _shift_hue(
     jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
   )
   # Each channel falls from `value` by `chroma` over a third of the colour circle.
-  position = (jnp.array([5, 3, 1]) + hue + 6 * turns) % 6
+  offsets = prepend_axes(jnp.array([5, 3, 1]), hue)
+  position = (offsets + hue + 6 * turns) % 6
   return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)
 
 
@@ -123,8 +125,8 @@ def box_mask(
   image_shape: tuple[int, ...],
 ) -> Bool[Array, "... {image_shape[0]} {image_shape[1]} 1"]:
   """Returns what is inside of a box; sides [B, 1, 1, 1] give B boxes."""
-  rows = jnp.arange(image_shape[0])[:, None, None]
-  columns = jnp.arange(image_shape[1])[:, None]
+  rows = prepend_axes(jnp.arange(image_shape[0])[:, None, None], top)
+  columns = prepend_axes(jnp.arange(image_shape[1])[None, :, None], top)
   return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
 
 

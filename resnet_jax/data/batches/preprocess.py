@@ -22,6 +22,7 @@ from resnet_jax.runtime.arrays import (
   Num,
   PRNGKeyArray,
   UInt8,
+  prepend_axes,
 )
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -84,7 +85,8 @@ def normalize(
   # One multiplication and one subtraction for each pixel.
   scale = 1 / (255 * jnp.array(std, jnp.float32))
   shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
-  return images.astype(jnp.float32) * scale - shift
+  pixels = images.astype(jnp.float32)
+  return pixels * prepend_axes(scale, pixels) - prepend_axes(shift, pixels)
 
 
 def resize_and_crop(
