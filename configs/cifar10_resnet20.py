@@ -22,8 +22,9 @@ Table 6 of the paper gives these test errors, of training on 45k or 50k images:
 resnet20 8.75 %, resnet32 7.51 %, resnet44 7.17 %, resnet56 6.97 %, resnet110 6.43 %,
 resnet1202 7.93 %.
 
-No variant is trained to the end with this package yet. resnet20 had 55.9 % test top-1
-after its first 600 updates (2026-11-21, about 10 minutes on 2 cores of a shared CPU).
+resnet20 trained to its end, seed 0, has 91.51 % test top-1 (8.49 % error) at the last
+update, on 2026-11-26: 5.4 hours of training beside other work on 2 cores of a shared
+CPU, stopped and resumed once. The other variants are not trained to the end yet.
 """
 
 from resnet_jax.config import Config, recipes, set_value
