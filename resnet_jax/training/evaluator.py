@@ -36,6 +36,8 @@ def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
     metrics of an own task; "count", "images_per_s".
   """
   start = time.monotonic()
+  # Those that the user restored may be on one device.
+  variables = jax.device_put(variables, replicated(experiment.mesh))
   variables = experiment.fold(variables)
   total: Metrics | None = None
   for chunk in experiment.eval_data.eval_chunks():
@@ -121,7 +123,6 @@ def evaluate_weights(
       "class indices"
     )
   _check_channels(experiment, image_channels(variables))
-  variables = jax.device_put(variables, replicated(experiment.mesh))
   return evaluate(experiment, variables)
 
 
