@@ -34,7 +34,7 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
   os.environ["JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS"] = "0"
 
 import jax  # noqa: E402 - after the variables it reads
-from jaxtyping import install_import_hook  # noqa: E402
+from jaxtyping import install_import_hook  # noqa: E402 - beside JAX, which it uses
 
 # All annotated arguments and results are checked, shapes and dtypes of arrays too. Not
 # in `config`, whose fields are other things until the dataclass is made, nor in readers

@@ -28,7 +28,7 @@ class Prediction:
     classes: of the highest probabilities, from the highest on.
     probabilities: theirs, in [0, 1].
     image: as the network sees it; None unless asked for.
-    heat: `grad_cam` of the first class; likewise.
+    heat: `grad_cam` of the first class, >= 0; None unless asked for.
   """
 
   file: str

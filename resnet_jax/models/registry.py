@@ -240,24 +240,15 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
   """Returns the network with groups of parameters in evaluation mode in training.
 
   Raises:
-    UserError: the network has no such groups.
+    UserError: the network has no such groups, or no field `frozen`.
   """
   if not frozen:
     return model
-  changed = with_fields(model, "freeze", frozen=frozen)
+  _check_fields(model, ["frozen"], "freeze", "a network")
+  changed = model.clone(frozen=frozen)
   if groups := getattr(changed, "groups", ()):  # Else its parameters tell.
     check_frozen(frozen, groups)
   return changed
-
-
-def with_fields(model: nn.Module, setting: str, **values: Any) -> nn.Module:
-  """Returns the network with other values of its fields.
-
-  Raises:
-    UserError: an own network has no such field, which `setting` needs.
-  """
-  _check_fields(model, values, setting, "a network")
-  return model.clone(**values)
 
 
 def with_norm(model: nn.Module, setting: str, **values: Any) -> nn.Module:

@@ -138,14 +138,15 @@ def compute_metrics(
   chex.assert_type([labels, mask], [int, bool])
   if targets is None:
     targets = task.targets(labels)
-  values = task.metrics(logits, labels)
-  if taken := RESERVED & values.keys():
+  own = task.metrics(logits, labels)
+  if taken := RESERVED & own.keys():
     raise UserError(
       f"{type(task).__name__}.metrics returns {', '.join(sorted(taken))}, which "
       "training reports itself; choose another name"
     )
-  values |= {
+  values = {
     "loss": task.loss(logits, targets, train),
+    **own,
     "count": jnp.ones_like(mask),
   }
   return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}
