@@ -200,6 +200,7 @@ def torch_model(name: str, compiled: bool):
   sizes, bottleneck, size = MODELS[name]
   small = size == 32
   device = "cuda" if torch.cuda.is_available() else "cpu"
+  torch.backends.cudnn.benchmark = True  # The fastest kernels, as XLA looks for them.
   if device == "cuda" and not small:
     import torchvision
 

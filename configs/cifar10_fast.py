@@ -1,4 +1,4 @@
-"""ResNet-18 on CIFAR-10 for 16 epochs, on one GPU; the aim is 94 % test accuracy.
+"""ResNet-18 on CIFAR-10 for 16 epochs, on one GPU.
 
 Command:
 resnet-jax train --config=cifar10_fast --config.data.dir=DIR --workdir=RUN
@@ -13,7 +13,9 @@ with Nesterov's momentum. Random rectangles of the images are erased (DeVries & 
 2017). The network has CIFAR's 3x3 stem. The images stay on the device, and one call of
 the compiled loop is an epoch.
 
-The network is not trained with this package yet.
+Seed 0 has 91.24 % test top-1 at the end, and seed 1 has 91.71 %, on 2026-11-26 on one
+H100 in bfloat16. So the recipe does not reach the 94 % of DAWNBench's entries. A run
+took 69 to 77 s beside other runs, 17 s of which were training.
 """
 
 from resnet_jax.config import (

@@ -7,7 +7,8 @@ The network has three stages of two blocks, with 16, 32 and 64 channels. The bat
 128 images, and a run has 20 epochs. The pixels are scaled to [-1, 1]. The learning rate
 of Adam is 1e-3. There is no augmentation and no weight decay.
 
-The network is not trained to the end with this package yet.
+Seed 0 has 75.25 % test top-1 at the end, on 2026-11-26 on one H100 in bfloat16. Its
+best evaluation has 78.23 %: without augmentation the network overfits.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -45,7 +45,7 @@ class Clock(Protocol):
   """Measures the calls of training."""
 
   def lap(self) -> tuple[float, float]:
-    """Returns the seconds since the last lap, and how many the devices waited."""
+    """Returns the seconds of the oldest call not told yet, and how many were waited."""
 
 
 class MetricWriter:

@@ -1,6 +1,7 @@
 """The time of training, and how much of it the devices waited for images."""
 
 import time
+from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent import futures
 from typing import Any, TypeVar
@@ -21,6 +22,8 @@ class Clock:
     """Measures from now on."""
     self._watcher = futures.ThreadPoolExecutor(1, "clock")
     self._idle_since: futures.Future[float] | None = None
+    # When each call that `lap` has not told yet ends, and how long it was waited for.
+    self._calls: deque[tuple[futures.Future[float], float]] = deque()
     self._mark, self._waited = time.monotonic(), 0.0
 
   def __enter__(self) -> "Clock":
@@ -58,12 +61,20 @@ class Clock:
       result: of the call, a tree of arrays.
     """
     self._idle_since = self._watcher.submit(_time_when_ready, result)
+    self._calls.append((self._idle_since, self._waited))
+    self._waited = 0.0
 
   def lap(self) -> tuple[float, float]:
-    """Returns the seconds since the last lap or start, and how many were waited."""
-    now = time.monotonic()
-    seconds, waited = now - self._mark, self._waited
-    self._mark, self._waited = now, 0.0
+    """Waits for the end of the oldest call that no lap has told yet.
+
+    Returns:
+      The seconds from the end of the call before it, or from the last start, to its
+      end, and how many of them the devices waited for its images. It does not matter
+      when this is asked, as on a GPU the next call may be over by then.
+    """
+    end, waited = self._calls.popleft()
+    seconds = end.result() - self._mark
+    self._mark += seconds
     return seconds, waited
 
 

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from resnet_jax import __version__
 from resnet_jax.config.fields import flatten
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies import figures
@@ -27,7 +28,7 @@ from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 
-_PACKAGES = "flax-resnet", "jax", "jaxlib", "flax", "optax", "numpy"
+_PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
 
 
 class Planned(NamedTuple):
@@ -161,8 +162,8 @@ def versions() -> str:
     f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
   )
   return (
-    f"{packages}, Python {platform.python_version()}, {platform.system()} "
-    f"{platform.machine()}, {time.strftime('%Y-%m-%d')}"
+    f"flax-resnet {__version__}, {packages}, Python {platform.python_version()}, "
+    f"{platform.system()} {platform.machine()}, {time.strftime('%Y-%m-%d')}"
   )
 
 
