@@ -14,6 +14,7 @@ from resnet_jax.models.registry import create_model
 from resnet_jax.models.scan_layout import is_scanned, to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import latest_step
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, replicated
 from resnet_jax.training.state import StateInit
 
@@ -159,7 +160,10 @@ def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):
   with CheckpointStore(tmp_path) as store:
     store.save(5, make_state())
   other = create_model("resnet8", 4)
-  wrong = pytest.raises(OSError, match=r"checkpoints/5 cannot be restored")
+  wrong = pytest.raises(
+    UserError,
+    match=r"as params/head/bias it has \[3\], and the run takes \[4\]",
+  )
   with CheckpointStore(tmp_path) as store, wrong:
     store.restore_latest(make_state(model=other))
   assert latest_step(tmp_path) == 5

@@ -129,8 +129,7 @@ def test_parts_of_another_kind_are_refused_before_there_is_a_run(
   set_value(config, setting, path)
   with pytest.raises(UserError, match=message):
     train_config(config, tmp_path / "run", jax.devices()[:1])
-  if setting != "task":
-    assert not (tmp_path / "run").exists()
+  assert not (tmp_path / "run").exists()
 
 
 def test_images_as_objects_are_trained_and_evaluated(tmp_path):

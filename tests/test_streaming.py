@@ -376,6 +376,20 @@ def test_a_truncated_file_ends_training_and_evaluation(
   assert issubclass(ImageError, ValueError)
 
 
+@dataclasses.dataclass(frozen=True)
+class FewNames(Images):
+  """Has no names for the labels 5 and 6."""
+
+  class_names = tuple("abcde")
+
+
+def test_a_label_without_a_name_is_refused_by_the_name_of_its_image():
+  message = r"^image \d+: its label [56] must be in \[0, 5\)"
+  for read in train_batches, eval_batches:
+    with pytest.raises(ImageError, match=message):
+      read(make(FewNames(23)))
+
+
 def test_skipped_images_are_replaced_alike_by_any_number_of_workers():
   bad = frozenset({3, 4, 22})
   runs = []

@@ -15,14 +15,9 @@ from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.training.clock import Clock
 
 
-class FakeClock:
-  """Each lap takes 4 s, and the devices wait for a share of it."""
-
-  def __init__(self, share=0.0):
-    self._share = share
-
-  def lap(self):
-    return 4.0, 4 * self._share
+def four_seconds(share=0.0):
+  """The devices wait for a share of each lap."""
+  return lambda: (4.0, 4 * share)
 
 
 SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
@@ -34,9 +29,14 @@ SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
 def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(tmp_path, share, text):
   console = Console(file=io.StringIO(), width=200)
   plan = Plan.create(Config(num_steps=8, batch_size=10, log_every_steps=4), 100)
-  clock = FakeClock(share)
   with MetricWriter(
-    str(tmp_path), plan, lambda _: 0.1, 0, console, clock, [{}, {}]
+    str(tmp_path),
+    plan,
+    lambda _: 0.1,
+    0,
+    console,
+    four_seconds(share),
+    [{}, {}],
   ) as writer:
     for step in range(1, 9):
       writer.train(step, {name: jnp.float32(value) for name, value in SUMS.items()})
@@ -90,7 +90,9 @@ def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
   ends = pytest.raises(FloatingPointError, match="loss became nan by step 8")
   with (
     ends,
-    MetricWriter(str(tmp_path), plan, lambda _: 0.1, 0, console, FakeClock()) as writer,
+    MetricWriter(
+      str(tmp_path), plan, lambda _: 0.1, 0, console, four_seconds()
+    ) as writer,
   ):
     for step, sums in enumerate([SUMS, *[nothing] * 7], start=1):
       writer.train(step, {name: jnp.float32(value) for name, value in sums.items()})

@@ -164,7 +164,13 @@ def rehearse(config: Config, topology: Topology) -> Report:
     data = create_abstract_dataset(
       config.data, source, config.batch_size, config.steps_per_call, on
     )
-    classes = data.num_classes or create_model(config.model.name).num_classes
+    classes = data.num_classes or config.model.num_classes
+    if not classes and config.model.factory:
+      raise UserError(
+        "config.model.num_classes=0 must be > 0 for a network of your own, as the "
+        "images are not opened here"
+      )
+    classes = classes or create_model(config.model.name).num_classes
     experiment = Experiment.create(
       with_num_classes(config, classes),
       devices=list(on.devices.flat),

@@ -211,6 +211,8 @@ class CheckpointStore:
       )
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_saved())
     items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items()}
+    for name, part in wanted.items():
+      self._check_shapes(step, name, part)
     with self._clean_errors(step):
       parts = self._manager.restore(step, args=ocp.args.Composite(**items))
     return state.from_saved(parts)
@@ -265,11 +267,29 @@ class CheckpointStore:
     if damage := checksums.find_damage(directory):
       raise OSError(f"checkpoint {directory} is damaged: {damage}; name another one")
     name = "evaluated" if (directory / "evaluated").exists() else "model"
-    with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
-      saved = checkpointer.metadata(directory / name).item_metadata.tree
-      item = ocp.args.StandardRestore(jax.tree.map(abstract, saved))
+    saved = self._read_shapes(step, name)
+    item = ocp.args.StandardRestore(jax.tree.map(abstract, saved))
+    with self._clean_errors(step):
       items = ocp.args.Composite(**{name: item})
       return step, self._manager.restore(step, args=items)[name]
+
+  def _read_shapes(self, step: int, name: str) -> Any:
+    """Returns a part of a checkpoint with a `_Stored` for each array."""
+    directory = self._directory / str(step) / name
+    with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
+      return checkpointer.metadata(directory).item_metadata.tree
+
+  def _check_shapes(self, step: int, name: str, wanted: Any) -> None:
+    """Raises `UserError` if a part of a checkpoint has other arrays than are wanted."""
+    found, own = _shapes(self._read_shapes(step, name)), _shapes(wanted)
+    for path in sorted(found.keys() | own.keys()):
+      has, takes = found.get(path, "nothing"), own.get(path, "nothing")
+      if has != takes:
+        raise UserError(
+          f"checkpoint {self._directory / str(step)} is of another network, optimiser "
+          f"or kind of images: as {path} it has {has}, and the run takes {takes}; "
+          "resume with what the run was started with, or train in a new --workdir"
+        )
 
   @contextlib.contextmanager
   def _clean_errors(self, step: int) -> Iterator[None]:
@@ -278,6 +298,14 @@ class CheckpointStore:
     except Exception as error:  # Orbax and tensorstore raise all kinds.
       raise OSError(
         f"checkpoint {self._directory / str(step)} cannot be restored: it is "
-        "damaged, and must be deleted to go on from the one before; or, in training, "
-        f"the images have other channels than before ({str(error)[:120]})"
+        f"damaged; delete it to go on from the one before ({str(error)[:120]})"
       ) from error
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Returns the shape of each array of a tree, by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): str(list(leaf.shape))
+    for path, leaf in leaves
+  }

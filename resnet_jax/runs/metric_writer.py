@@ -9,7 +9,7 @@ import json
 import math
 import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any, Protocol, runtime_checkable
+from typing import TYPE_CHECKING, Any
 
 import jax
 from etils import epath
@@ -38,14 +38,9 @@ DIVERGENCE_ADVICE = (
 LearningRate = Callable[[int], float]
 # Called with the step, the split and its values.
 Tell = Callable[[int, str, dict[str, float]], None]
-
-
-@runtime_checkable
-class Clock(Protocol):
-  """Measures the calls of training."""
-
-  def lap(self) -> tuple[float, float]:
-    """Returns the seconds of the oldest call not told yet, and how many were waited."""
+# Returns the seconds of the oldest call that it has not told yet, and how many of them
+# the devices waited.
+Lap = Callable[[], tuple[float, float]]
 
 
 class MetricWriter:
@@ -58,7 +53,7 @@ class MetricWriter:
     learning_rate: LearningRate | None,
     start_step: int,
     console: Console,
-    clock: Clock,
+    lap: Lap,
     skipped: Sequence[Mapping[int, str]] = (),
     tell: Tell = lambda *_: None,
   ):
@@ -70,11 +65,11 @@ class MetricWriter:
       learning_rate: step -> learning rate of the next update; None if it is not known.
       start_step: completed updates.
       console: where to show.
-      clock: measures the calls.
+      lap: tells how long each call took; see `Lap`.
       skipped: for each data set the images that it skipped so far, with the reasons.
       tell: called with (step, split, values) once they are written.
     """
-    self._clock, self._all_skipped, self._tell = clock, skipped, tell
+    self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
@@ -162,7 +157,7 @@ class MetricWriter:
       return
     (step, metrics), self._pending = self._pending, None
     sums = to_host(metrics)
-    seconds, waited = self._clock.lap()
+    seconds, waited = self._lap()
     self._seconds += seconds
     self._waited += waited
     self._check_finite(step, float(sums["loss"]))

@@ -44,7 +44,7 @@ from resnet_jax.training.resolved_config import (
   with_num_classes,
 )
 from resnet_jax.training.state import StateInit, TrainState
-from resnet_jax.training.tasks import Classification, Task, create_task
+from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
 
 Devices = Sequence[jax.Device]
 # A split as the user gives it: ready to train on, or where its images come from.
@@ -134,11 +134,13 @@ class Experiment:
       model = build_model(config)
     elif config.freeze:
       model = with_frozen(model, config.freeze)
+    task = task or create_task(config)
+    zero_metrics(task)  # Refuses metrics with names that training uses itself.
     return cls(
       config,
       mesh,
       model,
-      task or create_task(config),
+      task,
       kernels.resolve(config.kernels),
       class_names,
       tuple(name for name, part in given.items() if part is not None),

@@ -152,7 +152,7 @@ def _open_writer(
     None if schedule is None else jax.jit(schedule),
     first,
     console,
-    clock,
+    clock.lap,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
   )
