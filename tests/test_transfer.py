@@ -51,8 +51,7 @@ def source(tmp_path_factory):
   return workdir, file, named(state.variables)
 
 
-@pytest.mark.parametrize("extra", ["", "everything"])
-@pytest.mark.parametrize("kind", ["run", "file"])
+@pytest.mark.parametrize(("kind", "extra"), [("run", "everything"), ("file", "")])
 def test_frozen_groups_stay_to_the_byte_and_the_others_move(
   source, tmp_path, kind, extra
 ):

@@ -23,17 +23,17 @@ def to_named(tree: Tree) -> Tree:
     tree: nested dicts of arrays at any depth, such as variables, gradients or an
       optimiser's state; what is in the named layout already stays.
   """
+  return _map_dicts(_name_stage, tree)
 
-  def name_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
-    named = {key: to_named(value) for key, value in stage.items() if key != "blocks"}
-    if "blocks" in stage:
-      leaves, structure = jax.tree.flatten(stage["blocks"])
-      blocks = zip(*map(jnp.unstack, leaves), strict=True)
-      for number, block in enumerate(blocks, 2):
-        named[f"block{number}"] = jax.tree.unflatten(structure, block)
-    return named
 
-  return _map_dicts(name_stage, tree)
+def _name_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
+  named = {key: to_named(value) for key, value in stage.items() if key != "blocks"}
+  if "blocks" in stage:
+    leaves, structure = jax.tree.flatten(stage["blocks"])
+    blocks = zip(*map(jnp.unstack, leaves), strict=True)
+    for number, block in enumerate(blocks, 2):
+      named[f"block{number}"] = jax.tree.unflatten(structure, block)
+  return named
 
 
 def to_scanned(tree: Tree) -> Tree:
@@ -42,20 +42,20 @@ def to_scanned(tree: Tree) -> Tree:
   Args:
     tree: as for `to_named`.
   """
+  return _map_dicts(_scan_stage, tree)
 
-  def scan_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
-    rest, scanned = [], {}
-    for key, value in stage.items():
-      if key.startswith("block") and key not in ("block1", "blocks"):
-        rest.append((int(key.removeprefix("block")), value))
-      else:
-        scanned[key] = to_scanned(value)
-    if rest:
-      blocks = [value for _, value in sorted(rest, key=lambda pair: pair[0])]
-      scanned["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
-    return scanned
 
-  return _map_dicts(scan_stage, tree)
+def _scan_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
+  rest, scanned = [], {}
+  for key, value in stage.items():
+    if key.startswith("block") and key not in ("block1", "blocks"):
+      rest.append((int(key.removeprefix("block")), value))
+    else:
+      scanned[key] = to_scanned(value)
+  if rest:
+    blocks = [value for _, value in sorted(rest, key=lambda pair: pair[0])]
+    scanned["blocks"] = jax.tree.map(lambda *leaves: jnp.stack(leaves), *blocks)
+  return scanned
 
 
 def laid_out_as(tree: Tree, example: Tree) -> Tree:
@@ -75,10 +75,10 @@ def is_scanned(tree: Tree) -> bool:
 
 
 def _map_dicts(function: _Change, tree: Tree) -> Tree:
-  def is_dict(node: Tree) -> bool:
-    return isinstance(node, Mapping)
+  return jax.tree.map(
+    lambda node: function(node) if _is_dict(node) else node, tree, is_leaf=_is_dict
+  )
 
-  def apply(node: Tree) -> Tree:
-    return function(node) if is_dict(node) else node
 
-  return jax.tree.map(apply, tree, is_leaf=is_dict)
+def _is_dict(node: Tree) -> bool:
+  return isinstance(node, Mapping)
