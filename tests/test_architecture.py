@@ -72,7 +72,7 @@ def test_imports_go_to_lower_floors(path):
   if not own:  # The package itself, which exports from all.
     return
   # It has `__version__`.
-  version = {"resnet_jax"} if own.split(".")[0] in ("cli", "experiments") else set()
+  version = {"resnet_jax"} if own.split("/")[0] in ("cli", "experiments") else set()
   for module in imports(path) - version:
     other = room(module)
     assert other == own or FLOOR[other] < FLOOR[own], f"imports {module}"
