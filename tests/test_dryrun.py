@@ -201,3 +201,13 @@ def test_a_tpu_topology_compiles():
   assert result.returncode == 0, result.stderr
   report = json.loads(result.stdout)
   assert report["chips"] == 4 and report["dtype"] == "bfloat16" and report["step_s"] > 0
+
+
+def test_an_own_network_on_images_that_are_not_opened_needs_its_number_of_classes():
+  data = DataConfig(
+    name="imagenet2012", train_crop="random_resized", image_size=8, eval_crop=8
+  )
+  model = ModelConfig(factory="own_parts:two_outputs")
+  topology = dryrun.describe_topology("cpu:1")
+  with pytest.raises(ValueError, match="num_classes=0 must be > 0 for a network"):
+    rehearse(Config(num_steps=1, batch_size=2, model=model, data=data), topology)
