@@ -11,12 +11,14 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax.training import train_state
-from jax.extend.core import ClosedJaxpr
 
 from resnet_jax.models.scan_layout import laid_out_as, to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Int32, PRNGKeyArray
+
+# A closed one: since JAX 0.12 there is one class of jaxprs, before there were two.
+_Jaxpr = Any
 
 
 class TrainState(train_state.TrainState):
@@ -110,10 +112,10 @@ class StateInit:
     return self._traced[1]
 
   @functools.cached_property
-  def _traced(self) -> tuple[ClosedJaxpr, TrainState]:
+  def _traced(self) -> tuple[_Jaxpr, TrainState]:
     return self._trace(jax.random.key(0))
 
-  def _trace(self, key: PRNGKeyArray) -> tuple[ClosedJaxpr, TrainState]:
+  def _trace(self, key: PRNGKeyArray) -> tuple[_Jaxpr, TrainState]:
     """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
     return jax.make_jaxpr(self._create, return_shape=True)(key)
 

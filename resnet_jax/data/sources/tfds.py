@@ -106,7 +106,7 @@ def load_tfds(
     absl.logging.set_verbosity(verbosity)
   images = np.stack([example["image"] for example in examples])
   labels = np.array([example["label"] for example in examples], np.int32)
-  if labels.min() < 0:
+  if (labels < 0).any():
     raise UserError(f"split {split!r} of {where} has no labels; name another one")
   return ImageArrays(images, labels, tuple(label.names))
 
