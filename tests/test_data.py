@@ -311,3 +311,30 @@ def test_folder_that_cannot_be_learned_from_is_refused(tmp_path):
   config.dir = str(tmp_path)  # One folder too high.
   with pytest.raises(ValueError, match="has one class, 'all': nothing to learn"):
     create_dataset(config, 8, create_mesh(), AugmentConfig())
+
+
+@pytest.mark.parametrize(
+  ("rows", "missing"),
+  [
+    ("0.png,cat,train 1.png,dog,train 2.png,cat,val 3.png,brid,val", "'brid' among"),
+    ("0.png,0,train 1.png,7,train 2.png,0,val", "'1', '2', '3' and 3 more among"),
+    ("0.png,1,train 1.png,2,train 2.png,1,val", "'0' among its 3 classes"),
+  ],
+)
+def test_a_class_without_training_images_is_refused(tmp_path, rows, missing):
+  table = tmp_path / "list.csv"
+  table.write_text("path,label,split\n" + rows.replace(" ", "\n"))
+  config = DataConfig(name="folder", dir=str(table), train_crop="random", eval_crop=8)
+  with pytest.raises(UserError, match=f"has no training image of {missing}"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())
+  create_dataset(config, 8, create_mesh())  # To evaluate on some classes is fine.
+
+
+def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    for suffix in ("jpg", "tif", "TIF"):
+      (tmp_path / name / f"1.{suffix}").touch()
+  config = DataConfig(name="folder", dir=str(tmp_path))
+  opening.open_source(config, "train")
+  assert capsys.readouterr().err == f"left out of train in {tmp_path}: 4 .tif\n"

@@ -115,9 +115,15 @@ class DataConfig:
   train_split: str = "train"
   eval_split: str = ""
   val_share: float = allowed.setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
-  mean: tuple[float, ...] = allowed.setting((0.5,), "not empty", bool)
+  mean: tuple[float, ...] = allowed.setting(
+    (0.5,),
+    "in [0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: bool(v) and min(v) >= 0 and max(v) <= 1,
+  )
   std: tuple[float, ...] = allowed.setting(
-    (0.5,), "not empty, all > 0", lambda v: bool(v) and min(v) > 0
+    (0.5,),
+    "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: bool(v) and min(v) > 0 and max(v) <= 1,
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)

@@ -296,6 +296,7 @@ def _check_resumable(
       f"cannot resume: {which} trained by Experiment.create(config, "
       f"{describe_parts(own)}); give the same parts or use a new --workdir"
     )
+  _check_same_images(before, facts, workdir)
   if before.kernels not in ("", facts.kernels):
     print(
       f"warning: this run was trained with {before.kernels} kernels and is resumed "
@@ -308,6 +309,23 @@ def _check_resumable(
       "config.num_steps or num_epochs; raise them or use a new --workdir"
     )
   check_class_names(class_names, workdir)
+
+
+def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -> None:
+  """Raises `UserError` if a run would be resumed with other training images.
+
+  All that is counted in epochs would move, the learning rate's schedule too.
+  """
+  old, new = before.num_train_images, facts.num_train_images
+  if old in (0, new) and "" in (before.train_digest, facts.train_digest):
+    return
+  if (old, before.train_digest) != (new, facts.train_digest):
+    what = f"there are {new:,}" if new != old else "their names or labels are others"
+    raise UserError(
+      f"cannot resume: the run {workdir} was trained on {old:,} images, and now {what};"
+      " put the old ones back, or begin a new run from its weights with "
+      f"config.init_from={workdir}"
+    )
 
 
 def _write(path: epath.Path, text: str) -> None:

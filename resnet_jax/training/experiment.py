@@ -325,8 +325,14 @@ class Experiment:
   @property
   def facts(self) -> RunFacts:
     """What to keep with a run beside its settings."""
-    shape = self.eval_data.image_shape
-    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts)
+    return RunFacts(
+      kernels=self.kernels,
+      best_metric=self.task.best_metric,
+      image_shape=self.eval_data.image_shape,
+      own_parts=self.own_parts,
+      num_train_images=self.train_data.num_examples,
+      train_digest=getattr(self.train_data, "digest", ""),
+    )
 
   @property
   def saved_config(self) -> Config:

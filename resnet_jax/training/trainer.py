@@ -1,9 +1,9 @@
 """The story of a run: from an experiment to a trained, evaluated and saved model."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from rich.console import Console
@@ -20,6 +20,9 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.hooks import Hook
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
+
+
+T = TypeVar("T")
 
 
 class TrainResult(NamedTuple):
@@ -67,37 +70,57 @@ def train(
   with (
     open_run(workdir, config, plan.num_steps, data.class_names, facts),
     _last_checkpoint_in_errors(workdir),
+    StopRequest() as stop,
     CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
   ):
     state = _restore(experiment, store, start, workdir, console)
-    first = int(state.step)
+    step = first = int(state.step)
+    due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
     with (
-      StopRequest() as stop,
       Clock() as clock,
-      _open_writer(experiment, workdir, first, clock, console, hooks) as writer,
+      _open_writer(experiment, workdir, first, due, clock, console, hooks) as writer,
     ):
+      if due:  # The try before was stopped on the way to it.
+        results = _evaluate(experiment, state, step, writer, store, stop)
       chunks = data.train_chunks(experiment.data_key, first, plan)
-      for step, feed, count in clock.waiting(chunks):
-        if step - count == first:
-          state = _compile(experiment, state, feed)
+      chunks = _saved_before_errors(chunks, lambda: store.save(step, state))
+      for end, feed, count in clock.waiting(chunks):
+        if step == first:
+          with stop.interrupting(first, may_exit=not due):
+            state = _compile(experiment, state, feed)
           clock.start()
         state, metrics = experiment.train_chunk(state, feed, count)
+        step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
-        stopping = stop.is_asked() and step < plan.num_steps
+        stopping = stop.is_asked()
         if plan.save_at(step) or stopping:
           writer.flush()
           _check_finite(experiment, state, step)
-          results, evaluated = _evaluate(experiment, state, step, writer)
-          store.save(step, state, results, evaluated)
+          store.save(step, state, state.ema)
           for hook in hooks:
             hook.on_checkpoint(step, state)
+          if plan.eval_at(step):
+            results = _evaluate(experiment, state, step, writer, store, stop)
           clock.start()
-        if stopping:
+        if stopping and step < plan.num_steps:
           raise Stopped(step)
   if results is None:  # There was nothing left to train.
     results = evaluate(experiment, _last_version(experiment, state))
   return TrainResult(state, results)
+
+
+def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterator[T]:
+  """Yields the items; saves before an error of the input ends the run.
+
+  Several processes save together only, and such an error is of one of them.
+  """
+  try:
+    yield from items
+  except Exception:
+    if jax.process_count() == 1:
+      save()
+    raise
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
@@ -133,6 +156,7 @@ def _open_writer(
   experiment: Experiment,
   workdir: str,
   first: int,
+  evaluates_first: bool,
   clock: Clock,
   console: Console,
   hooks: Sequence[Hook],
@@ -153,6 +177,7 @@ def _open_writer(
     first,
     console,
     clock.lap,
+    evaluates_first,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
   )
@@ -167,20 +192,30 @@ def _compile(experiment: Experiment, state: TrainState, feed: Any) -> TrainState
 
 
 def _evaluate(
-  experiment: Experiment, state: TrainState, step: int, writer: MetricWriter
-) -> tuple[dict[str, float] | None, Variables]:
-  """Evaluates the versions of a state, if that is due after `step` updates.
+  experiment: Experiment,
+  state: TrainState,
+  step: int,
+  writer: MetricWriter,
+  store: CheckpointStore,
+  stop: StopRequest,
+) -> dict[str, float]:
+  """Evaluates the versions of a state that is saved, and adds that to its checkpoint.
 
   Returns:
-    The metrics of the last version, None if it is not evaluated, and its variables.
+    The metrics of the last version.
+
+  Raises:
+    Stopped: it was asked for; the evaluation is made up for by the resumed run.
   """
-  if not experiment.plan.eval_at(step):
-    return None, _last_version(experiment, state)
-  for name, variables in _versions(state).items():
-    evaluated = experiment.refresh(variables)
-    results = evaluate(experiment, evaluated)
-    writer.evaluation(step, results, name)
-  return results, evaluated
+  found = {}
+  with stop.interrupting(step):
+    for name, variables in _versions(state).items():
+      evaluated = experiment.refresh(variables)
+      found[name] = results = evaluate(experiment, evaluated)
+  for name, values in found.items():
+    writer.evaluation(step, values, name)
+  store.add_evaluation(step, results, evaluated)
+  return results
 
 
 def _versions(state: TrainState) -> dict[str, Variables]:

@@ -110,6 +110,7 @@ class ResidentDataset:
     class_names: of the labels.
     image_shape: (H, W, C) of a batch's images.
     skipped: empty, as every image was read.
+    digest: see `ImageArrays`.
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
 
@@ -130,6 +131,7 @@ class ResidentDataset:
     """
     self.num_examples = len(source.images)
     self.class_names = source.class_names
+    self.digest = source.digest
     self.skipped: dict[int, str] = {}
     self.take_batch, self.image_shape = bind_take_batch(
       source.images, batch_size, mesh, **resizing
