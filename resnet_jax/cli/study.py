@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> None:
 
   Exit status 1 if a run failed.
   """
-  from resnet_jax.runs.run_dir import hold  # JAX takes seconds to import.
+  from resnet_jax.runs.lock import hold  # JAX takes seconds to import.
 
   check_choice("NAME", args.name, STUDIES)
   study = STUDIES[args.name]

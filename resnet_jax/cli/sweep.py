@@ -79,7 +79,7 @@ def run(args: argparse.Namespace) -> None:
   if importlib.util.find_spec("optuna") is None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
-  from resnet_jax.runs.run_dir import hold
+  from resnet_jax.runs.lock import hold
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)

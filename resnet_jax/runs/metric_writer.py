@@ -56,6 +56,7 @@ class MetricWriter:
     lap: Lap,
     skipped: Sequence[Mapping[int, str]] = (),
     tell: Tell = lambda *_: None,
+    evaluates_first: bool = False,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -68,12 +69,16 @@ class MetricWriter:
       lap: tells how long each call took; see `Lap`.
       skipped: for each data set the images that it skipped so far, with the reasons.
       tell: called with (step, split, values) once they are written.
+      evaluates_first: the evaluation of `start_step` is still to come; what an earlier
+        try wrote of it is dropped too.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
-    self._records = self._drop_later_lines(start_step) if self._writes else []
+    self._records: list[dict[str, Any]] = []
+    if self._writes:
+      self._records = self._drop_later_lines(start_step, evaluates_first)
     # Of several processes the first one writes.
     self._files = contextlib.ExitStack()
     self._file = None
@@ -115,20 +120,22 @@ class MetricWriter:
     if self._writes:
       draw_curves(self._records, self._workdir / "curves.png")
 
-  def _drop_later_lines(self, step: int) -> list[dict[str, Any]]:
+  def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
     if not path.exists():
       return []
     records = []
-    *lines, last = path.read_text().split("\n")  # A kill can leave half a last line.
+    *lines, last = path.read_bytes().split(b"\n")  # A kill can leave half a last line.
     for number, line in enumerate(lines, start=1):
       try:
-        record = json.loads(line)
-        if record["step"] <= step:
+        record = json.loads(line.decode())
+        is_due = evaluates_first and record["split"] != "train"
+        if record["step"] < step or (record["step"] == step and not is_due):
           records.append(record)
-      except (ValueError, TypeError, KeyError) as error:
+      except (ValueError, TypeError, KeyError, RecursionError) as error:
+        text = line[:40].decode(errors="replace")
         raise UserError(
-          f"{path} is damaged in line {number}, {line[:40]!r}; delete the line"
+          f"{path} is damaged in line {number}, {text!r}; delete the line"
         ) from error
     if last or len(records) < len(lines):
       new = self._workdir / "metrics.jsonl.new"

@@ -133,7 +133,9 @@ class StopRequest:
         os._exit(128 + number)
       told = True
       name, may_exit = signal.Signals(number).name, self._may_exit
-      what = "there is nothing to save" if may_exit else "the step is finished and saved"
+      what = (
+        "there is nothing to save" if may_exit else "the step is finished and saved"
+      )
       _say(f"\n{name}: {what}; once more ends at once\n")
       if may_exit:
         time.sleep(_PATIENCE_S)

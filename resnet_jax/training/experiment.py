@@ -325,14 +325,9 @@ class Experiment:
   @property
   def facts(self) -> RunFacts:
     """What to keep with a run beside its settings."""
-    return RunFacts(
-      kernels=self.kernels,
-      best_metric=self.task.best_metric,
-      image_shape=self.eval_data.image_shape,
-      own_parts=self.own_parts,
-      num_train_images=self.train_data.num_examples,
-      train_digest=getattr(self.train_data, "digest", ""),
-    )
+    data, shape = self.train_data, self.eval_data.image_shape
+    images = data.num_examples, getattr(data, "digest", "")
+    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
 
   @property
   def saved_config(self) -> Config:
@@ -351,6 +346,5 @@ class Experiment:
 def _open_training(config: Config, mesh: Mesh, images: Images | None) -> Dataset:
   if images is not None and not is_source(images):
     return images
-  return create_dataset(
-    config.data, config.batch_size, mesh, config.augment, source=images
-  )
+  args = config.data, config.batch_size, mesh, config.augment
+  return create_dataset(*args, source=images)

@@ -21,7 +21,6 @@ from resnet_jax.training.hooks import Hook
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
 
-
 T = TypeVar("T")
 
 
@@ -83,7 +82,7 @@ def train(
       if due:  # The try before was stopped on the way to it.
         results = _evaluate(experiment, state, step, writer, store, stop)
       chunks = data.train_chunks(experiment.data_key, first, plan)
-      chunks = _saved_before_errors(chunks, lambda: store.save(step, state))
+      chunks = _saved_before_errors(chunks, lambda: store.save(step, state, state.ema))
       for end, feed, count in clock.waiting(chunks):
         if step == first:
           with stop.interrupting(first, may_exit=not due):
@@ -177,9 +176,9 @@ def _open_writer(
     first,
     console,
     clock.lap,
-    evaluates_first,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
+    evaluates_first,
   )
 
 
@@ -214,7 +213,8 @@ def _evaluate(
       found[name] = results = evaluate(experiment, evaluated)
   for name, values in found.items():
     writer.evaluation(step, values, name)
-  store.add_evaluation(step, results, evaluated)
+  is_refreshed = experiment.config.precise_bn_batches > 0
+  store.add_evaluation(step, results, evaluated if is_refreshed else None)
   return results
 
 

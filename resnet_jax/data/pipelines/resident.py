@@ -136,11 +136,12 @@ class ResidentDataset:
     self.take_batch, self.image_shape = bind_take_batch(
       source.images, batch_size, mesh, **resizing
     )
-    self._num_batches = math.ceil(self.num_examples / batch_size)
+    num_batches = math.ceil(self.num_examples / batch_size)
     # Evaluation's order; the indices past the last example are padding.
-    order = np.arange(self._num_batches * batch_size, dtype=np.int32)
+    order = np.arange(num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
+    self._eval_orders = jax.device_put(np.split(order, num_batches), replicated(mesh))
     self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
 
   def _epoch_order(
@@ -174,5 +175,9 @@ class ResidentDataset:
       step = end
 
   def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
-    """Yields (feed, number of batches): every example once, the rest masked."""
-    yield self._feed, self._num_batches
+    """Yields (feed, number of batches): every example once, the rest masked.
+
+    One batch at a time, so that an evaluation can be stopped.
+    """
+    for order in self._eval_orders:
+      yield dataclasses.replace(self._feed, order=order), 1

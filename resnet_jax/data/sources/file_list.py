@@ -171,10 +171,15 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
     place, above = left.pop()
     if (target := os.path.realpath(place)) in above:
       continue
-    entries = [entry for entry in os.scandir(place) if not is_left_over(entry.name)]
-    folders = {entry.name: entry.path for entry in entries if _is_folder(entry)}
-    left += [(path, above | {target}) for path in folders.values()]
-    yield place, [entry.name for entry in entries if entry.name not in folders]
+    names = []
+    for entry in os.scandir(place):
+      if is_left_over(entry.name):
+        continue
+      if _is_folder(entry):
+        left.append((entry.path, above | {target}))
+      else:
+        names.append(entry.name)
+    yield place, names
 
 
 def images_below(folder: Path) -> list[str]:
@@ -188,16 +193,16 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   others: Counter[str] = Counter()
   for label, name in enumerate(classes):
     if (folder / name).is_dir():
-      every = files_below(folder / name)
-      found = [path for path in every if is_image(path)]
+      by_kind: dict[bool, list[str]] = {True: [], False: []}
+      for path in files_below(folder / name):
+        by_kind[is_image(path)].append(path)
+      found = by_kind[True]
       if not found:
         raise UserError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
           "remove the folder"
         )
-      others.update(
-        os.path.splitext(path)[1].lower() for path in every if not is_image(path)
-      )
+      others.update(os.path.splitext(path)[1].lower() for path in by_kind[False])
       paths += found
       labels += [label] * len(found)
   files = FileList(folder, paths, labels, classes)

@@ -118,12 +118,13 @@ def list_images(
   folders = _split_folders(root)
   # Any folder of folders may be named as a split.
   folder = folders.get(split.lower(), split)
+  if (root / "wnids.txt").is_file() and folders:
+    _check_split(split.lower(), splits, root)
+    return _list_tiny_imagenet(root, split.lower(), folder)
   if split.lower() not in folders and not _holds_folders(root / split):
     _check_split(split, splits, root)
     _check_not_splits(root)
     return _part(_list_folder(root, class_names or _classes(root)), split, val_share)
-  if (root / "wnids.txt").is_file():
-    return _list_tiny_imagenet(root, split.lower(), folder)
   first = root / folders.get("train", folder)
   files = _list_folder(root / folder, class_names or _classes(first))
   others = [name for name in sub_folders(root) if name not in folders.values()]

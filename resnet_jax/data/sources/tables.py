@@ -119,4 +119,4 @@ def _part(files: FileList, split: str, val_share: float) -> FileList:
   place = np.empty(len(unique), int)  # Of each file in the shuffled order of its class.
   place[order] = np.arange(len(unique)) - np.repeat(first, counts)
   is_val = dict(zip(unique, place < np.round(counts * val_share)[labels], strict=True))
-  return files.select([is_val[path] == (split == "val") for path in paths])
+  return files.select(np.array([is_val[path] for path in paths]) == (split == "val"))
