@@ -5,10 +5,11 @@ import signal
 import subprocess
 import sys
 import threading
+import time
 
 import pytest
 
-from resnet_jax.runtime.signals import StopRequest
+from resnet_jax.runtime.signals import Stopped, StopRequest
 
 _SCRIPT = """
 import time
@@ -60,3 +61,39 @@ def test_handlers_come_back_and_threads_have_none():
   thread.start()
   thread.join()
   assert found == [False]
+
+
+_COMPUTES = """
+import hashlib, threading
+from resnet_jax.runtime.signals import StopRequest
+with StopRequest() as stop, stop.interrupting(0, may_exit=True):
+  print("ready", flush=True)
+  hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # As long as a compilation.
+"""
+
+
+def test_a_signal_ends_what_has_nothing_to_save_even_while_it_computes():
+  process = subprocess.Popen(
+    [sys.executable, "-c", _COMPUTES],
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    assert process.stdout.readline() == "ready\n"
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=120)
+  finally:
+    process.kill()
+  assert process.returncode == 0
+  assert error.strip() == "SIGTERM: there is nothing to save; once more ends at once"
+
+
+def test_a_request_interrupts_what_may_be_interrupted():
+  with StopRequest() as stop:
+    with pytest.raises(Stopped) as stopped, stop.interrupting(7):
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(60)
+    assert stopped.value.step == 7
+    with pytest.raises(Stopped), stop.interrupting(8):  # It is still asked for.
+      pytest.fail("nothing may begin")
