@@ -178,12 +178,15 @@ def test_a_table_of_paths_is_checked(tmp_path, capsys):
   for i in range(3):
     save(tmp_path / f"{i}.png", i)
   rows = ["path,label,split", "2.png,dog,test", "0.png,cat,train", "1.png,dog,train"]
-  (tmp_path / "all.csv").write_text("\n".join([*rows, "0.png,dog,train"]))
+  # Under another name, as one name with two labels is refused.
+  (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes())
+  (tmp_path / "all.csv").write_text("\n".join([*rows, "3.png,dog,train"]))
   args = (tmp_path / "all.csv", "--json", "--picture=")
   status, out, _ = call(capsys, *args)
   found = json.loads(out)
   assert status == 0 and found["missing_classes"] == {"test": ["cat"]}
-  assert found["different_labels"] == [[str(tmp_path / "0.png")] * 2]
+  same = [str(tmp_path / "0.png"), str(tmp_path / "3.png")]
+  assert found["different_labels"] == [same]
   status, out, _ = call(capsys, *args, "--max-pixels=1199")
   reasons = {one["reason"] for one in json.loads(out)["unreadable"]}
   assert status == 1 and reasons == {"it has 40x30 pixels, more than 1199"}
