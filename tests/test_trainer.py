@@ -181,13 +181,23 @@ def test_a_damaged_metrics_file_is_named(tmp_path):
 
 
 def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
-  workdir = whole[0]
-  config = read_config(workdir)
   source = load_synthetic("test", 8, 20)
   many = dataclasses.replace(source, class_names=tuple(map(str, range(11))))
   monkeypatch.setattr("resnet_jax.data.pipelines.opening.open_source", lambda *_: many)
+  experiment = Experiment.create(read_config(whole[0]), class_names=())
   with pytest.raises(ValueError, match=r"num_classes=10 must be .* at least 11"):
-    evaluate_run(config, str(workdir))
+    experiment.eval_data  # noqa: B018
+
+
+def test_classes_that_the_run_does_not_have_are_refused_in_evaluation(
+  whole, monkeypatch
+):
+  source = load_synthetic("test", 8, 20)
+  names = tuple(map(str, range(11)))
+  more = dataclasses.replace(source, labels=source.labels + 1, class_names=names)
+  monkeypatch.setattr("resnet_jax.training.evaluator.open_source", lambda *_: more)
+  with pytest.raises(ValueError, match=r"the class '10', which is not among the 10"):
+    evaluate_run(read_config(whole[0]), str(whole[0]))
 
 
 def test_metrics_after_a_resume_have_each_step_once(whole, tmp_path):

@@ -13,6 +13,8 @@ from running import train_config
 from resnet_jax import create_model, weights
 from resnet_jax.cli import settings
 from resnet_jax.config import Config, OptimConfig
+from resnet_jax.config.preprocessing import preprocessing_of
+from resnet_jax.config.schema import ModelConfig
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_names
 from resnet_jax.models.groups import check_frozen, check_multipliers
@@ -21,6 +23,9 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.training.optimizer import create_optimizer
+from resnet_jax.training.transfer import load_start
+
+MODEL = ModelConfig(name="resnet14", num_classes=10)
 
 
 def digits_config(**changes) -> Config:
@@ -47,7 +52,9 @@ def source(tmp_path_factory):
   config.model.num_classes = 13
   state, _ = train(config, workdir)
   file = workdir.parent / "weights.safetensors"
-  weights.save(file, build_model(load_run_config(str(workdir))), state.variables)
+  saved = load_run_config(str(workdir))
+  size = preprocessing_of(saved.data)
+  weights.save(file, build_model(saved), state.variables, size)
   return workdir, file, named(state.variables)
 
 
@@ -161,6 +168,32 @@ def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, 
   assert "was moved to" in capsys.readouterr().out
   path = "params", "stem", "conv", "kernel"
   np.testing.assert_array_equal(named(state.variables)[path], start[path])
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_another_mean_than_the_weights_expect_is_said(source, kind, tmp_path, capsys):
+  workdir, file, _ = source
+  said = []
+  for mean in (0.5, 0.25):
+    config = digits_config(init_from=str(workdir if kind == "run" else file))
+    config.data.mean = (mean,)
+    model = build_model(dataclasses.replace(config, model=MODEL))
+    load_start(config.init_from, model, (8, 8, 1), config.data)
+    said.append(capsys.readouterr().err)
+  assert said[0] == ""
+  assert said[1] == (
+    "warning: the weights of config.init_from expect images of mean=(0.5,) and "
+    "std=(0.5,), but config.data has mean=(0.25,) and std=(0.5,)\n"
+  )
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_weights_of_another_network_with_equal_shapes_are_refused(source, kind):
+  workdir, file, _ = source
+  path = str(workdir if kind == "run" else file)
+  config = digits_config(model=dataclasses.replace(MODEL, name="plain14"))
+  with pytest.raises(ValueError, match="saved from resnet14, not from plain14: its"):
+    load_start(path, build_model(config), (8, 8, 1), config.data)
 
 
 def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_path):

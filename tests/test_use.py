@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import pickle
 import subprocess
 import sys
 from pathlib import Path
@@ -22,6 +23,8 @@ from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.built_in import load_digits
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.data.sources.folder import list_images
 from resnet_jax.inference.classifier import Classifier, load_run, load_weights
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
 from resnet_jax.inference.export import export
@@ -31,7 +34,8 @@ from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
-from resnet_jax.weights.load_save import all_class_names
+from resnet_jax.training.class_pairing import pair_classes
+from resnet_jax.weights import all_class_names, imagenet
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
@@ -387,7 +391,8 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
     (["predict", "{folder}", "{source}", "--figure", "x.jpg"], "must be a .png"),
     (["predict", "{folder}", "{source}", "--explain"], "--explain draws into --figure"),
     (["predict", "{folder}", "{source}", "--crop", "9"], "crop=9 must be at most"),
-    (["predict", "{folder}", "{source}", "--mean", "1", "2"], "--mean 1.0 2.0 must"),
+    (["predict", "{folder}", "{source}", "--mean", "0.1", "0.2"], "(--mean, --std)"),
+    (["predict", "{folder}", "{source}", "--mean", "123.7"], "scaled to [0, 1]"),
     (["predict", "{folder}", "{source}", "--model", "m"], "--model is for --weights"),
     (["features", "{folder}", "out.csv", "{source}"], "must be an .npz file"),
     (
@@ -436,3 +441,244 @@ def test_weights_name_their_classes(tmp_path):
   config = Config().model
   config.name, config.num_classes = "resnet8", 3
   assert load_weights(str(path), config).class_names == ("x", "y", "z")
+
+
+# The classes of images and of the network.
+
+MANY = tuple(f"thing{i}" for i in range(12))
+WORDNET = ("n02123045", "n01440764", "n15075141")
+
+
+def listed(names, labels=None) -> FileList:
+  labels = range(len(names)) if labels is None else labels
+  return FileList("", ["x.png"] * len(labels), labels, names)
+
+
+def paired(names, class_names, num_classes=12, in_order=False, labels=None):
+  """What the network calls each image of a list, and of arrays."""
+  files = listed(names, labels)
+  images = np.zeros((len(files), 8, 8, 3), np.uint8)
+  arrays = ImageArrays(images, files.labels, tuple(names))
+  options = (class_names, num_classes, "net", in_order)
+  found = pair_classes(files, *options)
+  labels = [
+    found.labels[i] if found is files else found.labels[files.labels[i]]
+    for i in range(len(files))
+  ]
+  assert pair_classes(arrays, *options).labels.tolist() == labels
+  assert found.name(0) == files.name(0) and len(found) == len(files)
+  return labels
+
+
+@pytest.mark.parametrize(
+  ("names", "class_names", "num_classes", "expected"),
+  [
+    ([f"{i:02}" for i in range(12)], MANY, 12, range(12)),
+    (sorted(map(str, range(12))), MANY, 12, [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+    (sorted(map(str, range(12))), (), 12, [0, 1, 10, 11, 2, 3, 4, 5, 6, 7, 8, 9]),
+    (["a", "b", "c"], ("c", "a", "b"), 3, [1, 2, 0]),
+    (["b"], ("c", "a", "b"), 3, [2]),
+    (["0", "10", "2"], ("0", "10", "2"), 3, [0, 1, 2]),
+    (["0", "2", "10"], ("0", "10", "2"), 3, [0, 2, 1]),
+    (["2", "10"], ("00", "10", "02"), 3, [2, 1]),
+    (sorted(WORDNET), (), 1000, None),
+    (sorted(WORDNET), imagenet.class_names(), 1000, [0, 281, 999]),
+    (sorted(WORDNET), [f"{n}, x" for n in imagenet.class_names()], 1000, [0, 281, 999]),
+    (sorted(WORDNET), WORDNET, 3, [1, 0, 2]),
+    (sorted(WORDNET), MANY * 90, 1080, None),
+    (["n01440764", "n99999999"], imagenet.class_names(), 1000, None),
+    (["tench", "tabby"], imagenet.class_names(), 1000, [0, 281]),
+    (["chat", "chien"], ("cat", "dog"), 2, None),
+    (["cat", "wolf"], ("cat", "dog"), 2, None),
+    (["1", "2", "12"], MANY, 12, None),
+    (["a", "b"], ("a", "b", "b"), 3, None),
+    (["5", "7"], ("0", "10", "2"), 3, None),
+    (["a", "b"], (), 2, None),
+  ],
+)
+def test_classes_are_paired_by_name(names, class_names, num_classes, expected):
+  if expected is not None:
+    assert paired(names, class_names, num_classes) == list(expected)
+    return
+  with pytest.raises(ValueError, match=rf"0 to {num_classes - 1}$") as error:
+    paired(names, class_names, num_classes)
+  assert any(repr(name) in str(error.value) for name in names)
+  assert len(str(error.value)) < 400
+
+
+def test_a_list_of_numbers_has_the_classes_that_it_names():
+  numbers = list(map(str, range(12)))
+  assert paired(numbers, ("3", "11", "7"), 3, labels=[7, 11, 3, 11]) == [2, 1, 0, 1]
+  assert paired(numbers, (), 1000, labels=[7, 11]) == [7, 11]
+
+
+def test_classes_in_order_are_taken_for_those_of_a_network_without_names(capsys):
+  names = ["airplane", "bird", "cat"]
+  assert paired(names, (), 3, in_order=True) == [0, 1, 2]
+  for line in capsys.readouterr().err.splitlines():
+    assert line.startswith("warning: net does not name its 3 classes")
+    assert "'airplane'" in line
+  assert paired(names, ("cat", "airplane", "bird"), 3, in_order=True) == [1, 2, 0]
+  for known, number in (((), 4), (("plane", "bird", "cat"), 3)):
+    with pytest.raises(ValueError, match="'airplane'"):
+      paired(names, known, number, in_order=True)
+  assert capsys.readouterr().err == ""
+
+
+def test_images_with_other_labels_can_be_sent_to_workers(folder):
+  files = list_images(folder, "val", 1.0)
+  found = pickle.loads(pickle.dumps(pair_classes(files, ("b", "a"), 2, "net", False)))
+  assert found.class_names == ("b", "a") and len(found) == len(files)
+  for i in range(len(files)):
+    content, label = found[i]
+    assert found.name(i) == files.name(i) and content == files[i][0]
+    assert label == 1 - files[i][1]
+
+
+@pytest.fixture(scope="module")
+def perfect(tmp_path_factory):
+  """A net in a file that knows each of 12 images as a class of its own, and these."""
+  root = tmp_path_factory.mktemp("perfect")
+  images = np.asarray(pixels(12, 8, 8, 3, seed=5))
+  model = create_model("resnet8", 12)
+  variables = to_named(variables_of(model, jnp.zeros((1, 8, 8, 3))))
+  size = Preprocessing((0.5,), (0.5,), 8, 8)
+  net = Classifier("resnet8", model, variables, size, MANY)
+  pooled = np.asarray(net(jnp.asarray(images))["pooled"], np.float64)
+  kernel = np.linalg.lstsq(pooled, 20 * np.eye(12), rcond=None)[0]
+  variables["params"]["head"]["kernel"] = jnp.asarray(kernel, jnp.float32)
+  names = [MANY[i] for i in np.random.default_rng(0).permutation(12)]
+  path = root / "net.safetensors"
+  weights.save(path, model, variables, size, names)
+  return path, images, names
+
+
+def write_images(root, images, folders):
+  for i, (image, name) in enumerate(zip(images, folders, strict=True)):
+    (root / name).mkdir(parents=True, exist_ok=True)
+    Image.fromarray(image).save(root / name / f"{i}.png")
+
+
+def evaluated(capsys, *arguments) -> dict:
+  capsys.readouterr()
+  main(["evaluate", *map(str, arguments), "--json"])
+  return json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+
+
+def options(path) -> list:
+  return ["--model", "resnet8", "--num-classes", "12", "--weights", path]
+
+
+@pytest.mark.parametrize("kind", ["00", "0", "names", "named list", "numbered list"])
+def test_a_perfect_net_is_right_however_the_classes_are_called(
+  perfect, kind, tmp_path, capsys
+):
+  path, images, names = perfect
+  numbers = [f"{i:02}" for i in range(12)], list(map(str, range(12)))
+  folders = dict(zip(("00", "0"), numbers, strict=True)).get(kind, names)
+  write_images(tmp_path, images, folders)
+  place = tmp_path
+  if kind.endswith("list"):
+    labels = names if kind == "named list" else range(12)
+    place = tmp_path / "list.csv"
+    rows = [f"{folders[i]}/{i}.png,{label}\n" for i, label in enumerate(labels)]
+    place.write_text("".join(rows))
+  found = evaluated(capsys, *options(path), "--dataset", "folder", "--data-dir", place)
+  # All of them, as the weights were trained on none.
+  assert found["top1"] == 1 and found["count"] == 12
+
+
+def test_converted_weights_and_runs_know_their_classes(perfect, tmp_path, capsys):
+  path, images, names = perfect
+  again, run = tmp_path / "again.safetensors", tmp_path / "run"
+  for target in (again, run):
+    main(["convert", str(path), str(target), "--model=resnet8", "--num-classes=12"])
+  assert weights.read_class_names(again, 12) == tuple(names)
+  assert (run / "classes.txt").read_text().split() == names
+  assert load_run(str(run)).class_names == tuple(names)
+  write_images(tmp_path / "some", images[:3], names[:3])
+  data = ["--dataset", "folder", "--data-dir", tmp_path / "some"]
+  found = evaluated(capsys, "--workdir", run, *data)
+  assert found["top1"] == 1 and found["count"] == 3
+  (tmp_path / "some" / names[0]).rename(tmp_path / "some" / "other")
+  (run / "classes.txt").unlink()  # As earlier versions left it.
+  said = refused(capsys, 2, "evaluate", "--workdir", run, *data)
+  assert "does not name its 12 classes" in said and "'other'" in said
+
+
+def refused(capsys, status, *arguments) -> str:
+  """What a command says that ends with a status."""
+  with pytest.raises(SystemExit) as end:
+    main(list(map(str, arguments)))
+  assert end.value.code == status
+  out, err = capsys.readouterr()
+  assert out == "" and err.startswith("error: ") and err.count("\n") == 1
+  return err
+
+
+def test_weights_see_all_images_that_have_no_splits(perfect, tmp_path, capsys):
+  path, images, names = perfect
+  write_images(
+    tmp_path, images[:2].repeat(10, axis=0), [*names[:1] * 10, *names[1:2] * 10]
+  )
+  data = ["--dataset", "folder", "--data-dir", tmp_path]
+  assert evaluated(capsys, *options(path), *data)["count"] == 20
+  assert evaluated(capsys, *options(path), *data, "--split", "val")["count"] == 2
+  assert evaluated(capsys, *options(path), *data, "--split", "train")["count"] == 18
+  for i in range(20):
+    (tmp_path / names[i // 10] / f"{i}.png").unlink(missing_ok=i % 10 == 0)
+    Image.fromarray(images[0]).save(tmp_path / names[i // 10] / "0.png")
+  said = refused(capsys, 2, "evaluate", *options(path), *data, "--split", "val")
+  assert "0.1 of the images of each class" in said and "change --split" in said
+
+
+def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, capsys):
+  path, images, _ = perfect
+  model = create_model("resnet8", 12)
+  variables = weights.load(path, model)
+  # Finite, but it overflows.
+  kernel = variables["params"]["head"]["kernel"]
+  variables["params"]["head"]["kernel"] = jnp.full_like(kernel, 3e38)
+  broken = tmp_path / "broken.safetensors"
+  weights.save(broken, model, variables, weights.read_preprocessing(path, model))
+  write_images(tmp_path / "images", images, map(str, range(12)))
+  data = ["--dataset", "folder", "--data-dir", tmp_path / "images"]
+  source = [*options(broken), "--json"]
+  assert "loss=nan" in refused(capsys, 1, "evaluate", *source, *data)
+  file = folder / "a" / "01.png"
+  assert "a/01.png are not finite" in refused(capsys, 1, "predict", *source, file)
+  target = tmp_path / "f.npz"
+  extract_from = [str(folder / "b"), target, *options(broken)]
+  main(["features", *map(str, extract_from)])  # What the head makes is no feature.
+  variables["params"]["head"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
+  weights.save(broken, model, variables)
+  export_to = ["export", "x", "--format=onnx"]
+  for command in (["evaluate", *data], ["predict", file], export_to):
+    said = refused(capsys, 2, command[0], *options(broken), *command[1:])
+    assert "fc.weight has values that are not finite" in said
+
+
+@pytest.mark.parametrize("channels", [1, 4])
+def test_a_network_of_other_channels_without_a_mean_is_one_line(
+  channels, folder, tmp_path, capsys
+):
+  model, path = create_model("resnet8"), tmp_path / "w.safetensors"
+  variables = variables_of(model, jnp.zeros((1, 8, 8, channels)))
+  weights.save(path, model, to_named(variables))
+  net = load_weights(str(path), Config().model)
+  expected = f"takes images with {channels} channel"
+  with pytest.raises(ValueError, match=rf"{expected}.*--mean, --std"):
+    net(pixels(2, 8, 8, channels))
+  half = Preprocessing((0.5,), (0.5,), 8, 8)
+  dataclasses.replace(net, preprocessing=half)(pixels(2, 8, 8, channels))
+  source = ["--model", "resnet8", "--weights", path]
+  said = refused(capsys, 2, "predict", folder / "b", *source, "--resize=8", "--crop=8")
+  assert (expected if channels == 1 else "image files have 1 or 3") in said
+  said = refused(capsys, 2, "evaluate", *source, "--dataset=digits")
+  assert (expected if channels == 1 else "have 1 channels, the model takes 4") in said
+
+
+def test_images_of_other_channels_are_no_matter_of_a_flag(perfect, capsys):
+  argv = ["evaluate", "--model=resnet8", "--num-classes=12", "--weights", perfect[0]]
+  said = refused(capsys, 2, *argv, "--dataset=digits")
+  assert "'digits' have 1 channels, the model takes 3" in said

@@ -6,6 +6,7 @@ import pickle
 import re
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import jax
@@ -13,12 +14,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 import safetensors.numpy
+from flax import linen as nn
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 from resnet_jax import create_model, weights
+from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.models.blocks import BasicBlock
+from resnet_jax.models.norms import BatchNorm, GroupNorm
+from resnet_jax.models.registry import MODELS
 from resnet_jax.models.scan_layout import is_scanned, to_named
-from resnet_jax.weights import torch_checkpoint
-from resnet_jax.weights.load_save import Preprocessing
+from resnet_jax.weights import imagenet, torch_checkpoint
+from resnet_jax.weights.architecture import check_named, check_same, describe
 
 ROOT = Path(__file__).parents[1]
 MODEL = create_model("resnet8", 10)
@@ -31,7 +37,13 @@ def make_variables(model, channels=3):
   images = jnp.zeros((1, 32, 32, channels))
   shapes = jax.eval_shape(lambda: model.init(jax.random.key(0), images))
   rng = np.random.default_rng(0)
-  return jax.tree.map(lambda x: jnp.asarray(rng.normal(size=x.shape), x.dtype), shapes)
+
+  def random(path, x):
+    values = rng.normal(size=x.shape)
+    is_var = path[-1].key == "var"
+    return jnp.asarray(abs(values) if is_var else values, x.dtype)
+
+  return jax.tree_util.tree_map_with_path(random, shapes)
 
 
 def assert_equal(a, b):
@@ -236,6 +248,68 @@ def test_nothing_half_written_stays(path, monkeypatch):
   assert [file.name for file in path.parent.iterdir()] == [path.name]
 
 
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize(
+  ("name", "value", "said"),
+  [
+    ("conv1.weight", np.nan, "conv1.weight has values that are not finite"),
+    ("fc.bias", np.inf, "fc.bias has values that are not finite"),
+    ("bn1.running_mean", -np.inf, "bn1.running_mean has values that are not finite"),
+    ("layer1.0.bn2.running_var", np.nan, "bn2.running_var has values that are not"),
+    ("layer1.0.bn2.running_var", -1, "layer1.0.bn2.running_var has negative values"),
+  ],
+)
+def test_values_that_are_not_finite_are_refused(name, value, said, suffix, path):
+  _, tensors = named_tensors(path)
+  tensors[name].flat[1] = value
+  path = path.with_name(f"other{suffix}")
+  if suffix == ".pth":
+    path.write_bytes(write(tensors, "zip"))
+  else:
+    safetensors.numpy.save_file(tensors, path)
+  with pytest.raises(ValueError, match=re.escape(said)) as error:
+    weights.load(path, PROJECTED)
+  assert str(error.value).count("has ") == 1
+
+
+def test_many_names_that_do_not_fit_are_a_short_message(path):
+  _, tensors = named_tensors(path, create_model("resnet20", shortcut="B"))
+  safetensors.numpy.save_file({f"model.{k}": x for k, x in tensors.items()}, path)
+  with pytest.raises(ValueError) as error:
+    weights.load(path, PROJECTED)
+  said = str(error.value)
+  assert len(said) < 800
+  assert "missing: " in said and "unused: model." in said
+  assert said.count(" more") == 2 and "all names begin with 'model.'" in said
+  halves = {name: array.astype(np.float16) for name, array in tensors.items()}
+  safetensors.numpy.save_file(halves, path)
+  with pytest.raises(ValueError) as error:
+    weights.load(path, create_model("resnet20", shortcut="B"))
+  said = str(error.value)
+  assert said.count("has dtype float16") == 5 and len(said) < 500
+
+
+@pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
+def test_a_folder_is_read_like_a_repository(name, path):
+  variables, tensors = named_tensors(path)
+  folder = path.parent / "copy"
+  folder.mkdir()
+  assert weights.is_run(folder) and not weights.is_run(path)
+  with pytest.raises(FileNotFoundError, match=r"'.*copy' holds no weights: no mod"):
+    weights.load(folder, PROJECTED)
+  if name.endswith(".bin"):
+    (folder / name).write_bytes(write(tensors, "zip"))
+  else:
+    path.rename(folder / name)
+  beside(folder / name, {"pretrained_cfg": TIMM, "label_names": [*"abcdefghij"]})
+  assert not weights.is_run(folder)
+  assert_equal(weights.load(folder, PROJECTED), variables)
+  assert weights.read_preprocessing(folder, PROJECTED).mean == (0.5, 0.4, 0.3)
+  assert weights.read_class_names(folder, 10) == tuple("abcdefghij")
+  (folder / "checkpoints").mkdir()  # Weights of a run, in its own directory.
+  assert weights.is_run(folder)
+
+
 @pytest.mark.parametrize("name", ["x.npz", "x", "x.h5"])
 def test_files_of_another_kind_are_refused(name, tmp_path):
   (tmp_path / name).write_bytes(b"x")
@@ -295,52 +369,364 @@ def test_preprocessing_without_a_word_in_the_file(name, model, resize, crop, tmp
   assert weights.read_preprocessing(tmp_path / name, create_model(model)) == expected
 
 
+LARGER = TIMM | {"test_input_size": [3, 288, 288]}
+MEAN = Preprocessing.mean
+
+
+def beside(path, config, name="config.json"):
+  """Writes a config beside a file of weights; returns the file."""
+  text = config if isinstance(config, str) else json.dumps(config)
+  (path.parent / name).write_text(text, "latin-1")
+  if not path.exists():
+    safetensors.numpy.save_file({"a": np.zeros(1)}, path)
+  return path
+
+
+@pytest.mark.parametrize(
+  ("config", "resize", "crop", "interpolation", "mean"),
+  [
+    ({"architecture": "resnet8", **TIMM}, 235, 224, "bicubic", (0.5, 0.4, 0.3)),
+    ({"pretrained_cfg": {"mean": [0.5]}}, 256, 224, "bicubic", (0.5,)),
+    ({"pretrained_cfg": {"crop_pct": None, "std": [0.5]}}, 256, 224, "bicubic", MEAN),
+    (
+      {"pretrained_cfg": LARGER | {"test_crop_pct": 1.0}},
+      *(288, 288, "bicubic", (0.5, 0.4, 0.3)),
+    ),
+    ({"pretrained_cfg": LARGER}, 303, 288, "bicubic", (0.5, 0.4, 0.3)),
+  ],
+  ids=["first form", "defaults", "null", "test size and share", "test size"],
+)
+def test_every_form_of_timms_config_is_read(
+  config, resize, crop, interpolation, mean, path, capsys
+):
+  found = weights.read_preprocessing(beside(path, config), create_model("resnet18"))
+  size = found.resize, found.crop, found.interpolation
+  assert size == (resize, crop, interpolation) and found.mean == mean
+  assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+  ("change", "expected", "said"),
+  [
+    ({"crop_mode": "squash"}, (235, 224, "bicubic"), "crop_mode='squash'"),
+    ({"crop_mode": "border"}, (235, 224, "bicubic"), "crop_mode='border'"),
+    ({"input_size": [3, 192, 256]}, (202, 192, "bicubic"), "images of 192 x 256"),
+    ({"interpolation": "lanczos"}, (235, 224, "bicubic"), "interpolation='lanczos'"),
+    ({"interpolation": "random"}, (235, 224, "bicubic"), "interpolation='random'"),
+  ],
+)
+def test_what_is_not_available_of_timms_preprocessing_is_said(
+  change, expected, said, path, capsys
+):
+  beside(path, {"pretrained_cfg": TIMM | change})
+  found = weights.read_preprocessing(path, MODEL)
+  assert (found.resize, found.crop, found.interpolation) == expected
+  (line,) = capsys.readouterr().err.splitlines()
+  assert said in line and "config.json" in line and line.startswith("warning: ")
+
+
+TRANSFORMERS = {"image_mean": [0.5, 0.4, 0.3], "image_std": [0.1, 0.2, 0.3]}
+
+
+@pytest.mark.parametrize(
+  ("values", "expected", "said"),
+  [
+    ({"size": 224, "crop_pct": 0.875, "resample": 3}, (256, 224, "bicubic"), ""),
+    (
+      {"size": {"shortest_edge": 224}, "crop_pct": 0.95, "resample": 2},
+      *((235, 224, "bilinear"), ""),
+    ),
+    (
+      {
+        "size": {"shortest_edge": 256},
+        "crop_size": {"height": 224, "width": 224},
+        "do_center_crop": True,
+        "resample": 2,
+      },
+      *((256, 224, "bilinear"), ""),
+    ),
+    ({"size": {"height": 224, "width": 224}}, (224, 224, "bicubic"), "whole images"),
+    ({"size": 384, "crop_pct": 1.0}, (384, 384, "bicubic"), "whole images"),
+    ({"size": 224, "crop_size": 224, "resample": 1}, (224, 224, "bicubic"), "lanczos"),
+  ],
+)
+def test_preprocessing_of_transformers_is_read(values, expected, said, path, capsys):
+  beside(path, {"id2label": {"0": "a"}})
+  beside(path, TRANSFORMERS | values, "preprocessor_config.json")
+  found = weights.read_preprocessing(path, MODEL)
+  assert found == Preprocessing((0.5, 0.4, 0.3), (0.1, 0.2, 0.3), *expected)
+  assert said in capsys.readouterr().err
+
+
+def test_pixels_that_transformers_does_not_normalise(path):
+  beside(path, TRANSFORMERS | {"do_normalize": False}, "preprocessor_config.json")
+  found = weights.read_preprocessing(path, MODEL)
+  assert (found.mean, found.std) == ((0.0,), (1.0,))
+
+
 DEEP = "[" * 100_000
 
 
 @pytest.mark.parametrize(
   "config",
+  ["", "{", "[]", "3", "\xff", DEEP, '{"a": 1} // comment', "\xef\xbb\xbf[]"],
+  ids=range(8),
+)
+def test_a_config_of_something_else_is_ignored_with_a_word(config, path, capsys):
+  beside(path, config)
+  assert weights.read_preprocessing(path, MODEL) == Preprocessing(resize=0, crop=0)
+  assert weights.read_class_names(path, 2) == ("class 0", "class 1")
+  (line,) = capsys.readouterr().err.splitlines()
+  assert line == f"warning: {path.parent}/config.json is no JSON object, and is ignored"
+
+
+def test_a_config_with_a_byte_order_mark_is_read(path):
+  beside(path, "\xef\xbb\xbf" + json.dumps({"pretrained_cfg": TIMM}))
+  assert weights.read_preprocessing(path, MODEL).resize == 235
+
+
+@pytest.mark.parametrize(
+  "config",
   [
-    *("{", "[]", "\xff", DEEP, '{"pretrained_cfg": {}}', '{"pretrained_cfg": 3}'),
+    *('{"pretrained_cfg": 3}', '{"pretrained_cfg": {}} // comment'),
     *(
       json.dumps({"pretrained_cfg": TIMM | change})
       for change in (
-        *({"crop_pct": 0}, {"crop_pct": None}, {"crop_pct": float("nan")}),
+        *({"crop_pct": 0}, {"crop_pct": "x"}, {"crop_pct": float("nan")}),
         *({"input_size": []}, {"input_size": [float("inf")]}, {"input_size": ["x"]}),
-        *({"mean": None}, {"std": 3}, {"mean": "abc"}, {"interpolation": 3}),
+        *({"mean": 3}, {"std": 3}, {"mean": "abc"}, {"interpolation": 3}),
+        *({"input_size": [3, 30000, 30000]}, {"mean": [124]}, {"std": [58]}),
       )
     ),
   ],
-  ids=range(16),
+  ids=range(15),
 )
-def test_damaged_preprocessing_beside_the_file_is_named(config, tmp_path):
-  path = tmp_path / "x.pth"
-  path.write_bytes(b"x")
-  (tmp_path / "config.json").write_text(config, "latin-1")
-  with pytest.raises(ValueError, match=r"preprocessing of .*x\.pth is damaged"):
+def test_a_damaged_config_of_timm_is_named(config, path):
+  beside(path, config)
+  with pytest.raises(ValueError, match=r"/config\.json"):
     weights.read_preprocessing(path, MODEL)
 
 
 @pytest.mark.parametrize(
   "kept",
   [
-    *("{", "[]", "3", DEEP, "{}", '{"mean": [0], "std": [1], "other": 1}'),
+    *("{", "[]", "3", "null", DEEP, "{}", '{"mean": [0], "std": [1], "other": 1}'),
     '{"mean": "abc", "std": [1]}',
-    '{"mean": [0], "std": [1], "resize": "x"}',
     '{"mean": [0], "std": [1], "interpolation": 3}',
+    '{"mean": [124], "std": [1]}',
+    '{"mean": [0], "std": [58]}',
+    '{"mean": [true], "std": [1]}',
+    *(
+      f'{{"mean": [0], "std": [1], "resize": 0, "crop": {crop}}}'
+      for crop in ('"x"', "30000", "10000000", "true", "-1", "32.5", "null", "1e3")
+    ),
   ],
-  ids=range(9),
+  ids=range(20),
 )
 def test_damaged_preprocessing_in_the_file_is_named(kept, path):
   safetensors.numpy.save_file({"a": np.zeros(1)}, path, {"preprocessing": kept})
-  with pytest.raises(ValueError, match=r"preprocessing of .* is damaged"):
+  with pytest.raises(ValueError, match=r"preprocessing of .* is damaged") as error:
     weights.read_preprocessing(path, MODEL)
+  assert len(str(error.value)) < 500
+
+
+def test_a_mean_of_pixels_up_to_255_is_refused():
+  for mean, std in (((124.0,), (0.2,)), ((0.5,), (58.0,)), ((-0.1,), (1.0,))):
+    with pytest.raises(ValueError, match=r"as pixels are scaled to \[0, 1\]"):
+      Preprocessing(mean, std)
+  Preprocessing((0.0,), (1.0,))
 
 
 def test_preprocessing_of_a_damaged_file_is_refused(path):
   path.write_bytes(b"x" * 99)
   with pytest.raises(ValueError, match="is no safetensors file, or damaged"):
     weights.read_preprocessing(path, MODEL)
+
+
+# Class names.
+
+
+@pytest.mark.parametrize(
+  "config",
+  [
+    {"architecture": "x", "pretrained_cfg": {}, "label_names": ["n0", "n1", "n2"]},
+    {"pretrained_cfg": {"label_names": ["n0", "n1", "n2"]}},
+    {"architecture": "x", "labels": ["n0", "n1", "n2"]},
+    {"pretrained_cfg": {}, "label_names": {"2": "n2", "0": "n0", "1": "n1"}},
+    {"id2label": {"0": "n0", "1": "n1", "2": "n2"}},
+  ],
+  ids=["timm", "inner", "first form", "numbered", "transformers"],
+)
+def test_class_names_are_read_beside_the_file(config, path):
+  beside(path, config)
+  assert weights.read_class_names(path, 3) == ("n0", "n1", "n2")
+
+
+def test_names_that_timm_leaves_out_are_numbers(path):
+  beside(path, {"pretrained_cfg": {}, "label_names": {"0": "a", "2": "c"}})
+  assert weights.read_class_names(path, 3) == ("a", "class 1", "c")
+
+
+def test_imagenets_names_are_for_weights_of_which_nothing_else_is_said(path, capsys):
+  nameless = {"id2label": {str(i): f"LABEL_{i}" for i in range(1000)}}
+  for config in ({"pretrained_cfg": {}}, {}, nameless):
+    assert weights.read_class_names(beside(path, config), 1000)[281] == "tabby"
+  own = {"pretrained_cfg": {}, "label_names": [f"n{i}" for i in range(1000)]}
+  assert weights.read_class_names(beside(path, own), 1000)[281] == "n281"
+  assert capsys.readouterr().err == ""
+  own["label_names"] = own["label_names"][:7]
+  assert weights.read_class_names(beside(path, own), 1000)[281] == "class 281"
+  assert "names 7 classes, not 1000: they are ignored" in capsys.readouterr().err
+
+
+def test_imagenets_ids_are_in_the_order_of_its_names():
+  ids, names = imagenet.synsets(), imagenet.class_names()
+  assert list(ids) == sorted(set(ids)) and len(ids) == len(set(names)) == 1000
+  # From WordNet: the first, the last, and some in between.
+  known = {"n01440764": "tench", "n15075141": "toilet tissue", "n02123045": "tabby"}
+  known |= {"n02979186": "cassette player", "n03417042": "garbage truck"}
+  assert {synset: names[ids.index(synset)] for synset in known} == known
+
+
+@pytest.mark.parametrize(
+  "kept",
+  [
+    *("[1", "null", DEEP, "1", '"abc"', "{}", '{"0": "a"}', '["a", 1, "c"]'),
+    *('[["a"], ["b"], ["c"]]', "[true, false, null]", json.dumps([*"abcdefghi"])),
+  ],
+  ids=range(11),
+)
+def test_class_names_that_are_none_are_refused(kept, path):
+  safetensors.numpy.save_file({"a": np.zeros(1)}, path, {"class_names": kept})
+  with pytest.raises(ValueError, match=r"class_names .*x\.safetensors") as error:
+    weights.read_class_names(path, 3)
+  assert len(str(error.value)) < 500
+
+
+def test_runs_with_more_logits_than_classes_have_some_names(path):
+  weights.save(path, MODEL, make_variables(MODEL), class_names=("a", "b"))
+  assert weights.read_class_names(path, 10)[:3] == ("a", "b", "class 2")
+  assert weights.known_class_names(path, 10) == ("a", "b")
+  with pytest.raises(ValueError, match="11 class names for 10 classes"):
+    weights.save(path, MODEL, make_variables(MODEL), class_names=[*"abcdefghijk"])
+
+
+@pytest.mark.parametrize("names", [{"0": 1}, 3, [1, 2, 3], "abc"])
+def test_names_beside_the_file_that_are_none_are_refused(names, path):
+  beside(path, {"pretrained_cfg": {}, "label_names": names})
+  with pytest.raises(ValueError, match=r"label_names in .*config\.json must name"):
+    weights.read_class_names(path, 3)
+
+
+# The architecture.
+
+
+class OwnBlock(BasicBlock):
+  pass
+
+
+@pytest.mark.parametrize(
+  ("saved", "other", "said"),
+  [
+    ("plain20", "resnet20", "from plain20, not from resnet20: its shortcut is 'none'"),
+    ("resnet20", "plain20", "from resnet20, not from plain20"),
+    ("resnetv1_50", "resnet50", "from resnetv1_50, not from resnet50: its block is"),
+    (
+      create_model("resnet18").clone(norm=partial(BatchNorm, epsilon=1e-3)),
+      *("resnet18", "from an unnamed network, not from resnet18: its norm is 'BatchN"),
+    ),
+    ("resnet8", create_model("resnet8").clone(block=OwnBlock), "not 'OwnBlock'"),
+    (
+      create_model("resnet8").clone(norm=partial(GroupNorm, num_groups=4)),
+      *(create_model("resnet8", norm="group"), r"num_groups=4\)', not 'group'"),
+    ),
+  ],
+  ids=["plain", "residual", "stride", "epsilon", "own block", "groups"],
+)
+def test_another_network_with_the_same_parameters_is_refused(saved, other, said):
+  saved, other = (
+    create_model(model) if isinstance(model, str) else model for model in (saved, other)
+  )
+  # As it comes from a file.
+  description = json.loads(json.dumps(describe(saved)))
+  check_same(description, saved, "x")
+  with pytest.raises(ValueError, match=said):
+    check_same(description, other, "x")
+
+
+def test_what_changes_training_only_is_no_other_network():
+  model = create_model("resnet18")
+  for other in (
+    create_model("resnet18", 7, norm="frozen", dtype=jnp.bfloat16),
+    create_model("resnet18", norm="unbiased_batch", scan=True, zero_init_residual=True),
+    model.clone(norm=partial(BatchNorm, momentum=0.99, epsilon=1e-5), dropout=0.3),
+    model.clone(norm=partial(nn.BatchNorm, momentum=0.9), features=32),
+    model.clone(block=partial(BasicBlock, expansion=1), frozen=("stem",)),
+  ):
+    check_same(describe(model), other, "x")
+    check_same(describe(other), model, "x")
+
+
+def test_every_architecture_is_described_by_itself():
+  names = [describe(create_model(name))["name"] for name in MODELS]
+  assert names == list(MODELS)
+
+
+def test_a_file_is_loaded_as_the_network_it_was_saved_from(path):
+  plain = create_model("plain8")
+  _, tensors = named_tensors(path, plain)
+  for head in (True, False):
+    with pytest.raises(ValueError, match=r"x\.safetensors was saved from plain8, not"):
+      weights.load(path, create_model("resnet8"), head)
+  safetensors.numpy.save_file(tensors, path)  # As older versions did.
+  weights.load(path, create_model("resnet8"))
+
+
+@pytest.mark.parametrize(
+  ("config", "said"),
+  [
+    ({"architecture": "resnetaa50"}, "of 'resnetaa50', which is not among"),
+    ({"architecture": "resnetblur50", **TIMM}, "of 'resnetblur50', which is not among"),
+    (
+      {"architecture": "resnet20", "pretrained_cfg": TIMM},
+      "of 'resnet20', not of resnet8",
+    ),
+    ({"pretrained_cfg": TIMM | {"architecture": "resnet50"}}, "of 'resnet50', not of"),
+    ({"architecture": "resnet8", "model_args": {"act_layer": "silu"}}, "act_layer"),
+    ({"architecture": "resnet8", "model_args": 3}, "was made with 3"),
+    ({"architecture": "resnet8", "global_pool": "max"}, "global_pool"),
+  ],
+  ids=range(7),
+)
+def test_another_architecture_than_timm_names_is_refused(config, said, path):
+  named_tensors(path, MODEL)
+  other = path.with_name("x.pth")
+  other.write_bytes(write(safetensors.numpy.load_file(path), "zip"))
+  beside(other, config)
+  with pytest.raises(ValueError, match=rf"/config\.json says that the .*{said}"):
+    weights.load(other, MODEL)
+  weights.load(path, MODEL)  # It tells itself what it was saved from.
+  harmless = {"drop_rate": 0.1, "num_classes": 10}
+  beside(other, {"architecture": "resnet8.tag", "model_args": harmless})
+  weights.load(other, MODEL)
+
+
+@pytest.mark.parametrize(
+  ("name", "own"),
+  [
+    *(("tv_resnet50", "resnet50"), ("ssl_resnext50_32x4d", "resnext50_32x4d")),
+    *(("gluon_resnet50_v1b", "resnet50"), ("gluon_resnet101_v1d", "resnet101d")),
+    ("gluon_resnet50_v1c", "resnet50c"),
+  ],
+)
+def test_timms_former_names_are_known(name, own):
+  check_named(name, create_model(own), "x")
+  with pytest.raises(ValueError, match=f"of {name!r}, not of resnet18"):
+    check_named(name, create_model("resnet18"), "x")
+
+
+def test_shapes_tell_of_another_stem_than_timms():
+  check_named("resnet18", create_model("resnet18", 10, stem="cifar"), "x")
 
 
 # In another process.
@@ -411,6 +797,8 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
 
   put("timm", "model.safetensors", path.read_bytes())
   put("timm", "config.json", json.dumps({"pretrained_cfg": TIMM}).encode())
+  other = json.dumps(TRANSFORMERS | {"size": 30, "crop_pct": 0.5}).encode()
+  put("pickled", "preprocessor_config.json", other)
   put("plain", "model.safetensors", path.read_bytes())
   put("pickled", "pytorch_model.bin", write(tensors, "zip"))
   put("other", "mine.safetensors", path.read_bytes())
@@ -427,7 +815,7 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
   )
   assert found.pop("torch") is False
   bias = float(variables["params"]["head"]["bias"][3])
-  for name, resize in zip(names[:5], [235, 235, 0, 0, 0], strict=True):
+  for name, resize in zip(names[:5], [235, 235, 0, 60, 0], strict=True):
     assert found.pop(f"hf://owner/{name}") == [bias, resize]
   for name, (error, said) in found.items():
     # The hub's own word for names that lead out of a repository is a ValueError, too.

@@ -61,7 +61,9 @@ def run(args: argparse.Namespace) -> None:
     raise UserError("--weights needs --dataset, the images to evaluate on")
   _apply(config, args)
   flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
-  with flags_of_settings(flags | {"batch_size": "--batch-size"}):
+  # Without --split, all of a folder without splits is evaluated.
+  flags |= {"batch_size": "--batch-size", "data.val_share": "--split"}
+  with flags_of_settings(flags):
     if args.workdir is not None:
       _, results = evaluator.evaluate_run(
         config, args.workdir, args.checkpoint, trust_code=args.trust_code

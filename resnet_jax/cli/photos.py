@@ -12,7 +12,7 @@ from rich.console import Console
 from resnet_jax.cli.options import (
   model_config,
 )
-from resnet_jax.config.preprocessing import check_channels
+from resnet_jax.config.preprocessing import check_fits
 from resnet_jax.runtime.errors import (
   UserError,
 )
@@ -39,17 +39,15 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     if (value := getattr(args, name))
   }
   preprocessing = dataclasses.replace(found.preprocessing, **given)
+  channels = found.channels
+  if channels not in (1, 3):
+    raise UserError(f"the network takes {channels} channels, image files have 1 or 3")
+  check_fits(preprocessing, channels)
   if not preprocessing.crop:
     raise UserError(
       "these weights do not say how large their images are: give the short side and "
       "the square that is cut from it, such as --resize 32 --crop 32"
     )
-  channels = found.channels
-  for name in ("mean", "std"):
-    values = getattr(preprocessing, name)
-    check_channels(f"--{name} {' '.join(map(str, values))}", values, channels)
-  if channels not in (1, 3):
-    raise UserError(f"the network takes {channels} channels, image files have 1 or 3")
   return dataclasses.replace(found, preprocessing=preprocessing)
 
 

@@ -1,12 +1,14 @@
 """What weights expect images to have gone through."""
 
 import dataclasses
-import math
 from collections.abc import Sequence
 from typing import Any
 
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
+
+# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
+MAX_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,21 +30,33 @@ class Preprocessing:
   interpolation: str = "bilinear"
 
   def __post_init__(self) -> None:
-    numbers = (*self.mean, *self.std, self.resize, self.crop)
-    if not all(isinstance(n, int | float) and math.isfinite(n) for n in numbers):
-      raise UserError(f"mean, std, resize and crop must be numbers: {numbers}")
     channels = {len(self.mean), len(self.std)} - {1}
-    if len(channels) > 1 or 0 in channels or min(self.std) <= 0:
+    if len(channels) > 1 or 0 in channels:
       raise UserError(
         f"mean={self.mean} and std={self.std} must have one value or one for each "
-        "channel, std all > 0"
+        "channel"
       )
+    if not all(_is_share(n) for n in (*self.mean, *self.std)) or 0 in self.std:
+      raise UserError(
+        f"mean={self.mean} must be in [0, 1] and std={self.std} in (0, 1] for each "
+        "channel, as pixels are scaled to [0, 1]"
+      )
+    for name, size in (("resize", self.resize), ("crop", self.crop)):
+      if type(size) is not int or not 0 <= size <= MAX_SIZE:
+        raise UserError(
+          f"{name}={size!r} must be a whole number of pixels in [0, {MAX_SIZE}]"
+        )
     if self.resize and self.crop > self.resize:
       raise UserError(f"crop={self.crop} must be at most resize={self.resize}")
     if self.interpolation not in ("bilinear", "bicubic"):
       raise UserError(
         f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
       )
+
+
+def _is_share(value: object) -> bool:
+  is_number = isinstance(value, int | float) and not isinstance(value, bool)
+  return is_number and 0 <= value <= 1
 
 
 def check_channels(label: str, values: Sequence[float], channels: int) -> None:
@@ -53,22 +67,21 @@ def check_channels(label: str, values: Sequence[float], channels: int) -> None:
     )
 
 
+def check_fits(preprocessing: Preprocessing, channels: int) -> None:
+  """Raises `UserError` unless mean and std fit the images that a network takes."""
+  mean, std = preprocessing.mean, preprocessing.std
+  if {len(mean), len(std)} - {1, channels}:
+    raise UserError(
+      f"the network takes images with {channels} channel{'s' * (channels > 1)}, but "
+      f"its preprocessing has mean={mean} and std={std}: give each (--mean, --std) one "
+      "value, or one for each channel"
+    )
+
+
 def from_dict(values: dict[str, Any]) -> Preprocessing:
   """Inverse of `dataclasses.asdict`, from JSON; errors of all kinds if it is none."""
   values = values | {key: tuple(values[key]) for key in ("mean", "std")}
   return Preprocessing(**values)
-
-
-def from_timm(values: dict[str, Any]) -> Preprocessing:
-  """From timm's `pretrained_cfg`; `crop_pct` is the share of the short side kept."""
-  crop = values["input_size"][-1]
-  return Preprocessing(
-    mean=tuple(values["mean"]),
-    std=tuple(values["std"]),
-    resize=math.floor(crop / values["crop_pct"]),
-    crop=crop,
-    interpolation=values["interpolation"],
-  )
 
 
 def preprocessing_of(data: DataConfig) -> Preprocessing:

@@ -6,17 +6,21 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 import dataclasses
 import functools
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from flax import linen as nn
 from jax.sharding import Mesh
 
 from resnet_jax import kernels, weights
 from resnet_jax.config.factories import part_name
-from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
+from resnet_jax.config.preprocessing import (
+  Preprocessing,
+  check_fits,
+  preprocessing_of,
+)
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.pipelines.host_batches import HostBatch
@@ -74,7 +78,8 @@ class Classifier:
       the head sees, and "c2" to "c5": see `Backbone`.
 
     Raises:
-      UserError: images with another number of channels.
+      UserError: images with another number of channels, or a mean or std of another
+        number than the network's images have.
     """
     folded = self.folded
     found: dict[str, Array] = folded._compiled(folded.variables, images)
@@ -110,6 +115,7 @@ class Classifier:
   ) -> dict[str, Float[Array, "b ..."]]:
     """Does the same as a pure function, which can be traced, exported and derived."""
     preprocessing, model = self.preprocessing, self.model
+    check_fits(preprocessing, self.channels)
     given = images.shape[-1]
     if given == 1 and self.channels == 3:
       images = images.repeat(3, axis=-1)
@@ -144,7 +150,8 @@ def load(
   """Loads a trained network: a run, or a file of weights.
 
   Args:
-    path: directory of a run; or a file that `weights.load` reads, or hf://owner/name.
+    path: directory of a run; or a file or folder that `weights.load` reads, or
+      hf://owner/name.
     model: architecture of a file of weights, such as "resnet50"; a run knows its own.
     num_classes: of a file of weights; 0 is the architecture's own number.
     checkpoint: of a run: "latest", "best" or a step.
@@ -155,7 +162,7 @@ def load(
     UserError: the weights do not fit, or the path and `model` do not go together.
     OSError: the checkpoint is damaged.
   """
-  if Path(path).is_dir():
+  if weights.is_run(path):
     if model:
       raise UserError(f"{path!r} is a run, which knows its own model; leave it out")
     return load_run(path, checkpoint, trust_code)
@@ -217,6 +224,15 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
     weights.read_class_names(path, config.model.num_classes),
     image_channels(variables),
   )
+
+
+def check_finite(outputs: np.ndarray, name: str) -> None:
+  """Raises `FloatingPointError` if what a network makes of an image is not finite."""
+  if not np.isfinite(outputs).all():
+    raise FloatingPointError(
+      f"the network's outputs for {name} are not finite; check its weights, and the "
+      "mean and std of the images"
+    )
 
 
 def run_batches(

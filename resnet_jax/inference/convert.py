@@ -51,7 +51,7 @@ def convert(
     raise UserError(f"{target!r} must be a .safetensors file or a new run directory")
   if not source.startswith("hf://") and not Path(source).exists():
     raise NotFoundError(f"there is no {source!r}")
-  if Path(source).is_dir():
+  if weights.is_run(source):
     return _export_run(source, target, model, which, trust_code)
   if model is None:
     raise UserError(f"--model must name the architecture of {source!r}")
@@ -86,13 +86,17 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
   config, network = resolve_model(config)
   variables = weights.load(source, network)
   preprocessing = weights.read_preprocessing(source, network)
+  class_names = weights.known_class_names(source, config.model.num_classes)
   if target.endswith(".safetensors"):
-    weights.save(target, network, variables, preprocessing)
+    weights.save(target, network, variables, preprocessing, class_names)
   else:
     config = dataclasses.replace(
       config, data=with_preprocessing(config.data, preprocessing)
     )
     check_settings(config)
-    with run_dir.open_run(target, config, 0), CheckpointStore(target) as store:
+    with (
+      run_dir.open_run(target, config, 0, class_names),
+      CheckpointStore(target) as store,
+    ):
       store.save_weights(variables)
   return f"{model.name} of {source} -> {target}"

@@ -17,7 +17,7 @@ from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList
 from resnet_jax.data.sources.folder import list_images, list_splits
-from resnet_jax.inference.classifier import Classifier, run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
 from resnet_jax.inference.image_grid import Picture, draw_grid
 from resnet_jax.runtime.arrays import Array, Float, Int
 from resnet_jax.runtime.atomic_files import replacing
@@ -90,6 +90,7 @@ def extract(
   Raises:
     ValueError: `path` ends differently, the network has no such layer, or no image
       can be read.
+    FloatingPointError: a feature is not finite.
   """
   if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
     raise UserError(f"{path!r} must be an .npz file in a folder that is there")
@@ -120,6 +121,8 @@ def extract(
     for batch, found in run_batches(classifier, batches, wanted, mesh):
       rows = np.flatnonzero(batch["mask"])
       raw.write(found[rows].tobytes())
+      for row in rows.tolist():
+        check_finite(found[row], source.name(first + row))
       shape = found.shape[1:]
       index += (first + rows).tolist()
       labels += batch["label"][rows].tolist()

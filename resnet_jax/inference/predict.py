@@ -12,7 +12,7 @@ import numpy as np
 
 from resnet_jax.data.pipelines.single_pass import read_batches
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Classifier, run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
 from resnet_jax.inference.grad_cam import grad_cam
 from resnet_jax.runtime.arrays import Array, Float32, UInt8
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
@@ -55,6 +55,9 @@ def predict(
     top: number of classes, at most; >= 1.
     batch_size: images at once, at most, over all devices.
     num_pictures: of so many, the first that can be read, the picture and heat too.
+
+  Raises:
+    FloatingPointError: a probability is not finite.
   """
   mesh = create_mesh()
 
@@ -83,6 +86,7 @@ def predict(
       if not batch["mask"][row]:
         yield Prediction(file, errors[first + row].removeprefix(f"{file}: "))
         continue
+      check_finite(probabilities[row], file)
       prediction = Prediction(
         file, "", tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
       )

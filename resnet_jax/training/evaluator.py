@@ -1,24 +1,31 @@
 """How good a model is: of a state, a run, or weights from elsewhere."""
 
 import dataclasses
+import math
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import jax
 
 from resnet_jax import weights
+from resnet_jax.config.factories import part_name
+from resnet_jax.config.preprocessing import check_fits, preprocessing_of
 from resnet_jax.config.schema import Config
+from resnet_jax.data import Source, is_in_memory
+from resnet_jax.data.sources.opening import open_source
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
 from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
-from resnet_jax.runs.run_dir import check_class_names, load_class_names, load_run_config
+from resnet_jax.runs.run_dir import load_class_names, load_run_config
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import replicated
+from resnet_jax.training.class_pairing import pair_classes
 from resnet_jax.training.experiment import Devices, Experiment
-from resnet_jax.training.resolved_config import with_num_classes
+from resnet_jax.training.resolved_config import check_settings, with_num_classes
+from resnet_jax.weights import imagenet
 
 # The settings that can name code that every evaluation of a run uses.
 USED = ("model.factory", "task")
@@ -69,8 +76,10 @@ def evaluate_run(
     (completed steps, the same as `evaluate`).
 
   Raises:
-    UserError: settings that are wrong, do not fit the data or are not the run's.
+    UserError: settings that are wrong, do not fit the data or are not the run's, or
+      images of other classes.
     NotFoundError: there is no such run, state or data set.
+    FloatingPointError: a metric is not finite.
   """
   saved = load_run_config(workdir, trust_code, USED)
   if (config.data.factory, config.data.name) == (saved.data.factory, saved.data.name):
@@ -80,22 +89,30 @@ def evaluate_run(
     given = getattr(config.model, field)
     if field not in ("dtype", "scan", "remat") and given != value:
       raise UserError(f"config.model.{field}={given!r}, but the run has {value!r}")
-  class_names = load_class_names(workdir)
-  experiment = Experiment.create(config, devices=devices, class_names=class_names)
+  has_data = bool(saved.data.name or saved.data.factory)
+  names = load_class_names(workdir)
+  if not names and not has_data and config.model.num_classes == 1000:
+    names = imagenet.class_names()  # As those of the weights that it was made of.
+  source = _open_images(config, names, f"the run {workdir}", has_data)
+  experiment = Experiment.create(
+    config, devices=devices, eval_data=source, class_names=()
+  )
   with CheckpointStore(workdir) as store:
     step, variables = store.restore_model(which, replicated(experiment.mesh))
-  check_class_names(experiment.eval_data.class_names, workdir)
   if shape := read_facts(workdir).image_shape:
-    _check_channels(experiment, shape[-1])
+    _check_channels(config, source, shape[-1])
   elif isinstance(experiment.model, ResNet):
-    _check_channels(experiment, image_channels(variables))
-  return step, evaluate(experiment, variables)
+    _check_channels(config, source, image_channels(variables))
+  return step, _check_finite(evaluate(experiment, variables))
 
 
 def evaluate_weights(
   config: Config, path: str, devices: Devices | None = None
 ) -> dict[str, float]:
   """Evaluates weights from elsewhere.
+
+  They were trained on none of the images: where a folder or list has no splits and
+  `data.eval_split` is "", all of it counts.
 
   Args:
     config: `model.num_classes` 0 is the architecture's own; `data` names the images
@@ -107,32 +124,63 @@ def evaluate_weights(
     The same as `evaluate`.
 
   Raises:
-    UserError: settings that are wrong or do not fit the data, or weights that do
-      not fit the model.
+    UserError: settings that are wrong or do not fit the data, weights that do not
+      fit the model, or images of other classes.
     NotFoundError: the weights or the data set do not exist.
+    FloatingPointError: a metric is not finite.
   """
   config = with_num_classes(config, create_model(config.model.name).num_classes)
-  experiment = Experiment.create(config, devices=devices, class_names=())
+  names = weights.known_class_names(path, config.model.num_classes)
+  source = _open_images(config, names, path, has_data=False)
+  experiment = Experiment.create(
+    config, devices=devices, eval_data=source, class_names=()
+  )
   variables = weights.load(path, experiment.model)
-  names, number = experiment.eval_data.class_names, experiment.task.num_classes
-  are_indices = tuple(names) == tuple(map(str, range(len(names))))
-  if config.data.name == "folder" and len(names) < number and not are_indices:
-    raise UserError(
-      f"the images have {len(names)} classes, the weights {number}, in an order of "
-      "their own; list the images in a .csv file of path,label with the weights' "
-      "class indices"
-    )
-  _check_channels(experiment, image_channels(variables))
-  return evaluate(experiment, variables)
+  _check_channels(config, source, image_channels(variables))
+  check_fits(preprocessing_of(config.data), image_channels(variables))
+  return _check_finite(evaluate(experiment, variables))
 
 
-def _check_channels(experiment: Experiment, needed: int) -> None:
-  given = experiment.eval_data.image_shape[-1]
+def _open_images(
+  config: Config, class_names: Sequence[str], owner: str, has_data: bool
+) -> Source:
+  """Opens the images to evaluate, with the labels that the network has for them.
+
+  Args:
+    config: the settings.
+    class_names: of the network; () if they are not known.
+    owner: what a message calls the network.
+    has_data: whether the network may have been trained on a part of the images.
+  """
+  check_settings(config)  # Before any image is read.
+  data, num_classes = config.data, config.model.num_classes
+  if not has_data and not data.eval_split:
+    data = dataclasses.replace(data, val_share=1.0)
+  source = open_source(data, data.eval_split)
+  if not class_names and config.task:  # Labels may be no classes.
+    return source
+  in_order = bool(data.factory) or data.name != "folder"
+  return pair_classes(source, class_names, num_classes, owner, in_order)
+
+
+def _check_channels(config: Config, source: Source, needed: int) -> None:
+  given = source.images.shape[-1] if is_in_memory(source) else 3
   if given != needed:
+    name = part_name(config.data.factory, config.data.name)
     raise UserError(
-      f"the images of {experiment.data_name!r} have {given} channels, the model takes "
-      f"{needed}"
+      f"the images of {name!r} have {given} channels, the model takes {needed}"
     )
+
+
+def _check_finite(results: dict[str, float]) -> dict[str, float]:
+  """Raises `FloatingPointError` if a metric is not finite."""
+  for name, value in results.items():
+    if not math.isfinite(value):
+      raise FloatingPointError(
+        f"the evaluation gives {name}={value}, as outputs of the network are not "
+        "finite; check its weights, and the mean and std of the images"
+      )
+  return results
 
 
 def describe(results: dict[str, float]) -> str:

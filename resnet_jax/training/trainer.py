@@ -127,7 +127,8 @@ def _load_start(experiment: Experiment) -> Variables | None:
   source = experiment.config.init_from
   if not source:
     return None
-  return load_start(source, experiment.model, experiment.train_data.image_shape)
+  image_shape = experiment.train_data.image_shape
+  return load_start(source, experiment.model, image_shape, experiment.config.data)
 
 
 def _restore(

@@ -1,5 +1,6 @@
 """Training that starts from trained weights, with a new head."""
 
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -8,23 +9,34 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import weights
+from resnet_jax.config.preprocessing import preprocessing_of
+from resnet_jax.config.schema import DataConfig
+from resnet_jax.models.registry import build_model
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.state import TrainState
+from resnet_jax.weights.architecture import check_same, describe
 
 
 def load_start(
-  source: str, model: nn.Module, image_shape: tuple[int, int, int]
+  source: str,
+  model: nn.Module,
+  image_shape: tuple[int, int, int],
+  data: DataConfig,
 ) -> Variables:
   """Reads all but the head of trained weights.
+
+  Says in a line if they expect images of another mean or deviation.
 
   Args:
     source: as `config.init_from`.
     model: to start; the number of its classes does not matter.
     image_shape: (H, W, C) of its images.
+    data: how these are normalised.
 
   Returns:
     {"params": ..., "batch_stats": ...} in the named layout, without "head".
@@ -39,9 +51,11 @@ def load_start(
       f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
       "weights or hf://owner/name"
     )
-  if Path(source).is_dir():
+  saved = None
+  if weights.is_run(source):
     workdir, which = run_dir.split_checkpoint(source)
-    if run_dir.read_config(workdir) is None:
+    saved = run_dir.read_config(workdir)
+    if saved is None:
       raise NotFoundError(f"config.init_from={source!r} holds no run: no config.json")
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
@@ -62,6 +76,20 @@ def load_start(
     raise UserError(
       f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
       f"{more}; set config.model.* as they were there, and images of as many channels"
+    )
+  if saved is None:
+    preprocessing = weights.read_preprocessing(source, model)
+  else:
+    preprocessing = preprocessing_of(saved.data)
+    former = None if saved.model.factory else build_model(saved)
+    if isinstance(former, ResNet) and isinstance(model, ResNet):
+      check_same(describe(former), model, f"config.init_from={source!r}")
+  theirs, ours = (preprocessing.mean, preprocessing.std), (data.mean, data.std)
+  if theirs != ours and jax.process_index() == 0:
+    print(
+      "warning: the weights of config.init_from expect images of mean={} and std={}, "
+      "but config.data has mean={} and std={}".format(*theirs, *ours),
+      file=sys.stderr,
     )
   return variables
 

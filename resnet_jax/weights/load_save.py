@@ -9,7 +9,7 @@ import contextlib
 import dataclasses
 import json
 import logging
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,20 +20,19 @@ import safetensors
 import safetensors.numpy
 from flax import linen as nn
 
-from resnet_jax.config.preprocessing import Preprocessing, from_dict, from_timm
-from resnet_jax.models.resnet import as_resnet
+from resnet_jax.config.preprocessing import Preprocessing, from_dict
+from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.scan_layout import to_named
-from resnet_jax.models.stems import CifarStem
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import NotFoundError, UserError
-from resnet_jax.weights import torch_checkpoint
+from resnet_jax.weights import config_files, imagenet, torch_checkpoint
+from resnet_jax.weights.architecture import check_named, check_same, describe
 from resnet_jax.weights.torch_names import canonical, torch_names
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
-# Their first names in WordNet (Princeton University), by ILSVRC's order of synsets.
-_IMAGENET_CLASSES = Path(__file__).with_name("imagenet_classes.txt")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
+_FEW = 5  # Names of one kind in a message.
 
 # torchvision's files with another preprocessing than its first ones, by the hash in
 # their names (torchvision/models/resnet.py, `transforms` of each entry).
@@ -48,7 +47,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
-    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; or
+    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; a folder or
       `hf://owner/name`, see `find`.
     model: with the architecture and the number of classes of the weights.
     head: False leaves the head out, whatever number of classes it has.
@@ -58,11 +57,13 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
     `model.apply` takes.
 
   Raises:
-    ValueError: listing everything in the file that is not as the model needs it.
+    ValueError: naming what in the file is not as the model needs it, or a network that
+      it says it was saved from and that is not the model.
     FileNotFoundError: there is no such file.
   """
   model = as_resnet(model, "files of weights")
   path = find(path)
+  _check_architecture(path, model)
   arrays, problems = _read(path)
   tensors: dict[str, np.ndarray | None] = {}
   for name in list(arrays):
@@ -84,14 +85,19 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   ]
   missing = [name for name in names if name not in tensors]
   shapes = {name: _at(wanted, keys).shape for name, keys in names.items()}
-  for name, shape in shapes.items():
-    array = tensors.get(name)
-    if array is not None:
-      problems += [f"{name} {problem}" for problem in _misfits(array, shape)]
+  misfits = [
+    f"{name} {problem}"
+    for name, shape in shapes.items()
+    if (array := tensors.get(name)) is not None
+    for problem in _misfits(name, array, shape)
+  ]
+  problems = [*_few(problems), *_few(misfits)]
   if missing:
-    problems.append(f"missing: {', '.join(missing)}")
+    problems.append(f"missing: {', '.join(_few(missing))}")
   if unused:
-    problems.append(f"unused: {', '.join(unused)}")
+    problems.append(f"unused: {', '.join(_few(unused))}")
+  if missing and (prefix := _prefix(tensors)):
+    problems.append(f"all names begin with {prefix!r}")
   if problems:
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
@@ -123,7 +129,7 @@ def save(
     class_names: in the order of the logits; likewise, for `read_class_names`.
 
   Raises:
-    ValueError: `path` ends differently, or there is no head.
+    ValueError: `path` ends differently, there is no head, or more names than logits.
   """
   model = as_resnet(model, "files of weights")
   if "head" not in variables["params"]:
@@ -131,6 +137,8 @@ def save(
   path = Path(path)
   if path.suffix != ".safetensors":
     raise UserError(f"{path} must end in .safetensors")
+  if len(class_names) > model.num_classes:
+    raise UserError(f"{len(class_names)} class names for {model.num_classes} classes")
   variables = jax.device_get(to_named(variables))
   tensors = {}
   for name, keys in torch_names(model, variables).items():
@@ -138,11 +146,11 @@ def save(
     if keys[-1] == "mean":
       counter = name.replace("running_mean", "num_batches_tracked")
       tensors[counter] = np.zeros((), np.int64)
-  metadata = {"format": "pt"}
+  metadata = {"format": "pt", "resnet_jax_network": json.dumps(describe(model))}
   if preprocessing is not None:
     metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
   if class_names:
-    metadata["class_names"] = json.dumps(class_names)
+    metadata["class_names"] = json.dumps(list(class_names))
   with replacing(str(path)) as part:
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
@@ -150,31 +158,32 @@ def save(
 def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   """Returns the preprocessing that belongs to a file of weights.
 
-  It is, where there is one: what `save` put in; that of timm's `config.json` beside
-  the file; torchvision's second one for its files of that kind; and otherwise
-  ImageNet's usual one, without resizing for a model with a stem for small images.
+  It is, where there is one: what `save` put in; that of the files of timm or
+  transformers beside the file; torchvision's second one for its files of that kind; and
+  otherwise ImageNet's usual one, without resizing for a model with a stem for small
+  images.
 
   Args:
     path: as for `load`.
     model: as for `load`.
 
   Raises:
-    ValueError: the file or the one beside it is damaged.
+    ValueError: the file or one beside it is damaged.
     FileNotFoundError: there is no such file.
   """
   path = find(path)
-  text = _metadata(path).get("preprocessing")
-  try:
-    if text is not None:
-      return from_dict(json.loads(text))
-    config = path.parent / "config.json"
-    if config.exists():
-      timm = json.loads(config.read_text()).get("pretrained_cfg")
-      if timm is not None:
-        return from_timm(timm)
-  except Exception as error:  # JSON of any shape: all kinds.
-    raise UserError(f"the preprocessing of {path} is damaged: {error!r}") from error
-  if getattr(model, "stem", None) is CifarStem:
+  kept = _kept(path, "preprocessing")
+  if kept is not None:
+    try:
+      return from_dict(kept)
+    except Exception as error:  # JSON of any shape: all kinds.
+      reason = str(error) if isinstance(error, UserError) else repr(error)
+      raise UserError(
+        f"the preprocessing of {path} is damaged: {reason:.200}"
+      ) from error
+  if found := config_files.read_preprocessing(path.parent):
+    return found
+  if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
     return Preprocessing(resize=0, crop=0)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)
@@ -183,22 +192,46 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
 def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
   """Returns the names of the classes that a file of weights is for.
 
-  Those that `save` put in; else ImageNet's, if there are 1,000; else "class 0" ...
+  Those of `known_class_names`; "class 7" where there is none.
 
   Args:
     path: as for `load`.
     num_classes: of the model.
 
   Raises:
-    ValueError: the file is damaged.
+    ValueError: the file or the one beside it is damaged.
     FileNotFoundError: there is no such file.
   """
-  text = _metadata(find(path)).get("class_names")
-  if text is not None:
-    return all_class_names(json.loads(text), num_classes)
-  if num_classes == 1000:
-    return tuple(_IMAGENET_CLASSES.read_text().splitlines())
-  return all_class_names((), num_classes)
+  return all_class_names(known_class_names(path, num_classes), num_classes)
+
+
+def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
+  """Returns the names of the classes, () if they are not known.
+
+  Those that `save` put in; else those in timm's or transformers' `config.json` beside
+  the file; else ImageNet's, if there are 1,000. The last logits may have none.
+
+  Args:
+    path: as for `load`.
+    num_classes: of the model.
+
+  Raises:
+    ValueError: the file or the one beside it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  kept = _kept(path, "class_names")
+  if kept is not None:
+    if not config_files.is_list_of_names(kept) or len(kept) > num_classes:
+      raise UserError(
+        f"the class_names in {path} must be a list of {num_classes} names, one for "
+        f"each class, not {kept!r:.60}"
+      )
+    return tuple(kept)
+  names = config_files.read_class_names(path.parent, num_classes)
+  if names is None:
+    names = imagenet.class_names() if num_classes == 1000 else ()
+  return names
 
 
 def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
@@ -209,7 +242,8 @@ def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
 def find(path: str | Path) -> Path:
   """Returns the local file of a path or of `hf://owner/name[/file][@revision]`.
 
-  Those are fetched by huggingface_hub into its cache, `model.safetensors` first.
+  Those are fetched by huggingface_hub into its cache. In a repository, and in a folder
+  that is a copy of one, `model.safetensors` comes before `pytorch_model.bin`.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -219,6 +253,13 @@ def find(path: str | Path) -> Path:
   if name.startswith("hf://"):
     return _fetch(name)
   path = Path(path)
+  if path.is_dir():
+    found = [path / file for file in HF_FILES if (path / file).is_file()]
+    if not found:
+      raise NotFoundError(
+        f"the folder {name!r} holds no weights: no {' or '.join(HF_FILES)}"
+      )
+    return found[0]
   if not path.is_file():
     raise NotFoundError(f"no file of weights at {name!r}")
   if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
@@ -227,6 +268,14 @@ def find(path: str | Path) -> Path:
       "hf://owner/name"
     )
   return path
+
+
+def is_run(path: str | Path) -> bool:
+  """Whether a path that exists is a directory of a run, not one of weights."""
+  path = Path(path)
+  has_weights = any((path / file).is_file() for file in HF_FILES)
+  # Weights of a run may be kept in its own directory.
+  return path.is_dir() and (not has_weights or (path / "checkpoints").exists())
 
 
 def _fetch(name: str) -> Path:
@@ -261,8 +310,9 @@ def _fetch(name: str) -> Path:
     except (HfHubHTTPError, HFValidationError, OSError) as error:
       reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
       continue
-    with contextlib.suppress(EntryNotFoundError):
-      fetch("config.json")  # timm's preprocessing; others have none.
+    for name_beside in config_files.NAMES:
+      with contextlib.suppress(EntryNotFoundError):
+        fetch(name_beside)
     return found
   raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
@@ -295,6 +345,43 @@ def _metadata(path: Path) -> dict[str, str]:
     raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
+def _kept(path: Path, key: str) -> Any:
+  """Returns what `save` put into a file under a key; None if there is nothing."""
+  text = _metadata(path).get(key)
+  if text is None:
+    return None
+  try:
+    found = json.loads(text)
+  except (ValueError, RecursionError):
+    found = None
+  if found is None:
+    raise UserError(f"the {key} of {path} is damaged: {text[:60]!r} is no JSON")
+  return found
+
+
+def _check_architecture(path: Path, model: ResNet) -> None:
+  """Raises `UserError` if what a file says of its network is not true of a model."""
+  saved = _kept(path, "resnet_jax_network")
+  if isinstance(saved, dict):
+    check_same(saved, model, str(path))
+  elif named := config_files.read_architecture(path.parent):
+    check_named(named, model, str(path.parent / config_files.NAMES[0]))
+
+
+def _few(names: list[str]) -> list[str]:
+  """Returns the first names and how many there are besides, for a message."""
+  more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
+  return [f"{name:.200}" for name in names[:_FEW]] + more
+
+
+def _prefix(tensors: Collection[str]) -> str:
+  """Returns what all names begin with, up to a dot; "" if it is nothing."""
+  first, last = min(tensors, default=""), max(tensors, default="")
+  same = [a == b for a, b in zip(first, last, strict=False)]
+  common = first[: [*same, False].index(False)]
+  return common[: common.rfind(".") + 1]
+
+
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
   """Any size, and as many channels as the weights' first convolution takes."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
@@ -315,10 +402,14 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
   return (shape[-1], *shape[-2:-1], *shape[:-2])
 
 
-def _misfits(array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
+def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
   """Yields why PyTorch's array cannot become ours of a shape."""
   if array.dtype != np.float32:
     yield f"has dtype {array.dtype}, not float32"
+  elif not np.isfinite(array).all():
+    yield "has values that are not finite"
+  elif name.endswith("running_var") and (array < 0).any():
+    yield "has negative values"
   needed = _torch_shape(shape)
   # A matrix may be stored as a 1x1 convolution: timm's squeeze-excite and heads.
   if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):

@@ -1,0 +1,147 @@
+"""Pairs the classes of images with those of a network, by their names."""
+
+import dataclasses
+import sys
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+
+import jax
+import numpy as np
+
+from resnet_jax import weights
+from resnet_jax.data import ImageArrays, ImageSource, Source, is_in_memory
+from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.weights import imagenet
+
+
+@dataclasses.dataclass(frozen=True)
+class Relabelled:
+  """Images with the labels of a network in place of their own.
+
+  Attributes:
+    source: the images.
+    labels: the network's, by the labels of the images.
+    class_names: of the network.
+  """
+
+  source: ImageSource
+  labels: Mapping[int, int]
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> tuple[bytes, int]:
+    content, label = self.source[index]
+    return content, self.labels.get(label, -1)  # It refuses what has no name.
+
+  def name(self, index: int) -> str:
+    return self.source.name(index)
+
+
+def pair_classes(
+  source: Source,
+  class_names: Sequence[str],
+  num_classes: int,
+  owner: str,
+  in_order: bool,
+) -> Source:
+  """Gives images the labels by which a network knows their classes.
+
+  Names that are equal are one class. A whole number is the index of a class, unless the
+  network's classes are called by numbers. ImageNet's classes have their WordNet ids,
+  too.
+
+  Args:
+    source: the images.
+    class_names: of the network, in order; () if they are not known.
+    num_classes: K, of the network.
+    owner: what a message calls the network.
+    in_order: whether the order of the images' classes has a meaning, so that it may be
+      taken for the network's where the names of one are not known.
+
+  Returns:
+    The images with labels in [0, K).
+
+  Raises:
+    UserError: a class of the images that the network does not have, or not by that
+      name.
+  """
+  names = source.class_names
+  if tuple(names) == tuple(class_names)[: len(names)]:
+    return source
+  labels: Iterable[int] = range(len(names))
+  if isinstance(source, ImageArrays | FileList):
+    labels = source.labels  # A list of numbers has names for those between, too.
+  used = np.unique(labels).tolist()
+  numbers = _numbers(class_names, num_classes)
+  look_ups = (
+    _unique(class_names).get,
+    lambda name: numbers.get(_plain(name)),
+    _synsets(class_names).get,
+  )
+  for look_up in look_ups:
+    found = [look_up(names[i]) for i in used]
+    if None not in found:
+      return _relabel(
+        source,
+        dict(zip(used, found, strict=True)),
+        weights.all_class_names(class_names, num_classes),
+      )
+  if class_names:
+    other = next(
+      (names[i] for i in used if all(look(names[i]) is None for look in look_ups)),
+      names[used[0]],
+    )
+    problem = (
+      f"the images have the class {other!r}, which is not among the {num_classes} of "
+      f"{owner}, such as {class_names[0]!r}"
+    )
+  else:
+    problem = (
+      f"{owner} does not name its {num_classes} classes, with which those of the "
+      f"images, such as {names[used[0]]!r}, could be paired"
+    )
+    if in_order and len(names) == num_classes:
+      if jax.process_index() == 0:
+        print(f"warning: {problem}; both are taken as they are", file=sys.stderr)
+      return source
+  raise UserError(
+    f"{problem}: name the folders, or the labels in a .csv file of path,label, as "
+    f"there or by the numbers of its classes, 0 to {num_classes - 1}"
+  )
+
+
+def _relabel(
+  source: Source, labels: Mapping[int, int], class_names: tuple[str, ...]
+) -> Source:
+  if not is_in_memory(source):
+    return Relabelled(source, labels, class_names)
+  new = np.array([labels[label] for label in source.labels.tolist()])
+  return dataclasses.replace(source, labels=new, class_names=class_names)
+
+
+def _unique(names: Sequence[str]) -> dict[str, int]:
+  """Returns the indices of the names that are there once."""
+  counts = Counter(names)
+  return {name: i for i, name in enumerate(names) if counts[name] == 1}
+
+
+def _numbers(class_names: Sequence[str], num_classes: int) -> dict[str, int]:
+  """Returns the classes of whole numbers."""
+  if class_names and all(name.isdecimal() for name in class_names):
+    return _unique([*map(_plain, class_names)])
+  return {str(i): i for i in range(num_classes)}
+
+
+def _plain(text: str) -> str:
+  """Returns a whole number without leading zeros, and any other text as it is."""
+  return (text.lstrip("0") or "0") if text.isdecimal() else text
+
+
+def _synsets(class_names: Sequence[str]) -> dict[str, int]:
+  """Returns the classes of ImageNet's WordNet ids."""
+  if not imagenet.are_classes(class_names):
+    return {}
+  return {synset: i for i, synset in enumerate(imagenet.synsets())}

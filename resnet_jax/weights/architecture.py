@@ -1,0 +1,129 @@
+"""Whether weights are of a network, as far as their names and shapes do not tell.
+
+Networks may have the same parameters and compute something else: with another
+shortcut that has none, another place of the stride, another epsilon.
+"""
+
+import dataclasses
+import functools
+import re
+from typing import Any
+
+from resnet_jax.models.norms import NORMS
+from resnet_jax.models.registry import MODELS, create_model
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.shortcuts import SHORTCUTS
+from resnet_jax.models.stems import STEMS
+from resnet_jax.runtime.errors import UserError
+
+# What `describe` returns: values of JSON by the names of fields.
+Description = dict[str, Any]
+
+# Fields of parts that do not change what evaluation computes, or that shapes tell.
+_NOT_TOLD = {
+  *("momentum", "unbiased", "groups", "scale_init"),  # Of norms.
+  *("zero_init", "dropout", "gate_bias"),  # Of blocks and shortcuts.
+}
+
+
+def describe(model: ResNet) -> Description:
+  """Returns what a network computes, as far as its parameters do not tell.
+
+  Parts have the names of the registry or, if they are the user's own, of their class.
+  "name" is that of the architecture, "" if it is none of the registry's.
+  """
+  found = _describe(model)
+  return {"name": _names().get(str(found), ""), **found}
+
+
+def _describe(model: ResNet) -> Description:
+  found: Description = {"stage_sizes": list(model.stage_sizes)}
+  for field, known in {
+    "block": {},
+    "stem": STEMS,
+    "shortcut": SHORTCUTS,
+    # Of the norms, two differ from the first in training only.
+    "norm": {name: NORMS[name] for name in ("batch", "group", "none")},
+  }.items():
+    text = _spell(getattr(model, field))
+    names = {_spell(part): name for name, part in known.items()}
+    found[field] = names.get(text, text)
+  return found | {"pre_activation": model.pre_activation}
+
+
+@functools.cache
+def _names() -> dict[str, str]:
+  """Returns the names of the architectures by the text of what describes them."""
+  return {str(_describe(create_model(name))): name for name in reversed(MODELS)}
+
+
+def _spell(part: Any) -> str:
+  """Returns a class as text, with those of its fields that a `partial` changes."""
+  keywords: dict[str, Any] = {}
+  if isinstance(part, functools.partial):
+    part, keywords = part.func, part.keywords
+  defaults = {}
+  if dataclasses.is_dataclass(part):
+    defaults = {field.name: field.default for field in dataclasses.fields(part)}
+  changed = [
+    f"{name}={_spell(value) if callable(value) else repr(value)}"
+    for name, value in sorted(keywords.items())
+    if name not in _NOT_TOLD
+    and (callable(value) or isinstance(value, str | int | float | None))
+    and value != defaults.get(name, dataclasses.MISSING)
+  ]
+  name: str = getattr(part, "__name__", type(part).__name__)
+  name = name.replace("FrozenBatchNorm", "BatchNorm")
+  return f"{name}({', '.join(changed)})" if changed else name
+
+
+def check_same(saved: Description, model: ResNet, source: str) -> None:
+  """Raises `UserError` if weights are of another network.
+
+  Args:
+    saved: `describe` of the network that they were saved from.
+    model: the network that they are for.
+    source: what the message calls the weights.
+  """
+  own = describe(model)
+  differences = [
+    f"its {field} is {saved[field]!r:.80}, not {value!r:.80}"
+    for field, value in own.items()
+    if field != "name" and saved.get(field, value) != value
+  ]
+  if differences:
+    raise UserError(
+      f"{source} was saved from {_name(saved)}, not from {_name(own)}: "
+      f"{'; '.join(differences)}; name the architecture that it was saved from"
+    )
+
+
+def _name(description: Description) -> str:
+  return f"{description.get('name') or 'an unnamed network'!s:.80}"
+
+
+def check_named(architecture: str, model: ResNet, source: str) -> None:
+  """Raises `UserError` if a network is not the architecture that timm names.
+
+  Its stem may be another one, which shapes tell.
+
+  Args:
+    architecture: timm's name.
+    model: the network.
+    source: what the message calls the place of the name.
+  """
+  # timm's former names for the same networks with weights of several origins.
+  name = re.sub(r"^(tv|ssl|swsl|ig|gluon)_", "", architecture.partition(".")[0])
+  name = re.sub(r"_v1b?([cd]?)$", r"\1", name)
+  if name not in MODELS:
+    raise UserError(
+      f"{source} says that the weights are of {architecture!r:.80}, which is not among "
+      "the architectures of this package"
+    )
+  own, named = describe(model), _describe(create_model(name))
+  fields = named.keys() - {"stem", "norm"}
+  if any(own[field] != named[field] for field in fields):
+    raise UserError(
+      f"{source} says that the weights are of {architecture!r:.80}, not of "
+      f"{_name(own)}; name that architecture"
+    )

@@ -1,0 +1,226 @@
+"""What the files of timm and transformers beside weights say of them.
+
+`config.json` may be timm's, of its present or its first form, or transformers';
+`preprocessor_config.json` is transformers'. A null is as good as no value.
+"""
+
+import functools
+import json
+import math
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.runtime.errors import UserError
+
+NAMES = ("config.json", "preprocessor_config.json")
+
+Object = dict[str, Any]
+
+# timm's defaults, https://github.com/huggingface/pytorch-image-models, `timm/data`.
+_CROP_SHARE, _SIZE = 0.875, 224
+# Keys by which a file is known to be of timm or transformers, though it is damaged.
+_THEIRS = (b'"pretrained_cfg"', b'"architecture"', b'"id2label"', b'"image_mean"')
+# Options of timm's networks that change no evaluation, or that shapes tell.
+_HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
+_CLASS_NAMES = ("label_names", "labels", "label_descriptions")
+# Those of evaluation's preprocessing.
+_SIZES = ("test_input_size", "input_size")
+_PREPROCESSING = {*_SIZES, "crop_pct", "mean", "std", "interpolation", "crop_mode"}
+_INTERPOLATIONS = ("nearest", "box", "hamming", "lanczos", "random")
+# Pillow's numbers in transformers' files.
+_RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
+
+
+def read_architecture(folder: Path) -> str:
+  """Returns timm's name of the architecture; "" if there is none.
+
+  Raises:
+    UserError: the network has options that this package does not have.
+  """
+  config, path = _timm(folder), folder / "config.json"
+  options = config.get("model_args") or {}
+  if isinstance(options, dict):
+    options = {key: options[key] for key in options if key not in _HARMLESS}
+  if config.get("global_pool", "avg") != "avg":
+    options = {"global_pool": config["global_pool"]}
+  if options:
+    raise UserError(
+      f"{path} says that the network was made with {options!r:.80}, which this package "
+      "does not have"
+    )
+  return str(config.get("architecture") or "")
+
+
+def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
+  """Returns the names of the classes.
+
+  Args:
+    folder: of the weights.
+    num_classes: of the network.
+
+  Returns:
+    The names; () if they are of another number of classes, which is said; None if
+    nothing is said of them.
+
+  Raises:
+    UserError: they are no names.
+  """
+  path, timm = folder / "config.json", _timm(folder)
+  found = {key: timm.get(key) for key in _CLASS_NAMES}
+  found["id2label"] = _read_object(path).get("id2label")
+  key = next((key for key in found if found[key] is not None), "")
+  if not key:
+    return None
+  names = found[key]
+  if isinstance(names, dict):
+    if "0" not in names:
+      return ()  # Descriptions of names, in no order.
+    # timm may leave out some numbers.
+    is_whole = str(num_classes - 1) in names
+    size = max(len(names), num_classes if is_whole else 0)
+    names = [names.get(str(i), f"class {i}") for i in range(size)]
+  if not is_list_of_names(names):
+    raise UserError(
+      f"{key} in {path} must name the classes 0, 1 ..., not {names!r:.60}"
+    )
+  if key == "id2label" and names == [f"LABEL_{i}" for i in range(len(names))]:
+    return None  # What transformers writes where nobody named them.
+  if len(names) != num_classes:
+    say(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
+    return ()
+  return tuple(names)
+
+
+def is_list_of_names(value: object) -> bool:
+  return isinstance(value, list) and all(isinstance(name, str) for name in value)
+
+
+def read_preprocessing(folder: Path) -> Preprocessing | None:
+  """Returns the preprocessing of evaluation; None if nothing is said of it.
+
+  What this package does not have is said in a line, and replaced.
+
+  Raises:
+    UserError: a file is damaged.
+  """
+  timm = _timm(folder)
+  read, values, path = _from_timm, timm, folder / NAMES[0]
+  if not timm.keys() & _PREPROCESSING:
+    read, path = _from_transformers, folder / NAMES[1]
+    values = _read_object(path)
+  values = {key: value for key, value in values.items() if value is not None}
+  try:
+    return read(values, str(path)) if values else None
+  except Exception as error:  # JSON of any shape: all kinds.
+    reason = str(error) if isinstance(error, UserError) else repr(error)
+    raise UserError(f"the preprocessing in {path} is damaged: {reason:.200}") from error
+
+
+def _from_timm(values: Object, path: str) -> Preprocessing:
+  """From `pretrained_cfg`: timm evaluates at the size and share for tests, if any."""
+  size = next((values[key] for key in _SIZES if key in values), [3, _SIZE, _SIZE])
+  share = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
+  crop = _side(size[1:], path)
+  if (mode := values.get("crop_mode", "center")) != "center":
+    say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
+  return Preprocessing(
+    mean=tuple(values.get("mean", Preprocessing.mean)),
+    std=tuple(values.get("std", Preprocessing.std)),
+    resize=math.floor(crop / share),
+    crop=crop,
+    interpolation=_interpolation(values.get("interpolation", "bicubic"), path),
+  )
+
+
+def _from_transformers(values: Object, path: str) -> Preprocessing:
+  """From `preprocessor_config.json`, of any image processor that resizes and crops."""
+  if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 0.01:
+    raise UserError(f"rescale_factor={values['rescale_factor']} must be 1/255")
+  size = values.get("size", _SIZE)
+  resize = crop = _short(size, path)
+  is_cut = values.get("do_center_crop", "crop_size" in values)
+  if is_cut:
+    crop = _short(values.get("crop_size", size), path)
+  elif "crop_pct" in values and resize < 384:  # ConvNeXt's, which ResNets share.
+    resize, is_cut = math.floor(resize / values["crop_pct"]), True
+  if not is_cut or (isinstance(size, dict) and "shortest_edge" not in size):
+    say(f"{path} asks for whole images; squares are cut from the middle instead")
+  mean, std = values.get("image_mean"), values.get("image_std")
+  if not values.get("do_normalize", True):
+    mean, std = (0.0,), (1.0,)
+  return Preprocessing(
+    mean=tuple(mean or Preprocessing.mean),
+    std=tuple(std or Preprocessing.std),
+    resize=resize if values.get("do_resize", True) else 0,
+    crop=crop,
+    interpolation=_interpolation(_RESAMPLE[values.get("resample", 3)], path),
+  )
+
+
+def _short(size: int | Object, path: str) -> int:
+  """Returns the short side, of {"shortest_edge": ...} or of height and width."""
+  if not isinstance(size, dict):
+    return size
+  if "shortest_edge" in size:
+    short: int = size["shortest_edge"]
+    return short
+  return _side((size["height"], size["width"]), path)
+
+
+def _side(sides: Sequence[int], path: str) -> int:
+  height, width = sides
+  if height != width:
+    say(f"{path} asks for images of {height} x {width}; squares are used instead")
+  return min(height, width)
+
+
+def _interpolation(name: str, path: str) -> str:
+  if name in ("bilinear", "bicubic"):
+    return name
+  if name not in _INTERPOLATIONS:
+    raise UserError(f"interpolation={name!r} is unknown")
+  say(f"{path} asks for interpolation={name!r}; 'bicubic' is used instead")
+  return "bicubic"
+
+
+def _timm(folder: Path) -> Object:
+  """Returns timm's config.json with its `pretrained_cfg`; {} if it is not timm's."""
+  config = _read_object(folder / "config.json")
+  kept = config.get("pretrained_cfg")
+  if kept is None:
+    # In its first form all was at the top.
+    return config if isinstance(config.get("architecture"), str) else {}
+  if not isinstance(kept, dict):
+    raise UserError(
+      f"pretrained_cfg in {folder / 'config.json'} must be an object, not {kept!r:.60}"
+    )
+  return kept | {key: value for key, value in config.items() if value is not None}
+
+
+def _read_object(path: Path) -> Object:
+  """Returns a JSON object; {} if there is none, with a word if the file is no such."""
+  if not path.is_file():
+    return {}
+  data = path.read_bytes()
+  try:
+    found = json.loads(data.decode("utf-8-sig"))
+  except (ValueError, RecursionError):
+    found = None
+  if isinstance(found, dict):
+    return found
+  if any(key in data for key in _THEIRS) or path.name != "config.json":
+    raise UserError(f"{path} is no JSON object; correct it, or move it away")
+  say(f"{path} is no JSON object, and is ignored")
+  return {}
+
+
+@functools.cache  # Once for each text.
+def say(text: str) -> None:
+  """Prints a line to standard error, in the first process."""
+  if jax.process_index() == 0:
+    print(f"warning: {text}", file=sys.stderr)

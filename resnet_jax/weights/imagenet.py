@@ -1,0 +1,32 @@
+"""The 1,000 classes of ImageNet (ILSVRC 2012), in the order of their logits."""
+
+import functools
+from collections.abc import Sequence
+from pathlib import Path
+
+
+@functools.cache
+def class_names() -> tuple[str, ...]:
+  """Returns the first names in WordNet (Princeton University), each once."""
+  return _lines("imagenet_classes.txt")
+
+
+@functools.cache
+def synsets() -> tuple[str, ...]:
+  """Returns the ids in WordNet, such as "n01440764", which are sorted."""
+  return _lines("imagenet_synsets.txt")
+
+
+def are_classes(names: Sequence[str]) -> bool:
+  """Whether these are the names of ImageNet's classes, as some list has them.
+
+  Lists differ in a few names and in how many synonyms follow: "tench, Tinca tinca".
+  """
+  own = class_names()
+  same = sum(a.split(",")[0] == b for a, b in zip(names, own, strict=False))
+  return len(names) == len(own) and same > 0.9 * len(own)
+
+
+def _lines(name: str) -> tuple[str, ...]:
+  text = Path(__file__).with_name(name).read_text(encoding="utf-8")
+  return tuple(text.splitlines())
