@@ -25,7 +25,7 @@ from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.transfer import load_start
 
-MODEL = ModelConfig(name="resnet14", num_classes=10)
+MODEL = ModelConfig(name="resnet14", num_classes=10, dtype="float32")
 
 
 def digits_config(**changes) -> Config:

@@ -55,8 +55,9 @@ class Preprocessing:
 
 
 def _is_share(value: object) -> bool:
-  is_number = isinstance(value, int | float) and not isinstance(value, bool)
-  return is_number and 0 <= value <= 1
+  return (
+    isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= 1
+  )
 
 
 def check_channels(label: str, values: Sequence[float], channels: int) -> None:

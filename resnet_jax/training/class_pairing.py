@@ -3,7 +3,7 @@
 import dataclasses
 import sys
 from collections import Counter
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import jax
 import numpy as np
@@ -71,10 +71,10 @@ def pair_classes(
   names = source.class_names
   if tuple(names) == tuple(class_names)[: len(names)]:
     return source
-  labels: Iterable[int] = range(len(names))
+  used: Sequence[int] = range(len(names))
   if isinstance(source, ImageArrays | FileList):
-    labels = source.labels  # A list of numbers has names for those between, too.
-  used = np.unique(labels).tolist()
+    # A list of numbers has names for those between, too.
+    used = sorted(set(source.labels.tolist()))
   numbers = _numbers(class_names, num_classes)
   look_ups = (
     _unique(class_names).get,
@@ -82,34 +82,27 @@ def pair_classes(
     _synsets(class_names).get,
   )
   for look_up in look_ups:
-    found = [look_up(names[i]) for i in used]
-    if None not in found:
-      return _relabel(
-        source,
-        dict(zip(used, found, strict=True)),
-        weights.all_class_names(class_names, num_classes),
+    found = {i: new for i in used if (new := look_up(names[i])) is not None}
+    if len(found) == len(used):
+      whole = weights.all_class_names(class_names, num_classes)
+      return _relabel(source, found, whole)
+  if not class_names and in_order and len(names) == num_classes:
+    if jax.process_index() == 0:
+      print(
+        f"warning: {owner} does not name its {num_classes} classes; they are taken to "
+        f"be those of the images in their order, from {names[0]!r} on",
+        file=sys.stderr,
       )
-  if class_names:
-    other = next(
-      (names[i] for i in used if all(look(names[i]) is None for look in look_ups)),
-      names[used[0]],
-    )
-    problem = (
-      f"the images have the class {other!r}, which is not among the {num_classes} of "
-      f"{owner}, such as {class_names[0]!r}"
-    )
-  else:
-    problem = (
-      f"{owner} does not name its {num_classes} classes, with which those of the "
-      f"images, such as {names[used[0]]!r}, could be paired"
-    )
-    if in_order and len(names) == num_classes:
-      if jax.process_index() == 0:
-        print(f"warning: {problem}; both are taken as they are", file=sys.stderr)
-      return source
+    return source
+  other = next(
+    (names[i] for i in used if all(look(names[i]) is None for look in look_ups)),
+    names[used[0]],
+  )
+  theirs = f"such as {class_names[0]!r}" if class_names else "which have no names"
   raise UserError(
-    f"{problem}: name the folders, or the labels in a .csv file of path,label, as "
-    f"there or by the numbers of its classes, 0 to {num_classes - 1}"
+    f"the images have the class {other!r}, which is not among the {num_classes} "
+    f"classes of {owner}, {theirs}; name folders, or labels in a .csv file of "
+    f"path,label, as the network does or by number, 0 to {num_classes - 1}"
   )
 
 

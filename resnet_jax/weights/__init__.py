@@ -3,17 +3,13 @@
 variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
-from resnet_jax.weights.load_save import (
-  TORCH_SUFFIXES,
+from resnet_jax.weights.belongings import (
   all_class_names,
-  find,
-  is_run,
   known_class_names,
-  load,
   read_class_names,
   read_preprocessing,
-  save,
 )
+from resnet_jax.weights.load_save import TORCH_SUFFIXES, find, is_run, load, save
 
 __all__ = [
   "TORCH_SUFFIXES",

@@ -7,6 +7,7 @@ shortcut that has none, another place of the stride, another epsilon.
 import dataclasses
 import functools
 import re
+from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.models.norms import NORMS
@@ -38,13 +39,11 @@ def describe(model: ResNet) -> Description:
 
 def _describe(model: ResNet) -> Description:
   found: Description = {"stage_sizes": list(model.stage_sizes)}
-  for field, known in {
-    "block": {},
-    "stem": STEMS,
-    "shortcut": SHORTCUTS,
-    # Of the norms, two differ from the first in training only.
-    "norm": {name: NORMS[name] for name in ("batch", "group", "none")},
-  }.items():
+  # Of the norms, two differ from the first in training only.
+  norms = {name: NORMS[name] for name in ("batch", "group", "none")}
+  parts: dict[str, Mapping[str, Any]]
+  parts = {"block": {}, "stem": STEMS, "shortcut": SHORTCUTS, "norm": norms}
+  for field, known in parts.items():
     text = _spell(getattr(model, field))
     names = {_spell(part): name for name, part in known.items()}
     found[field] = names.get(text, text)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 import jax
+from typing_extensions import TypeIs
 
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.runtime.errors import UserError
@@ -76,7 +77,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   key = next((key for key in found if found[key] is not None), "")
   if not key:
     return None
-  names = found[key]
+  names: Any = found[key]
   if isinstance(names, dict):
     if "0" not in names:
       return ()  # Descriptions of names, in no order.
@@ -96,7 +97,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   return tuple(names)
 
 
-def is_list_of_names(value: object) -> bool:
+def is_list_of_names(value: object) -> TypeIs[list[str]]:
   return isinstance(value, list) and all(isinstance(name, str) for name in value)
 
 
@@ -123,8 +124,8 @@ def read_preprocessing(folder: Path) -> Preprocessing | None:
 
 def _from_timm(values: Object, path: str) -> Preprocessing:
   """From `pretrained_cfg`: timm evaluates at the size and share for tests, if any."""
-  size = next((values[key] for key in _SIZES if key in values), [3, _SIZE, _SIZE])
-  share = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
+  size: Any = next((values[key] for key in _SIZES if key in values), [3, _SIZE, _SIZE])
+  share: Any = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
   crop = _side(size[1:], path)
   if (mode := values.get("crop_mode", "center")) != "center":
     say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
@@ -141,7 +142,7 @@ def _from_transformers(values: Object, path: str) -> Preprocessing:
   """From `preprocessor_config.json`, of any image processor that resizes and crops."""
   if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 0.01:
     raise UserError(f"rescale_factor={values['rescale_factor']} must be 1/255")
-  size = values.get("size", _SIZE)
+  size: Any = values.get("size", _SIZE)
   resize = crop = _short(size, path)
   is_cut = values.get("do_center_crop", "crop_size" in values)
   if is_cut:

@@ -20,27 +20,20 @@ import safetensors
 import safetensors.numpy
 from flax import linen as nn
 
-from resnet_jax.config.preprocessing import Preprocessing, from_dict
+from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import NotFoundError, UserError
-from resnet_jax.weights import config_files, imagenet, torch_checkpoint
+from resnet_jax.weights import config_files, torch_checkpoint
 from resnet_jax.weights.architecture import check_named, check_same, describe
+from resnet_jax.weights.metadata import kept
 from resnet_jax.weights.torch_names import canonical, torch_names
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 _FEW = 5  # Names of one kind in a message.
-
-# torchvision's files with another preprocessing than its first ones, by the hash in
-# their names (torchvision/models/resnet.py, `transforms` of each entry).
-_RESIZED_TO_232 = {
-  *("11ad3fa6", "cd907fc2", "f82ba261"),  # ResNet-50, 101, 152 IMAGENET1K_V2
-  *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
-  *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
-}
 
 
 def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
@@ -155,90 +148,6 @@ def save(
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
-def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
-  """Returns the preprocessing that belongs to a file of weights.
-
-  It is, where there is one: what `save` put in; that of the files of timm or
-  transformers beside the file; torchvision's second one for its files of that kind; and
-  otherwise ImageNet's usual one, without resizing for a model with a stem for small
-  images.
-
-  Args:
-    path: as for `load`.
-    model: as for `load`.
-
-  Raises:
-    ValueError: the file or one beside it is damaged.
-    FileNotFoundError: there is no such file.
-  """
-  path = find(path)
-  kept = _kept(path, "preprocessing")
-  if kept is not None:
-    try:
-      return from_dict(kept)
-    except Exception as error:  # JSON of any shape: all kinds.
-      reason = str(error) if isinstance(error, UserError) else repr(error)
-      raise UserError(
-        f"the preprocessing of {path} is damaged: {reason:.200}"
-      ) from error
-  if found := config_files.read_preprocessing(path.parent):
-    return found
-  if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
-    return Preprocessing(resize=0, crop=0)
-  second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
-  return Preprocessing(resize=232 if second else 256)
-
-
-def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
-  """Returns the names of the classes that a file of weights is for.
-
-  Those of `known_class_names`; "class 7" where there is none.
-
-  Args:
-    path: as for `load`.
-    num_classes: of the model.
-
-  Raises:
-    ValueError: the file or the one beside it is damaged.
-    FileNotFoundError: there is no such file.
-  """
-  return all_class_names(known_class_names(path, num_classes), num_classes)
-
-
-def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
-  """Returns the names of the classes, () if they are not known.
-
-  Those that `save` put in; else those in timm's or transformers' `config.json` beside
-  the file; else ImageNet's, if there are 1,000. The last logits may have none.
-
-  Args:
-    path: as for `load`.
-    num_classes: of the model.
-
-  Raises:
-    ValueError: the file or the one beside it is damaged.
-    FileNotFoundError: there is no such file.
-  """
-  path = find(path)
-  kept = _kept(path, "class_names")
-  if kept is not None:
-    if not config_files.is_list_of_names(kept) or len(kept) > num_classes:
-      raise UserError(
-        f"the class_names in {path} must be a list of {num_classes} names, one for "
-        f"each class, not {kept!r:.60}"
-      )
-    return tuple(kept)
-  names = config_files.read_class_names(path.parent, num_classes)
-  if names is None:
-    names = imagenet.class_names() if num_classes == 1000 else ()
-  return names
-
-
-def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-  """Returns a name for each logit: "class 7" where there is none."""
-  return *names, *(f"class {i}" for i in range(len(names), num_classes))
-
-
 def find(path: str | Path) -> Path:
   """Returns the local file of a path or of `hf://owner/name[/file][@revision]`.
 
@@ -335,33 +244,9 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
     raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
-def _metadata(path: Path) -> dict[str, str]:
-  if path.suffix != ".safetensors":
-    return {}
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      return file.metadata() or {}
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
-
-
-def _kept(path: Path, key: str) -> Any:
-  """Returns what `save` put into a file under a key; None if there is nothing."""
-  text = _metadata(path).get(key)
-  if text is None:
-    return None
-  try:
-    found = json.loads(text)
-  except (ValueError, RecursionError):
-    found = None
-  if found is None:
-    raise UserError(f"the {key} of {path} is damaged: {text[:60]!r} is no JSON")
-  return found
-
-
 def _check_architecture(path: Path, model: ResNet) -> None:
   """Raises `UserError` if what a file says of its network is not true of a model."""
-  saved = _kept(path, "resnet_jax_network")
+  saved = kept(path, "resnet_jax_network")
   if isinstance(saved, dict):
     check_same(saved, model, str(path))
   elif named := config_files.read_architecture(path.parent):
