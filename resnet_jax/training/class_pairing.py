@@ -1,11 +1,9 @@
 """Pairs the classes of images with those of a network, by their names."""
 
 import dataclasses
-import sys
 from collections import Counter
 from collections.abc import Mapping, Sequence
 
-import jax
 import numpy as np
 
 from resnet_jax import weights
@@ -13,6 +11,7 @@ from resnet_jax.data import ImageArrays, ImageSource, Source, is_in_memory
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import imagenet
+from resnet_jax.weights.config_files import warn
 
 
 @dataclasses.dataclass(frozen=True)
@@ -87,12 +86,10 @@ def pair_classes(
       whole = weights.all_class_names(class_names, num_classes)
       return _relabel(source, found, whole)
   if not class_names and in_order and len(names) == num_classes:
-    if jax.process_index() == 0:
-      print(
-        f"warning: {owner} does not name its {num_classes} classes; they are taken to "
-        f"be those of the images in their order, from {names[0]!r} on",
-        file=sys.stderr,
-      )
+    warn(
+      f"{owner} does not name its {num_classes} classes; they are taken to be those of "
+      f"the images in their order, from {names[0]!r} on"
+    )
     return source
   other = next(
     (names[i] for i in used if all(look(names[i]) is None for look in look_ups)),

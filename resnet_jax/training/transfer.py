@@ -1,6 +1,5 @@
 """Training that starts from trained weights, with a new head."""
 
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -20,6 +19,7 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights.architecture import check_same, describe
+from resnet_jax.weights.config_files import warn
 
 
 def load_start(
@@ -85,11 +85,10 @@ def load_start(
     if isinstance(former, ResNet) and isinstance(model, ResNet):
       check_same(describe(former), model, f"config.init_from={source!r}")
   theirs, ours = (preprocessing.mean, preprocessing.std), (data.mean, data.std)
-  if theirs != ours and jax.process_index() == 0:
-    print(
-      "warning: the weights of config.init_from expect images of mean={} and std={}, "
-      "but config.data has mean={} and std={}".format(*theirs, *ours),
-      file=sys.stderr,
+  if theirs != ours:
+    warn(
+      "the weights of config.init_from expect images of mean={} and std={}, but "
+      "config.data has mean={} and std={}".format(*theirs, *ours)
     )
   return variables
 

@@ -92,7 +92,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   if key == "id2label" and names == [f"LABEL_{i}" for i in range(len(names))]:
     return None  # What transformers writes where nobody named them.
   if len(names) != num_classes:
-    say(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
+    _say(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
     return ()
   return tuple(names)
 
@@ -128,7 +128,7 @@ def _from_timm(values: Object, path: str) -> Preprocessing:
   share: Any = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
   crop = _side(size[1:], path)
   if (mode := values.get("crop_mode", "center")) != "center":
-    say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
+    _say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
   return Preprocessing(
     mean=tuple(values.get("mean", Preprocessing.mean)),
     std=tuple(values.get("std", Preprocessing.std)),
@@ -150,7 +150,7 @@ def _from_transformers(values: Object, path: str) -> Preprocessing:
   elif "crop_pct" in values and resize < 384:  # ConvNeXt's, which ResNets share.
     resize, is_cut = math.floor(resize / values["crop_pct"]), True
   if not is_cut or (isinstance(size, dict) and "shortest_edge" not in size):
-    say(f"{path} asks for whole images; squares are cut from the middle instead")
+    _say(f"{path} asks for whole images; squares are cut from the middle instead")
   mean, std = values.get("image_mean"), values.get("image_std")
   if not values.get("do_normalize", True):
     mean, std = (0.0,), (1.0,)
@@ -176,7 +176,7 @@ def _short(size: int | Object, path: str) -> int:
 def _side(sides: Sequence[int], path: str) -> int:
   height, width = sides
   if height != width:
-    say(f"{path} asks for images of {height} x {width}; squares are used instead")
+    _say(f"{path} asks for images of {height} x {width}; squares are used instead")
   return min(height, width)
 
 
@@ -185,7 +185,7 @@ def _interpolation(name: str, path: str) -> str:
     return name
   if name not in _INTERPOLATIONS:
     raise UserError(f"interpolation={name!r} is unknown")
-  say(f"{path} asks for interpolation={name!r}; 'bicubic' is used instead")
+  _say(f"{path} asks for interpolation={name!r}; 'bicubic' is used instead")
   return "bicubic"
 
 
@@ -216,12 +216,14 @@ def _read_object(path: Path) -> Object:
     return found
   if any(key in data for key in _THEIRS) or path.name != "config.json":
     raise UserError(f"{path} is no JSON object; correct it, or move it away")
-  say(f"{path} is no JSON object, and is ignored")
+  _say(f"{path} is no JSON object, and is ignored")
   return {}
 
 
-@functools.cache  # Once for each text.
-def say(text: str) -> None:
+def warn(text: str) -> None:
   """Prints a line to standard error, in the first process."""
   if jax.process_index() == 0:
     print(f"warning: {text}", file=sys.stderr)
+
+
+_say = functools.cache(warn)  # A file is read several times.
