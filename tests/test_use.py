@@ -679,7 +679,9 @@ def test_a_network_of_other_channels_without_a_mean_is_one_line(
   assert (expected if channels == 1 else "have 1 channels, the model takes 4") in said
 
 
-def test_images_of_other_channels_are_no_matter_of_a_flag(perfect, capsys):
-  argv = ["evaluate", "--model=resnet8", "--num-classes=12", "--weights", perfect[0]]
-  said = refused(capsys, 2, *argv, "--dataset=digits")
+def test_weights_are_checked_before_the_images(perfect, capsys):
+  argv = ["evaluate", "--num-classes=12", "--weights", perfect[0], "--dataset=digits"]
+  said = refused(capsys, 2, *argv, "--model=plain8")
+  assert "was saved from resnet8, not from plain8" in said
+  said = refused(capsys, 2, *argv, "--model=resnet8")
   assert "'digits' have 1 channels, the model takes 3" in said

@@ -13,7 +13,6 @@ from resnet_jax.config.preprocessing import check_fits, preprocessing_of
 from resnet_jax.config.schema import Config
 from resnet_jax.data import Source, is_in_memory
 from resnet_jax.data.sources.opening import open_source
-from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs.checkpoint import CheckpointStore
@@ -24,7 +23,11 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import replicated
 from resnet_jax.training.class_pairing import pair_classes
 from resnet_jax.training.experiment import Devices, Experiment
-from resnet_jax.training.resolved_config import check_settings, with_num_classes
+from resnet_jax.training.resolved_config import (
+  check_settings,
+  resolve_model,
+  with_num_classes,
+)
 from resnet_jax.weights import imagenet
 
 # The settings that can name code that every evaluation of a run uses.
@@ -89,6 +92,7 @@ def evaluate_run(
     given = getattr(config.model, field)
     if field not in ("dtype", "scan", "remat") and given != value:
       raise UserError(f"config.model.{field}={given!r}, but the run has {value!r}")
+  check_settings(config)  # Before any image is read.
   has_data = bool(saved.data.name or saved.data.factory)
   names = load_class_names(workdir)
   if not names and not has_data and config.model.num_classes == 1000:
@@ -129,13 +133,13 @@ def evaluate_weights(
     NotFoundError: the weights or the data set do not exist.
     FloatingPointError: a metric is not finite.
   """
-  config = with_num_classes(config, create_model(config.model.name).num_classes)
+  config, model = resolve_model(config)
+  variables = weights.load(path, model)
   names = weights.known_class_names(path, config.model.num_classes)
   source = _open_images(config, names, path, has_data=False)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
   )
-  variables = weights.load(path, experiment.model)
   _check_channels(config, source, image_channels(variables))
   check_fits(preprocessing_of(config.data), image_channels(variables))
   return _check_finite(evaluate(experiment, variables))
@@ -152,7 +156,6 @@ def _open_images(
     owner: what a message calls the network.
     has_data: whether the network may have been trained on a part of the images.
   """
-  check_settings(config)  # Before any image is read.
   data, num_classes = config.data, config.model.num_classes
   if not has_data and not data.eval_split:
     data = dataclasses.replace(data, val_share=1.0)
