@@ -105,7 +105,8 @@ def _run(args: argparse.Namespace) -> None:
   try:
     state, results = train(Experiment.create(config), workdir)
   except Stopped as stopped:
-    show(f"stopped after step {stopped.step}, which is saved: {resume}")
+    done = f"after step {stopped.step}, which is saved"
+    show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
     return
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)

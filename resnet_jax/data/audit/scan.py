@@ -21,7 +21,12 @@ from resnet_jax.data.images.crops import EvalTransform
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.host_batches import count_threads
-from resnet_jax.data.sources.file_list import SUFFIXES, FileList, files_below
+from resnet_jax.data.sources.file_list import (
+  SUFFIXES,
+  FileList,
+  count_other_suffixes,
+  files_below,
+)
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.atomic_files import replacing
@@ -149,9 +154,8 @@ def _why_skipped(source: Images) -> str:
 def _count_files(root: Path) -> tuple[dict[str, int], int]:
   """Returns how many files have each suffix that is no image's, and how many have."""
   paths = files_below(root)
-  suffixes = Counter(os.path.splitext(path)[1].lower() for path in paths)
-  images = sum(suffixes.pop(suffix, 0) for suffix in SUFFIXES)
-  return dict(sorted(suffixes.items())), images
+  others = count_other_suffixes(paths)
+  return dict(sorted(others.items())), len(paths) - others.total()
 
 
 def _look(
