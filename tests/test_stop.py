@@ -70,10 +70,11 @@ def test_handlers_come_back_and_threads_have_none():
 
 
 _COMPUTES = """
-import hashlib
+import hashlib, threading
 from resnet_jax.runtime.signals import StopRequest
 with StopRequest() as stop, stop.interrupting(0, may_exit=True):
-  print("ready", flush=True)
+  # Once it computes: before, Python would run the handler.
+  threading.Timer(1, print, ("ready",), {"flush": True}).start()
   hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # As long as a compilation.
 """
 
