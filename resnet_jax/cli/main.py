@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
-  parser = _create_parser()
+  parser = create_parser()
   args, rest = parser.parse_known_args(argv)
   args.settings = rest
   logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
@@ -68,7 +68,8 @@ class _Parser(argparse.ArgumentParser):
     fail(2, f"{message}; {self.prog} --help says more")
 
 
-def _create_parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+  """Returns the parser of all commands."""
   parser = _Parser(
     prog="resnet-jax",
     description="Train residual networks, and use them. Begin with `resnet-jax train`.",
