@@ -78,6 +78,9 @@ def create_parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
   for name, command in COMMANDS.items():
     text = command.TEXT
-    added = commands.add_parser(name, help=text.split(". ")[0], description=text)
+    # `train --help` also shows the settings, whose defaults are those of its --config.
+    added = commands.add_parser(
+      name, help=text.split(". ")[0], description=text, add_help=name != "train"
+    )
     command.add_arguments(added)
   return parser
