@@ -207,6 +207,12 @@ def test_out_of_memory_is_one_line(capsys):
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
 
 
+def test_a_long_name_in_a_file_is_no_long_message(capsys):
+  with pytest.raises(SystemExit), errors.clean_errors():
+    raise errors.UserError("a" * 10**6)
+  assert len(capsys.readouterr().err) == len("error: ") + 10_000 + len("\n")
+
+
 def test_an_interrupt_that_leaves_a_lock_free_is_one_line(capsys):
   with pytest.raises(SystemExit) as exit_info, errors.clean_errors():
     try:

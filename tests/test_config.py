@@ -15,6 +15,8 @@ from resnet_jax.config import (
   fields,
   serialization,
 )
+from resnet_jax.config.fields import flatten
+from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.validation import validate
 from resnet_jax.models import registry
@@ -239,3 +241,15 @@ def test_a_run_that_did_not_say_the_size_of_its_images_goes_on():
   with pytest.raises(ValueError, match=r"data\.eval_crop was 8 and is now 7"):
     changed = dataclasses.replace(new, data=dataclasses.replace(new.data, eval_crop=7))
     serialization.check_resumable(new, changed)
+
+
+def test_the_help_says_what_every_setting_means_and_its_value():
+  config = Config(batch_size=77)
+  config.optim.learning_rate_multipliers = {"head": 10}
+  text = describe_settings(config)
+  for path in flatten(config):
+    _, _, rest = text.partition(f"  --config.{path} (")
+    values, meaning, *_ = [*rest.split("\n"), ""]
+    assert "; default: " in values and len(meaning.split()) > 2, path
+  assert "--config.batch_size (a whole number > 0; default: 77)" in text
+  assert "default: head=10)" in text

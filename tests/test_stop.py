@@ -23,23 +23,29 @@ with StopRequest() as stop:
 """
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-def test_the_second_signal_ends_the_process(number):
+def run(script, number, lines):
+  """Sends a signal after each line that a script prints; returns status and error."""
   process = subprocess.Popen(
-    [sys.executable, "-c", _SCRIPT],
+    [sys.executable, "-c", script],
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
   )
   try:
-    for line in ("ready\n", "asked\n"):
+    for line in lines:
       assert process.stdout.readline() == line
       process.send_signal(number)
     _, error = process.communicate(timeout=120)
   finally:
     process.kill()
-  assert process.returncode == -number
-  assert error.strip() == (
+  return process.returncode, error.strip()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_the_second_signal_ends_the_process(number):
+  status, error = run(_SCRIPT, number, ["ready\n", "asked\n"])
+  assert status == -number
+  assert error == (
     f"{number.name}: the step is finished and saved; once more ends at once"
   )
 
@@ -67,26 +73,16 @@ _COMPUTES = """
 import hashlib, threading
 from resnet_jax.runtime.signals import StopRequest
 with StopRequest() as stop, stop.interrupting(0, may_exit=True):
-  print("ready", flush=True)
+  # Once it computes: before, Python would run the handler.
+  threading.Timer(1, print, ("ready",), {"flush": True}).start()
   hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # As long as a compilation.
 """
 
 
 def test_a_signal_ends_what_has_nothing_to_save_even_while_it_computes():
-  process = subprocess.Popen(
-    [sys.executable, "-c", _COMPUTES],
-    stdout=subprocess.PIPE,
-    stderr=subprocess.PIPE,
-    text=True,
-  )
-  try:
-    assert process.stdout.readline() == "ready\n"
-    process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=120)
-  finally:
-    process.kill()
-  assert process.returncode == 0
-  assert error.strip() == "SIGTERM: there is nothing to save; once more ends at once"
+  status, error = run(_COMPUTES, signal.SIGTERM, ["ready\n"])
+  assert status == 0
+  assert error == "SIGTERM: there is nothing to save; once more ends at once"
 
 
 def test_a_request_interrupts_what_may_be_interrupted():

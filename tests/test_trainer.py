@@ -152,7 +152,8 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_fo
     assert evaluated[0][1]["loss"] == evaluated[1][1]["loss"]
 
 
-def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path):
+@pytest.mark.parametrize("last", [4, 0])
+def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path, last):
   class Failing:
     def __init__(self, data):
       self.data = data
@@ -162,7 +163,7 @@ def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path):
 
     def train_chunks(self, key, step, plan):
       for end, feed, count in self.data.train_chunks(key, step, plan):
-        if end > 4:
+        if end > last:
           raise OSError("the disk is gone")
         yield end, feed, count
 
@@ -170,7 +171,7 @@ def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path):
   vars(experiment)["train_data"] = Failing(experiment.train_data)
   with pytest.raises(OSError, match="the disk is gone"):
     train(experiment, str(tmp_path), console=Console(quiet=True))
-  assert latest_step(tmp_path) == 4
+  assert latest_step(tmp_path) == last
   assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
 
 

@@ -50,7 +50,7 @@ def main(argv: list[str] | None = None) -> None:
 
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
-  parser = _create_parser()
+  parser = create_parser()
   args, rest = parser.parse_known_args(argv)
   args.settings = rest
   logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
@@ -68,7 +68,8 @@ class _Parser(argparse.ArgumentParser):
     fail(2, f"{message}; {self.prog} --help says more")
 
 
-def _create_parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+  """Returns the parser of all commands."""
   parser = _Parser(
     prog="resnet-jax",
     description="Train residual networks, and use them. Begin with `resnet-jax train`.",
@@ -77,6 +78,9 @@ def _create_parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
   for name, command in COMMANDS.items():
     text = command.TEXT
-    added = commands.add_parser(name, help=text.split(". ")[0], description=text)
+    # `train --help` also shows the settings, whose defaults are those of its --config.
+    added = commands.add_parser(
+      name, help=text.split(". ")[0], description=text, add_help=name != "train"
+    )
     command.add_arguments(added)
   return parser

@@ -5,8 +5,7 @@ import signal
 
 from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
-from resnet_jax.config import fields
-from resnet_jax.config.schema import Config
+from resnet_jax.config.meanings import describe_settings
 from resnet_jax.runtime.errors import UserError, clean_errors, fail
 
 TEXT = (
@@ -16,12 +15,19 @@ TEXT = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags, and the list of all settings to the help."""
+  """Adds the flags."""
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.epilog = "settings, with the defaults of a config that does not say:\n"
-  for path, field, value in fields.walk(Config()):
-    kind = field.metadata.get("allowed", fields.type_name(path))
-    parser.epilog += f"  --config.{path}: {kind} ({value!r})\n"
+  parser.epilog = (
+    "examples:\n"
+    "  resnet-jax train\n"
+    "  resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR\n"
+    "  resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS\n"
+    "  resnet-jax train --workdir=RUN    (resumes the run)\n"
+  )
+  # Not argparse's own: the defaults that it shows are those of the chosen config.
+  parser.add_argument(
+    "-h", "--help", action="store_true", help="show this text, with all settings"
+  )
   parser.add_argument(
     "--config",
     metavar="NAME",
@@ -42,6 +48,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="the state that --mode=eval evaluates: latest, best, or a step",
   )
   add_trust_code(parser)
+  parser.set_defaults(parser=parser)
   parser.add_argument(
     "--coordinator", metavar="HOST:PORT", help="of process 0, if no launcher tells"
   )
@@ -62,6 +69,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Connects the processes, then trains or evaluates."""
+  if args.help:
+    config = load_config(args.config, args.settings, trust_code=args.trust_code)
+    print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
+    return
   # Only here: JAX, Orbax and the rest take seconds to import.
   from resnet_jax.runtime import compilation, processes
 
@@ -105,7 +116,8 @@ def _run(args: argparse.Namespace) -> None:
   try:
     state, results = train(Experiment.create(config), workdir)
   except Stopped as stopped:
-    show(f"stopped after step {stopped.step}, which is saved: {resume}")
+    done = f"after step {stopped.step}, which is saved"
+    show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
     return
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)

@@ -25,9 +25,6 @@ from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.runtime import compilation, errors
 from resnet_jax.runtime.atomic_files import replacing
 
-# Of what is compiled: runs that differ by their seed only compile nothing anew.
-_CACHE = "jax_compilation_cache_dir"
-
 
 def main() -> None:
   """Does what is asked; exit status as in `runtime/errors.py`, 3 if it was stopped."""
@@ -60,9 +57,8 @@ def run(request: dict[str, Any]) -> None:
   # One whose owner was killed may still be saving there.
   with hold(str(workdir), str(workdir), PATIENCE_S):
     known = read_result(workdir, request["config"])
-  if getattr(jax.config, _CACHE) is None:
-    jax.config.update(_CACHE, str(workdir.parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # Runs that differ by their seed only compile nothing anew.
+  compilation.keep_compiled(workdir.parent / "compiled")
   start = time.monotonic()
   result: dict[str, Any] = known | {"request": request}
   console = Console(file=sys.stdout, force_terminal=False)

@@ -114,7 +114,7 @@ class CheckpointStore:
       with self._save_errors():
         self._manager.close()
 
-  def save(self, step: int, state: State, evaluated: Variables | None = None) -> None:
+  def save(self, step: int, state: State, evaluated: Variables | None = None) -> bool:
     """Saves a state; returns once it is copied, before it is written.
 
     Args:
@@ -122,15 +122,19 @@ class CheckpointStore:
       state: may be given away (donated) afterwards.
       evaluated: what is evaluated; None is the state's own variables.
 
+    Returns:
+      Whether the state was not there yet.
+
     Raises:
       OSError: the save before this one failed, such as for want of space.
     """
     if step == self._manager.latest_step():
-      return
+      return False
     items = state.to_saved()
     if evaluated is not None:
       items["evaluated"] = to_named(evaluated)
     self._save(step, items)
+    return True
 
   def _save(self, step: int, items: dict[str, Any]) -> None:
     saved = {name: ocp.args.StandardSave(x) for name, x in items.items()}
@@ -153,7 +157,7 @@ class CheckpointStore:
     Raises:
       OSError: it cannot be written.
     """
-    directory = self._directory / str(step)
+    self._saving, directory = step, self._directory / str(step)
     with self._save_errors():
       self._manager.wait_until_finished()
       if refreshed is not None:

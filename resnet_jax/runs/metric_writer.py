@@ -25,6 +25,7 @@ from resnet_jax.runs.metrics import (
   summarize,
   to_host,
 )
+from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runtime.errors import UserError
 
 if TYPE_CHECKING:
@@ -138,9 +139,7 @@ class MetricWriter:
           f"{path} is damaged in line {number}, {text!r}; delete the line"
         ) from error
     if last or len(records) < len(lines):
-      new = self._workdir / "metrics.jsonl.new"
-      new.write_text("".join(json.dumps(record) + "\n" for record in records))
-      new.replace(path)
+      write_file(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
   def train(self, step: int, metrics: Metrics) -> None:

@@ -52,7 +52,7 @@ def setting_name(path: str) -> str:
 
 def fail(status: int, error: BaseException | str) -> NoReturn:
   """Prints one line to standard error and exits."""
-  text = " ".join(str(error).split())
+  text = " ".join(str(error)[:10_000].split())  # A damaged file may hold long names.
   # Names in damaged files may hold codes that a terminal would obey.
   text = "".join(c if c.isprintable() else "?" for c in text)
   print(f"error: {text}", file=sys.stderr)

@@ -35,10 +35,10 @@ class StopRequest:
   """Takes the first SIGINT or SIGTERM for a request; the second ends the process.
 
   A context manager. It says at once that it has seen a signal, even while the devices
-  compute. Of several processes that JAX connects, a signal to one of them stops all
-  after the same step: SIGTERM by JAX's preemption notice, SIGINT likewise. There a
-  second SIGTERM ends the process once all have agreed on the step.
-  Outside of the main thread, where Python takes no signals, nothing is asked for.
+  compute. Where JAX connects several processes, a signal to one of them stops all of
+  them after the same step, on which they agree by JAX's preemption notice. A second
+  SIGTERM ends a process only when all have agreed. Outside of the main thread, where
+  Python takes no signals, a `StopRequest` is never asked.
   """
 
   def __init__(self) -> None:

@@ -1,6 +1,7 @@
 """The story of a run: from an experiment to a trained, evaluated and saved model."""
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -60,12 +61,9 @@ def train(
   """
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(f"loading {experiment.data_name}"):
-    data, plan, start = experiment.train_data, experiment.plan, None
-    for part in ("state_init", "preprocess", "refresh"):
-      getattr(experiment, part)  # What does not fit is refused before there is a run.
-    if not latest_step(workdir):
-      start = _load_start(experiment)
-  config, facts, results = experiment.saved_config, experiment.facts, None
+    start = _prepare(experiment, workdir)
+  data, plan = experiment.train_data, experiment.plan
+  config, facts = experiment.saved_config, experiment.facts
   with (
     open_run(workdir, config, plan.num_steps, data.class_names, facts),
     _last_checkpoint_in_errors(workdir),
@@ -79,34 +77,38 @@ def train(
       Clock() as clock,
       _open_writer(experiment, workdir, first, due, clock, console, hooks) as writer,
     ):
-      if due:  # The try before was stopped on the way to it.
-        results = _evaluate(experiment, state, step, writer, store, stop)
+      keeper = _Keeper(experiment, writer, store, stop, hooks)
+      results = keeper.evaluate(state, first) if due else None
       chunks = data.train_chunks(experiment.data_key, first, plan)
-      chunks = _saved_before_errors(chunks, lambda: store.save(step, state, state.ema))
+      chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
       for end, feed, count in clock.waiting(chunks):
         if step == first:
-          with stop.interrupting(first, may_exit=not due):
-            state = _compile(experiment, state, feed)
+          state = _compile(experiment, state, feed, stop)
           clock.start()
         state, metrics = experiment.train_chunk(state, feed, count)
         step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
-        stopping = stop.is_asked()
-        if plan.save_at(step) or stopping:
-          writer.flush()
-          _check_finite(experiment, state, step)
-          store.save(step, state, state.ema)
-          for hook in hooks:
-            hook.on_checkpoint(step, state)
-          if plan.eval_at(step):
-            results = _evaluate(experiment, state, step, writer, store, stop)
+        if (stopping := stop.is_asked()) or plan.save_at(step):
+          keeper.save(state, step)
+          results = keeper.evaluate(state, step) if plan.eval_at(step) else None
           clock.start()
         if stopping and step < plan.num_steps:
           raise Stopped(step)
   if results is None:  # There was nothing left to train.
     results = evaluate(experiment, _last_version(experiment, state))
   return TrainResult(state, results)
+
+
+def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
+  """Builds the parts, so that what does not fit is refused before there is a run.
+
+  Returns:
+    The weights that a new run starts from, if any are named.
+  """
+  for part in ("state_init", "preprocess", "refresh"):
+    getattr(experiment, part)
+  return None if latest_step(workdir) else _load_start(experiment)
 
 
 def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterator[T]:
@@ -116,10 +118,51 @@ def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterat
   """
   try:
     yield from items
-  except Exception:
+  except Exception:  # Whatever reads the images may raise; it goes on to the caller.
     if jax.process_count() == 1:
       save()
     raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keeper:
+  """Saves states and evaluates them."""
+
+  experiment: Experiment
+  writer: MetricWriter
+  store: CheckpointStore
+  stop: StopRequest
+  hooks: Sequence[Hook]
+
+  def save(self, state: TrainState, step: int) -> None:
+    """Saves a state after `step` updates, if it is new and finite."""
+    if not step:
+      return
+    self.writer.flush()
+    _check_finite(self.experiment, state, step)
+    if self.store.save(step, state, state.ema):
+      for hook in self.hooks:
+        hook.on_checkpoint(step, state)
+
+  def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    """Evaluates the versions of a saved state, and adds that to its checkpoint.
+
+    Returns:
+      The metrics of the last version.
+
+    Raises:
+      Stopped: it was asked for; the resumed run makes up for the evaluation.
+    """
+    found = {}
+    with self.stop.interrupting(step):
+      for name, variables in _versions(state).items():
+        evaluated = self.experiment.refresh(variables)
+        found[name] = results = evaluate(self.experiment, evaluated)
+    for name, values in found.items():
+      self.writer.evaluation(step, values, name)
+    is_refreshed = self.experiment.config.precise_bn_batches > 0
+    self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    return results
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
@@ -183,40 +226,20 @@ def _open_writer(
   )
 
 
-def _compile(experiment: Experiment, state: TrainState, feed: Any) -> TrainState:
-  """Compiles by calls of no steps, so that no measured time contains it."""
-  state, _ = experiment.train_chunk(state, feed, 0)
-  eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
-  experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
-  return state
-
-
-def _evaluate(
-  experiment: Experiment,
-  state: TrainState,
-  step: int,
-  writer: MetricWriter,
-  store: CheckpointStore,
-  stop: StopRequest,
-) -> dict[str, float]:
-  """Evaluates the versions of a state that is saved, and adds that to its checkpoint.
-
-  Returns:
-    The metrics of the last version.
+def _compile(
+  experiment: Experiment, state: TrainState, feed: Any, stop: StopRequest
+) -> TrainState:
+  """Compiles by calls of no steps, so that no measured time contains it.
 
   Raises:
-    Stopped: it was asked for; the evaluation is made up for by the resumed run.
+    Stopped: it was asked for.
   """
-  found = {}
-  with stop.interrupting(step):
-    for name, variables in _versions(state).items():
-      evaluated = experiment.refresh(variables)
-      found[name] = results = evaluate(experiment, evaluated)
-  for name, values in found.items():
-    writer.evaluation(step, values, name)
-  is_refreshed = experiment.config.precise_bn_batches > 0
-  store.add_evaluation(step, results, evaluated if is_refreshed else None)
-  return results
+  # All that was trained by an earlier try is saved.
+  with stop.interrupting(int(state.step), may_exit=True):
+    state, _ = experiment.train_chunk(state, feed, 0)
+    eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
+    experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
+  return state
 
 
 def _versions(state: TrainState) -> dict[str, Variables]:

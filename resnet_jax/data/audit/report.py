@@ -40,6 +40,9 @@ class Report:
     misnamed: "file" and "format" of images whose suffix is that of another one.
     ignored: number of files in the folder with each suffix that is no image's.
     unlisted: number of images in the folder that are in no class of a split.
+    sixteen_bits: number of images with 16 bits a channel.
+    highest_value: what their values do not exceed, as the upper 8 bits say, such as
+      4095 of 65535; 0 if there are no such images.
     picture: path of the contact sheet, or "".
   """
 
@@ -54,6 +57,8 @@ class Report:
   misnamed: list[dict[str, str]]
   ignored: dict[str, int]
   unlisted: int
+  sixteen_bits: int
+  highest_value: int
   picture: str
 
   @property
@@ -92,6 +97,13 @@ def describe(report: Report) -> str:
     lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
   if report.unlisted:
     lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
+  if report.sixteen_bits:
+    highest = report.highest_value
+    lines.append(f"images of 16 bits a channel: {report.sixteen_bits:,}")
+    lines.append(f"  values up to {highest:,} of 65,535; the upper 8 bits are used")
+    if (bits := highest.bit_length()) < 16:
+      factor = 2 ** (16 - bits)
+      lines.append(f"  only {bits} bits are in use: multiply all values by {factor:,}")
   misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
   lines += _list_some("files with another format's suffix, no error", misnamed)
   across = report.duplicates[: report.across_splits]

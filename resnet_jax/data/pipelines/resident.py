@@ -4,6 +4,7 @@ Letters: N examples, B batch, H height, W width, C channels.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -136,12 +137,11 @@ class ResidentDataset:
     self.take_batch, self.image_shape = bind_take_batch(
       source.images, batch_size, mesh, **resizing
     )
-    num_batches = math.ceil(self.num_examples / batch_size)
+    self._num_batches = math.ceil(self.num_examples / batch_size)
     # Evaluation's order; the indices past the last example are padding.
-    order = np.arange(num_batches * batch_size, dtype=np.int32)
+    order = np.arange(self._num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
-    self._eval_orders = jax.device_put(np.split(order, num_batches), replicated(mesh))
     self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
 
   def _epoch_order(
@@ -173,6 +173,13 @@ class ResidentDataset:
       end = plan.call_end(step)
       yield end, feed, end - step
       step = end
+
+  @functools.cached_property
+  def _eval_orders(self) -> list[Array]:
+    """The order of evaluation, one array on the devices for each batch."""
+    parts = np.split(np.asarray(self._feed.order), self._num_batches)
+    orders: list[Array] = jax.device_put(parts, self._feed.order.sharding)
+    return orders
 
   def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
     """Yields (feed, number of batches): every example once, the rest masked.

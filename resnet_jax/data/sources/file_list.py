@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -128,12 +128,12 @@ def sub_folders(folder: Path) -> list[str]:
   )
 
 
-def count_images(folder: Path) -> int:
-  """Returns how many images a folder holds itself, not below it."""
-  return sum(
-    is_image(entry.name) and not is_left_over(entry.name) and not _is_folder(entry)
-    for entry in os.scandir(folder)
-  )
+def own_images(folder: Path) -> Iterator[str]:
+  """Yields the names of the images that a folder holds itself, not below it."""
+  for entry in os.scandir(folder):
+    name = entry.name
+    if is_image(name) and not is_left_over(name) and not _is_folder(entry):
+      yield name
 
 
 def _is_folder(entry: os.DirEntry[str]) -> bool:
@@ -184,7 +184,14 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
 
 def images_below(folder: Path) -> list[str]:
   """Returns those of `files_below` that are images by their suffix."""
-  return [path for path in files_below(folder) if is_image(path)]
+  return list(filter(is_image, files_below(folder)))
+
+
+def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
+  """Returns how many files have each suffix, in lower case, that is no image's."""
+  return Counter(
+    os.path.splitext(path)[1].lower() for path in paths if not is_image(path)
+  )
 
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
@@ -193,16 +200,14 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   others: Counter[str] = Counter()
   for label, name in enumerate(classes):
     if (folder / name).is_dir():
-      by_kind: dict[bool, list[str]] = {True: [], False: []}
-      for path in files_below(folder / name):
-        by_kind[is_image(path)].append(path)
-      found = by_kind[True]
+      every = files_below(folder / name)
+      found = list(filter(is_image, every))
       if not found:
         raise UserError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
           "remove the folder"
         )
-      others.update(os.path.splitext(path)[1].lower() for path in by_kind[False])
+      others += count_other_suffixes(every)
       paths += found
       labels += [label] * len(found)
   files = FileList(folder, paths, labels, classes)
@@ -210,8 +215,8 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
     f"{count:,} {suffix or 'without a suffix'}"
     for suffix, count in sorted(others.items())
   )
-  if outside := count_images(folder):
-    files.left_out += (f"{outside:,} images outside of the class folders",)
+  if outside := list(own_images(folder)):
+    files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files
 
 
