@@ -104,7 +104,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   port = free_port()
   block = LAUNCHES[name]
   for old, new in {
-    "resnet-jax train --config.num_steps=4": " ".join(
+    "resnet-jax train --config.num_epochs=2": " ".join(
       [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",

@@ -26,6 +26,7 @@ from resnet_jax.config.schema import Config
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.terminal import printable
 
 # What epath and TensorBoard's files need for gs://; Orbax brings its own.
 _FOR_GCS = ("gcsfs", "google.cloud.storage")
@@ -268,8 +269,8 @@ def _check_resumable(
   _check_same_images(before, facts, workdir)
   if before.kernels not in ("", facts.kernels):
     print(
-      f"warning: this run was trained with {before.kernels} kernels and is resumed "
-      f"with {facts.kernels} kernels, so the last digits will differ",
+      f"warning: this run was trained with {printable(before.kernels)} kernels and is "
+      f"resumed with {facts.kernels} kernels, so the last digits will differ",
       file=sys.stderr,
     )
   if done > num_steps:

@@ -17,7 +17,7 @@ from typing import Any, Protocol, runtime_checkable
 import jax
 from jax.experimental import multihost_utils
 
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, show_error
 
 # A process that vanished without a word is noticed after this time.
 HEARTBEAT_TIMEOUT_S = 30
@@ -185,7 +185,7 @@ def _ending_together() -> Iterator[None]:
       time.sleep(2 * _POLL_S)  # Whose end it is may be known in a moment.
       if not told.is_set():
         reason = OSError(f"another process is gone; its own output says why ({error})")
-        print(f"error: {reason}", file=sys.stderr)
+        show_error(reason)
     else:
       sys.excepthook(type(error), error, error.__traceback__)
     done.set()
@@ -212,7 +212,7 @@ def _watch(store: _Store, done: threading.Event, told: threading.Event) -> None:
       continue
     told.set()
     if jax.process_index() == 0:
-      print(f"error: {text}", file=sys.stderr)
+      show_error(text)
     _exit(1)
 
 

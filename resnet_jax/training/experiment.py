@@ -265,7 +265,7 @@ class Experiment:
   @functools.cached_property
   def preprocess(self) -> steps.Preprocess:
     """(images, key) -> augmented and normalised images."""
-    return create_preprocess(self.config)
+    return create_preprocess(self.config, self.train_data.image_shape)
 
   @functools.cached_property
   def train_chunk(self) -> steps.TrainChunk:
