@@ -6,7 +6,7 @@ import signal
 from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config.meanings import describe_settings
-from resnet_jax.runtime.errors import UserError, clean_errors, fail
+from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
 
 TEXT = (
@@ -78,10 +78,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runtime import compilation, processes
 
   compilation.keep_freed_memory()
-  with (
-    processes.connect(args.coordinator, args.num_processes, args.process_id),
-    clean_errors(),
-  ):
+  with processes.connect(args.coordinator, args.num_processes, args.process_id):
     _run(args)
 
 
@@ -105,8 +102,9 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  if workdir is None:
-    workdir = run_dir.new_workdir(config.data.name)
+  # All processes ask for a name, also if only some have the flag.
+  new = run_dir.new_workdir(config.data.name)
+  workdir = workdir or new
   resume = f"resnet-jax train --workdir={workdir} resumes it"
   try:
     state, results = train(Experiment.create(config), workdir)
