@@ -31,7 +31,7 @@ the end yet. Each needs a GPU for some hours.
 """
 
 from resnet_jax.config import Config, recipes, set_value
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 
 DEPTHS = (20, 32, 44, 56, 110, 1202)
 VARIANTS = tuple(f"{kind}{depth}" for kind in ("resnet", "plain") for depth in DEPTHS)

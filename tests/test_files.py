@@ -410,6 +410,12 @@ def test_table_of_class_names_keeps_the_order_of_a_model(tmp_path):
     list_images(path, "train", 0.1, ("cat",))
 
 
+def test_table_may_name_files_without_a_suffix(tmp_path):
+  touch(tmp_path, "one", "two")
+  files = list_images(write(tmp_path, "one,a\ntwo,b\n"), "train", 0.1)
+  assert sorted(listed(files)) == [("one", 0), ("two", 1)]
+
+
 def test_table_with_splits(tmp_path):
   touch(tmp_path, *(f"{i}.jpg" for i in range(4)))
   text = "split,path,label\ntrain,0.jpg,b\n holdout ,1.jpg,a\nval,2.jpg,b\n"
@@ -481,6 +487,9 @@ def test_splits_of_a_table_may_have_capitals(tmp_path):
     ("file,wnid,number\n1.jpg,n01,3\n", r"line 1: .* must be path,label; other"),
     ("file,label\n1.jpg,3\n", r"line 1: 'file,label' must name path and label"),
     ("path,class\n1.jpg,3\n", r"line 1: 'path,class' must name path and label"),
+    ("file,class\n1.jpg,3\n2.jpg,1\n", r"line 1: 'file' is no file; .*path and label"),
+    ("image_id,breed\n1.jpg,pug\n", r"line 1: 'image_id' is no file; .*path and label"),
+    ("nul\0,0\n1.jpg,1\n", r"line 1: 'nul\\x00' is no file"),
     ("1.jpg,0\n2.jpg,100000\n", r"line 2: label 100000 must be a class index below"),
     ("1.jpg,0\n2.jpg," + "9" * 6000, r"line 2: label 9{20} must be a class index"),
     ("1.jpg,-1\n2.jpg,1\n", r"line 1: label -1 must be a class index below 100000"),

@@ -109,6 +109,13 @@ def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
       assert read_config(tmp_path).num_steps == 9
 
 
+def test_run_directory_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
+  workdir = tmp_path / "\udcff" / "run"
+  with pytest.raises(UserError, match=r"^--workdir=.* must be in UTF-8, and all fold"):
+    use(workdir, Config(), 9)
+  assert not workdir.parent.exists()
+
+
 def test_run_directory_that_is_a_file_or_damaged(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="is a file"):

@@ -1,15 +1,22 @@
 """A run that is asked to end loses nothing."""
 
+import importlib
 import os
+import re
 import signal
 import subprocess
 import sys
 import threading
 import time
+import tomllib
+from pathlib import Path
 
 import pytest
 
+from resnet_jax.__main__ import main
 from resnet_jax.runtime.signals import Stopped, StopRequest
+
+ROOT = Path(__file__).parents[1]
 
 _SCRIPT = """
 import time
@@ -67,6 +74,48 @@ def test_handlers_come_back_and_threads_have_none():
   thread.start()
   thread.join()
   assert found == [False]
+
+
+@pytest.mark.parametrize(
+  ("command", "modules"),
+  [
+    (["-m", "resnet_jax", "info"], 1),
+    (["-m", "resnet_jax", "info"], 400),
+    (["train.py", "--config.optim.warmup_epochs=0", "--config.num_steps=1"], 1200),
+  ],
+)
+def test_an_interrupt_while_a_command_is_imported_is_one_line(
+  command, modules, tmp_path
+):
+  """Sent once so many modules are imported, of about 2,000."""
+  command[0] = str(ROOT / command[0]) if command[0] == "train.py" else command[0]
+  process = subprocess.Popen(
+    [sys.executable, "-X", "importtime", *command],
+    cwd=tmp_path,
+    env=os.environ | {"PYTHONPATH": str(ROOT)},
+    stdout=subprocess.PIPE,
+    stderr=subprocess.PIPE,
+    text=True,
+  )
+  try:
+    imported = (line for line in process.stderr if line.startswith("import time:"))
+    # The package itself is imported before the command can begin.
+    assert any(re.search(r"\| resnet_jax\.cli$", line) for line in imported)
+    for _ in range(modules):
+      next(imported)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+  finally:
+    process.kill()
+  shown = [line for line in error.split("\n") if not line.startswith("import time:")]
+  assert shown == ["error: interrupted", ""]
+  assert process.returncode == 1
+
+
+def test_the_installed_command_begins_where_interrupts_are_taken():
+  project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+  module, _, name = project["scripts"]["resnet-jax"].partition(":")
+  assert getattr(importlib.import_module(module), name) is main
 
 
 _COMPUTES = """

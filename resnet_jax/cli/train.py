@@ -6,7 +6,8 @@ import signal
 from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config.meanings import describe_settings
-from resnet_jax.runtime.errors import UserError, clean_errors, fail
+from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.terminal import show
 
 TEXT = (
   "Train a network, or resume the run in --workdir. Any setting is a flag: "
@@ -77,25 +78,16 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runtime import compilation, processes
 
   compilation.keep_freed_memory()
-  with (
-    processes.connect(args.coordinator, args.num_processes, args.process_id),
-    clean_errors(),
-  ):
+  with processes.connect(args.coordinator, args.num_processes, args.process_id):
     _run(args)
 
 
 def _run(args: argparse.Namespace) -> None:
-  import jax
-
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe, evaluate_run
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.trainer import train
-
-  def show(text: str) -> None:
-    if jax.process_index() == 0:
-      print(text)
 
   workdir = args.workdir
   if workdir == "":
@@ -108,25 +100,34 @@ def _run(args: argparse.Namespace) -> None:
     # With several processes JAX would take it for a notice to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
-    show(f"step {step}: {describe(results)}")
+    _show(f"step {step}: {describe(results)}")
     return
-  if workdir is None:
-    workdir = run_dir.new_workdir(config.data.name)
+  # All processes ask for a name, also if only some have the flag.
+  new = run_dir.new_workdir(config.data.name)
+  workdir = workdir or new
   resume = f"resnet-jax train --workdir={workdir} resumes it"
   try:
     state, results = train(Experiment.create(config), workdir)
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
-    show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
+    _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
     return
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)
     hint = f"{resume} from step {step}" if step else "nothing was saved yet"
     fail(1, f"interrupted; {hint}")
-  show(
-    f"done: {describe(results)} after {state.step} steps\n"
-    f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
-    f"next: resnet-jax evaluate --workdir={workdir}\n"
-    "      resnet-jax train --config.model.name=plain20\n"
-    "      resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR"
+  _show(
+    f"done: {describe(results)} after {state.step} steps",
+    f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)",
+    f"next: resnet-jax evaluate --workdir={workdir}",
+    "      resnet-jax train --config.model.name=plain20",
+    "      resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
   )
+
+
+def _show(*lines: str) -> None:
+  """Prints lines, in the first process of the run only."""
+  import jax
+
+  if jax.process_index() == 0:
+    show(*lines)

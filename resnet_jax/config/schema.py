@@ -8,22 +8,9 @@ No postponed annotations here: `validation.py` and the command line read the typ
 """
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from resnet_jax.config import allowed
-from resnet_jax.runtime.errors import UserError
-
-
-def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
-  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
-  if value not in allowed:
-    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
-    raise UserError(
-      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
-      setting=field.removeprefix("config."),
-      value=value,
-    )
 
 
 def _has_fixed_schedule(config: "Config") -> bool:
@@ -331,7 +318,9 @@ class Config:
 
   seed: int = allowed.setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
   num_epochs: float = allowed.positive(1.0, may_change=_has_fixed_schedule)
-  num_steps: int = allowed.at_least(0, 0, may_change=_has_fixed_schedule)
+  num_steps: int = allowed.setting(
+    0, "in [0, 2**31)", lambda v: 0 <= v < 2**31, may_change=_has_fixed_schedule
+  )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
   log_every_steps: int = allowed.positive(50, may_change=True)

@@ -24,10 +24,12 @@ from resnet_jax.runs.lock import hold
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.runtime import compilation, errors
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.terminal import escape_unknown_letters
 
 
 def main() -> None:
   """Does what is asked; exit status as in `runtime/errors.py`, 3 if it was stopped."""
+  escape_unknown_letters()
   compilation.keep_freed_memory()
   with errors.clean_errors():
     request = json.loads(sys.stdin.readline())

@@ -27,6 +27,7 @@ from resnet_jax.runs.metrics import (
 )
 from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
   import tensorboardX
@@ -98,7 +99,7 @@ class MetricWriter:
       # Together at most 80 columns.
       progress.TextColumn("{task.completed}/{task.total}"),
       progress.BarColumn(bar_width=10),
-      progress.TextColumn("{task.description}"),
+      progress.TextColumn("{task.description}", markup=False),
       progress.TimeRemainingColumn(),
       progress.TextColumn("left"),
       console=console,
@@ -212,7 +213,7 @@ class MetricWriter:
       if text not in self._skipped:
         # Only the process knows that reads it, and the others' consoles are quiet.
         console = self._console if self._writes else Console(stderr=True)
-        console.print(f"skipped {text}", highlight=False, markup=False, soft_wrap=True)
+        show(f"skipped {text}", console=console)
     self._skipped.update(skipped)
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -241,11 +242,8 @@ class MetricWriter:
     if split != "train" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
       rate = f"  lr {lr:.3g}" if (lr := values.get("learning_rate")) is not None else ""
-      self._console.print(
-        f"{place}  {split:5}  {_describe(values)}{rate}",
-        highlight=False,
-        soft_wrap=True,
-      )
+      line = f"{place}  {split:5}  {_describe(values)}{rate}"
+      show(line, console=self._console)
 
 
 def _open_board(directory: epath.Path, start_step: int) -> "tensorboardX.SummaryWriter":

@@ -6,9 +6,9 @@ It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.
 
 import contextlib
 import dataclasses
-import hashlib
 import importlib
 import os
+import secrets
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -22,21 +22,24 @@ from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
 from resnet_jax.config.factories import FACTORIES, check_trust
+from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.terminal import printable
 
 # What epath and TensorBoard's files need for gs://; Orbax brings its own.
 _FOR_GCS = ("gcsfs", "google.cloud.storage")
 
 
 def new_workdir(name: str) -> str:
-  """Returns the path of a new run directory, the same in all processes."""
-  now = np.array(time.localtime()[:6])
-  if jax.process_count() > 1:
-    now = multihost_utils.broadcast_one_to_all(now)
-  return "runs/{}-{:04}{:02}{:02}-{:02}{:02}{:02}".format(name, *now)
+  """Returns the path of a new run directory, the same in all processes.
+
+  It begins with the time; its end is drawn, so that runs of one second differ.
+  """
+  now = time.strftime("%Y%m%d-%H%M%S")
+  return _of_first_process(f"runs/{name}-{now}-{secrets.token_hex(3)}")
 
 
 def check_storage(workdir: str | Path) -> None:
@@ -213,7 +216,7 @@ def open_run(
       write_file(path / "run.json", to_json(facts))
       write_file(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
-      _check_same_settings(config)  # Comes back once process 0 is ready.
+      check_same_settings(config)  # Comes back once process 0 is ready.
       if not (path / "config.json").exists():
         raise UserError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
@@ -222,17 +225,34 @@ def open_run(
     yield
 
 
-def _check_same_settings(config: Config) -> None:
-  """Raises `ValueError` if this process has other settings than process 0."""
-  # Where the images are and how they are read may differ from host to host.
+def check_same_settings(config: Config) -> None:
+  """Compares the settings of all processes; each waits for the others.
+
+  Where the images are and how they are read may differ from host to host.
+
+  Raises:
+    UserError: this process has other settings than process 0. The others go on waiting.
+  """
   data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
   text = serialization.to_json(dataclasses.replace(config, data=data))
-  own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
-  if (multihost_utils.broadcast_one_to_all(own) != own).any():
-    raise UserError(
-      f"process {jax.process_index()} has other settings than process 0; start all "
-      "with the same flags and configs"
-    )
+  own, first = (
+    flatten(serialization.from_json(text)) for text in (text, _of_first_process(text))
+  )
+  for path, value in own.items():
+    if value != first[path]:
+      raise UserError(
+        f"process {jax.process_index()} has config.{path}={value!r} and process 0 has "
+        f"{first[path]!r}; start all with the same flags and configs"
+      )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("all have the same settings")
+
+
+def _of_first_process(text: str) -> str:
+  """Returns the text of process 0, in all processes."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
+  return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size))).decode()
 
 
 def _check_resumable(
@@ -268,8 +288,8 @@ def _check_resumable(
   _check_same_images(before, facts, workdir)
   if before.kernels not in ("", facts.kernels):
     print(
-      f"warning: this run was trained with {before.kernels} kernels and is resumed "
-      f"with {facts.kernels} kernels, so the last digits will differ",
+      f"warning: this run was trained with {printable(before.kernels)} kernels and is "
+      f"resumed with {facts.kernels} kernels, so the last digits will differ",
       file=sys.stderr,
     )
   if done > num_steps:

@@ -12,6 +12,8 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
+from resnet_jax.runtime.interruption import note_interruption
+
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # For the main thread to come back by itself.
 _PATIENCE_S = 0.5
@@ -121,6 +123,7 @@ class StopRequest:
     if jax.process_count() > 1:
       os.kill(os.getpid(), signal.SIGTERM)
     if self._saved is not None:
+      note_interruption()
       raise Stopped(self._saved)
 
   def _listen(self) -> None:

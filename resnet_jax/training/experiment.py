@@ -25,6 +25,7 @@ from resnet_jax.models.registry import build_model, with_frozen, with_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
 from resnet_jax.runs.facts import RunFacts
+from resnet_jax.runs.run_dir import check_same_settings
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
@@ -113,11 +114,13 @@ class Experiment:
       class_names: see `Experiment`.
 
     Raises:
-      UserError: settings that are wrong or do not fit each other or the data.
+      UserError: wrong settings, or that do not fit each other, the data or process 0.
       NotFoundError: the data set does not exist.
     """
     check_settings(config, own_model=model is not None)  # Before any image is read.
     mesh = create_mesh(devices)
+    if mesh.is_multi_process:  # Before any array is put on devices.
+      check_same_settings(config)
     config = with_dtype(config)
     given = {
       "model.factory": model,
@@ -211,10 +214,7 @@ class Experiment:
 
   @functools.cached_property
   def state_init(self) -> StateInit:
-    """Computes the first state of training, or its shapes.
-
-    Its network pools batch-norm statistics over the devices of `config.bn_scope`.
-    """
+    """Computes the first state of training, or its shapes; see `config.bn_scope`."""
     config, model, split = self.config, self.model, None
     tx = create_optimizer(config.optim, self.schedule, config.freeze, self._optimizer)
     if config.optim.shard_state:
@@ -265,7 +265,7 @@ class Experiment:
   @functools.cached_property
   def preprocess(self) -> steps.Preprocess:
     """(images, key) -> augmented and normalised images."""
-    return create_preprocess(self.config)
+    return create_preprocess(self.config, self.train_data.image_shape)
 
   @functools.cached_property
   def train_chunk(self) -> steps.TrainChunk:

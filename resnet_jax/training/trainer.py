@@ -14,6 +14,7 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
+from resnet_jax.runtime.terminal import plain, show
 from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
@@ -60,7 +61,7 @@ def train(
     Stopped: a signal asked for it; the state is saved.
   """
   console = console or Console(quiet=jax.process_index() > 0)
-  with console.status(f"loading {experiment.data_name}"):
+  with console.status(plain(f"loading {experiment.data_name}")):
     start = _prepare(experiment, workdir)
   data, plan = experiment.train_data, experiment.plan
   config, facts = experiment.saved_config, experiment.facts
@@ -182,16 +183,15 @@ def _restore(
   console: Console,
 ) -> TrainState:
   """Returns the newest state or, in a new run, the first one; says what is trained."""
-  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-  state = store.restore_latest(experiment.initial_state(), show)
+  say = partial(show, console=console)
+  state = store.restore_latest(experiment.initial_state(), say)
   if not state.step:
     if start is None:  # All checkpoints, if there were any, are damaged.
       start = _load_start(experiment)
     if start is not None:
       state = start_from(state, start)
-      show(f"starts from {experiment.config.init_from}, with a new head")
-  show(_headline(experiment, state))
-  show(f"run: {workdir}")
+      say(f"starts from {experiment.config.init_from}, with a new head")
+  say(*_headline(experiment, state), f"run: {workdir}")
   return state
 
 
@@ -279,18 +279,24 @@ def _check_finite(experiment: Experiment, state: TrainState, step: int) -> None:
 _all_finite = jax.jit(steps.all_finite)
 
 
-def _headline(experiment: Experiment, state: TrainState) -> str:
+def _headline(experiment: Experiment, state: TrainState) -> list[str]:
   config, plan = experiment.config, experiment.plan
   train_data, eval_data = experiment.train_data, experiment.eval_data
   params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   kind = experiment.mesh.devices.flat[0].device_kind
   count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
-  return (
+  too_long = plan.warmup_steps > plan.num_steps
+  warning = (
+    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so the "
+    "learning rate stays below its peak"
+  )
+  return [
     f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
     f"{experiment.data_name}: {train_data.num_examples:,} training and "
     f"{eval_data.num_examples:,} evaluation images of "
-    f"{len(train_data.class_names):,} classes\n"
+    f"{len(train_data.class_names):,} classes",
     f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
-    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels"
-  )
+    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
+    *[warning] * too_long,
+  ]

@@ -190,11 +190,7 @@ def is_run(path: str | Path) -> bool:
 def _fetch(name: str) -> Path:
   try:
     import huggingface_hub
-    from huggingface_hub.errors import (
-      EntryNotFoundError,
-      HfHubHTTPError,
-      HFValidationError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
   except ModuleNotFoundError as error:
     raise UserError(
       f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
@@ -216,7 +212,7 @@ def _fetch(name: str) -> Path:
   for candidate in [file] if file else HF_FILES:
     try:
       found = fetch(candidate)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, ValueError, OSError) as error:  # The name may be wrong.
       reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
       continue
     for name_beside in config_files.NAMES:

@@ -4,6 +4,8 @@ import dataclasses
 import statistics
 from typing import Any
 
+from resnet_jax.runtime.terminal import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
@@ -127,8 +129,3 @@ def _join_counts(counts: dict[str, int]) -> str:
 def _list_some(title: str, items: list[str], most: int = 10) -> list[str]:
   more = [f"  and {len(items) - most:,} more"] if len(items) > most else []
   return [f"{title}: {len(items):,}", *(f"  {item}" for item in items[:most]), *more]
-
-
-def printable(text: str) -> str:
-  """Replaces what a terminal would obey or refuse, as names of files may hold."""
-  return "".join(c if c.isprintable() else "?" for c in text)

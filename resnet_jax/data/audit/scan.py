@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress
 
 from resnet_jax.config.schema import DataConfig
-from resnet_jax.data.audit.report import Report, SplitReport, printable
+from resnet_jax.data.audit.report import Report, SplitReport
 from resnet_jax.data.images.crops import EvalTransform
 from resnet_jax.data.images.decode import (
   decode,
@@ -36,6 +36,7 @@ from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.terminal import printable
 
 Images = FileList | TfdsImages
 # All that is kept of an image, so that millions fit in memory; one that cannot be read

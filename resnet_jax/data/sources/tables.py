@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.sources.file_list import _MAX_CLASSES, FileList, _check_known
+from resnet_jax.data.sources.file_list import (
+  _MAX_CLASSES,
+  SUFFIXES,
+  FileList,
+  _check_known,
+)
 from resnet_jax.runtime.errors import UserError
 
 
@@ -30,7 +35,8 @@ def _read_table(path: Path) -> list[_Row]:
   columns = ["path", "label"]
   if rows:
     header = [cell.strip().lower() for cell in rows[0][1]]
-    if "path" in header or "label" in header:
+    has_header = "path" in header or "label" in header
+    if has_header:
       columns, rows = header, rows[1:]
   if not {"path", "label"} <= set(columns):
     raise UserError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
@@ -47,6 +53,13 @@ def _read_table(path: Path) -> list[_Row]:
       )
     split = cells.get("split", "").strip().lower()
     table.append(_Row(line, cells["path"], cells["label"].strip(), split))
+  first = table[0]
+  is_image = first.path.lower().endswith(SUFFIXES)
+  if not has_header and not is_image and not (path.parent / first.path).is_file():
+    raise UserError(
+      f"{path}, line {first.line}: {first.path[:60]!r} is no file; a first line that "
+      "names the columns must call them path and label"
+    )
   return table
 
 
