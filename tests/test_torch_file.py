@@ -29,7 +29,7 @@ import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 import resnet_jax
-from resnet_jax.weights import load_save, torch_checkpoint
+from resnet_jax.weights import load_save, read_class_names, torch_checkpoint
 
 # Bytes that reading may take besides twice the file: what Python needs for any file.
 SPARE = 2**16
@@ -917,7 +917,7 @@ def time_limit(seconds: int):
 
 def read_and_copy(path: Path) -> None:
   arrays, problems = load_save._read(path)
-  load_save._metadata(path)
+  read_class_names(path, 3)
   for key, array in arrays.items():
     assert array is not None or problems, f"{key} is missing and nothing is said"
     if array is not None:

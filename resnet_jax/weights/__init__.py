@@ -3,13 +3,14 @@
 variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
-from resnet_jax.weights.belongings import (
+from resnet_jax.weights.load_save import load, save
+from resnet_jax.weights.location import TORCH_SUFFIXES, find, is_run
+from resnet_jax.weights.metadata import (
   all_class_names,
   known_class_names,
   read_class_names,
   read_preprocessing,
 )
-from resnet_jax.weights.load_save import TORCH_SUFFIXES, find, is_run, load, save
 
 __all__ = [
   "TORCH_SUFFIXES",

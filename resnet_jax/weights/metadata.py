@@ -1,12 +1,115 @@
-"""What this package keeps in a `.safetensors` file beside the numbers."""
+"""The metadata of weights: the preprocessing of images and the names of classes.
+
+`save` puts them into the `.safetensors` file. Other weights have them in files beside
+them, or none.
+"""
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import safetensors
+from flax import linen as nn
 
+from resnet_jax.config.preprocessing import Preprocessing, from_dict
+from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.weights import config_files, imagenet
+from resnet_jax.weights.architecture import describe
+from resnet_jax.weights.location import find
+
+# torchvision's files with another preprocessing than its first ones, by the hash in
+# their names (torchvision/models/resnet.py, `transforms` of each entry).
+_RESIZED_TO_232 = {
+  *("11ad3fa6", "cd907fc2", "f82ba261"),  # ResNet-50, 101, 152 IMAGENET1K_V2
+  *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
+  *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
+}
+
+
+def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
+  """Returns the preprocessing that belongs to a file of weights.
+
+  It is, where there is one: what `save` put in; that of the files of timm or
+  transformers beside the file; torchvision's second one for its files of that kind; and
+  otherwise ImageNet's usual one, without resizing for a model with a stem for small
+  images.
+
+  Args:
+    path: as for `load`.
+    model: as for `load`.
+
+  Raises:
+    ValueError: the file or one beside it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  found = kept(path, "preprocessing")
+  if found is not None:
+    try:
+      return from_dict(found)
+    except Exception as error:  # JSON of any shape: all kinds.
+      reason = str(error) if isinstance(error, UserError) else repr(error)
+      raise UserError(
+        f"the preprocessing of {path} is damaged: {reason:.200}"
+      ) from error
+  if beside := config_files.read_preprocessing(path.parent):
+    return beside
+  if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
+    return Preprocessing(resize=0, crop=0)
+  second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
+  return Preprocessing(resize=232 if second else 256)
+
+
+def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
+  """Returns the names of the classes that a file of weights is for.
+
+  Those of `known_class_names`; "class 7" where there is none.
+
+  Args:
+    path: as for `load`.
+    num_classes: of the model.
+
+  Raises:
+    ValueError: the file or the one beside it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  return all_class_names(known_class_names(path, num_classes), num_classes)
+
+
+def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
+  """Returns the names of the classes, () if they are not known.
+
+  Those that `save` put in; else those in timm's or transformers' `config.json` beside
+  the file; else ImageNet's, if there are 1,000. The last logits may have none.
+
+  Args:
+    path: as for `load`.
+    num_classes: of the model.
+
+  Raises:
+    ValueError: the file or the one beside it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  found = kept(path, "class_names")
+  if found is not None:
+    if not config_files.is_list_of_names(found) or len(found) > num_classes:
+      raise UserError(
+        f"the class_names in {path} must be a list of {num_classes} names, one for "
+        f"each class, not {found!r:.60}"
+      )
+    return tuple(found)
+  names = config_files.read_class_names(path.parent, num_classes)
+  if names is None:
+    names = imagenet.class_names() if num_classes == 1000 else ()
+  return names
+
+
+def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
+  """Returns a name for each logit: "class 7" where there is none."""
+  return *names, *(f"class {i}" for i in range(len(names), num_classes))
 
 
 def kept(path: Path, key: str) -> Any:

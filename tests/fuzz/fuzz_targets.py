@@ -5,6 +5,7 @@ other exception, more than 10 seconds or too much memory is a finding.
 """
 
 import contextlib
+import json
 import tempfile
 from argparse import Namespace
 from collections.abc import Callable, Iterator
@@ -17,14 +18,17 @@ from test_decode import JPEGS, OTHERS, TWO_SIZES, exif, picture, with_scans
 from test_decode import encode as encode_image
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
+from resnet_jax import create_model
 from resnet_jax.data.images import decode
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import folder
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.weights import load_save
+from resnet_jax.weights import load_save, read_class_names, read_preprocessing
+from resnet_jax.weights.architecture import describe
 
 Target = Callable[[bytes], None]
 
+MODEL = create_model("resnet8", 3)
 MOST_PIXELS = 2**20  # Of an image, so that it is decoded in milliseconds.
 NUMBERS = np.arange(24, dtype=np.float32)
 STATE = {
@@ -62,12 +66,14 @@ def weights(data: bytes) -> None:
     _file("x.safetensors" if kind == b"s" else "x.pth", data) as path,
     contextlib.suppress(UserError),
   ):
-    load_save._metadata(path)
     arrays, problems = load_save._read(path)
     for name, array in arrays.items():
       assert array is not None or problems, f"{name} is missing and nothing is said"
       if array is not None:
         array.copy()  # What is not within the file would crash.
+    load_save._check_architecture(path, MODEL)
+    read_class_names(path, 3)
+    read_preprocessing(path, MODEL)
 
 
 def images(data: bytes) -> None:
@@ -120,7 +126,11 @@ def _weights_seeds() -> Iterator[bytes]:
   # One tuple of the memo as an id, over and over.
   storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0NK\x18" + b"N" * 99
   yield b"p\x80\2" + storage + b"tq\0" + b"h\0Q" * 99 + b"."
-  for metadata in ({"class_names": '["a", "b"]'}, {"preprocessing": '{"crop": 1}'}):
+  for metadata in (
+    {"class_names": '["a", "b"]'},
+    {"preprocessing": '{"mean": [0.5], "std": [0.5], "resize": 9, "crop": 8}'},
+    {"resnet_jax_network": json.dumps(describe(MODEL))},
+  ):
     yield b"s" + safetensors.numpy.save(STATE, metadata)
 
 
