@@ -30,6 +30,14 @@ def show(*lines: str, console: Console | None = None) -> None:
       console.print(plain(line), soft_wrap=True)
 
 
+def warn(text: str) -> None:
+  """Prints a line to standard error, in the first process."""
+  import jax  # It takes seconds, for which `--help` need not wait.
+
+  if jax.process_index() == 0:
+    print(f"warning: {printable(text)}", file=sys.stderr)
+
+
 def escape_unknown_letters() -> None:
   r"""Has standard output write \xe9 for é where its encoding lacks it.
 

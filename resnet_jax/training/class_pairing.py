@@ -10,8 +10,8 @@ from resnet_jax import weights
 from resnet_jax.data import ImageArrays, ImageSource, Source, is_in_memory
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import imagenet
-from resnet_jax.weights.config_files import warn
 
 
 @dataclasses.dataclass(frozen=True)

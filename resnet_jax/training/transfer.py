@@ -18,9 +18,9 @@ from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.training.state import TrainState
 from resnet_jax.weights.architecture import check_same, describe
-from resnet_jax.weights.config_files import warn
 
 
 def load_start(

@@ -7,16 +7,15 @@
 import functools
 import json
 import math
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import jax
 from typing_extensions import TypeIs
 
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
 
 NAMES = ("config.json", "preprocessor_config.json")
 
@@ -218,12 +217,6 @@ def _read_object(path: Path) -> Object:
     raise UserError(f"{path} is no JSON object; correct it, or move it away")
   _say(f"{path} is no JSON object, and is ignored")
   return {}
-
-
-def warn(text: str) -> None:
-  """Prints a line to standard error, in the first process."""
-  if jax.process_index() == 0:
-    print(f"warning: {text}", file=sys.stderr)
 
 
 _say = functools.cache(warn)  # A file is read several times.
