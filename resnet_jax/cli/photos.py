@@ -60,9 +60,6 @@ def show_left_out(folder: str, number: int | None = None) -> None:
     folder: with those below it.
     number: how many of its images are read; None is all.
   """
-from resnet_jax.config.preprocessing import check_fits
-from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.terminal import printable
   from resnet_jax.data.sources.file_list import (
     count_other_suffixes,
     describe_suffixes,
