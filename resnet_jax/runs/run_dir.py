@@ -264,9 +264,11 @@ def check_same_settings(config: Config) -> None:
 
 def _of_first_process(text: str) -> str:
   """Returns the text of process 0, in all processes."""
-  data = np.frombuffer(text.encode(), np.uint8)
+  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
+  data = np.frombuffer(text.encode(errors=escape), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
-  return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size))).decode()
+  first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))
+  return first.decode(errors=escape)
 
 
 def _check_resumable(
