@@ -1,5 +1,6 @@
 """A run directory: what it keeps, and whom it lets in."""
 
+import json
 import sys
 
 import pytest
@@ -7,7 +8,7 @@ from etils import epath
 
 from resnet_jax.config import Config, DataConfig
 from resnet_jax.runs import run_dir
-from resnet_jax.runs.facts import RunFacts
+from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
   latest_step,
   load_class_names,
@@ -111,18 +112,43 @@ def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
 
 def test_run_directory_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
   workdir = tmp_path / "\udcff" / "run"
-  with pytest.raises(UserError, match=r"^--workdir=.* must be in UTF-8, and all fold"):
+  with pytest.raises(UserError, match="it takes paths in UTF-8 only"):
     use(workdir, Config(), 9)
   assert not workdir.parent.exists()
 
 
-def test_run_directory_that_is_a_file_or_damaged(tmp_path):
+def test_run_directory_that_is_a_file(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="is a file"):
     use(tmp_path / "file", Config(), 9)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"config\.json is damaged"):
-    use(tmp_path, Config(), 9)
+
+
+NESTED = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+  ("name", "read", "text"),
+  [
+    *(("config.json", read_config, text) for text in (b"{", b"\xff", NESTED)),
+    *(("run.json", read_facts, text) for text in (b"{", b"\xff", NESTED)),
+    ("classes.txt", load_class_names, b"\xff"),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path, name, read, text):
+  (tmp_path / name).write_bytes(text)
+  with pytest.raises(UserError, match=rf"/{name} is damaged: .") as caught:
+    read(tmp_path)
+  assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("setting", ["num_steps", "clip_norm", "ema_decay"])
+def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
+  settings = {setting: 10**400}
+  if setting != "num_steps":
+    settings = {"optim": settings}
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  with pytest.raises(UserError, match=rf"config\.json is damaged: .*{setting}=1000"):
+    read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -130,6 +156,11 @@ def test_run_directory_that_is_a_file_or_damaged(tmp_path):
   [
     ("gs://bucket/run", r"needs gcsfs: pip install 'flax-resnet\[gcs\]'"),
     ("s3://bucket/run", "must be a local path or begin with gs://"),
+    ("/gs/bucket/run", "it takes /gs, .* for remote storage; name another"),
+    ("runs/gs:/run", "which is /.*/runs/gs:/run: it takes gs:/ for remote storage"),
+    ("runs/args:", "it takes gs:/ for remote storage"),
+    ("runs\\digits", "it takes a backslash for a /"),
+    ("runs/a\udcff", "it takes paths in UTF-8 only"),
   ],
 )
 def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):
@@ -170,14 +201,17 @@ def test_other_settings_in_one_process_are_refused(tmp_path, monkeypatch):
   monkeypatch.setattr("jax.process_count", lambda: 2)
   sent = []
 
-  def broadcast(array):
-    sent.append(array)
+  def of_first_process(text):
+    sent.append(text)
     return sent[0]
 
-  module = "resnet_jax.runs.run_dir.multihost_utils.broadcast_one_to_all"
-  monkeypatch.setattr(module, broadcast)
+  module = "resnet_jax.runs.run_dir"
+  monkeypatch.setattr(f"{module}._of_first_process", of_first_process)
+  monkeypatch.setattr(f"{module}.multihost_utils.sync_global_devices", lambda _: None)
   use(tmp_path, Config(), 5)
   monkeypatch.setattr("jax.process_index", lambda: 1)
   use(tmp_path, Config(data=DataConfig(dir="elsewhere", num_threads=3)), 5)
-  with pytest.raises(ValueError, match="process 1 has other settings than process 0"):
+  with pytest.raises(
+    ValueError, match=r"process 1 has config\.seed=1 and process 0 has 0"
+  ):
     use(tmp_path, Config(seed=1), 5)

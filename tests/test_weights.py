@@ -632,12 +632,12 @@ class OwnBlock(BasicBlock):
     ("resnet20", "plain20", "from resnet20, not from plain20"),
     ("resnetv1_50", "resnet50", "from resnetv1_50, not from resnet50: its block is"),
     (
-      create_model("resnet18").clone(norm=partial(BatchNorm, epsilon=1e-3)),
+      create_model("resnet18").clone(norm_cls=partial(BatchNorm, epsilon=1e-3)),
       *("resnet18", "from an unnamed network, not from resnet18: its norm is 'BatchN"),
     ),
-    ("resnet8", create_model("resnet8").clone(block=OwnBlock), "not 'OwnBlock'"),
+    ("resnet8", create_model("resnet8").clone(block_cls=OwnBlock), "not 'OwnBlock'"),
     (
-      create_model("resnet8").clone(norm=partial(GroupNorm, num_groups=4)),
+      create_model("resnet8").clone(norm_cls=partial(GroupNorm, num_groups=4)),
       *(create_model("resnet8", norm="group"), r"num_groups=4\)', not 'group'"),
     ),
   ],
@@ -659,9 +659,10 @@ def test_what_changes_training_only_is_no_other_network():
   for other in (
     create_model("resnet18", 7, norm="frozen", dtype=jnp.bfloat16),
     create_model("resnet18", norm="unbiased_batch", scan=True, zero_init_residual=True),
-    model.clone(norm=partial(BatchNorm, momentum=0.99, epsilon=1e-5), dropout=0.3),
-    model.clone(norm=partial(nn.BatchNorm, momentum=0.9), features=32),
-    model.clone(block=partial(BasicBlock, expansion=1), frozen=("stem",)),
+    model.clone(norm_cls=partial(BatchNorm, momentum=0.99, epsilon=1e-5), dropout=0.3),
+    model.clone(norm_cls=partial(nn.BatchNorm, momentum=0.9), features=32),
+    model.clone(norm_cls=partial(BatchNorm, axis_name="batch", dtype=jnp.bfloat16)),
+    model.clone(block_cls=partial(BasicBlock, expansion=1), frozen=("stem",)),
   ):
     check_same(describe(model), other, "x")
     check_same(describe(other), model, "x")
@@ -680,6 +681,17 @@ def test_a_file_is_loaded_as_the_network_it_was_saved_from(path):
       weights.load(path, create_model("resnet8"), head)
   safetensors.numpy.save_file(tensors, path)  # As older versions did.
   weights.load(path, create_model("resnet8"))
+
+
+@pytest.mark.parametrize("kept", ["[", "null", "[]", "3", DEEP])
+def test_a_damaged_name_of_the_network_is_refused(kept, path):
+  _, tensors = named_tensors(path, MODEL)
+  safetensors.numpy.save_file(tensors, path, {"resnet_jax_network": kept})
+  with pytest.raises(ValueError, match=r"resnet_jax_network of .* is damaged"):
+    weights.load(path, MODEL)
+  safetensors.numpy.save_file(tensors, path, {"resnet_jax_network": '{"norm": 3}'})
+  with pytest.raises(ValueError, match="an unnamed network, not from resnet8: its norm"):
+    weights.load(path, MODEL)
 
 
 @pytest.mark.parametrize(

@@ -22,7 +22,8 @@ Description = dict[str, Any]
 
 # Fields of parts that do not change what evaluation computes, or that shapes tell.
 _NOT_TOLD = {
-  *("momentum", "unbiased", "groups", "scale_init"),  # Of norms.
+  *("momentum", "unbiased", "groups", "scale_init", "axis_name", "dtype"),  # Of norms.
+  "use_running_average",
   *("zero_init", "dropout", "gate_bias"),  # Of blocks and shortcuts.
 }
 
@@ -44,7 +45,7 @@ def _describe(model: ResNet) -> Description:
   parts: dict[str, Mapping[str, Any]]
   parts = {"block": {}, "stem": STEMS, "shortcut": SHORTCUTS, "norm": norms}
   for field, known in parts.items():
-    text = _spell(getattr(model, field))
+    text = _spell(getattr(model, f"{field}_cls"))
     names = {_spell(part): name for name, part in known.items()}
     found[field] = names.get(text, text)
   return found | {"pre_activation": model.pre_activation}
