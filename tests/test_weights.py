@@ -690,7 +690,7 @@ def test_a_damaged_name_of_the_network_is_refused(kept, path):
   with pytest.raises(ValueError, match=r"resnet_jax_network of .* is damaged"):
     weights.load(path, MODEL)
   safetensors.numpy.save_file(tensors, path, {"resnet_jax_network": '{"norm": 3}'})
-  with pytest.raises(ValueError, match="an unnamed network, not from resnet8: its norm"):
+  with pytest.raises(ValueError, match="not from resnet8: its norm is 3"):
     weights.load(path, MODEL)
 
 
