@@ -7,7 +7,7 @@ from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config import fields
 from resnet_jax.config.schema import Config
-from resnet_jax.runtime.errors import UserError, clean_errors, fail
+from resnet_jax.runtime.errors import UserError, fail
 
 TEXT = (
   "Train a network, or resume the run in --workdir. Any setting is a flag: "
@@ -66,10 +66,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runtime import compilation, processes
 
   compilation.keep_freed_memory()
-  with (
-    processes.connect(args.coordinator, args.num_processes, args.process_id),
-    clean_errors(),
-  ):
+  with processes.connect(args.coordinator, args.num_processes, args.process_id):
     _run(args)
 
 
@@ -99,8 +96,9 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     show(f"step {step}: {describe(results)}")
     return
-  if workdir is None:
-    workdir = run_dir.new_workdir(config.data.name)
+  # All processes ask for a name, also if only some have the flag.
+  new = run_dir.new_workdir(config.data.name)
+  workdir = workdir or new
   resume = f"resnet-jax train --workdir={workdir} resumes it"
   try:
     state, results = train(Experiment.create(config), workdir)

@@ -7,8 +7,8 @@ It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.
 import contextlib
 import dataclasses
 import errno
-import hashlib
 import importlib
+import secrets
 import sys
 import time
 from collections.abc import Collection, Iterator, Sequence
@@ -22,6 +22,7 @@ from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
 from resnet_jax.config.factories import FACTORIES, check_trust
+from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runtime.errors import NotFoundError, UserError
@@ -38,11 +39,12 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def new_workdir(name: str) -> str:
-  """Returns the path of a new run directory, the same in all processes."""
-  now = np.array(time.localtime()[:6])
-  if jax.process_count() > 1:
-    now = multihost_utils.broadcast_one_to_all(now)
-  return "runs/{}-{:04}{:02}{:02}-{:02}{:02}{:02}".format(name, *now)
+  """Returns the path of a new run directory, the same in all processes.
+
+  It begins with the time; its end is drawn, so that runs of one second differ.
+  """
+  now = time.strftime("%Y%m%d-%H%M%S")
+  return _of_first_process(f"runs/{name}-{now}-{secrets.token_hex(3)}")
 
 
 def check_storage(workdir: str | Path) -> None:
@@ -202,7 +204,7 @@ def open_run(
       _write(path / "run.json", to_json(facts))
       _write(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
-      _check_same_settings(config)  # Comes back once process 0 is ready.
+      check_same_settings(config)  # Comes back once process 0 is ready.
       if not (path / "config.json").exists():
         raise UserError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
@@ -253,17 +255,34 @@ def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[
     yield
 
 
-def _check_same_settings(config: Config) -> None:
-  """Raises `ValueError` if this process has other settings than process 0."""
-  # Where the images are and how they are read may differ from host to host.
+def check_same_settings(config: Config) -> None:
+  """Compares the settings of all processes; each waits for the others.
+
+  Where the images are and how they are read may differ from host to host.
+
+  Raises:
+    UserError: this process has other settings than process 0. The others go on waiting.
+  """
   data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
   text = serialization.to_json(dataclasses.replace(config, data=data))
-  own = np.frombuffer(hashlib.blake2b(text.encode(), digest_size=16).digest(), np.uint8)
-  if (multihost_utils.broadcast_one_to_all(own) != own).any():
-    raise UserError(
-      f"process {jax.process_index()} has other settings than process 0; start all "
-      "with the same flags and configs"
-    )
+  own, first = (
+    flatten(serialization.from_json(text)) for text in (text, _of_first_process(text))
+  )
+  for path, value in own.items():
+    if value != first[path]:
+      raise UserError(
+        f"process {jax.process_index()} has config.{path}={value!r} and process 0 has "
+        f"{first[path]!r}; start all with the same flags and configs"
+      )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("all have the same settings")
+
+
+def _of_first_process(text: str) -> str:
+  """Returns the text of process 0, in all processes."""
+  data = np.frombuffer(text.encode(), np.uint8)
+  size = multihost_utils.broadcast_one_to_all(np.array(len(data)))
+  return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size))).decode()
 
 
 def _check_resumable(

@@ -1,43 +1,82 @@
 """Several processes as one run: how they find each other, and how they end together.
 
 JAX connects the processes; what it lacks is a way to say why one of them failed. The
-others would wait for it in a collective operation, some of them for ever.
+others would wait for it in a collective operation, some of them for ever, or abort.
 """
 
 import contextlib
+import errno
 import importlib.util
 import os
+import socket
 import sys
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any, Protocol, runtime_checkable
+from typing import Any, NoReturn, Protocol, runtime_checkable
 
 import jax
 from jax.experimental import multihost_utils
 
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, clean_errors
 
 # A process that vanished without a word is noticed after this time.
-HEARTBEAT_TIMEOUT_S = 30
+HEARTBEAT_TIMEOUT_S = 30.0
+# The same after a connection between processes broke.
+_BROKEN_TIMEOUT_S = 3.0
+# JAX itself aborts a process after half of this time, which must be too late.
+_JAX_HEARTBEAT_TIMEOUT_S = 120
 _CONNECT_TIMEOUT_S = 300
 _POLL_S = 0.5
-_KEY = "resnet_jax/error"
+# Errors that no other process can be the cause of.
+_OWN = SystemExit, UserError, FloatingPointError, KeyboardInterrupt
+_ERROR = "resnet_jax/error"
+_BEATS = "resnet_jax/beats/"
+_COUNT = "resnet_jax/num_processes"
+# The flags, and the variables that give their values where they are left out.
+_FLAGS = {
+  "--coordinator": "JAX_COORDINATOR_ADDRESS",
+  "--num_processes": "JAX_NUM_PROCESSES",
+  "--process_id": "JAX_PROCESS_ID",
+}
 # What JAX itself looks for.
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
+# What launchers set: the number of processes, and that of this process, from 0. Those
+# that tell only of one host come last.
+_LAUNCHERS = (
+  # The step's own number: within `salloc` that of the allocation is set too.
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),
+  ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+  ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH
+  ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+  ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),  # jsrun
+  ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
+  ("PALS_SIZE", "PALS_RANKID"),
+  ("PMIX_SIZE", "PMIX_RANK"),
+  ("WORLD_SIZE", "RANK"),  # torchrun
+  ("JOB_COMPLETIONS", "JOB_COMPLETION_INDEX"),  # Kubernetes
+  ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun
+  ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
+)
 
 
 @runtime_checkable
 class _Store(Protocol):
   """What JAX's processes share, as far as it is used here."""
 
-  def key_value_set(self, key: str, value: str) -> None: ...
+  def key_value_set(
+    self, key: str, value: str, allow_overwrite: bool = False
+  ) -> None: ...
 
   def key_value_try_get(self, key: str) -> str:
     """Raises `JaxRuntimeError` if there is none."""
     ...
+
+  def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
+
+  def blocking_key_value_get(self, key: str, timeout_in_ms: int) -> str: ...
 
 
 @contextlib.contextmanager
@@ -48,10 +87,11 @@ def connect(
 ) -> Iterator[None]:
   """Connects the processes of a run; an error in one of them ends all within 10 s.
 
-  Without arguments, the launcher's environment is asked: Slurm, Open MPI 4, Kubernetes
-  (indexed Jobs and JobSets), GKE and Cloud TPU; without a launcher, the process is
-  alone. Before any other use of JAX. If some processes never come, JAX aborts those
-  that wait for them after 5 minutes.
+  Without arguments, the environment is asked: JAX_COORDINATOR_ADDRESS,
+  JAX_NUM_PROCESSES and JAX_PROCESS_ID, then the launcher: Slurm, Open MPI 4, Kubernetes
+  (indexed Jobs and JobSets), GKE and Cloud TPU. Without a launcher, the process is
+  alone. Before any other use of JAX. If some processes have not come after 5 minutes,
+  those that wait for them end with status 1.
 
   Args:
     coordinator: HOST:PORT, where process 0 listens; the others need `num_processes`
@@ -60,61 +100,85 @@ def connect(
     process_id: of this one, from 0.
 
   Raises:
-    ValueError: arguments that are wrong or incomplete, or a launcher that does not
-      tell where process 0 is.
+    UserError: arguments that are wrong or incomplete, a launcher that does not tell
+      where process 0 is, or a process 0 with another `num_processes`.
     OSError: process 0 cannot listen.
   """
-  given = {
-    "--coordinator": coordinator,
-    "--num_processes": num_processes,
-    "--process_id": process_id,
-  }
-  if missing := [flag for flag, value in given.items() if value is None]:
-    if len(missing) < len(given):
-      raise UserError(f"{' and '.join(missing)} must be given too: all three or none")
-    if not (_is_launched() or _has_chips()):
-      yield
-      return
-  else:
-    assert coordinator is not None
-    assert num_processes is not None and process_id is not None
-    _check(coordinator, num_processes, process_id)
-  where = coordinator or "the address that the launcher's environment gives"
-  text = f"waiting at {where} for the other processes, {_CONNECT_TIMEOUT_S} s at most"
-  notice = threading.Timer(10, print, [text], {"file": sys.stderr, "flush": True})
-  notice.start()
+  place = _find_place(coordinator, num_processes, process_id)
+  if place is None:
+    yield
+    return
+  address, count, index, devices = place
+  gone = threading.Event()
+  if index == 0:
+    _check_port(address)
+  target = _relay(address, gone) if index else address
   try:
-    jax.distributed.initialize(
-      coordinator,
-      num_processes,
-      process_id,
-      initialization_timeout=_CONNECT_TIMEOUT_S,
-      heartbeat_timeout_seconds=HEARTBEAT_TIMEOUT_S,
-    )
+    with _patience(address):
+      jax.distributed.initialize(
+        target,
+        count,
+        index,
+        devices,
+        initialization_timeout=2 * _CONNECT_TIMEOUT_S,
+        heartbeat_timeout_seconds=_JAX_HEARTBEAT_TIMEOUT_S,
+      )
   except RuntimeError as error:  # Whatever the network says.
-    raise OSError(f"cannot connect at {where}: {error}") from error
-  except ValueError as error:  # A TPU host that is no part of a slice is alone.
-    if _is_launched():
-      raise UserError(f"the launcher's environment is not enough: {error}") from error
-  finally:
-    notice.cancel()
-  with _ending_together() if jax.process_count() > 1 else contextlib.nullcontext():
+    raise OSError(f"cannot connect at {address}: {error}") from error
+  if count == 1:
+    yield
+    return
+  with _Peers(count, index, gone).ending_together():
     yield
 
 
-def _check(coordinator: str, num_processes: int, process_id: int) -> None:
-  host, _, port = coordinator.rpartition(":")
-  if not host or not port.isdecimal():
+def _find_place(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int, Any] | None:
+  """Finds the place of this process in a run.
+
+  Returns:
+    Address of process 0, number of processes, number of this one, and its devices as
+    JAX takes them; None if the process is alone.
+  """
+  values: dict[str, Any] = dict(
+    zip(_FLAGS, (coordinator, num_processes, process_id), strict=True)
+  )
+  by_flags = any(value is not None for value in values.values())
+  for flag, variable in _FLAGS.items():
+    if values[flag] is None:
+      values[flag] = os.environ.get(variable) or None
+  if not by_flags:
+    values = {_FLAGS[flag]: value for flag, value in values.items()}
+  missing = [name for name, value in values.items() if value is None]
+  if not missing:
+    return (*_check(values), None)
+  launched = _is_launched()
+  if not by_flags and (launched or _has_chips()):
+    return _ask_launcher(values, launched)
+  if len(missing) < len(values):
+    raise UserError(f"{' and '.join(missing)} must be given too: all three or none")
+  _refuse_launchers()
+  return None
+
+
+def _check(values: dict[str, Any]) -> tuple[str, int, int]:
+  """Returns the values of the three flags or variables, by whose names they are."""
+  (name, address), *numbers = values.items()
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise UserError(f"{name}={address} must be HOST:PORT, such as 10.0.0.1:8476")
+  for name, value in numbers:
+    if not str(value).lstrip("-").isdecimal():
+      raise UserError(f"{name}={value} must be a whole number")
+  (count_name, count), (name, index) = ((name, int(value)) for name, value in numbers)
+  if count < 1:
+    raise UserError(f"{count_name}={count} must be > 0")
+  if not 0 <= index < count:
     raise UserError(
-      f"--coordinator={coordinator} must be HOST:PORT, such as 10.0.0.1:8476"
+      f"{name}={index} must be in [0, {count - 1}], by {count_name}={count}"
     )
-  if num_processes < 1:
-    raise UserError(f"--num_processes={num_processes} must be > 0")
-  if not 0 <= process_id < num_processes:
-    raise UserError(
-      f"--process_id={process_id} must be in [0, {num_processes - 1}], by "
-      f"--num_processes={num_processes}"
-    )
+  return address, count, index
 
 
 def _is_launched() -> bool:
@@ -122,31 +186,72 @@ def _is_launched() -> bool:
 
   `jax.distributed.initialize` fails where there is none, and asks the network about
   some; so only these variables are looked at.
-
-  Raises:
-    ValueError: the launcher is Open MPI 5, which does not tell where process 0 is.
   """
   variables = os.environ
-
-  def several(name: str) -> bool:
-    return variables.get(name, "").isdecimal() and int(variables[name]) > 1
-
-  if several("OMPI_COMM_WORLD_SIZE") and _OPEN_MPI not in variables:
-    raise UserError(
-      f"Open MPI does not tell where process 0 is ({_OPEN_MPI} is not set); give "
-      "--coordinator=HOST:PORT --num_processes=$OMPI_COMM_WORLD_SIZE "
-      "--process_id=$OMPI_COMM_WORLD_RANK"
-    )
   return (
-    # The step's own number: within `salloc` that of the allocation is set too.
     (
       all(f"SLURM_{name}" in variables for name in _SLURM)
-      and several("SLURM_STEP_NUM_TASKS")
+      and _number("SLURM_STEP_NUM_TASKS") > 1
     )
-    or several("OMPI_COMM_WORLD_SIZE")
+    or (_OPEN_MPI in variables and _number("OMPI_COMM_WORLD_SIZE") > 1)
     or ("JOB_COMPLETION_INDEX" in variables and _is_installed("kubernetes"))
     or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
   )
+
+
+def _number(variable: str) -> int:
+  """Returns the number that a variable holds; 0 if it is none."""
+  text = os.environ.get(variable, "")
+  return int(text) if text.isdecimal() else 0
+
+
+def _refuse_launchers() -> None:
+  """Raises `UserError` if a launcher that JAX cannot ask started several processes.
+
+  Each would train the same, or one of them alone.
+  """
+  for size, rank in _LAUNCHERS:
+    if _number(size) > 1 or _number(rank) > 0:
+      seen = [name for name in (size, rank) if name in os.environ]
+      shown = " ".join(f"{name}={os.environ[name]}" for name in seen)
+      count, index = (
+        f"${name}" if name in seen else default
+        for name, default in ((size, "N"), (rank, "I"))
+      )
+      raise UserError(
+        f"{shown}: this is one of several processes, and JAX cannot find the others by "
+        f"that; give --coordinator=HOST:PORT --num_processes={count} "
+        f"--process_id={index}, or unset {' and '.join(seen)} to train in each alone"
+      )
+
+
+def _ask_launcher(
+  values: dict[str, Any], launched: bool
+) -> tuple[str, int, int, Any] | None:
+  """Returns what JAX learns from the launcher, as `_find_place` does."""
+  address, *numbers = values.values()
+  # JAX tells nobody where process 0 is before it connects to it.
+  clusters: Any = jax._src.clusters
+  try:
+    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      address,
+      *(None if number is None else int(number) for number in numbers),
+      None,
+      None,
+      _CONNECT_TIMEOUT_S,
+    )
+  except RuntimeError as error:
+    raise OSError(f"the other processes cannot be found: {error}") from error
+  except (KeyError, ValueError) as error:
+    raise UserError(f"the launcher's environment is wrong: {error!r}") from error
+  if None not in place[:3]:
+    return tuple(place)
+  if launched:
+    raise UserError(
+      "the launcher's environment is not enough for JAX to find the other processes; "
+      "give --coordinator, --num_processes and --process_id"
+    )
+  return None  # A TPU host that is no part of a slice.
 
 
 def _is_installed(package: str) -> bool:
@@ -164,62 +269,240 @@ def _has_chips() -> bool:
   )
 
 
+def _check_port(address: str) -> None:
+  """Raises `OSError` if process 0 cannot listen, where JAX may crash.
+
+  JAX also shares a port with another run that listens there, without a word.
+  """
+  port = address.rpartition(":")[2]
+  bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{port}"
+  host, _, port = bound.rpartition(":")
+  # Without a host, all addresses of both kinds.
+  host = "" if host == "[::]" else host.strip("[]")
+  for family, kind, protocol, _, name in socket.getaddrinfo(
+    host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
+  ):
+    try:
+      with socket.socket(family, kind, protocol) as sock:
+        sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        if family == socket.AF_INET6:
+          sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
+        sock.bind(name)
+    except OSError as error:
+      if error.errno in (errno.EADDRINUSE, errno.EACCES):
+        raise OSError(
+          f"cannot listen at {bound}: {error.strerror}; give another port by "
+          "--coordinator, or by JAX_COORDINATOR_PORT if a launcher tells the address"
+        ) from error
+
+
 @contextlib.contextmanager
-def _ending_together() -> Iterator[None]:
-  # The store that JAX's processes share has no public name; Orbax uses it like this.
-  shared: Any = jax._src.distributed
-  store: _Store = shared.global_state.client
-  done, told = threading.Event(), threading.Event()
-  threading.Thread(target=_watch, args=(store, done, told), daemon=True).start()
+def _patience(address: str) -> Iterator[None]:
+  """Says after 10 s that this process waits for others, and ends it in the end."""
+
+  def give_up() -> None:
+    print(
+      f"error: some processes did not come to {address} within {_CONNECT_TIMEOUT_S} s",
+      file=sys.stderr,
+      flush=True,
+    )
+    os._exit(1)
+
+  text = f"waiting at {address} for the other processes, {_CONNECT_TIMEOUT_S} s at most"
+  timers = [
+    threading.Timer(10, print, [text], {"file": sys.stderr, "flush": True}),
+    threading.Timer(_CONNECT_TIMEOUT_S, give_up),
+  ]
+  for timer in timers:
+    timer.start()
   try:
     yield
-    # None leaves before all have done all, so that a late error too ends all.
-    multihost_utils.sync_global_devices("all is done")
-  except BaseException as error:
-    if isinstance(error, SystemExit) and not error.code:
-      raise
-    status, reason = 1, error
-    if isinstance(error, SystemExit):  # `errors.fail` has printed its reason.
-      status, reason = int(str(error.code)), error.__context__ or error
-    elif isinstance(error, jax.errors.JaxRuntimeError) and _is_of_network(error):
-      time.sleep(2 * _POLL_S)  # Whose end it is may be known in a moment.
-      if not told.is_set():
-        reason = OSError(f"another process is gone; its own output says why ({error})")
-        print(f"error: {reason}", file=sys.stderr)
-    else:
-      sys.excepthook(type(error), error, error.__traceback__)
-    done.set()
-    text = str(reason) or type(reason).__name__
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
-      store.key_value_set(_KEY, f"process {jax.process_index()}: {text}")
-    _exit(status)
   finally:
-    done.set()
+    for timer in timers:
+      timer.cancel()
 
 
-def _is_of_network(error: Exception) -> bool:
+def _relay(address: str, gone: threading.Event) -> str:
+  """Returns an address of this host that leads to `address`.
+
+  JAX aborts the process once its connection to process 0 breaks, before anybody can say
+  why. One to this address stays; instead `gone` is set.
+  """
+  host, _, port = address.rpartition(":")
+  listener = socket.create_server(("127.0.0.1", 0))
+
+  def serve() -> None:
+    while True:
+      own, _ = listener.accept()
+      try:
+        other = socket.create_connection((host.strip("[]"), int(port)), timeout=10)
+      except OSError:
+        own.close()  # JAX tries again.
+        continue
+      other.settimeout(None)
+      for end in own, other:
+        end.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
+      left = threading.Event()
+      for function in send, receive:
+        threading.Thread(target=function, args=(own, other, left), daemon=True).start()
+
+  def send(own: socket.socket, other: socket.socket, left: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+      _copy(own, other)
+      left.set()
+      other.shutdown(socket.SHUT_RDWR)
+
+  def receive(own: socket.socket, other: socket.socket, left: threading.Event) -> None:
+    with contextlib.suppress(OSError):
+      _copy(other, own)
+    if not left.is_set():
+      gone.set()
+
+  threading.Thread(target=serve, daemon=True).start()
+  return f"127.0.0.1:{listener.getsockname()[1]}"
+
+
+def _copy(source: socket.socket, target: socket.socket) -> None:
+  while data := source.recv(2**16):
+    target.sendall(data)
+
+
+class _Silence:
+  """Measures how long processes have not been heard of.
+
+  Only the time in which this process itself runs counts, as all may be stopped.
+  """
+
+  def __init__(self) -> None:
+    self._heard: dict[int, tuple[object, int]] = {}
+
+  def of(self, process: int, beat: object) -> float:
+    """Returns seconds since `beat` was another; to be called every `_POLL_S`."""
+    before, polls = self._heard.get(process, (beat, -1))
+    polls = polls + 1 if beat == before else 0
+    self._heard[process] = beat, polls
+    return polls * _POLL_S
+
+
+class _Peers:
+  """The other processes of a run, each of which ends once another one fails."""
+
+  def __init__(self, count: int, index: int, gone: threading.Event):
+    """Takes the number of processes and of this one; `gone`: process 0 is."""
+    # The store that JAX's processes share has no public name; Orbax uses it like this.
+    shared: Any = jax._src.distributed
+    self._store: _Store = shared.global_state.client
+    self._count, self._index, self._gone = count, index, gone
+    self._done, self._told, self._broken = (threading.Event() for _ in range(3))
+    self._silence, self._beat = _Silence(), 0
+
+  @contextlib.contextmanager
+  def ending_together(self) -> Iterator[None]:
+    """Ends all processes if there is an error in one of them."""
+    for function in (self._talk, self._listen) if self._index else (self._talk,):
+      threading.Thread(target=function, daemon=True).start()
+    try:
+      self._check_count()
+      yield
+      # None leaves before all have done all, so that a late error too ends all.
+      multihost_utils.sync_global_devices("all is done")
+    except BaseException as error:
+      if isinstance(error, SystemExit) and not error.code:
+        raise
+      if not isinstance(error, _OWN):
+        self._broken.set()
+        if self._told.wait(_BROKEN_TIMEOUT_S + 2):
+          threading.Event().wait()  # The thread that was told ends the process.
+      status, reason = _show(error)
+      self._done.set()
+      self._tell(f"process {self._index}: {reason}")
+      self._exit(status)
+    finally:
+      self._done.set()
+
+  def _check_count(self) -> None:
+    """Raises `UserError` if process 0 was told of another number of processes."""
+    count = str(self._count)
+    if self._index == 0:
+      self._store.key_value_set(_COUNT, count)
+      return
+    first = self._store.blocking_key_value_get(_COUNT, 1000 * _CONNECT_TIMEOUT_S)
+    if first != count:
+      raise UserError(
+        f"process {self._index} has --num_processes={count} and process 0 has {first}; "
+        "start all with the same"
+      )
+
+  def _talk(self) -> None:
+    """Shows the others that this process lives, and ends it once another has failed."""
+    while not self._done.wait(_POLL_S):
+      self._beat += 1
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # Nobody has failed.
+        key = f"{_BEATS}{self._index}"
+        self._store.key_value_set(key, str(self._beat), allow_overwrite=True)
+        if self._index == 0:
+          beats = dict(self._store.key_value_dir_get(_BEATS))
+          for process in range(1, self._count):
+            self._check_silence(process, beats.get(f"{_BEATS}{process}"))
+        self._end(self._store.key_value_try_get(_ERROR), quiet=self._index > 0)
+
+  def _listen(self) -> None:
+    """Ends this process once process 0, which has the store, is gone or silent."""
+    while not self._done.is_set():
+      if self._gone.wait(_POLL_S):
+        self._end("process 0 is gone; its own output may say why")
+      self._check_silence(0, self._beat)  # Each needs an answer.
+
+  def _check_silence(self, process: int, beat: object) -> None:
+    """Ends this process if another one is silent."""
+    seconds = self._silence.of(process, beat)
+    if seconds >= (_BROKEN_TIMEOUT_S if self._broken.is_set() else HEARTBEAT_TIMEOUT_S):
+      self._end(
+        f"process {process} has not been heard of for {seconds:.0f} s; its own output "
+        "may say why"
+      )
+
+  def _tell(self, text: str) -> None:
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
+      self._store.key_value_set(_ERROR, text)
+
+  def _end(self, text: str, quiet: bool = False) -> NoReturn:
+    """Ends this process for an error elsewhere."""
+    if not quiet:
+      print(f"error: {text}", file=sys.stderr)
+    self._told.set()
+    if self._index == 0:
+      self._tell(text)
+    self._exit(1)
+
+  def _exit(self, status: int) -> NoReturn:
+    """Ends without JAX's farewell, which would wait for the processes that failed."""
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if self._index == 0:
+      time.sleep(4 * _POLL_S)  # The store that the others look into is here.
+    os._exit(status)
+
+
+def _show(error: BaseException) -> tuple[int, str]:
+  """Prints an error as a command does; returns the exit status, and what it is."""
+  if isinstance(error, SystemExit):  # `errors.fail` has printed its reason.
+    status, error = int(str(error.code)), error.__context__ or error
+  else:
+    try:
+      with clean_errors():
+        if _is_of_network(error):
+          raise OSError(f"the connection to another process broke: {error}")
+        raise error
+    except SystemExit as end:
+      status = int(str(end.code))
+    except BaseException:
+      status = 1
+      sys.excepthook(type(error), error, error.__traceback__)
+  return status, str(error) or type(error).__name__
+
+
+def _is_of_network(error: BaseException) -> bool:
   """Whether a collective operation failed; Gloo's errors have the code UNKNOWN."""
   code = getattr(error, "error_code_string", "")
   return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")
-
-
-def _watch(store: _Store, done: threading.Event, told: threading.Event) -> None:
-  """Ends this process once another one has failed."""
-  while not done.wait(_POLL_S):
-    try:
-      text = store.key_value_try_get(_KEY)
-    except jax.errors.JaxRuntimeError:  # Nothing is there.
-      continue
-    told.set()
-    if jax.process_index() == 0:
-      print(f"error: {text}", file=sys.stderr)
-    _exit(1)
-
-
-def _exit(status: int) -> None:
-  """Ends without JAX's farewell, which would wait for the processes that failed."""
-  sys.stdout.flush()
-  sys.stderr.flush()
-  if jax.process_index() == 0:
-    time.sleep(4 * _POLL_S)  # The store that the others look into is here.
-  os._exit(status)

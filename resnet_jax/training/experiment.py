@@ -25,6 +25,7 @@ from resnet_jax.models.registry import build_model, with_frozen, with_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
 from resnet_jax.runs.facts import RunFacts
+from resnet_jax.runs.run_dir import check_same_settings
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
@@ -113,11 +114,14 @@ class Experiment:
       class_names: see `Experiment`.
 
     Raises:
-      UserError: settings that are wrong or do not fit each other or the data.
+      UserError: settings that are wrong or do not fit each other or the data, or are
+        not the same in all processes.
       NotFoundError: the data set does not exist.
     """
     check_settings(config, own_model=model is not None)  # Before any image is read.
     mesh = create_mesh(devices)
+    if mesh.is_multi_process:  # Before any array is put on devices.
+      check_same_settings(config)
     config = with_dtype(config)
     given = {
       "model.factory": model,

@@ -1,5 +1,6 @@
 """The search: asks Optuna what to try, runs it, and tells it what came of it."""
 
+import time
 import uuid
 import warnings
 import zlib
@@ -57,30 +58,30 @@ def open_study(
     ValueError: the storage cannot be opened, or the study is for another metric.
   """
   import optuna
-  from optuna.storages import JournalStorage, RDBStorage
-  from optuna.storages.journal import JournalFileBackend
+  from sqlalchemy.exc import DBAPIError
 
   optuna.logging.set_verbosity(optuna.logging.WARNING)
   pruner: optuna.pruners.BasePruner = optuna.pruners.NopPruner()
   if prune:
     pruner = optuna.pruners.MedianPruner(_FIRST_TRIALS, n_min_trials=_FIRST_TRIALS)
-  try:
-    backend: optuna.storages.BaseStorage
-    if "://" in storage:
-      backend = RDBStorage(storage)
-    else:
-      Path(storage).parent.mkdir(parents=True, exist_ok=True)
-      backend = JournalStorage(JournalFileBackend(storage))
-    study = optuna.create_study(
-      storage=backend,
-      study_name=name,
-      direction=DIRECTIONS[metric],
-      pruner=pruner,
-      load_if_exists=True,
-    )
-  except Exception as error:  # Each database's driver raises its own.
-    text = str(error).strip().split("\n")[0]
-    raise UserError(f"--storage={storage}: {type(error).__name__}: {text}") from error
+  for last in (False, False, True):
+    try:
+      study = optuna.create_study(
+        storage=_open_storage(storage),
+        study_name=name,
+        direction=DIRECTIONS[metric],
+        pruner=pruner,
+        load_if_exists=True,
+      )
+      break
+    except Exception as error:  # Each database's driver raises its own.
+      # Another process may be making the same tables at the same time.
+      kinds = DBAPIError, optuna.exceptions.StorageInternalError
+      if isinstance(error, kinds) and not last:
+        time.sleep(1)
+        continue
+      text = str(error).strip().split("\n")[0]
+      raise UserError(f"--storage={storage}: {type(error).__name__}: {text}") from error
   if study.user_attrs.get("metric", metric) != metric:
     raise UserError(
       f"--metric={metric}, but the study {name!r} in {storage} is for "
@@ -96,6 +97,16 @@ def open_study(
     else optuna.samplers.RandomSampler(seed=seed)
   )
   return study
+
+
+def _open_storage(storage: str) -> "optuna.storages.BaseStorage":
+  from optuna.storages import JournalStorage, RDBStorage
+  from optuna.storages.journal import JournalFileBackend
+
+  if "://" in storage:
+    return RDBStorage(storage)
+  Path(storage).parent.mkdir(parents=True, exist_ok=True)
+  return JournalStorage(JournalFileBackend(storage))
 
 
 class Search:
