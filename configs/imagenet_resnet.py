@@ -24,7 +24,7 @@ None of the five is trained to the end with this package yet: about 1.3 million 
 """
 
 from resnet_jax.config import Config, ModelConfig, recipes
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 
 VARIANTS = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152")
 

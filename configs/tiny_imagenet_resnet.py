@@ -32,7 +32,7 @@ No variant is trained with this package on all of the data yet. resnet18 was tra
 """
 
 from resnet_jax.config import Config, ModelConfig, recipes
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 
 VARIANTS = ("resnet18", "resnet50", "resnet18_64")
 

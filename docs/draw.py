@@ -6,6 +6,7 @@ Sizes are the networks' own, learning rates the config's. Lengths are in inches.
 """
 
 import argparse
+import json
 import runpy
 from collections.abc import Sequence
 from pathlib import Path
@@ -121,6 +122,33 @@ def draw_degradation(folder: Path) -> None:
   right.set(title="CIFAR-10, residual nets", xlabel="layers", ylabel="test error (%)")
   right.set(xticks=range(len(depths)), xticklabels=depths, ylim=(6, 9.5))
   figure.savefig(folder / "degradation.png", dpi=160)
+
+
+def draw_degradation_medium(folder: Path) -> None:
+  """Error over a quarter of the paper's schedule, of the runs in benchmarks/results."""
+  figure, panels = plot(2, 3.4, sharey=True)
+  for name, label, color, style in (
+    ("plain20", "plain, 20 layers", ORANGE["color"], "--"),
+    ("plain56", "plain, 56 layers", ORANGE["color"], "-"),
+    ("resnet20", "residual, 20 layers", BLUE["color"], "--"),
+    ("resnet56", "residual, 56 layers", BLUE["color"], "-"),
+  ):
+    path = ROOT / f"benchmarks/results/cifar10/medium-{name}/metrics.jsonl"
+    rows = [json.loads(line) for line in path.read_text().splitlines()]
+    for axes, split, every in zip(panels, ("train", "eval"), (4, 1), strict=True):
+      # Four logs at a time: the training error of 100 updates jumps.
+      chosen = [row for row in rows if row["split"] == split]
+      groups = [chosen[i : i + every] for i in range(0, len(chosen), every)]
+      steps = [group[-1]["step"] for group in groups]
+      errors = [100 - 100 * sum(r["top1"] for r in g) / len(g) for g in groups]
+      axes.plot(steps, errors, label=label, color=color, linestyle=style, linewidth=1.6)
+  for axes, title in zip(panels, ("training", "test"), strict=True):
+    for step in (8000, 12_000):
+      axes.axvline(step, color="gray", linewidth=0.8, linestyle=":")
+    axes.set(title=f"{title} error (%)", ylim=(0, 60), xticks=range(0, 16_001, 4000))
+  figure.supxlabel("updates", fontsize=10)
+  panels[1].legend(loc="upper right")
+  figure.savefig(folder / "degradation_medium.png", dpi=160)
 
 
 def draw_idea(folder: Path) -> None:
@@ -254,7 +282,7 @@ def draw_all(out_dir: Path = IMAGES, gradient_depth: int = 56) -> None:
   """
   out_dir.mkdir(parents=True, exist_ok=True)
   schemes = draw_idea, draw_blocks, draw_shortcuts, draw_network
-  for draw in (draw_degradation, *schemes, draw_schedule):
+  for draw in (draw_degradation, draw_degradation_medium, *schemes, draw_schedule):
     draw(out_dir)
   draw_gradients(out_dir, gradient_depth)
 

@@ -4,15 +4,14 @@ With TEST_DEVICES=1 there is one, as on a laptop, and the native kernels run: so
 `.ci/run` runs the tests of layers, steps and the trainer once more.
 """
 
-import contextlib
 import gc
-import importlib.metadata
 import os
 import shutil
 import signal
 import tempfile
 
 import pytest
+import wheels
 
 # By default it goes through the objects of a long session for a fifth of the time.
 gc.set_threshold(50_000, 20, 100)
@@ -21,11 +20,7 @@ signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 # Most of the time goes into compiling what runs for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
-# The library in the wheel `turbojpeg`, where there is one; a system may have its own.
-with contextlib.suppress(importlib.metadata.PackageNotFoundError):
-  for file in importlib.metadata.files("turbojpeg") or []:
-    if "libturbojpeg" in file.name:
-      os.environ.setdefault("TURBOJPEG", str(file.locate()))
+wheels.name_libjpeg_turbo()
 # New for each session; the workers and the commands that tests run inherit it.
 CACHE = None
 if "PYTEST_XDIST_WORKER" not in os.environ:

@@ -1,6 +1,7 @@
 """What is tuned for a CPU changes no result, and memory stays with the process."""
 
 import os
+import stat
 import subprocess
 import sys
 
@@ -124,3 +125,31 @@ def test_freed_memory_is_kept():
   if default < 5000:
     pytest.skip("another C library, which keeps it anyway")
   assert faults("keep") < default / 3
+
+
+KEEP = """
+import sys
+from pathlib import Path
+import jax, jax.numpy as jnp
+from resnet_jax.runtime import compilation
+compilation.keep_compiled(Path(sys.argv[1]))
+jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
+jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
+"""
+
+
+@pytest.mark.parametrize("mode", [0o700, 0o755, 0o770, 0o777])
+def test_compiled_programs_are_kept_where_nobody_else_can_write(mode, tmp_path):
+  folder = tmp_path / "compiled"
+  if mode != 0o700:
+    folder.mkdir()
+    folder.chmod(mode)
+  environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
+  command = [sys.executable, "-c", KEEP, str(folder)]
+  done = subprocess.run(command, env=environment, capture_output=True, text=True)
+  assert done.returncode == 0
+  assert stat.S_IMODE(folder.stat().st_mode) == mode
+  is_shared = mode & 0o022 != 0
+  assert done.stderr.startswith("compiled programs are not kept for") == is_shared
+  assert len(done.stderr.splitlines()) == is_shared
+  assert any(folder.iterdir()) != is_shared

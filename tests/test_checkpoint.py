@@ -56,7 +56,9 @@ def test_newest_and_best_are_kept(tmp_path):
   state = make_state()
   with CheckpointStore(tmp_path, keep=2) as store:
     for step, top1 in [(1, 0.5), (2, 0.9), (3, 0.7), (4, None), (5, 0.6), (6, None)]:
-      store.save(step, state, None if top1 is None else {"top1": top1})
+      store.save(step, state)
+      if top1 is not None:
+        store.add_evaluation(step, {"top1": top1})
   kept = {int(path.name) for path in (tmp_path / "checkpoints").iterdir()}
   assert kept == {2, 5, 6}
 
@@ -83,8 +85,9 @@ def test_best_and_latest_by_name(tmp_path):
   state = make_state()
   sharding = replicated(create_mesh())
   with CheckpointStore(tmp_path, keep=3) as store:
-    store.save(1, state, {"top1": 0.9})
-    store.save(2, state, {"top1": 0.1})
+    for step, top1 in ((1, 0.9), (2, 0.1)):
+      store.save(step, state)
+      store.add_evaluation(step, {"top1": top1})
   with CheckpointStore(tmp_path) as store:
     assert store.restore_model("best", sharding)[0] == 1
     assert store.restore_model("latest", sharding)[0] == 2

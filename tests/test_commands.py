@@ -172,6 +172,29 @@ def test_mistakes_are_one_line_with_status_2(run, tmp_path, capsys, argv, messag
   assert re.search(message, refuse(capsys, *filled))
 
 
+@pytest.mark.parametrize(
+  "argv",
+  [
+    ["hash", "~/none"],
+    ["evaluate", "--workdir=~/none"],
+    ["train", "--workdir=~/none", "--mode=eval"],
+    ["evaluate", "--model=resnet20", "--weights=~/none.pth", "--dataset=digits"],
+    ["predict", "x.png", "--workdir=run", "--figure=~/none/x.png"],
+    ["convert", "~/none", "x.safetensors"],
+    ["study", "depth", "--out=~/file"],
+    ["sweep", "--config=digits", "--space=~/none.py", "--out=out"],
+    ["data", "check", "~/photos", "--picture=~/none/x.png"],
+    ["train", "--config=~/none.py"],
+  ],
+  ids=str,
+)
+def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  (tmp_path / "file").touch()
+  error = refuse(capsys, *argv)
+  assert f"{tmp_path}/" in error and "~" not in error
+
+
 def test_the_command_is_installed():
   command = Path(sys.executable).with_name("resnet-jax")
   out = subprocess.run([command, "--help"], capture_output=True, text=True, check=True)
@@ -204,6 +227,12 @@ def test_out_of_memory_is_one_line(capsys):
   assert line.startswith(expected)
   with pytest.raises(jax.errors.JaxRuntimeError), errors.clean_errors():
     raise jax.errors.JaxRuntimeError("INTERNAL: something else")
+
+
+def test_a_long_name_in_a_file_is_no_long_message(capsys):
+  with pytest.raises(SystemExit), errors.clean_errors():
+    raise errors.UserError("a" * 10**6)
+  assert len(capsys.readouterr().err) == len("error: ") + 10_000 + len("\n")
 
 
 def test_an_interrupt_that_leaves_a_lock_free_is_one_line(capsys):

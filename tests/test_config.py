@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
@@ -14,10 +15,14 @@ from resnet_jax.config import (
   OptimConfig,
   fields,
   serialization,
+  values,
 )
+from resnet_jax.config.fields import flatten
+from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.validation import validate
 from resnet_jax.models import registry
+from resnet_jax.runtime.errors import UserError
 
 CONFIGS = sorted((Path(__file__).parents[1] / "configs").glob("*.py"))
 
@@ -53,12 +58,18 @@ def test_cifar10_siblings():
     ("seed", -1, "in \\[0"),
     ("num_epochs", 0.0, "> 0"),
     ("num_epochs", float("nan"), "a number"),
+    ("num_steps", -1, "in \\[0, 2\\*\\*31\\)"),
+    ("num_steps", 2**31, "in \\[0, 2\\*\\*31\\)"),
     ("batch_size", 0, "> 0"),
     ("batch_size", 128.0, "a whole number"),
     ("batch_size", True, "a whole number"),
     ("model.shortcut", "E", "'A', 'B', 'C', 'D', 'highway', 'none'"),
     ("model.dtype", "float16", "'bfloat16'"),
-    ("data.std", (0.0,), "all > 0"),
+    ("data.std", (0.0,), r"in \(0, 1\] for each channel, as pixels are scaled"),
+    ("data.std", (58.0,), r"in \(0, 1\]"),
+    ("data.mean", (0.5, 124.0, 0.5), r"in \[0, 1\] for each channel, as pixels are"),
+    ("data.mean", (-0.1,), r"in \[0, 1\]"),
+    ("data.mean", (), r"in \[0, 1\]"),
     ("data.mean", 0.5, "a tuple of numbers"),
     ("optim.learning_rate", "fast", "a number"),
     ("optim.learning_rate", float("inf"), "a number"),
@@ -92,6 +103,69 @@ def test_wrong_value_is_named_with_what_is_allowed(path, value, allowed):
 def test_settings_that_exclude_each_other(optim):
   with pytest.raises(ValueError, match=r"config\.optim"):
     validate(Config(optim=optim))
+
+
+@pytest.mark.parametrize(
+  ("text", "kind"),
+  [
+    ("head=1,head=2", Mapping[str, float]),
+    ("head=1, head =1", Mapping[str, float]),
+    ("{[]}", tuple[int, ...]),
+    ("(" * 10_000, tuple[int, ...]),
+  ],
+)
+def test_text_that_is_no_value_is_refused(text, kind):
+  with pytest.raises(ValueError, match=r"twice|no tuple"):
+    values.parse_value(text, kind)
+
+
+@pytest.mark.parametrize("epochs", [2.0**31, 1e18, 1.7e308])
+def test_epochs_of_more_steps_than_are_counted_are_refused(epochs):
+  config = Config(num_epochs=epochs, batch_size=10)
+  validate(config)
+  with pytest.raises(
+    UserError, match=r"num_epochs=.* must be fewer than 2\*\*31 steps"
+  ):
+    Plan.create(config, 100)
+  for optim in (
+    OptimConfig(decay_epochs=(epochs,)),
+    OptimConfig(decay_steps=(1, 2**31)),
+  ):
+    config = Config(num_steps=2**31 - 1, batch_size=10, optim=optim)
+    validate(config)
+    with pytest.raises(UserError, match=r"decay_(steps|epochs)=.* and < 2\*\*31"):
+      Plan.create(config, 100)
+
+
+@pytest.mark.parametrize(
+  ("name", "advice"),
+  [
+    ("optim.lr", "did you mean config.optim.learning_rate?"),
+    ("LR", "did you mean config.optim.learning_rate?"),
+    ("optim.wd", "did you mean config.optim.weight_decay?"),
+    ("bs", "did you mean config.batch_size?"),
+    ("batch-size", "did you mean config.batch_size?"),
+    ("epochs", "did you mean config.num_epochs?"),
+    ("model", "did you mean config.model.name?"),
+    ("workers", "did you mean config.data.num_workers?"),
+    ("amp", "did you mean config.model.dtype?"),
+    ("name", "did you mean config.model.name, config.data.name, config.optim.name?"),
+    ("seeed", "did you mean config.seed?"),
+    ("gpus", "all devices are used; hide some with CUDA_VISIBLE_DEVICES"),
+    ("output_dir", "--workdir names the run's directory"),
+    ("qqq", "`resnet-jax train --help` lists all settings"),
+  ],
+)
+def test_names_of_other_programs_lead_to_ours(name, advice):
+  with pytest.raises(UserError) as error:
+    fields.check_field_name(name)
+  assert str(error.value) == f"config.{name} is no setting; {advice}"
+
+
+def test_names_of_other_programs_are_none_of_ours():
+  known = fields.flatten(Config())
+  assert fields._OTHER_NAMES.keys() <= known.keys()
+  assert not (fields._SETTING_OF.keys() | fields._ADVICE_OF.keys()) & known.keys()
 
 
 def test_unknown_name_gives_the_nearest():
@@ -235,3 +309,15 @@ def test_a_run_that_did_not_say_the_size_of_its_images_goes_on():
   with pytest.raises(ValueError, match=r"data\.eval_crop was 8 and is now 7"):
     changed = dataclasses.replace(new, data=dataclasses.replace(new.data, eval_crop=7))
     serialization.check_resumable(new, changed)
+
+
+def test_the_help_says_what_every_setting_means_and_its_value():
+  config = Config(batch_size=77)
+  config.optim.learning_rate_multipliers = {"head": 10}
+  text = describe_settings(config)
+  for path in flatten(config):
+    _, _, rest = text.partition(f"  --config.{path} (")
+    values, meaning, *_ = [*rest.split("\n"), ""]
+    assert "; default: " in values and len(meaning.split()) > 2, path
+  assert "--config.batch_size (a whole number > 0; default: 77)" in text
+  assert "default: head=10)" in text

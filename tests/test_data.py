@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import json
 import os
 import re
 import shutil
@@ -62,38 +63,41 @@ def tiny_tfds(tmp_path_factory) -> Path:
 
   root = tmp_path_factory.mktemp("tfds")
 
-  class Tiny(tfds.core.GeneratorBasedBuilder):
-    VERSION = tfds.core.Version("1.0.0")
-    pkg_dir_path = epath.Path(root)
-    shape: tuple = (4, 4, 3)
-    features = ("image", "label")
+  # Sets of which TFDS has no code, as strangers' are.
+  with tfds.core.registered.skip_registration():
 
-    def _info(self):
-      image, label = self.features
-      return self.dataset_info_from_configs(
-        features=tfds.features.FeaturesDict(
-          {
-            image: tfds.features.Image(shape=self.shape, encoding_format="png"),
-            label: tfds.features.ClassLabel(num_classes=3),
-          }
+    class Tiny(tfds.core.GeneratorBasedBuilder):
+      VERSION = tfds.core.Version("1.0.0")
+      pkg_dir_path = epath.Path(root)
+      shape: tuple = (4, 4, 3)
+      features = ("image", "label")
+
+      def _info(self):
+        image, label = self.features
+        return self.dataset_info_from_configs(
+          features=tfds.features.FeaturesDict(
+            {
+              image: tfds.features.Image(shape=self.shape, encoding_format="png"),
+              label: tfds.features.ClassLabel(num_classes=3),
+            }
+          )
         )
-      )
 
-    def _split_generators(self, _):
-      return {"train": self._generate_examples(7), "test": self._generate_examples(5)}
+      def _split_generators(self, _):
+        return {"train": self._generate_examples(7), "test": self._generate_examples(5)}
 
-    def _generate_examples(self, count):
-      for i in range(count):
-        file = io.BytesIO()
-        Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(file, "png")
-        file.seek(0)
-        yield i, dict(zip(self.features, (file, i % 3), strict=True))
+      def _generate_examples(self, count):
+        for i in range(count):
+          file = io.BytesIO()
+          Image.fromarray(np.full((4, 4, 3), i, np.uint8)).save(file, "png")
+          file.seek(0)
+          yield i, dict(zip(self.features, (file, i % 3), strict=True))
 
-  class TinySizes(Tiny):
-    shape = (None, None, 3)
+    class TinySizes(Tiny):
+      shape = (None, None, 3)
 
-  class TinyNames(Tiny):
-    features = ("picture", "class")
+    class TinyNames(Tiny):
+      features = ("picture", "class")
 
   for builder in (Tiny, TinySizes, TinyNames):
     builder(data_dir=root, file_format="array_record").download_and_prepare()
@@ -127,9 +131,13 @@ def test_tfds_split_syntax(tiny_tfds):
       r"eval_split='validation'.*Unknown split",
     ),
     ("tiny", "train[:0]", ValueError, r"'train\[:0\]'.*empty"),
+    ("tiny", "train[5:2]", ValueError, r"'train\[5:2\]'.*empty"),
+    ("tiny", "test+train[5:2]", ValueError, r": 'train\[5:2\]' is empty"),
+    ("tiny", "train[90%:10%] + test", ValueError, r": 'train\[90%:10%\]' is empty"),
     ("tiny_names", "train", ValueError, r"\['class', 'picture'\]"),
     ("cifar10", "train", FileNotFoundError, r"cifar10.*tfds build cifar10.*data.dir"),
     ("huggingface:mnist", "train", FileNotFoundError, "huggingface:mnist"),
+    ("anyone:mnist", "train", FileNotFoundError, "anyone:mnist"),
     ("no_such_set", "train", FileNotFoundError, r"no_such_set.*tfds build"),
   ],
 )
@@ -153,17 +161,55 @@ def test_real_cifar10():
   assert label == source.labels[17]
 
 
-@pytest.mark.parametrize("key", ["pythonClassName", "python_class_name"])
-def test_a_tfds_set_imports_nobodys_module(tiny_tfds, tmp_path, monkeypatch, key):
+def name_a_stranger(way: str, root: Path) -> None:
+  """Has the set in `root` name the class `strangers.Image`."""
+  folder = root / "tiny" / "1.0.0"
+  path = folder / "features.json"
+  features = json.loads(path.read_text())
+  image = features["featuresDict"]["features"]["image"]
+  image.pop("pythonClassName")
+  image["python_class_name" if way == "snake case" else "pythonClassName"] = (
+    "strangers.Image"
+  )
+  if way == "old form":
+    features = {"type": "strangers.Image", "content": {}}
+  elif way == "text in text":
+    features = {
+      "type": "tensorflow_datasets.core.features.features_dict.FeaturesDict",
+      "proto_cls": "tensorflow_datasets.FeaturesDict",
+      "content": json.dumps(features["featuresDict"]),
+    }
+  elif way == "dataset_info.json":
+    path = folder / way
+    features = json.loads(path.read_text()) | {"features": features}
+  elif way == "other version":
+    path = root / "tiny" / "1.0.1" / "features.json"
+    shutil.copytree(folder, path.parent)
+  elif way == "other folder":
+    path = root / "tiny" / "a" / "b" / "1.0.0" / "features.json"
+    path.parent.parent.mkdir(parents=True)
+    folder.rename(path.parent)
+    (root / "tiny" / ".config").mkdir()
+    metadata = {"default_config_name": "a/b"}
+    (root / "tiny" / ".config" / "metadata.json").write_text(json.dumps(metadata))
+  path.write_text(json.dumps(features))
+
+
+@pytest.mark.parametrize("name", ["tiny", "Tiny"])
+@pytest.mark.parametrize(
+  "way",
+  [
+    *("features.json", "snake case", "old form", "text in text", "dataset_info.json"),
+    *("other version", "other folder"),
+  ],
+)
+def test_a_tfds_set_imports_nobodys_module(tiny_tfds, tmp_path, monkeypatch, way, name):
   shutil.copytree(tiny_tfds / "tiny", tmp_path / "tiny")
-  (path,) = (tmp_path / "tiny" / "1.0.0").glob("features.json")
-  text = path.read_text()
-  own = re.search(r'"pythonClassName": "([^"]*Image)"', text)
-  path.write_text(text.replace(own[0], f'"{key}": "strangers.Image"'))
+  name_a_stranger(way, tmp_path)
   (tmp_path / "strangers.py").write_text("raise SystemExit('it ran')")
   monkeypatch.syspath_prepend(tmp_path)
   with pytest.raises(UserError, match=r"the class 'strangers\.Image', which"):
-    tfds.load_tfds("tiny", str(tmp_path), "train")
+    tfds.load_tfds(name, str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("file", ["tiny-train.array_record*", "dataset_info.json"])
@@ -175,6 +221,19 @@ def test_damaged_tfds_is_one_clean_error(tiny_tfds, tmp_path, file, damage):
   with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as caught:
     tfds.load_tfds("tiny", str(tmp_path), "train")
   assert re.search("damaged|prepare it", str(caught.value))
+
+
+@pytest.mark.parametrize(
+  "text",
+  ["", "[", "{}", "[]", "null", "3", '{"type": 1}', '{"a": 1}', "[" * 100_000, "\xe9"],
+  ids=lambda text: text[:9],
+)
+def test_damaged_features_of_tfds_are_one_clean_error(tiny_tfds, tmp_path, text):
+  shutil.copytree(tiny_tfds / "tiny", tmp_path / "tiny")
+  path = tmp_path / "tiny" / "1.0.0" / "features.json"
+  path.write_text(text, encoding="latin-1")
+  with pytest.raises(UserError, match=f"{tmp_path}.* is damaged: |the class ''"):
+    tfds.load_tfds("tiny", str(tmp_path), "train")
 
 
 @pytest.mark.parametrize("why", ["sizes", "too large", "asked for"])
@@ -311,3 +370,30 @@ def test_folder_that_cannot_be_learned_from_is_refused(tmp_path):
   config.dir = str(tmp_path)  # One folder too high.
   with pytest.raises(ValueError, match="has one class, 'all': nothing to learn"):
     create_dataset(config, 8, create_mesh(), AugmentConfig())
+
+
+@pytest.mark.parametrize(
+  ("rows", "missing"),
+  [
+    ("0.png,cat,train 1.png,dog,train 2.png,cat,val 3.png,brid,val", "'brid' among"),
+    ("0.png,0,train 1.png,7,train 2.png,0,val", "'1', '2', '3' and 3 more among"),
+    ("0.png,1,train 1.png,2,train 2.png,1,val", "'0' among its 3 classes"),
+  ],
+)
+def test_a_class_without_training_images_is_refused(tmp_path, rows, missing):
+  table = tmp_path / "list.csv"
+  table.write_text("path,label,split\n" + rows.replace(" ", "\n"))
+  config = DataConfig(name="folder", dir=str(table), train_crop="random", eval_crop=8)
+  with pytest.raises(UserError, match=f"has no training image of {missing}"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())
+  create_dataset(config, 8, create_mesh())  # To evaluate on some classes is fine.
+
+
+def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    for suffix in ("jpg", "tif", "TIF"):
+      (tmp_path / name / f"1.{suffix}").touch()
+  config = DataConfig(name="folder", dir=str(tmp_path))
+  opening.open_source(config, "train")
+  assert capsys.readouterr().err == f"left out of train in {tmp_path}: 4 .tif\n"

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
@@ -178,12 +179,15 @@ def test_a_table_of_paths_is_checked(tmp_path, capsys):
   for i in range(3):
     save(tmp_path / f"{i}.png", i)
   rows = ["path,label,split", "2.png,dog,test", "0.png,cat,train", "1.png,dog,train"]
-  (tmp_path / "all.csv").write_text("\n".join([*rows, "0.png,dog,train"]))
+  # Under another name, as one name with two labels is refused.
+  (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes())
+  (tmp_path / "all.csv").write_text("\n".join([*rows, "3.png,dog,train"]))
   args = (tmp_path / "all.csv", "--json", "--picture=")
   status, out, _ = call(capsys, *args)
   found = json.loads(out)
   assert status == 0 and found["missing_classes"] == {"test": ["cat"]}
-  assert found["different_labels"] == [[str(tmp_path / "0.png")] * 2]
+  same = [str(tmp_path / "0.png"), str(tmp_path / "3.png")]
+  assert found["different_labels"] == [same]
   status, out, _ = call(capsys, *args, "--max-pixels=1199")
   reasons = {one["reason"] for one in json.loads(out)["unreadable"]}
   assert status == 1 and reasons == {"it has 40x30 pixels, more than 1199"}
@@ -269,6 +273,36 @@ def test_mistakes_are_one_line_with_status_2(tmp_path, capsys, argv, message):
   status, out, err = call(capsys, *(arg.format(tmp=tmp_path) for arg in argv))
   assert status == 2 and out == "" and err.count("\n") == 1
   assert re.search(message, err) and "config." not in err
+
+
+@pytest.mark.parametrize(
+  ("highest", "hint"),
+  [
+    (4095, "  only 12 bits are in use: multiply all values by 16\n"),
+    (1023, "  only 10 bits are in use: multiply all values by 64\n"),
+    (32767, "  only 15 bits are in use: multiply all values by 2\n"),
+    (65535, ""),
+  ],
+)
+def test_sixteen_bits_are_counted_and_their_highest_value_is_said(
+  tmp_path, capsys, highest, hint
+):
+  root = make_clean(tmp_path)
+  for i, shape in enumerate([(9, 8), (9, 8, 3)]):
+    image = np.full(shape, 300 + i, np.uint16)
+    image[4, 5] = highest - i
+    cv2.imwrite(str(root / "train" / "a" / f"deep{i}.png"), image)
+  status, out, _ = call(capsys, root, "--picture=")
+  said = f"  values up to {highest:,} of 65,535; the upper 8 bits are used\n"
+  assert status == 0 and f"images of 16 bits a channel: 2\n{said}{hint}" in out
+  assert ("in use" in out) == bool(hint)
+  found = json.loads(call(capsys, root, "--picture=", "--json")[1])
+  assert found["sixteen_bits"] == 2 and found["highest_value"] == highest
+
+
+def test_sixteen_bits_are_not_mentioned_where_there_are_none(tmp_path, capsys):
+  out = call(capsys, make_clean(tmp_path), "--picture=")[1]
+  assert "16 bits" not in out
 
 
 def test_the_scan_is_a_function(tmp_path):

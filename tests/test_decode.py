@@ -1,5 +1,6 @@
 """From the content of image files to pixels, or to one clear error."""
 
+import contextlib
 import gc
 import io
 import re
@@ -17,7 +18,13 @@ import pytest
 from PIL import Image, ImageOps
 
 from resnet_jax.data.images import turbojpeg
-from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
+from resnet_jax.data.images.decode import (
+  decode,
+  decode_part,
+  has_16_bits,
+  open_image,
+  upright_size,
+)
 from resnet_jax.data.images.errors import ImageError
 
 # As the package does outside of pytest, which has filters of its own.
@@ -82,6 +89,23 @@ def alpha() -> Image.Image:
   image = picture().convert("RGBA")
   image.putalpha(picture().convert("L"))
   return image
+
+
+def segments(size: int) -> tuple[bytes, bytes]:
+  """Returns what is before the pixels of a square JPEG, and its pixels."""
+  data = encode(picture(size, size), "JPEG")
+  pixels = data.index(b"\xff\xda")
+  return data[2:pixels], data[pixels:]
+
+
+SOI, SMALL, LARGE = b"\xff\xd8", segments(16), segments(200)
+SMALL_JPEG, LARGE_JPEG = (SOI + head + pixels for head, pixels in (SMALL, LARGE))
+JFIF = SMALL[0][:20]
+
+
+def segment(marker: int, body: bytes, length: int | None = None) -> bytes:
+  length = 2 + len(body) if length is None else length
+  return bytes([0xFF, marker]) + struct.pack(">H", length) + body
 
 
 JPEGS = {
@@ -181,6 +205,32 @@ def test_sixteen_bits_of_each_colour_keep_the_upper_eight():
   np.testing.assert_array_equal(decoded(data.tobytes()), values >> 8)
 
 
+def sixteen_bits(channels: int, value: int) -> bytes:
+  """A PNG with a pixel of one value; the others are black, their alpha is full."""
+  image = np.zeros((20, 30, channels), np.uint16)
+  image[..., 3:] = 65535
+  image[3, 4, :3] = value
+  return cv2.imencode(".png", image)[1].tobytes()
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_sixteen_bits_that_would_all_become_black_are_refused(channels):
+  assert not decoded(sixteen_bits(channels, 0)).any()  # It is black.
+  for value in (1, 255):
+    message = f"black: the highest of its 16-bit values is {value},"
+    with pytest.raises(ImageError, match=message):
+      decoded(sixteen_bits(channels, value))
+  assert decoded(sixteen_bits(channels, 256)).max() == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_files_of_sixteen_bits_are_known(channels):
+  data = sixteen_bits(channels, 9)
+  assert has_16_bits(data, open_image(data, LIMIT))
+  for data in (*JPEGS.values(), *OTHERS.values()):
+    assert not has_16_bits(data, open_image(data, LIMIT))
+
+
 def test_content_counts_not_the_name():
   """As there is no name to ask; ImageNet has a PNG that is called JPEG."""
   assert [
@@ -204,6 +254,30 @@ def test_jpeg_is_upright(orientation, mode):
     lying.getexif()[ORIENTATION] = orientation
     expected = np.asarray(ImageOps.exif_transpose(lying))
     np.testing.assert_array_equal(decoded(data, factor), expected)
+
+
+def test_exif_of_several_segments_is_one():
+  tags = exif(6)
+  tags[0x010E] = "a long description" * 9
+  body, jpeg = tags.tobytes(), JPEGS["noise"]
+  parts = segment(0xE1, body[:50]), segment(0xE1, b"Exif\0\0" + body[50:])
+  for data in (SOI + b"".join(parts) + jpeg[2:], encode(noisy(), "JPEG", exif=body)):
+    assert open_image(data, LIMIT).orientation == 6
+    np.testing.assert_array_equal(decoded(data), by_pillow(data))
+  comment = SOI + segment(0xFE, exif(6).tobytes()) + jpeg[2:]
+  assert open_image(comment, LIMIT).orientation == 1
+
+
+def test_a_jpeg_that_only_looks_like_several_pictures_is_decoded_quickly(monkeypatch):
+  """As photos with a gain map for displays of high contrast are."""
+  two = OTHERS["two pictures"]
+  at = two.index(b"MPF\0") - 4
+  end = at + 2 + int.from_bytes(two[at + 2 : at + 4])
+  xmp = segment(0xE1, b'http://ns.adobe.com/xap/1.0/\0 hdrgm:Version="1.0"')
+  data = two[:end] + xmp + two[end:]
+  assert open_image(two, LIMIT)[0] == "MPO" and open_image(data, LIMIT)[0] == "JPEG"
+  monkeypatch.delattr("resnet_jax.data.images.decode._decode_by_pillow")
+  np.testing.assert_array_equal(decoded(data), by_pillow(data))
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))
@@ -261,12 +335,7 @@ def test_size_is_known_before_all_of_a_file_is_read():
     (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP .*b'<!DOCTYP'"),
     (b"%PDF-1.7\n%\xe2\xe3", "none of .*b'%PDF-1.7'"),
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), r"none of .*\(HEIF\)"),
-    (b"\xff\xd8", "none of"),
-    (b"\xff\xd8\xff\xe0", "none of"),
-    (b"\x89PNG\r\n\x1a\n", "none of"),
-    (b"RIFF\0\0\0\0WEBP", "none of"),
-    (b"GIF89a", "none of"),
-    (b"BM", "none of"),
+    (b"RIFF\0\0\0\0WAVE", "none of"),
     (bytes(1000), "none of"),
     (encode(picture(), "TIFF"), "none of"),
   ],
@@ -276,13 +345,24 @@ def test_what_is_no_image_is_refused_with_its_head(data, message):
     decoded(data)
 
 
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "BMP"])
+def test_what_is_cut_in_its_head_is_called_by_its_format(kind):
+  data = encode(picture(), kind)
+  for end in (12, 20, 25):
+    with pytest.raises(ImageError, match=f"it is a {kind} that is truncated"):
+      decoded(data[:end])
+  for beginning in (b"\xff\xd8", b"\x89PNG\n", b"RIFF\0\n\0\0WEBP", b"GIF8", b"BM"):
+    with pytest.raises(ImageError, match=r"it is a [A-Z]+ that is truncated"):
+      decoded(beginning)
+
+
 @pytest.mark.parametrize("name", [*JPEGS, *OTHERS])
 @pytest.mark.parametrize("share", [0.02, 0.3, 0.6, 0.9])
 def test_truncated_file_is_refused(name, share, capfd):
   data = JPEGS.get(name) or OTHERS[name]
   if name in ("junk behind", "two pictures", "webp animated", "gif animated"):
     share *= 0.2  # So that the first picture is cut.
-  with pytest.raises(ImageError, match=r"it is (truncated or damaged|none of)"):
+  with pytest.raises(ImageError, match=r"it is (.*truncated or damaged|none of)"):
     decoded(data[: int(len(data) * share)])
   assert capfd.readouterr().err == ""
 
@@ -386,6 +466,142 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(data, limit, messag
   open_image(JPEGS["rgb"], 61 * 43)
 
 
+THUMBNAIL = b"Exif\0\0" + SMALL_JPEG
+# Two sizes in one file: one that is small enough to be allowed, one that is not.
+TWO_SIZES = {
+  # By a decoder for which a marker has a length the file is small, else it is large.
+  **{
+    f"marker {marker:02X}": SOI + segment(marker, LARGE_JPEG[2:]) + SMALL_JPEG[2:]
+    for marker in range(256)
+  },
+  **{
+    f"length {length}, {marker}": SOI + segment(marker, b"", length) + LARGE_JPEG[2:]
+    for marker in (0xC4, 0xCC, 0xDB, 0xDC, 0xDD, 0xE0, 0xE1, 0xFE)
+    for length in (0, 1, 2, 9)
+  },
+  "second frame": SOI + SMALL[0] + LARGE_JPEG[2:],
+  "second frame first": SOI + LARGE[0] + SMALL_JPEG[2:],
+  "frame behind the pixels": SMALL_JPEG[:-2] + LARGE_JPEG[2:],
+  "other frame": SOI + SMALL[0].replace(b"\xff\xc0", b"\xff\xc9") + LARGE_JPEG[2:],
+  "short frame": SOI + SMALL[0].replace(b"\xc0\0\x11", b"\xc0\0\x08") + LARGE_JPEG[2:],
+  "number of lines": SOI + SMALL[0] + segment(0xDC, b"\x03\xe8") + SMALL[1],
+  "number of lines behind": SMALL_JPEG[:-2] + segment(0xDC, b"\x03\xe8") + b"\xff\xd9",
+  "second start": SMALL_JPEG[:-2] + LARGE_JPEG,
+  "two starts": SOI + LARGE_JPEG,
+  "start behind the head": SOI + SMALL[0] + LARGE_JPEG,
+  "tables first": SOI + JFIF + b"\xff\xd9" + LARGE_JPEG,
+  "end first": SOI + b"\xff\xd9" + LARGE_JPEG[2:],
+  "bytes between": SOI + JFIF + b"\0" * 9 + LARGE_JPEG[2:],
+  "fill bytes": SOI + JFIF + b"\xff" * 9 + LARGE_JPEG[2:],
+  "stuffed byte": SOI + JFIF + b"\xff\0" + LARGE_JPEG[2:],
+  **{
+    f"thumbnail of length {length}": SOI
+    + segment(0xE1, THUMBNAIL, length)
+    + LARGE_JPEG[2:]
+    for length in (40, len(THUMBNAIL) + 2, len(THUMBNAIL) + 99, 65535)
+  },
+}
+
+
+@pytest.mark.parametrize("library", ["libjpeg-turbo", "opencv"])
+def test_no_decoder_is_given_a_jpeg_of_another_size(library, monkeypatch):
+  """Whatever a file does for its size to be read in two ways."""
+  if library == "opencv":
+    monkeypatch.setattr(turbojpeg, "read_size", lambda _: None)
+    monkeypatch.setattr(turbojpeg, "decode_part", lambda *_: None)
+  by_opencv = cv2.imdecode
+
+  def imdecode(*args):
+    pixels = by_opencv(*args)
+    assert pixels is None or pixels.size <= 3 * 16 * 16
+    return pixels
+
+  monkeypatch.setattr(cv2, "imdecode", imdecode)
+  opened = set()
+  for name, data in TWO_SIZES.items():
+    for copy in (data, data + b"junk"):  # Which Pillow decodes.
+      try:
+        head = open_image(copy, 16 * 16)
+      except ImageError:
+        continue
+      opened.add(name)
+      assert head.size == (16, 16)
+      for factor in (1, 8):
+        with contextlib.suppress(ImageError):
+          assert decode(copy, head, factor).shape in ((16, 16, 3), (2, 2, 3))
+        with contextlib.suppress(ImageError):
+          pixels = decode_part(copy, head, (0, 0, 16, 16), factor)
+          assert pixels.shape in ((16, 16, 3), (2, 2, 3))
+  # Those that are small by the rules of the format.
+  assert {"marker E0", "marker FE", "number of lines behind"} <= opened
+
+
+@pytest.mark.parametrize("name", [*JPEGS, *OTHERS])
+def test_pixels_of_another_size_than_the_head_says_are_refused(name):
+  data = JPEGS.get(name) or OTHERS[name]
+  head = open_image(data, LIMIT)
+  for width, height in ((61, 44), (60, 43), (6100, 4300)):
+    wrong = head._replace(size=(width, height))
+    says = f"its head says {width}x{height} pixels, its decoder 61x43"
+    with pytest.raises(ImageError, match=says):
+      decode(data, wrong)
+    with pytest.raises(ImageError, match=says):
+      decode_part(data, wrong, (0, 0, 40, 40), 1)
+
+
+@pytest.mark.parametrize("factor", [1, 8])
+def test_pixels_of_another_size_than_libjpeg_says_are_refused(factor, monkeypatch):
+  monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((5, 9, 3), np.uint8))
+  head = open_image(JPEGS["rgb"], LIMIT)
+  width, height = -(-61 // factor), -(-43 // factor)
+  says = f"its head says {width}x{height} pixels, its decoder 9x5"
+  with pytest.raises(ImageError, match=says):
+    decode(JPEGS["rgb"], head, factor)
+
+
+def with_scans(kind: str, count: int) -> bytes:
+  """A grey square of 8 pixels a side that is progressive and sent again and again."""
+  grey = Image.new("L", (8, 8), 128)
+  options = {"save_all": True, "append_images": [grey]} if kind == "MPO" else {}
+  data = encode(grey, kind, **options).replace(b"\xff\xc0", b"\xff\xc2", 1)
+  start = data.index(b"\xff\xda")
+  end = data.index(b"\xff\xd9", start)
+  # Only the mean of the block: no difference to 128, and filled up with ones.
+  scan = bytes.fromhex("ffda 0008 01 0100 00 00 00 3f")
+  more = data.count(b"\xff\xda") - 1
+  return data[:start] + scan * (count - more) + data[end:]
+
+
+@pytest.mark.parametrize("tail", [b"", b"junk"])
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_more_scans_than_allowed_are_refused(kind, tail):
+  assert (decoded(with_scans(kind, 100) + tail) == 128).all()
+  with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
+    open_image(with_scans(kind, 101) + tail, LIMIT)
+
+
+def test_scans_of_one_channel_are_counted():
+  """Those of a sequential JPEG; one whose first scan has all channels has no other."""
+  scan = bytes.fromhex("ffda 0008 01 0100 003f00 2b")
+  with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
+    open_image(SOI + SMALL[0] + scan * 101 + b"\xff\xd9", LIMIT)
+  assert decoded(SMALL_JPEG[:-2] + scan * 101 + b"\xff\xd9").shape == (16, 16, 3)
+
+
+def test_a_film_behind_a_picture_is_no_scan():
+  film = b"\xff\xda" * 1000 + np.random.default_rng(0).bytes(10**6)
+  expected = decoded(JPEGS["noise"])
+  np.testing.assert_array_equal(decoded(JPEGS["noise"] + film), expected)
+
+
+def test_libjpeg_turbo_counts_scans_itself():
+  if reason := turbojpeg.why_not():
+    pytest.skip(f"needs libjpeg-turbo 3: {reason}")
+  for scans, decodes in ((100, True), (101, False)):
+    pixels = turbojpeg.decode_part(with_scans("JPEG", scans), 0, 0, 8, 8, 1)
+    assert (pixels is not None) == decodes
+
+
 def test_as_many_pixels_as_allowed_are_opened():
   assert open_image(png_head(13000, 13000), 178_000_000).size == (13000, 13000)
 
@@ -470,3 +686,33 @@ def test_a_part_is_that_of_the_whole_to_the_bit(library, subsampling, monkeypatc
       part = decode_part(data, head, (left, top, width, height), factor)
       x, y, w, h = (n // factor for n in (left, top, width, height))
       np.testing.assert_array_equal(part, whole[y : y + h, x : x + w])
+
+
+@pytest.mark.parametrize("factor", [1, 8])
+@pytest.mark.parametrize(
+  "box",
+  [
+    *((0, 0, 4, 0), (0, 0, 0, 4), (0, 0, 0, 0), (0, 0, 4, -1), (0, 0, -1, 4)),
+    *((-1, 0, 4, 4), (0, -1, 4, 4), (4, 4, 8, 4), (4, 4, 4, 2), (99, 0, 4, 4)),
+    *((0, 99, 4, 4), (0, 0, 2**32 + 4, 4), (0, 2**32, 4, 4)),
+  ],
+)
+def test_libjpeg_turbo_is_not_asked_for_what_is_no_part(box, factor):
+  if reason := turbojpeg.why_not():
+    pytest.skip(f"needs libjpeg-turbo 3: {reason}")
+  data = encode(picture(11 * factor, 5 * factor), "JPEG")
+  assert turbojpeg.decode_part(data, *box, factor) is None
+  assert turbojpeg.decode_part(data, 4, 4, 7, 1, factor).shape == (1, 7, 3)
+
+
+def test_a_damaged_head_does_not_spoil_the_next_file():
+  if reason := turbojpeg.why_not():
+    pytest.skip(f"needs libjpeg-turbo 3: {reason}")
+  for damaged in (TWO_SIZES["marker 02"], TWO_SIZES["second frame"], b"text"):
+    assert turbojpeg.read_size(damaged) is None
+    assert turbojpeg.read_size(JPEGS["rgb"]) == (61, 43)
+
+
+def test_a_part_smaller_than_the_factor_has_no_pixels():
+  head = open_image(JPEGS["rgb"], LIMIT)
+  assert decode_part(JPEGS["rgb"], head, (0, 0, 4, 4), 8).shape == (0, 0, 3)

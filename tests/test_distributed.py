@@ -22,9 +22,11 @@ from rich.console import Console
 from running import train_config
 
 from resnet_jax.config import serialization
+from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import read_config
-from resnet_jax.runtime import processes
+from resnet_jax.runtime import launchers, processes
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import in_process_order
 from resnet_jax.training.experiment import Experiment
 
@@ -104,7 +106,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   port = free_port()
   block = LAUNCHES[name]
   for old, new in {
-    "resnet-jax train --config.num_steps=4": " ".join(
+    "resnet-jax train --config.num_epochs=2": " ".join(
       [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",
@@ -246,7 +248,7 @@ def test_a_killed_process_ends_the_others(tmp_path):
     _, error = processes[0].communicate(timeout=60)
     assert processes[0].returncode == 1
     assert time.monotonic() - killed < 30
-  assert "error: another process is gone; its own output says why" in error
+  assert "error: process 1 has not been heard of for" in error
 
 
 def test_rows_go_to_the_processes_in_their_order():
@@ -308,9 +310,54 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
       monkeypatch.delenv(name)
   for name, value in variables.items():
     monkeypatch.setenv(name, value)
-  called = []
-  monkeypatch.setattr(jax.distributed, "initialize", lambda *a, **k: called.append(a))
-  monkeypatch.setattr(processes, "_has_chips", lambda: False)
-  with processes.connect():
-    pass
-  assert called == [(None, None, None)] * expected
+  place = "10.0.0.1:8476", 2, 0, None
+  monkeypatch.setattr(launchers, "_ask_launcher", lambda *args: place)
+  monkeypatch.setattr(launchers, "_has_chips", lambda: False)
+  assert launchers.find_place(None, None, None) == (place if expected else None)
+
+
+@pytest.mark.parametrize(
+  ("variables", "shown"),
+  [
+    ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "PMI_SIZE=2 PMI_RANK=0: "),
+    ({"PMIX_RANK": "1"}, "PMIX_RANK=1: "),
+    ({"PALS_RANKID": "3", "PALS_SIZE": "4"}, "PALS_SIZE=4 PALS_RANKID=3: "),
+    (
+      {"WORLD_SIZE": "2", "RANK": "1"},
+      "--num_processes=$WORLD_SIZE --process_id=$RANK",
+    ),
+    ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1: "),
+    ({"FLUX_JOB_SIZE": "8"}, "--num_processes=$FLUX_JOB_SIZE --process_id=I"),
+  ],
+)
+def test_no_process_of_several_trains_alone(monkeypatch, variables, shown):
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  with pytest.raises(UserError, match=re.escape(shown)):
+    launchers.find_place(None, None, None)
+
+
+def test_the_variables_of_jax_are_read_and_checked(monkeypatch):
+  monkeypatch.setenv("JAX_COORDINATOR_ADDRESS", "10.0.0.1:8476")
+  monkeypatch.setenv("JAX_NUM_PROCESSES", "2")
+  with pytest.raises(UserError, match="JAX_PROCESS_ID must be given too"):
+    launchers.find_place(None, None, None)
+  monkeypatch.setenv("JAX_PROCESS_ID", "1")
+  place = launchers.find_place(None, None, None)
+  assert place == ("10.0.0.1:8476", 2, 1, None)
+  assert launchers.find_place(None, 4, None) == ("10.0.0.1:8476", 4, 1, None)
+  monkeypatch.setenv("JAX_PROCESS_ID", "2")
+  with pytest.raises(UserError, match=r"JAX_PROCESS_ID=2 must be in \[0, 1\]"):
+    launchers.find_place(None, None, None)
+
+
+def test_a_port_that_is_taken_is_one_line():
+  with socket.create_server(("", 0)) as other:
+    address = f"127.0.0.1:{other.getsockname()[1]}"
+    message = r"cannot listen at .*Address already in use"
+    with pytest.raises(OSError, match=message), processes.connect(address, 2, 0):
+      pass
+
+
+def test_a_new_run_directory_is_no_other_run_of_the_same_second():
+  assert len({run_dir.new_workdir("digits") for _ in range(3)}) == 3

@@ -5,6 +5,7 @@ capitals stand for what a reader has, see `given`, or for a new directory: OUT, 
 """
 
 import io
+import json
 import re
 import shlex
 from pathlib import Path
@@ -181,3 +182,18 @@ def test_python_runs(text, tmp_path, monkeypatch):
         export(create_trained(), f"net.{form}", form)
     Image.new("RGB", (40, 30), "red").save("photo.jpg")
   exec(compile(text, "page", "exec"), {})
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_notebook_runs(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setenv("MPLBACKEND", "agg")  # No window.
+  notebook = json.loads((ROOT / "docs" / "quickstart.ipynb").read_text())
+  assert notebook["nbformat"] == 4
+  namespace: dict[str, object] = {}
+  for cell in notebook["cells"]:
+    if cell["cell_type"] == "code":
+      assert not cell["outputs"]
+      lines = [line for line in cell["source"] if not line.startswith(("!", "%"))]
+      text = "".join(lines).replace("num_steps=150", "num_steps=20")
+      exec(compile(text, "notebook", "exec"), namespace)

@@ -32,6 +32,10 @@ def listed(files: FileList) -> list[tuple[str, int]]:
   return [(data.decode(), label) for data, label in found]
 
 
+def listed_names(files: FileList) -> list[str]:
+  return [os.path.basename(files.name(i)) for i in range(len(files))]
+
+
 def write(folder: Path, text: str | bytes) -> Path:
   path = folder / "table.csv"
   path.write_bytes(text.encode() if isinstance(text, str) else text)
@@ -134,6 +138,20 @@ def test_links_to_folders_do_not_loop(tmp_path):
   ]
 
 
+def test_links_to_folders_within_a_class_are_followed(tmp_path):
+  touch(tmp_path, "a/1.jpg", "b/1.jpg", "elsewhere/x/2.jpg", "elsewhere/y/3.jpg")
+  (tmp_path / "root").mkdir()
+  for name in "ab":
+    (tmp_path / name).rename(tmp_path / "root" / name)
+  (tmp_path / "root/a/more").symlink_to("../../elsewhere")
+  (tmp_path / "elsewhere/x/y").symlink_to("../y")
+  (tmp_path / "elsewhere/y/x").symlink_to("../x")  # The two hold each other.
+  files = list_images(tmp_path / "root", "train", 0.1)
+  names = [files._relative(i) for i in range(len(files))]
+  more = ["x/2.jpg", "x/y/3.jpg", "y/3.jpg", "y/x/2.jpg"]
+  assert names == ["a/1.jpg", *(f"a/more/{name}" for name in more), "b/1.jpg"]
+
+
 def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
   touch(tmp_path, "train/a/1.jpg", "train/a/locked/2.jpg")
   scandir = os.scandir
@@ -146,6 +164,89 @@ def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
   monkeypatch.setattr(os, "scandir", refuse)
   with pytest.raises(PermissionError, match="locked"):
     list_images(tmp_path, "train", 0.1)
+
+
+@pytest.mark.parametrize(
+  "name", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found", ".trash"]
+)
+def test_what_systems_leave_behind_is_no_data(tmp_path, name):
+  touch(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{name}/cat/1.jpg", f"cat/{name}/2.jpg")
+  files = list_images(tmp_path, "train", 0.1)
+  assert listed(files) == [("cat/1.jpg", 0), ("dog/1.jpg", 1)]
+  assert files.class_names == ("cat", "dog") and files.left_out == ()
+
+
+def test_what_is_left_out_is_said(tmp_path):
+  touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/a/2.TIF", "train/b/x/3.tif")
+  touch(tmp_path, "train/a/4.ppm", "train/b/README", "train/5.jpg", "extra/a/6.jpg")
+  touch(tmp_path, "val/a/1.jpg", "train/a/Thumbs.db")
+  assert list_images(tmp_path, "train", 0.1).left_out == (
+    "1 without a suffix",
+    "1 .ppm",
+    "2 .tif",
+    "1 images outside of the class folders",
+    "the folder 'extra'",
+  )
+
+
+# Splits by their folders
+
+
+def test_names_of_splits_may_have_capitals(tmp_path):
+  touch(tmp_path, "Train/a/1.jpg", "Train/b/1.jpg", "VAL/b/2.jpg")
+  assert list_splits(tmp_path) == ["train", "val"]
+  assert listed(list_images(tmp_path, "train", 0.1))[1] == ("Train/b/1.jpg", 1)
+  assert listed(list_images(tmp_path, "", 0.1)) == [("VAL/b/2.jpg", 1)]
+  touch(tmp_path, "train/a/1.jpg")
+  with pytest.raises(UserError, match="has both Train and train; rename or remove one"):
+    list_images(tmp_path, "train", 0.1)
+
+
+@pytest.mark.parametrize(
+  "names",
+  [
+    ("training_set", "test_set"),
+    ("seg_train", "seg_test", "seg_pred"),
+    ("part1", "part2"),
+    ("2023", "2024", "photos"),
+  ],
+)
+def test_splits_by_other_names_are_no_classes(tmp_path, names):
+  for name in names:
+    touch(tmp_path, f"{name}/cat/1.jpg", f"{name}/dog/2.jpg")
+  with pytest.raises(UserError, match=rf"folders {sorted(names)[0]}, .* look like spl"):
+    list_images(tmp_path, "train", 0.1)
+  # They may be named.
+  train, last = (list_images(tmp_path, names[i], 0.1) for i in (0, -1))
+  assert listed(train) == [(f"{names[0]}/cat/1.jpg", 0), (f"{names[0]}/dog/2.jpg", 1)]
+  assert listed(last)[1] == (f"{names[-1]}/dog/2.jpg", 1)
+
+
+@pytest.mark.parametrize(
+  "paths",
+  [
+    ["seg_train/seg_train/cat/1.jpg", "seg_test/seg_test/cat/1.jpg"],
+    ["train/1.jpg", "test/2.jpg"],
+    ["Training/1.jpg"],
+  ],
+)
+def test_splits_without_classes_are_refused(tmp_path, paths):
+  touch(tmp_path, *paths)
+  with pytest.raises(UserError, match="must have a folder of images for each class"):
+    list_images(tmp_path, "train", 0.1)
+
+
+@pytest.mark.parametrize("name", ["train", "val", "test"])
+def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
+  touch(tmp_path, "bus/1.jpg", f"{name}/1.jpg", f"{name}/2.jpg", "car/1.jpg")
+  files = list_images(tmp_path, "train", 0.5)
+  assert files.class_names == tuple(sorted(("bus", "car", name)))
+  assert list_splits(tmp_path) == ["train", "val"]
+
+
+def test_classes_may_have_folders_of_their_own(tmp_path):
+  touch(tmp_path, "cat/1.jpg", "cat/2023/2.jpg", "dog/2023/1.jpg")
+  assert list_images(tmp_path, "train", 0.1).class_names == ("cat", "dog")
 
 
 # Splits that are drawn
@@ -309,6 +410,12 @@ def test_table_of_class_names_keeps_the_order_of_a_model(tmp_path):
     list_images(path, "train", 0.1, ("cat",))
 
 
+def test_table_may_name_files_without_a_suffix(tmp_path):
+  touch(tmp_path, "one", "two")
+  files = list_images(write(tmp_path, "one,a\ntwo,b\n"), "train", 0.1)
+  assert sorted(listed(files)) == [("one", 0), ("two", 1)]
+
+
 def test_table_with_splits(tmp_path):
   touch(tmp_path, *(f"{i}.jpg" for i in range(4)))
   text = "split,path,label\ntrain,0.jpg,b\n holdout ,1.jpg,a\nval,2.jpg,b\n"
@@ -330,6 +437,42 @@ def test_table_without_splits_is_drawn(tmp_path):
   assert np.bincount(val.labels).tolist() == [2, 2]
 
 
+def test_numbers_are_names_of_classes_that_are_numbers(tmp_path):
+  names = tuple(sorted(map(str, range(12))))  # 0, 1, 10, 11, 2 ...
+  path = write(tmp_path, "".join(f"{i}.jpg,{i:02}\n" for i in range(12)))
+  labels = {
+    split: list_images(path, split, 0.1, names).labels for split in ("train", "val")
+  }
+  assert labels["train"].tolist() == [names.index(str(i)) for i in range(12)]
+  with pytest.raises(UserError, match="has classes that training has not: 11"):
+    list_images(path, "train", 0.1, [name for name in names if name != "11"])
+  # "1" and "01" are two classes: only the text tells.
+  files = list_images(write(tmp_path, "a.jpg,1\nb.jpg,01\n"), "train", 0.1, ("1", "01"))
+  assert files.labels.tolist() == [0, 1]
+
+
+def test_a_file_of_several_rows_is_in_one_part(tmp_path):
+  rows = [f"{i}.jpg,{'ab'[i % 2]}" for i in range(10) for _ in range(4)]
+  path = write(tmp_path, "\n".join([*rows, "./0.jpg,a"]))
+  train, val = (list_images(path, split, 0.5) for split in ("train", "val"))
+  found = [{files.name(i) for i in range(len(files))} for files in (train, val)]
+  assert not {Path(name) for name in found[0]} & {Path(name) for name in found[1]}
+  assert len(train) + len(val) == 41
+
+
+def test_a_file_of_two_labels_is_refused(tmp_path):
+  path = write(tmp_path, "1.jpg,cat\n2.jpg,dog\n./1.jpg,dog\n")
+  with pytest.raises(UserError, match=r"line 3: './1.jpg' has the label 'dog', but 'c"):
+    list_images(path, "train", 0.1)
+
+
+def test_splits_of_a_table_may_have_capitals(tmp_path):
+  path = write(tmp_path, "path,label,split\n1.jpg,a,Train\n2.jpg,b,VAL\n")
+  assert list_splits(path) == ["train", "val"]
+  assert listed_names(list_images(path, "Train", 0.1)) == ["1.jpg"]
+  assert listed_names(list_images(path, "", 0.1)) == ["2.jpg"]
+
+
 @pytest.mark.parametrize(
   ("text", "message"),
   [
@@ -344,6 +487,9 @@ def test_table_without_splits_is_drawn(tmp_path):
     ("file,wnid,number\n1.jpg,n01,3\n", r"line 1: .* must be path,label; other"),
     ("file,label\n1.jpg,3\n", r"line 1: 'file,label' must name path and label"),
     ("path,class\n1.jpg,3\n", r"line 1: 'path,class' must name path and label"),
+    ("file,class\n1.jpg,3\n2.jpg,1\n", r"line 1: 'file' is no file; .*path and label"),
+    ("image_id,breed\n1.jpg,pug\n", r"line 1: 'image_id' is no file; .*path and label"),
+    ("nul\0,0\n1.jpg,1\n", r"line 1: 'nul\\x00' is no file"),
     ("1.jpg,0\n2.jpg,100000\n", r"line 2: label 100000 must be a class index below"),
     ("1.jpg,0\n2.jpg," + "9" * 6000, r"line 2: label 9{20} must be a class index"),
     ("1.jpg,-1\n2.jpg,1\n", r"line 1: label -1 must be a class index below 100000"),
@@ -362,6 +508,14 @@ def test_wrong_table_is_refused_with_its_name_and_line(tmp_path, text, message):
   with pytest.raises(ValueError, match=rf"{path}.*{message}") as info:
     list_images(path, "train", 0.1)
   assert type(info.value) is UserError and len(str(info.value)) < 400
+
+
+def test_a_digest_knows_names_labels_and_order_but_no_root(tmp_path):
+  digest = FileList("/r", ["a", "b"], [0, 1], ["x", "y"]).digest
+  assert FileList("/moved", ["a", "b"], [0, 1], ["x", "y"]).digest == digest
+  others = (["a", "c"], [0, 1]), (["a", "b"], [1, 1]), (["b", "a"], [0, 1])
+  others += (["ab", ""], [0, 1]), (["a"], [0]), (["a", "b", "c"], [0, 1, 1])
+  assert digest not in {FileList("/r", *args, ["x", "y"]).digest for args in others}
 
 
 # Reading

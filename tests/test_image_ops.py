@@ -3,12 +3,15 @@
 import io
 import math
 import pickle
+import struct
 from pathlib import Path
 
+import cv2
 import numpy as np
 import pytest
 from PIL import Image
 
+from resnet_jax.data.images import crops
 from resnet_jax.data.images.crops import (
   EvalTransform,
   TrainTransform,
@@ -17,6 +20,7 @@ from resnet_jax.data.images.crops import (
   resized_box,
 )
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.runtime.errors import UserError
 
 SHARED = Path(__file__).parents[2] / "shared" / "data"
 LIMIT = 10**8
@@ -359,19 +363,64 @@ def test_too_many_pixels_are_refused():
       transform(data, generator())
 
 
+def transforms(**options):
+  """Every way from a file to a square."""
+  yield EvalTransform(40, 32, "bilinear", LIMIT)
+  yield train_transform(16, **options)
+  yield train_transform(16, crop="random", resize=20, **options)
+
+
+@pytest.mark.parametrize(
+  "error",
+  [
+    cv2.error("OpenCV: it is too large"),
+    ValueError("box can't exceed original image size"),
+    MemoryError(),
+    struct.error("unpack requires 4 bytes"),
+    OverflowError("too large"),
+    Image.DecompressionBombError("it is a bomb"),
+  ],
+  ids=lambda error: type(error).__name__,
+)
+@pytest.mark.parametrize(
+  "place", ["open_image", "decode", "decode_part", "resize_exactly", "resize_fast"]
+)
+def test_whatever_a_decoder_or_resizer_raises_is_an_image_error(
+  place, error, monkeypatch
+):
+  def fail(*_):
+    raise error
+
+  monkeypatch.setattr(crops, place, fail)
+  failed = 0
+  for transform in transforms():
+    try:
+      transform(FILES["JPEG"], generator())
+    except ImageError as raised:
+      assert repr(error) in str(raised) and raised.__cause__ is error
+      failed += 1
+  assert failed == {"open_image": 3, "decode": 2, "resize_exactly": 2}.get(place, 1)
+
+
+@pytest.mark.parametrize("error", [ValueError("mine"), UserError("mine"), KeyError(1)])
+def test_the_error_of_an_own_augmentation_stays_as_it_is(error):
+  def own(image, rng):
+    raise error
+
+  for transform in list(transforms(own=own))[1:]:
+    with pytest.raises(type(error)) as info:
+      transform(FILES["JPEG"], generator())
+    assert info.value is error
+
+
 @pytest.mark.parametrize("name", ["JPEG", "small"])
 def test_damaged_file_becomes_a_square_or_an_image_error(name):
   rng = generator()
-  transforms = [
-    EvalTransform(40, 32, "bilinear", LIMIT),
-    train_transform(16),
-    train_transform(16, crop="random", resize=20),
-  ]
   for _ in range(100):
     data = bytearray(FILES[name])
     for at in rng.integers(0, min(len(data), 700), 3):
       data[at] = rng.integers(256)
-    for transform in transforms:
+    for transform in transforms():
       try:
         image = transform(bytes(data), generator())
       except ImageError:

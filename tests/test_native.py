@@ -1,9 +1,16 @@
 """The convolutions in C++ against XLA's, and what happens without a compiler."""
 
+import concurrent.futures
+import errno
 import os
+import select
+import shutil
+import stat
 import subprocess
 import sys
+import time
 from functools import partial
+from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -13,8 +20,10 @@ import pytest
 
 from resnet_jax import kernels
 from resnet_jax.kernels import choice, conv, native
+from resnet_jax.kernels.native import library
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.private_folder import private_folder
 
 needs_compiler = pytest.mark.skipif(
   bool(native.why_not_loaded()), reason="needs a C++ compiler"
@@ -353,28 +362,282 @@ def test_without_a_compiler_there_are_none():
   )
 
 
-def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path):
-  compiler = tmp_path / "c++"
-  compiler.write_text(
-    "#!/bin/sh\necho included >&2; echo error: no header >&2; exit 1\n"
-  )
-  compiler.chmod(0o755)
-  result = load(CXX=f"{compiler} -v", XDG_CACHE_HOME=str(tmp_path / "cache"))
-  assert result.stdout.startswith(f"0\n{compiler} could not compile ")
-  assert result.stdout.endswith(": error: no header\n")
-  assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "resnet_jax"]
+def script(path: Path, text: str) -> str:
+  path.write_text(f"#!/bin/sh\n{text}\n")
+  path.chmod(0o755)
+  return str(path)
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory) -> Path:
+  folder = tmp_path_factory.mktemp("small")
+  (folder / "small.cc").write_text('extern "C" int resnet_jax_lanes() { return 7; }')
+  command = "c++ -shared -fPIC small.cc -o small.so"
+  subprocess.run(command.split(), cwd=folder, check=True)
+  return folder / "small.so"
+
+
+@pytest.fixture
+def cache(tmp_path, monkeypatch, small) -> Path:
+  """A cache folder of its own, and a compiler that makes a small library at once."""
+  compiler = f'while [ "$1" != -o ]; do shift; done; cp {small} "$2"'
+  monkeypatch.setenv("CXX", script(tmp_path / "c++", compiler))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  return tmp_path / "cache" / "resnet_jax"
+
+
+def said_while_loading(capsys) -> str:
+  capsys.readouterr()
+  assert library.load().resnet_jax_lanes() == 7
+  return capsys.readouterr().err
+
+
+def swap(path: Path, data: bytes) -> None:
+  """Writes another file: the one that is there is in use by this process."""
+  path.unlink()
+  path.write_bytes(data)
+  path.chmod(0o700)
+
+
+def truncate(size: int):
+  return lambda kept: swap(kept, kept.read_bytes()[:size])
+
+
+def flip_a_byte(kept: Path) -> None:
+  data = bytearray(kept.read_bytes())
+  data[len(data) // 2] ^= 1
+  swap(kept, data)
+
+
+def link_elsewhere(kept: Path) -> None:
+  kept.rename(kept.parents[2] / "elsewhere")
+  kept.symlink_to(kept.parents[2] / "elsewhere")
+
+
+DAMAGE = {
+  "0 bytes": truncate(0),
+  "1 byte": truncate(1),
+  "1000 bytes": truncate(1000),
+  "all bytes but one": truncate(-1),
+  "one bit": flip_a_byte,
+  "no library": lambda kept: swap(kept, b"no library"),
+  "gone": Path.unlink,
+  "no digest": lambda kept: kept.with_suffix(".digest").unlink(),
+  "empty digest": lambda kept: kept.with_suffix(".digest").write_bytes(b""),
+  "digest of another": lambda kept: kept.with_suffix(".digest").write_text("ab" * 64),
+  "others can write": lambda kept: kept.chmod(0o777),
+  "link": link_elsewhere,
+}
 
 
 @needs_compiler
-def test_a_cache_that_is_damaged_or_cannot_be_written_is_done_without(tmp_path):
-  lanes = f"{native._load()[0]}\n\n"
-  compiler = tmp_path / "c++"  # The last level counts, and this one is soon done.
-  compiler.write_text('#!/bin/sh\nexec c++ "$@" -O0\n')
-  compiler.chmod(0o755)
-  variables = {"XDG_CACHE_HOME": str(tmp_path), "CXX": str(compiler)}
-  result = load(**variables)
-  assert (result.stdout, result.stderr) == (lanes, COMPILING)
-  (library,) = tmp_path.rglob("*.so")
-  library.write_bytes(b"no library")
-  result = load(**variables)
-  assert (result.stdout, result.stderr) == (lanes, COMPILING)
+@pytest.mark.parametrize("damage", DAMAGE.values(), ids=DAMAGE)
+def test_a_damaged_library_is_compiled_anew_once(cache, capsys, damage):
+  assert said_while_loading(capsys) == COMPILING
+  assert said_while_loading(capsys) == ""
+  (kept,) = cache.glob("*.so")
+  whole = kept.read_bytes()
+  damage(kept)
+  assert said_while_loading(capsys) == COMPILING
+  assert said_while_loading(capsys) == ""
+  assert kept.read_bytes() == whole
+  assert stat.S_IMODE(kept.lstat().st_mode) == 0o700
+  assert sorted(cache.iterdir()) == [kept.with_suffix(".digest"), kept]
+
+
+@needs_compiler
+def test_a_cache_is_private_whatever_the_umask(cache, capsys):
+  umask = os.umask(0)
+  try:
+    assert said_while_loading(capsys) == COMPILING
+    assert said_while_loading(capsys) == ""
+  finally:
+    os.umask(umask)
+  (kept,) = cache.glob("*.so")
+  assert [stat.S_IMODE(p.stat().st_mode) for p in (cache, kept)] == [0o700, 0o700]
+
+
+def make_a_link(folder: Path, monkeypatch) -> None:
+  folder.rename(folder.with_name("other"))
+  folder.symlink_to(folder.with_name("other"))
+
+
+def make_a_file(folder: Path, monkeypatch) -> None:
+  shutil.rmtree(folder)
+  folder.touch()
+
+
+def belong_to_another(folder: Path, monkeypatch) -> None:
+  monkeypatch.setattr(os, "getuid", lambda: folder.stat().st_uid + 1)
+
+
+def be_full(folder: Path, monkeypatch) -> None:
+  def fsync(descriptor):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+  next(folder.glob("*.so")).unlink()
+  monkeypatch.setattr(os, "fsync", fsync)
+
+
+SHARED = "other users can write in {0} (mode 77{1}): delete it, or, if you trust what"
+USELESS = {
+  "group": (lambda folder, _: folder.chmod(0o770), SHARED.format("{0}", 0)),
+  "others": (lambda folder, _: folder.chmod(0o772), SHARED.format("{0}", 2)),
+  "all": (lambda folder, _: folder.chmod(0o777), "is there, chmod go-w {0}\n"),
+  "owner": (belong_to_another, "{0} belongs to another user (uid "),
+  "link": (make_a_link, "{0} is a link; make it a folder\n"),
+  "file": (make_a_file, "File exists: '{0}'\n"),
+  "full": (be_full, "No space left on device\n"),
+}
+
+
+@needs_compiler
+@pytest.mark.parametrize(("spoil", "reason"), USELESS.values(), ids=USELESS)
+def test_a_cache_that_cannot_be_trusted_or_used_is_not(
+  cache, capsys, monkeypatch, spoil, reason
+):
+  said_while_loading(capsys)
+  spoil(cache, monkeypatch)
+  before = sorted(path.name for path in cache.parent.rglob("*"))
+  for _ in range(2):
+    said = said_while_loading(capsys).removeprefix(COMPILING).removesuffix(COMPILING)
+    assert said.startswith("the kernels are compiled for this process only (XDG_CACHE")
+    assert reason.format(cache) in said
+    assert len(said.splitlines()) == 1
+  left = sorted(path.name for path in cache.parent.rglob("*"))
+  assert left == before
+
+
+@needs_compiler
+def test_a_link_to_a_cache_folder_above_is_followed(cache, capsys):
+  (cache.parents[1] / "scratch").mkdir()
+  cache.parent.symlink_to(cache.parents[1] / "scratch")
+  assert said_while_loading(capsys) == COMPILING
+  assert said_while_loading(capsys) == ""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="needs /proc")
+def test_a_private_folder_stays_itself_when_others_take_its_place(tmp_path):
+  folder = private_folder(tmp_path / "shared" / "own")
+  (tmp_path / "shared").rename(tmp_path / "moved")
+  (tmp_path / "shared" / "own").mkdir(parents=True)
+  (folder / "file").touch()
+  assert [path.name for path in tmp_path.rglob("file")] == ["file"]
+  assert (tmp_path / "moved" / "own" / "file").exists()
+
+
+@needs_compiler
+def test_old_libraries_and_what_was_left_behind_are_removed(cache, capsys, monkeypatch):
+  said_while_loading(capsys)
+  (kept,) = cache.glob("*.so")
+  os.utime(kept, (0, 0))
+  said_while_loading(capsys)  # Counts as use.
+  day = 24 * 3600
+  ages = {"kernels-old.so": 31 * day, "kernels-used.so": 29 * day}
+  ages |= {"tmpkilled": 1.1 * day, "tmprunning": 0.9 * day, "other": 99 * day}
+  for name, age in ages.items():
+    if name.startswith("tmp"):
+      (cache / name).mkdir()
+      (cache / name / "kernels.so").touch()
+    else:
+      (cache / name).touch()
+    os.utime(cache / name, (time.time() - age,) * 2)
+  (cache / "kernels-old.digest").touch()
+  monkeypatch.setenv("CXX", os.environ["CXX"] + " -another")
+  assert said_while_loading(capsys) == COMPILING
+  assert kept.exists()
+  left = {path.name for path in cache.iterdir() if path.stem != kept.stem}
+  assert len(list(cache.glob("kernels-*.digest"))) == 2
+  assert left & {*ages, "kernels-old.digest"} == {
+    *("kernels-used.so", "tmprunning", "other")
+  }
+
+
+@needs_compiler
+def test_processes_that_compile_at_once_are_both_right(cache, capsys):
+  with concurrent.futures.ThreadPoolExecutor() as pool:
+    loaded = list(pool.map(lambda _: library.load(), range(8)))
+  assert [functions.resnet_jax_lanes() for functions in loaded] == [7] * 8
+  assert said_while_loading(capsys) == ""
+  assert len(list(cache.iterdir())) == 2
+
+
+def test_a_compiler_that_cannot_be_run_is_named(tmp_path, monkeypatch):
+  monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  plain = tmp_path / "plain"
+  plain.touch()
+  unreadable = tmp_path / "nonsense"
+  unreadable.write_bytes(b"\x7fELF\0")
+  unreadable.chmod(0o755)
+  for value, reason in {
+    'g++ "': "CXX='g++ \"' is no command: No closing quotation",
+    "": "CXX is empty: unset it, or name a C++ compiler",
+    " ": "CXX is empty: unset it, or name a C++ compiler",
+    "''": "CXX=\"''\" names no program that can be run: ''",
+    "no-such-c++ -v": "CXX='no-such-c++ -v' names no program that can be run: 'no-such",
+    str(tmp_path): f"CXX='{tmp_path}' names no program that can be run: ",
+    str(plain): f"CXX='{plain}' names no program that can be run: ",
+    str(unreadable): f"{unreadable} could not be run: Exec format error",
+  }.items():
+    monkeypatch.setenv("CXX", value)
+    assert native.why_not_loaded().startswith(reason)
+    assert native.is_broken()
+  assert list(tmp_path.glob("cache/resnet_jax/*")) == []
+
+
+FAILING = {
+  "echo included >&2; echo error: no header >&2; exit 1": ": error: no header",
+  "exit 3": ": it ended with status 3 and made no library",
+  "exit 0": ": it ended with status 0 and made no library",
+  "kill -9 $$": ": it ended with status -9 and made no library",
+}
+
+
+@pytest.mark.parametrize("text", FAILING)
+def test_a_compiler_that_fails_is_named_and_leaves_nothing(tmp_path, monkeypatch, text):
+  compiler = script(tmp_path / "c++", text)
+  monkeypatch.setenv("CXX", f"{compiler} -v")
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  with pytest.raises(library.CompileError) as caught:
+    library.load()
+  assert str(caught.value).startswith(f"{compiler} could not compile ")
+  assert str(caught.value).endswith(FAILING[text])
+  assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "resnet_jax"]
+
+
+@pytest.mark.parametrize("text", ["echo nonsense", "exec c++ -shared -x c++ /dev/null"])
+def test_what_is_no_library_of_kernels_is_a_reason(tmp_path, monkeypatch, text):
+  text = f'while [ "$1" != -o ]; do shift; done; {text} > "$2" -o "$2"'
+  monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  lanes, reason = native._load.__wrapped__()
+  assert lanes == 0
+  assert len(reason.splitlines()) == 1
+
+
+def test_a_compiler_that_hangs_ends_with_all_its_processes(tmp_path, monkeypatch):
+  alive = tmp_path / "alive"
+  os.mkfifo(alive)
+  compiler = script(tmp_path / "c++", f"exec 3>{alive}; sleep 600 & sleep 600")
+  monkeypatch.setenv("CXX", compiler)
+  monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+  monkeypatch.setattr(library, "_COMPILE_LIMIT_S", 1)
+  reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
+  with pytest.raises(library.CompileError, match="took more than 1 s to compile"):
+    library.load()
+  assert select.select([reader], [], [], 30)[0]  # Nobody has it open to write.
+  assert os.read(reader, 1) == b""
+  os.close(reader)
+  assert list(tmp_path.glob("cache/resnet_jax/*")) == []
+
+
+@needs_compiler
+def test_a_helper_that_the_compiler_leaves_behind_is_not_waited_for(
+  cache, tmp_path, monkeypatch
+):
+  helped = script(tmp_path / "helped", f'sleep 20 & exec {os.environ["CXX"]} "$@"')
+  monkeypatch.setenv("CXX", helped)
+  start = time.monotonic()
+  assert library.load().resnet_jax_lanes() == 7
+  assert time.monotonic() - start < 15

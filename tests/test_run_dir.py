@@ -63,6 +63,24 @@ def test_other_kernels_on_resume_are_a_warning_with_both_names(tmp_path, capsys)
   )
 
 
+def test_a_run_is_resumed_with_the_images_that_it_began_with(tmp_path):
+  first = RunFacts(num_train_images=18, train_digest="a")
+  use(tmp_path, Config(), 9, (), first)
+  (tmp_path / "checkpoints" / "5").mkdir(parents=True)
+  for facts in (
+    RunFacts(num_train_images=36, train_digest="b"),
+    RunFacts(num_train_images=36),
+  ):
+    with pytest.raises(UserError, match="trained on 18 images, and now there are 36"):
+      use(tmp_path, Config(), 9, (), facts)
+  with pytest.raises(UserError, match="18 images, and now their names or labels are"):
+    use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18, train_digest="b"))
+  # What has no list to compare, and a run of an older version.
+  use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18))
+  use(tmp_path, Config(), 9, (), RunFacts())
+  use(tmp_path, Config(), 9, (), first)
+
+
 @pytest.mark.parametrize("name", ["two\nlines", "not\udcff UTF-8"])
 def test_class_name_that_is_no_line_of_text_is_refused(tmp_path, name):
   with pytest.raises(ValueError, match=r"class '.*' must be one line of UTF-8"):
@@ -89,6 +107,13 @@ def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
       with pytest.raises(ValueError, match="in use by another process"):
         use(tmp_path, Config(num_steps=5), 5)  # Allowed afterwards, not now.
       assert read_config(tmp_path).num_steps == 9
+
+
+def test_run_directory_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
+  workdir = tmp_path / "\udcff" / "run"
+  with pytest.raises(UserError, match=r"^--workdir=.* must be in UTF-8, and all fold"):
+    use(workdir, Config(), 9)
+  assert not workdir.parent.exists()
 
 
 def test_run_directory_that_is_a_file_or_damaged(tmp_path):

@@ -1,5 +1,6 @@
 """Updates: the same numbers however they are cut up and spread out."""
 
+import dataclasses
 import functools
 from functools import partial
 
@@ -64,7 +65,9 @@ class Setup:
     options = {"state_sharding": init.sharding()} | options
     self.train_chunk = steps.compile_train_chunk(**options, **kwargs)
     self.eval_chunk = steps.compile_eval_chunk(apply_fn=model.apply, **kwargs)
-    ((self.feed, self.batches),) = self.dataset.eval_chunks()
+    feeds = [feed for feed, _ in self.dataset.eval_chunks()]
+    order = jnp.concatenate([feed.order for feed in feeds])
+    self.feed, self.batches = dataclasses.replace(feeds[0], order=order), len(feeds)
 
   def copy(self):
     # The state given to `train_chunk` is gone afterwards.

@@ -21,6 +21,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from names import NAME, SHOWN, assert_text
 from PIL import Image
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -663,12 +664,12 @@ def make_config(folder, **data):
   )
 
 
-def train(config, workdir, num_steps=7):
+def train(config, workdir, num_steps=7, file=None):
   from rich.console import Console
   from running import train_config
 
   config = dataclasses.replace(config, num_steps=num_steps)
-  console = Console(file=io.StringIO(), width=200)
+  console = Console(file=file or io.StringIO(), width=200)
   return train_config(config, str(workdir), jax.devices()[:1], console)
 
 
@@ -699,11 +700,16 @@ def test_resumed_equals_uninterrupted_to_the_bit(colours, trained, tmp_path):
 
 
 def test_a_run_tells_of_what_it_skips(colours, tmp_path):
-  shutil.copytree(colours, tmp_path / "damaged")
-  (tmp_path / "damaged" / "val" / "red" / "00.png").write_bytes(b"")
-  config = make_config(tmp_path / "damaged", on_error="skip", max_skip_share=0.1)
-  _, results = train(config, tmp_path / "run", 1)
+  damaged = tmp_path / "[" / f"b]{NAME}"
+  shutil.copytree(colours, damaged)
+  (damaged / "val" / "red" / "00.png").unlink()
+  (damaged / "val" / "red" / f"{NAME}.png").write_bytes(b"")
+  config = make_config(damaged, on_error="skip", max_skip_share=0.1)
+  shown = io.StringIO()
+  _, results = train(config, tmp_path / "run", 1, shown)
   assert results["count"] == 11
+  assert_text(shown.getvalue())
+  assert f"/[/b]{SHOWN}/val/red/{SHOWN}.png: " in shown.getvalue()
   last = (tmp_path / "run" / "metrics.jsonl").read_text().splitlines()[-1]
   assert json.loads(last)["skipped"] == 1
 

@@ -313,7 +313,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
     (["depth", "--config.seed=3"], "config.seed is what the study itself sets"),
     (["depth", "--config.num_stepz=3"], "config.num_stepz is no setting"),
     (["depth", "--config.num_steps=x"], "must be a whole number"),
-    (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be >= 0"),
+    (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be in [0, 2**31)"),
     (["depth", "--jobs=0"], "'0' must be a whole number > 0"),
     (["depth", "more"], "'more' is no flag"),
     (["depth", f"--out={__file__}"], "test_studies.py is a file; name a directory"),

@@ -1,5 +1,6 @@
 """Search for settings: spaces, how trials end, going on, and a small one as a whole."""
 
+import ast
 import json
 import runpy
 from pathlib import Path
@@ -127,9 +128,35 @@ def test_best_settings_become_a_config_file(tmp_path):
   )
   for number, settings in enumerate([config, Config()]):
     path = tmp_path / f"best{number}.py"
-    path.write_text(serialization.to_source(settings, "What it is."))
+    path.write_text(serialization.to_source(settings, "What it is.\n"))
     assert runpy.run_path(str(path))["get_config"]() == settings
     assert "seed" not in path.read_text()
+    assert path.read_text().startswith('"""What it is.\n"""\n')
+
+
+@pytest.mark.parametrize(
+  "doc",
+  [
+    'a"""\nraise SystemExit\n"""b',
+    'ends with "',
+    "ends with \\",
+    "\\x41 \\N{DIGIT ONE} \\\n",
+    3 * "'",
+    "\0 \r\n \x1b[31m \udcff \u2028 \x85",
+    "Größe ±1, in\ntwo lines\n",
+  ],
+)
+def test_a_docstring_of_a_config_file_may_hold_any_text(tmp_path, doc):
+  path = tmp_path / "best.py"
+  path.write_text(serialization.to_source(Config(), doc), encoding="utf-8")
+  tree = ast.parse(path.read_bytes())
+  assert ast.get_docstring(tree, clean=False) == doc
+  assert [type(part) for part in tree.body] == [
+    ast.Expr,
+    ast.ImportFrom,
+    ast.FunctionDef,
+  ]
+  assert runpy.run_path(str(path))["get_config"]() == Config()
 
 
 def test_the_settings_of_the_config_are_tried_first_and_trials_end_as_they_end(
@@ -231,6 +258,8 @@ def test_a_resumed_search_draws_other_numbers(tmp_path):
   assert first.config.optim.learning_rate != second.config.optim.learning_rate
 
 
+# Markup and a code that a terminal obeys; in Python, the end of a docstring.
+OUT = '[/b]\x1b[31m"""'
 SPACE = """
 from optuna.distributions import CategoricalDistribution
 
@@ -243,7 +272,7 @@ def command(tmp_path: Path, *argv: str, more: str = "{}") -> list[str]:
   path = tmp_path / "space.py"
   path.write_text(SPACE.replace("MORE", more))
   config = ROOT / "configs" / "digits.py"
-  out = tmp_path / "out"
+  out = tmp_path / OUT
   return ["sweep", f"--config={config}", f"--space={path}", f"--out={out}", *argv]
 
 
@@ -259,10 +288,15 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     tmp_path, "--sampler=grid", "--jobs=2", f"--storage=sqlite:///{tmp_path}/a.db"
   )
   main([*argv, *settings])
-  text, out = capsys.readouterr().out, tmp_path / "out"
+  text, out = capsys.readouterr().out, tmp_path / OUT
   assert "1 done, 0 pruned, 1 failed" in text and "best: trial" in text
+  shown = str(out).replace("\x1b", "?")
+  assert text.endswith(f"resnet-jax train --config={shown}/best.py\n")
+  assert all(map(str.isprintable, text.split("\n")))
   table = (out / "trials.md").read_text()
   assert "must end before the first decay" in table
+  doc = ast.get_docstring(ast.parse((out / "best.py").read_text()))
+  assert doc.endswith(f"resnet-jax train --config={out}/best.py")
   best = runpy.run_path(str(out / "best.py"))["get_config"]()
   assert best.optim.warmup_epochs == 0.02 and best.num_steps == 4
   assert (best.data.train_split, best.data.eval_split) == ("train", "")
@@ -298,7 +332,7 @@ def test_wrong_usage_is_one_line(argv, more, text, tmp_path, capsys):
   assert exit_info.value.code == 2
   err = capsys.readouterr().err
   assert text in err and err.startswith("error: ") and err.count("\n") == 1
-  assert not (tmp_path / "out" / "runs").exists()
+  assert not (tmp_path / OUT / "runs").exists()
 
 
 def test_a_study_is_for_one_metric(tmp_path):

@@ -52,6 +52,9 @@ def train(*args, cwd=ROOT, **kwargs) -> subprocess.CompletedProcess:
     (["runs/x"], ["'runs/x'", "--"]),
     (["--config.data.name=cifar10", "--config.data.dir=no"], ["tfds build cifar10"]),
     (["--config.batch_size=2000"], ["batch_size=2000", "1437"]),
+    (["--config.augment.padding=8"], ["augment.padding=8", "less than", "8x8"]),
+    (["--gpus=2"], ["--gpus", "CUDA_VISIBLE_DEVICES"]),
+    (["--lr=0.1"], ["--lr", "--config.optim.learning_rate"]),
     (["--workdir=train.py"], ["train.py is a file"]),
     (["--workdir="], ["--workdir="]),
     (["--config=BAD"], ["lerning_rate"]),
@@ -161,6 +164,13 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
   )
   assert f"--workdir={tmp_path} resumes it" in out
   assert (tmp_path / "checkpoints" / step).is_dir()
+
+
+def test_a_run_says_that_its_warmup_is_longer(tmp_path, capsys):
+  args = "--config.num_steps=1", "--config.optim.warmup_steps=2"
+  main(["train", *TINY, *args, f"--workdir={tmp_path / 'run'}"])
+  warning = "warning: the warmup of 2 steps is longer than the run"
+  assert warning in capsys.readouterr().out
 
 
 def test_help_names_the_flags():

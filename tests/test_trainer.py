@@ -28,7 +28,9 @@ from resnet_jax.models.registry import build_model
 from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.hooks import Hook
+from resnet_jax.training.trainer import train
 
 
 def make_config(**changes) -> Config:
@@ -115,6 +117,62 @@ def test_a_signal_ends_a_run_between_calls_with_nothing_lost(whole, tmp_path):
   assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
   lines, expected = records(tmp_path), records(whole[0])
   assert [line["step"] for line in lines] == [line["step"] for line in expected]
+
+
+@pytest.mark.parametrize("last", [6, 11])
+def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_for_it(
+  tmp_path, last
+):
+  optim = OptimConfig(learning_rate=0.05, ema_decay=0.9)
+  config = make_config(precise_bn_batches=3, log_every_steps=3, optim=optim)
+
+  class Signal(Hook):
+    def on_checkpoint(self, step, state):
+      if step == last:  # Its evaluation comes next.
+        signal.raise_signal(signal.SIGTERM)
+
+  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
+  expected = run(config, whole)
+  with pytest.raises(Stopped) as error:
+    run(config, stopped, hooks=[Signal()])
+  assert error.value.step == latest_step(stopped) == last
+  assert [line["split"] for line in records(stopped) if line["step"] == last] == [
+    "train"
+  ]
+  assert_states_equal(run(config, stopped)[0], expected[0])
+  timed = "images_per_s", "input_wait"
+  ours, theirs = (
+    [{k: v for k, v in line.items() if k not in timed} for line in records(place)]
+    for place in (stopped, whole)
+  )
+  assert ours == theirs
+  for which in ("best", "latest"):
+    evaluated = [evaluate_run(config, str(place), which) for place in (stopped, whole)]
+    assert evaluated[0][0] == evaluated[1][0]
+    assert evaluated[0][1]["loss"] == evaluated[1][1]["loss"]
+
+
+@pytest.mark.parametrize("last", [4, 0])
+def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path, last):
+  class Failing:
+    def __init__(self, data):
+      self.data = data
+
+    def __getattr__(self, name):
+      return getattr(self.data, name)
+
+    def train_chunks(self, key, step, plan):
+      for end, feed, count in self.data.train_chunks(key, step, plan):
+        if end > last:
+          raise OSError("the disk is gone")
+        yield end, feed, count
+
+  experiment = Experiment.create(make_config(), devices=jax.devices()[:1])
+  vars(experiment)["train_data"] = Failing(experiment.train_data)
+  with pytest.raises(OSError, match="the disk is gone"):
+    train(experiment, str(tmp_path), console=Console(quiet=True))
+  assert latest_step(tmp_path) == last
+  assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
 
 
 def test_a_damaged_metrics_file_is_named(tmp_path):

@@ -163,8 +163,11 @@ def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, 
   np.testing.assert_array_equal(named(state.variables)[path], start[path])
 
 
-def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_path):
+def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(
+  source, tmp_path, monkeypatch
+):
   workdir, file, _ = source
+  monkeypatch.setenv("HOME", str(tmp_path))
   for change, text in (
     (
       {"name": "resnet20"},
@@ -178,6 +181,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(source, tmp_p
       train(config, tmp_path / "run")
   for path, text in (
     (tmp_path / "none", "no config.init_from="),
+    ("~/none", f"no config.init_from='{tmp_path}/none'"),
     (tmp_path, "no run"),
     (workdir / "checkpoints" / "7", "no config.init_from="),
   ):
@@ -215,7 +219,7 @@ def multipliers_of(text):
 
 
 @pytest.mark.parametrize(
-  "text", ["head", "head=", "head=-1", "head=inf", "head=nan", ","]
+  "text", ["head", "head=", "head=-1", "head=inf", "head=nan", ",", "head=1,head=2"]
 )
 def test_wrong_multipliers_are_refused(text):
   with pytest.raises(ValueError, match="learning_rate_multipliers="):

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from arrays import normal, pixels, variables_of
+from names import NAME, assert_text
 from PIL import Image
 from running import train_config
 
@@ -31,6 +33,7 @@ from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.runtime.terminal import printable
 from resnet_jax.weights.load_save import all_class_names
 
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
@@ -233,7 +236,7 @@ def test_features_are_kept_though_the_picture_fails(trained, folder, tmp_path):
 
 
 def test_a_caption_may_be_anything(tmp_path):
-  lines = ["\udcff.jpg", "$x$ {y} \\frac", "\n", "x" * 99]
+  lines = [NAME, "$x$ {y} \\frac", "\n", "x" * 99]
   image = np.zeros((8, 8, 3), np.uint8)
   draw_grid(str(tmp_path / "x.png"), [Picture(image, lines)] * 3, columns=2)
   assert Image.open(tmp_path / "x.png").size[0] > 300
@@ -356,13 +359,16 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   run, folder, tmp_path, capsys
 ):
   source = ["--workdir", str(run)]
+  folder = shutil.copytree(folder, tmp_path / "photos" / "[" / f"b]{NAME}")
+  (folder / "b").rename(folder / NAME)
   figure = tmp_path / "grid.png"
   with pytest.raises(SystemExit) as end:
     main(["predict", *source, "--figure", str(figure), "--explain", str(folder)])
   assert end.value.code == 1
   out, err = capsys.readouterr()
+  assert_text(out, err)
   assert len(out.splitlines()) == 11
-  assert f"error: {folder}/a/05x.jpg: it is none of" in err
+  assert f"error: {printable(str(folder))}/a/05x.jpg: it is none of" in err
   assert "11 images; 1 could not be read" in err
   assert Image.open(figure).size > (500, 300)
   near = tmp_path / "near.png"
@@ -375,7 +381,7 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   main(["export", str(tmp_path / "net"), "--format", "stablehlo", *source])
   assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
   names = {path.name for path in tmp_path.iterdir()}
-  assert names == {"grid.png", "near.png", "f.npz", "net"}
+  assert names == {"grid.png", "near.png", "f.npz", "net", "photos"}
 
 
 @pytest.mark.parametrize(

@@ -6,6 +6,7 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_jax.config.files import list_configs
+from resnet_jax.runtime.terminal import plain
 
 TEXT = "List the configs that `--config` takes by name, with a line each."
 
@@ -19,5 +20,5 @@ def run(args: argparse.Namespace) -> None:
   del args
   table = Table("config", "what it trains", box=None)
   for name, line in list_configs().items():
-    table.add_row(name, line)
+    table.add_row(plain(name), plain(line))
   Console().print(table)

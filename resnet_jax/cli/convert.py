@@ -9,6 +9,7 @@ from resnet_jax.cli.options import (
   model_config,
 )
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 
 TEXT = "Convert weights from a run or to one."
 
@@ -30,4 +31,4 @@ def run(args: argparse.Namespace) -> None:
   if args.model is None and (args.num_classes or args.stem or args.shortcut):
     raise UserError("--num-classes, --stem and --shortcut need --model")
   model = None if args.model is None else model_config(args)
-  print(convert(args.source, args.target, model, args.checkpoint, args.trust_code))
+  show(convert(args.source, args.target, model, args.checkpoint, args.trust_code))

@@ -15,6 +15,7 @@ from rich.table import Table
 from resnet_jax.cli.options import add_number, add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.runtime.errors import clean_errors
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
   from resnet_jax.analysis.dryrun import Report, Topology
@@ -83,7 +84,7 @@ def _run(args: argparse.Namespace) -> None:
     if args.json:
       print(json.dumps(dataclasses.asdict(report)), flush=True)
     elif len(names) == 1:
-      print(describe(report, topology))
+      show(*describe(report, topology).split("\n"))
   if not args.json and len(names) > 1:
     # Not folded to the terminal's width: rows are to be read, and copied.
     Console(width=150).print(tabulate(reports))

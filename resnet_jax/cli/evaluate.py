@@ -11,6 +11,7 @@ from resnet_jax.cli.options import (
 )
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
+from resnet_jax.runtime.terminal import show
 
 # The settings that these flags stand for.
 _DATA_FLAGS = {
@@ -72,7 +73,7 @@ def run(args: argparse.Namespace) -> None:
     results = {name: results[name] for name in results if name != "images_per_s"}
     print(json.dumps(results))
   else:
-    print(evaluator.describe(results))
+    show(evaluator.describe(results))
 
 
 def _apply(config: Config, args: argparse.Namespace) -> None:

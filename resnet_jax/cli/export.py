@@ -8,9 +8,8 @@ from resnet_jax.cli.options import (
   check_source,
 )
 from resnet_jax.cli.photos import load_classifier
-from resnet_jax.runtime.errors import (
-  UserError,
-)
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 
 TEXT = (
   "Write a network as one file that runs without this package: uint8 images in, "
@@ -54,10 +53,9 @@ def run(args: argparse.Namespace) -> None:
   classifier = load_classifier(args)
   difference = export(classifier, args.target, args.format, args.image_size)
   height, width = args.image_size or (classifier.preprocessing.crop,) * 2
-  print(
-    f"{classifier.name} -> {args.target} ({os.path.getsize(args.target) / 1e6:.1f} "
-    "MB)\n"
+  show(
+    f"{classifier.name} -> {args.target} ({os.path.getsize(args.target) / 1e6:.1f} MB)",
     f"images [batch, {height}, {width}, {classifier.channels}] uint8 -> probabilities "
-    f"[batch, {len(classifier.class_names)}] float32\n"
-    f"read again, probabilities differ by {difference:.1g} at most"
+    f"[batch, {len(classifier.class_names)}] float32",
+    f"read again, probabilities differ by {difference:.1g} at most",
   )

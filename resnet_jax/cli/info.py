@@ -7,10 +7,11 @@ import os
 import platform
 from typing import Any
 
+from resnet_jax.runtime.terminal import show
+
 TEXT = (
   "Print versions, devices, the kernels and image decoders in use and why, and the "
-  "cache "
-  "folders: what a bug report needs."
+  "cache folders: what a bug report needs."
 )
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
@@ -33,7 +34,7 @@ def run(args: argparse.Namespace) -> None:
   for title, value in found.items():
     if isinstance(value, dict):
       value = ", ".join(f"{k} {v}" for k, v in value.items())
-    print(f"{title + ':':10} {value}")
+    show(f"{title + ':':10} {value}")
 
 
 def collect() -> dict[str, Any]:

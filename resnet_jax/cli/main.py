@@ -1,6 +1,7 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
 import argparse
+import os
 from typing import Any, NoReturn
 
 from absl import logging
@@ -23,6 +24,7 @@ from resnet_jax.cli import (
   train,
 )
 from resnet_jax.runtime.errors import UserError, clean_errors, fail
+from resnet_jax.runtime.terminal import escape_unknown_letters
 
 # In the order of a first look. Each has TEXT, `add_arguments` and `run`.
 COMMANDS = {
@@ -50,13 +52,17 @@ def main(argv: list[str] | None = None) -> None:
 
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
-  parser = _create_parser()
-  args, rest = parser.parse_known_args(argv)
-  args.settings = rest
+  escape_unknown_letters()
   logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
   with clean_errors():
+    args, rest = create_parser().parse_known_args(argv)
+    for name, value in vars(args).items():
+      if isinstance(value, str) and value.startswith("~"):
+        # A shell expands the ~ of `--flag ~/x`, but not that of `--flag=~/x`.
+        setattr(args, name, os.path.expanduser(value))
     if rest and args.command not in _WITH_SETTINGS:
       raise UserError(f"unrecognized arguments: {' '.join(rest)}; see --help")
+    args.settings = rest
     COMMANDS[args.command].run(args)
 
 
@@ -68,7 +74,8 @@ class _Parser(argparse.ArgumentParser):
     fail(2, f"{message}; {self.prog} --help says more")
 
 
-def _create_parser() -> argparse.ArgumentParser:
+def create_parser() -> argparse.ArgumentParser:
+  """Returns the parser of all commands."""
   parser = _Parser(
     prog="resnet-jax",
     description="Train residual networks, and use them. Begin with `resnet-jax train`.",
@@ -77,6 +84,9 @@ def _create_parser() -> argparse.ArgumentParser:
   commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
   for name, command in COMMANDS.items():
     text = command.TEXT
-    added = commands.add_parser(name, help=text.split(". ")[0], description=text)
+    # `train --help` also shows the settings, whose defaults are those of its --config.
+    added = commands.add_parser(
+      name, help=text.split(". ")[0], description=text, add_help=name != "train"
+    )
     command.add_arguments(added)
   return parser

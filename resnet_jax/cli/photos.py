@@ -13,9 +13,8 @@ from resnet_jax.cli.options import (
   model_config,
 )
 from resnet_jax.config.preprocessing import check_channels
-from resnet_jax.runtime.errors import (
-  UserError,
-)
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import printable
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
   from resnet_jax.inference.classifier import Classifier
@@ -73,8 +72,6 @@ class Meter:
 
   def advance(self, count: int, errors: list[str]) -> None:
     """Counts images that were done, and names those that could not be read."""
-    from resnet_jax.data.audit.report import printable
-
     for error in errors:
       print(f"error: {printable(error)}", file=sys.stderr)
     self._count += count

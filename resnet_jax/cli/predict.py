@@ -11,9 +11,8 @@ from resnet_jax.cli.options import (
   check_source,
 )
 from resnet_jax.cli.photos import BATCH_SIZE, Meter, check_figure, load_classifier
-from resnet_jax.runtime.errors import (
-  UserError,
-)
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
   from resnet_jax.inference.predict import Prediction
@@ -46,7 +45,6 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  from resnet_jax.data.audit.report import printable
   from resnet_jax.data.pipelines.single_pass import find_images
   from resnet_jax.inference.image_grid import Picture, draw_grid
   from resnet_jax.inference.predict import predict
@@ -79,7 +77,7 @@ def run(args: argparse.Namespace) -> None:
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
       if not args.json:
-        print(printable(f"{found.file}: {'; '.join(lines)}"))
+        show(f"{found.file}: {'; '.join(lines)}")
       if found.image is not None:
         heat = found.heat if args.explain else None
         name = os.path.basename(found.file)

@@ -32,9 +32,8 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
     elif name.startswith("config."):
       path = name.removeprefix("config.")
     else:
-      near = ", ".join(f"--config.{path}" for path in fields.near_names(name))
-      hint = f"did you mean {near}?" if near else "settings are --config.NAME=VALUE"
-      raise UserError(f"{flag} is no flag; {hint}")
+      advice = fields.advise(name, "--config.") or "settings are --config.NAME=VALUE"
+      raise UserError(f"{flag} is no flag; {advice}")
     fields.check_field_name(path)
     if not has_value:
       if _TYPES[path] is bool:

@@ -12,14 +12,15 @@ from rich.table import Table
 
 from resnet_jax.cli.options import add_number
 from resnet_jax.cli.settings import parse_settings
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.fields import set_value
-from resnet_jax.config.schema import check_choice
 from resnet_jax.config.validation import validate
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study
 from resnet_jax.experiments.studies.outcomes import row_of
 from resnet_jax.experiments.studies.report import Planned, Report, write_report
 from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.terminal import plain, show
 
 TEXT = (
   "Reproduce a claim of the paper: train its networks, and write numbers, tables, "
@@ -47,7 +48,7 @@ def run(args: argparse.Namespace) -> None:
 
   Exit status 1 if a run failed.
   """
-  from resnet_jax.runs.run_dir import hold  # JAX takes seconds to import.
+  from resnet_jax.runs.lock import hold  # JAX takes seconds to import.
 
   check_choice("NAME", args.name, STUDIES)
   study = STUDIES[args.name]
@@ -59,7 +60,7 @@ def run(args: argparse.Namespace) -> None:
   runs = Path(args.runs) if args.runs else out / "runs"
   settings = parse_settings(args.settings)
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
-  console = Console(soft_wrap=True)
+  console = Console()
   with hold(str(out), f"--out={out}"):
     try:
       failed = _train(planned, args.jobs or 1, console)
@@ -70,7 +71,7 @@ def run(args: argparse.Namespace) -> None:
       out, args.name, args.scale, planned, failed, command, list(settings)
     )
   _show(report, console)
-  console.print(f"{out / 'report.html'}", highlight=False)
+  show(str(out / "report.html"))
   if failed:
     sys.exit(1)
 
@@ -127,7 +128,7 @@ def _train(planned: list[Planned], limit: int, console: Console) -> dict[str, st
   """Trains what is not done; returns the error of each run that failed, by its name."""
   todo = [run for run in planned if run.job.result() is None]
   if len(todo) < len(planned):
-    console.print(f"{len(planned) - len(todo)} runs are done", highlight=False)
+    show(f"{len(planned) - len(todo)} runs are done")
   failed = {}
   by_job = {run.job: run for run in todo}
   with (
@@ -159,9 +160,7 @@ def _show(report: Report, console: Console) -> None:
   for name in header[1:]:
     table.add_column(name, justify="right")
   for row in rows:
-    table.add_row(*row)
-  console.print(table)
+    table.add_row(*map(plain, row))
+  console.print(table, soft_wrap=True)
   for finding in report.findings:
-    console.print(
-      f"{finding.verdict}: {finding.claim.text} {finding.text}", highlight=False
-    )
+    show(f"{finding.verdict}: {finding.claim.text} {finding.text}")

@@ -11,6 +11,7 @@ from resnet_jax.cli.options import (
   add_model_options,
   add_number,
 )
+from resnet_jax.runtime.terminal import show
 
 TEXT = "Print layers, sizes, parameters, multiply-adds."
 
@@ -55,13 +56,11 @@ def run(args: argparse.Namespace) -> None:
     shape = " x ".join(map(str, layer.output_shape))
     counts = [f"{n:,}" if n else "" for n in (layer.params, layer.multiply_adds)]
     table.add_row(layer.name, shape, *counts)
-  console = Console()
-  console.print(table)
-  console.print(
-    f"{args.model}, {model.num_classes} classes, one image of {size} x {size} x 3\n"
-    f"parameters:     {params:,} ({4 * params / 2**20:.1f} MiB in float32)\n"
-    f"multiply-adds:  {totals['multiply_adds'] / 1e9:.2f} G\n"
+  Console().print(table)
+  show(
+    f"{args.model}, {model.num_classes} classes, one image of {size} x {size} x 3",
+    f"parameters:     {params:,} ({4 * params / 2**20:.1f} MiB in float32)",
+    f"multiply-adds:  {totals['multiply_adds'] / 1e9:.2f} G",
     f"activations:    {totals['activation_bytes'] / 2**20:.1f} MiB in float32, the "
     "outputs of the layers above",
-    highlight=False,
   )

@@ -17,6 +17,7 @@ from resnet_jax.experiments import jobs
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
   import optuna
@@ -79,7 +80,7 @@ def run(args: argparse.Namespace) -> None:
   if importlib.util.find_spec("optuna") is None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
   from resnet_jax.experiments.sweeps import search, space
-  from resnet_jax.runs.run_dir import hold
+  from resnet_jax.runs.lock import hold
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)
@@ -106,19 +107,18 @@ def run(args: argparse.Namespace) -> None:
     if is_grid:
       total = first
     trials.take_up()
-    console = Console(soft_wrap=True)
     try:
-      _run_trials(trials, total, limit, console)
+      _run_trials(trials, total, limit)
     except KeyboardInterrupt:
       fail(1, jobs.INTERRUPTED)
-    _write(study, base, out, args, console)
+    _write(study, base, out, args)
 
 
-def _run_trials(trials: "Search", total: int, limit: int, console: Console) -> None:
+def _run_trials(trials: "Search", total: int, limit: int) -> None:
   todo = total - trials.count() + trials.waiting()
   with (
     contextlib.closing(jobs.run_at_once(trials.jobs(total), limit)) as running,
-    jobs.Display(todo, console) as display,
+    jobs.Display(todo, Console()) as display,
   ):
     for job, has_ended in running:
       if has_ended:
@@ -129,11 +129,7 @@ def _run_trials(trials: "Search", total: int, limit: int, console: Console) -> N
 
 
 def _write(
-  study: "optuna.Study",
-  base: "Config",
-  out: Path,
-  args: argparse.Namespace,
-  console: Console,
+  study: "optuna.Study", base: "Config", out: Path, args: argparse.Namespace
 ) -> None:
   """Writes table, figures and the best config, and says what was found."""
   from optuna.trial import TrialState
@@ -150,15 +146,12 @@ def _write(
       (TrialState.FAIL, "failed"),
     )
   )
-  console.print(f"{counts}: {out / 'trials.md'}", highlight=False)
+  show(f"{counts}: {out / 'trials.md'}")
   if TrialState.COMPLETE not in states:
     sys.exit(1)
   best = study.best_trial
   values = ", ".join(f"{path}={value!r}" for path, value in best.params.items())
-  console.print(
-    f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}",
-    highlight=False,
-  )
+  show(f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}")
   judge = "held-out images" if args.val_share else "config.data.eval_split"
   doc = (
     f"The best of {len(states)} trials around {args.config}, by {args.metric} "
@@ -169,9 +162,8 @@ def _write(
     out / "best.py", serialization.to_source(space.with_values(base, best.params), doc)
   )
   names = results.draw_figures(study, out)
-  console.print(f"figures: {', '.join(str(out / name) for name in names)}")
   todo = "next, the test images, once" if args.val_share else "next"
-  console.print(
+  show(
+    f"figures: {', '.join(str(out / name) for name in names)}",
     f"{todo}: resnet-jax train --config={out / 'best.py'}",
-    highlight=False,
   )

@@ -5,9 +5,9 @@ import signal
 
 from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
-from resnet_jax.config import fields
-from resnet_jax.config.schema import Config
+from resnet_jax.config.meanings import describe_settings
 from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.terminal import show
 
 TEXT = (
   "Train a network, or resume the run in --workdir. Any setting is a flag: "
@@ -16,12 +16,19 @@ TEXT = (
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags, and the list of all settings to the help."""
+  """Adds the flags."""
   parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.epilog = "settings, with the defaults of a config that does not say:\n"
-  for path, field, value in fields.walk(Config()):
-    kind = field.metadata.get("allowed", fields.type_name(path))
-    parser.epilog += f"  --config.{path}: {kind} ({value!r})\n"
+  parser.epilog = (
+    "examples:\n"
+    "  resnet-jax train\n"
+    "  resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR\n"
+    "  resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS\n"
+    "  resnet-jax train --workdir=RUN    (resumes the run)\n"
+  )
+  # Not argparse's own: the defaults that it shows are those of the chosen config.
+  parser.add_argument(
+    "-h", "--help", action="store_true", help="show this text, with all settings"
+  )
   parser.add_argument(
     "--config",
     metavar="NAME",
@@ -42,6 +49,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="the state that --mode=eval evaluates: latest, best, or a step",
   )
   add_trust_code(parser)
+  parser.set_defaults(parser=parser)
   parser.add_argument(
     "--coordinator", metavar="HOST:PORT", help="of process 0, if no launcher tells"
   )
@@ -62,6 +70,10 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Connects the processes, then trains or evaluates."""
+  if args.help:
+    config = load_config(args.config, args.settings, trust_code=args.trust_code)
+    print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
+    return
   # Only here: JAX, Orbax and the rest take seconds to import.
   from resnet_jax.runtime import compilation, processes
 
@@ -71,17 +83,11 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _run(args: argparse.Namespace) -> None:
-  import jax
-
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe, evaluate_run
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.trainer import train
-
-  def show(text: str) -> None:
-    if jax.process_index() == 0:
-      print(text)
 
   workdir = args.workdir
   if workdir == "":
@@ -94,7 +100,7 @@ def _run(args: argparse.Namespace) -> None:
     # With several processes JAX would take it for a notice to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
-    show(f"step {step}: {describe(results)}")
+    _show(f"step {step}: {describe(results)}")
     return
   # All processes ask for a name, also if only some have the flag.
   new = run_dir.new_workdir(config.data.name)
@@ -103,16 +109,25 @@ def _run(args: argparse.Namespace) -> None:
   try:
     state, results = train(Experiment.create(config), workdir)
   except Stopped as stopped:
-    show(f"stopped after step {stopped.step}, which is saved: {resume}")
+    done = f"after step {stopped.step}, which is saved"
+    _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
     return
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)
     hint = f"{resume} from step {step}" if step else "nothing was saved yet"
     fail(1, f"interrupted; {hint}")
-  show(
-    f"done: {describe(results)} after {state.step} steps\n"
-    f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)\n"
-    f"next: resnet-jax evaluate --workdir={workdir}\n"
-    "      resnet-jax train --config.model.name=plain20\n"
-    "      resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR"
+  _show(
+    f"done: {describe(results)} after {state.step} steps",
+    f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)",
+    f"next: resnet-jax evaluate --workdir={workdir}",
+    "      resnet-jax train --config.model.name=plain20",
+    "      resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
   )
+
+
+def _show(*lines: str) -> None:
+  """Prints lines, in the first process of the run only."""
+  import jax
+
+  if jax.process_index() == 0:
+    show(*lines)

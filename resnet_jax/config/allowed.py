@@ -1,8 +1,11 @@
 """Fields of settings: default, allowed values, whether a resume may differ."""
 
 import dataclasses
-from collections.abc import Callable
+import difflib
+from collections.abc import Callable, Collection
 from typing import Any, TypeVar
+
+from resnet_jax.runtime.errors import UserError
 
 T = TypeVar("T")
 Number = TypeVar("Number", bound=float)
@@ -67,3 +70,14 @@ def increasing(default: Numbers) -> Numbers:
     return all(a < b for a, b in zip((0, *values), values, strict=False))
 
   return setting(default, "increasing and > 0, such as (30, 60)", check)
+
+
+def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
+  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
+  if value not in allowed:
+    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
+    raise UserError(
+      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
+      setting=field.removeprefix("config."),
+      value=value,
+    )

@@ -57,29 +57,84 @@ def flatten(config: Config) -> dict[str, object]:
 
 def check_field_name(path: str) -> None:
   """Raises `ValueError` with the nearest names if `path` is no setting's name."""
+  if path not in flatten(Config()):
+    advice = advise(path) or "`resnet-jax train --help` lists all settings"
+    raise UserError(f"config.{path} is no setting; {advice}")
+
+
+# What other programs call our settings.
+_OTHER_NAMES = {
+  "batch_size": "b bs batch batchsize train_batch_size",
+  "num_epochs": "epoch epochs max_epochs n_epochs num_train_epochs",
+  "num_steps": "steps max_steps total_steps train_steps iters iterations max_iters",
+  "init_from": "pretrained finetune weights init load_from",
+  "bn_scope": "sync_bn syncbn sync_batchnorm",
+  "log_every_steps": "log_every log_freq log_interval print_freq",
+  "eval_every_steps": "eval_every eval_freq eval_interval val_every",
+  "checkpoint.every_steps": "save_every save_freq save_interval checkpoint_every",
+  "seed": "manual_seed random_seed",
+  "model.name": "arch architecture backbone model model_name net network",
+  "model.dtype": "amp bf16 fp16 half mixed_precision precision",
+  "model.num_classes": "classes n_classes nb_classes num_labels",
+  "model.stochastic_depth": "drop_path drop_path_rate",
+  "data.name": "data dataset dataset_name",
+  "data.dir": "data_dir data_path data_root dataset_dir root",
+  "data.num_workers": "j workers n_workers",
+  "data.num_threads": "threads",
+  "data.image_size": "img_size imgsz input_size resolution",
+  "optim.name": "opt optim optimizer optimiser",
+  "optim.learning_rate": "lr lr0 base_lr max_lr peak_lr",
+  "optim.schedule": "sched scheduler lr_sched lr_schedule lr_scheduler",
+  "optim.warmup_epochs": "warmup",
+  "optim.warmup_learning_rate": "warmup_lr",
+  "optim.weight_decay": "wd l2",
+  "optim.label_smoothing": "smoothing",
+  "optim.clip_norm": "clip clip_grad grad_clip gradient_clip_val max_grad_norm",
+  "optim.accumulate": "accum grad_accum accum_iter gradient_accumulation_steps",
+  "optim.ema_decay": "ema model_ema ema_rate",
+  "augment.flip": "hflip horizontal_flip",
+  "augment.policy": "aa autoaugment auto_augment randaug randaugment",
+  "augment.erasing": "reprob random_erase random_erasing cutout",
+  "augment.mixup": "mixup_alpha",
+  "augment.cutmix": "cutmix_alpha",
+}
+_SETTING_OF = {
+  name: path for path, names in _OTHER_NAMES.items() for name in names.split()
+}
+# What is no setting here.
+_ADVICE = {
+  "all devices are used; hide some with CUDA_VISIBLE_DEVICES": (
+    "device devices gpu gpus n_gpus ngpus num_devices num_gpus"
+  ),
+  "--workdir names the run's directory": (
+    "exp_dir log_dir logdir out out_dir output output_dir outdir save_dir"
+  ),
+  "the same --workdir resumes a run": "resume resume_from auto_resume",
+}
+_ADVICE_OF = {name: text for text, names in _ADVICE.items() for name in names.split()}
+
+
+def advise(name: str, flag: str = "config.") -> str:
+  """Returns what to give in place of a name that no setting has.
+
+  Args:
+    name: such as "optim.lr".
+    flag: what a setting's name begins with in the answer.
+
+  Returns:
+    A part of a sentence, or "" if nothing is near.
+  """
   known = list(flatten(Config()))
-  if path not in known:
-    near = near_names(path)
-    if not near:
-      raise UserError(
-        f"config.{path} is no setting; `resnet-jax train --help` lists all settings"
-      )
-    names = ", ".join(f"config.{name}" for name in near)
-    raise UserError(f"config.{path} is no setting; did you mean {names}?")
-
-
-# Short names that other programs have.
-_SHORT = {"lr": "learning_rate", "wd": "weight_decay", "epochs": "num_epochs"}
-
-
-def near_names(path: str) -> list[str]:
-  """Returns the settings that someone may have meant by a name that is none."""
-  known = list(flatten(Config()))
-  last = path.rsplit(".", 1)[-1].replace("-", "_")
-  last = _SHORT.get(last, last)
-  near = difflib.get_close_matches(path, known, n=2)
-  near += [name for name in known if name.rsplit(".", 1)[-1] == last]
-  return list(dict.fromkeys(near))
+  last = name.rsplit(".", 1)[-1].replace("-", "_").lower()
+  if last in _ADVICE_OF:
+    return _ADVICE_OF[last]
+  near = [path for path in known if path.rsplit(".", 1)[-1] == last]
+  if last in _SETTING_OF:
+    near = [_SETTING_OF[last]]
+  elif not near:
+    near = difflib.get_close_matches(name, known, n=2)
+  names = ", ".join(flag + path for path in near)
+  return f"did you mean {names}?" if near else ""
 
 
 def type_name(path: str) -> str:
@@ -93,7 +148,7 @@ def type_name(path: str) -> str:
     tuple[str, ...]: "names with commas between, such as stem,stage1",
     tuple[int, ...]: "a tuple of whole numbers, such as (30, 60)",
     tuple[float, ...]: "a tuple of numbers, such as (0.5, 0.5)",
-    Mapping[str, float]: "names and numbers, such as head=10,stem=0.1",
+    Mapping[str, float]: "different names with numbers, such as head=10,stem=0.1",
   }
   types = {field_path: field.type for field_path, field, _ in walk(Config())}
   return words[types[path]]

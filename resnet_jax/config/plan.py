@@ -9,6 +9,8 @@ import itertools
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
 
+_TOO_MANY_STEPS = 2**31  # They are counted in int32.
+
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
@@ -37,8 +39,9 @@ class Plan:
     """Converts epochs to steps.
 
     Raises:
-      ValueError: a batch larger than the training set, boundaries that fall on the
-        same step, or a warmup that does not end before the first of them.
+      ValueError: a batch larger than the training set, more steps than are counted,
+        boundaries that fall on the same step, or a warmup that does not end before the
+        first of them.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -48,19 +51,26 @@ class Plan:
       )
 
     def steps(epochs: float) -> int:
-      return round(epochs * steps_per_epoch)
+      return round(min(epochs * steps_per_epoch, _TOO_MANY_STEPS))
 
     optim = config.optim
     num_steps = config.num_steps or max(1, steps(config.num_epochs))
+    if num_steps >= _TOO_MANY_STEPS:
+      raise UserError(
+        f"config.num_epochs={config.num_epochs} must be fewer than 2**31 steps, at "
+        f"{steps_per_epoch} steps an epoch"
+      )
     warmup_steps = optim.warmup_steps or steps(optim.warmup_epochs)
     decay_steps = optim.decay_steps or tuple(map(steps, optim.decay_epochs))
-    if any(a >= b for a, b in itertools.pairwise((0, *decay_steps))):
+    limits = 0, *decay_steps, _TOO_MANY_STEPS
+    if any(a >= b for a, b in itertools.pairwise(limits)):
+      name = "decay_steps" if optim.decay_steps else "decay_epochs"
       raise UserError(
-        f"config.optim.decay_epochs={optim.decay_epochs} are steps {decay_steps} at "
-        f"{steps_per_epoch} steps an epoch; they must be increasing and > 0"
+        f"config.optim.{name}={getattr(optim, name)} are steps {decay_steps} at "
+        f"{steps_per_epoch} steps an epoch; they must be increasing, > 0 and < 2**31"
       )
+    name = "warmup_steps" if optim.warmup_steps else "warmup_epochs"
     if decay_steps and warmup_steps >= decay_steps[0]:
-      name = "warmup_steps" if optim.warmup_steps else "warmup_epochs"
       raise UserError(
         f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
         f"must end before the first decay of the learning rate at step {decay_steps[0]}"

@@ -8,22 +8,9 @@ No postponed annotations here: `validation.py` and the command line read the typ
 """
 
 import dataclasses
-import difflib
-from collections.abc import Collection, Mapping
+from collections.abc import Mapping
 
 from resnet_jax.config import allowed
-from resnet_jax.runtime.errors import UserError
-
-
-def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
-  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
-  if value not in allowed:
-    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
-    raise UserError(
-      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
-      setting=field.removeprefix("config."),
-      value=value,
-    )
 
 
 def _has_fixed_schedule(config: "Config") -> bool:
@@ -33,24 +20,34 @@ def _has_fixed_schedule(config: "Config") -> bool:
 
 @dataclasses.dataclass(slots=True)
 class ModelConfig:
-  """Which network.
+  """The network.
 
   Attributes:
-    name: a key of `resnet_jax.MODELS`: resnet50, resnet20, plain20, resnext50_32x4d...
-    factory: import path of an own network, "package.module:function". The function
-      takes this `ModelConfig`, whose `num_classes` and `dtype` are then known, and
-      returns a Flax module that maps images to logits; `name` is then unused.
-    num_classes: number of logits; 0 takes it from the data.
-    stem: "imagenet", "deep", "cifar", or "" for the architecture's own.
-    shortcut: "A", "B", "C", "D", "highway", "none", or "" for the architecture's own.
-    norm: "batch"; "unbiased_batch", with PyTorch's running variance; "group";
-      "frozen", a batch norm that never moves; or "none", a bias in its place.
-    zero_init_residual: start every block as its shortcut.
-    stochastic_depth: probability that the last block is left out for an image in
-      training; it rises linearly from the first.
-    scan: compile the equal blocks of a stage once, for deep nets.
-    remat: less memory for more time: compute activations inside blocks twice.
-    dtype: of the computation; "auto" is bfloat16 on GPU and TPU, float32 on CPU.
+    name: architecture, a key of `resnet_jax.MODELS`, such as resnet50, resnet20,
+      plain20 or resnext50_32x4d.
+    factory: import path of your own network, "package.module:function". The function
+      takes this `ModelConfig`, with `num_classes` and `dtype` filled in. It returns a
+      Flax module that maps images to logits. `name` is then unused.
+    num_classes: number of logits; 0 takes the number of classes of the data.
+    stem: first layers: "imagenet" (7x7 convolution and max-pool), "deep" (three 3x3
+      convolutions and max-pool), "cifar" (one 3x3 convolution), or "" for the
+      architecture's own.
+    shortcut: "A" (identity with zero padding), "B" (projection where the shape
+      changes), "C" (projection everywhere), "D" (B after an average pool), "highway",
+      "none", or "" for the architecture's own.
+    norm: "batch"; "unbiased_batch" (batch norm with PyTorch's running variance);
+      "group"; "frozen" (batch norm with constant statistics); or "none" (a bias
+      instead).
+    zero_init_residual: initialise the last scale of each block with 0, so that each
+      block starts as its shortcut.
+    stochastic_depth: probability of dropping the last block for an image in training.
+      The probability rises linearly from the first block to the last.
+    scan: compile the identical blocks of a stage only once. This makes the compilation
+      of deep networks faster.
+    remat: recompute activations in the backward pass. This takes less memory and more
+      time.
+    dtype: data type of the computation; "auto" is bfloat16 on GPU and TPU, and float32
+      on CPU.
   """
 
   name: str = "resnet20"
@@ -70,43 +67,53 @@ class ModelConfig:
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:
-  """Which images.
+  """The images.
 
   Attributes:
-    name: "digits" (embedded), "synthetic" (noise with a pattern for each class),
-      "folder" (images in files), or the name of a TFDS image-classification set
-      prepared as array_record.
-    factory: import path of an own data set, "package.module:function". The function
-      takes this `DataConfig` and the name of a split, and returns an `ImageSource` or
-      an `ImageArrays`; `name` is then unused.
-    dir: TFDS data directory, "" is TFDS's default, ~/tensorflow_datasets; of "folder":
-      a folder for each class, with or without train/ and val/ above them;
-      Tiny-ImageNet as it is downloaded; or a .csv file of path,label.
-    train_split, eval_split: in TFDS's syntax, such as "train[:45000]"; of "folder", the
-      folder's name. The built-in sets have "train" and "test". An eval_split of "" is
-      the data set's own, validation before test.
-    val_share: of a "folder" without splits: the share of each class kept as "val".
-    mean, std: subtracted and divided by after scaling pixels to [0, 1]; one value, or
-      one for each channel. The default scales to [-1, 1].
-    train_crop: of images that are decoded as they are needed (those of "folder", of
-      many sizes, or too many for the device): "random_resized", a part of random size
-      and shape, or "random", a square of the resized image. Set for a small TFDS set,
-      it is read that way too.
-    min_area: the smallest share of the image that "random_resized" takes.
-    train_resize: short side that training images are resized to, in pixels; 0 does not.
-    image_size: side of the training crop, or of "synthetic" images, in pixels.
-    eval_resize: short side that evaluation resizes images to, in pixels; 0 does not.
-    eval_crop: side of the square that it then cuts from the middle; 0 does not.
-    interpolation: of the resizing, antialiased: "bilinear" or "bicubic". The
-      "random_resized" parts are resized bilinearly, without.
-    num_examples: of "synthetic"; its evaluation split is as large.
-    on_error: what to do with an unreadable image: "raise" ends the run with its name;
-      "skip" counts it and takes the next one, or leaves it out of evaluation.
-    max_skip_share: the share of skipped images that ends the run all the same.
-    max_pixels: an image with more is one that cannot be read.
-    num_threads: that decode images; 0 is one for each core.
-    num_workers: processes that they are spread over; 0 is this one, which is enough
-      below about 16 cores.
+    name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
+      "folder" (image files), or the name of a TFDS data set that was prepared as
+      array_record.
+    factory: import path of your own data set, "package.module:function". The function
+      takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
+      `ImageArrays`. `name` is then unused.
+    dir: where the data is. For TFDS, its data directory; "" is ~/tensorflow_datasets.
+      For "folder", a directory with one folder per class, with or without train/ and
+      val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
+      path,label.
+    train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
+      "folder", the name of the split's folder. The included sets have "train" and
+      "test".
+    eval_split: evaluation split, written like train_split; "" takes the validation
+      split if the data set has one, and else the test split.
+    val_share: fraction of each class of a "folder" without splits that is kept for
+      evaluation.
+    mean, std: normalisation. Pixels are scaled to [0, 1]; then `mean` is subtracted,
+      and the result is divided by `std`. One value, or one per channel. The default
+      scales to [-1, 1].
+    train_crop: crop of training images that are decoded while training runs.
+      "random_resized" takes a part of random size and shape, and resizes it. "random"
+      takes a random square of the resized image. "folder" and large TFDS sets need one
+      of them. A small TFDS set with a crop is decoded while training runs too.
+    min_area: smallest fraction of the image area that "random_resized" takes.
+    train_resize: length in pixels to which the short side of training images is resized
+      before the "random" crop; 0 does not resize.
+    image_size: side length of the training crop, or of "synthetic" images, in pixels.
+    eval_resize: length in pixels to which evaluation resizes the short side of images;
+      0 does not resize.
+    eval_crop: side length in pixels of the square that evaluation cuts out of the
+      middle after resizing; 0 does not crop.
+    interpolation: "bilinear" or "bicubic", both antialiased. The parts that
+      "random_resized" takes are always resized bilinearly, without antialiasing.
+    num_examples: number of training images of "synthetic", and also of its evaluation
+      images.
+    on_error: what to do with an unreadable image. "raise" ends the run with an error
+      that names the image. "skip" counts it; training takes the next image instead, and
+      evaluation leaves it out.
+    max_skip_share: fraction of skipped images above which "skip" ends the run too.
+    max_pixels: largest number of pixels of an image; a larger image is unreadable.
+    num_threads: number of threads that decode images; 0 is one per core.
+    num_workers: number of processes for these threads; 0 decodes in the main process,
+      which is enough on machines with fewer than about 16 cores.
   """
 
   name: str = "digits"
@@ -115,9 +122,15 @@ class DataConfig:
   train_split: str = "train"
   eval_split: str = ""
   val_share: float = allowed.setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
-  mean: tuple[float, ...] = allowed.setting((0.5,), "not empty", bool)
+  mean: tuple[float, ...] = allowed.setting(
+    (0.5,),
+    "in [0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: bool(v) and min(v) >= 0 and max(v) <= 1,
+  )
   std: tuple[float, ...] = allowed.setting(
-    (0.5,), "not empty, all > 0", lambda v: bool(v) and min(v) > 0
+    (0.5,),
+    "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: bool(v) and min(v) > 0 and max(v) <= 1,
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
@@ -144,22 +157,23 @@ class AugmentConfig:
   """Random changes to training images.
 
   Attributes:
-    padding: largest shift along each axis, in pixels (zero-pad, then crop).
-    flip: mirror half of the images left to right.
-    policy: "trivial" (TrivialAugment) or "rand" (RandAugment), on the host, of images
-      with `data.train_crop`; "" is none.
-    magnitude: of RandAugment.
-    brightness, contrast, saturation: largest change of each, as a share.
-    hue: largest turn of the hue.
-    erasing: probability that a rectangle is blanked.
-    mixup, cutmix: their alpha; 0 is off, with both one is drawn for each batch.
-    image_factory: import path of an own augmentation of one image on the host,
-      "package.module:function". The function takes this `AugmentConfig` and returns
-      (image [H, W, 3] uint8, `np.random.Generator`) -> image. It follows the crop of
-      images with `data.train_crop`.
-    batch_factory: import path of an own augmentation of a batch within the compiled
-      step. The function takes this `AugmentConfig` and returns (key, images
-      [B, H, W, C] uint8) -> images; it comes first.
+    padding: largest random shift along each axis, in pixels (zero-pad, then crop).
+    flip: mirror a random half of the images left to right.
+    policy: "trivial" (TrivialAugment), "rand" (RandAugment) or "". It needs
+      `data.train_crop`, as it runs on the host.
+    magnitude: strength of RandAugment.
+    brightness, contrast, saturation: largest relative change of each.
+    hue: largest change of the hue, as a fraction of a full turn.
+    erasing: probability of erasing a random rectangle of an image.
+    mixup, cutmix: alpha of mixup and of CutMix; 0 turns it off. If both are on, each
+      batch gets one of them at random.
+    image_factory: import path of your own augmentation of single images on the host,
+      "package.module:function". The function takes this `AugmentConfig` and returns a
+      function (image [H, W, 3] uint8, `np.random.Generator`) -> image. It runs after
+      the crop, and needs `data.train_crop`.
+    batch_factory: import path of your own augmentation of batches in the compiled step,
+      "package.module:function". The function takes this `AugmentConfig` and returns a
+      function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
   """
 
   padding: int = allowed.at_least(0, 0)
@@ -182,40 +196,45 @@ class OptimConfig:
   """Optimiser and learning rate.
 
   Attributes:
-    name: "sgd"; "adam", whose weight decay is an L2 penalty as in PyTorch; "adamw",
-      whose weight decay is apart from the gradient's; or, for batches of thousands,
-      "lars" (You et al. 2017) or "lamb" (You et al. 2020).
-    learning_rate: peak value, reached at the end of warmup.
-    factory: import path of an own optimiser, "package.module:function". The function
+    name: "sgd"; "adam" (weight decay as an L2 penalty, as in PyTorch); "adamw"
+      (decoupled weight decay); or "lars" (You et al. 2017) and "lamb" (You et al. 2020)
+      for batches of thousands of images.
+    learning_rate: peak learning rate, which is reached at the end of warmup.
+    factory: import path of your own optimiser, "package.module:function". The function
       takes the schedule (step -> learning rate) and returns an
-      `optax.GradientTransformation`; `name`, `momentum`, `weight_decay` and `clip_norm`
+      `optax.GradientTransformation`. `name`, `momentum`, `weight_decay` and `clip_norm`
       are then unused.
-    learning_rate_multipliers: factors of the learning rate of groups of parameters,
-      such as {"head": 10, "stem": 0.1}, or head=10,stem=0.1 on the command line. The
-      groups are those of `freeze`.
-    reference_batch_size: if not 0, the learning rate is for this batch size, and is
-      multiplied by batch_size / reference_batch_size (Goyal et al. 2017).
-    batch_scaling: "linear", or "sqrt" to multiply by the root of that ratio, as is
-      usual with Adam and LAMB.
-    momentum, nesterov: of SGD and LARS.
-    weight_decay: coefficient of the L2 penalty, of kernels only.
-    decay_all: let weight decay act on batch-norm parameters and biases too, as the
-      paper did.
-    schedule: after warmup, "step" multiplies by `decay_factor` at each boundary;
-      "cosine" falls to 0 at the last step.
-    decay_epochs, decay_steps: the boundaries, counted from the start of training.
-    warmup: "linear" rises from `warmup_learning_rate` to `learning_rate`;
-      "constant" stays at `warmup_learning_rate`.
-    warmup_epochs, warmup_steps: its length.
-    label_smoothing: probability spread evenly over all classes.
-    accumulate: number of parts that a batch is split into, computed one after the
-      other to save memory; the learning rate and `batch_size` are of the whole.
+    learning_rate_multipliers: factors of the learning rate for groups of parameters,
+      such as {"head": 10, "stem": 0.1} in Python, or head=10,stem=0.1 on the command
+      line. The groups are those of `freeze`.
+    reference_batch_size: batch size for which `learning_rate` is given. The rate is
+      multiplied by batch_size / reference_batch_size (Goyal et al. 2017); 0 does not
+      scale it.
+    batch_scaling: "linear", or "sqrt" to scale by the square root of that ratio, which
+      is common with Adam and LAMB.
+    momentum: momentum of SGD and LARS.
+    nesterov: use Nesterov's momentum.
+    weight_decay: coefficient of the L2 penalty, or of the decoupled decay.
+    decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
+      did. Without it, weight decay applies to kernels only.
+    schedule: after warmup, "step" multiplies the rate by `decay_factor` at each
+      boundary; "cosine" decreases it to 0 at the last step.
+    decay_epochs, decay_steps: boundaries of "step", counted from the start of training,
+      in epochs or in steps.
+    decay_factor: factor of the learning rate at each boundary.
+    warmup: "linear" increases the rate from `warmup_learning_rate` to `learning_rate`;
+      "constant" keeps it at `warmup_learning_rate`.
+    warmup_epochs, warmup_steps: length of warmup, in epochs or in steps.
+    warmup_learning_rate: learning rate at the first step of warmup.
+    label_smoothing: probability that is spread evenly over all classes.
+    accumulate: number of parts into which a batch is split. They are computed one after
+      the other, which saves memory. `batch_size` is still the size of the whole batch.
     ema_decay: EMA decay per update, of parameters and batch-norm statistics; 0 disables
-      it. The EMA weights are evaluated too, and saved as the best.
+      it. The EMA weights are evaluated too, and are saved as the best.
     clip_norm: largest global norm of the gradient; 0 does not clip.
-    shard_state: split the optimiser's state over the devices, to save memory (ZeRO-1).
-    skip_nonfinite: leave out and count an update whose loss or gradient is not finite;
-      else it ends the run.
+    shard_state: split the optimiser state over the devices to save memory (ZeRO-1).
+    skip_nonfinite: skip and count updates whose loss or gradient is not finite. Without
+      it, such an update ends the run.
   """
 
   name: str = allowed.choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
@@ -252,11 +271,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(slots=True)
 class CheckpointConfig:
-  """When the state is saved. Always with each evaluation and at the end.
+  """When the state is saved, besides at each evaluation and at the end.
 
   Attributes:
-    every_steps: also every so many steps; 0 does not.
-    keep: number of newest checkpoints kept, next to the best one.
+    every_steps: also save after this number of steps; 0 does not.
+    keep: number of newest checkpoints to keep. The best one is kept besides.
   """
 
   every_steps: int = allowed.at_least(0, 0, may_change=True)
@@ -268,33 +287,40 @@ class Config:
   """One experiment.
 
   Attributes:
-    seed: of initialisation, shuffling and augmentation.
-    num_epochs: length of training; unused where `num_steps` is given.
-    num_steps: length of training in updates; 0 takes `num_epochs`.
-    batch_size: images of one update, over all devices.
-    steps_per_call: most updates of one call of the compiled `train_chunk`.
-    log_every_steps: period of training metrics.
-    eval_every_steps: period of evaluation; 0 is once an epoch. Always at the end.
-    kernels: how convolution and batch norm are computed: "xla"; "native", by this
-      package's own C++ kernels, on a machine with one CPU device and a C++ compiler;
-      "auto" is "native" where that is possible. They differ by rounding only.
-    bn_scope: the devices over which batch norm pools its statistics in training:
-      "global", all of them; "device", each for itself, without communication, as in the
-      paper; or groups of so many devices, such as 4. With `optim.accumulate` the images
-      of one part are pooled.
-    init_from: weights to start from, of all but the head, which is new: a run
-      (RUN, or RUN/checkpoints/STEP), or a file that `weights.load` reads.
-    freeze: groups of parameters that do not change, nor do their batch-norm statistics:
-      some of stem, stage1, stage2 ... and head. The command line takes commas between.
-    task: import path of an own `Task`, "package.module:function"; the function takes
-      the config and returns it. Empty is classification.
+    seed: seed of initialisation, shuffling and augmentation.
+    num_epochs: length of training in epochs; unused if `num_steps` is set.
+    num_steps: length of training in steps; 0 takes `num_epochs`.
+    batch_size: number of images per step, over all devices.
+    steps_per_call: largest number of steps that one call of the compiled function
+      makes.
+    log_every_steps: number of steps between logs of training metrics.
+    eval_every_steps: number of steps between evaluations; 0 evaluates once per epoch.
+      The last step is always evaluated.
+    kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
+      is this package's C++ kernels, for a machine with one CPU device and a C++
+      compiler. "auto" is "native" where that is possible. The results differ by
+      rounding only.
+    bn_scope: devices over which batch norm pools its statistics in training. "global"
+      is all devices; "device" is each device alone, without communication, as in the
+      paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
+      the images of one part are pooled.
+    init_from: trained weights to start from. The head is not taken. It is a run (RUN or
+      RUN/checkpoints/STEP), or a file that `weights.load` reads.
+    freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
+      and head. Their batch-norm statistics do not change either. On the command line,
+      the groups are separated by commas.
+    task: import path of your own `Task`, "package.module:function". The function takes
+      the config and returns the task; "" is classification.
     precise_bn_batches: training batches used to re-estimate batch-norm statistics
-      before each evaluation, as the paper's authors did; 0 keeps the running ones.
+      before each evaluation, as the paper's authors did; 0 keeps the running
+      statistics.
   """
 
   seed: int = allowed.setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
   num_epochs: float = allowed.positive(1.0, may_change=_has_fixed_schedule)
-  num_steps: int = allowed.at_least(0, 0, may_change=_has_fixed_schedule)
+  num_steps: int = allowed.setting(
+    0, "in [0, 2**31)", lambda v: 0 <= v < 2**31, may_change=_has_fixed_schedule
+  )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
   log_every_steps: int = allowed.positive(50, may_change=True)

@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable
 from typing import TYPE_CHECKING, TypeVar
 
@@ -62,7 +63,7 @@ def to_source(config: Config, doc: str) -> str:
 
   Args:
     config: the settings.
-    doc: the file's docstring.
+    doc: the file's docstring, which may hold any text.
   """
   names = []
 
@@ -82,8 +83,11 @@ def to_source(config: Config, doc: str) -> str:
 
   made = build(config, "  ") or "Config()"
   imports = "".join(f"  {name},\n" for name in sorted({"Config", *names}))
+  quoted = f'"""{doc}"""'
+  if re.search(r'["\\]', doc) or not all(map(str.isprintable, doc.split("\n"))):
+    quoted = repr(doc)
   return (
-    f'"""{doc}"""\n\nfrom resnet_jax.config import (\n{imports})\n\n\n'
+    f"{quoted}\n\nfrom resnet_jax.config import (\n{imports})\n\n\n"
     f"def get_config() -> Config:\n  return {made}\n"
   )
 

@@ -1,6 +1,6 @@
 """What settings may be: each by itself, and those that exclude each other."""
 
-import math
+import sys
 import types
 import typing
 from collections.abc import Mapping
@@ -26,11 +26,16 @@ def _has_type(value: object, kind: Any) -> bool:
     return (
       isinstance(value, int | float)
       and not isinstance(value, bool)
-      and math.isfinite(value)
+      and abs(value) <= sys.float_info.max
     )
   if kind is int:
     return isinstance(value, int) and not isinstance(value, bool)
   return isinstance(value, kind)
+
+
+def _is_too_large(value: object) -> bool:
+  values = value if isinstance(value, tuple) else (value,)
+  return any(isinstance(v, int) and abs(v) >= 2**63 for v in values)
 
 
 def validate(config: Config) -> None:
@@ -44,6 +49,8 @@ def validate(config: Config) -> None:
   for path, field, value in walk(config):
     if not _has_type(value, field.type):
       allowed = type_name(path)
+    elif _is_too_large(value):
+      allowed = "below 2**63"
     elif "check" in field.metadata and not field.metadata["check"](value):
       allowed = field.metadata["allowed"]
     else:

@@ -29,11 +29,13 @@ def parse_factors(text: str) -> dict[str, float]:
   """Returns {"head": 10.0} of "head=10".
 
   Raises:
-    ValueError: a part is not NAME=NUMBER.
+    ValueError: a part is not NAME=NUMBER, or two have one name.
   """
-  factors = {}
+  factors: dict[str, float] = {}
   for part in text.split(",") if text else ():
     name, _, number = part.partition("=")
+    if name.strip() in factors:
+      raise ValueError(f"{name.strip()!r} is given twice")
     factors[name.strip()] = float(number)
   return factors
 
@@ -52,7 +54,7 @@ def _parse_bool(text: str) -> bool:
 def _parse_tuple(text: str) -> tuple[Any, ...]:
   try:
     value = ast.literal_eval(text) if text.strip() else ()
-  except SyntaxError as error:
+  except (SyntaxError, TypeError, MemoryError, RecursionError) as error:
     raise ValueError(f"{text!r} is no tuple") from error
   return tuple(value) if isinstance(value, tuple | list) else (value,)
 

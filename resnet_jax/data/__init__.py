@@ -5,6 +5,7 @@ Letters: N examples, B batch, H height, W width, C channels.
 """
 
 import dataclasses
+import hashlib
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol, runtime_checkable
 
@@ -57,6 +58,13 @@ class ImageArrays:
   def __len__(self) -> int:
     return len(self.images)
 
+  @property
+  def digest(self) -> str:
+    """Equal for as many images of the same shape with the same labels in that order."""
+    text = f"{self.images.shape}".encode()
+    labels = self.labels.astype("<i4").tobytes()
+    return hashlib.blake2b(text + labels, digest_size=16).hexdigest()
+
   def name(self, index: int) -> str:
     """Returns what an image is called where it has no file."""
     return f"image {index}"
@@ -90,6 +98,9 @@ class Dataset(Protocol):
     image_shape: (H, W, C) of a batch's images.
     skipped: for each unreadable image that was skipped, its index and the reason.
     take_batch: (feed, number) -> Batch. It is traced within the compiled step.
+
+  It may have a `digest` too, a text that is equal for equal lists of images: a run is
+  then resumed with the same images only.
   """
 
   @property

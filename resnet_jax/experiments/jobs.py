@@ -21,6 +21,7 @@ from rich.console import Console
 
 from resnet_jax.config import serialization
 from resnet_jax.config.schema import Config
+from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
 INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
@@ -219,10 +220,10 @@ class Display:
     self._console, self._total = console, total
     self._done = 0
     self._bar = progress.Progress(
-      progress.TextColumn("{task.description}"),
+      progress.TextColumn("{task.description}", markup=False),
       progress.BarColumn(bar_width=16),
       progress.TaskProgressColumn(),
-      progress.TextColumn("{task.fields[text]}"),
+      progress.TextColumn("{task.fields[text]}", markup=False),
       console=console,
       disable=not console.is_terminal,
       transient=True,
@@ -256,9 +257,5 @@ class Display:
       self._bar.remove_task(self._tasks.pop(job))
     self._done += 1
     self._bar.update(self._all, completed=self._done)
-    self._console.print(
-      f"[{self._done}/{self._total}] {job.name}: {text}",
-      highlight=False,
-      markup=False,
-      soft_wrap=True,
-    )
+    line = f"[{self._done}/{self._total}] {job.name}: {text}"
+    show(line, console=self._console)

@@ -20,16 +20,16 @@ from rich.console import Console
 
 from resnet_jax.config import serialization
 from resnet_jax.experiments.jobs import PATIENCE_S, read_result
-from resnet_jax.runs import run_dir
+from resnet_jax.runs.lock import hold
+from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.runtime import compilation, errors
 from resnet_jax.runtime.atomic_files import replacing
-
-# Of what is compiled: runs that differ by their seed only compile nothing anew.
-_CACHE = "jax_compilation_cache_dir"
+from resnet_jax.runtime.terminal import escape_unknown_letters
 
 
 def main() -> None:
   """Does what is asked; exit status as in `runtime/errors.py`, 3 if it was stopped."""
+  escape_unknown_letters()
   compilation.keep_freed_memory()
   with errors.clean_errors():
     request = json.loads(sys.stdin.readline())
@@ -57,18 +57,17 @@ def run(request: dict[str, Any]) -> None:
   config = serialization.from_json(json.dumps(request["config"]))
   workdir = Path(request.pop("workdir"))
   # One whose owner was killed may still be saving there.
-  with run_dir.hold(str(workdir), str(workdir), PATIENCE_S):
+  with hold(str(workdir), str(workdir), PATIENCE_S):
     known = read_result(workdir, request["config"])
-  if getattr(jax.config, _CACHE) is None:
-    jax.config.update(_CACHE, str(workdir.parent / "compiled"))
-    jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  # Runs that differ by their seed only compile nothing anew.
+  compilation.keep_compiled(workdir.parent / "compiled")
   start = time.monotonic()
   result: dict[str, Any] = known | {"request": request}
   console = Console(file=sys.stdout, force_terminal=False)
   try:
     state, results = train(Experiment.create(config), str(workdir), console=console)
   except FloatingPointError as error:
-    classes = run_dir.load_run_config(str(workdir), trust_code=True).model.num_classes
+    classes = load_run_config(str(workdir), trust_code=True).model.num_classes
     result |= {"diverged": str(error), "num_classes": classes}
   except Stopped:
     sys.exit(3)

@@ -12,7 +12,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
 from resnet_jax.data.sources.file_list import SUFFIXES, FileList

@@ -18,7 +18,7 @@ import jax.numpy as jnp
 import numpy as np
 from jax import lax
 
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.inference.classifier import Classifier
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.arrays import Array, Float32, Num

@@ -7,6 +7,7 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.terminal import printable
 
 _WIDTH = 26  # Letters of a caption's line.
 
@@ -65,13 +66,20 @@ def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
     axes.set(xticks=[], yticks=[])
     for spine in axes.spines.values():
       spine.set(visible=picture.framed, linewidth=3, color="#0072B2")
-    axes.set_title(caption, y=0, pad=-4, va="top", fontsize=8, linespacing=1.15)
+    axes.set_title(
+      caption,
+      y=0,
+      pad=-4,
+      va="top",
+      fontsize=8,
+      linespacing=1.15,
+      parse_math=False,  # A name may hold a $.
+    )
   with replacing(path) as part:
     figure.savefig(part, format="png", dpi=120)
 
 
 def _wrap(lines: Sequence[str]) -> str:
-  short = (textwrap.shorten(line, 2 * _WIDTH, placeholder="…") for line in lines)
-  text = "\n".join(textwrap.fill(line, _WIDTH) for line in short)
-  text = text.encode(errors="replace").decode()  # Names of files may be no UTF-8.
-  return text.replace("$", r"\$")  # It would begin a formula.
+  shown = (printable(" ".join(line.split())) for line in lines)
+  short = (textwrap.shorten(line, 2 * _WIDTH, placeholder="…") for line in shown)
+  return "\n".join(textwrap.fill(line, _WIDTH) for line in short)

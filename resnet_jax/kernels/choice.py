@@ -11,6 +11,7 @@ import jax
 
 from resnet_jax.kernels import native
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import printable
 
 _choice: contextvars.ContextVar[str] = contextvars.ContextVar(
   "kernels", default="plain"
@@ -64,7 +65,7 @@ def _why_unsuited() -> str:
 
 
 def _show(text: str) -> None:
-  print(text, file=sys.stderr)
+  print(printable(text), file=sys.stderr)
 
 
 def resolve(choice: str, show: Callable[[str], None] = _show) -> str:

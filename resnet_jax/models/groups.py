@@ -5,7 +5,7 @@ A group is a top-level name of the parameters: "stem", "stage1" ... "head".
 
 from collections.abc import Collection, Mapping, Sequence
 
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.runtime.errors import UserError
 
 

@@ -9,8 +9,9 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import call_factory
-from resnet_jax.config.schema import Config, check_choice
+from resnet_jax.config.schema import Config
 from resnet_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,

@@ -14,7 +14,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 from jax.typing import DTypeLike
 
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
 from resnet_jax.models.layers import Conv, ModuleDef
 from resnet_jax.models.norms import BatchNorm

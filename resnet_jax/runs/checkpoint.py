@@ -1,21 +1,24 @@
 """The states of a run on disk, to go on from or to evaluate.
 
 `checkpoints/STEP` in the run directory holds "model" and "training". "model" is all
-that evaluation needs; where that is an average, or has other statistics, it is in
-"evaluated" beside it.
+that evaluation needs; where that is an average, this is in "evaluated" beside it, and
+with statistics computed anew for the evaluation in "refreshed". The evaluation's
+"metrics" are added last.
 """
 
 import contextlib
+import dataclasses
+import functools
+import json
+import math
 import shutil
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
-from etils import epath
 from jax.experimental import multihost_utils
 from orbax.checkpoint import checkpoint_managers
 
@@ -23,6 +26,14 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import checksums
 from resnet_jax.runs.facts import read_facts
+from resnet_jax.runs.literal_path import literal_path
+from resnet_jax.runs.run_dir import saved_steps, write_file
+from resnet_jax.runs.stored_arrays import (
+  StoredArray,
+  check_shapes,
+  clean_errors,
+  read_shapes,
+)
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 S = TypeVar("S", bound="State")
@@ -46,17 +57,6 @@ class State(Protocol):
 Show = Callable[[str], None]  # Of a line of text to the person who watches.
 
 
-@runtime_checkable
-class _Stored(Protocol):
-  """What Orbax tells of an array in a checkpoint."""
-
-  @property
-  def shape(self) -> tuple[int, ...]: ...
-
-  @property
-  def dtype(self) -> np.dtype: ...
-
-
 class CheckpointStore:
   """The states of one run, saved in the background; a context manager.
 
@@ -72,76 +72,107 @@ class CheckpointStore:
       best: the metric whose highest value in an evaluation makes a state the best; ""
         is the one that the run was trained with.
     """
-    best = best or read_facts(workdir).best_metric
-
-    def value(metrics: dict[str, float]) -> float:
-      return metrics[best]
-
-    policies = checkpoint_managers
-    keep_best = policies.BestN(
-      get_metric_fn=value, n=1, keep_checkpoints_without_metrics=False
-    )
+    facts = read_facts(workdir)
+    self._keep, self._best = keep, best or facts.best_metric
+    self._has_digests = facts.has_digests
+    self._workdir, self._directory = workdir, literal_path(workdir) / "checkpoints"
     self._saving = 0
-    self._directory = epath.Path(workdir).resolve() / "checkpoints"
-    self._manager = ocp.CheckpointManager(
+    self._parts: tuple[str, ...] = ()
+
+  @functools.cached_property
+  def _manager(self) -> ocp.CheckpointManager:
+    """Orbax's manager, which saves and deletes."""
+    policies = checkpoint_managers
+    return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
         async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
-        best_fn=value,
         preservation_policy=policies.AnyPreservationPolicy(
-          [policies.LatestN(keep), keep_best]
+          [policies.LatestN(self._keep), _KeepBest(self._best_step)]
         ),
       ),
       item_names=("model", "training", "evaluated"),
     )
 
   def _digest(self) -> None:
-    """Adds digests to the checkpoint that is about to be put in its place."""
+    """Adds digests to the checkpoint that is about to be put in its place.
+
+    Raises:
+      OSError: it is not whole. Orbax then gives it up, and deletes no older one.
+    """
     if jax.process_index() == 0:
-      for directory in self._directory.glob(f"{self._saving}.orbax*"):
-        checksums.write_digests(directory)
+      directory = self._directory / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
+      if not directory.exists():  # Remote storage cannot rename.
+        directory = self._directory / str(self._saving)
+      checksums.write_digests(directory, self._parts)
 
   def __enter__(self) -> "CheckpointStore":
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    with self._save_errors():
-      self._manager.close()
+    if "_manager" in vars(self):  # Reading needs none.
+      with self._save_errors():
+        self._manager.close()
 
-  def save(
-    self,
-    step: int,
-    state: State,
-    metrics: dict[str, float] | None = None,
-    evaluated: Variables | None = None,
-  ) -> None:
+  def save(self, step: int, state: State, evaluated: Variables | None = None) -> bool:
     """Saves a state; returns once it is copied, before it is written.
 
     Args:
       step: completed updates.
       state: may be given away (donated) afterwards.
-      metrics: its evaluation, if there was one: only such states can be the best.
-      evaluated: what is evaluated; kept apart if it is not the state's own variables.
+      evaluated: what is evaluated; None is the state's own variables.
+
+    Returns:
+      Whether the state was not there yet.
 
     Raises:
       OSError: the save before this one failed, such as for want of space.
     """
     if step == self._manager.latest_step():
-      return
-    items, own = state.to_saved(), state.variables
-    if evaluated is not None and any(evaluated[name] is not own[name] for name in own):
+      return False
+    items = state.to_saved()
+    if evaluated is not None:
       items["evaluated"] = to_named(evaluated)
-    self._save(step, items, metrics)
+    self._save(step, items)
+    return True
 
-  def _save(
-    self, step: int, items: dict[str, Any], metrics: dict[str, float] | None = None
-  ) -> None:
+  def _save(self, step: int, items: dict[str, Any]) -> None:
     saved = {name: ocp.args.StandardSave(x) for name, x in items.items()}
     with self._save_errors():
       self._manager.wait_until_finished()  # `_digest` has the name of one at a time.
-      self._saving = step
+      self._saving, self._parts = step, tuple(items)
       self._check_space(items)
-      self._manager.save(step, args=ocp.args.Composite(**saved), metrics=metrics)
+      self._manager.save(step, args=ocp.args.Composite(**saved))
+
+  def add_evaluation(
+    self, step: int, metrics: dict[str, float], refreshed: Variables | None = None
+  ) -> None:
+    """Adds an evaluation to a saved state: only such states can be the best.
+
+    Args:
+      step: of the newest state; its save is waited for.
+      metrics: of the evaluation.
+      refreshed: what was evaluated, if its statistics were computed anew.
+
+    Raises:
+      OSError: it cannot be written.
+    """
+    self._saving, directory = step, self._directory / str(step)
+    with self._save_errors():
+      self._manager.wait_until_finished()
+      if refreshed is not None:
+        with ocp.StandardCheckpointer() as checkpointer:
+          checkpointer.save(directory / "refreshed", to_named(refreshed), force=True)
+      if jax.process_index() == 0:
+        (directory / "metrics").mkdir(exist_ok=True)
+        write_file(directory / "metrics" / "metrics", json.dumps(metrics))
+        checksums.add_digests(directory, ("refreshed", "metrics"))
+    if jax.process_count() > 1:
+      multihost_utils.sync_global_devices("the evaluation is saved")
+
+  def is_evaluated(self, step: int) -> bool:
+    """Whether a saved state has its evaluation."""
+    return bool((self._directory / str(step) / "metrics" / "metrics").exists())
 
   def _check_space(self, items: dict[str, Any]) -> None:
     """Raises `OSError` if a disk is nearly full; Orbax's threads do it noisily."""
@@ -177,7 +208,11 @@ class CheckpointStore:
     """Removes what a save left that failed or was killed; returns if there was any."""
     if jax.process_index() != 0:
       return False
-    unfinished = list(self._directory.glob("*.orbax-checkpoint-tmp*"))
+    if not self._directory.exists():
+      return False
+    steps = [self._directory / str(step) for step in saved_steps(self._workdir)]
+    paths = [path for folder in (self._directory, *steps) for path in folder.iterdir()]
+    unfinished = [path for path in paths if ocp.utils.TMP_DIR_SUFFIX in path.name]
     for path in unfinished:
       path.rmtree()
     return bool(unfinished)
@@ -212,21 +247,34 @@ class CheckpointStore:
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_saved())
     items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items()}
     for name, part in wanted.items():
-      self._check_shapes(step, name, part)
-    with self._clean_errors(step):
+      check_shapes(self._directory / str(step), name, part)
+    with clean_errors(self._directory / str(step)):
       parts = self._manager.restore(step, args=ocp.args.Composite(**items))
     return state.from_saved(parts)
 
   def _set_damaged_aside(self, show: Show) -> None:
-    """Moves the newest checkpoints, up to a whole one, out of the way."""
-    for step in sorted(self._manager.all_steps(), reverse=True):
-      damage = checksums.find_damage(self._directory / str(step))
-      if not damage:
-        return
-      aside = self._directory.parent / "damaged" / f"{step}-{time.time_ns()}"
-      aside.parent.mkdir(exist_ok=True)
-      (self._directory / str(step)).rename(aside)
-      show(f"checkpoint {step} is damaged: {damage}; it was moved to {aside}")
+    """Moves damaged checkpoints out of the way.
+
+    Of those before the newest whole one, only the metrics matter: Orbax reads them.
+    """
+    steps = saved_steps(self._workdir)
+    has_digests, is_newest = self._with_digests(steps), True
+    for step in reversed(steps):
+      directory = self._directory / str(step)
+      parts = () if is_newest else ("metrics",)
+      damage = checksums.find_damage(directory, has_digests, parts)
+      is_newest &= bool(damage)
+      if damage:
+        aside = self._directory.parent / "damaged" / f"{step}-{time.time_ns()}"
+        aside.parent.mkdir(exist_ok=True)
+        directory.rename(aside)
+        show(f"checkpoint {step} is damaged: {damage}; it was moved to {aside}")
+
+  def _with_digests(self, steps: Sequence[int]) -> bool:
+    """Whether the checkpoints were saved with digests, as all but early ones were."""
+    return self._has_digests or any(
+      checksums.has_digests(self._directory / str(step)) for step in steps
+    )
 
   def save_weights(self, variables: Variables) -> None:
     """Saves trained weights as step 0, without a state of training to go on from."""
@@ -248,64 +296,55 @@ class CheckpointStore:
       FileNotFoundError: there is no such state.
       OSError: it is damaged.
     """
-    steps = self._manager.all_steps()
-    named = {"latest": self._manager.latest_step, "best": self._manager.best_step}
+    steps = saved_steps(self._workdir)
+    named = {"latest": lambda: max(steps, default=None), "best": self._best_step}
     step = int(which) if which.isdecimal() else named.get(which, lambda: None)()
     if step is None or step not in steps:
-      known = ", ".join(map(str, sorted(steps))) or "none"
+      known = ", ".join(map(str, steps)) or "none"
       raise NotFoundError(
         f"no checkpoint {which!r} in {self._directory}; there are: {known}"
       )
+    self._check_digests(step)
 
     if sharding is None:
       sharding = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
 
-    def abstract(array: _Stored) -> jax.ShapeDtypeStruct:
+    def abstract(array: StoredArray) -> jax.ShapeDtypeStruct:
       return jax.ShapeDtypeStruct(array.shape, array.dtype, sharding=sharding)
 
     directory = self._directory / str(step)
-    if damage := checksums.find_damage(directory):
+    parts = "refreshed", "evaluated", "model"
+    name = next(part for part in parts if (directory / part).exists())
+    wanted = jax.tree.map(abstract, read_shapes(directory, name))
+    with clean_errors(directory), ocp.StandardCheckpointer() as checkpointer:
+      return step, checkpointer.restore(directory / name, wanted)
+
+  def _best_step(self) -> int | None:
+    """Returns the newest step with the highest value of the metric, if any has one."""
+    found = {}
+    for step in saved_steps(self._workdir):
+      self._check_digests(step, ("metrics",))
+      path = self._directory / str(step) / "metrics" / "metrics"
+      if path.exists():
+        found[step] = json.loads(path.read_text()).get(self._best, -math.inf)
+    return max(found, key=lambda step: (found[step], step), default=None)
+
+  def _check_digests(self, step: int, parts: Collection[str] = ()) -> None:
+    """Raises `OSError` if a checkpoint, or some of its parts, are damaged."""
+    directory = self._directory / str(step)
+    has_digests = self._with_digests(saved_steps(self._workdir))
+    if damage := checksums.find_damage(directory, has_digests, parts):
       raise OSError(f"checkpoint {directory} is damaged: {damage}; name another one")
-    name = "evaluated" if (directory / "evaluated").exists() else "model"
-    saved = self._read_shapes(step, name)
-    item = ocp.args.StandardRestore(jax.tree.map(abstract, saved))
-    with self._clean_errors(step):
-      items = ocp.args.Composite(**{name: item})
-      return step, self._manager.restore(step, args=items)[name]
-
-  def _read_shapes(self, step: int, name: str) -> Any:
-    """Returns a part of a checkpoint with a `_Stored` for each array."""
-    directory = self._directory / str(step) / name
-    with self._clean_errors(step), ocp.StandardCheckpointer() as checkpointer:
-      return checkpointer.metadata(directory).item_metadata.tree
-
-  def _check_shapes(self, step: int, name: str, wanted: Any) -> None:
-    """Raises `UserError` if a part of a checkpoint has other arrays than are wanted."""
-    found, own = _shapes(self._read_shapes(step, name)), _shapes(wanted)
-    for path in sorted(found.keys() | own.keys()):
-      has, takes = found.get(path, "nothing"), own.get(path, "nothing")
-      if has != takes:
-        raise UserError(
-          f"checkpoint {self._directory / str(step)} is of another network, optimiser "
-          f"or kind of images: as {path} it has {has}, and the run takes {takes}; "
-          "resume with what the run was started with, or train in a new --workdir"
-        )
-
-  @contextlib.contextmanager
-  def _clean_errors(self, step: int) -> Iterator[None]:
-    try:
-      yield
-    except Exception as error:  # Orbax and tensorstore raise all kinds.
-      raise OSError(
-        f"checkpoint {self._directory / str(step)} cannot be restored: it is "
-        f"damaged; delete it to go on from the one before ({str(error)[:120]})"
-      ) from error
 
 
-def _shapes(tree: Any) -> dict[str, str]:
-  """Returns the shape of each array of a tree, by its path."""
-  leaves = jax.tree_util.tree_leaves_with_path(tree)
-  return {
-    jax.tree_util.keystr(path, simple=True, separator="/"): str(list(leaf.shape))
-    for path, leaf in leaves
-  }
+@dataclasses.dataclass(frozen=True)
+class _KeepBest:
+  """Orbax's policy to keep the best state, whose evaluation came after it was saved."""
+
+  best_step: Callable[[], int | None]
+
+  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
+    """Returns for each checkpoint whether it is kept."""
+    del context
+    best = self.best_step()
+    return [info.step == best for info in checkpoints]

@@ -5,6 +5,7 @@ A flipped byte of a number is a number: what reads a checkpoint cannot tell.
 
 import hashlib
 import json
+from collections.abc import Collection
 from typing import Any
 
 import jax
@@ -12,9 +13,17 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from resnet_jax.runs.run_dir import write_file
+
 _NAME = "digests.json"
+# The file by which Orbax finds all arrays of a part.
+_INDEX = "manifest.ocdbt"
 # Orbax writes the time of the commit into it, after all else.
 _CHANGING = "_CHECKPOINT_METADATA"
+
+
+def _digest_file(path: epath.Path) -> str:
+  return hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
 
 
 def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
@@ -25,14 +34,34 @@ def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
     if path.is_dir():
       found |= _digest_files(path, f"{name}/")
     elif path.name not in (_NAME, _CHANGING):
-      digest = hashlib.blake2b(path.read_bytes(), digest_size=16)
-      found[name] = digest.hexdigest()
+      found[name] = _digest_file(path)
   return found
 
 
-def write_digests(directory: epath.Path) -> None:
-  """Writes the digests of a checkpoint's files beside them."""
-  (directory / _NAME).write_text(json.dumps(_digest_files(directory), indent=0))
+def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
+  """Writes the digests of a checkpoint's files beside them.
+
+  Args:
+    directory: of the checkpoint.
+    parts: the names of its trees of arrays.
+
+  Raises:
+    OSError: a part is missing, or cannot be read as Orbax has left it.
+  """
+  digests = _digest_files(directory)
+  for name in (f"{part}/{_INDEX}" for part in parts):
+    if name not in digests:
+      raise FileNotFoundError(f"{name} was not written")
+  (directory / _NAME).write_text(json.dumps(digests, indent=0))
+
+
+def add_digests(directory: epath.Path, parts: Collection[str]) -> None:
+  """Adds the digests of parts that came later to those of a checkpoint."""
+  digests = _read_object(directory / _NAME) or {}
+  for part in parts:
+    if (directory / part).exists():
+      digests |= _digest_files(directory / part, f"{part}/")
+  write_file(directory / _NAME, json.dumps(digests, indent=0))
 
 
 def digest_arrays(tree: Any) -> str:
@@ -48,17 +77,45 @@ def digest_arrays(tree: Any) -> str:
   return digest.hexdigest()
 
 
-def find_damage(directory: epath.Path) -> str:
-  """Returns what is wrong with a checkpoint's files; "" if nothing is known to be."""
-  path = directory / _NAME
-  if not path.exists():
-    return ""
-  try:
-    expected = json.loads(path.read_text())
-  except ValueError:
+def has_digests(directory: epath.Path) -> bool:
+  """Whether a checkpoint has digests beside it."""
+  return bool((directory / _NAME).exists())
+
+
+def find_damage(
+  directory: epath.Path, expects_digests: bool, parts: Collection[str] = ()
+) -> str:
+  """Returns what is wrong with a checkpoint's files; "" if nothing is known to be.
+
+  Args:
+    directory: of the checkpoint.
+    expects_digests: whether the checkpoint was saved with digests.
+    parts: looks only at these, such as "metrics"; none is all.
+  """
+  if not has_digests(directory):
+    if expects_digests:
+      return f"{_NAME} is gone"
+    metrics = directory / "metrics" / "metrics"
+    if metrics.exists() and _read_object(metrics) is None:
+      return "metrics/metrics is damaged"
+    return "" if (directory / "model" / _INDEX).exists() else f"model/{_INDEX} is gone"
+  digests = _read_object(directory / _NAME)
+  if digests is None or f"model/{_INDEX}" not in digests:
     return f"{_NAME} is damaged"
-  found = _digest_files(directory)
-  for name, digest in expected.items():
-    if found.get(name) != digest:
-      return f"{name} is {'damaged' if name in found else 'gone'}"
+  for name, digest in digests.items():
+    if parts and name.split("/")[0] not in parts:
+      continue
+    if not (directory / name).is_file():
+      return f"{name} is gone"
+    if _digest_file(directory / name) != digest:
+      return f"{name} is damaged"
   return ""
+
+
+def _read_object(path: epath.Path) -> dict[str, Any] | None:
+  """Returns the JSON object in a file; None if the file holds none."""
+  try:
+    values = json.loads(path.read_text())
+  except (ValueError, RecursionError):
+    return None
+  return values if isinstance(values, dict) else None

@@ -31,12 +31,18 @@ class RunFacts:
     image_shape: (H, W, C) of the images for evaluation; () if that is not known.
     own_parts: the settings that could name a part, such as "model.factory", where the
       part was an object in Python and so has no name.
+    num_train_images: number of training images; 0 if that is not known.
+    train_digest: of the list of training images; "" if they have none.
+    has_digests: whether all checkpoints of the run have digests of their files.
   """
 
   kernels: str = ""
   best_metric: str = "top1"
   image_shape: tuple[int, ...] = ()
   own_parts: tuple[str, ...] = ()
+  num_train_images: int = 0
+  train_digest: str = ""
+  has_digests: bool = False
 
 
 def read_facts(workdir: str | Path) -> RunFacts:
@@ -55,7 +61,7 @@ def read_facts(workdir: str | Path) -> RunFacts:
       for name, value in values.items()
     }
     return RunFacts(**made)
-  except (ValueError, TypeError, AttributeError) as error:
+  except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
 
 

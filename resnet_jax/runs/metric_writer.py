@@ -25,7 +25,9 @@ from resnet_jax.runs.metrics import (
   summarize,
   to_host,
 )
+from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:
   import tensorboardX
@@ -56,6 +58,7 @@ class MetricWriter:
     lap: Lap,
     skipped: Sequence[Mapping[int, str]] = (),
     tell: Tell = lambda *_: None,
+    evaluates_first: bool = False,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -68,12 +71,16 @@ class MetricWriter:
       lap: tells how long each call took; see `Lap`.
       skipped: for each data set the images that it skipped so far, with the reasons.
       tell: called with (step, split, values) once they are written.
+      evaluates_first: the evaluation of `start_step` is still to come; what an earlier
+        try wrote of it is dropped too.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
-    self._records = self._drop_later_lines(start_step) if self._writes else []
+    self._records: list[dict[str, Any]] = []
+    if self._writes:
+      self._records = self._drop_later_lines(start_step, evaluates_first)
     # Of several processes the first one writes.
     self._files = contextlib.ExitStack()
     self._file = None
@@ -92,7 +99,7 @@ class MetricWriter:
       # Together at most 80 columns.
       progress.TextColumn("{task.completed}/{task.total}"),
       progress.BarColumn(bar_width=10),
-      progress.TextColumn("{task.description}"),
+      progress.TextColumn("{task.description}", markup=False),
       progress.TimeRemainingColumn(),
       progress.TextColumn("left"),
       console=console,
@@ -115,25 +122,25 @@ class MetricWriter:
     if self._writes:
       draw_curves(self._records, self._workdir / "curves.png")
 
-  def _drop_later_lines(self, step: int) -> list[dict[str, Any]]:
+  def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
     if not path.exists():
       return []
     records = []
-    *lines, last = path.read_text().split("\n")  # A kill can leave half a last line.
+    *lines, last = path.read_bytes().split(b"\n")  # A kill can leave half a last line.
     for number, line in enumerate(lines, start=1):
       try:
-        record = json.loads(line)
-        if record["step"] <= step:
+        record = json.loads(line.decode())
+        is_due = evaluates_first and record["split"] != "train"
+        if record["step"] < step or (record["step"] == step and not is_due):
           records.append(record)
-      except (ValueError, TypeError, KeyError) as error:
+      except (ValueError, TypeError, KeyError, RecursionError) as error:
+        text = line[:40].decode(errors="replace")
         raise UserError(
-          f"{path} is damaged in line {number}, {line[:40]!r}; delete the line"
+          f"{path} is damaged in line {number}, {text!r}; delete the line"
         ) from error
     if last or len(records) < len(lines):
-      new = self._workdir / "metrics.jsonl.new"
-      new.write_text("".join(json.dumps(record) + "\n" for record in records))
-      new.replace(path)
+      write_file(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
 
   def train(self, step: int, metrics: Metrics) -> None:
@@ -206,7 +213,7 @@ class MetricWriter:
       if text not in self._skipped:
         # Only the process knows that reads it, and the others' consoles are quiet.
         console = self._console if self._writes else Console(stderr=True)
-        console.print(f"skipped {text}", highlight=False, markup=False, soft_wrap=True)
+        show(f"skipped {text}", console=console)
     self._skipped.update(skipped)
 
   def _write(self, step: int, split: str, values: dict[str, float]) -> None:
@@ -235,11 +242,8 @@ class MetricWriter:
     if split != "train" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
       rate = f"  lr {lr:.3g}" if (lr := values.get("learning_rate")) is not None else ""
-      self._console.print(
-        f"{place}  {split:5}  {_describe(values)}{rate}",
-        highlight=False,
-        soft_wrap=True,
-      )
+      line = f"{place}  {split:5}  {_describe(values)}{rate}"
+      show(line, console=self._console)
 
 
 def _open_board(directory: epath.Path, start_step: int) -> "tensorboardX.SummaryWriter":

@@ -6,8 +6,8 @@ It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.
 
 import contextlib
 import dataclasses
-import errno
 import importlib
+import os
 import secrets
 import sys
 import time
@@ -25,17 +25,12 @@ from resnet_jax.config.factories import FACTORIES, check_trust
 from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
+from resnet_jax.runs.lock import hold
 from resnet_jax.runtime.errors import NotFoundError, UserError
-
-try:
-  import fcntl
-except ImportError:  # Windows.
-  fcntl = None  # type: ignore[assignment]
+from resnet_jax.runtime.terminal import printable
 
 # What epath and TensorBoard's files need for gs://; Orbax brings its own.
 _FOR_GCS = ("gcsfs", "google.cloud.storage")
-# No locks there, as on some network file systems.
-_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
 def new_workdir(name: str) -> str:
@@ -51,6 +46,12 @@ def check_storage(workdir: str | Path) -> None:
   """Raises `ValueError` for storage that Orbax or this installation cannot use."""
   scheme, separator, _ = str(workdir).partition("://")
   if not separator:
+    remote = str(epath.Path(os.path.abspath(workdir)))
+    if "://" in remote:
+      raise UserError(
+        f"--workdir={workdir} is {remote} to Orbax, as it takes /gs, /s3, /az and /hf "
+        "for remote storage; name a link from elsewhere"
+      )
     return
   if scheme != "gs":
     raise UserError(
@@ -83,7 +84,7 @@ def read_config(workdir: str | Path) -> Config | None:
     return None
   try:
     return serialization.from_json(path.read_text())
-  except ValueError as error:
+  except (ValueError, RecursionError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
 
 
@@ -144,9 +145,18 @@ def latest_step(workdir: str | Path) -> int:
 
 
 def load_class_names(workdir: str | Path) -> tuple[str, ...]:
-  """Returns the names of the classes of a run, in order; () if they are not known."""
+  """Returns the names of the classes of a run, in order; () if they are not known.
+
+  Raises:
+    UserError: the file is damaged.
+  """
   path = epath.Path(workdir) / "classes.txt"
-  return tuple(path.read_text().split("\n")[:-1]) if path.exists() else ()
+  if not path.exists():
+    return ()
+  try:
+    return tuple(path.read_text().split("\n")[:-1])
+  except UnicodeDecodeError as error:
+    raise UserError(f"{path} is damaged: {error}") from error
 
 
 def check_class_names(class_names: Sequence[str], workdir: str | Path) -> None:
@@ -199,10 +209,12 @@ def open_run(
       stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       facts = facts or RunFacts()
       _check_resumable(workdir, config, num_steps, class_names, facts)
+      is_early = saved_steps(workdir) and not read_facts(workdir).has_digests
+      facts = dataclasses.replace(facts, has_digests=not is_early)
       if class_names:
-        _write(path / "classes.txt", "".join(name + "\n" for name in class_names))
-      _write(path / "run.json", to_json(facts))
-      _write(path / "config.json", serialization.to_json(config))
+        write_file(path / "classes.txt", "".join(name + "\n" for name in class_names))
+      write_file(path / "run.json", to_json(facts))
+      write_file(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
       check_same_settings(config)  # Comes back once process 0 is ready.
       if not (path / "config.json").exists():
@@ -210,48 +222,6 @@ def open_run(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
           "that all processes share"
         )
-    yield
-
-
-@contextlib.contextmanager
-def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
-  """Keeps other processes from a directory until the end of the context.
-
-  The lock is the operating system's, and goes with the process however that ends;
-  there is none on remote storage, on file systems without locks, and on Windows.
-
-  Args:
-    directory: made if it is not there.
-    name: what the user calls it, for the message.
-    patience_s: how long to wait for another process that has it.
-
-  Raises:
-    ValueError: another process has it, or it is a file.
-  """
-  path = epath.Path(directory)
-  if path.exists() and not path.is_dir():
-    raise UserError(f"{name} is a file; name a directory")
-  path.mkdir(parents=True, exist_ok=True)
-  if fcntl is None or "://" in str(directory):
-    yield
-    return
-  with Path(directory, "lock").open("a+") as file:
-    end = time.monotonic() + patience_s
-    while True:
-      try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-      except BlockingIOError:
-        if time.monotonic() < end:
-          time.sleep(0.5)
-          continue
-        raise UserError(
-          f"{name} is in use by another process that trains there; wait for its end or "
-          "name another directory"
-        ) from None
-      except OSError as error:
-        if error.errno not in _NO_LOCKS:
-          raise
-      break
     yield
 
 
@@ -281,7 +251,7 @@ def check_same_settings(config: Config) -> None:
 def _of_first_process(text: str) -> str:
   """Returns the text of process 0, in all processes."""
   data = np.frombuffer(text.encode(), np.uint8)
-  size = multihost_utils.broadcast_one_to_all(np.array(len(data)))
+  size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
   return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size))).decode()
 
 
@@ -315,10 +285,11 @@ def _check_resumable(
       f"cannot resume: {which} trained by Experiment.create(config, "
       f"{describe_parts(own)}); give the same parts or use a new --workdir"
     )
+  _check_same_images(before, facts, workdir)
   if before.kernels not in ("", facts.kernels):
     print(
-      f"warning: this run was trained with {before.kernels} kernels and is resumed "
-      f"with {facts.kernels} kernels, so the last digits will differ",
+      f"warning: this run was trained with {printable(before.kernels)} kernels and is "
+      f"resumed with {facts.kernels} kernels, so the last digits will differ",
       file=sys.stderr,
     )
   if done > num_steps:
@@ -329,8 +300,26 @@ def _check_resumable(
   check_class_names(class_names, workdir)
 
 
-def _write(path: epath.Path, text: str) -> None:
-  """Writes apart and then renames, so that a kill leaves the old file whole."""
+def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -> None:
+  """Raises `UserError` if a run would be resumed with other training images.
+
+  All that is counted in epochs would move, the learning rate's schedule too.
+  """
+  old, new = before.num_train_images, facts.num_train_images
+  digests = before.train_digest, facts.train_digest
+  if not (old and new) or (old == new and "" in digests):  # Not all is known.
+    return
+  if old != new or digests[0] != digests[1]:
+    what = f"there are {new:,}" if new != old else "their names or labels are others"
+    raise UserError(
+      f"cannot resume: the run {workdir} was trained on {old:,} images, and now {what};"
+      " put the old ones back, or begin a new run from its weights with "
+      f"config.init_from={workdir}"
+    )
+
+
+def write_file(path: epath.Path, text: str) -> None:
+  """Writes apart and then renames: a kill leaves the old file or the new one."""
   new = path.with_name(path.name + ".new")
   new.write_text(text)
   new.replace(path)

@@ -26,6 +26,9 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file that is there whole or not at all."""
+  """Writes a file in UTF-8 that is there whole or not at all.
+
+  Names of files that are no UTF-8 get a "?".
+  """
   with replacing(str(path)) as part:
-    Path(part).write_text(text)
+    Path(part).write_text(text, encoding="utf-8", errors="replace")

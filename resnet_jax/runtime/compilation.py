@@ -17,6 +17,8 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from resnet_jax.runtime.private_folder import private_folder
+
 Options = dict[str, str | int]
 Function = Callable[..., Any]  # Of trees of arrays, as `jax.jit` takes it.
 
@@ -42,6 +44,8 @@ _ONEDNN_FLAGS = {"avx512_bf16", "amx_bf16"}
 # numbers by what is compiled at level 0 takes longer than to compile it at level 1.
 _CPU_ONCE_OPTION = "xla_backend_optimization_level"
 _LARGE = 10_000_000
+
+_CACHE = "jax_compilation_cache_dir"
 
 
 @functools.cache
@@ -121,6 +125,23 @@ def keep_freed_memory() -> None:
   trim_threshold, most_mmaps, most_arenas = -1, -4, -8  # As malloc.h numbers them.
   for option, value in ((trim_threshold, -1), (most_mmaps, 0), (most_arenas, 1)):
     libc.mallopt(option, value)
+
+
+def keep_compiled(folder: Path) -> None:
+  """Has JAX keep in a folder what it compiles, and run what is kept there.
+
+  Nothing changes where the user has chosen a folder for JAX, or where other users may
+  write to this one (`private_folder`): then a line on standard error says so.
+  """
+  if getattr(jax.config, _CACHE) is not None:
+    return
+  try:
+    private = private_folder(folder)
+  except OSError as error:
+    print(f"compiled programs are not kept for other runs: {error}", file=sys.stderr)
+    return
+  jax.config.update(_CACHE, str(private))
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
 
 
 def compute_dtype(name: str, platform: str | None = None) -> jnp.dtype:

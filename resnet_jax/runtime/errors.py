@@ -10,6 +10,8 @@ import sys
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
 
+from resnet_jax.runtime.terminal import printable
+
 _flags: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("flags")
 
 
@@ -50,12 +52,15 @@ def setting_name(path: str) -> str:
   return _flags.get({}).get(path, f"config.{path}")
 
 
+def show_error(error: BaseException | str) -> None:
+  """Prints one line to standard error."""
+  text = " ".join(str(error)[:10_000].split())  # A damaged file may hold long names.
+  print(f"error: {printable(text)}", file=sys.stderr)
+
+
 def fail(status: int, error: BaseException | str) -> NoReturn:
   """Prints one line to standard error and exits."""
-  text = " ".join(str(error).split())
-  # Names in damaged files may hold codes that a terminal would obey.
-  text = "".join(c if c.isprintable() else "?" for c in text)
-  print(f"error: {text}", file=sys.stderr)
+  show_error(error)
   sys.exit(status)
 
 

@@ -114,8 +114,7 @@ class Experiment:
       class_names: see `Experiment`.
 
     Raises:
-      UserError: settings that are wrong or do not fit each other or the data, or are
-        not the same in all processes.
+      UserError: wrong settings, or that do not fit each other, the data or process 0.
       NotFoundError: the data set does not exist.
     """
     check_settings(config, own_model=model is not None)  # Before any image is read.
@@ -215,10 +214,7 @@ class Experiment:
 
   @functools.cached_property
   def state_init(self) -> StateInit:
-    """Computes the first state of training, or its shapes.
-
-    Its network pools batch-norm statistics over the devices of `config.bn_scope`.
-    """
+    """Computes the first state of training, or its shapes; see `config.bn_scope`."""
     config, model, split = self.config, self.model, None
     tx = create_optimizer(config.optim, self.schedule, config.freeze, self._optimizer)
     if config.optim.shard_state:
@@ -269,7 +265,7 @@ class Experiment:
   @functools.cached_property
   def preprocess(self) -> steps.Preprocess:
     """(images, key) -> augmented and normalised images."""
-    return create_preprocess(self.config)
+    return create_preprocess(self.config, self.train_data.image_shape)
 
   @functools.cached_property
   def train_chunk(self) -> steps.TrainChunk:
@@ -329,8 +325,9 @@ class Experiment:
   @property
   def facts(self) -> RunFacts:
     """What to keep with a run beside its settings."""
-    shape = self.eval_data.image_shape
-    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts)
+    data, shape = self.train_data, self.eval_data.image_shape
+    images = data.num_examples, getattr(data, "digest", "")
+    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
 
   @property
   def saved_config(self) -> Config:
@@ -349,6 +346,5 @@ class Experiment:
 def _open_training(config: Config, mesh: Mesh, images: Images | None) -> Dataset:
   if images is not None and not is_source(images):
     return images
-  return create_dataset(
-    config.data, config.batch_size, mesh, config.augment, source=images
-  )
+  args = config.data, config.batch_size, mesh, config.augment
+  return create_dataset(*args, source=images)

@@ -1,9 +1,10 @@
 """The story of a run: from an experiment to a trained, evaluated and saved model."""
 
 import contextlib
-from collections.abc import Iterator, Sequence
+import dataclasses
+from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, TypeVar
 
 import jax
 from rich.console import Console
@@ -13,6 +14,7 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
+from resnet_jax.runtime.terminal import plain, show
 from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
@@ -20,6 +22,8 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.hooks import Hook
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
+
+T = TypeVar("T")
 
 
 class TrainResult(NamedTuple):
@@ -57,47 +61,109 @@ def train(
     Stopped: a signal asked for it; the state is saved.
   """
   console = console or Console(quiet=jax.process_index() > 0)
-  with console.status(f"loading {experiment.data_name}"):
-    data, plan, start = experiment.train_data, experiment.plan, None
-    for part in ("state_init", "preprocess", "refresh"):
-      getattr(experiment, part)  # What does not fit is refused before there is a run.
-    if not latest_step(workdir):
-      start = _load_start(experiment)
-  config, facts, results = experiment.saved_config, experiment.facts, None
+  with console.status(plain(f"loading {experiment.data_name}")):
+    start = _prepare(experiment, workdir)
+  data, plan = experiment.train_data, experiment.plan
+  config, facts = experiment.saved_config, experiment.facts
   with (
     open_run(workdir, config, plan.num_steps, data.class_names, facts),
     _last_checkpoint_in_errors(workdir),
+    StopRequest() as stop,
     CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
   ):
     state = _restore(experiment, store, start, workdir, console)
-    first = int(state.step)
+    step = first = int(state.step)
+    due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
     with (
-      StopRequest() as stop,
       Clock() as clock,
-      _open_writer(experiment, workdir, first, clock, console, hooks) as writer,
+      _open_writer(experiment, workdir, first, due, clock, console, hooks) as writer,
     ):
+      keeper = _Keeper(experiment, writer, store, stop, hooks)
+      results = keeper.evaluate(state, first) if due else None
       chunks = data.train_chunks(experiment.data_key, first, plan)
-      for step, feed, count in clock.waiting(chunks):
-        if step - count == first:
-          state = _compile(experiment, state, feed)
+      chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
+      for end, feed, count in clock.waiting(chunks):
+        if step == first:
+          state = _compile(experiment, state, feed, stop)
           clock.start()
         state, metrics = experiment.train_chunk(state, feed, count)
+        step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
-        stopping = stop.is_asked() and step < plan.num_steps
-        if plan.save_at(step) or stopping:
-          writer.flush()
-          _check_finite(experiment, state, step)
-          results, evaluated = _evaluate(experiment, state, step, writer)
-          store.save(step, state, results, evaluated)
-          for hook in hooks:
-            hook.on_checkpoint(step, state)
+        if (stopping := stop.is_asked()) or plan.save_at(step):
+          keeper.save(state, step)
+          results = keeper.evaluate(state, step) if plan.eval_at(step) else None
           clock.start()
-        if stopping:
+        if stopping and step < plan.num_steps:
           raise Stopped(step)
   if results is None:  # There was nothing left to train.
     results = evaluate(experiment, _last_version(experiment, state))
   return TrainResult(state, results)
+
+
+def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
+  """Builds the parts, so that what does not fit is refused before there is a run.
+
+  Returns:
+    The weights that a new run starts from, if any are named.
+  """
+  for part in ("state_init", "preprocess", "refresh"):
+    getattr(experiment, part)
+  return None if latest_step(workdir) else _load_start(experiment)
+
+
+def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterator[T]:
+  """Yields the items; saves before an error of the input ends the run.
+
+  Several processes save together only, and such an error is of one of them.
+  """
+  try:
+    yield from items
+  except Exception:  # Whatever reads the images may raise; it goes on to the caller.
+    if jax.process_count() == 1:
+      save()
+    raise
+
+
+@dataclasses.dataclass(frozen=True)
+class _Keeper:
+  """Saves states and evaluates them."""
+
+  experiment: Experiment
+  writer: MetricWriter
+  store: CheckpointStore
+  stop: StopRequest
+  hooks: Sequence[Hook]
+
+  def save(self, state: TrainState, step: int) -> None:
+    """Saves a state after `step` updates, if it is new and finite."""
+    if not step:
+      return
+    self.writer.flush()
+    _check_finite(self.experiment, state, step)
+    if self.store.save(step, state, state.ema):
+      for hook in self.hooks:
+        hook.on_checkpoint(step, state)
+
+  def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
+    """Evaluates the versions of a saved state, and adds that to its checkpoint.
+
+    Returns:
+      The metrics of the last version.
+
+    Raises:
+      Stopped: it was asked for; the resumed run makes up for the evaluation.
+    """
+    found = {}
+    with self.stop.interrupting(step):
+      for name, variables in _versions(state).items():
+        evaluated = self.experiment.refresh(variables)
+        found[name] = results = evaluate(self.experiment, evaluated)
+    for name, values in found.items():
+      self.writer.evaluation(step, values, name)
+    is_refreshed = self.experiment.config.precise_bn_batches > 0
+    self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    return results
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
@@ -116,16 +182,15 @@ def _restore(
   console: Console,
 ) -> TrainState:
   """Returns the newest state or, in a new run, the first one; says what is trained."""
-  show = partial(console.print, highlight=False, markup=False, soft_wrap=True)
-  state = store.restore_latest(experiment.initial_state(), show)
+  say = partial(show, console=console)
+  state = store.restore_latest(experiment.initial_state(), say)
   if not state.step:
     if start is None:  # All checkpoints, if there were any, are damaged.
       start = _load_start(experiment)
     if start is not None:
       state = start_from(state, start)
-      show(f"starts from {experiment.config.init_from}, with a new head")
-  show(_headline(experiment, state))
-  show(f"run: {workdir}")
+      say(f"starts from {experiment.config.init_from}, with a new head")
+  say(*_headline(experiment, state), f"run: {workdir}")
   return state
 
 
@@ -133,6 +198,7 @@ def _open_writer(
   experiment: Experiment,
   workdir: str,
   first: int,
+  evaluates_first: bool,
   clock: Clock,
   console: Console,
   hooks: Sequence[Hook],
@@ -155,32 +221,24 @@ def _open_writer(
     clock.lap,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
+    evaluates_first,
   )
 
 
-def _compile(experiment: Experiment, state: TrainState, feed: Any) -> TrainState:
-  """Compiles by calls of no steps, so that no measured time contains it."""
-  state, _ = experiment.train_chunk(state, feed, 0)
-  eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
-  experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
-  return state
+def _compile(
+  experiment: Experiment, state: TrainState, feed: Any, stop: StopRequest
+) -> TrainState:
+  """Compiles by calls of no steps, so that no measured time contains it.
 
-
-def _evaluate(
-  experiment: Experiment, state: TrainState, step: int, writer: MetricWriter
-) -> tuple[dict[str, float] | None, Variables]:
-  """Evaluates the versions of a state, if that is due after `step` updates.
-
-  Returns:
-    The metrics of the last version, None if it is not evaluated, and its variables.
+  Raises:
+    Stopped: it was asked for.
   """
-  if not experiment.plan.eval_at(step):
-    return None, _last_version(experiment, state)
-  for name, variables in _versions(state).items():
-    evaluated = experiment.refresh(variables)
-    results = evaluate(experiment, evaluated)
-    writer.evaluation(step, results, name)
-  return results, evaluated
+  # All that was trained by an earlier try is saved.
+  with stop.interrupting(int(state.step), may_exit=True):
+    state, _ = experiment.train_chunk(state, feed, 0)
+    eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
+    experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
+  return state
 
 
 def _versions(state: TrainState) -> dict[str, Variables]:
@@ -220,18 +278,24 @@ def _check_finite(experiment: Experiment, state: TrainState, step: int) -> None:
 _all_finite = jax.jit(steps.all_finite)
 
 
-def _headline(experiment: Experiment, state: TrainState) -> str:
+def _headline(experiment: Experiment, state: TrainState) -> list[str]:
   config, plan = experiment.config, experiment.plan
   train_data, eval_data = experiment.train_data, experiment.eval_data
   params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
   kind = experiment.mesh.devices.flat[0].device_kind
   count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
-  return (
+  too_long = plan.warmup_steps > plan.num_steps
+  warning = (
+    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so the "
+    "learning rate stays below its peak"
+  )
+  return [
     f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
     f"{experiment.data_name}: {train_data.num_examples:,} training and "
     f"{eval_data.num_examples:,} evaluation images of "
-    f"{len(train_data.class_names):,} classes\n"
+    f"{len(train_data.class_names):,} classes",
     f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
-    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels"
-  )
+    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
+    *[warning] * too_long,
+  ]

@@ -1,5 +1,6 @@
 """Training that starts from trained weights, with a new head."""
 
+import os
 from pathlib import Path
 from typing import Any
 
@@ -34,6 +35,7 @@ def load_start(
     FileNotFoundError: there is no such run, checkpoint or file.
     OSError: the checkpoint is damaged.
   """
+  source = os.path.expanduser(source)
   if not source.startswith("hf://") and not Path(source).exists():
     raise NotFoundError(
       f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "

@@ -232,11 +232,7 @@ def find(path: str | Path) -> Path:
 def _fetch(name: str) -> Path:
   try:
     import huggingface_hub
-    from huggingface_hub.errors import (
-      EntryNotFoundError,
-      HfHubHTTPError,
-      HFValidationError,
-    )
+    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
   except ModuleNotFoundError as error:
     raise UserError(
       f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
@@ -258,7 +254,7 @@ def _fetch(name: str) -> Path:
   for candidate in [file] if file else HF_FILES:
     try:
       found = fetch(candidate)
-    except (HfHubHTTPError, HFValidationError, OSError) as error:
+    except (HfHubHTTPError, ValueError, OSError) as error:  # The name may be wrong.
       reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
       continue
     with contextlib.suppress(EntryNotFoundError):

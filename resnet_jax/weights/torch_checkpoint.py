@@ -3,8 +3,9 @@
 A file of PyTorch is a pickle (`torch_pickle.py`) and the raw numbers beside it. Three
 containers are read: zip (since PyTorch 1.6), the pickles one after the other before
 it, and the tar of the first versions. Numbers stay in the file, mapped into memory,
-until somebody copies them. Files come from anywhere: nothing here takes memory or
-time for what a file only claims to hold.
+until somebody copies them: nobody may shorten the file before that. Files come from
+anywhere: nothing here takes memory or time for what a file only claims to hold, and a
+file that readers could understand differently is refused.
 """
 
 import io
@@ -13,6 +14,8 @@ import mmap
 import struct
 import zipfile
 import zlib
+from collections import Counter
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -24,51 +27,71 @@ from resnet_jax.weights.torch_pickle import Machine, Refused, Storage, Tensor
 # Globals that a pickle asked for and may not have, in order.
 _Names = dict[str, None]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
+_MOST_AXES = 8
+# ResNet-1202 has 7,206 tensors, and 3,603 more with the momentum of SGD.
+_MOST_RECORDS = 30_000
+_LARGEST_DIRECTORY = 2**22
+_LONGEST_NAME = 200
+# How the names of all parameters and statistics of layers end.
+_ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
   """Reads a state dict, alone or within a checkpoint under "state_dict" or "model".
+
+  Other objects of the checkpoint are not made, and nothing is said of them.
 
   Args:
     path: a file that `torch.save` wrote.
 
   Returns:
     The tensors by name, as read-only views of the file, None for each whose numbers
-    are not in the file as they should be; and all that is wrong, in words.
+    are not in the file as they should be; and what is wrong, in a few lines.
 
   Raises:
     ValueError: the file is no such file.
   """
   problems: list[str] = []
   refused: _Names = {}
-  try:
-    with open(path, "rb") as file:
+  with open(path, "rb") as file:
+    try:
       mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       data = np.frombuffer(mapped, np.uint8)
       if data[:4].tobytes() == b"PK\3\4":
-        content = _read_zip(file, data, problems, refused)
+        content = _read_zip(file, data, refused)
       elif data[257:262].tobytes() == b"ustar":
-        content = _read_tar(mapped, data, problems, refused)
+        content = _read_tar(file, data, refused)
       else:
-        content = _read_legacy(mapped, data, problems, refused)
-    if isinstance(content, Refused):
-      raise UserError("it holds no state dict; save its state_dict() instead")
-    tensors = _state_dict(content, problems)
-  except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
-    asks = f"it asks for {', '.join(refused)}, of which nothing is run; "
-    asks = asks if refused else ""
-    # What zipfile, struct and others say of damaged bytes helps nobody.
-    said = str(error) if isinstance(error, UserError) else "it ends early or is no such"
-    raise UserError(
-      f"{path} is no state dict of torch.save, or damaged: {asks}{said}"
-    ) from error
-  if refused:
-    problems.append(f"it asks for {', '.join(refused)}, of which nothing is run")
-  arrays = {name: _view(name, tensor, problems) for name, tensor in tensors.items()}
+        content = _read_legacy(file, data, refused)
+      if isinstance(content, Refused):
+        raise UserError("it holds no state dict; save its state_dict() instead")
+      tensors = _state_dict(content, problems)
+    except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
+      # What zipfile, struct and others say of damaged bytes helps nobody.
+      known = isinstance(error, UserError)
+      said = str(error) if known else "it ends early or is no such"
+      reasons = "; ".join([*_asks(refused), said])
+      raise UserError(
+        f"{path} is no state dict of torch.save, or damaged: {reasons}"
+      ) from error
+  arrays = {
+    name: _view(f"{name:.80}", tensor, problems) for name, tensor in tensors.items()
+  }
   total = sum(array.nbytes for array in arrays.values() if array is not None)
   if total > len(data):
     problems.append(f"its tensors have {total} bytes, the file only {len(data)}")
-  return arrays, problems
+  return arrays, [*_few(problems), *_asks(refused)] if problems else []
+
+
+def _asks(refused: _Names) -> list[str]:
+  names = ", ".join(_few([*refused]))
+  return [f"it asks for {names}, of which nothing is run"] if refused else []
+
+
+def _few(texts: Sequence[str], most: int = 10) -> list[str]:
+  """Returns the first texts and how many there are besides, for a message."""
+  more = [f"and {len(texts) - most} more"] if len(texts) > most else []
+  return [*texts[:most], *more]
 
 
 def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
@@ -77,25 +100,38 @@ def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
       content = content[wrapper]
   if not isinstance(content, dict):
     raise UserError(f"it holds a {type(content).__name__}, not a state dict")
-  others = [str(key) for key, value in content.items() if not _is_tensor(value)]
-  if others:
-    problems.append(f"no tensors: {', '.join(others)}")
-  return {str(key): value for key, value in content.items() if _is_tensor(value)}
+  tensors: dict[str, Tensor] = {}
+  for key, value in content.items():
+    name = str(key)
+    if isinstance(value, Tensor):
+      tensors[name] = value
+      if not isinstance(key, str) or len(name) > _LONGEST_NAME:
+        raise UserError(f"{name:.80} is no name of a tensor, or too long")
+    elif name.endswith(_ENDINGS):
+      problems.append(f"{name:.80} is {_what(value)}, not a tensor")
+  if not tensors and not problems:
+    names = ", ".join(_few([f"{key:.80}" for key in map(str, content)]))
+    raise UserError(f"it holds no tensors; its keys: {names or 'none'}")
+  return tensors
 
 
-def _is_tensor(value: Any) -> bool:
-  return isinstance(value, Tensor) and isinstance(value.storage, Storage)
+def _what(value: Any) -> str:
+  return value.what if isinstance(value, Refused) else f"a {type(value).__name__}"
 
 
 def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   """Returns a tensor as a view of its storage, if it lies within."""
   storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
+  if not isinstance(storage, Storage):
+    problems.append(f"{name} cannot be read: its storage is {_what(storage)}")
+    return None
   if not (
-    all(type(x) is tuple and len(x) <= 8 for x in (shape, strides))
+    all(type(x) is tuple and len(x) <= _MOST_AXES for x in (shape, strides))
     and len(shape) == len(strides)
     and all(
       type(n) is int and 0 <= n < 2**48 for n in (tensor.offset, *shape, *strides)
     )
+    and math.prod(n or 1 for n in shape) < 2**48
   ):
     problems.append(f"{name} has an impossible offset, shape or strides")
     return None
@@ -106,12 +142,14 @@ def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   if size and (last >= storage.numel or size > storage.numel):
     problems.append(f"{name} of {shape=} is larger than its record {storage.name!r}")
     return None
-  if storage.data is None or math.prod(n or 1 for n in shape) >= 2**48:
-    problems.append(f"{name} has no numbers")
+  if storage.data is None:
+    problems.append(f"{name} needs record {storage.name!r}: {storage.problem}")
     return None
-  steps = [stride * storage.dtype.itemsize for stride in strides]
-  start = storage.data[tensor.offset :]
-  return np.lib.stride_tricks.as_strided(start, shape, steps, writeable=False)
+  itemsize = storage.dtype.itemsize
+  start = tensor.offset * itemsize if size else 0
+  steps = [stride * itemsize for stride in strides]
+  # NumPy checks once more that all of it lies within.
+  return np.ndarray(shape, storage.dtype, storage.data, start, steps)
 
 
 class _Storages(dict[str, Storage]):
@@ -119,7 +157,7 @@ class _Storages(dict[str, Storage]):
 
   def find(self, persistent_id: Any) -> Any:
     """Returns the storage of ("storage", dtype, key, location, numel, [view])."""
-    if not isinstance(persistent_id, tuple) or len(persistent_id) < 4:
+    if not isinstance(persistent_id, tuple) or not 4 <= len(persistent_id) <= 6:
       raise UserError("a persistent id is no storage")
     if persistent_id[0] == "module":  # A class with its source; it was refused.
       return persistent_id[1]
@@ -130,45 +168,69 @@ class _Storages(dict[str, Storage]):
       raise UserError("a persistent id is no storage")
     if not isinstance(key, str) or len(key) > 100:  # Messages repeat it.
       raise UserError("a storage has no name or too long a one")
-    if type(numel) is not int or any(view) or numel < 0:
+    if type(numel) is not int or any(view) or not 0 <= numel < 2**48:
       raise UserError("a storage is a view or of unknown size")
     found = self.setdefault(key, Storage(key, dtype, numel))
     if (found.dtype, found.numel) != (dtype, numel):
-      raise UserError(f"the storage {key!r:.40} has two sizes")
+      raise UserError(f"the storage {key!r:.40} is there with two sizes or kinds")
     return found
 
 
-def _read_zip(
-  file: BinaryIO, data: np.ndarray, problems: list[str], refused: _Names
-) -> Any:
+def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   storages = _Storages()
   machine = Machine(storages.find, refused)
+  _check_directory(data)
   with zipfile.ZipFile(file) as archive:
-    entries = {info.filename: info for info in archive.infolist()}
+    # PyTorch takes these names, whatever other ones an extra field gives; it finds
+    # records without looking at the case of letters.
+    entries = {info.orig_filename: info for info in archive.infolist()}
+    names = Counter(info.orig_filename.lower() for info in archive.infolist())
+  ((twice, times),) = names.most_common(1)
+  if times > 1:
+    raise UserError(f"it has {times} records of the name {twice!r:.80}")
   if sum(info.file_size for info in entries.values()) > len(data):
     raise UserError("its records overlap or are compressed")
-  names = [name for name in entries if name.endswith("/data.pkl")]
-  if len(names) != 1:
+  programs = [name for name in entries if name.endswith("/data.pkl")]
+  if len(programs) != 1:
     raise UserError("the archive has no data.pkl, or several")
-  (name,) = names
+  (name,) = programs
   root = name.removesuffix("data.pkl")
   order = entries.get(root + "byteorder")
   if order and _check_stored(order, data)[:9].tobytes() != b"little":
     raise UserError("its numbers are big-endian")
   content = machine.load(io.BytesIO(_check_stored(entries[name], data).tobytes()))
   for storage in storages.values():
-    try:
-      info = entries[f"{root}data/{storage.name}"]
-      _fill(storage, _check_stored(info, data))
-    except (KeyError, ValueError) as error:
-      problems.append(f"record {storage.name!r}: {error}")
+    if info := entries.get(f"{root}data/{storage.name}"):
+      try:
+        _fill(storage, _check_stored(info, data))
+      except UserError as error:
+        storage.problem = str(error)
   return content
+
+
+def _check_directory(data: np.ndarray) -> None:
+  """Refuses a zip with a large directory, or with one that could be another."""
+  end = len(data) - 22
+  magic, count, size, start, comment = struct.unpack("<4s6xHLLH", data[-22:].data)
+  whole = magic == b"PK\5\6" and comment == 0
+  if data[end - 20 : end - 16].tobytes() == b"PK\6\7":  # PyTorch writes one of 64 bits.
+    (place,) = struct.unpack("<8xQ4x", data[end - 20 : end].data)
+    end -= 76
+    magic, count, size, start = struct.unpack("<4s28xQQQ", data[end : end + 56].data)
+    whole &= magic == b"PK\6\6" and place == end
+  if not whole or start + size != end:
+    raise UserError("it does not end with its directory")
+  if count > _MOST_RECORDS or size > _LARGEST_DIRECTORY:
+    raise UserError(f"it has {count} records in {size} bytes of directory, too many")
+  if data[start:end].tobytes().count(b"PK\1\2") != count:
+    raise UserError(f"its directory has not {count} records")
 
 
 def _check_stored(info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
   """Returns the bytes of a zip entry; torch.save does not compress."""
   header = data[info.header_offset :][:30].tobytes()
-  if info.compress_type != zipfile.ZIP_STORED or header[:4] != b"PK\3\4":
+  folder = info.external_attr & 0x10  # PyTorch reads nothing of it.
+  if info.compress_type != zipfile.ZIP_STORED or header[:4] != b"PK\3\4" or folder:
     raise UserError("it is compressed or damaged")
   name_size, extra_size = struct.unpack("<HH", header[26:30])
   start = info.header_offset + 30 + name_size + extra_size
@@ -182,30 +244,24 @@ def _fill(storage: Storage, content: np.ndarray) -> None:
   size = storage.numel * storage.dtype.itemsize
   if len(content) != size:
     raise UserError(f"it has {len(content)} bytes, not {size}")
-  storage.data = content.view(storage.dtype)
+  storage.data = content
 
 
-def _read_counted(
-  file: mmap.mmap, data: np.ndarray, storage: Storage, problems: list[str]
-) -> None:
+def _read_counted(file: BinaryIO, data: np.ndarray, storage: Storage) -> None:
   """Fills a storage from the file's position: an int64 count, then the numbers."""
   (count,) = struct.unpack("<q", file.read(8))
   size = storage.numel * storage.dtype.itemsize
   start = file.tell()
   if size < 0 or start + size > len(data):
     raise UserError(f"the numbers of {storage.name!r:.40} are not in the file")
-  try:
-    if count != storage.numel:
-      raise UserError(f"it has {count} numbers, not {storage.numel}")
-    _fill(storage, data[start : start + size])
-  except ValueError as error:
-    problems.append(f"record {storage.name!r}: {error}")
+  if count == storage.numel:
+    storage.data = data[start : start + size]
+  else:
+    storage.problem = f"it has {count} numbers, not {storage.numel}"
   file.seek(start + size)
 
 
-def _read_legacy(
-  file: mmap.mmap, data: np.ndarray, problems: list[str], refused: _Names
-) -> Any:
+def _read_legacy(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   """Magic, version, machine, object and keys as pickles; then the storages."""
   storages = _Storages()
   machine = Machine(storages.find, refused)
@@ -214,46 +270,67 @@ def _read_legacy(
       return magic
     raise UserError("it does not begin with PyTorch's magic number")
   _version, _machine, content, keys = (machine.load(file) for _ in range(4))
+  left = dict(storages)
   for key in keys:
     if not isinstance(key, str) or key not in storages:
       raise UserError("it has numbers of no tensor")
-    _read_counted(file, data, storages[key], problems)
+    if key not in left:
+      raise UserError(f"it has the numbers of {key!r} twice")
+    _read_counted(file, data, left.pop(key))
   return content
 
 
-def _read_tar(
-  file: mmap.mmap, data: np.ndarray, problems: list[str], refused: _Names
-) -> Any:
+def _read_tar(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   """Members `storages`, `tensors` and `pickle`, each a row of pickles and numbers."""
-  objects: dict[Any, Any] = {}
-  machine = Machine(lambda key: objects[int(key)], refused)
+  objects: dict[int, Storage | Tensor] = {}
+
+  def find(persistent_id: Any) -> Storage | Tensor:
+    if not isinstance(persistent_id, str) or len(persistent_id) > 20:
+      raise UserError("a persistent id is no number")
+    return objects[int(persistent_id)]
+
+  def new(key: Any) -> int:
+    if not isinstance(key, int) or not -(2**63) <= key < 2**63:
+      raise UserError("a storage or tensor has no key")
+    if key in objects:
+      raise UserError(f"it has two storages or tensors of the key {key}")
+    return key
+
+  machine = Machine(find, refused)
   starts, at = {}, 0
-  while len(header := data[at : at + 512].tobytes()) == 512 and header[0]:
-    starts[header[:100].rstrip(b"\0").decode()] = at + 512
-    size = int(header[124:135], 8)
+  while len(header := data[at : at + 512].tobytes()) == 512 and any(header):
+    name = header[:100].partition(b"\0")[0].decode()
+    if name in starts:
+      raise UserError(f"it has two members of the name {name!r}")
+    # Links, and headers that give another one another name.
+    if header[156:157] not in (b"0", b"\0") or header[345]:
+      raise UserError(f"its member {name!r} is no plain file")
+    starts[name] = at + 512
+    size = int(header[124:136].partition(b"\0")[0], 8)
     if size < 0:
       raise UserError("a member of negative size")
     at += 512 + -(-size // 512) * 512
   file.seek(starts["storages"])
   for _ in range(machine.load(file)):
     key, _location, dtype = machine.load(file)
-    if not isinstance(key, int) or not isinstance(dtype, np.dtype):
-      raise UserError("a storage of no key or kind")
+    if not isinstance(dtype, np.dtype):
+      raise UserError("a storage of no kind")
     (count,) = struct.unpack("<q", data[file.tell() :][:8].tobytes())
-    objects[key] = Storage(str(key), dtype, count)
-    _read_counted(file, data, objects[key], problems)
+    objects[new(key)] = storage = Storage(str(new(key)), dtype, count)
+    _read_counted(file, data, storage)
   if machine.load(file):
     raise UserError("its storages are views of each other")
   file.seek(starts["tensors"])
   for _ in range(machine.load(file)):
     key, storage_key, _kind = machine.load(file)
-    if not isinstance(key, int) or not isinstance(storage_key, int):
-      raise UserError("a tensor of no key")
+    found = objects.get(storage_key) if isinstance(storage_key, int) else None
+    if not isinstance(found, Storage):
+      raise UserError("a tensor of no storage")
     (rank,) = struct.unpack("<i4x", file.read(8))
-    if rank < 0:
-      raise UserError("a tensor of negative rank")
+    if not 0 <= rank <= _MOST_AXES:
+      raise UserError(f"a tensor of {rank} axes, not 0 to {_MOST_AXES}")
     numbers = struct.unpack(f"<{2 * rank + 1}q", file.read(8 * (2 * rank + 1)))
     shape, strides = numbers[:rank], numbers[rank : 2 * rank]
-    objects[key] = Tensor(objects[storage_key], numbers[-1], shape, strides)
+    objects[new(key)] = Tensor(found, numbers[-1], shape, strides)
   file.seek(starts["pickle"])
   return machine.load(file)

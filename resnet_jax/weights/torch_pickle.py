@@ -2,11 +2,14 @@
 
 A pickle is a program for a small stack machine. `Machine` has only the instructions
 that a state dict needs and knows only the globals of `_GLOBALS`; it imports nothing
-and calls nothing by name.
+and calls nothing by name. Whatever else a pickle makes, such as `argparse.Namespace`,
+becomes a `Refused`, which only matters to a tensor that is made of it. An instruction
+costs about the same whatever it is given, and their number is limited.
 """
 
 import dataclasses
-import mmap
+import io
+import os
 import pickletools
 from collections.abc import Callable, Iterable
 from typing import Any, BinaryIO
@@ -27,17 +30,25 @@ DTYPES = {
   "CharStorage": np.dtype("i1"),
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
+  # Of no weights. Before zip, numbers that are not used are stepped over by their size.
+  "ComplexFloatStorage": np.dtype("<c8"),
+  "ComplexDoubleStorage": np.dtype("<c16"),
+  "QInt8Storage": np.dtype("i1"),
+  "QUInt8Storage": np.dtype("u1"),
+  "QInt32Storage": np.dtype("<i4"),
+  "storage.UntypedStorage": np.dtype("u1"),
 }
 
 
 @dataclasses.dataclass
 class Storage:
-  """Numbers of one dtype; `data` is set once they are found, or stays None."""
+  """Numbers of one dtype; `data` is their bytes, or None where they are not found."""
 
   name: str
   dtype: np.dtype
   numel: int
   data: np.ndarray | None = None
+  problem: str = "it is not in the file"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -50,8 +61,11 @@ class Tensor:
   strides: tuple[int, ...]
 
 
+@dataclasses.dataclass(eq=False, frozen=True, slots=True)
 class Refused:
-  """What a global that is not allowed gives, so that all of them can be listed."""
+  """Stands for an object that is not made; `what` says of which kind it would be."""
+
+  what: str
 
 
 # What a pickle gives to these is anything; whoever uses a tensor checks it.
@@ -65,7 +79,7 @@ def _rebuild_tensor(
   metadata: object = None,
 ) -> Tensor:
   if metadata:  # Conjugated or negated numbers.
-    raise UserError("a tensor is a lazy view; save its .clone()")
+    storage = Refused("a lazy view; save its .clone()")
   return Tensor(storage, offset, shape, strides)
 
 
@@ -82,11 +96,12 @@ def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> dict[str | int, Any]
 
 
 def _set_item(target: dict[str | int, Any], key: Any, value: Any) -> None:
-  # Tuples of tuples could take forever to be hashed, and large numbers collide.
-  fits = isinstance(key, str) or (isinstance(key, int) and 0 <= key < 2**32)
-  if not isinstance(target, dict) or not fits:
-    raise UserError(f"a {type(target).__name__} gets a {type(key).__name__} as a key")
-  target[key] = value
+  if not isinstance(target, dict):
+    raise UserError(f"a {type(target).__name__} gets a key")
+  # Tuples of tuples could take forever to be hashed, and large numbers collide. No
+  # tensor that anybody wants has such a key.
+  if isinstance(key, str) or (isinstance(key, int) and 0 <= key < _MOST_INTEGER):
+    target[key] = value
 
 
 _FUNCTIONS: dict[str, Callable[..., Any]] = {
@@ -110,20 +125,33 @@ _LITERALS = {
   *("NONE", "NEWTRUE", "NEWFALSE", "INT", "LONG", "LONG1", "LONG4", "FLOAT"),
   *("BININT", "BININT1", "BININT2", "BINFLOAT", "UNICODE", "BINUNICODE"),
   *("SHORT_BINUNICODE", "BINUNICODE8", "STRING", "BINSTRING", "SHORT_BINSTRING"),
-  *("BINBYTES", "SHORT_BINBYTES"),
+  *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
 # Eight thousand tensors, as ResNet-1202 has, take 250,000. An instruction of one byte
 # may make an object of eighty, so this bounds the memory that a pickle takes.
 _MOST_INSTRUCTIONS = 500_000
-_MOST_REFUSED = 100
+_MOST_ARGUMENTS = 8  # Of a call; `_rebuild_tensor_v2` has seven.
+_MOST_REFUSED = 100  # Names that are kept for a message.
+_MOST_INTEGER = 2**32
+_LONGEST_STRING = 1000  # In bytes. Longer ones are names of nothing, and are skipped.
+# A character may take four bytes, so this many of a string count as an instruction.
+_BYTES_PER_INSTRUCTION = 16
+_OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
+# Bytes of the size that comes before an argument.
+_SIZES = {
+  pickletools.TAKEN_FROM_ARGUMENT1: 1,
+  pickletools.TAKEN_FROM_ARGUMENT4: 4,
+  pickletools.TAKEN_FROM_ARGUMENT4U: 4,
+  pickletools.TAKEN_FROM_ARGUMENT8U: 8,
+}
 
 
 class Machine:
   """Runs pickles.
 
   Attributes:
-    refused: gets the globals that are asked for and not allowed, in order.
+    refused: gets the first globals that are asked for and not allowed, in order.
     find_persistent: gives the object that a pickle names by its persistent id.
   """
 
@@ -132,17 +160,38 @@ class Machine:
     self._left = _MOST_INSTRUCTIONS
     self._find_persistent = find_persistent
 
-  def load(self, file: BinaryIO | mmap.mmap) -> Any:
+  def load(self, file: BinaryIO) -> Any:
     """Returns the object of the pickle at the file's position."""
     self._stack: list[Any] = []
     self._below: list[list[Any]] = []  # Stacks below the marks.
     self._memo: dict[int, Any] = {}
-    # It takes whatever has `read` and `readline`; typeshed has it otherwise.
-    opcodes = pickletools.genops(file)  # type: ignore[arg-type]
-    for opcode, argument, _ in opcodes:
+    name = ""
+    while name != "STOP":
+      opcode = _OPCODES[file.read(1)]
+      name = opcode.name
       self._count(1)
-      self._run(opcode.name, argument)
+      self._run(name, self._argument(opcode, file))
     return self._stack.pop()
+
+  def _argument(self, opcode: pickletools.OpcodeInfo, file: BinaryIO) -> Any:
+    """Reads what follows the instruction's code, as `pickletools.genops` does."""
+    if opcode.arg is None:
+      return None
+    kind = opcode.arg.n
+    if kind == pickletools.UP_TO_NEWLINE:
+      lines = 2 if opcode.name in ("GLOBAL", "INST") else 1
+      content = b"".join(file.readline(_LONGEST_STRING) for _ in range(lines))
+    elif kind in _SIZES:
+      content = file.read(_SIZES[kind])
+      size = int.from_bytes(content, "little")
+      if size > _LONGEST_STRING:
+        file.seek(size, os.SEEK_CUR)
+        return Refused("a long string")
+      content += file.read(size)
+    else:  # Of some bytes that are always as many.
+      return opcode.arg.reader(file)
+    self._count(len(content) // _BYTES_PER_INSTRUCTION)
+    return opcode.arg.reader(io.BytesIO(content))
 
   def _count(self, instructions: int) -> None:
     self._left -= instructions
@@ -163,6 +212,8 @@ class Machine:
       self._below.append(stack)
       self._stack = []
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
+      if not 0 <= argument < _MOST_INTEGER:  # Large numbers collide.
+        raise UserError("its memo has too large a number")
       self._memo[argument] = stack[-1]
     elif name == "MEMOIZE":
       self._memo[len(self._memo)] = stack[-1]
@@ -176,7 +227,19 @@ class Machine:
     elif name in ("TUPLE1", "TUPLE2", "TUPLE3"):
       count = int(name[-1])
       stack[-count:] = [tuple(stack[-count:])]
-    elif name in ("APPEND", "APPENDS"):
+    elif name == "POP":
+      if stack:
+        stack.pop()
+      else:
+        self._pop_to_mark()
+    elif name == "POP_MARK":
+      self._pop_to_mark()
+    elif name == "EMPTY_SET":
+      stack.append(Refused("a set"))
+    elif name == "FROZENSET":
+      self._pop_to_mark()
+      self._stack.append(Refused("a set"))
+    elif name in ("APPEND", "APPENDS", "ADDITEMS"):
       items = [stack.pop()] if name == "APPEND" else self._pop_to_mark()
       if not isinstance(self._stack[-1], Refused):
         self._stack[-1].extend(items)
@@ -189,16 +252,19 @@ class Machine:
       stack.append(self._global(argument or self._joined()))
     elif name == "BINPERSID":
       stack.append(self._find_persistent(stack.pop()))
-    elif name == "REDUCE":
-      function, arguments = self._pop_pair()
-      stack.append(self._call(function, arguments))
-    elif name == "INST":  # A class and its arguments in one, from protocol 0.
-      self._pop_to_mark()
-      self._stack.append(self._global(argument))
-    elif name == "NEWOBJ":
+    elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
+      if name == "NEWOBJ_EX":
+        stack.pop()  # Arguments by name, which no function here takes.
       stack.append(self._call(*self._pop_pair()))
+    elif name == "INST":  # A class and its arguments in one, from protocol 0.
+      arguments = self._pop_to_mark()
+      self._stack.append(self._call(self._global(argument), arguments))
+    elif name == "OBJ":
+      function, *arguments = self._pop_to_mark()
+      self._stack.append(self._call(function, arguments))
     elif name == "BUILD":
-      stack.pop()  # Attributes of an OrderedDict: `_metadata`, versions of modules.
+      # Attributes: an OrderedDict has `_metadata`, the versions of its modules.
+      stack.pop()
     else:
       raise UserError(f"pickle instruction {name} is not allowed")
 
@@ -217,16 +283,19 @@ class Machine:
     name = name.replace(" ", ".")
     if name in _GLOBALS:
       return _GLOBALS[name]
-    self.refused[name] = None
-    if len(self.refused) > _MOST_REFUSED:
-      raise UserError("and more")
-    return Refused()
+    name = name[:80]  # Messages repeat it.
+    if len(self.refused) < _MOST_REFUSED:
+      self.refused[name] = None
+    return Refused(name)
 
   def _call(self, function: Any, arguments: Any) -> Any:
     if isinstance(function, Refused):
       return function
     if not any(function is known for known in _FUNCTIONS.values()):
       raise UserError("something that is no function is called")
+    # The memo can give the same tuple to any number of calls.
+    if len(arguments) > _MOST_ARGUMENTS:
+      raise UserError(f"a function is called with {len(arguments)} arguments")
     if function is _ordered_dict and arguments:
       self._count(len(arguments[0]))
     return function(*arguments)

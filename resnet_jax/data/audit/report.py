@@ -4,6 +4,8 @@ import dataclasses
 import statistics
 from typing import Any
 
+from resnet_jax.runtime.terminal import printable
+
 
 @dataclasses.dataclass(frozen=True)
 class SplitReport:
@@ -40,6 +42,9 @@ class Report:
     misnamed: "file" and "format" of images whose suffix is that of another one.
     ignored: number of files in the folder with each suffix that is no image's.
     unlisted: number of images in the folder that are in no class of a split.
+    sixteen_bits: number of images with 16 bits a channel.
+    highest_value: what their values do not exceed, as the upper 8 bits say, such as
+      4095 of 65535; 0 if there are no such images.
     picture: path of the contact sheet, or "".
   """
 
@@ -54,6 +59,8 @@ class Report:
   misnamed: list[dict[str, str]]
   ignored: dict[str, int]
   unlisted: int
+  sixteen_bits: int
+  highest_value: int
   picture: str
 
   @property
@@ -92,6 +99,13 @@ def describe(report: Report) -> str:
     lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
   if report.unlisted:
     lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
+  if report.sixteen_bits:
+    highest = report.highest_value
+    lines.append(f"images of 16 bits a channel: {report.sixteen_bits:,}")
+    lines.append(f"  values up to {highest:,} of 65,535; the upper 8 bits are used")
+    if (bits := highest.bit_length()) < 16:
+      factor = 2 ** (16 - bits)
+      lines.append(f"  only {bits} bits are in use: multiply all values by {factor:,}")
   misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
   lines += _list_some("files with another format's suffix, no error", misnamed)
   across = report.duplicates[: report.across_splits]
@@ -115,8 +129,3 @@ def _join_counts(counts: dict[str, int]) -> str:
 def _list_some(title: str, items: list[str], most: int = 10) -> list[str]:
   more = [f"  and {len(items) - most:,} more"] if len(items) > most else []
   return [f"{title}: {len(items):,}", *(f"  {item}" for item in items[:most]), *more]
-
-
-def printable(text: str) -> str:
-  """Replaces what a terminal would obey or refuse, as names of files may hold."""
-  return "".join(c if c.isprintable() else "?" for c in text)

@@ -16,16 +16,27 @@ from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress
 
 from resnet_jax.config.schema import DataConfig
-from resnet_jax.data.audit.report import Report, SplitReport, printable
+from resnet_jax.data.audit.report import Report, SplitReport
 from resnet_jax.data.images.crops import EvalTransform
-from resnet_jax.data.images.decode import decode, open_image, upright_size
+from resnet_jax.data.images.decode import (
+  decode,
+  has_16_bits,
+  open_image,
+  upright_size,
+)
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.host_batches import count_threads
-from resnet_jax.data.sources.file_list import SUFFIXES, FileList
+from resnet_jax.data.sources.file_list import (
+  SUFFIXES,
+  FileList,
+  count_other_suffixes,
+  files_below,
+)
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.terminal import printable
 
 Images = FileList | TfdsImages
 # All that is kept of an image, so that millions fit in memory; one that cannot be read
@@ -64,10 +75,11 @@ def scan(
   in_folder = 0
   if config.name == "folder" and (root := find_root(config.dir)).is_dir():
     ignored, in_folder = _count_files(root)
-  facts, misnamed = {}, []
+  facts, misnamed, highest = {}, [], []
   with progress or Progress(disable=True) as bar:
     for split, source in opened.items():
-      facts[split], errors, others = _look(source, config, split, bar)
+      facts[split], errors, others, values = _look(source, config, split, bar)
+      highest += values
       unreadable += [{"file": source.name(i), "reason": text} for i, text in errors]
       misnamed += [{"file": source.name(i), "format": text} for i, text in others]
   splits = {split: _sum_up(opened[split], rows) for split, rows in facts.items()}
@@ -90,6 +102,8 @@ def scan(
     misnamed=misnamed,
     ignored=ignored,
     unlisted=max(0, in_folder - sum(map(len, opened.values()))),
+    sixteen_bits=len(highest),
+    highest_value=max(highest, default=0),
     picture=picture,
   )
 
@@ -148,22 +162,22 @@ def _why_skipped(source: Images) -> str:
 
 def _count_files(root: Path) -> tuple[dict[str, int], int]:
   """Returns how many files have each suffix that is no image's, and how many have."""
-  suffixes: Counter[str] = Counter()
-  for _, folders, files in os.walk(root):
-    folders[:] = [name for name in folders if not name.startswith(".")]
-    shown = [name for name in files if not name.startswith(".")]
-    suffixes.update(os.path.splitext(name)[1].lower() for name in shown)
-  images = sum(suffixes.pop(suffix, 0) for suffix in SUFFIXES)
-  return dict(sorted(suffixes.items())), images
+  paths = files_below(root)
+  others = count_other_suffixes(paths)
+  return dict(sorted(others.items())), len(paths) - others.total()
 
 
 def _look(
   source: Images, config: DataConfig, split: str, bar: Progress
-) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]]]:
-  """Returns [N] `_FACTS`, (index, reason) of errors, (index, format) of misnamed."""
+) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]], list[int]]:
+  """Returns [N] `_FACTS`, and what was found besides.
+
+  That is (index, reason) of errors, (index, format) of misnamed files, and the highest
+  value of each image of 16 bits.
+  """
   facts = np.zeros(len(source), _FACTS)
   facts["label"] = source.labels if isinstance(source, FileList) else -1
-  errors, misnamed = [], []
+  errors, misnamed, highest = [], [], []
 
   def look(start: int) -> None:
     for i in range(start, min(start + _CHUNK, len(source))):
@@ -173,7 +187,9 @@ def _look(
         image = open_image(data, config.max_pixels)
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
-        decode(data, image, 8)  # All is read, less is computed.
+        pixels = decode(data, image, 8)  # All is read, less is computed.
+        if has_16_bits(data, image):
+          highest.append(256 * int(pixels.max()) + 255)
       except Exception as error:  # Libraries raise all kinds.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
@@ -192,7 +208,7 @@ def _look(
   finally:
     # After Ctrl-C there may be a million left.
     pool.shutdown(wait=False, cancel_futures=True)
-  return facts, sorted(errors), sorted(misnamed)
+  return facts, sorted(errors), sorted(misnamed), highest
 
 
 def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:

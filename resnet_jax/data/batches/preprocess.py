@@ -169,9 +169,19 @@ def preprocess(
   return random_erasing(erase_key, normalize(images, mean, std), erasing)
 
 
-def create_preprocess(config: Config) -> Preprocess:
-  """Returns `preprocess` with these settings: (images, key or None) -> images."""
+def create_preprocess(config: Config, image_shape: tuple[int, int, int]) -> Preprocess:
+  """Returns `preprocess` with these settings: (images, key or None) -> images.
+
+  Raises:
+    UserError: the padding is as large as the training images.
+  """
   augment, own = config.augment, None
+  height, width, _ = image_shape
+  if augment.padding >= min(height, width):
+    raise UserError(
+      f"config.augment.padding={augment.padding} must be less than the sides of the "
+      f"training images, {height}x{width}"
+    )
   if augment.batch_factory:
     own = call_factory(augment.batch_factory, "augment.batch_factory", augment)
   return partial(

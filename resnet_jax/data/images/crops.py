@@ -13,7 +13,7 @@ from PIL import Image
 
 from resnet_jax.data.images.auto_augment import rand_augment, trivial_augment
 from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.runtime.errors import setting_name
 
 Box = tuple[float, float, float, float]
@@ -151,12 +151,13 @@ class EvalTransform:
     """Maps the content of a file to [crop, crop, 3] uint8, by no chance.
 
     Raises:
-      ImageError: see `decode` and `resized_box`.
+      ImageError: see `decode` and `resized_box`; any other error of theirs is one too.
     """
     del rng
-    head = open_image(data, self.max_pixels)
-    box = resized_box(*upright_size(head), self.resize, self.crop)
-    return resize_exactly(decode(data, head), box, self.crop, self.interpolation)
+    with image_errors():
+      head = open_image(data, self.max_pixels)
+      box = resized_box(*upright_size(head), self.resize, self.crop)
+      return resize_exactly(decode(data, head), box, self.crop, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -191,19 +192,20 @@ class TrainTransform:
     """Maps the content of a file to [size, size, 3] uint8.
 
     Raises:
-      ImageError: see `decode` and `resized_box`.
+      ImageError: see `decode` and `resized_box`; any other error of theirs is one too.
     """
-    head = open_image(data, self.max_pixels)
-    if self.crop == "random":
-      box = resized_box(*upright_size(head), self.resize, self.size, rng)
-      image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
-    else:
-      box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
-      # Decoded smaller where the part still has all the pixels that are asked for.
-      factor = 1
-      while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
-        factor *= 2
-      image = resize_fast(decode_part(data, head, box, factor), self.size)
+    with image_errors():
+      head = open_image(data, self.max_pixels)
+      if self.crop == "random":
+        box = resized_box(*upright_size(head), self.resize, self.size, rng)
+        image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
+      else:
+        box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
+        # Decoded smaller where the part still has all the pixels that are asked for.
+        factor = 1
+        while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
+          factor *= 2
+        image = resize_fast(decode_part(data, head, box, factor), self.size)
     if self.policy == "rand":
       image = rand_augment(image, rng, magnitude=self.magnitude)
     elif self.policy == "trivial":

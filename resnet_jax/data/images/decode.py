@@ -6,6 +6,7 @@ Pillow has the rest.
 """
 
 import io
+import re
 import struct
 import warnings
 from typing import NamedTuple
@@ -16,8 +17,16 @@ from PIL import Image
 
 from resnet_jax.data.images import turbojpeg
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
-FORMATS = ("JPEG", "PNG", "WEBP", "GIF", "BMP")
+# How the content of each begins.
+FORMATS = {
+  "JPEG": rb"\xff\xd8",
+  "PNG": rb"\x89PNG",
+  "WEBP": rb"(?s)RIFF....WEBP",
+  "GIF": rb"GIF8",
+  "BMP": rb"BM",
+}
 # "Grayscale" only says the size here; the flags called "color" also ask for BGR, which
 # OpenCV from 4.12 on refuses beside RGB.
 _REDUCED = {
@@ -26,6 +35,12 @@ _REDUCED = {
   4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
   8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
+# The parts of a JPEG before its pixels that have a length, by which every decoder steps
+# over them: tables, comments and what applications add.
+_SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
+# Its length is 6 and twice the number of channels; the marker alone is also in films
+# that phones put behind a picture.
+_SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
 
 # The loader's threads are the parallelism; OpenCV's own would only be in their way.
 cv2.setNumThreads(0)
@@ -41,12 +56,14 @@ class Head(NamedTuple):
     mode: likewise.
     size: (width, height) in pixels, as stored.
     orientation: what EXIF says, 1 to 8: 1 is upright, 5 and above swap the sides.
+    plain: whether it is a JPEG that the fast decoders may be trusted with.
   """
 
   format: str
   mode: str
   size: tuple[int, int]
   orientation: int
+  plain: bool = False
 
 
 def open_image(data: bytes, max_pixels: int) -> Head:
@@ -57,13 +74,16 @@ def open_image(data: bytes, max_pixels: int) -> Head:
     max_pixels: largest width times height, which bounds the memory of decoding.
 
   Raises:
-    ImageError: it is no such image, or larger.
+    ImageError: it is no such image, or larger, or a JPEG of too many scans.
   """
   head = _read_jpeg_head(data)
-  if head is None:
+  if head is None or not head.format:
     image = _open_by_pillow(data)
     orientation = _orientation(image.info.get("exif", b""))
-    head = Head(image.format or "", image.mode, image.size, orientation)
+    plain = head is not None and head.plain and image.format == "JPEG"
+    head = Head(image.format or "", image.mode, image.size, orientation, plain)
+    if head.format in ("JPEG", "MPO"):
+      _check_scans(data)
   width, height = head.size
   if width * height > max_pixels:
     raise ImageError(f"it has {width}x{height} pixels, more than {max_pixels}")
@@ -71,39 +91,69 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 
 
 def _read_jpeg_head(data: bytes) -> Head | None:
-  """Does in a tenth of the time what Pillow does for an ordinary JPEG."""
+  """Does in a tenth of the time what Pillow does for an ordinary JPEG.
+
+  It leaves to Pillow whatever a decoder might step over otherwise than this does, and
+  then see another size: markers without a length, bytes between the segments.
+
+  Returns:
+    The head, or None. Its format is "" if Pillow must tell JPEG from MPO.
+  """
   if not data.startswith(b"\xff\xd8\xff"):
     return None
-  at, frame, exif = 2, None, b""
+  kind, frame, exif, channels, progressive = "JPEG", None, b"", 0, False
+  at = 2
   # A marker, its length in 2 bytes, its body.
   while at + 10 <= len(data) and data[at] == 0xFF:
     marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
-    body = data[at + 4 : at + 10]
+    body, end = data[at + 4 : at + 10], at + 2 + length
+    if length < 2 or end > len(data):
+      return None
     if marker == 0xDA:  # The pixels.
-      return frame and Head("JPEG", *frame, _orientation(exif))
+      # If the first scan has all channels at full detail, it is the only one.
+      if progressive or body[0] != channels:
+        _check_scans(data)
+      # Without its end marker a JPEG is truncated, or ends in something else: the fast
+      # decoders would fill up with grey, Pillow knows.
+      whole = data.endswith(b"\xff\xd9")
+      return frame and Head(kind, *frame, _orientation(exif), whole)
     if marker in (0xC0, 0xC1, 0xC2):
       precision, height, width, channels = struct.unpack(">BHHB", body)
       mode = {1: "L", 3: "RGB"}.get(channels)
       if frame or mode is None or precision != 8 or not width * height:
         return None
-      frame = mode, (width, height)
-    elif body.startswith(b"MPF") or (exif and body.startswith(b"Exif")):
-      return None  # Several pictures, or several parts of EXIF.
-    elif body.startswith(b"Exif"):
-      exif = data[at + 4 : at + 2 + length]
-    at += 2 + length
+      frame, progressive = (mode, (width, height)), marker == 0xC2
+    elif marker not in _SEGMENTS:
+      return None
+    elif body.startswith(b"MPF\0"):
+      kind = ""
+    elif marker == 0xE1 and body == b"Exif\0\0":
+      exif = exif + data[at + 10 : end] if exif else data[at + 4 : end]
+    at = end
   return None
+
+
+def _check_scans(data: bytes) -> None:
+  """Refuses a JPEG that would take minutes: each scan goes through the whole image."""
+  scans = len(_SCAN.findall(data))
+  if scans > MAX_SCANS:
+    raise ImageError(f"it has {scans} scans, more than {MAX_SCANS}")
 
 
 def _open_by_pillow(data: bytes) -> Image.Image:
   if not data:
     raise ImageError("it is empty")
   try:
-    return Image.open(io.BytesIO(data), formats=FORMATS)
+    return Image.open(io.BytesIO(data), formats=tuple(FORMATS))
   except Image.DecompressionBombError:  # Above twice its limit, before any of ours.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
   except Exception as error:  # Pillow raises all kinds.
+    for name, beginning in FORMATS.items():
+      if re.match(beginning, data):
+        raise ImageError(
+          f"it is a {name} that is truncated or damaged, or of an unsupported kind"
+        ) from error
     kind = "HEIF" if data[4:8] == b"ftyp" else f"content begins with {data[:8]!r}"
     raise ImageError(f"it is none of {', '.join(FORMATS)} ({kind})") from error
 
@@ -140,14 +190,16 @@ def decode(data: bytes, head: Head, factor: int = 1) -> np.ndarray:
     [H, W, 3] uint8.
 
   Raises:
-    ImageError: it is truncated or damaged.
+    ImageError: it is truncated or damaged, or not of the size that its head says, or
+      has 16 bits a channel and would become all black.
   """
   pixels = None
-  if _is_ordinary(data, head):
+  if _is_plain(data, head):
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[factor]
     pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
   if pixels is None:
-    pixels = _decode_by_pillow(data)
+    pixels, factor = _decode_by_pillow(data, head), 1
+  _check_size(head, (pixels.shape[1], pixels.shape[0]), factor)
   if head.orientation >= 5:
     pixels = pixels.swapaxes(0, 1)
   if head.orientation in (3, 4, 7, 8):
@@ -176,29 +228,57 @@ def decode_part(
     ImageError: see `decode`.
   """
   x, y, width, height = (n // factor for n in box)
-  if _is_ordinary(data, head) and head.orientation == 1:
+  if head.orientation == 1 and _is_plain(data, head):
     pixels = turbojpeg.decode_part(data, x, y, width, height, factor)
     if pixels is not None:
       return pixels
   pixels = decode(data, head, factor)
-  if pixels.shape[1] == upright_size(head)[0]:
+  if pixels.shape[1::-1] == upright_size(head):
     x, y, width, height = box
   return pixels[y : y + height, x : x + width]
 
 
-def _is_ordinary(data: bytes, head: Head) -> bool:
-  """Whether the fast decoders may be trusted with a file."""
-  # Without its end marker a JPEG is truncated, or ends in something else: they would
-  # fill up with grey, Pillow knows.
-  whole = data.endswith(b"\xff\xd9")
-  return head.format == "JPEG" and head.mode in ("RGB", "L") and whole
+def _is_plain(data: bytes, head: Head) -> bool:
+  """Whether the fast decoders may be trusted with a file.
+
+  Raises:
+    ImageError: they would decode another size than the head's.
+  """
+  if head.plain:
+    _check_size(head, turbojpeg.read_size(data) or head.size)
+  return head.plain
 
 
-def _decode_by_pillow(data: bytes) -> np.ndarray:
+def _check_size(head: Head, size: tuple[int, int], factor: int = 1) -> None:
+  width, height = (-(-pixels // factor) for pixels in head.size)
+  if size != (width, height):
+    found = "x".join(map(str, size))
+    raise ImageError(f"its head says {width}x{height} pixels, its decoder {found}")
+
+
+def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
   image = _open_by_pillow(data)
+  _check_size(head, image.size)
   try:
     if image.mode.startswith("I"):  # 16 bits; Pillow would clip what is above 255.
-      return np.repeat((np.asarray(image) >> 8).astype(np.uint8)[..., None], 3, axis=2)
-    return np.asarray(image.convert("RGB"))
+      pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(3, axis=2)
+    else:
+      pixels = np.asarray(image.convert("RGB"))
   except Exception as error:  # Pillow raises all kinds.
     raise ImageError(f"it is truncated or damaged ({error})") from error
+  if has_16_bits(data, head) and not pixels.any():
+    # Of colours, Pillow has only the upper 8 bits; OpenCV has all, but is not silent.
+    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    if values is not None and values.any():
+      raise ImageError(
+        f"it would be black: the highest of its 16-bit values is {values.max()}, and "
+        "only the upper 8 bits are used; multiply the values, to fill up 65535"
+      )
+  return pixels
+
+
+def has_16_bits(data: bytes, head: Head) -> bool:
+  """Whether a file has 16 bits a channel, of which `decode` drops the lower 8."""
+  start = struct.pack(">IIB", *head.size, 16)
+  return head.format == "PNG" and data[16:25] == start

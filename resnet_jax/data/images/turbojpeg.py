@@ -13,8 +13,12 @@ import threading
 
 import numpy as np
 
+# In a JPEG. Each goes through the whole image; an ordinary file has about 10 at most.
+MAX_SCANS = 100
+
 _DECOMPRESS = 1  # TJINIT_DECOMPRESS
 _SUBSAMPLING, _WIDTH, _HEIGHT, _PRECISION, _COLORSPACE = 4, 5, 6, 7, 8  # TJPARAM_...
+_SCAN_LIMIT = 13  # TJPARAM_SCANLIMIT
 _RGB = 0  # TJPF_RGB
 # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY; not CMYK, YCCK.
 _COLORSPACES = (0, 1, 2)
@@ -45,10 +49,14 @@ class _Library:
     handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
     self.init = short.tj3Init
     self.init.restype = handle
+    self.destroy = short.tj3Destroy
+    self.destroy.argtypes = (handle,)
     self.read_header = short.tj3DecompressHeader
     self.read_header.argtypes = (handle, *data)
     self.get = short.tj3Get
     self.get.argtypes = (handle, ctypes.c_int)
+    self.set = short.tj3Set
+    self.set.argtypes = (handle, ctypes.c_int, ctypes.c_int)
     self.set_factor = short.tj3SetScalingFactor
     self.set_factor.argtypes = (handle, _Factor)
     self.set_region = short.tj3SetCroppingRegion
@@ -80,11 +88,32 @@ class _Decoder(threading.local):
   """A handle of the library for each thread; kept to the end of the process."""
 
   def __init__(self) -> None:
+    self.start()
+
+  def start(self) -> None:
     library, _ = _library()
     self.handle = library.init(_DECOMPRESS) if library else None
+    if library and self.handle:
+      library.set(self.handle, _SCAN_LIMIT, MAX_SCANS)
 
 
 _decoder = _Decoder()
+
+
+def read_size(data: bytes) -> tuple[int, int] | None:
+  """Returns (width, height) of a JPEG in pixels, without decoding it.
+
+  None if the library is not there, or the file is damaged.
+  """
+  (library, _), handle = _library(), _decoder.handle
+  if library is None or handle is None:
+    return None
+  if library.read_header(handle, data, len(data)):
+    # After an error here some versions refuse every other file.
+    library.destroy(handle)
+    _decoder.start()
+    return None
+  return library.get(handle, _WIDTH), library.get(handle, _HEIGHT)
 
 
 def decode_part(
@@ -102,12 +131,15 @@ def decode_part(
 
   Returns:
     [height, width, 3] uint8; None if the library is not there, or the file is damaged
-    or of a kind that it does not turn to RGB.
+    or of a kind that it does not turn to RGB, or the part is empty or not within it.
   """
-  (library, _), handle = _library(), _decoder.handle
-  if library is None or handle is None:
+  (library, _), handle, size = _library(), _decoder.handle, read_size(data)
+  if library is None or size is None:
     return None
-  if library.read_header(handle, data, len(data)):
+  # Rounded up, as the library does.
+  full_width, full_height = (-(-pixels // factor) for pixels in size)
+  # To the library a height of 0 is all down to the bottom: more than the array holds.
+  if not (0 <= x < x + width <= full_width and 0 <= y < y + height <= full_height):
     return None
   get = functools.partial(library.get, handle)
   subsampling = get(_SUBSAMPLING)
@@ -117,7 +149,6 @@ def decode_part(
     or not 0 <= subsampling < len(_BLOCK_WIDTHS)
   ):
     return None
-  full_width = -(-get(_WIDTH) // factor)  # Rounded up, as the library does.
   block = max(1, _BLOCK_WIDTHS[subsampling] // factor)
   # Chroma is interpolated with its neighbours: one block more on either side makes the
   # pixels of the part those of the whole image.

@@ -2,6 +2,7 @@
 
 from collections.abc import Sequence
 
+import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.config.factories import call_factory
@@ -12,6 +13,7 @@ from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
+from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size
@@ -53,6 +55,8 @@ def create_dataset(
       f"{where} has one class, {source.class_names[0]!r}: nothing to learn; name the "
       "folder that holds the classes"
     )
+  if augment and isinstance(source, FileList):
+    _check_all_classes(source, where)
   channels = source.images.shape[-1] if is_in_memory(source) else 3
   for field in ("mean", "std"):
     values = getattr(config, field)
@@ -80,6 +84,18 @@ def create_dataset(
       interpolation=config.interpolation,
     )
   return create_streaming(config, source, batch_size, mesh, augment)
+
+
+def _check_all_classes(files: FileList, where: str) -> None:
+  """Raises `UserError` if a class has no training image, as by a slip in a list."""
+  counts = np.bincount(files.labels, minlength=len(files.class_names))
+  if missing := [files.class_names[i] for i in np.flatnonzero(counts == 0)]:
+    more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
+    raise UserError(
+      f"{where} has no training image of {', '.join(map(repr, missing[:3]))}{more} "
+      f"among its {len(files.class_names)} classes: correct the labels or class names, "
+      "or add images; class numbers begin with 0 and have no gaps"
+    )
 
 
 def require_train_crop(config: DataConfig) -> None:

@@ -4,6 +4,7 @@ Letters: N examples, B batch, H height, W width, C channels.
 """
 
 import dataclasses
+import functools
 import math
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -110,6 +111,7 @@ class ResidentDataset:
     class_names: of the labels.
     image_shape: (H, W, C) of a batch's images.
     skipped: empty, as every image was read.
+    digest: see `ImageArrays`.
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
 
@@ -130,6 +132,7 @@ class ResidentDataset:
     """
     self.num_examples = len(source.images)
     self.class_names = source.class_names
+    self.digest = source.digest
     self.skipped: dict[int, str] = {}
     self.take_batch, self.image_shape = bind_take_batch(
       source.images, batch_size, mesh, **resizing
@@ -171,6 +174,17 @@ class ResidentDataset:
       yield end, feed, end - step
       step = end
 
+  @functools.cached_property
+  def _eval_orders(self) -> list[Array]:
+    """The order of evaluation, one array on the devices for each batch."""
+    parts = np.split(np.asarray(self._feed.order), self._num_batches)
+    orders: list[Array] = jax.device_put(parts, self._feed.order.sharding)
+    return orders
+
   def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
-    """Yields (feed, number of batches): every example once, the rest masked."""
-    yield self._feed, self._num_batches
+    """Yields (feed, number of batches): every example once, the rest masked.
+
+    One batch at a time, so that an evaluation can be stopped.
+    """
+    for order in self._eval_orders:
+      yield dataclasses.replace(self._feed, order=order), 1

@@ -64,6 +64,7 @@ class StreamingDataset:
     image_shape: (S, S, 3).
     take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
     skipped: index -> what was wrong with it, of images that could not be read.
+    digest: of the source, if it has one.
   """
 
   def __init__(
@@ -90,6 +91,7 @@ class StreamingDataset:
     """
     self.num_examples = len(source)
     self.class_names = source.class_names
+    self.digest: str = getattr(source, "digest", "")
     self.image_shape = (transform.size, transform.size, 3)
     self.take_batch = take_batch
     self.skipped: dict[int, str] = {}

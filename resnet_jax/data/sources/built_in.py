@@ -4,7 +4,7 @@ import dataclasses
 
 import numpy as np
 
-from resnet_jax.config.schema import check_choice
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.sources.base import split_name
 from resnet_jax.runtime.errors import UserError

@@ -1,9 +1,11 @@
 """The image files of one split, and how folders are listed."""
 
 import errno
+import hashlib
 import os
 import stat
-from collections.abc import Sequence
+from collections import Counter
+from collections.abc import Iterable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -12,8 +14,11 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.runtime.errors import UserError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
-
-
+# What systems and programs leave beside the user's files, in lower case.
+_LEFT_BY_SYSTEMS = {
+  *("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found"),
+  *("system volume information", "thumbs.db", "desktop.ini"),
+}
 _MAX_CLASSES = 100_000
 
 
@@ -27,6 +32,7 @@ class FileList:
   Attributes:
     labels: [N] int32 in [0, len(class_names)).
     class_names: of every label.
+    left_out: what was found beside the images and is not read, such as "10 .tif".
   """
 
   def __init__(
@@ -39,6 +45,7 @@ class FileList:
     """Takes paths relative to `root`, in the order of `labels`."""
     self.labels = np.array(labels, np.int32)
     self.class_names = tuple(class_names)
+    self.left_out: tuple[str, ...] = ()
     self._root = str(root)
     # A million names in one piece: small, and quick to send to worker processes.
     encoded = [os.fsencode(path) for path in paths]
@@ -47,6 +54,14 @@ class FileList:
 
   def __len__(self) -> int:
     return len(self.labels)
+
+  @property
+  def digest(self) -> str:
+    """Equal for the same paths below the root, with the same labels, in that order."""
+    digest = hashlib.blake2b(self._names, digest_size=16)
+    digest.update(self._ends.astype("<i8").tobytes())
+    digest.update(self.labels.astype("<i4").tobytes())
+    return digest.hexdigest()
 
   def name(self, index: int) -> str:
     """Returns the path of file `index`."""
@@ -60,7 +75,9 @@ class FileList:
     """Returns the files whose place in `chosen`, [N] bool, is true."""
     index = np.flatnonzero(chosen)
     paths = [self._relative(i) for i in index]
-    return FileList(self._root, paths, self.labels[index], self.class_names)
+    files = FileList(self._root, paths, self.labels[index], self.class_names)
+    files.left_out = self.left_out
+    return files
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     """Reads a file; raises `ImageError` if it cannot."""
@@ -92,54 +109,115 @@ def _read(path: str) -> bytes:
   return data
 
 
-def _classes(folder: Path) -> list[str]:
-  found = sorted(
+def is_left_over(name: str) -> bool:
+  """Whether a file or folder is hidden, or was left by a system or program."""
+  return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
+
+
+def is_image(name: str) -> bool:
+  """Whether a file is an image by its suffix."""
+  return name.lower().endswith(SUFFIXES)
+
+
+def sub_folders(folder: Path) -> list[str]:
+  """Returns the names of the folders in a folder, sorted."""
+  return sorted(
     entry.name
     for entry in os.scandir(folder)
-    if entry.is_dir() and not entry.name.startswith(".")
+    if not is_left_over(entry.name) and _is_folder(entry)
   )
+
+
+def own_images(folder: Path) -> Iterator[str]:
+  """Yields the names of the images that a folder holds itself, not below it."""
+  for entry in os.scandir(folder):
+    name = entry.name
+    if is_image(name) and not is_left_over(name) and not _is_folder(entry):
+      yield name
+
+
+def _is_folder(entry: os.DirEntry[str]) -> bool:
+  try:
+    return entry.is_dir()
+  except OSError:  # A link to itself.
+    return False
+
+
+def _classes(folder: Path) -> list[str]:
+  found = sub_folders(folder)
   if not found:
     raise UserError(f"{str(folder)!r} must have a folder of images for each class")
   return found
 
 
-def images_below(folder: Path) -> list[str]:
+def files_below(folder: Path) -> list[str]:
   """Returns paths relative to the folder's parent, whether readable or not.
 
-  They are in torchvision's order: all of a folder, then those below it.
+  They are in torchvision's order: all of a folder, then those below it. Links are
+  followed, but for those to a folder that they are in.
   """
   found = []
-  # Links to folders are not followed: one may hold itself.
-  for place, _, names in sorted(os.walk(folder, onerror=_raise)):
+  for place, names in sorted(_walk(folder)):
     below = os.path.relpath(place, folder.parent)
-    if "/." in below:
-      continue
-    found += [
-      f"{below}/{name}"
-      for name in sorted(names)
-      if not name.startswith(".") and name.lower().endswith(SUFFIXES)
-    ]
+    found += [f"{below}/{name}" for name in sorted(names)]
   return found
 
 
-def _raise(error: OSError) -> None:
-  raise error
+def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
+  """Yields the folder and those below it, each with the names of its files."""
+  real = Path(os.path.realpath(folder))
+  left = [(str(folder), {str(parent) for parent in real.parents})]
+  while left:
+    place, above = left.pop()
+    if (target := os.path.realpath(place)) in above:
+      continue
+    names = []
+    for entry in os.scandir(place):
+      if is_left_over(entry.name):
+        continue
+      if _is_folder(entry):
+        left.append((entry.path, above | {target}))
+      else:
+        names.append(entry.name)
+    yield place, names
+
+
+def images_below(folder: Path) -> list[str]:
+  """Returns those of `files_below` that are images by their suffix."""
+  return list(filter(is_image, files_below(folder)))
+
+
+def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
+  """Returns how many files have each suffix, in lower case, that is no image's."""
+  return Counter(
+    os.path.splitext(path)[1].lower() for path in paths if not is_image(path)
+  )
 
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   _check_known(_classes(folder), classes, folder)
   paths, labels = [], []
+  others: Counter[str] = Counter()
   for label, name in enumerate(classes):
     if (folder / name).is_dir():
-      found = images_below(folder / name)
+      every = files_below(folder / name)
+      found = list(filter(is_image, every))
       if not found:
         raise UserError(
           f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
           "remove the folder"
         )
+      others += count_other_suffixes(every)
       paths += found
       labels += [label] * len(found)
-  return FileList(folder, paths, labels, classes)
+  files = FileList(folder, paths, labels, classes)
+  files.left_out = tuple(
+    f"{count:,} {suffix or 'without a suffix'}"
+    for suffix, count in sorted(others.items())
+  )
+  if outside := list(own_images(folder)):
+    files.left_out += (f"{len(outside):,} images outside of the class folders",)
+  return files
 
 
 def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:

@@ -5,17 +5,30 @@ Tiny-ImageNet's own; and a table of paths and labels.
 """
 
 import os
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
 from resnet_jax.data.sources.base import split_name
-from resnet_jax.data.sources.file_list import _PARTS, FileList, _classes, _list_folder
+from resnet_jax.data.sources.file_list import (
+  _PARTS,
+  FileList,
+  _classes,
+  _list_folder,
+  own_images,
+  sub_folders,
+)
 from resnet_jax.data.sources.tables import _list_table, _part, _read_table
 from resnet_jax.data.sources.tiny_imagenet import _list_tiny_imagenet
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 # What an evaluation takes where no split is named, the first that is there.
 EVAL_SPLITS = ("val", "validation", "valid", "test")
+# A word of a folder's name by which it is a part of a data set rather than a class.
+_SPLIT_WORD = re.compile(
+  r"(^|[^a-z])(train|training|val|valid|validation|test|testing|eval|evaluation|dev"
+  r"|pred|prediction|holdout)([^a-z]|$)"
+)
 
 
 def find_root(config_dir: str) -> Path:
@@ -38,18 +51,45 @@ def list_splits(root: Path) -> list[str]:
   Raises:
     FileNotFoundError: there is no such folder or table.
   """
+  return list(_find_splits(root))
+
+
+def _find_splits(root: Path) -> dict[str, str]:
+  """Returns the folder of each split, "" where it has none of its own."""
   if not root.exists():
     raise NotFoundError(
       f"no {setting_name('data.dir')}={str(root)!r}: name a folder with a folder for "
       "each class, "
       "or a .csv file of path,label"
     )
+  drawn = dict.fromkeys(_PARTS, "")
   if root.is_file():
-    return sorted({row.split for row in _read_table(root)} - {""}) or _PARTS
+    named = sorted({row.split for row in _read_table(root)} - {""})
+    return dict.fromkeys(named, "") or drawn
+  return _split_folders(root) or drawn
+
+
+def _split_folders(root: Path) -> dict[str, str]:
+  """Returns the folders of the splits by the splits' names, whatever their case.
+
+  A class may be called "train" or "test": folders are splits if one of them holds
+  folders.
+  """
   # Tiny-ImageNet's test images have no labels.
   tiny = (root / "wnids.txt").is_file()
-  names = _PARTS if tiny else ["train", *EVAL_SPLITS]
-  return [name for name in names if (root / name).is_dir()] or _PARTS
+  known = _PARTS if tiny else ["train", *EVAL_SPLITS]
+  found: dict[str, str] = {}
+  for name in sub_folders(root):
+    if name.lower() in known:
+      if name.lower() in found:
+        raise UserError(
+          f"{str(root)!r} has both {found[name.lower()]} and {name}; rename or remove "
+          "one"
+        )
+      found[name.lower()] = name
+  if not any(sub_folders(root / name) for name in found.values()):
+    return {}
+  return {split: found[split] for split in known if split in found}
 
 
 def list_images(
@@ -70,7 +110,7 @@ def list_images(
       `class_names`, or a table that is none.
     FileNotFoundError: there is no such folder or table.
   """
-  splits = list_splits(root)
+  splits = _find_splits(root)
   if not split:
     split = next((name for name in EVAL_SPLITS if name in splits), "")
   if not split:
@@ -79,16 +119,58 @@ def list_images(
       f"{', '.join(EVAL_SPLITS)}, or name a folder with the classes to have a part of "
       "it drawn"
     )
-  if split not in splits:
+  is_table, is_tiny = root.is_file(), (root / "wnids.txt").is_file()
+  folder = splits.get(split.lower(), "")
+  # Any folder of folders may be named as a split.
+  if not (folder or is_table or is_tiny) and _holds_folders(root / split):
+    folder = split
+  asked = split.lower() if is_table else split
+  if not folder and asked not in splits:
     raise UserError(
       f"{split_name()}={split!r} is not in {str(root)!r}; "
       f"there are: {', '.join(splits)}"
     )
-  if root.is_file():
-    return _list_table(root, split, val_share, class_names)
-  if (root / "wnids.txt").is_file():
-    return _list_tiny_imagenet(root, split)
-  if (root / split).is_dir():
-    folder = root / ("train" if "train" in splits else split)
-    return _list_folder(root / split, class_names or _classes(folder))
-  return _part(_list_folder(root, class_names or _classes(root)), split, val_share)
+  if is_table:
+    return _list_table(root, asked, val_share, class_names)
+  if not folder:
+    _check_not_splits(root)
+    files = _list_folder(root, class_names or _classes(root))
+    return _part(files, asked, val_share)
+  if is_tiny:
+    return _list_tiny_imagenet(root, split.lower(), folder)
+  first = root / (splits.get("train") or folder)
+  files = _list_folder(root / folder, class_names or _classes(first))
+  others = [name for name in sub_folders(root) if name not in splits.values()]
+  files.left_out += tuple(f"the folder {name!r}" for name in others if name != folder)
+  return files
+
+
+def _holds_folders(folder: Path) -> bool:
+  return folder.is_dir() and not _has_images(folder) and bool(sub_folders(folder))
+
+
+def _has_images(folder: Path) -> bool:
+  return any(True for _ in own_images(folder))
+
+
+def _check_not_splits(root: Path) -> None:
+  """Raises `UserError` if the folders that would be classes are rather splits."""
+  classes = sub_folders(root)
+  if not classes:
+    return
+  folders = [root / name for name in classes]
+  named = all(_SPLIT_WORD.search(name.lower()) for name in classes)
+  # Of ordinary classes, only the first is looked into.
+  if named or (not any(map(_has_images, folders)) and _have_alike_folders(folders)):
+    raise UserError(
+      f"the folders {', '.join(classes[:3])} in {str(root)!r} look like splits, not "
+      "like classes: each split must have a folder of images for each class; name "
+      f"them in {setting_name('data.train_split')} and "
+      f"{setting_name('data.eval_split')}, or list the images in a .csv file"
+    )
+
+
+def _have_alike_folders(folders: Sequence[Path]) -> bool:
+  """Whether two of the folders hold folders of one name."""
+  below = [name for folder in folders for name in sub_folders(folder)]
+  return len(set(below)) < len(below)

@@ -1,6 +1,9 @@
 """Opens the data set that a config names."""
 
+import sys
 from collections.abc import Sequence
+
+import jax
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
@@ -48,6 +51,11 @@ def open_source(
         f"{setting_name('data.val_share')}={config.val_share} of the images of any "
         "class in "
         f"{str(root)!r} leaves none for {split or 'evaluation'}; change it or add some"
+      )
+    if files.left_out and jax.process_index() == 0:
+      print(
+        f"left out of {split or 'evaluation'} in {root}: {', '.join(files.left_out)}",
+        file=sys.stderr,
       )
     return files
   return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))

@@ -9,7 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.sources.file_list import _MAX_CLASSES, FileList, _check_known
+from resnet_jax.data.sources.file_list import (
+  _MAX_CLASSES,
+  SUFFIXES,
+  FileList,
+  _check_known,
+)
 from resnet_jax.runtime.errors import UserError
 
 
@@ -17,7 +22,7 @@ class _Row(NamedTuple):
   line: int
   path: str
   label: str
-  split: str  # "" without that column.
+  split: str  # In lower case; "" without that column.
 
 
 def _read_table(path: Path) -> list[_Row]:
@@ -30,7 +35,8 @@ def _read_table(path: Path) -> list[_Row]:
   columns = ["path", "label"]
   if rows:
     header = [cell.strip().lower() for cell in rows[0][1]]
-    if "path" in header or "label" in header:
+    has_header = "path" in header or "label" in header
+    if has_header:
       columns, rows = header, rows[1:]
   if not {"path", "label"} <= set(columns):
     raise UserError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
@@ -45,8 +51,15 @@ def _read_table(path: Path) -> list[_Row]:
         f"{path}, line {line}: {','.join(row)[:60]!r} must be {','.join(columns)}; "
         "other columns need a first line that names path and label"
       )
-    split = cells.get("split", "").strip()
+    split = cells.get("split", "").strip().lower()
     table.append(_Row(line, cells["path"], cells["label"].strip(), split))
+  first = table[0]
+  is_image = first.path.lower().endswith(SUFFIXES)
+  if not has_header and not is_image and not (path.parent / first.path).is_file():
+    raise UserError(
+      f"{path}, line {first.line}: {first.path[:60]!r} is no file; a first line that "
+      "names the columns must call them path and label"
+    )
   return table
 
 
@@ -54,8 +67,16 @@ def _list_table(
   path: Path, split: str, val_share: float, class_names: Sequence[str]
 ) -> FileList:
   rows = _read_table(path)
+  _check_one_label(path, rows)
   texts = [row.label for row in rows]
-  if all(text.removeprefix("-").isdecimal() for text in texts):
+  if class_names and all(name.isdecimal() for name in class_names):
+    # Folders "0" to "11" are the classes 0, 1, 10, 11, 2 ..., so a number is a name.
+    plain = _plain if len(set(map(_plain, class_names))) == len(class_names) else str
+    texts, classes = list(map(plain, texts)), list(class_names)
+    _check_known(texts, list(map(plain, classes)), path)
+    number = {plain(name): i for i, name in enumerate(classes)}
+    labels = [number[text] for text in texts]
+  elif all(text.removeprefix("-").isdecimal() for text in texts):
     limit = len(class_names) or _MAX_CLASSES
     for row in rows:
       if len(row.label) > 9 or not 0 <= int(row.label) < limit:
@@ -76,17 +97,39 @@ def _list_table(
   return _part(files, split, val_share)
 
 
+def _plain(text: str) -> str:
+  """Returns a whole number without leading zeros, and any other text as it is."""
+  return (text.lstrip("0") or "0") if text.isdecimal() else text
+
+
+def _check_one_label(path: Path, rows: Sequence[_Row]) -> None:
+  """Raises `UserError` if two rows give one file two labels."""
+  first_rows: dict[str, _Row] = {}
+  for row in rows:
+    first = first_rows.setdefault(os.path.normpath(row.path), row)
+    if first.label != row.label:
+      raise UserError(
+        f"{path}, line {row.line}: {row.path!r} has the label {row.label!r}, but "
+        f"{first.label!r} in line {first.line}; remove one of the rows"
+      )
+
+
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
   # By a hash of the name, so that a file that comes or goes moves no others between
-  # training and evaluation, but for one at the border.
-  names = map(files._relative, range(len(files)))
-  digests = [hashlib.blake2b(os.fsencode(name)).digest() for name in names]
-  order = np.array(sorted(range(len(files)), key=digests.__getitem__))
-  order = order[np.argsort(files.labels[order], kind="stable")]
-  counts = np.bincount(files.labels)
+  # training and evaluation, but for one at the border. A table may name a file twice.
+  names = list(map(files._relative, range(len(files))))
+  paths = list(map(os.path.normpath, names))
+  unique: dict[str, int] = {}
+  for i, path in enumerate(paths):
+    unique.setdefault(path, i)
+  labels = files.labels[list(unique.values())]
+  digests = [hashlib.blake2b(os.fsencode(names[i])).digest() for i in unique.values()]
+  order = np.array(sorted(range(len(unique)), key=digests.__getitem__))
+  order = order[np.argsort(labels[order], kind="stable")]
+  counts = np.bincount(labels)
   first = np.cumsum(counts) - counts
-  place = np.empty(len(files), int)  # Of each file in the shuffled order of its class.
-  place[order] = np.arange(len(files)) - np.repeat(first, counts)
-  is_val = place < np.round(counts * val_share)[files.labels]
-  return files.select(is_val == (split == "val"))
+  place = np.empty(len(unique), int)  # Of each file in the shuffled order of its class.
+  place[order] = np.arange(len(unique)) - np.repeat(first, counts)
+  is_val = dict(zip(unique, place < np.round(counts * val_share)[labels], strict=True))
+  return files.select(np.array([is_val[path] for path in paths]) == (split == "val"))

@@ -7,10 +7,14 @@ import dataclasses
 import json
 import math
 import os
+import re
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
+from unittest import mock
 
 import numpy as np
+from google.protobuf.json_format import ParseError
 
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.images.errors import ImageError
@@ -20,6 +24,12 @@ from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 if TYPE_CHECKING:  # It takes seconds to import.
   import tensorflow_datasets as tfds
+
+# What TFDS raises for files that are not as it writes them.
+_DAMAGE = (
+  *(ParseError, json.JSONDecodeError, UnicodeDecodeError, RecursionError),
+  *(AttributeError, KeyError, TypeError),
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,9 +96,10 @@ def load_tfds(
   verbosity = absl.logging.get_verbosity()
   absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
   try:
+    for part in split.split("+"):  # TFDS counts the images of train[9:5] as -4.
+      if builder.info.splits[part.strip()].num_examples <= 0:
+        raise UserError(f"{part.strip()!r} is empty")
     count = builder.info.splits[split].num_examples
-    if count == 0:
-      raise UserError("it is empty")
     if (
       stream
       or None in image.shape
@@ -114,7 +125,6 @@ def load_tfds(
 def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilder":
   """Returns the builder of a prepared array_record set."""
   import tensorflow_datasets as tfds
-  from google.protobuf.json_format import ParseError
 
   build = f"tfds build {name} --data_dir={root} --file_format=array_record"
   missing = NotFoundError(
@@ -123,19 +133,21 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
     f"{name.split(':')[0]}/<version>/"
     "dataset_info.json"
   )
-  if name.startswith("huggingface:"):  # TFDS would ask the network.
+  if re.match(r"[\w-]+:[^\d*]", name):  # A namespace: TFDS would ask the network.
     raise missing
-  folder = root / name.split(":")[0].split("/")[0]
-  for path in [*folder.glob("*/features.json"), *folder.glob("*/*/features.json")]:
-    _check_classes(path)
   try:
-    builder = tfds.builder(name, data_dir=root, try_gcs=False)
-    if not builder.info.splits:
+    with _own_classes_only(where):
+      builder = tfds.builder(name, data_dir=root, try_gcs=False)
+      splits = builder.info.splits
+    if not splits:
       raise missing
-  except ParseError as error:
-    raise UserError(f"{where} is damaged: {error}; prepare it anew") from error
+  except UserError:
+    raise
+  except _DAMAGE as error:
+    raise UserError(f"{where} is damaged: {error!r:.200}; prepare it anew") from error
   except (
     tfds.core.registered.DatasetNotFoundError,
+    tfds.core.dataset_info.DatasetInfoFileError,
     AssertionError,
     ImportError,
     ValueError,
@@ -149,22 +161,26 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
   return builder
 
 
-def _check_classes(path: Path) -> None:
-  """Refuses a features.json that has TFDS import somebody else's module."""
+def _own_classes_only(where: str) -> AbstractContextManager[object]:
+  """Has TFDS refuse classes of other packages, which the files of a set may name.
 
-  def check(pairs: list[tuple[str, Any]]) -> None:
-    for key, value in pairs:
-      is_class = key in ("pythonClassName", "python_class_name", "type")
-      if is_class and not str(value).startswith("tensorflow_datasets."):
-        raise UserError(
-          f"{path} names the class {value!r}, which is not one of TFDS; prepare the "
-          "data set with TFDS's own features"
-        )
+  TFDS would import their modules. Several files can name them, in several ways, so
+  that the name is checked where TFDS has found it.
+  """
+  import tensorflow_datasets as tfds
 
-  try:
-    json.loads(path.read_text(encoding="utf-8"), object_pairs_hook=check)
-  except json.JSONDecodeError as error:
-    raise UserError(f"{path} is damaged: {error}; prepare the data set anew") from error
+  connector = tfds.features.FeatureConnector
+  find = connector.cls_from_name
+
+  def check(name: str) -> Any:
+    if not name.startswith("tensorflow_datasets."):
+      raise UserError(
+        f"{where} names the class {name!r}, which is not one of TFDS; prepare the data "
+        "set with TFDS's own features"
+      )
+    return find(name)
+
+  return mock.patch.object(connector, "cls_from_name", check)
 
 
 def _check_features(

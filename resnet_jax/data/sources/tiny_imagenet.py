@@ -6,7 +6,7 @@ from resnet_jax.data.sources.file_list import FileList, _list_folder, _read_line
 from resnet_jax.runtime.errors import UserError
 
 
-def _list_tiny_imagenet(root: Path, split: str) -> FileList:
+def _list_tiny_imagenet(root: Path, split: str, folder: str) -> FileList:
   """Tiny-ImageNet as it is downloaded; classes in the order of their WordNet ids."""
   classes = sorted(_read_lines(root / "wnids.txt"))
   label = {wnid: i for i, wnid in enumerate(classes)}
@@ -17,9 +17,9 @@ def _list_tiny_imagenet(root: Path, split: str) -> FileList:
     )
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
   names = [words.get(wnid, wnid) for wnid in classes]
-  table = root / "val" / "val_annotations.txt"
+  table = root / folder / "val_annotations.txt"
   if split != "val" or not table.is_file():  # Many sort it into folders.
-    files = _list_folder(root / split, classes)
+    files = _list_folder(root / folder, classes)
     files.class_names = tuple(names)
     return files
   rows = [
@@ -31,4 +31,4 @@ def _list_tiny_imagenet(root: Path, split: str) -> FileList:
   if wrong:
     raise UserError(f"{table}: {wrong[0]} must be a file and a name in wnids.txt")
   paths = [row[0] for row in rows]
-  return FileList(root / "val" / "images", paths, [label[r[1]] for r in rows], names)
+  return FileList(root / folder / "images", paths, [label[r[1]] for r in rows], names)

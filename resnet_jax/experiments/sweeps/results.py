@@ -64,6 +64,10 @@ def draw_figures(study: "optuna.Study", out: Path) -> list[str]:
     with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
       warnings.simplefilter("ignore")
       figure: Any = plot(study).figure
+      for axes in figure.axes:
+        if axes.get_yscale() == "linear":  # Its labels may be values with a $.
+          for label in axes.get_yticklabels():
+            label.set_parse_math(False)
       figure.set_size_inches(9, 5)
       figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
       drawn.append(f"{name}.png")

@@ -8,8 +8,9 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.fields import flatten
-from resnet_jax.config.schema import Config, check_choice
+from resnet_jax.config.schema import Config
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps.space import Space, as_trial, grid, with_values
 from resnet_jax.runtime.atomic_files import write_text

@@ -8,33 +8,22 @@ these are.
 Letters: B batch, H height, W width, C input channels, F output channels (features).
 """
 
-import ctypes
 import functools
-import hashlib
 import os
-import platform
-import shlex
 import shutil
-import subprocess
-import sys
-import tempfile
 from collections.abc import Callable
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
-import jaxlib.version
 from jax.typing import DTypeLike
 
-from resnet_jax.runtime import compilation
+from resnet_jax.kernels.native import library
+from resnet_jax.kernels.native.library import cache_dir as cache_dir
 from resnet_jax.runtime.arrays import Array, Float, Float32
 
-_SOURCE = Path(__file__).with_name("kernels.cc")
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
 _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _DTYPES = "float32", "bfloat16"
-# Half a minute is usual; a machine that swaps must not hang a run.
-_COMPILE_LIMIT_S = 600
 
 ArrayFunction = Callable[..., jax.Array]  # Of arrays alone.
 
@@ -183,19 +172,8 @@ def why_not_loaded() -> str:
 
 def is_broken() -> bool:
   """Whether there is a compiler and it failed."""
-  return bool(_compiler()) and _load()[0] == 0
-
-
-def cache_dir() -> Path:
-  """Returns the folder where compiled kernels are kept."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(cache) / "resnet_jax"
-
-
-def _compiler() -> list[str]:
-  """The command of the C++ compiler; empty if there is none."""
-  found = shutil.which("c++")
-  return shlex.split(os.environ.get("CXX", "")) or ([found] if found else [])
+  is_named = "CXX" in os.environ or shutil.which("c++") is not None
+  return is_named and _load()[0] == 0
 
 
 @functools.cache
@@ -205,60 +183,12 @@ def _load() -> tuple[int, str]:
   Returns:
     The number of floats in a vector, 0 if there are no kernels; and why not.
   """
-  compiler = _compiler()
-  if not compiler:
-    return 0, "there is no C++ compiler (c++, or $CXX)"
   try:
-    functions = _open(compiler)
-  except subprocess.TimeoutExpired:
-    return 0, f"{compiler[0]} took more than {_COMPILE_LIMIT_S} s to compile {_SOURCE}"
-  except (OSError, subprocess.CalledProcessError) as error:
-    lines = (getattr(error, "stderr", None) or str(error)).strip().splitlines()
-    reason = next((line for line in lines if "error" in line), (lines or [""])[0])
-    return 0, f"{compiler[0]} could not compile {_SOURCE}: {reason}"
+    functions = library.load()
+  except (library.CompileError, OSError) as error:
+    return 0, str(error)
   names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
   for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
     target = _capsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes(), ""
-
-
-def _open(compiler: list[str]) -> ctypes.CDLL:
-  """Loads the library of this machine from the cache, or made for this process."""
-  is_arm = platform.machine() in ("arm64", "aarch64")
-  own = "-mcpu=native" if is_arm else "-march=native"
-  flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
-  command = [*compiler, *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
-  sources = [
-    path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
-  ]
-  made_of = sources, command, jaxlib.version.__version__, compilation.processor_flags()
-  digest = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
-  try:
-    library = cache_dir() / f"kernels-{digest}.so"
-    if not library.exists():
-      _compile(command, library)
-    return ctypes.CDLL(str(library))
-  except (OSError, RuntimeError):  # No home, not ours, or not to be executed.
-    with tempfile.TemporaryDirectory() as folder:
-      library = Path(folder) / "kernels.so"
-      _compile(command, library)
-      return ctypes.CDLL(str(library))  # Stays in memory when its file is gone.
-
-
-def _compile(command: list[str], library: Path) -> None:
-  library.parent.mkdir(parents=True, exist_ok=True)
-  print(
-    "compiling the kernels for this CPU, once; about half a minute", file=sys.stderr
-  )
-  with tempfile.TemporaryDirectory(dir=library.parent) as folder:
-    made = Path(folder) / library.name
-    subprocess.run(
-      [*command, "-o", str(made)],
-      check=True,
-      capture_output=True,
-      text=True,
-      timeout=_COMPILE_LIMIT_S,
-    )
-    # Another process may have been as quick; both are the same.
-    made.replace(library)

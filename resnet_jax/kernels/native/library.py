@@ -1,0 +1,201 @@
+"""The library of kernels: compiled once, and kept in the user's cache folder.
+
+A library is code that this process runs, so the folder must be private
+(`private_folder`), and the library must be whole: the digest of its bytes lies beside
+it. One that does not fit its digest is compiled anew.
+"""
+
+import contextlib
+import ctypes
+import hashlib
+import os
+import platform
+import shlex
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+import tempfile
+import time
+from pathlib import Path
+
+import jax
+import jaxlib.version
+
+from resnet_jax.runtime import compilation
+from resnet_jax.runtime.private_folder import is_private, private_folder
+
+_SOURCE = Path(__file__).with_name("kernels.cc")
+# Half a minute is usual; a compiler that waits for something must not hang a run.
+_COMPILE_LIMIT_S = 300
+_DAY_S = 24 * 3600
+
+
+class CompileError(Exception):
+  """There is no library; says why in a line."""
+
+
+def cache_dir() -> Path:
+  """Returns the folder where compiled kernels are kept."""
+  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(cache) / "resnet_jax"
+
+
+def load() -> ctypes.CDLL:
+  """Loads the library for this machine, and compiles it if need be.
+
+  Where it cannot be kept in `cache_dir`, a line on standard error says why, and it is
+  compiled for this process only.
+
+  Raises:
+    CompileError: there is no compiler, or it failed.
+    OSError: there is no room for temporary files, or no library came out.
+  """
+  command = _command()
+  sources = [
+    path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
+  ]
+  made_of = sources, command, jaxlib.version.__version__, compilation.processor_flags()
+  key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
+  try:
+    library = private_folder(cache_dir()) / f"kernels-{key}.so"
+    if not _is_whole(library):
+      _remove_old(library.parent)
+      _compile_and_keep(command, library)
+    with contextlib.suppress(OSError):  # A cache may be read-only.
+      os.utime(library)
+    return _open(library)
+  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home.
+    print(
+      "the kernels are compiled for this process only (XDG_CACHE_HOME can name another "
+      f"cache folder): {error}",
+      file=sys.stderr,
+    )
+  with tempfile.TemporaryDirectory() as folder:
+    library = Path(folder) / "kernels.so"
+    _compile(command, library)
+    return _open(library)  # Stays in memory when its file is gone.
+
+
+def _compiler() -> list[str]:
+  """Returns the command of the C++ compiler."""
+  text = os.environ.get("CXX")
+  if text is None:
+    if found := shutil.which("c++"):
+      return [found]
+    raise CompileError("there is no C++ compiler (c++, or $CXX)")
+  try:
+    words = shlex.split(text)
+  except ValueError as error:
+    raise CompileError(f"CXX={text!r} is no command: {error}") from error
+  if not words:
+    raise CompileError("CXX is empty: unset it, or name a C++ compiler")
+  if (program := shutil.which(words[0])) is None:
+    raise CompileError(f"CXX={text!r} names no program that can be run: {words[0]!r}")
+  return [str(Path(program).absolute()), *words[1:]]
+
+
+def _command() -> list[str]:
+  """Returns the command that compiles, but for `-o` and its file."""
+  is_arm = platform.machine() in ("arm64", "aarch64")
+  own = "-mcpu=native" if is_arm else "-march=native"
+  flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
+  return [*_compiler(), *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+
+
+def _open(library: Path) -> ctypes.CDLL:
+  functions = ctypes.CDLL(str(library))
+  if not hasattr(functions, "resnet_jax_lanes"):
+    raise OSError(f"{library.name}: its functions are hidden or missing")
+  return functions
+
+
+def _is_whole(library: Path) -> bool:
+  """Whether it is a file of this user alone, and has the bytes that were compiled."""
+  try:
+    info = library.lstat()
+    return (
+      stat.S_ISREG(info.st_mode)
+      and is_private(info)
+      and library.with_suffix(".digest").read_bytes() == _digest(library)
+    )
+  except OSError:
+    return False
+
+
+def _digest(library: Path) -> bytes:
+  return hashlib.blake2b(library.read_bytes()).hexdigest().encode()
+
+
+def _remove_old(folder: Path) -> None:
+  """Removes what is of no use any more.
+
+  These are libraries that were not loaded for 30 days (loading one sets the time of its
+  last change), and what a compilation left that was killed more than a day ago.
+  """
+  now = time.time()
+  for path in [*folder.glob("kernels-*.so"), *folder.glob("tmp*")]:
+    with contextlib.suppress(OSError):  # Another process may do the same.
+      age = now - path.lstat().st_mtime
+      if path.suffix == ".so" and age > 30 * _DAY_S:
+        path.unlink()
+        path.with_suffix(".digest").unlink()
+      elif path.suffix != ".so" and age > _DAY_S:
+        shutil.rmtree(path)
+
+
+def _compile_and_keep(command: list[str], library: Path) -> None:
+  # What a process that is being killed still writes there is removed after a day.
+  temporary = tempfile.TemporaryDirectory(
+    dir=library.parent, ignore_cleanup_errors=True
+  )
+  with temporary as folder:
+    made = Path(folder) / library.name
+    _compile(command, made)
+    made.chmod(0o700)  # Whatever the umask is.
+    digest = made.with_suffix(".digest")
+    digest.write_bytes(_digest(made))
+    # After a power cut both files have all their bytes, or do not fit. Another process
+    # may have been as quick; both libraries are the same.
+    for path in (digest, made):
+      with path.open("rb+") as file:
+        os.fsync(file.fileno())
+      path.replace(library.with_name(path.name))
+
+
+def _compile(command: list[str], library: Path) -> None:
+  print(
+    "compiling the kernels for this CPU, once; about half a minute", file=sys.stderr
+  )
+  log = library.with_name("log")
+  try:
+    # To a file, as a helper that the compiler leaves behind could hold a pipe open; in
+    # the folder, as a path of `private_folder` is not one of another process.
+    with log.open("wb") as output:
+      process = subprocess.Popen(
+        [*command, "-o", library.name],
+        cwd=library.parent,
+        stdin=subprocess.DEVNULL,
+        stdout=output,
+        stderr=output,
+        start_new_session=True,
+      )
+  except OSError as error:
+    raise CompileError(f"{command[0]} could not be run: {error.strerror}") from error
+  try:
+    status = process.wait(_COMPILE_LIMIT_S)
+  except BaseException as error:
+    with contextlib.suppress(OSError):  # With all the processes that it started.
+      os.killpg(process.pid, signal.SIGKILL)
+    process.wait()
+    if not isinstance(error, subprocess.TimeoutExpired):
+      raise
+    raise CompileError(
+      f"{command[0]} took more than {_COMPILE_LIMIT_S} s to compile {_SOURCE}"
+    ) from error
+  lines = log.read_text(errors="replace").strip().splitlines()
+  if status or not library.is_file():
+    reason = next((line for line in lines if "error" in line), (lines or [""])[0])
+    reason = reason or f"it ended with status {status} and made no library"
+    raise CompileError(f"{command[0]} could not compile {_SOURCE}: {reason}")

@@ -1,0 +1,66 @@
+"""A directory that one process at a time may use."""
+
+import contextlib
+import errno
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+from etils import epath
+
+from resnet_jax.runtime.errors import UserError
+
+try:
+  import fcntl
+except ImportError:  # Windows.
+  fcntl = None  # type: ignore[assignment]
+
+# No locks there, as on some network file systems.
+_NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
+
+
+@contextlib.contextmanager
+def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
+  """Keeps other processes from a directory until the end of the context.
+
+  The lock is the operating system's, and goes with the process however that ends;
+  there is none on remote storage, on file systems without locks, and on Windows.
+
+  Args:
+    directory: made if it is not there.
+    name: what the user calls it, for the message.
+    patience_s: how long to wait for another process that has it.
+
+  Raises:
+    UserError: another process has it, it is a file, or its path is not UTF-8, which
+      Orbax needs.
+  """
+  path = epath.Path(directory)
+  place = os.path.abspath(directory)
+  if place != place.encode(errors="replace").decode():
+    raise UserError(f"{name} must be in UTF-8, and all folders above it; rename them")
+  if path.exists() and not path.is_dir():
+    raise UserError(f"{name} is a file; name a directory")
+  path.mkdir(parents=True, exist_ok=True)
+  if fcntl is None or "://" in str(directory):
+    yield
+    return
+  with Path(directory, "lock").open("a+") as file:
+    end = time.monotonic() + patience_s
+    while True:
+      try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+      except BlockingIOError:
+        if time.monotonic() < end:
+          time.sleep(0.5)
+          continue
+        raise UserError(
+          f"{name} is in use by another process that trains there; wait for its end or "
+          "name another directory"
+        ) from None
+      except OSError as error:
+        if error.errno not in _NO_LOCKS:
+          raise
+      break
+    yield

@@ -1,0 +1,67 @@
+"""The arrays of a checkpoint before they are read: their shapes and dtypes."""
+
+import contextlib
+from collections.abc import Iterator
+from typing import Any, Protocol, runtime_checkable
+
+import jax
+import numpy as np
+import orbax.checkpoint as ocp
+from etils import epath
+
+from resnet_jax.runtime.errors import UserError
+
+
+@runtime_checkable
+class StoredArray(Protocol):
+  """What Orbax tells of an array in a checkpoint."""
+
+  @property
+  def shape(self) -> tuple[int, ...]: ...
+
+  @property
+  def dtype(self) -> np.dtype: ...
+
+
+def read_shapes(directory: epath.Path, part: str) -> Any:
+  """Returns a part of a checkpoint with a `StoredArray` for each array.
+
+  Raises:
+    OSError: it is damaged.
+  """
+  with clean_errors(directory), ocp.StandardCheckpointer() as checkpointer:
+    return checkpointer.metadata(directory / part).item_metadata.tree
+
+
+def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
+  """Raises `UserError` if a part of a checkpoint has other arrays than are wanted."""
+  found, own = _shapes(read_shapes(directory, part)), _shapes(wanted)
+  for path in sorted(found.keys() | own.keys()):
+    has, takes = found.get(path, "nothing"), own.get(path, "nothing")
+    if has != takes:
+      raise UserError(
+        f"checkpoint {directory} is of another network, optimiser or kind of images: "
+        f"as {path} it has {has}, and the run takes {takes}; resume with what the run "
+        "was started with, or train in a new --workdir"
+      )
+
+
+@contextlib.contextmanager
+def clean_errors(directory: epath.Path) -> Iterator[None]:
+  """Turns what Orbax raises while it reads a checkpoint into `OSError`."""
+  try:
+    yield
+  except Exception as error:  # Orbax and tensorstore raise all kinds.
+    raise OSError(
+      f"checkpoint {directory} cannot be restored: it is damaged; delete it to go on "
+      f"from the one before ({str(error)[:120]})"
+    ) from error
+
+
+def _shapes(tree: Any) -> dict[str, str]:
+  """Returns the shape of each array of a tree, by its path."""
+  leaves = jax.tree_util.tree_leaves_with_path(tree)
+  return {
+    jax.tree_util.keystr(path, simple=True, separator="/"): str(list(leaf.shape))
+    for path, leaf in leaves
+  }

@@ -1,0 +1,174 @@
+"""What the environment says of the processes of a run: where they are, and how many."""
+
+import importlib.util
+import os
+from pathlib import Path
+from typing import Any
+
+import jax
+
+from resnet_jax.runtime.errors import UserError
+
+# How long a process waits for the others to start.
+CONNECT_TIMEOUT_S = 300
+# The flags, and the variables that give their values where they are left out.
+_FLAGS = {
+  "--coordinator": "JAX_COORDINATOR_ADDRESS",
+  "--num_processes": "JAX_NUM_PROCESSES",
+  "--process_id": "JAX_PROCESS_ID",
+}
+# What JAX itself looks for.
+_SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
+_OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
+# What launchers set: the number of processes, and that of this process, from 0. Those
+# that tell only of one host come last.
+_LAUNCHERS = (
+  ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
+  ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH
+  ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
+  ("JSM_NAMESPACE_SIZE", "JSM_NAMESPACE_RANK"),  # jsrun
+  ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
+  ("PALS_SIZE", "PALS_RANKID"),
+  ("PMIX_SIZE", "PMIX_RANK"),
+  ("WORLD_SIZE", "RANK"),  # torchrun
+  ("JOB_COMPLETIONS", "JOB_COMPLETION_INDEX"),  # Kubernetes
+  ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun
+  ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
+)
+
+
+def find_place(
+  coordinator: str | None, num_processes: int | None, process_id: int | None
+) -> tuple[str, int, int, Any] | None:
+  """Finds the place of this process in a run.
+
+  Returns:
+    Address of process 0, number of processes, number of this one, and its devices as
+    JAX takes them; None if the process is alone.
+  """
+  values: dict[str, Any] = dict(
+    zip(_FLAGS, (coordinator, num_processes, process_id), strict=True)
+  )
+  by_flags = any(value is not None for value in values.values())
+  for flag, variable in _FLAGS.items():
+    if values[flag] is None:
+      values[flag] = os.environ.get(variable) or None
+  if not by_flags:
+    values = {_FLAGS[flag]: value for flag, value in values.items()}
+  missing = [name for name, value in values.items() if value is None]
+  if not missing:
+    return (*_check(values), None)
+  launched = _is_launched()
+  if not by_flags and (launched or _has_chips()):
+    return _ask_launcher(values, launched)
+  if len(missing) < len(values):
+    raise UserError(f"{' and '.join(missing)} must be given too: all three or none")
+  _refuse_launchers()
+  return None
+
+
+def _check(values: dict[str, Any]) -> tuple[str, int, int]:
+  """Returns the values of the three flags or variables, by whose names they are."""
+  (name, address), *numbers = values.items()
+  host, _, port = address.rpartition(":")
+  if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    raise UserError(f"{name}={address} must be HOST:PORT, such as 10.0.0.1:8476")
+  for name, value in numbers:
+    if not str(value).lstrip("-").isdecimal():
+      raise UserError(f"{name}={value} must be a whole number")
+  (count_name, count), (name, index) = ((name, int(value)) for name, value in numbers)
+  if count < 1:
+    raise UserError(f"{count_name}={count} must be > 0")
+  if not 0 <= index < count:
+    raise UserError(
+      f"{name}={index} must be in [0, {count - 1}], by {count_name}={count}"
+    )
+  return address, count, index
+
+
+def _is_launched() -> bool:
+  """Whether a launcher that JAX knows started several processes.
+
+  `jax.distributed.initialize` fails where there is none, and asks the network about
+  some; so only these variables are looked at.
+  """
+  variables = os.environ
+  return (
+    (
+      all(f"SLURM_{name}" in variables for name in _SLURM)
+      and _number("SLURM_STEP_NUM_TASKS") > 1
+    )
+    or (_OPEN_MPI in variables and _number("OMPI_COMM_WORLD_SIZE") > 1)
+    or ("JOB_COMPLETION_INDEX" in variables and _is_installed("kubernetes"))
+    or "," in variables.get("TPU_WORKER_HOSTNAMES", "")
+  )
+
+
+def _number(variable: str) -> int:
+  """Returns the number that a variable holds; 0 if it is none."""
+  text = os.environ.get(variable, "")
+  return int(text) if text.isdecimal() else 0
+
+
+def _refuse_launchers() -> None:
+  """Raises `UserError` if a launcher that JAX cannot ask started several processes.
+
+  Each would train the same, or one of them alone.
+  """
+  for size, rank in _LAUNCHERS:
+    if _number(size) > 1 or _number(rank) > 0:
+      seen = [name for name in (size, rank) if name in os.environ]
+      shown = " ".join(f"{name}={os.environ[name]}" for name in seen)
+      count, index = (
+        f"${name}" if name in seen else default
+        for name, default in ((size, "N"), (rank, "I"))
+      )
+      raise UserError(
+        f"{shown}: this is one of several processes, and JAX cannot find the others by "
+        f"that; give --coordinator=HOST:PORT --num_processes={count} "
+        f"--process_id={index}, or unset {' and '.join(seen)} to train in each alone"
+      )
+
+
+def _ask_launcher(
+  values: dict[str, Any], launched: bool
+) -> tuple[str, int, int, Any] | None:
+  """Returns what JAX learns from the launcher, as `find_place` does."""
+  address, *numbers = values.values()
+  # JAX tells nobody where process 0 is before it connects to it.
+  clusters: Any = jax._src.clusters
+  try:
+    place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
+      address,
+      *(None if number is None else int(number) for number in numbers),
+      None,
+      None,
+      CONNECT_TIMEOUT_S,
+    )
+  except RuntimeError as error:
+    raise OSError(f"the other processes cannot be found: {error}") from error
+  except (KeyError, ValueError) as error:
+    raise UserError(f"the launcher's environment is wrong: {error!r}") from error
+  if None not in place[:3]:
+    return tuple(place)
+  if launched:
+    raise UserError(
+      "the launcher's environment is not enough for JAX to find the other processes; "
+      "give --coordinator, --num_processes and --process_id"
+    )
+  return None  # A TPU host that is no part of a slice.
+
+
+def _is_installed(package: str) -> bool:
+  return importlib.util.find_spec(package) is not None
+
+
+def _has_chips() -> bool:
+  """Whether this may be a host of a TPU slice, of which only the network knows."""
+  paths = Path("/dev/accel0"), Path("/dev/vfio/0")
+  platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
+  return (
+    "tpu" in platforms
+    and _is_installed("libtpu")
+    and any(path.exists() for path in paths)
+  )

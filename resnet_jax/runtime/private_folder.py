@@ -1,0 +1,41 @@
+"""Folders whose files are run as code: only their owner may write there."""
+
+import os
+from pathlib import Path
+
+
+def private_folder(folder: Path) -> Path:
+  """Makes a folder with mode 0700 if there is none, and checks who can write there.
+
+  Nothing that is done by the returned path can be led elsewhere: it names the folder by
+  a descriptor that stays open. So the folders above, which another user may be able to
+  rename or replace, are not checked. Where there is no /proc (macOS) it is `folder`
+  itself, and the folders above are trusted.
+
+  Returns:
+    A path of the folder, for this process only.
+
+  Raises:
+    OSError: the folder cannot be made or read, is a link, belongs to another user, or
+      its group or others can write there.
+  """
+  if folder.is_symlink():
+    raise PermissionError(f"{folder} is a link; make it a folder")
+  folder.mkdir(mode=0o700, parents=True, exist_ok=True)
+  descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+  info = os.fstat(descriptor)
+  if not is_private(info):
+    os.close(descriptor)
+    if info.st_uid != os.getuid():
+      raise PermissionError(f"{folder} belongs to another user (uid {info.st_uid})")
+    raise PermissionError(
+      f"other users can write in {folder} (mode {info.st_mode & 0o777:o}): delete it, "
+      f"or, if you trust what is there, chmod go-w {folder}"
+    )
+  by_descriptor = Path(f"/proc/self/fd/{descriptor}")
+  return by_descriptor if by_descriptor.is_dir() else folder
+
+
+def is_private(info: os.stat_result) -> bool:
+  """Whether a file or folder is this user's, and nobody else can write to it."""
+  return info.st_uid == os.getuid() and not info.st_mode & 0o022

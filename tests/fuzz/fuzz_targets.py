@@ -1,0 +1,150 @@
+"""The readers of files that may come from strangers, each as a target for fuzzing.
+
+A target gets bytes. It ends in nothing or in the error that the reader documents; any
+other exception, more than 10 seconds or too much memory is a finding.
+"""
+
+import contextlib
+import tempfile
+from argparse import Namespace
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import ml_dtypes
+import numpy as np
+import safetensors.numpy
+from test_decode import JPEGS, OTHERS, TWO_SIZES, exif, picture, with_scans
+from test_decode import encode as encode_image
+from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
+
+from resnet_jax.data.images import decode
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.sources import folder
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.weights import load_save
+
+Target = Callable[[bytes], None]
+
+MOST_PIXELS = 2**20  # Of an image, so that it is decoded in milliseconds.
+NUMBERS = np.arange(24, dtype=np.float32)
+STATE = {
+  "conv1.weight": NUMBERS.reshape(2, 3, 2, 2),
+  "fc.weight": NUMBERS[4:10].reshape(2, 3).T,
+  "half": np.ones(2, np.float16),
+  "brain": np.ones(2, ml_dtypes.bfloat16),
+  "counter": np.array(7),
+}
+
+
+@contextlib.contextmanager
+def _file(name: str, data: bytes) -> Iterator[Path]:
+  with tempfile.TemporaryDirectory(dir=_memory()) as place:
+    path = Path(place, name)
+    path.write_bytes(data)
+    yield path
+
+
+def _memory() -> str | None:
+  return "/dev/shm" if Path("/dev/shm").is_dir() else None
+
+
+def weights(data: bytes) -> None:
+  """Reads all arrays of a file of weights.
+
+  The first byte says what the others are: "s" a .safetensors file, "p" the pickle of a
+  zip whose records and checksums are right, which chance would never give; all else a
+  file of torch.save.
+  """
+  kind, data = data[:1], data[1:]
+  if kind == b"p":
+    data = pack(members(STATE, "zip") | {"data.pkl": data}, "zip")
+  with (
+    _file("x.safetensors" if kind == b"s" else "x.pth", data) as path,
+    contextlib.suppress(UserError),
+  ):
+    load_save._metadata(path)
+    arrays, problems = load_save._read(path)
+    for name, array in arrays.items():
+      assert array is not None or problems, f"{name} is missing and nothing is said"
+      if array is not None:
+        array.copy()  # What is not within the file would crash.
+
+
+def images(data: bytes) -> None:
+  """Decodes an image, whole and in part: its pixels are as many as its head says."""
+  with contextlib.suppress(ImageError):
+    head = decode.open_image(data, MOST_PIXELS)
+    assert head.size[0] * head.size[1] <= MOST_PIXELS
+    width, height = decode.upright_size(head)
+    for factor in (1, 8):
+      # At full size whatever the factor, unless it is a JPEG for the fast decoders.
+      with contextlib.suppress(ImageError):
+        rounded_up = -(-height // factor), -(-width // factor), 3
+        shape = decode.decode(data, head, factor).shape
+        assert shape in (rounded_up, (height, width, 3)), shape
+      with contextlib.suppress(ImageError):
+        rounded_down = height // factor, width // factor, 3
+        shape = decode.decode_part(data, head, (0, 0, width, height), factor).shape
+        assert shape in (rounded_down, (height, width, 3)), shape
+
+
+def lists(data: bytes) -> None:
+  """Reads a table of images and labels, with and without the classes of a run."""
+  with _file("x.csv", data) as path:
+    for class_names in ((), ("cat", "dog"), ("0", "1", "10")):
+      with contextlib.suppress(UserError):
+        files = folder.list_images(path, "train", 0.1, class_names)
+        assert not class_names or files.class_names == class_names
+        assert all(0 <= label < len(files.class_names) for label in files.labels)
+        assert all(files.name(i) for i in range(len(files)))
+
+
+TARGETS: dict[str, Target] = {"weights": weights, "images": images, "lists": lists}
+
+
+def _weights_seeds() -> Iterator[bytes]:
+  refused = Call(Global("own", "thing"), NUMBERS)
+  contents = [
+    STATE,
+    {"epoch": 3, "args": Namespace(lr=0.1), "state_dict": STATE, "best": {-1: {1}}},
+    Call(Global("collections", "OrderedDict"), [[k, x] for k, x in STATE.items()]),
+    {"a": View(NUMBERS, 0, (25,), (1,)), "fc.bias": refused, "b": [1, (2.5, "é")]},
+  ]
+  for content in contents:
+    for container in CONTAINERS:
+      yield b" " + write(content, container)
+    yield b"p" + members(content, "zip")["data.pkl"]
+  # Two records of one name.
+  parts = {"data/9": members(STATE, "zip")["data/0"][::-1], **members(STATE, "zip")}
+  yield b" " + pack(parts, "zip").replace(b"data/9", b"data/0")
+  # One tuple of the memo as an id, over and over.
+  storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0NK\x18" + b"N" * 99
+  yield b"p\x80\2" + storage + b"tq\0" + b"h\0Q" * 99 + b"."
+  for metadata in ({"class_names": '["a", "b"]'}, {"preprocessing": '{"crop": 1}'}):
+    yield b"s" + safetensors.numpy.save(STATE, metadata)
+
+
+def _images_seeds() -> Iterator[bytes]:
+  yield from (*JPEGS.values(), *OTHERS.values(), *TWO_SIZES.values())
+  for kind in ("JPEG", "PNG", "WEBP"):
+    yield encode_image(picture(), kind, exif=exif(6))
+  for kind in ("JPEG", "MPO"):
+    yield with_scans(kind, 101)
+
+
+def _lists_seeds() -> Iterator[bytes]:
+  yield b"a.jpg,0\nb.jpg,1\n"
+  yield b'\xef\xbb\xbfpath,label,split\r\n"a,1.jpg",cat,train\r\nb.jpg,dog,val\r\n'
+  yield "label,path,other\nÄ,a.jpg,\n".encode()
+  yield b'path,label\n"a""b.jpg\n",cat\n'
+  yield b"path,label\n"
+  yield b"path,path,label\na,b,c\n"
+  yield b"a.jpg,00\nb.jpg,10\n./a.jpg,1\n"
+  yield b"path,label,split\na.jpg,dog,TRAIN\na.jpg,cat,test\n"
+
+
+SEEDS: dict[str, Callable[[], Iterator[bytes]]] = {
+  "weights": _weights_seeds,
+  "images": _images_seeds,
+  "lists": _lists_seeds,
+}

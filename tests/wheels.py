@@ -1,0 +1,13 @@
+"""Libraries that come in wheels of Python packages."""
+
+import contextlib
+import importlib.metadata
+import os
+
+
+def name_libjpeg_turbo() -> None:
+  """Has $TURBOJPEG name the library in the wheel `turbojpeg`, if it names none."""
+  with contextlib.suppress(importlib.metadata.PackageNotFoundError):
+    for file in importlib.metadata.files("turbojpeg") or []:
+      if "libturbojpeg" in file.name:
+        os.environ.setdefault("TURBOJPEG", str(file.locate()))
