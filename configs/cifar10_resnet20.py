@@ -24,7 +24,7 @@ resnet1202 7.93 %.
 
 These test top-1 accuracies were measured at the last update, on 2026-11-26:
   resnet20, seed 0: 91.51 %, in float32 on 2 cores of a shared CPU in 5.4 hours;
-  resnet20, seed 1: 91.57 %, in bfloat16, most of it on an H100;
+  resnet20, seeds 1 and 2: 91.57 and 91.76 %, in bfloat16, most of it on an H100;
   resnet56, seed 0: 92.71 %, in bfloat16, most of it on an H100.
 benchmarks/results/cifar10 has all their metrics. The other variants were not trained to
 the end yet. Each needs a GPU for some hours.

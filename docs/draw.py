@@ -206,7 +206,7 @@ def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
   """Returns what comes out of stem and stages: its height, and a text."""
   model, image = create_model(name), jnp.zeros((1, side, side, 3))
   maps, _ = jax.eval_shape(Backbone(model).init_with_output, jax.random.key(0), image)
-  first = side // model.stem.STRIDE
+  first = side // model.stem_cls.STRIDE
   layers = "3x3 conv" if first == side else "7x7 conv\nmax-pool"
   outputs = [(first, f"{layers}\n{first}x{first}x{model.features}")]
   for blocks, found in zip(model.stage_sizes, maps.values(), strict=True):

@@ -22,21 +22,21 @@ from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
 
 NETS = {
-  "basic": {"block": BasicBlock},
-  "bottleneck": {"block": BottleneckBlock},
-  "v1": {"block": partial(BottleneckBlock, stride_on_1x1=True)},
-  "groups": {"block": partial(BottleneckBlock, groups=2)},
-  "option D": {"block": BasicBlock, "shortcut": SHORTCUTS["D"]},
-  "option A": {"block": BasicBlock, "shortcut": SHORTCUTS["A"]},
-  "highway": {"block": BasicBlock, "shortcut": SHORTCUTS["highway"]},
-  "v2, basic": {"block": PreActBasicBlock, "pre_activation": True},
-  "v2, bottleneck": {"block": PreActBottleneckBlock, "pre_activation": True},
-  "scanned": {"block": BasicBlock, "scan": True},
+  "basic": {"block_cls": BasicBlock},
+  "bottleneck": {"block_cls": BottleneckBlock},
+  "v1": {"block_cls": partial(BottleneckBlock, stride_on_1x1=True)},
+  "groups": {"block_cls": partial(BottleneckBlock, groups=2)},
+  "option D": {"block_cls": BasicBlock, "shortcut_cls": SHORTCUTS["D"]},
+  "option A": {"block_cls": BasicBlock, "shortcut_cls": SHORTCUTS["A"]},
+  "highway": {"block_cls": BasicBlock, "shortcut_cls": SHORTCUTS["highway"]},
+  "v2, basic": {"block_cls": PreActBasicBlock, "pre_activation": True},
+  "v2, bottleneck": {"block_cls": PreActBottleneckBlock, "pre_activation": True},
+  "scanned": {"block_cls": BasicBlock, "scan": True},
 }
 
 
 def create(net: dict) -> ResNet:
-  return ResNet(stage_sizes=(1, 2, 1, 2), features=8, stem=CifarStem, **net)
+  return ResNet(stage_sizes=(1, 2, 1, 2), features=8, stem_cls=CifarStem, **net)
 
 
 def init(module, images):

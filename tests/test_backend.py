@@ -1,15 +1,18 @@
 """What is tuned for a CPU changes no result, and memory stays with the process."""
 
+import contextvars
 import os
 import stat
 import subprocess
 import sys
 
 import jax
+import jax.export
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal, variables_of
 
 from resnet_jax.kernels import native
 from resnet_jax.models.blocks import BottleneckBlock, PreActBasicBlock
@@ -22,14 +25,14 @@ from resnet_jax.training.steps import compile_train_chunk
 from resnet_jax.training.tasks import Classification
 
 NETS = {
-  "basic blocks, CIFAR's stem": {"stem": CifarStem, "features": 16},
+  "basic blocks, CIFAR's stem": {"stem_cls": CifarStem, "features": 16},
   "bottlenecks, scanned": {
     "stage_sizes": (3, 2),
-    "block": BottleneckBlock,
+    "block_cls": BottleneckBlock,
     "features": 32,
     "scan": True,
   },
-  "pre-activation": {"block": PreActBasicBlock, "pre_activation": True},
+  "pre-activation": {"block_cls": PreActBasicBlock, "pre_activation": True},
 }
 
 
@@ -73,6 +76,31 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-4 * scale)
 
   jax.tree.map(assert_close, tuned, untuned)
+
+
+@pytest.mark.parametrize("net", NETS.values(), ids=NETS)
+@pytest.mark.parametrize("train", [False, True])
+def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, train):
+  """For every platform, and in forward mode, which custom calls would prevent."""
+  model = ResNet(**{"stage_sizes": (1, 1), "num_classes": 4} | net)
+  images = normal(2, 16, 16, 3)
+  variables = variables_of(model, images)
+
+  def logits(factor):
+    mutable = ["batch_stats"] if train else False
+    found = model.apply(variables, factor * images, train=train, mutable=mutable)
+    return found[0] if train else found
+
+  def check():
+    factor = jnp.ones(())
+    exported = jax.export.export(jax.jit(logits), platforms=["cpu", "cuda", "tpu"])
+    assert jax.export.deserialize(exported(factor).serialize())
+    # Not compiled, but lowered: only then a `custom_vjp` refuses forward mode.
+    jax.jit(lambda x: jax.jvp(logits, [x], [x])).lower(factor)
+    jax.jit(jax.hessian(logits)).lower(factor)
+    jax.jit(jax.vmap(logits)).lower(jnp.ones(3))
+
+  contextvars.Context().run(check)  # One in which nobody has chosen kernels.
 
 
 def test_onednn_is_for_bfloat16_alone(monkeypatch):

@@ -1,6 +1,8 @@
 """What is saved comes back, the right ones are kept, wrong ones refused."""
 
 import resource
+import shutil
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -9,11 +11,13 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from orbax.checkpoint.utils import TMP_DIR_SUFFIX
 
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.scan_layout import is_scanned, to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runs.run_dir import latest_step
+from resnet_jax.runs.facts import RunFacts, to_json
+from resnet_jax.runs.run_dir import check_storage, latest_step
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, replicated
 from resnet_jax.training.state import StateInit
@@ -133,6 +137,126 @@ def test_a_damaged_newest_is_named_set_aside_and_the_one_before_used(
     assert_equal(store.restore_latest(state, said.append), states[5])
 
 
+@pytest.fixture(scope="module")
+def two_evaluated(tmp_path_factory):
+  """Returns a run directory with the steps 4 and 5, and the state of both."""
+  workdir, state = tmp_path_factory.mktemp("run"), make_state(step=4)
+  with CheckpointStore(workdir, keep=3) as store:
+    for step in (4, 5):
+      store.save(step, state)
+      store.add_evaluation(step, {"top1": step / 10})
+  return workdir, state
+
+
+def empty(path):
+  path.write_bytes(b"")
+
+
+def nest(path):
+  path.write_text("[" * 200_000)
+
+
+def write_latin_1(path):
+  path.write_bytes(b'{"top1": "\xe9"}')
+
+
+def make_empty_directory(path):
+  shutil.rmtree(path)
+  path.mkdir()
+
+
+@pytest.mark.parametrize(
+  ("damage", "file"),
+  [
+    *((damage, "metrics/metrics") for damage in (flip, empty, write_latin_1)),
+    *((damage, "digests.json") for damage in (Path.unlink, empty, nest)),
+    (empty, "_CHECKPOINT_METADATA"),
+    (make_empty_directory, ""),
+  ],
+)
+def test_damage_is_found_before_orbax_reads_a_checkpoint(
+  two_evaluated, tmp_path, damage, file
+):
+  workdir, state = two_evaluated
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  damage(tmp_path / "checkpoints" / "5" / file)
+  with CheckpointStore(tmp_path) as store:
+    assert_equal(store.restore_model("4")[1], to_named(state.variables))
+    for which in ("5", "latest", "best"):
+      with pytest.raises(OSError, match=r"/5 is damaged: .*; name another"):
+        store.restore_model(which)
+    said = []
+    assert_equal(store.restore_latest(state, said.append), state)
+    assert store.save(5, state)
+  (line,) = said
+  assert line.startswith("checkpoint 5 is damaged: ")
+
+
+def test_damaged_metrics_of_an_older_checkpoint_stop_nothing(two_evaluated, tmp_path):
+  workdir, state = two_evaluated
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  flip(tmp_path / "checkpoints" / "4" / "metrics" / "metrics")
+  said = []
+  with CheckpointStore(tmp_path) as store:
+    assert store.restore_model("latest")[0] == 5
+    assert_equal(store.restore_latest(state, said.append), state)
+    store.save(6, state)
+  assert len(said) == 1 and "checkpoint 4 is damaged: metrics/metrics" in said[0]
+  assert latest_step(tmp_path) == 6
+
+
+def test_a_state_may_be_evaluated_again(two_evaluated, tmp_path):
+  workdir, state = two_evaluated
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  with CheckpointStore(tmp_path) as store:
+    for top1 in (0.1, 0.2):
+      store.add_evaluation(5, {"top1": top1}, state.variables)
+    assert_equal(store.restore_model("5")[1], to_named(state.variables))
+    assert store.restore_model("best")[0] == 4
+
+
+def test_runs_saved_before_there_were_digests_are_read(two_evaluated, tmp_path):
+  workdir, state = two_evaluated
+  shutil.copytree(workdir, tmp_path, dirs_exist_ok=True)
+  for path in tmp_path.glob("checkpoints/*/digests.json"):
+    path.unlink()
+  with CheckpointStore(tmp_path) as store:
+    assert_equal(store.restore_latest(state), state)
+  facts = RunFacts(has_digests=True)  # As `open_run` writes it for a new run.
+  (tmp_path / "run.json").write_text(to_json(facts))
+  store = CheckpointStore(tmp_path)
+  with pytest.raises(OSError, match=r"4 is damaged: digests\.json is gone"):
+    store.restore_model("4")
+
+
+@pytest.mark.parametrize(
+  "name",
+  [
+    "run[seed=1]",
+    "[!a]/b[/c]",
+    "a*b?{1,2}",
+    " lr=0.1,bs=32 %20#~:|&$HOME\"'",
+    "--ü日e\u0301\x1b[31m\n",
+    "5.orbax-checkpoint-tmp",
+  ],
+)
+def test_a_run_may_have_any_name(tmp_path, monkeypatch, name):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "axby{1,2}" / "checkpoints" / "7").mkdir(parents=True)  # It matches one.
+  state = make_state(step=2)
+  check_storage(name)
+  with CheckpointStore(name) as store:
+    store.save(2, state)
+    store.add_evaluation(2, {"top1": 0.5}, state.variables)
+  unfinished = Path(name, "checkpoints", f"3{TMP_DIR_SUFFIX}")
+  unfinished.mkdir()
+  with CheckpointStore(name) as store:
+    assert_equal(store.restore_latest(state.replace(step=state.step - 2)), state)
+    assert_equal(store.restore_model("best")[1], to_named(state.variables))
+  assert not unfinished.exists()
+  assert Path(name, "checkpoints", "2", "digests.json").exists()
+
+
 @pytest.mark.parametrize("known", [True, False])
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
   tmp_path, monkeypatch, known
@@ -157,6 +281,19 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
   assert [path.name for path in (tmp_path / "checkpoints").iterdir()] == ["1"]
   with CheckpointStore(tmp_path) as store:
     assert_equal(store.restore_latest(make_state()), state)
+
+
+def test_a_save_outlives_a_jump_of_the_clock(tmp_path, monkeypatch):
+  """As where a laptop sleeps while the arrays are written."""
+  state, jump, now = make_state(step=1), 0, time.time
+  monkeypatch.setattr("time.time", lambda: now() + jump)
+  with CheckpointStore(tmp_path) as store:
+    store.save(1, state)
+    while not any(tmp_path.glob("checkpoints/1*/training*/*")):
+      time.sleep(0.001)
+    jump = 100_000
+  with CheckpointStore(tmp_path) as store:
+    assert_equal(store.restore_latest(state.replace(step=state.step - 1)), state)
 
 
 def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):

@@ -108,7 +108,7 @@ class Segmenter(nn.Module):
 
   @nn.compact
   def __call__(self, images, train=False):
-    net = ResNet(stage_sizes=(1, 1, 1), features=8, stem=CifarStem)
+    net = ResNet(stage_sizes=(1, 1, 1), features=8, stem_cls=CifarStem)
     maps = Backbone(net, output_stride=2, name="backbone")(images, train)
     finest = FPN(features=16, name="fpn")(maps)["p2"]
     return FCNHead(num_classes=4, name="head")(finest, images.shape[1:3], train)
@@ -135,7 +135,7 @@ def test_gradients_reach_every_parameter():
 
 
 def test_a_dilated_segmenter_exports_with_any_batch_size():
-  net, head = ResNet(stage_sizes=(1, 1, 1), features=8, stem=CifarStem), FCNHead(3)
+  net, head = ResNet(stage_sizes=(1, 1, 1), features=8, stem_cls=CifarStem), FCNHead(3)
   images = normal(2, 16, 16, 3)
 
   def init(images):

@@ -4,7 +4,6 @@ import os
 import pickle
 import tempfile
 import threading
-import time
 import tracemalloc
 from pathlib import Path
 
@@ -606,17 +605,14 @@ def test_a_hundred_thousand_names_pickle_small():
 
 
 @pytest.mark.slow
-def test_a_hundred_thousand_files_are_listed_quickly():
+def test_a_hundred_thousand_files_are_listed_in_little_memory():
   with tempfile.TemporaryDirectory() as root:  # tmp_path would be kept.
     folder = Path(root, "train", "n02123045")
     folder.mkdir(parents=True)
     for i in range(100_000):
       os.close(os.open(folder / f"n02123045_{i:08}.JPEG", os.O_CREAT))
-    start = time.perf_counter()
-    files = list_images(Path(root), "train", 0.1)
-    assert time.perf_counter() - start < 5  # Measured: 0.4 s.
     tracemalloc.start()
-    list_images(Path(root), "train", 0.1)
+    files = list_images(Path(root), "train", 0.1)
     assert tracemalloc.get_traced_memory()[1] < 100e6  # Measured: 30 MB.
     tracemalloc.stop()
   assert len(files) == 100_000

@@ -38,32 +38,37 @@ CHOICES = ["plain", "xla", pytest.param("native", marks=needs_compiler)]
 # left when it is folded, of all; and how many calls are then fused.
 NETS = {
   "basic": ({}, 0, 6, 6),
-  "bottleneck": ({"block": BottleneckBlock}, 0, 9, 9),
+  "bottleneck": ({"block_cls": BottleneckBlock}, 0, 9, 9),
   # `nn.scan` traces its block twice.
   "scan": ({"stage_sizes": (3, 1), "scan": True}, 0, 8, 10),
-  "deep stem": ({"stem": DeepStem, "features": 32}, 0, 8, 8),
-  "A": ({"shortcut": SHORTCUTS["A"]}, 0, 5, 5),
-  "D": ({"shortcut": SHORTCUTS["D"]}, 0, 6, 6),
-  "highway": ({"shortcut": SHORTCUTS["highway"]}, 0, 6, 6),
-  "none": ({"shortcut": SHORTCUTS["none"]}, 0, 5, 5),
-  "squeeze-excite": ({"block": partial(BasicBlock, attention=SqueezeExcite)}, 0, 6, 6),
-  "frozen": ({"norm": NORMS["frozen"]}, 0, 6, 6),
-  "group": ({"norm": NORMS["group"]}, 6, 6, 0),
+  "deep stem": ({"stem_cls": DeepStem, "features": 32}, 0, 8, 8),
+  "A": ({"shortcut_cls": SHORTCUTS["A"]}, 0, 5, 5),
+  "D": ({"shortcut_cls": SHORTCUTS["D"]}, 0, 6, 6),
+  "highway": ({"shortcut_cls": SHORTCUTS["highway"]}, 0, 6, 6),
+  "none": ({"shortcut_cls": SHORTCUTS["none"]}, 0, 5, 5),
+  "squeeze-excite": (
+    {"block_cls": partial(BasicBlock, attention_cls=SqueezeExcite)},
+    0,
+    6,
+    6,
+  ),
+  "frozen": ({"norm_cls": NORMS["frozen"]}, 0, 6, 6),
+  "group": ({"norm_cls": NORMS["group"]}, 6, 6, 0),
   # Their first and last norms follow no convolution, nor has a 3x3 of several groups a
   # kernel here.
-  "pre-activation": ({"block": PreActBasicBlock, "pre_activation": True}, 3, 5, 2),
+  "pre-activation": ({"block_cls": PreActBasicBlock, "pre_activation": True}, 3, 5, 2),
   "pre-activation 2": (
-    {"block": PreActBottleneckBlock, "pre_activation": True},
+    {"block_cls": PreActBottleneckBlock, "pre_activation": True},
     3,
     7,
     4,
   ),
-  "groups": ({"block": partial(BottleneckBlock, groups=2)}, 0, 9, 7),
+  "groups": ({"block_cls": partial(BottleneckBlock, groups=2)}, 0, 9, 7),
 }
 
 
 def net(**changes):
-  settings = {"stage_sizes": (1, 1), "features": 16, "stem": CifarStem}
+  settings = {"stage_sizes": (1, 1), "features": 16, "stem_cls": CifarStem}
   return ResNet(**settings | {"num_classes": 4} | changes)
 
 
@@ -132,9 +137,9 @@ def test_a_norm_that_kept_its_scale_still_multiplies(monkeypatch):
 @pytest.mark.parametrize(
   ("changes", "train"),
   [
-    ({"block": BottleneckBlock}, False),
-    ({"stage_sizes": (3,), "norm": NORMS["frozen"], "scan": True}, False),
-    ({"stage_sizes": (3,), "norm": NORMS["frozen"], "scan": True}, True),
+    ({"block_cls": BottleneckBlock}, False),
+    ({"stage_sizes": (3,), "norm_cls": NORMS["frozen"], "scan": True}, False),
+    ({"stage_sizes": (3,), "norm_cls": NORMS["frozen"], "scan": True}, True),
   ],
 )
 def test_gradients_are_the_same(fused, changes, train):
@@ -197,7 +202,7 @@ class Named(Conv):
 
 def block_of(layer):
   """A block of such convolutions, where the network would have its own."""
-  return lambda *args, **kwargs: BasicBlock(*args, **kwargs | {"conv": layer})
+  return lambda *args, **kwargs: BasicBlock(*args, **kwargs | {"conv_cls": layer})
 
 
 def evaluate(model, variables, x, choice, fold):
@@ -211,7 +216,9 @@ def evaluate(model, variables, x, choice, fold):
 def test_other_layers_are_called(fused, choice):
   """A layer that somebody derived from ours may do more."""
   x = images_of()
-  whole, twice, named = (net(block=block_of(layer)) for layer in (Conv, Twice, Named))
+  whole, twice, named = (
+    net(block_cls=block_of(layer)) for layer in (Conv, Twice, Named)
+  )
   variables = variables_of(whole, x, spread=0.3)
   expected, _ = evaluate(twice, variables, x, "plain", fold=False)
   ours, folded = evaluate(twice, variables, x, choice, fold=True)
@@ -228,7 +235,7 @@ def test_other_layers_are_called(fused, choice):
 @pytest.mark.parametrize("choice", CHOICES)
 def test_other_shortcuts_are_called(fused, choice):
   x = images_of()
-  whole, half = (net(shortcut=shortcut) for shortcut in (SHORTCUTS["B"], Half))
+  whole, half = (net(shortcut_cls=shortcut) for shortcut in (SHORTCUTS["B"], Half))
   variables = variables_of(whole, x, spread=0.3)
   expected, _ = evaluate(half, variables, x, "plain", fold=False)
   ours, folded = evaluate(half, variables, x, choice, fold=True)
@@ -247,7 +254,7 @@ def test_other_shortcuts_are_called(fused, choice):
 )
 def test_wrong_variables_are_an_error(path):
   norm = partial(NORMS["batch"], use_running_average=True)
-  block, x = BasicBlock(16, norm=norm), jnp.ones((1, 8, 8, 16))
+  block, x = BasicBlock(16, norm_cls=norm), jnp.ones((1, 8, 8, 16))
   variables = variables_of(block, x, spread=0.3)
   *parents, name = path
   values = variables["params"]
@@ -300,11 +307,11 @@ class OwnNormBlock(BasicBlock):
 @pytest.mark.parametrize(
   ("changes", "is_folded", "kept"),
   [
-    ({"norm": Doubled}, False, 6),
-    ({"norm": DoubledAffine}, True, 0),
-    ({"block": OwnNormBlock}, True, 2),
-    ({"block": OwnNormBlock, "stage_sizes": (3,)}, True, 3),
-    ({"block": OwnNormBlock, "stage_sizes": (3,), "scan": True}, True, 3),
+    ({"norm_cls": Doubled}, False, 6),
+    ({"norm_cls": DoubledAffine}, True, 0),
+    ({"block_cls": OwnNormBlock}, True, 2),
+    ({"block_cls": OwnNormBlock, "stage_sizes": (3,)}, True, 3),
+    ({"block_cls": OwnNormBlock, "stage_sizes": (3,), "scan": True}, True, 3),
   ],
 )
 def test_only_what_is_known_is_folded(changes, is_folded, kept):

@@ -62,14 +62,16 @@ def test_shortcuts_are_the_identity_where_the_shape_stays(option):
 def test_option_c_projects_where_the_shape_stays():
   x = jnp.ones((2, 5, 5, 4))
   norm = partial(BatchNorm, use_running_average=False)
-  variables = shortcuts.SHORTCUTS["C"](4, 1, norm=norm).init(jax.random.key(1), x, x)
+  variables = shortcuts.SHORTCUTS["C"](4, 1, norm_cls=norm).init(
+    jax.random.key(1), x, x
+  )
   assert variables["params"]["conv"]["kernel"].shape == (1, 1, 4, 4)
 
 
 def test_option_d_averages_before_it_projects():
   # A border of an odd size counts only the pixels that are there.
   x = jnp.arange(9.0).reshape(1, 3, 3, 1)
-  shortcut = shortcuts.SHORTCUTS["D"](1, 2, norm=None)
+  shortcut = shortcuts.SHORTCUTS["D"](1, 2, norm_cls=None)
   residual = jnp.zeros((1, 2, 2, 1))
   variables = {"params": {"conv": {"kernel": jnp.ones((1, 1, 1, 1))}}}
   y = shortcut.apply(variables, x, residual)
@@ -112,7 +114,7 @@ def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():
 
 def test_a_dropped_block_is_its_shortcut():
   x = normal(2, 4, 4, 8)
-  block = BasicBlock(8, norm=partial(BatchNorm, use_running_average=True))
+  block = BasicBlock(8, norm_cls=partial(BatchNorm, use_running_average=True))
   noise = Noise(jax.random.key(2), jnp.float32(1 - 1e-7))
   variables = block.init(jax.random.key(1), x)
   np.testing.assert_array_equal(block.apply(variables, x, noise), nn.relu(x))
@@ -122,16 +124,16 @@ def test_a_dropped_block_is_its_shortcut():
 def test_preactivated_block_is_exactly_the_identity_at_init(block):
   x = normal(2, 4, 4, 8 * block.expansion)
   norm = partial(BatchNorm, use_running_average=True)
-  y, _ = block(8, zero_init=True, norm=norm).init_with_output(jax.random.key(1), x)
+  y, _ = block(8, zero_init=True, norm_cls=norm).init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(y, x)
 
 
 def test_dropout_zeroes_values_between_the_convolutions_in_training_only():
   x = normal(2, 4, 4, 8)
   norm = partial(BatchNorm, use_running_average=True)
-  block = PreActBasicBlock(8, dropout=0.5, norm=norm)
+  block = PreActBasicBlock(8, dropout=0.5, norm_cls=norm)
   variables = block.init(jax.random.key(1), x)
-  plain = PreActBasicBlock(8, norm=norm).apply(variables, x)
+  plain = PreActBasicBlock(8, norm_cls=norm).apply(variables, x)
   np.testing.assert_array_equal(block.apply(variables, x), plain)
   one, two = (block.apply(variables, x, Noise(jax.random.key(i))) for i in (3, 4))
   assert not np.allclose(one, plain) and not np.allclose(one, two)
@@ -140,7 +142,7 @@ def test_dropout_zeroes_values_between_the_convolutions_in_training_only():
 @pytest.mark.parametrize("on_1x1", [True, False])
 def test_v1_has_its_stride_on_the_first_1x1_convolution(on_1x1):
   norm = partial(BatchNorm, use_running_average=True)
-  parts = {"norm": norm, "shortcut": shortcuts.NoShortcut}
+  parts = {"norm_cls": norm, "shortcut_cls": shortcuts.NoShortcut}
   block = BottleneckBlock(4, 2, stride_on_1x1=on_1x1, **parts)
   x = jnp.zeros((1, 8, 8, 3))
   run = partial(block.init_with_output, jax.random.key(0), x, mutable=True)
@@ -156,7 +158,7 @@ def test_residual_block_is_identity_at_init(block):
   features = 8
   x = normal(2, 4, 4, features * block.expansion)
   norm = partial(BatchNorm, use_running_average=True)
-  module = block(features, zero_init=True, norm=norm)
+  module = block(features, zero_init=True, norm_cls=norm)
   y, _ = module.init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(y, nn.relu(x))
 
@@ -165,7 +167,7 @@ def test_residual_block_is_identity_at_init(block):
 def test_plain_block_is_its_convolutions(block):
   x = normal(2, 4, 4, 8)
   norm = partial(BatchNorm, use_running_average=True)
-  module = block(8, 2, shortcut=shortcuts.NoShortcut, zero_init=True, norm=norm)
+  module = block(8, 2, shortcut_cls=shortcuts.NoShortcut, zero_init=True, norm_cls=norm)
   y, _ = module.init_with_output(jax.random.key(1), x)
   np.testing.assert_array_equal(y, np.zeros((2, 2, 2, 8 * block.expansion)))
 

@@ -100,8 +100,8 @@ def test_every_net_of_the_paper_has_a_twin(kind):
 )
 def test_expansion_and_width_are_fields(name):
   model = create_model(name, 10)
-  block = partial(model.block, expansion=2)
-  shapes = shapes_of(model.clone(features=32, block=block))["params"]
+  block = partial(model.block_cls, expansion=2)
+  shapes = shapes_of(model.clone(features=32, block_cls=block))["params"]
   assert shapes["head"]["kernel"].shape == (2 * 8 * 32, 10)
 
 

@@ -8,10 +8,12 @@ import numpy as np
 import optax
 import pytest
 from arrays import normal, pixels
+from flax import linen as nn
 
 from resnet_jax import create_model
 from resnet_jax.data.batch import Batch
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+from resnet_jax.runtime.mesh import create_mesh
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import train_step
 from resnet_jax.training.tasks import Classification
@@ -103,3 +105,53 @@ def test_parameters_and_statistics_are_float32_under_bfloat16(norm):
 
 def leaf_paths(tree) -> list:
   return [path for path, _ in jax.tree_util.tree_leaves_with_path(tree)]
+
+
+POOLED = {
+  "vmap": ("vmap", None),
+  "shard_map": ("shard_map", None),
+  "pmap, halves": ("pmap", [[0, 1], [2, 3]]),  # The others of JAX take no groups.
+}
+
+
+@pytest.mark.several_devices
+@pytest.mark.parametrize("unbiased", [False, True])
+@pytest.mark.parametrize(("kind", "axis_groups"), POOLED.values(), ids=POOLED)
+def test_statistics_are_pooled_over_a_named_axis_as_by_flax(
+  kind, axis_groups, unbiased
+):
+  """Results, running statistics and gradients."""
+  x, weights = 3 + 2 * normal(4, 2, 3, 3, 5), normal(4, 2, 3, 3, 5, seed=1)
+  settings = {"axis_name": "data", "axis_index_groups": axis_groups}
+  settings |= {"use_running_average": False, "momentum": 0.9}
+  ours = BatchNorm(**settings, unbiased=unbiased)
+  variables = ours.init(jax.random.key(0), x[0])  # Outside of the axis.
+
+  def run(norm):
+    def loss(params, x, weights):
+      y, updates = norm.apply(
+        variables | {"params": params}, x, mutable=["batch_stats"]
+      )
+      return (y * weights).sum(), (y, updates["batch_stats"])
+
+    grad = partial(jax.grad(loss, (0, 1), has_aux=True), variables["params"])
+    if kind == "vmap":
+      return jax.jit(jax.vmap(grad, axis_name="data"))(x, weights)
+    if kind == "pmap":
+      return jax.pmap(grad, "data", devices=jax.devices()[:4])(x, weights)
+
+    def on_shard(x, weights):
+      return jax.tree.map(lambda leaf: leaf[None], grad(x[0], weights[0]))
+
+    mesh = create_mesh(jax.devices()[:4])
+    split = jax.P("data")
+    step = jax.shard_map(on_shard, mesh=mesh, in_specs=split, out_specs=split)
+    return jax.jit(step)(x, weights)
+
+  found, wanted = run(ours), run(nn.BatchNorm(**settings))
+  if unbiased:
+    number = 2 * 3 * 3 * (4 if axis_groups is None else 2)
+    stats = wanted[1][1]
+    stats["var"] = 0.9 + (stats["var"] - 0.9) * number / (number - 1)
+  close = partial(np.testing.assert_allclose, rtol=1e-5, atol=1e-5)
+  jax.tree.map(close, found, wanted)

@@ -1,6 +1,7 @@
 """A run directory: what it keeps, and whom it lets in."""
 
 import contextlib
+import json
 import sys
 import time
 from pathlib import Path
@@ -11,7 +12,7 @@ from etils import epath
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.runs import run_dir
-from resnet_jax.runs.facts import RunFacts
+from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
   check_same_settings,
   given_or_new,
@@ -117,18 +118,43 @@ def test_a_run_directory_is_for_one_run_at_a_time(tmp_path):
 
 def test_run_directory_whose_name_is_not_utf_8_is_refused_before_it_is_made(tmp_path):
   workdir = tmp_path / "\udcff" / "run"
-  with pytest.raises(UserError, match=r"^--workdir=.* must be in UTF-8, and all fold"):
+  with pytest.raises(UserError, match="it takes paths in UTF-8 only"):
     use(workdir, Config(), 9)
   assert not workdir.parent.exists()
 
 
-def test_run_directory_that_is_a_file_or_damaged(tmp_path):
+def test_run_directory_that_is_a_file(tmp_path):
   (tmp_path / "file").write_text("x")
   with pytest.raises(ValueError, match="is a file"):
     use(tmp_path / "file", Config(), 9)
-  (tmp_path / "config.json").write_text("{")
-  with pytest.raises(ValueError, match=r"config\.json is damaged"):
-    use(tmp_path, Config(), 9)
+
+
+NESTED = b"[" * 200_000
+
+
+@pytest.mark.parametrize(
+  ("name", "read", "text"),
+  [
+    *(("config.json", read_config, text) for text in (b"{", b"\xff", NESTED)),
+    *(("run.json", read_facts, text) for text in (b"{", b"\xff", NESTED)),
+    ("classes.txt", load_class_names, b"\xff"),
+  ],
+)
+def test_a_damaged_file_of_a_run_is_one_line(tmp_path, name, read, text):
+  (tmp_path / name).write_bytes(text)
+  with pytest.raises(UserError, match=rf"/{name} is damaged: .") as caught:
+    read(tmp_path)
+  assert len(str(caught.value)) < 300
+
+
+@pytest.mark.parametrize("setting", ["num_steps", "clip_norm", "ema_decay"])
+def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
+  settings = {setting: 10**400}
+  if setting != "num_steps":
+    settings = {"optim": settings}
+  (tmp_path / "config.json").write_text(json.dumps(settings))
+  with pytest.raises(UserError, match=rf"config\.json is damaged: .*{setting}=1000"):
+    read_config(tmp_path)
 
 
 @pytest.mark.parametrize(
@@ -136,6 +162,11 @@ def test_run_directory_that_is_a_file_or_damaged(tmp_path):
   [
     ("gs://bucket/run", r"needs gcsfs: pip install 'flax-resnet\[gcs\]'"),
     ("s3://bucket/run", "must be a local path or begin with gs://"),
+    ("/gs/bucket/run", "it takes /gs, .* for remote storage; name another"),
+    ("runs/gs:/run", "which is /.*/runs/gs:/run: it takes gs:/ for remote storage"),
+    ("runs/args:", "it takes gs:/ for remote storage"),
+    ("runs\\digits", "it takes a backslash for a /"),
+    ("runs/a\udcff", "it takes paths in UTF-8 only"),
   ],
 )
 def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):

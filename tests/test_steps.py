@@ -48,7 +48,9 @@ class Setup:
     source = load_synthetic("train", 8, size)
     self.dataset = ResidentDataset(source, BATCH, mesh)
     norm = partial(BatchNorm, groups=groups)
-    model = create_model("resnet8", dtype=dtype).clone(norm=norm, stage_sizes=stages)
+    model = create_model("resnet8", dtype=dtype).clone(
+      norm_cls=norm, stage_sizes=stages
+    )
     split = partial(split_over_devices, mesh=mesh) if shard_state else None
     sharding, tx = replicated(mesh), optax.sgd(0.02, 0.9)
     if shard_state:

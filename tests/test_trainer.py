@@ -175,12 +175,6 @@ def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path, last):
   assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
 
 
-def test_a_damaged_metrics_file_is_named(tmp_path):
-  (tmp_path / "metrics.jsonl").write_text("x\n")
-  with pytest.raises(ValueError, match=r"metrics\.jsonl is damaged in line 1, 'x'"):
-    run(make_config(), tmp_path)
-
-
 def test_more_classes_than_logits_are_refused_in_evaluation(whole, monkeypatch):
   workdir = whole[0]
   config = read_config(workdir)

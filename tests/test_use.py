@@ -40,9 +40,11 @@ SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
 
 
-def create(channels: int = 3, **net) -> Classifier:
+def create(
+  channels: int = 3, preprocessing: Preprocessing | None = None, **net
+) -> Classifier:
   """A net with statistics as if it had been trained."""
-  options = {"stage_sizes": (1, 1), "features": 8, "stem": CifarStem} | net
+  options = {"stage_sizes": (1, 1), "features": 8, "stem_cls": CifarStem} | net
   model = ResNet(num_classes=len(NAMES), **options)
   variables = to_named(variables_of(model, jnp.zeros((1, 16, 16, channels))))
   kernel = variables["params"]["head"]["kernel"]
@@ -50,10 +52,10 @@ def create(channels: int = 3, **net) -> Classifier:
   noise = np.random.default_rng(0)
   variables["batch_stats"] = jax.tree.map(
     lambda x: x + noise.uniform(0, 0.3, x.shape).astype(np.float32),
-    variables["batch_stats"],
+    variables.get("batch_stats", {}),
   )
   size = SIZE if channels == 3 else Preprocessing((0.5,), (0.5,), 20, 16)
-  return Classifier("net", model, variables, size, NAMES, channels)
+  return Classifier("net", model, variables, preprocessing or size, NAMES, channels)
 
 
 @pytest.fixture(scope="module")
@@ -271,7 +273,10 @@ def test_neighbours_are_the_most_similar_of_the_others():
 EXPORTED = {
   "basic": ({}, None),
   "resized": ({}, (40, 40)),
-  "pooled shortcut, deep stem": ({"shortcut": SHORTCUTS["D"], "stem": DeepStem}, None),
+  "pooled shortcut, deep stem": (
+    {"shortcut_cls": SHORTCUTS["D"], "stem_cls": DeepStem},
+    None,
+  ),
 }
 
 
@@ -442,3 +447,34 @@ def test_weights_name_their_classes(tmp_path):
   config = Config().model
   config.name, config.num_classes = "resnet8", 3
   assert load_weights(str(path), config).class_names == ("x", "y", "z")
+
+
+def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
+  photos = tmp_path / "photos"
+  below, other = photos / "train" / "0", photos / "other"
+  for folder in (below, other, below / "@eaDir"):
+    folder.mkdir(parents=True)
+  image = Image.new("RGB", (9, 8), "red")
+  for name in ("a.JFIF", "b.jpe", "c.jpg", "../../other/h.jpg", "@eaDir/i.jpg"):
+    image.save(below / name, "jpeg")
+  for name in ("d.tif", "e.TIF", "f.avif", "g", ".hidden.tif"):
+    (below / name).touch()
+  source, target = ["--workdir", str(run)], str(tmp_path / "f.npz")
+  files = "1 without a suffix, 1 .avif, 2 .tif"
+
+  def said(*command: str) -> list[str]:
+    main([*command, *source])
+    err = capsys.readouterr().err
+    return [line for line in err.splitlines() if "left out" in line]
+
+  assert said("predict", str(below)) == [f"left out of {below}: {files}"]
+  assert said("predict", str(below / "a.JFIF"), str(other)) == []
+  assert said("features", str(below), target) == [f"left out of {below}: {files}"]
+  assert len(np.load(target)["files"]) == 3
+  assert said("features", str(photos), target) == [
+    f"left out of {photos}: {files}, 1 images in other folders"
+  ]
+  assert said("features", str(photos), target, "--split", "train") == [
+    f"left out of train in {photos}: {files}, the folder 'other'"
+  ]
+  assert len(np.load(target)["files"]) == 3

@@ -2,16 +2,21 @@
 
 import io
 import json
+import struct
 import threading
 import time
 
 import jax.numpy as jnp
 import pytest
+from etils import epath
 from rich.console import Console
+from tensorboardX.proto import event_pb2
 
 from resnet_jax.config import Config
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.metric_writer import MetricWriter
+from resnet_jax.runs.tensorboard import Board
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.clock import Clock
 
 
@@ -45,6 +50,33 @@ def test_a_line_says_when_and_by_how_much_a_run_is_input_bound(tmp_path, share, 
   assert shown.startswith("step 8/8 ") and f" 2 images/s{text}  lr" in shown
   *_, line = (tmp_path / "metrics.jsonl").open()
   assert json.loads(line).get("input_wait", 0) == pytest.approx(share)
+
+
+def test_tensorboard_is_told_the_numbers_and_what_of_an_earlier_try_to_hide(tmp_path):
+  with Board(epath.Path(tmp_path), 3) as board:
+    board.add_scalar("train/loss", 0.25, 4)
+  (path,) = tmp_path.glob("events.out.tfevents.*")
+  data, events = path.read_bytes(), []
+  while data:  # Length, its check sum, the event, its check sum.
+    (length,) = struct.unpack("<Q", data[:8])
+    events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
+    data = data[16 + length :]
+  version, start, number = events
+  assert version.file_version == "brain.Event:2"
+  assert start.session_log.status == event_pb2.SessionLog.START and start.step == 4
+  (value,) = number.summary.value
+  assert (number.step, value.tag, value.simple_value) == (4, "train/loss", 0.25)
+
+
+@pytest.mark.parametrize(
+  ("line", "shown"),
+  [(b"x", "'x'"), (b"\xff", "'\ufffd'"), (b"[" * 200_000, r"'\[{40}'"), (b"1", "'1'")],
+)
+def test_a_damaged_line_of_the_metrics_is_named(tmp_path, line, shown):
+  (tmp_path / "metrics.jsonl").write_bytes(line + b"\n")
+  plan, console = Plan.create(Config(num_steps=8), 200), Console(quiet=True)
+  with pytest.raises(UserError, match=rf"metrics\.jsonl .* line 1, {shown}; delete"):
+    MetricWriter(str(tmp_path), plan, None, 0, console, four_seconds())
 
 
 class Result:

@@ -52,10 +52,17 @@ def run(args: argparse.Namespace) -> None:
   check_source(args)
   classifier = load_classifier(args)
   difference = export(classifier, args.target, args.format, args.image_size)
-  height, width = args.image_size or (classifier.preprocessing.crop,) * 2
+  size = classifier.preprocessing
+  height, width = args.image_size or (size.crop, size.crop)
+  steps = ["turn it upright (EXIF)"]
+  if args.image_size is None:
+    if size.resize:
+      steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
+    steps.append(f"cut the middle {height}x{width}")
   show(
     f"{classifier.name} -> {args.target} ({os.path.getsize(args.target) / 1e6:.1f} MB)",
     f"images [batch, {height}, {width}, {classifier.channels}] uint8 -> probabilities "
     f"[batch, {len(classifier.class_names)}] float32",
+    f"before, for each image: {', '.join(steps)}",
     f"read again, probabilities differ by {difference:.1g} at most",
   )

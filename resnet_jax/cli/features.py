@@ -9,7 +9,13 @@ from resnet_jax.cli.options import (
   add_trained,
   check_source,
 )
-from resnet_jax.cli.photos import BATCH_SIZE, Meter, check_figure, load_classifier
+from resnet_jax.cli.photos import (
+  BATCH_SIZE,
+  Meter,
+  check_figure,
+  load_classifier,
+  show_left_out,
+)
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import (
   flags_of_settings,
@@ -81,7 +87,10 @@ def _open_source(args: argparse.Namespace) -> "Source":
   if args.data_dir is not None or not path.exists():
     config = DataConfig(name=args.source, dir=args.data_dir or "")
   elif not args.split:
-    return list_all(path, DataConfig().val_share)
+    files = list_all(path, DataConfig().val_share)
+    if path.is_dir():
+      show_left_out(str(path), len(files))
+    return files
   else:
     config = DataConfig(name="folder", dir=str(path))
   return open_source(config, args.split)

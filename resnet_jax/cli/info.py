@@ -47,8 +47,9 @@ def collect() -> dict[str, Any]:
 
   reason = choice.why_not_native()
   kernels = f"xla, as {reason}" if reason else "native"
-  decoder = turbojpeg.why_not()
-  jpeg = f"OpenCV, as {decoder}" if decoder else "libjpeg-turbo 3"
+  jpeg = f"libjpeg-turbo 3, {turbojpeg.library_name()}"
+  if reason := turbojpeg.why_not():
+    jpeg = f"OpenCV, as {reason}"
   versions = {}
   for name in _PACKAGES:
     try:

@@ -1,10 +1,11 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
 import argparse
+import logging
 import os
 from typing import Any, NoReturn
 
-from absl import logging
+import absl.logging
 
 from resnet_jax import __version__
 from resnet_jax.cli import (
@@ -53,7 +54,8 @@ def main(argv: list[str] | None = None) -> None:
   Exit status: 0 done, 1 it failed, 2 wrong usage.
   """
   escape_unknown_letters()
-  logging.set_verbosity(logging.FATAL)  # What is raised is shown once.
+  absl.logging.set_verbosity(absl.logging.FATAL)  # What is raised is shown once.
+  logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   with clean_errors():
     args, rest = create_parser().parse_known_args(argv)
     for name, value in vars(args).items():

@@ -5,6 +5,7 @@ import dataclasses
 import os
 import sys
 import time
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
@@ -50,6 +51,29 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
   if channels not in (1, 3):
     raise UserError(f"the network takes {channels} channels, image files have 1 or 3")
   return dataclasses.replace(found, preprocessing=preprocessing)
+
+
+def show_left_out(folder: str, number: int | None = None) -> None:
+  """Says on standard error which files of a folder are not read.
+
+  Args:
+    folder: with those below it.
+    number: how many of its images are read; None is all.
+  """
+  from resnet_jax.data.sources.file_list import (
+    count_other_suffixes,
+    describe_suffixes,
+    files_below,
+  )
+
+  paths = files_below(Path(folder))
+  others = count_other_suffixes(paths)
+  left_out = describe_suffixes(others)
+  images = len(paths) - others.total()
+  if number is not None and images > number:
+    left_out += (f"{images - number:,} images in other folders",)
+  if left_out:
+    print(printable(f"left out of {folder}: {', '.join(left_out)}"), file=sys.stderr)
 
 
 class Meter:

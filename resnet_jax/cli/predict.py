@@ -10,7 +10,13 @@ from resnet_jax.cli.options import (
   add_trained,
   check_source,
 )
-from resnet_jax.cli.photos import BATCH_SIZE, Meter, check_figure, load_classifier
+from resnet_jax.cli.photos import (
+  BATCH_SIZE,
+  Meter,
+  check_figure,
+  load_classifier,
+  show_left_out,
+)
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
@@ -54,6 +60,8 @@ def run(args: argparse.Namespace) -> None:
   if args.explain and args.figure is None:
     raise UserError("--explain draws into --figure OUT.png; name it too")
   files = find_images(args.images)
+  for folder in filter(os.path.isdir, args.images):
+    show_left_out(folder)
   classifier = load_classifier(args)
   names, pictures = classifier.class_names, []
   batch_size = args.batch_size or BATCH_SIZE

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> None:
   model = create_model(
     args.model, args.num_classes, stem=args.stem, shortcut=args.shortcut
   )
-  size = args.image_size or (32 if model.stem is CifarStem else 224)
+  size = args.image_size or (32 if model.stem_cls is CifarStem else 224)
   layers = list_layers(model, (size, size, 3))
   params = sum(layer.params for layer in layers)
   totals = {

@@ -4,7 +4,6 @@ Letters: N images that can be read, F features, H x W of a map.
 """
 
 import contextlib
-import os
 import tempfile
 from collections.abc import Callable
 from pathlib import Path
@@ -15,7 +14,7 @@ import numpy as np
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
-from resnet_jax.data.sources.file_list import SUFFIXES, FileList
+from resnet_jax.data.sources.file_list import FileList, own_images, sub_folders
 from resnet_jax.data.sources.folder import list_images, list_splits
 from resnet_jax.inference.classifier import Classifier, run_batches
 from resnet_jax.inference.image_grid import Picture, draw_grid
@@ -39,15 +38,13 @@ def list_all(root: Path, val_share: float) -> FileList:
     FileNotFoundError: there is no such folder or table.
   """
   if root.is_dir():
-    shown = [entry for entry in os.scandir(root) if not entry.name.startswith(".")]
-    loose = [entry.name for entry in shown if entry.name.lower().endswith(SUFFIXES)]
-    if not any(entry.is_dir() for entry in shown):
+    if not sub_folders(root):
       files = find_images([str(root)])
       files.labels[:], files.class_names = -1, ()
       return files
-    if loose:
+    if loose := next(own_images(root), ""):
       raise UserError(
-        f"{str(root)!r} has images beside its folders, such as {loose[0]!r}: move them "
+        f"{str(root)!r} has images beside its folders, such as {loose!r}: move them "
         "into one, or name another folder"
       )
   names: tuple[str, ...] = ()

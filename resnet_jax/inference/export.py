@@ -2,13 +2,16 @@
 
 Either takes `images` [batch, H, W, C] uint8 of any batch size, resizes, crops and
 normalises them as evaluation does, but for rounding, and gives `probabilities`
-[batch, K] float32.
+[batch, K] float32. Without a size of images it leaves resizing and cropping to whoever
+calls it; an ONNX file says in its metadata how.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
+import contextlib
 import dataclasses
-from collections.abc import Callable
+import logging
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,12 +30,14 @@ from resnet_jax.runtime.errors import UserError
 
 PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
+_GROUP_NORM_OPSET = 21  # The first whose group norm has a scale for each channel.
 # Largest difference to this package's own probabilities, at these batch sizes.
 TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
 Function = Callable[[Array], Array]  # From images to probabilities.
+Metadata = dict[str, str | int]  # How images must be resized and cropped.
 
 
 def export(
@@ -72,8 +77,12 @@ def export(
   function = _create_function(
     dataclasses.replace(classifier, variables=variables), image_size
   )
+  metadata: Metadata = {}
+  if image_size is None:
+    size = dataclasses.asdict(classifier.preprocessing)
+    metadata = {name: size[name] for name in ("resize", "crop", "interpolation")}
   with replacing(path) as part, jax.default_device(cpu):
-    content, run = _WRITERS[form](function, shape)
+    content, run = _WRITERS[form](function, shape, metadata)
     difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
     if not difference <= TOLERANCE:
       raise RuntimeError(  # A bug, here or in the exporter.
@@ -135,7 +144,10 @@ def _difference(
   return float(np.abs(run(images) - jax.jit(function)(images)).max())
 
 
-def _to_stablehlo(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+def _to_stablehlo(
+  function: Function, shape: tuple[int, ...], metadata: Metadata
+) -> tuple[bytes, Run]:
+  del metadata  # It has no place for them.
   batch = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -144,7 +156,9 @@ def _to_stablehlo(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Ru
   return content, lambda images: np.asarray(again.call(images))
 
 
-def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
+def _to_onnx(
+  function: Function, shape: tuple[int, ...], metadata: Metadata
+) -> tuple[bytes, Run]:
   try:
     import jax2onnx
     import onnxruntime
@@ -152,15 +166,28 @@ def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
     raise UserError(
       f"--format onnx needs {error.name}: pip install 'flax-resnet[onnx]'"
     ) from error
-  images = jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)
-  model: Any = jax2onnx.to_onnx(
-    function,
-    [images],
-    model_name="resnet_jax",
-    opset=OPSET,
-    input_names=["images"],
-    output_names=["probabilities"],
-  )
+
+  def convert(opset: int) -> Any:
+    return jax2onnx.to_onnx(
+      function,
+      [jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)],
+      model_name="resnet_jax",
+      opset=opset,
+      input_names=["images"],
+      output_names=["probabilities"],
+    )
+
+  with _without_warnings("jax2onnx.plugins.plugin_system", "onnx_ir.serde"):
+    try:
+      model = convert(OPSET)
+      if any(node.op_type == "GroupNormalization" for node in model.graph.node):
+        model = convert(_GROUP_NORM_OPSET)
+    except NotImplementedError as error:
+      raise UserError(
+        f"jax2onnx lacks an operation; use --format stablehlo ({error})"
+      ) from error
+  for key, value in metadata.items():
+    model.metadata_props.add(key=key, value=str(value))
   content = model.SerializeToString()
   options = onnxruntime.SessionOptions()
   options.log_severity_level = 3
@@ -174,6 +201,24 @@ def _to_onnx(function: Function, shape: tuple[int, ...]) -> tuple[bytes, Run]:
       f"ONNX Runtime refuses the exported network; use --format stablehlo ({reason})"
     ) from error
   return content, lambda images: session.run(None, {"images": images})[0]
+
+
+@contextlib.contextmanager
+def _without_warnings(*names: str) -> Iterator[None]:
+  """Has loggers show errors only.
+
+  jax2onnx warns, with a traceback, of each of its plugins for what the installed JAX no
+  longer has, and onnx_ir of each array whose type it leaves out of the file. Neither
+  matters: the file is compared with the network.
+  """
+  levels = {logger: logger.level for logger in map(logging.getLogger, names)}
+  for logger in levels:
+    logger.setLevel(logging.ERROR)
+  try:
+    yield
+  finally:
+    for logger, level in levels.items():
+      logger.setLevel(level)
 
 
 _WRITERS = {"stablehlo": _to_stablehlo, "onnx": _to_onnx}

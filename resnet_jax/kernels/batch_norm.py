@@ -16,6 +16,8 @@ Normalised = tuple[jax.Array, jax.Array, jax.Array]
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x, scale, mean, var.
 BatchNorm = Callable[[jax.Array, jax.Array, jax.Array, float], Normalised]
 Moments = Callable[[jax.Array], tuple[jax.Array, jax.Array] | jax.Array]
+# The mean over devices of each of some arrays.
+Pool = Callable[[tuple[jax.Array, jax.Array]], tuple[jax.Array, jax.Array]]
 
 # JAX declares no types of it.
 _named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
@@ -27,6 +29,7 @@ def batch_norm(
   bias: Float[Array, " c"],
   epsilon: float,
   groups: int = 1,
+  pool: Pool | None = None,
 ) -> tuple[
   Float[Array, "b h w c"], Float32[Array, "*groups c"], Float32[Array, "*groups c"]
 ]:
@@ -41,6 +44,8 @@ def batch_norm(
     bias: of each channel, float32.
     epsilon: added to the variance.
     groups: divides B.
+    pool: averages statistics over the devices of a `pmap` or `shard_map`; None leaves
+      each device its own.
 
   Returns:
     The normalised batch, float32 or in the dtype of `x`; mean and variance of each
@@ -48,11 +53,10 @@ def batch_norm(
   """
   # Without groups no axis for them, whose only effect would be to hinder layouts.
   parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
-  function: BatchNorm = _batch_norm
+  function: BatchNorm = partial(_batch_norm, moments=partial(_moments, pool=pool))
+  is_plain = groups == 1 and pool is None
   is_float32 = scale.dtype == bias.dtype == jnp.float32
-  if (
-    groups == 1 and is_float32 and choice.current() == "native" and native.fits_norm(x)
-  ):
+  if is_plain and is_float32 and choice.current() == "native" and native.fits_norm(x):
     function = _native_batch_norm
   y, mean, var = function(parts, scale, bias, epsilon)
   return y.reshape(x.shape), mean, var
@@ -73,12 +77,13 @@ def normalize(
 
 
 def _moments(
-  x: Float[Array, "*groups b h w c"],
+  x: Float[Array, "*groups b h w c"], pool: Pool | None = None
 ) -> tuple[Float32[Array, "*groups c"], Float32[Array, "*groups c"]]:
-  """Mean and variance over B, H and W."""
+  """Mean and variance over B, H and W, and over what `pool` averages over."""
   x, axes = x.astype(jnp.float32), (-4, -3, -2)
   # Both in one pass; rounding may leave the difference below 0.
-  mean, square = x.mean(axes), lax.square(x).mean(axes)
+  moments = x.mean(axes), lax.square(x).mean(axes)
+  mean, square = moments if pool is None else pool(moments)
   return mean, jnp.maximum(square - lax.square(mean), 0)
 
 

@@ -14,6 +14,7 @@ from flax import struct
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.runtime.arrays import Array, Float, Float32
 
@@ -31,7 +32,7 @@ class Noise:
   drop_path: Float32[Array, "*blocks"] | None = None
 
 
-class Block(nn.Module):
+class Block(TakesOldNames):
   """What the residual blocks have in common.
 
   Attributes:
@@ -41,8 +42,8 @@ class Block(nn.Module):
     zero_init: start with nothing added to the shortcut (Goyal et al. 2017, section
       5.1): the last batch norm's scale, or the last kernel of a pre-activation
       block, is 0.
-    shortcut: joins the block's input with what its convolutions made of it.
-    attention: applied to that before it is joined, such as `SqueezeExcite`.
+    shortcut_cls: joins the block's input with what its convolutions made of it.
+    attention_cls: applied to that before it is joined, such as `SqueezeExcite`.
     dilation: of the 3x3 convolutions.
     first_dilation: of the one that has the stride, if it differs: a stride that was
       taken away spreads what comes after it, not the convolution that had it.
@@ -52,10 +53,10 @@ class Block(nn.Module):
   stride: int = 1
   expansion: int = 1
   zero_init: bool = False
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
-  shortcut: ModuleDef = ProjectionShortcut
-  attention: ModuleDef | None = None
+  conv_cls: ModuleDef = Conv
+  norm_cls: ModuleDef = BatchNorm
+  shortcut_cls: ModuleDef = ProjectionShortcut
+  attention_cls: ModuleDef | None = None
   dilation: int = 1
   first_dilation: int | None = None
 
@@ -73,7 +74,7 @@ class Block(nn.Module):
       dilation = self.first_dilation
     if dilation > 1:
       kwargs["dilation"] = dilation
-    conv: nn.Module = self.conv(features, 3, stride or 1, **kwargs)
+    conv: nn.Module = self.conv_cls(features, 3, stride or 1, **kwargs)
     return conv
 
   def join(
@@ -84,8 +85,8 @@ class Block(nn.Module):
     noise: Noise | None,
   ) -> Float[Array, "b h2 w2 f"]:
     """Attention, stochastic depth and the shortcut."""
-    if self.attention is not None:
-      residual = self.attention(name="se")(residual)
+    if self.attention_cls is not None:
+      residual = self.attention_cls(name="se")(residual)
     if noise is not None and noise.drop_path is not None:
       residual = drop_path(residual, noise.key, noise.drop_path)
     joined: Array = shortcut(x, residual)
@@ -102,10 +103,14 @@ class Block(nn.Module):
     """Maps what comes to the last convolution, and the block's input, to its output."""
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
-    norm = self.norm(scale_init=scale_init, name=norm_name)
+    norm = self.norm_cls(scale_init=scale_init, name=norm_name)
     lost = {} if self.first_dilation is None else {"dilation": self.first_dilation}
-    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", **lost)
-    if self.attention is None and noise is None and getattr(shortcut, "ADDS", False):
+    shortcut = self.shortcut_cls(
+      self.out_features, self.stride, name="shortcut", **lost
+    )
+    if (
+      self.attention_cls is None and noise is None and getattr(shortcut, "ADDS", False)
+    ):
       return conv_norm(conv, norm, y, shortcut=shortcut, start=x)
     return nn.relu(self.join(shortcut, x, conv_norm(conv, norm, y, relu=False), noise))
 
@@ -119,7 +124,7 @@ class BasicBlock(Block):
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
-    y = conv_norm(conv1, self.norm(name="bn1"), x)
+    y = conv_norm(conv1, self.norm_cls(name="bn1"), x)
     return self.last(self.conv3x3(self.out_features, name="conv2"), "bn2", y, x, noise)
 
 
@@ -146,11 +151,13 @@ class BottleneckBlock(Block):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
-    conv1 = self.conv(width, 1, strides[0], name="conv1")
-    y = conv_norm(conv1, self.norm(name="bn1"), x)
+    conv1 = self.conv_cls(width, 1, strides[0], name="conv1")
+    y = conv_norm(conv1, self.norm_cls(name="bn1"), x)
     conv2 = self.conv3x3(width, strides[1], groups=self.groups, name="conv2")
-    y = conv_norm(conv2, self.norm(name="bn2"), y)
-    return self.last(self.conv(self.out_features, 1, name="conv3"), "bn3", y, x, noise)
+    y = conv_norm(conv2, self.norm_cls(name="bn2"), y)
+    return self.last(
+      self.conv_cls(self.out_features, 1, name="conv3"), "bn3", y, x, noise
+    )
 
 
 class PreActBlock(Block):
@@ -172,7 +179,9 @@ class PreActBlock(Block):
   ) -> Float[Array, "b h2 w2 f"]:
     """As `join`; a shortcut that changes the shape starts from `activated`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
-    shortcut = self.shortcut(self.out_features, self.stride, name="shortcut", norm=None)
+    shortcut = self.shortcut_cls(
+      self.out_features, self.stride, name="shortcut", norm_cls=None
+    )
     return self.join(shortcut, x if same else activated, residual, noise)
 
 
@@ -191,9 +200,9 @@ class PreActBasicBlock(PreActBlock):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    activated = nn.relu(self.norm(name="bn1")(x))
+    activated = nn.relu(self.norm_cls(name="bn1")(x))
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
-    y = conv_norm(conv1, self.norm(name="bn2"), activated)
+    y = conv_norm(conv1, self.norm_cls(name="bn2"), activated)
     if noise is not None and self.dropout:
       kept = jax.random.bernoulli(
         jax.random.fold_in(noise.key, 1), 1 - self.dropout, y.shape
@@ -213,10 +222,12 @@ class PreActBottleneckBlock(PreActBlock):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    activated = nn.relu(self.norm(name="bn1")(x))
-    conv1 = self.conv(self.features, 1, name="conv1")
-    y = conv_norm(conv1, self.norm(name="bn2"), activated)
+    activated = nn.relu(self.norm_cls(name="bn1")(x))
+    conv1 = self.conv_cls(self.features, 1, name="conv1")
+    y = conv_norm(conv1, self.norm_cls(name="bn2"), activated)
     conv2 = self.conv3x3(self.features, self.stride, name="conv2")
-    y = conv_norm(conv2, self.norm(name="bn3"), y)
-    conv3 = self.conv(self.out_features, 1, name="conv3", **self.last_conv_options())
+    y = conv_norm(conv2, self.norm_cls(name="bn3"), y)
+    conv3 = self.conv_cls(
+      self.out_features, 1, name="conv3", **self.last_conv_options()
+    )
     return self.join_preact(x, activated, conv3(y), noise)

@@ -14,6 +14,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 from resnet_jax.runtime.errors import UserError
 
@@ -95,7 +96,7 @@ def _enlarge(
   return x
 
 
-class FCNHead(nn.Module):
+class FCNHead(TakesOldNames):
   """Classes of all pixels from one map (Long et al. 2014, arXiv 1411.4038).
 
   As torchvision's `FCNHead`, but for the dropout, of single numbers there: a 3x3
@@ -105,13 +106,13 @@ class FCNHead(nn.Module):
   Attributes:
     num_classes: number of logits of each pixel.
     dropout: probability, in training, that a channel of an image is zeroed.
-    norm: one of `norms.py`.
+    norm_cls: one of `norms.py`.
     dtype: of the computation; logits are float32.
   """
 
   num_classes: int
   dropout: float = 0.1
-  norm: ModuleDef = BatchNorm
+  norm_cls: ModuleDef = BatchNorm
   dtype: DTypeLike = jnp.float32
 
   @nn.compact
@@ -126,7 +127,7 @@ class FCNHead(nn.Module):
       train: normalise by the batch's own statistics, which needs
         `mutable=["batch_stats"]`; drop out, which needs `rngs={"dropout": key}`.
     """
-    norm = self.norm(use_running_average=not train, dtype=self.dtype, name="bn")
+    norm = self.norm_cls(use_running_average=not train, dtype=self.dtype, name="bn")
     conv = Conv(max(1, x.shape[-1] // 4), 3, dtype=self.dtype, name="conv")
     x = conv_norm(conv, norm, x)
     x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)

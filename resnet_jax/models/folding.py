@@ -28,7 +28,7 @@ def fold_batch_norm(
 
   Args:
     model: any module. Only a `ResNet` whose norm has `to_affine` changes; in it only
-      the norms that the network makes by its field `norm` are folded.
+      the norms that the network makes by its field `norm_cls` are folded.
     variables: {"params": ..., "batch_stats": ...}, in either layout.
 
   Returns:
@@ -36,7 +36,7 @@ def fold_batch_norm(
   """
   if not isinstance(model, ResNet) or folded_model(model) is model:
     return model, variables
-  norm: Any = model.norm()
+  norm: Any = model.norm_cls()
   convs = _find_norms(model, variables)
   params = traverse_util.flatten_dict(variables["params"])
   stats = traverse_util.flatten_dict(variables["batch_stats"])
@@ -66,9 +66,9 @@ def fold_batch_norm(
 
 def folded_model(model: nn.Module) -> nn.Module:
   """Returns the network that `fold_batch_norm` returns."""
-  if not isinstance(model, ResNet) or not _is_affine(type(model.norm())):
+  if not isinstance(model, ResNet) or not _is_affine(type(model.norm_cls())):
     return model
-  return model.clone(norm=FoldedNorm)
+  return model.clone(norm_cls=FoldedNorm)
 
 
 def _is_affine(norm: type) -> bool:
@@ -105,21 +105,21 @@ def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
 
 
 def _find_norms(model: ResNet, variables: Variables) -> dict[Path, Path | None]:
-  """Returns the path of each norm that the network makes by its field `norm`.
+  """Returns the path of each norm that the network makes by its field `norm_cls`.
 
   Each has the path of the convolution that takes over its scale, or None.
   """
   made = []
 
   def norm(**kwargs: Any) -> Any:
-    made.append(model.norm(**kwargs))
+    made.append(model.norm_cls(**kwargs))
     return made[-1]
 
   shapes: Any = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
   )
   images = jax.ShapeDtypeStruct((1, 224, 224, image_channels(variables)), jnp.float32)
-  traced = model.clone(norm=norm)
+  traced = model.clone(norm_cls=norm)
   with recorded_pairs() as pairs:
     jax.eval_shape(lambda v, x: traced.apply(v, x, train=False), shapes, images)
   convs: dict[Path, Path | None] = {norm.path: None for norm in made}

@@ -8,7 +8,7 @@ Shapes: B batch, H height, W width, C channels.
 """
 
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import partial
 from typing import Any, ClassVar
 
@@ -39,6 +39,11 @@ class BatchNorm(nn.Module):
       its own statistics; the running ones move by their average. With as many as
       there are devices, none waits for another's ("ghost batch norm", Hoffer et al.
       2017, algorithm 1; the usual one on several GPUs).
+    axis_name: of the axis, or axes, of a `pmap`, `vmap` or `shard_map` over which the
+      statistics are pooled, as in Flax; None pools nothing. Under `jit` alone it must
+      be None.
+    axis_index_groups: lists of indices along that axis, see `jax.lax.pmean`: only the
+      devices of one list pool their statistics; None pools over all.
     use_running_average: normalise by the running statistics, and keep them.
   """
 
@@ -46,6 +51,8 @@ class BatchNorm(nn.Module):
   epsilon: float = 1e-5
   unbiased: bool = False
   groups: int = 1
+  axis_name: str | tuple[str, ...] | None = None
+  axis_index_groups: Sequence[Sequence[int]] | None = None
   use_running_average: bool | None = None
   dtype: DTypeLike = jnp.float32
   scale_init: Initializer = nn.initializers.ones
@@ -74,9 +81,14 @@ class BatchNorm(nn.Module):
       raise UserError(
         f"a batch of {len(x)} images does not split into {groups} groups of batch norm"
       )
-    y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon, groups)
+    number = x.size // groups // x.shape[-1]
+    pool = None
+    if self.axis_name is not None and not self.is_initializing():
+      over = {"axis_index_groups": self.axis_index_groups}
+      pool = partial(lax.pmean, axis_name=self.axis_name, **over)
+      number *= lax.psum(1, self.axis_name, **over)
+    y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon, groups, pool)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
-      number = x.size // groups // x.shape[-1]
       kept_var = var * (number / max(1, number - 1)) if self.unbiased else var
       for running, new in ((running_mean, mean), (running_var, kept_var)):
         new = new.reshape(-1, *features).mean(0)

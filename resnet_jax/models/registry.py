@@ -21,6 +21,7 @@ from resnet_jax.models.blocks import (
 from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.layers import ModuleDef, SqueezeExcite
 from resnet_jax.models.norms import NORMS
+from resnet_jax.models.old_names import warn_of_old_name
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
@@ -32,7 +33,7 @@ _IMAGENET: Row = {"stem": "imagenet", "shortcut": "B", "num_classes": 1000}
 _CIFAR: Row = {"stem": "cifar", "shortcut": "A", "num_classes": 10, "features": 16}
 _WIDE_CIFAR = _CIFAR | {
   "shortcut": "B",
-  "block": PreActBasicBlock,
+  "block_cls": PreActBasicBlock,
   "pre_activation": True,
   "stem_features": 16,
   "dropout": 0.3,
@@ -48,7 +49,7 @@ def _imagenet(
 ) -> dict[str, Row]:
   """Rows of one kind of block, one for each depth; `name` has a {} for it."""
   return {
-    name.format(depth): _IMAGENET | {"block": block, "stage_sizes": size} | row
+    name.format(depth): _IMAGENET | {"block_cls": block, "stage_sizes": size} | row
     for depth, size in sizes.items()
   }
 
@@ -63,7 +64,7 @@ _RESIDUAL = (
   | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)
   # Section 4.2: 6n + 2 layers for 32x32 images.
   | {
-    f"resnet{6 * n + 2}": _CIFAR | {"block": BasicBlock, "stage_sizes": (n, n, n)}
+    f"resnet{6 * n + 2}": _CIFAR | {"block_cls": BasicBlock, "stage_sizes": (n, n, n)}
     for n in (1, 2, 3, 5, 7, 9, 18, 200)
   }
 )
@@ -71,7 +72,7 @@ _RESIDUAL = (
 # one (He et al. 2016, table 3).
 _SMALL_BOTTLENECK = {
   f"resnet{9 * n + 2}": _CIFAR
-  | {"block": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
+  | {"block_cls": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
   for n in (3, 18)
 }
 
@@ -101,7 +102,7 @@ MODELS: dict[str, Row] = {
     f"resnetv2_{9 * n + 2}": _CIFAR
     | {
       "shortcut": "B",
-      "block": PreActBottleneckBlock,
+      "block_cls": PreActBottleneckBlock,
       "stage_sizes": (n, n, n),
       "pre_activation": True,
     }
@@ -122,14 +123,14 @@ MODELS: dict[str, Row] = {
   **{
     f"resnext{depth}_{groups}x{width}d": _IMAGENET
     | {
-      "block": _bottleneck(groups=groups, base_width=width),
+      "block_cls": _bottleneck(groups=groups, base_width=width),
       "stage_sizes": _BOTTLENECK[depth],
     }
     for depth, groups, width in ((50, 32, 4), (101, 32, 8), (101, 64, 4))
   },
   # Squeeze-and-excitation: Hu et al. 2017.
-  **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention=SqueezeExcite)),
-  **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention=SqueezeExcite)),
+  **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention_cls=SqueezeExcite)),
+  **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention_cls=SqueezeExcite)),
   # The tweaks of He et al. 2018, "Bag of tricks", figure 2.
   **_imagenet("resnet{}c", _BOTTLENECK, BottleneckBlock, stem="deep"),
   **_imagenet("resnet{}d", _BASIC, BasicBlock, stem="deep", shortcut="D"),
@@ -179,8 +180,8 @@ def create_model(
   """
   check_choice("model.name", name, MODELS)
   row = dict(MODELS[name])
-  stem = stem or row["stem"]
-  shortcut = shortcut or row["shortcut"]
+  own_stem, own_shortcut = row.pop("stem"), row.pop("shortcut")
+  stem, shortcut = stem or own_stem, shortcut or own_shortcut
   check_choice("model.stem", stem, STEMS)
   check_choice("model.shortcut", shortcut, SHORTCUTS)
   check_choice("model.norm", norm, NORMS)
@@ -203,7 +204,8 @@ def create_model(
         f"model.{field}={value} would make a net without shortcuts constant; set it "
         "to its default or choose a shortcut"
       )
-  row |= {"stem": STEMS[stem], "shortcut": SHORTCUTS[shortcut], "norm": NORMS[norm]}
+  row |= {"stem_cls": STEMS[stem], "shortcut_cls": SHORTCUTS[shortcut]}
+  row["norm_cls"] = NORMS[norm]
   if num_classes is not None:
     row["num_classes"] = num_classes
   return ResNet(**row, **options, scan=scan, remat=remat, dtype=dtype)
@@ -256,20 +258,28 @@ def with_norm(model: nn.Module, setting: str, **values: Any) -> nn.Module:
   """Returns the network with other values of its norms' fields.
 
   Raises:
-    UserError: the network has no field `norm`, or its norms do not have the fields
+    UserError: the network has no field `norm_cls`, or its norms do not have the fields
       that `setting` needs.
   """
-  _check_fields(model, {"norm"}, setting, "a network")
-  norm: Any = model.norm
+  name = "norm_cls"
+  if "norm" in _field_names(model) and name not in _field_names(model):
+    name = "norm"
+    warn_of_old_name(type(model), name)
+  _check_fields(model, {name}, setting, "a network")
+  norm: Any = getattr(model, name)
   _check_fields(norm(), values, setting, "norms")
-  return model.clone(norm=partial(norm, **values))
+  changed: dict[str, Any] = {name: partial(norm, **values)}
+  return model.clone(**changed)
+
+
+def _field_names(module: nn.Module) -> set[str]:
+  return {field.name for field in dataclasses.fields(module)}
 
 
 def _check_fields(
   module: nn.Module, needed: Iterable[str], setting: str, what: str
 ) -> None:
-  names = {field.name for field in dataclasses.fields(module)}
-  if missing := [name for name in needed if name not in names]:
+  if missing := [name for name in needed if name not in _field_names(module)]:
     raise UserError(
       f"config.{setting} needs {what} with the field {', '.join(missing)}, which "
       f"{type(module).__name__} does not have; leave the setting at its default",

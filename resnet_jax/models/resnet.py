@@ -18,6 +18,7 @@ from resnet_jax.config.allowed import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
 from resnet_jax.models.layers import Conv, ModuleDef
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.models.stems import ImageNetStem
@@ -33,7 +34,7 @@ class Stage(nn.Module):
 
   Attributes:
     num_blocks: how many.
-    block: called as `block(stride=..., name=...)`.
+    block_cls: called as `block_cls(stride=..., name=...)`.
     stride: of the first block.
     dilation: of the blocks' 3x3 convolutions.
     first_dilation: of the one that has the stride, where that was taken away.
@@ -43,7 +44,7 @@ class Stage(nn.Module):
   """
 
   num_blocks: int
-  block: ModuleDef
+  block_cls: ModuleDef
   stride: int
   dilation: int = 1
   first_dilation: int = 1
@@ -73,7 +74,7 @@ class Stage(nn.Module):
       names = () if self.remat else ("conv", "moments")
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
-    block, first = self.block, {"stride": self.stride}
+    block, first = self.block_cls, {"stride": self.stride}
     if self.dilation > 1:
       block = partial(block, dilation=self.dilation)
       first["first_dilation"] = self.first_dilation
@@ -92,7 +93,7 @@ class Stage(nn.Module):
     return x
 
 
-class ResNet(nn.Module):
+class ResNet(TakesOldNames):
   """Residual network for image classification (He et al. 2015, arXiv 1512.03385).
 
   Attributes:
@@ -101,11 +102,11 @@ class ResNet(nn.Module):
     features: of the first stage's blocks; they double at each stage, where the
       resolution halves.
     stem_features: channels of the stem; None is `features`.
-    block: one of `blocks.py`; `partial(BottleneckBlock, expansion=2)` and the like
+    block_cls: one of `blocks.py`; `partial(BottleneckBlock, expansion=2)` and the like
       change its width.
-    stem: the layers before the first stage; `STRIDE` is theirs, for `Backbone`.
-    norm: one of `norms.py`, or anything that is called like them.
-    shortcut: how blocks join their input with what their convolutions made of it.
+    stem_cls: the layers before the first stage; `STRIDE` is theirs, for `Backbone`.
+    norm_cls: one of `norms.py`, or anything that is called like them.
+    shortcut_cls: how blocks join their input with what their convolutions made of it.
     pre_activation: the blocks start with norm and ReLU, so the stem goes without and
       both follow the last stage (He et al. 2016).
     zero_init_residual: start every block as its shortcut.
@@ -127,10 +128,10 @@ class ResNet(nn.Module):
   num_classes: int = 1000
   features: int = 64
   stem_features: int | None = None
-  block: ModuleDef = BasicBlock
-  stem: ModuleDef = ImageNetStem
-  norm: ModuleDef = BatchNorm
-  shortcut: ModuleDef = ProjectionShortcut
+  block_cls: ModuleDef = BasicBlock
+  stem_cls: ModuleDef = ImageNetStem
+  norm_cls: ModuleDef = BatchNorm
+  shortcut_cls: ModuleDef = ProjectionShortcut
   pre_activation: bool = False
   zero_init_residual: bool = False
   stochastic_depth: float = 0.0
@@ -177,13 +178,13 @@ class ResNet(nn.Module):
 
     def norm_of(group: str) -> ModuleDef:
       in_evaluation = not train or group in self.frozen
-      return partial(self.norm, use_running_average=in_evaluation, dtype=self.dtype)
+      return partial(self.norm_cls, use_running_average=in_evaluation, dtype=self.dtype)
 
-    stem = self.stem(
+    stem = self.stem_cls(
       self.stem_features or self.features,
       pre_activation=self.pre_activation,
-      conv=conv,
-      norm=norm_of("stem"),
+      conv_cls=conv,
+      norm_cls=norm_of("stem"),
       name="stem",
     )
     kept = len(self.stage_sizes)  # Stages that have their strides.
@@ -197,12 +198,12 @@ class ResNet(nn.Module):
       name = f"stage{i + 1}"
       norm = norm_of(name)
       block = partial(
-        self.block,
+        self.block_cls,
         self.features * 2**i,
         zero_init=self.zero_init_residual,
-        conv=conv,
-        norm=norm,
-        shortcut=partial(self.shortcut, conv=conv, norm=norm),
+        conv_cls=conv,
+        norm_cls=norm,
+        shortcut_cls=partial(self.shortcut_cls, conv_cls=conv, norm_cls=norm),
         **({"dropout": self.dropout} if self.dropout else {}),
       )
       x = self._stage_type(name)(

@@ -13,10 +13,11 @@ from flax import linen as nn
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.runtime.arrays import Array, Float
 
 
-class _Shortcut(nn.Module):
+class _Shortcut(TakesOldNames):
   """What the shortcuts have in common.
 
   Attributes:
@@ -24,14 +25,14 @@ class _Shortcut(nn.Module):
     stride: step along both spatial axes.
     dilation: distance of neighbouring pixels, where a stride of 2 was taken away for
       dilation of what follows; None elsewhere.
-    norm: after a convolution; None for none (pre-activation).
+    norm_cls: after a convolution; None for none (pre-activation).
   """
 
   features: int
   stride: int
   dilation: int | None = None
-  conv: ModuleDef = Conv
-  norm: ModuleDef | None = BatchNorm
+  conv_cls: ModuleDef = Conv
+  norm_cls: ModuleDef | None = BatchNorm
 
   # Whether it adds `project(x)` and does no more. What is derived from one that does,
   # and calls otherwise, does not.
@@ -107,11 +108,11 @@ class ProjectionShortcut(_Shortcut):
       stride = 1
     elif self.pool and self.dilation is not None:
       x = _average_2x2(x, self.dilation)
-    conv = self.conv(self.features, 1, stride, name="conv")
-    if self.norm is None:
+    conv = self.conv_cls(self.features, 1, stride, name="conv")
+    if self.norm_cls is None:
       y: Array = conv(x)
       return y
-    return conv_norm(conv, self.norm(name="bn"), x, relu=False)
+    return conv_norm(conv, self.norm_cls(name="bn"), x, relu=False)
 
 
 def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h w c"]:

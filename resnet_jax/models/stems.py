@@ -6,10 +6,11 @@ from flax import linen as nn
 
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, max_pool_3x3
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.runtime.arrays import Array, Float
 
 
-class Stem(nn.Module):
+class Stem(TakesOldNames):
   """What the stems have in common.
 
   Attributes:
@@ -22,8 +23,8 @@ class Stem(nn.Module):
 
   features: int
   pre_activation: bool = False
-  conv: ModuleDef = Conv
-  norm: ModuleDef = BatchNorm
+  conv_cls: ModuleDef = Conv
+  norm_cls: ModuleDef = BatchNorm
 
   def last(
     self, conv: nn.Module, norm_name: str, x: Float[Array, "b h w c"]
@@ -32,7 +33,7 @@ class Stem(nn.Module):
     if self.pre_activation:
       y: Array = conv(x)
       return y
-    return conv_norm(conv, self.norm(name=norm_name), x)
+    return conv_norm(conv, self.norm_cls(name=norm_name), x)
 
 
 class ImageNetStem(Stem):
@@ -43,7 +44,7 @@ class ImageNetStem(Stem):
     self, x: Float[Array, "b h w c"]
   ) -> Float[Array, "b (h+3)//4 (w+3)//4 {self.features}"]:
     """Maps images to a quarter of their size, rounded up."""
-    conv = self.conv(self.features, 7, 2, name="conv")
+    conv = self.conv_cls(self.features, 7, 2, name="conv")
     return max_pool_3x3(self.last(conv, "bn", x))
 
 
@@ -56,9 +57,11 @@ class DeepStem(Stem):
   ) -> Float[Array, "b (h+3)//4 (w+3)//4 {self.features}"]:
     """Maps images to a quarter of their size, rounded up."""
     half = self.features // 2
-    x = conv_norm(self.conv(half, 3, 2, name="conv1"), self.norm(name="bn1"), x)
-    x = conv_norm(self.conv(half, 3, name="conv2"), self.norm(name="bn2"), x)
-    return max_pool_3x3(self.last(self.conv(self.features, 3, name="conv3"), "bn3", x))
+    x = conv_norm(self.conv_cls(half, 3, 2, name="conv1"), self.norm_cls(name="bn1"), x)
+    x = conv_norm(self.conv_cls(half, 3, name="conv2"), self.norm_cls(name="bn2"), x)
+    return max_pool_3x3(
+      self.last(self.conv_cls(self.features, 3, name="conv3"), "bn3", x)
+    )
 
 
 class CifarStem(Stem):
@@ -71,7 +74,7 @@ class CifarStem(Stem):
     self, x: Float[Array, "b h w c"]
   ) -> Float[Array, "b h w {self.features}"]:
     """Maps images to as large maps."""
-    return self.last(self.conv(self.features, 3, name="conv"), "bn", x)
+    return self.last(self.conv_cls(self.features, 3, name="conv"), "bn", x)
 
 
 STEMS = {"imagenet": ImageNetStem, "deep": DeepStem, "cifar": CifarStem}

@@ -7,7 +7,6 @@ with statistics computed anew for the evaluation in "refreshed". The evaluation'
 """
 
 import contextlib
-import dataclasses
 import functools
 import json
 import math
@@ -27,6 +26,7 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs import checksums
 from resnet_jax.runs.facts import read_facts
 from resnet_jax.runs.literal_path import literal_path
+from resnet_jax.runs.orbax_options import KeepBest, async_options, hide_late_results
 from resnet_jax.runs.run_dir import saved_steps, write_file
 from resnet_jax.runs.stored_arrays import (
   StoredArray,
@@ -72,6 +72,7 @@ class CheckpointStore:
       best: the metric whose highest value in an evaluation makes a state the best; ""
         is the one that the run was trained with.
     """
+    hide_late_results()
     facts = read_facts(workdir)
     self._keep, self._best = keep, best or facts.best_metric
     self._has_digests = facts.has_digests
@@ -86,9 +87,9 @@ class CheckpointStore:
     return ocp.CheckpointManager(
       self._directory,
       options=ocp.CheckpointManagerOptions(
-        async_options=ocp.AsyncOptions(post_finalization_callback=self._digest),
+        async_options=async_options(post_finalization_callback=self._digest),
         preservation_policy=policies.AnyPreservationPolicy(
-          [policies.LatestN(self._keep), _KeepBest(self._best_step)]
+          [policies.LatestN(self._keep), KeepBest(self._best_step)]
         ),
       ),
       item_names=("model", "training", "evaluated"),
@@ -161,7 +162,8 @@ class CheckpointStore:
     with self._save_errors():
       self._manager.wait_until_finished()
       if refreshed is not None:
-        with ocp.StandardCheckpointer() as checkpointer:
+        options = async_options()
+        with ocp.StandardCheckpointer(async_options=options) as checkpointer:
           checkpointer.save(directory / "refreshed", to_named(refreshed), force=True)
       if jax.process_index() == 0:
         (directory / "metrics").mkdir(exist_ok=True)
@@ -195,8 +197,9 @@ class CheckpointStore:
           if not self._delete_unfinished():
             break
         time.sleep(0.1)
-      # tensorstore tells the operating system's reason last.
-      reason = str(error).split(" [os_error")[0].rsplit(": ", 1)[-1]
+      reason = getattr(error, "strerror", None)
+      if not reason:  # tensorstore tells the operating system's reason last.
+        reason = str(error).split(" [")[0].rsplit(": ", 1)[-1]
       newest = max(ocp.utils.checkpoint_steps(self._directory), default=None)
       left = "none is" if newest is None else f"{newest} is the newest that is"
       raise OSError(
@@ -335,16 +338,3 @@ class CheckpointStore:
     has_digests = self._with_digests(saved_steps(self._workdir))
     if damage := checksums.find_damage(directory, has_digests, parts):
       raise OSError(f"checkpoint {directory} is damaged: {damage}; name another one")
-
-
-@dataclasses.dataclass(frozen=True)
-class _KeepBest:
-  """Orbax's policy to keep the best state, whose evaluation came after it was saved."""
-
-  best_step: Callable[[], int | None]
-
-  def should_preserve(self, checkpoints: Sequence[Any], *, context: Any) -> list[bool]:
-    """Returns for each checkpoint whether it is kept."""
-    del context
-    best = self.best_step()
-    return [info.step == best for info in checkpoints]

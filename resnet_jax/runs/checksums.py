@@ -56,8 +56,9 @@ def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
 
 
 def add_digests(directory: epath.Path, parts: Collection[str]) -> None:
-  """Adds the digests of parts that came later to those of a checkpoint."""
-  digests = _read_object(directory / _NAME) or {}
+  """Adds the digests of parts that came later, or anew, to those of a checkpoint."""
+  old = _read_object(directory / _NAME) or {}
+  digests = {name: old[name] for name in old if name.split("/")[0] not in parts}
   for part in parts:
     if (directory / part).exists():
       digests |= _digest_files(directory / part, f"{part}/")
@@ -92,12 +93,13 @@ def find_damage(
     expects_digests: whether the checkpoint was saved with digests.
     parts: looks only at these, such as "metrics"; none is all.
   """
+  # These two are read of every checkpoint, and may be missing among its digests.
+  for name in (_CHANGING, "metrics/metrics"):
+    if (directory / name).exists() and _read_object(directory / name) is None:
+      return f"{name} is damaged"
   if not has_digests(directory):
     if expects_digests:
       return f"{_NAME} is gone"
-    metrics = directory / "metrics" / "metrics"
-    if metrics.exists() and _read_object(metrics) is None:
-      return "metrics/metrics is damaged"
     return "" if (directory / "model" / _INDEX).exists() else f"model/{_INDEX} is gone"
   digests = _read_object(directory / _NAME)
   if digests is None or f"model/{_INDEX}" not in digests:

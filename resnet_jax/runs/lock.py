@@ -2,7 +2,6 @@
 
 import contextlib
 import errno
-import os
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -33,13 +32,9 @@ def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[
     patience_s: how long to wait for another process that has it.
 
   Raises:
-    UserError: another process has it, it is a file, or its path is not UTF-8, which
-      Orbax needs.
+    UserError: another process has it, or it is a file.
   """
   path = epath.Path(directory)
-  place = os.path.abspath(directory)
-  if place != place.encode(errors="replace").decode():
-    raise UserError(f"{name} must be in UTF-8, and all folders above it; rename them")
   if path.exists() and not path.is_dir():
     raise UserError(f"{name} is a file; name a directory")
   path.mkdir(parents=True, exist_ok=True)

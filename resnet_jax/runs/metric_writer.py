@@ -7,9 +7,8 @@ directory; a live progress bar on a terminal, plain lines elsewhere.
 import contextlib
 import json
 import math
-import sys
 from collections.abc import Callable, Mapping, Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import jax
 from etils import epath
@@ -26,11 +25,9 @@ from resnet_jax.runs.metrics import (
   to_host,
 )
 from resnet_jax.runs.run_dir import write_file
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runs.tensorboard import Board
+from resnet_jax.runtime.errors import UserError, naming
 from resnet_jax.runtime.terminal import show
-
-if TYPE_CHECKING:
-  import tensorboardX
 
 DIVERGENCE_ADVICE = (
   "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
@@ -88,9 +85,8 @@ class MetricWriter:
       if "://" not in str(workdir):
         lines = (self._workdir / "metrics.jsonl").open("a")
         self._file = self._files.enter_context(lines)
-      self._board = self._files.enter_context(
-        _open_board(self._workdir / "tensorboard", start_step)
-      )
+      board = Board(self._workdir / "tensorboard", start_step)
+      self._board = self._files.enter_context(board)
     self._pending: tuple[int, Metrics] | None = None
     self._sums: HostMetrics | None = None
     self._seconds = self._waited = 0.0
@@ -118,9 +114,12 @@ class MetricWriter:
   def __exit__(self, *exc_info: object) -> None:
     self._bar.stop()
     self._show_skipped()  # Too many may be what ended the run.
-    self._files.close()
-    if self._writes:
-      draw_curves(self._records, self._workdir / "curves.png")
+    # What ended the run says more than the same disk's next error.
+    hidden = (OSError,) if exc_info[0] else ()
+    with contextlib.suppress(*hidden), naming(self._workdir):
+      self._files.close()
+      if self._writes:
+        draw_curves(self._records, self._workdir / "curves.png")
 
   def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
@@ -231,34 +230,22 @@ class MetricWriter:
     record = {"step": step, "epoch": epoch, "split": split, **values}
     self._records.append(record)
     line = json.dumps(record, allow_nan=False) + "\n"
-    if self._file is None:  # Object stores cannot append.
-      lines = [json.dumps(earlier) + "\n" for earlier in self._records]
-      (self._workdir / "metrics.jsonl").write_text("".join(lines))
-    else:
-      self._file.write(line)
-      self._file.flush()
-    for name, value in values.items():
-      self._board.add_scalar(f"{split}/{name}", value, step)
+    path = self._workdir / "metrics.jsonl"
+    with naming(path):
+      if self._file is None:  # Object stores cannot append.
+        lines = [json.dumps(earlier) + "\n" for earlier in self._records]
+        path.write_text("".join(lines))
+      else:
+        self._file.write(line)
+        self._file.flush()
+    with naming(self._workdir / "tensorboard"):
+      for name, value in values.items():
+        self._board.add_scalar(f"{split}/{name}", value, step)
     if split != "train" or not self._console.is_terminal:
       place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
       rate = f"  lr {lr:.3g}" if (lr := values.get("learning_rate")) is not None else ""
       line = f"{place}  {split:5}  {_describe(values)}{rate}"
       show(line, console=self._console)
-
-
-def _open_board(directory: epath.Path, start_step: int) -> "tensorboardX.SummaryWriter":
-  """Opens TensorBoard's event file, hiding what is there past `start_step`."""
-  # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
-  # tensors from other arrays.
-  hidden = "torch" not in sys.modules
-  if hidden:
-    sys.modules["torch"] = None  # type: ignore[assignment]
-  try:
-    import tensorboardX
-  finally:
-    if hidden:
-      del sys.modules["torch"]
-  return tensorboardX.SummaryWriter(str(directory), purge_step=start_step + 1)
 
 
 # Shown in a form of their own, or not at all.

@@ -27,7 +27,7 @@ from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
-from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.errors import NotFoundError, UserError, naming
 from resnet_jax.runtime.terminal import printable
 
 # What epath and TensorBoard's files need for gs://; Orbax brings its own.
@@ -70,11 +70,12 @@ def check_storage(workdir: str | Path) -> None:
   """Raises `ValueError` for storage that Orbax or this installation cannot use."""
   scheme, separator, _ = str(workdir).partition("://")
   if not separator:
-    remote = str(epath.Path(os.path.abspath(workdir)))
-    if "://" in remote:
+    path = os.path.realpath(workdir)
+    if problem := _problem_of_orbax(path):
+      where = "" if path == str(workdir) else f", which is {path}"
       raise UserError(
-        f"--workdir={workdir} is {remote} to Orbax, as it takes /gs, /s3, /az and /hf "
-        "for remote storage; name a link from elsewhere"
+        f"Orbax cannot save to --workdir={workdir}{where}: {problem}; name another "
+        "directory"
       )
     return
   if scheme != "gs":
@@ -89,6 +90,19 @@ def check_storage(workdir: str | Path) -> None:
       raise UserError(
         f"--workdir={workdir} needs {package}: pip install 'flax-resnet[gcs]'"
       ) from error
+
+
+def _problem_of_orbax(path: str) -> str:
+  """Returns what Orbax, or a library below it, misreads in a path; "" if nothing."""
+  if "://" in str(epath.Path(path)):
+    return "it takes /gs, /s3, /az and /hf for remote storage"
+  if "gs:/" in f"{path}/":
+    return "it takes gs:/ for remote storage"
+  if os.sep == "/" and "\\" in path:
+    return "it takes a backslash for a /"
+  if path != path.encode(errors="replace").decode():
+    return "it takes paths in UTF-8 only"
+  return ""
 
 
 def read_config(workdir: str | Path) -> Config | None:
@@ -281,9 +295,11 @@ def check_same_settings(config: Config) -> None:
 
 def _of_first_process(text: str) -> str:
   """Returns the text of process 0, in all processes."""
-  data = np.frombuffer(text.encode(), np.uint8)
+  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
+  data = np.frombuffer(text.encode(errors=escape), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
-  return bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size))).decode()
+  first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))
+  return first.decode(errors=escape)
 
 
 def _check_resumable(
@@ -352,5 +368,6 @@ def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -
 def write_file(path: epath.Path, text: str) -> None:
   """Writes apart and then renames: a kill leaves the old file or the new one."""
   new = path.with_name(path.name + ".new")
-  new.write_text(text)
+  with naming(path):
+    new.write_text(text)
   new.replace(path)

@@ -98,6 +98,17 @@ def clean_errors() -> Iterator[None]:
     fail(1, "interrupted")
 
 
+@contextlib.contextmanager
+def naming(path: object) -> Iterator[None]:
+  """Adds a path to errors of the system that name none, as that of a full disk."""
+  try:
+    yield
+  except OSError as error:
+    if error.errno is not None and error.filename is None:
+      error.filename = str(path)
+    raise
+
+
 def _stdout_is_closed() -> bool:
   """Whether the reader of standard output, such as `head`, has enough."""
   try:

@@ -174,7 +174,7 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
         return from_timm(timm)
   except Exception as error:  # JSON of any shape: all kinds.
     raise UserError(f"the preprocessing of {path} is damaged: {error!r}") from error
-  if getattr(model, "stem", None) is CifarStem:
+  if getattr(model, "stem_cls", None) is CifarStem:
     return Preprocessing(resize=0, crop=0)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)

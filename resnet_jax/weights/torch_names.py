@@ -61,7 +61,7 @@ def canonical(name: str) -> str:
 
 def _pools(model: ResNet) -> bool:
   """Whether an average pool comes before the shortcuts' convolutions."""
-  pools: bool = getattr(model.shortcut, "keywords", {}).get("pool", False)
+  pools: bool = getattr(model.shortcut_cls, "keywords", {}).get("pool", False)
   return pools
 
 

@@ -27,6 +27,7 @@ from resnet_jax.data.images.decode import (
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.host_batches import count_threads
 from resnet_jax.data.sources.file_list import (
+  JPEG_SUFFIXES,
   SUFFIXES,
   FileList,
   count_other_suffixes,
@@ -43,7 +44,8 @@ Images = FileList | TfdsImages
 # has no format.
 _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
-_FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES} | {".jpg": "JPEG"}
+_FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES}
+_FORMAT_OF |= dict.fromkeys(JPEG_SUFFIXES, "JPEG")
 _CHUNK = 32  # Images that a thread still reads when it is told to stop.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
 

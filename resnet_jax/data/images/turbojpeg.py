@@ -43,6 +43,7 @@ class _Library:
   """
 
   def __init__(self, name: str):
+    self.name = name
     # Only decoding lets other Python threads run: for the others, of microseconds,
     # waiting for the interpreter's lock again costs more than they do.
     short = ctypes.PyDLL(name)
@@ -82,6 +83,12 @@ def _library() -> tuple[_Library | None, str]:
 def why_not() -> str:
   """Returns why the library cannot be used; "" if it can."""
   return _library()[1]
+
+
+def library_name() -> str:
+  """Returns the file of the library; a bare name is the system's, "" is none."""
+  library, _ = _library()
+  return library.name if library else ""
 
 
 class _Decoder(threading.local):

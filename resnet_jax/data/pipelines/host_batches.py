@@ -106,6 +106,7 @@ class Batches:
     """Fills rows of a batch with their (index, generator); returns what failed."""
     errors: list[tuple[int, str]] = []
     num_classes = len(self.source.class_names)
+    lowest = 0 if num_classes else -1  # Images without classes have the label -1.
     for row in rows:
       index, rng = work[row]
       tries = min(len(self.source), 100) if self.replace else 1
@@ -115,8 +116,8 @@ class Batches:
         other %= len(self.source)
         try:
           data, label = self.source[other]
-          if not 0 <= label < num_classes:
-            raise ImageError(f"its label {label} must be in [0, {num_classes})")
+          if not lowest <= label < num_classes:
+            raise ImageError(f"its label {label} must be in [{lowest}, {num_classes})")
           batch["image"][row] = self.transform(data, rng)
         except ImageError as error:
           errors.append((other, f"{self.source.name(other)}: {error}"))

@@ -5,7 +5,7 @@ import hashlib
 import os
 import stat
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +13,8 @@ import numpy as np
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.runtime.errors import UserError
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".gif", ".bmp")
+JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
+SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".gif", ".bmp")
 # What systems and programs leave beside the user's files, in lower case.
 _LEFT_BY_SYSTEMS = {
   *("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found"),
@@ -194,6 +195,14 @@ def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
   )
 
 
+def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
+  """Returns texts such as "10 .tif", by suffix."""
+  return tuple(
+    f"{count:,} {suffix or 'without a suffix'}"
+    for suffix, count in sorted(counts.items())
+  )
+
+
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   _check_known(_classes(folder), classes, folder)
   paths, labels = [], []
@@ -211,10 +220,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
       paths += found
       labels += [label] * len(found)
   files = FileList(folder, paths, labels, classes)
-  files.left_out = tuple(
-    f"{count:,} {suffix or 'without a suffix'}"
-    for suffix, count in sorted(others.items())
-  )
+  files.left_out = describe_suffixes(others)
   if outside := list(own_images(folder)):
     files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files

@@ -1,0 +1,63 @@
+"""TensorBoard's event file of a run."""
+
+import sys
+import time
+from typing import TYPE_CHECKING
+
+from etils import epath
+
+if TYPE_CHECKING:
+  import tensorboardX
+
+_FLUSH_EVERY_S = 30
+
+
+class Board:
+  """Writes numbers for TensorBoard; a context manager.
+
+  The thread of tensorboardX's own `SummaryWriter` ends at the first error, such as a
+  full disk. The run then waits for ever to hand over the next number.
+  """
+
+  def __init__(self, directory: epath.Path, start_step: int):
+    """Opens a new event file, and hides what earlier ones have past `start_step`."""
+    tensorboard = _import_tensorboard()
+    self._proto, self._scalar = tensorboard.proto.event_pb2, tensorboard.summary.scalar
+    writer = tensorboard.event_file_writer
+    writer.directory_check(str(directory))
+    self._file = writer.EventsWriter(str(directory / "events"))
+    self._flushed = time.monotonic()
+    log = self._proto.SessionLog(status=self._proto.SessionLog.START)
+    self._write(start_step + 1, session_log=log)
+
+  def __enter__(self) -> "Board":
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    self._file.close()
+
+  def add_scalar(self, name: str, value: float, step: int) -> None:
+    """Adds a number; raises `OSError` if it cannot be written."""
+    self._write(step, summary=self._scalar(name, value))
+    if time.monotonic() - self._flushed > _FLUSH_EVERY_S:
+      self._file.flush()
+      self._flushed = time.monotonic()
+
+  def _write(self, step: int, **content: object) -> None:
+    event = self._proto.Event(wall_time=time.time(), step=step, **content)
+    self._file.write_event(event)
+
+
+def _import_tensorboard() -> "tensorboardX":
+  # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
+  # tensors from other arrays.
+  hidden = "torch" not in sys.modules
+  if hidden:
+    sys.modules["torch"] = None  # type: ignore[assignment]
+  try:
+    import tensorboardX
+    import tensorboardX.event_file_writer
+  finally:
+    if hidden:
+      del sys.modules["torch"]
+  return tensorboardX

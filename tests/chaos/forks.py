@@ -1,0 +1,58 @@
+"""Trains in processes that have imported all they need before they are forked.
+
+A line of standard input is {"argv": [...], "environment": {...}, "log": PATH}; the
+answer is a line with the exit status, negative for a signal.
+"""
+
+import json
+import os
+import signal
+import sys
+
+import matplotlib.figure  # noqa: F401 - these are what takes the time
+import tensorboardX  # noqa: F401
+from flax import linen as nn
+
+import resnet_jax.training.trainer  # noqa: F401
+from resnet_jax.cli.main import main
+from resnet_jax.models.layers import ModuleDef
+from resnet_jax.models.norms import BatchNorm
+
+TIMEOUT_S = 120  # A command that hangs ends by SIGALRM.
+
+
+class Net(nn.Module):
+  """Few arrays, of which some are statistics."""
+
+  num_classes: int
+  norm: ModuleDef = BatchNorm
+
+  @nn.compact
+  def __call__(self, images, train=False):
+    x = nn.Conv(4, (3, 3), name="conv")(images)
+    x = nn.relu(self.norm(use_running_average=not train, name="bn")(x))
+    return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
+
+
+def network(config) -> nn.Module:
+  return Net(config.num_classes)
+
+
+def run(request: dict) -> None:
+  os.environ.update(request["environment"])
+  log = os.open(request["log"], os.O_WRONLY | os.O_CREAT | os.O_TRUNC)
+  os.dup2(os.open(os.devnull, os.O_RDONLY), 0)
+  os.dup2(log, 1)
+  os.dup2(log, 2)
+  signal.alarm(TIMEOUT_S)
+  main(request["argv"])
+
+
+if __name__ == "__main__":
+  for line in sys.stdin:
+    child = os.fork()
+    if not child:
+      run(json.loads(line))
+      sys.exit()
+    _, status = os.waitpid(child, 0)
+    print(os.waitstatus_to_exitcode(status), flush=True)
