@@ -264,8 +264,8 @@ import sys
 import resnet_jax.cli.main, resnet_jax.training.trainer
 from etils import epath
 from resnet_jax.data.sources import built_in, tfds
-from resnet_jax.runs.metric_writer import _open_board
-_open_board(epath.Path({str(tmp_path)!r}), 0)
+from resnet_jax.runs.tensorboard import Board
+Board(epath.Path({str(tmp_path)!r}), 0)
 built_in.load_digits("test")
 tfds.load_tfds("tiny", {str(tiny_tfds)!r}, "train")
 bad = [m for m in sys.modules if m.split(".")[0] in ("tensorflow", "torch")]
