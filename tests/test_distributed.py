@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from pathlib import Path
 from unittest.mock import Mock
@@ -22,7 +23,6 @@ from rich.console import Console
 from running import train_config
 
 from resnet_jax.config import serialization
-from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import read_config
 from resnet_jax.runtime import launchers, processes
@@ -209,15 +209,25 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
     jax.tree.map(np.testing.assert_array_equal, *trees)
 
 
-def test_an_error_in_one_process_ends_all_with_that_error(tmp_path):
-  own = {1: "--config.data.num_examples=0"}
+@pytest.mark.parametrize(
+  ("flag", "text"),
+  [
+    ("--config.data.num_examples=0", "config.data.num_examples=0 must be > 0"),
+    (
+      "--config.batch_size=64",  # Arrays of another shape: before any is on devices.
+      "process 1 has config.batch_size=64 and process 0 has 16; start all with the "
+      "same flags and configs",
+    ),
+  ],
+)
+def test_an_error_in_one_process_ends_all_with_that_error(tmp_path, flag, text):
+  own = {1: flag}
   with launched(2, f"--workdir={tmp_path / 'run'}", own=own) as processes:
     _, own_error = processes[1].communicate(timeout=60)
     ended = time.monotonic()
     _, error = processes[0].communicate(timeout=60)
     assert time.monotonic() - ended < 10
     assert [process.returncode for process in processes] == [1, 2]
-  text = "config.data.num_examples=0 must be > 0"
   assert f"error: process 1: {text}\n" in error
   assert f"error: {text}\n" in own_error
   assert not (tmp_path / "run").exists()
@@ -297,7 +307,7 @@ def test_open_mpi_5_needs_flags(monkeypatch):
     ({}, False),
     (SRUN, True),
     (SRUN | {"SLURM_STEP_NUM_TASKS": "1"}, False),  # A shell within `salloc`.
-    ({"SLURM_NTASKS": "4", "SLURM_STEP_NUM_TASKS": "4"}, False),  # `sbatch` itself.
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, False),  # `sbatch` itself.
     ({"OMPI_COMM_WORLD_SIZE": "2", "OMPI_MCA_orte_hnp_uri": "x"}, True),
     ({"OMPI_COMM_WORLD_SIZE": "1"}, False),
     ({"TPU_WORKER_HOSTNAMES": "a,b"}, True),
@@ -320,6 +330,8 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
   ("variables", "shown"),
   [
     ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "PMI_SIZE=2 PMI_RANK=0: "),
+    # Not all that JAX looks for.
+    ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "--process_id=$SLURM_PROCID"),
     ({"PMIX_RANK": "1"}, "PMIX_RANK=1: "),
     ({"PALS_RANKID": "3", "PALS_SIZE": "4"}, "PALS_SIZE=4 PALS_RANKID=3: "),
     (
@@ -359,5 +371,18 @@ def test_a_port_that_is_taken_is_one_line():
       pass
 
 
-def test_a_new_run_directory_is_no_other_run_of_the_same_second():
-  assert len({run_dir.new_workdir("digits") for _ in range(3)}) == 3
+def test_a_silent_process_is_named(monkeypatch):
+  """A process that is stopped keeps its connections."""
+  monkeypatch.setattr("jax._src.distributed.global_state.client", Mock())
+  peers = processes._Peers(3, 0, threading.Event())
+  end = Mock()
+  monkeypatch.setattr(peers, "_end", end)
+  for poll in range(59):
+    peers._check_silence(1, poll)
+    peers._check_silence(2, "3")
+  end.assert_not_called()
+  for _ in range(2):
+    peers._check_silence(1, 59)
+    peers._check_silence(2, "3")
+  end.assert_called_once()
+  assert "process 2 has not been heard of for 30 s" in end.call_args.args[0]

@@ -1,15 +1,21 @@
 """A run directory: what it keeps, and whom it lets in."""
 
+import contextlib
 import json
 import sys
+import time
+from pathlib import Path
 
+import jax
 import pytest
 from etils import epath
 
-from resnet_jax.config import Config, DataConfig
+from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
+  check_same_settings,
+  given_or_new,
   latest_step,
   load_class_names,
   open_run,
@@ -196,22 +202,88 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
   assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"
 
 
-def test_other_settings_in_one_process_are_refused(tmp_path, monkeypatch):
-  """Where the images are may differ."""
+@pytest.fixture
+def become(monkeypatch):
+  """Returns a function that makes this process 0 or 1 of two; 1 hears what 0 said."""
+  said, heard = [], []
+
+  def broadcast(array):
+    if jax.process_index() > 0:
+      return heard.pop(0)
+    said.append(array)
+    return array
+
+  def become(index):
+    if index == 0:
+      said.clear()
+    heard[:] = said
+    monkeypatch.setattr("jax.process_index", lambda: index)
+
   monkeypatch.setattr("jax.process_count", lambda: 2)
-  sent = []
+  utils = "resnet_jax.runs.run_dir.multihost_utils"
+  monkeypatch.setattr(f"{utils}.broadcast_one_to_all", broadcast)
+  monkeypatch.setattr(f"{utils}.sync_global_devices", lambda name: None)
+  return become
 
-  def of_first_process(text):
-    sent.append(text)
-    return sent[0]
 
-  module = "resnet_jax.runs.run_dir"
-  monkeypatch.setattr(f"{module}._of_first_process", of_first_process)
-  monkeypatch.setattr(f"{module}.multihost_utils.sync_global_devices", lambda _: None)
-  use(tmp_path, Config(), 5)
-  monkeypatch.setattr("jax.process_index", lambda: 1)
-  use(tmp_path, Config(data=DataConfig(dir="elsewhere", num_threads=3)), 5)
-  with pytest.raises(
-    ValueError, match=r"process 1 has config\.seed=1 and process 0 has 0"
-  ):
-    use(tmp_path, Config(seed=1), 5)
+@pytest.mark.parametrize(
+  ("config", "text"),
+  [
+    (Config(), ""),
+    # Where the images are may differ.
+    (Config(data=DataConfig(dir="elsewhere", num_threads=3)), ""),
+    (Config(seed=1), "config.seed=1 and process 0 has 0"),
+    (Config(batch_size=64), "config.batch_size=64 and process 0 has 128"),
+    (Config(augment=AugmentConfig(padding=1)), "config.augment.padding=1 and process"),
+    (Config(data=DataConfig(name="cifar10")), "config.data.name='cifar10' and process"),
+  ],
+)
+def test_a_setting_that_differs_in_one_process_is_named(become, config, text):
+  check_same_settings(Config())
+  become(1)
+  text = text and f"process 1 has {text}"
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    check_same_settings(config)
+
+
+def test_all_processes_have_the_directory_of_the_first(become, tmp_path, monkeypatch):
+  run, other = tmp_path / "run", tmp_path / "other"
+  use(other, Config(), 5)  # With the same settings.
+  become(0)
+  met = []
+
+  def meet(name):
+    if jax.process_index() == 0 and name == "all have the same directory":
+      become(1)
+      use(run, Config(), 5)
+      become(1)
+      with pytest.raises(UserError, match="other is not the directory of process 0"):
+        use(other, Config(), 5)
+      become(0)
+      met.append(name)
+
+  monkeypatch.setattr(
+    "resnet_jax.runs.run_dir.multihost_utils.sync_global_devices", meet
+  )
+  use(run, Config(), 5)
+  assert met
+  assert {path.name for path in run.iterdir()} == {"config.json", "run.json", "lock"}
+
+
+def test_runs_of_one_second_have_directories_of_their_own(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr(time, "strftime", lambda _: "20260102-030405")
+  with contextlib.ExitStack() as stack:
+    names = [stack.enter_context(given_or_new(None, "digits")) for _ in range(3)]
+    run = "runs/digits-20260102-030405"
+    assert names == [run, f"{run}-2", f"{run}-3"]
+    Path(names[1], "config.json").touch()
+  assert [str(path) for path in Path("runs").iterdir()] == [f"{run}-2"]
+
+
+def test_a_process_without_a_directory_has_that_of_the_first(become):
+  with given_or_new("a", "digits") as workdir:
+    assert workdir == "a"
+  become(1)
+  with given_or_new(None, "digits") as workdir:
+    assert workdir == "a"

@@ -13,6 +13,7 @@ from optuna.distributions import (
   IntDistribution,
 )
 from optuna.trial import TrialState
+from sqlalchemy.exc import IntegrityError
 
 from resnet_jax.cli.main import main
 from resnet_jax.config import (
@@ -25,6 +26,7 @@ from resnet_jax.config import (
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps import results, space
+from resnet_jax.experiments.sweeps import search as search_module
 from resnet_jax.experiments.sweeps.search import Search, open_study
 
 ROOT = Path(__file__).parents[1]
@@ -250,6 +252,25 @@ def test_processes_of_a_storage_draw_different_numbers(tmp_path):
     (job,) = trials.jobs(1)
     rates.add(job.config.optim.learning_rate)
   assert len(rates) == 2
+
+
+def test_a_database_is_opened_while_another_process_makes_it(tmp_path, monkeypatch):
+  errors = [
+    IntegrityError("INSERT", None, Exception("UNIQUE constraint failed")),
+    optuna.exceptions.StorageInternalError("no such table"),
+  ]
+  real = search_module._open_storage
+
+  def open_storage(url):
+    if errors:
+      raise errors.pop()
+    return real(url)
+
+  monkeypatch.setattr(search_module, "_open_storage", open_storage)
+  monkeypatch.setattr(search_module.time, "sleep", lambda seconds: None)
+  storage = f"sqlite:///{tmp_path}/a.db"
+  study = open_study(storage, "name", "random", "top1", prune=False, seed=0)
+  assert study.user_attrs == {"metric": "top1"}
 
 
 def test_a_resumed_search_draws_other_numbers(tmp_path):

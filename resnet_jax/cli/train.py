@@ -6,6 +6,7 @@ import signal
 from resnet_jax.cli.options import add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config.meanings import describe_settings
+from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
 
@@ -84,10 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
-  from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe, evaluate_run
-  from resnet_jax.training.experiment import Experiment
-  from resnet_jax.training.trainer import train
 
   workdir = args.workdir
   if workdir == "":
@@ -102,9 +100,17 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  # All processes ask for a name, also if only some have the flag.
-  new = run_dir.new_workdir(config.data.name)
-  workdir = workdir or new
+  with run_dir.given_or_new(workdir, config.data.name) as workdir:
+    _train(config, workdir)
+
+
+def _train(config: Config, workdir: str) -> None:
+  from resnet_jax.runs import run_dir
+  from resnet_jax.runtime.signals import Stopped
+  from resnet_jax.training.evaluator import describe
+  from resnet_jax.training.experiment import Experiment
+  from resnet_jax.training.trainer import train
+
   resume = f"resnet-jax train --workdir={workdir} resumes it"
   try:
     state, results = train(Experiment.create(config), workdir)

@@ -7,6 +7,7 @@ It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.
 import contextlib
 import dataclasses
 import importlib
+import itertools
 import os
 import secrets
 import sys
@@ -33,13 +34,36 @@ from resnet_jax.runtime.terminal import printable
 _FOR_GCS = ("gcsfs", "google.cloud.storage")
 
 
-def new_workdir(name: str) -> str:
-  """Returns the path of a new run directory, the same in all processes.
+@contextlib.contextmanager
+def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
+  """Yields `workdir`; without one, that of process 0, which makes a new one if needed.
 
-  It begins with the time; its end is drawn, so that runs of one second differ.
+  No other process can make the same one. It is removed if nothing is put into it.
+
+  Args:
+    workdir: what this process was given.
+    name: what the name of a new directory in `runs` begins with; the time follows.
   """
-  now = time.strftime("%Y%m%d-%H%M%S")
-  return _of_first_process(f"runs/{name}-{now}-{secrets.token_hex(3)}")
+  made = ""
+  if not workdir and jax.process_index() == 0:
+    made = _make_workdir(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+  try:
+    first = _of_first_process(workdir or made)
+    yield workdir or first
+  finally:
+    if made:
+      with contextlib.suppress(OSError):  # It is not empty.
+        os.rmdir(made)
+
+
+def _make_workdir(path: str) -> str:
+  """Makes a directory at `path` or, if that exists, at `path`-2, `path`-3, ..."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  for end in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+    with contextlib.suppress(FileExistsError):
+      Path(path + end).mkdir()
+      break
+  return path + end
 
 
 def check_storage(workdir: str | Path) -> None:
@@ -230,12 +254,19 @@ def open_run(
       write_file(path / "run.json", to_json(facts))
       write_file(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
+      # A new name: a network file system may remember what an old one was.
+      sign = path / _of_first_process(f".of-process-0-{secrets.token_hex(8)}")
+      if jax.process_index() == 0:
+        sign.touch()
       check_same_settings(config)  # Comes back once process 0 is ready.
-      if not (path / "config.json").exists():
+      if not sign.exists():
         raise UserError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
           "that all processes share"
         )
+      multihost_utils.sync_global_devices("all have the same directory")
+      if jax.process_index() == 0:
+        sign.unlink()
     yield
 
 

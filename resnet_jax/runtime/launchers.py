@@ -23,6 +23,7 @@ _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 # What launchers set: the number of processes, and that of this process, from 0. Those
 # that tell only of one host come last.
 _LAUNCHERS = (
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # Without some of what JAX looks for.
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
   ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH
   ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
