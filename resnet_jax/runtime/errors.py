@@ -37,10 +37,12 @@ class NotFoundError(UserError, FileNotFoundError):
 def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
   """Has `setting_name` give the flags of a command within the context.
 
+  Contexts within each other add up.
+
   Args:
     flags: path of a setting -> the flag that sets it, such as "data.dir" -> "--data".
   """
-  token = _flags.set(flags)
+  token = _flags.set({**_flags.get({}), **flags})
   try:
     yield
   finally:
