@@ -73,7 +73,9 @@ class _FormerName(argparse.Action):
     option_string: str | None = None,
   ) -> None:
     """Stores the value."""
-    hint(f"{option_string} is now {self.new}; the next release will refuse the old name")
+    hint(
+      f"{option_string} is now {self.new}; the next release will refuse the old name"
+    )
     setattr(namespace, self.dest, values)
 
 
@@ -190,6 +192,18 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_config(parser: argparse.ArgumentParser, default: str = "") -> None:
+  """Adds the flag that names a config; it is needed unless there is a default."""
+  parser.add_argument(
+    "--config",
+    metavar="NAME",
+    required=not default,
+    help="name of `resnet-jax configs`, Python file, config.json of a run, or run "
+    "directory; NAME:VARIANT takes a variant of a config"
+    + (f" (default: {default})" if default else ""),
+  )
+
+
 def add_workdir(parser: argparse.ArgumentParser) -> None:
   """Adds the flag that names a run."""
   parser.add_argument("--workdir", metavar="RUN", help="directory of a run")
@@ -244,8 +258,7 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser,
     "--crop",
-    "side in pixels of the square that is cut out of the middle after that "
-    f"{_SAVED}",
+    f"side in pixels of the square that is cut out of the middle after that {_SAVED}",
   )
   for name, text in (
     ("mean", "mean that is subtracted from pixels in [0, 1]"),

@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from resnet_jax.runtime.errors import UserError
@@ -17,7 +17,11 @@ _MOST_SHOWN = 8  # Names in a message.
 
 
 def setting(
-  default: T, allowed: str, check: Callable[[T], bool], may_change: MayChange = False
+  default: T,
+  allowed: str,
+  check: Callable[[T], bool],
+  may_change: MayChange = False,
+  choices: Sequence[T] = (),
 ) -> T:
   """A field with the values it takes, in words and as a predicate.
 
@@ -27,8 +31,14 @@ def setting(
     check: whether a value is one of them.
     may_change: whether a resumed run may have another value, since no number of a step
       depends on it; or a function of the new config that tells.
+    choices: all values that it takes, if they are few.
   """
-  metadata = {"allowed": allowed, "check": check, "may_change": may_change}
+  metadata = {
+    "allowed": allowed,
+    "check": check,
+    "may_change": may_change,
+    "choices": choices,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -47,7 +57,7 @@ def positive(default: Number, may_change: MayChange = False) -> Number:
 
 def choice(default: str, *values: str, may_change: MayChange = False) -> str:
   allowed = "one of " + ", ".join(map(repr, values))
-  return setting(default, allowed, values.__contains__, may_change)
+  return setting(default, allowed, values.__contains__, may_change, values)
 
 
 def factory() -> str:
