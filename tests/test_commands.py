@@ -67,7 +67,7 @@ def test_summary_in_words_and_as_json(capsys):
 
 def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
-  assert "after step 1" in call(capsys, "convert", run, path)
+  assert "after step 1" in call(capsys, "convert", "--workdir", run, "--out", path)
   by_run = json.loads(call(capsys, "evaluate", "--workdir", run, "--json"))
   assert set(by_run) == {"top1", "top5", "loss", "count"}
   assert by_run["count"] == 16
@@ -85,8 +85,10 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
 
 
 def test_hash_is_of_the_bits(run, capsys):
-  text = call(capsys, "hash", run)
-  found = json.loads(call(capsys, "hash", run, "--checkpoint=1", "--json"))
+  text = call(capsys, "hash", "--workdir", run)
+  found = json.loads(
+    call(capsys, "hash", f"--workdir={run}", "--checkpoint=1", "--json")
+  )
   assert text == f"step 1: {found['hash']}\n" and len(found["hash"]) == 32
   with CheckpointStore(run) as store:
     _, variables = store.restore_model("latest")
@@ -99,7 +101,7 @@ def test_hash_is_of_the_bits(run, capsys):
 
 def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
-  call(capsys, "convert", run, path)
+  call(capsys, "convert", "--workdir", run, "--out", path)
   for name in ("cat", "dog"):
     (tmp_path / "val" / name).mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "val" / name / "1.png")
@@ -117,9 +119,9 @@ def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, ca
 def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   first, second = (str(tmp_path / f"{i}.safetensors") for i in "12")
   other = str(tmp_path / "run")
-  call(capsys, "convert", f"{run}/checkpoints/1", first)
-  call(capsys, "convert", first, other, "--model=plain14")
-  call(capsys, "convert", other, second)
+  call(capsys, "convert", f"--workdir={run}/checkpoints/1", f"--out={first}")
+  call(capsys, "convert", f"--weights={first}", f"--out={other}", "--model=plain14")
+  call(capsys, "convert", f"--workdir={other}", f"--out={second}")
   assert "--dataset must name" in refuse(capsys, "evaluate", "--workdir", other)
   model = create_model("plain14")
   a, b = (weights.load(path, model) for path in (first, second))
@@ -132,29 +134,52 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["sumary"], "invalid choice: 'sumary'"),
+    (["sumary"], "no command 'sumary'; did you mean summary?"),
     (["summary", "resnet51"], "resnet51.*did you mean"),
     (["summary", "resnet50", "--image-size=0"], "image-size: '0' must be a whole"),
     (["summary", "resnet50", "--stem=x"], "stem='x'"),
-    (["convert", "{run}", "{tmp}/x.pth"], "x.pth' must end in .safetensors"),
-    (["convert", "{run}", "{tmp}/x.safetensor"], "must end in .safetensors"),
-    (["convert", "{run}", "{tmp}/x.safetensors", "--stem=deep"], "need --model"),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.pth"],
+      "x.pth' must end in .safetensors",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensor"],
+      "must end in .safetensors",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--stem=deep"],
+      "need --model",
+    ),
     (["evaluate", "--workdir={run}", "--num-classes=7"], "--num-classes is for"),
     (
       ["evaluate", "--model=resnet20", "--weights=hf://x", "--dataset=digits"],
       "hf://owner",
     ),
-    (["summary", "resnet20", "--image=32"], "unrecognized arguments"),
-    (["convert", "{run}", "{tmp}/no/x.safetensors"], "in a directory that is there"),
-    (["convert", "{run}", "{tmp}/x.safetensors", "--model=resnet20"], "has plain14"),
-    (["convert", "{tmp}/none", "{tmp}/x.safetensors"], "there is no"),
-    (["convert", "{tmp}", "{tmp}/x.safetensors"], "no config.json"),
-    (["convert", "{run}/config.json", "{tmp}/x.safetensors"], "--model must name"),
+    (["summary", "resnet20", "--image=32"], "did you mean --image-size?"),
     (
-      ["convert", "{run}/config.json", "{tmp}/x.safetensors", "--model=resnet20"],
+      ["convert", "--workdir={run}", "--out={tmp}/no/x.safetensors"],
+      "in a directory that is there",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--model=resnet20"],
+      "has plain14",
+    ),
+    (["convert", "--workdir={tmp}/none", "--out={tmp}/x.safetensors"], "there is no"),
+    (["convert", "--workdir={tmp}", "--out={tmp}/x.safetensors"], "no config.json"),
+    (
+      ["convert", "--weights={run}/config.json", "--out={tmp}/x.safetensors"],
+      "--model must name",
+    ),
+    (
+      [
+        "convert",
+        "--weights={run}/config.json",
+        "--out={tmp}/x.safetensors",
+        "--model=resnet20",
+      ],
       "config.json' must end in .safetensors",
     ),
-    (["convert", "{run}", "{run}"], "new run directory"),
+    (["convert", "--workdir={run}", "--out={run}"], "new run directory"),
     (["evaluate"], "needs --workdir RUN, or --model"),
     (["evaluate", "--workdir={run}", "--model=resnet20"], "--model is for --weights"),
     (["evaluate", "--workdir={tmp}"], "no config.json"),
@@ -176,15 +201,15 @@ def test_mistakes_are_one_line_with_status_2(run, tmp_path, capsys, argv, messag
 @pytest.mark.parametrize(
   "argv",
   [
-    ["hash", "~/none"],
+    ["hash", "--workdir=~/none"],
     ["evaluate", "--workdir=~/none"],
     ["train", "--workdir=~/none", "--mode=eval"],
     ["evaluate", "--model=resnet20", "--weights=~/none.pth", "--dataset=digits"],
     ["predict", "x.png", "--workdir=run", "--figure=~/none/x.png"],
-    ["convert", "~/none", "x.safetensors"],
+    ["convert", "--workdir=~/none", "--out=x.safetensors"],
     ["study", "depth", "--out=~/file"],
     ["sweep", "--config=digits", "--space=~/none.py", "--out=out"],
-    ["data", "check", "~/photos", "--picture=~/none/x.png"],
+    ["data", "check", "~/photos", "--figure=~/none/x.png"],
     ["train", "--config=~/none.py"],
   ],
   ids=str,

@@ -342,7 +342,7 @@ def test_a_run_and_the_weights_converted_from_it_are_the_same(run, tmp_path, cap
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(digits.images[i, :, :, 0]).resize((80, 80), 0).save(path)
   weights_file = tmp_path / "mine.safetensors"
-  main(["convert", str(run), str(weights_file)])
+  main(["convert", "--workdir", str(run), "--out", str(weights_file)])
   answers = []
   for source in (
     ["--workdir", str(run)],
@@ -383,11 +383,13 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   near = tmp_path / "near.png"
   target = tmp_path / "f.npz"
   with pytest.raises(SystemExit) as end:
-    main(["features", str(folder), str(target), *source, "--figure", str(near)])
+    main(
+      ["features", str(folder), "--out", str(target), *source, "--figure", str(near)]
+    )
   assert end.value.code == 1
   assert np.load(target)["features"].shape == (11, 64)
   assert Image.open(near).size > (500, 300)
-  main(["export", str(tmp_path / "net"), "--format", "stablehlo", *source])
+  main(["export", "--out", str(tmp_path / "net"), "--format", "stablehlo", *source])
   assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {"grid.png", "near.png", "f.npz", "net", "photos"}
@@ -405,14 +407,14 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
     (["predict", "{folder}", "{source}", "--mean", "0.1", "0.2"], "(--mean, --std)"),
     (["predict", "{folder}", "{source}", "--mean", "123.7"], "scaled to [0, 1]"),
     (["predict", "{folder}", "{source}", "--model", "m"], "--model is for --weights"),
-    (["features", "{folder}", "out.csv", "{source}"], "must be an .npz file"),
+    (["features", "{folder}", "--out=out.csv", "{source}"], "must be an .npz file"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--layer", "c7"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--layer", "c7"],
       "layer='c7' is un",
     ),
-    (["features", "nowhere", "o.npz", "{source}"], "no data set 'nowhere'"),
+    (["features", "nowhere", "--out=o.npz", "{source}"], "no data set 'nowhere'"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--split", "dev"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--split", "dev"],
       "--split='dev' is not in",
     ),
     (["export", "/no/net", "--format", "onnx", "{source}"], "must be a file in"),

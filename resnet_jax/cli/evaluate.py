@@ -34,7 +34,7 @@ TEXT = "Evaluate a run or a file of weights on a data set."
 EXAMPLES = (
   "resnet-jax evaluate --workdir RUN",
   "resnet-jax evaluate --workdir RUN --checkpoint best --split train",
-  "resnet-jax evaluate --model resnet20 --weights FILE --dataset cifar10 --data-dir DIR",
+  "resnet-jax evaluate --weights FILE --model resnet20 --dataset PHOTOS",
 )
 
 

@@ -1,6 +1,5 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
-import argparse
 import logging
 import os
 import re
@@ -108,9 +107,15 @@ def _with_hyphens(words: Sequence[str]) -> list[str]:
 
 def _check_command(words: Sequence[str]) -> None:
   """Raises `UserError` with the nearest commands if the first word is no command."""
-  if not words or words[0] in COMMANDS or words[0].startswith("-"):
+  word = words[0] if words else ""
+  if word in {*COMMANDS, "-h", "--help", "--version"}:
     return
-  word = words[0]
+  if not word or word.startswith("-"):
+    said = f", before {word}" if word else ""
+    raise UserError(
+      f"needs a command{said}, such as `resnet-jax train`; `resnet-jax --help` lists "
+      "all"
+    )
   near = [name for name, others in _OTHER_NAMES.items() if word in others.split()]
   advice = f"did you mean {near[0]}?" if near else suggest(word, COMMANDS)
   raise UserError(f"there is no command {word!r}; {advice} (`resnet-jax --help`)")

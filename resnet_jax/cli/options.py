@@ -73,9 +73,7 @@ class _FormerName(argparse.Action):
     option_string: str | None = None,
   ) -> None:
     """Stores the value."""
-    hint(
-      f"{option_string} is now {self.new}; the next release will refuse the old name"
-    )
+    hint(f"{option_string} is now {self.new}; the next release refuses the old name")
     setattr(namespace, self.dest, values)
 
 
@@ -88,7 +86,7 @@ def add_former_names(
     action=_FormerName,
     new=action.option_strings[-1],
     dest=action.dest,
-    type=action.type,
+    type=action.type or str,
     nargs=action.nargs,
     default=argparse.SUPPRESS,
     help=argparse.SUPPRESS,
@@ -113,7 +111,7 @@ def take_former_words(args: argparse.Namespace, rest: Sequence[str]) -> list[str
   if any(getattr(args, name) is not None for name, _ in missing):
     return list(rest)
   for word, (name, flag) in zip(rest, missing, strict=True):
-    hint(f"{word} is now given as {flag}; the next release will refuse the bare word")
+    hint(f"{word} is now given as {flag}; the next release refuses the bare word")
     setattr(args, name, word)
   return []
 

@@ -112,8 +112,14 @@ def run(args: argparse.Namespace) -> None:
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)
-  found = find_file(args.space, configs_dir() / "sweeps")
-  distributions = space.load_space(str(found or args.space))
+  folder = configs_dir() / "sweeps"
+  found = find_file(args.space, folder)
+  if found is None or found.suffix != ".py":
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
+    raise UserError(
+      f"--space={args.space} must be a Python file that is there, or one of {names}"
+    )
+  distributions = space.load_space(str(found))
   space.check_space(distributions, base)
   config = space.hold_out(base, args.val_share) if args.val_share else base
   file, *variant = args.config.split(":")

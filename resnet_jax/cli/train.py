@@ -18,7 +18,7 @@ TEXT = (
 EXAMPLES = (
   "resnet-jax train",
   "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
-  "resnet-jax train --config=imagenette_resnet18 --config.data.dir=PHOTOS --workdir=NEW",
+  "resnet-jax train --config=imagenette_resnet18 --config.data.dir=PHOTOS",
   "resnet-jax train --workdir=RUN  # resumes the run",
 )
 

@@ -14,15 +14,14 @@ from pathlib import Path
 from types import ModuleType
 
 from resnet_jax.config import serialization
-from resnet_jax.config.allowed import suggest
+from resnet_jax.config.allowed import nearest
 from resnet_jax.config.factories import check_trust
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
-
 _ALLOWED = (
-  "--config takes a name of `resnet-jax configs`, a Python file (.py), the config.json "
-  "of a run or the run's directory"
+  "--config takes a name of `resnet-jax configs`, such as digits, a Python file (.py), "
+  "the config.json of a run or the run's directory"
 )
 
 
@@ -58,13 +57,14 @@ def find_config(name: str) -> Path:
       raise UserError(f"--config={name} is no config file; {_ALLOWED}")
     return found
   path, known = Path(name), list_configs()
-  if path.is_dir():
+  if name and path.is_dir():
     raise NotFoundError(f"--config={name} is a folder without config.json; {_ALLOWED}")
+  advice = _ALLOWED
   if path.stem in known:
     advice = f"the package has --config={path.stem}"
-  else:
-    advice = suggest(path.stem, known, "`resnet-jax configs` lists all")
-  raise NotFoundError(f"there is no --config={name}; {advice}; {_ALLOWED}")
+  elif near := nearest(path.stem, known):
+    advice = f"did you mean {', '.join(near)}? {_ALLOWED}"
+  raise NotFoundError(f"there is no --config={name}; {advice}")
 
 
 def find_file(name: str, folder: Path) -> Path | None:
