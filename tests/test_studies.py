@@ -303,7 +303,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
   ("argv", "text"),
   [
-    (["nothing"], "NAME='nothing' is unknown; did you mean"),
+    (["nothing"], "NAME='nothing' is unknown; choose from degradation"),
     (["depth", "--scale=tiny"], "--scale='tiny' is unknown"),
     (["depth", "--scale=imagenet"], "--scale=imagenet is none of depth's"),
     (
