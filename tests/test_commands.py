@@ -1,7 +1,10 @@
 """`resnet-jax` as users call it: what it prints, what it refuses."""
 
+import contextlib
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,14 +18,18 @@ from PIL import Image
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import main
+from resnet_jax.cli.main import COMMANDS, WITH_SETTINGS, create_parser, main
+from resnet_jax.cli.options import take_former_words
+from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.config.files import load_config_file
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.checksums import digest_arrays
 from resnet_jax.runtime import errors
 from resnet_jax.training import evaluator
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -135,7 +142,32 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   ("argv", "message"),
   [
     (["sumary"], "no command 'sumary'; did you mean summary?"),
-    (["summary", "resnet51"], "resnet51.*did you mean"),
+    (["fit"], "no command 'fit'; did you mean train?"),
+    (["xyz"], r"choose from train, .* and \d+ more"),
+    (["--workdir=x"], "needs a command, before --workdir=x, such as"),
+    ([], "needs a command, such as `resnet-jax train`"),
+    (["summary", "resnet51"], "NAME='resnet51'.*did you mean .*resnet50"),
+    (["summary", "qq"], "choose from [^`]*resnet20 and 64 more: `resnet-jax models`"),
+    (["summary", "resnet20", "more"], "'more' is no flag of this command"),
+    (["evaluate", "--wokrdir=x"], "--wokrdir is no flag; did you mean --workdir?"),
+    (["evaluate", "--config.seed=1"], "this command takes no settings"),
+    (
+      ["evaluate", "--model=qq", "--weights=w", "--dataset=digits"],
+      "^error: --model='qq' is unknown",
+    ),
+    (["train", "--wrokdir=x"], "--wrokdir is no flag; did you mean --workdir"),
+    (["train", "--num-process=2"], "did you mean --num-processes"),
+    (["train", "digits"], "'digits' is no flag; did you mean --config=digits?"),
+    (["train", "--config.model.name=qq"], r"config\.model\.name='qq' is unknown"),
+    (["study", "degradatoin"], "did you mean degradation"),
+    (["sweep", "--config=digits", "--space=x"], "must be a Python file.*digits"),
+    (["hash"], "needs --workdir RUN"),
+    (["hash", "{run}", "{run}"], "is no flag of this command"),
+    (["features", "{tmp}", "--workdir={run}"], "needs --out FILE.npz"),
+    (["export", "--workdir={run}"], "needs --out FILE"),
+    (["export", "--workdir={run}", "--out=net.pb"], "must end in .onnx or .stablehlo"),
+    (["convert", "--out=x.safetensors"], "either --workdir RUN or --weights FILE"),
+    (["convert", "--workdir={run}"], "needs --out PATH"),
     (["summary", "resnet50", "--image-size=0"], "image-size: '0' must be a whole"),
     (["summary", "resnet50", "--stem=x"], "stem='x'"),
     (
@@ -219,6 +251,170 @@ def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
   (tmp_path / "file").touch()
   error = refuse(capsys, *argv)
   assert f"{tmp_path}/" in error and "~" not in error
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_has_examples_and_says_what_each_flag_takes(name):
+  parser = create_parser()
+  (commands,) = (
+    action.choices for action in parser._actions if action.dest == "command"
+  )
+  command = commands["data"].parse_args(["check", "x"]).parser
+  command = command if name == "data" else commands[name]
+  assert "\n\nexamples:\n  " in command.format_help()
+  for action in command._actions:
+    assert len((action.help or "").split()) > 1, action
+    # What none of these says has no default, and another flag may take its place.
+    if action.option_strings and action.nargs != 0 and not action.required:
+      says = "default:" in action.help
+      assert says or action.dest in ("workdir", "weights", "model", "out"), action
+  for line in command.epilog.split("\n")[1:]:
+    (words,) = re.findall(r"resnet-jax ([^)>#]+)", line)
+    args, rest = parser.parse_known_args(shlex.split(words))
+    assert args.command == name
+    if name in WITH_SETTINGS:
+      parse_settings(rest)
+      load_config_file(getattr(args, "config", None) or "digits")
+    else:
+      assert not rest
+
+
+FORMER = [
+  (["hash", "R"], ["hash", "--workdir", "R"]),
+  (["export", "o.onnx", "--workdir=R"], ["export", "--out=o.onnx", "--workdir=R"]),
+  (["export", "--image-size=8x9"], ["export", "--photo-size=8x9"]),
+  (["features", "P", "o.npz"], ["features", "P", "--out", "o.npz"]),
+  (
+    ["features", "P", "--crop=8", "o.npz"],
+    ["features", "P", "--crop=8", "--out=o.npz"],
+  ),
+  (["convert", "R", "o"], ["convert", "--out=o"]),
+  (["data", "check", "P", "--picture=a.png"], ["data", "check", "P", "--figure=a.png"]),
+  (
+    ["sweep", "--config=c", "--space=s", "--study=n"],
+    ["sweep", "--config=c", "--space=s", "--name=n"],
+  ),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), FORMER, ids=str)
+def test_former_names_are_taken_with_a_hint(old, new, capsys):
+  found = []
+  for words in (old, new):
+    args, rest = create_parser().parse_known_args(words)
+    assert take_former_words(args, rest) == []
+    del args.parser
+    if old[0] == "convert":  # A run or a file: its path tells.
+      assert args.source == ("R" if words is old else None)
+      del args.source
+    found.append(vars(args))
+  assert found[0] == found[1]
+  lines = capsys.readouterr().err.splitlines()
+  assert lines and all(re.match("hint: .* is now .*--", line) for line in lines)
+
+
+def test_a_former_name_does_the_same(run, capsys):
+  main(["hash", run])
+  old = capsys.readouterr()
+  assert old.out == call(capsys, "hash", "--workdir", run)
+  assert old.err.startswith(f"hint: {run} is now given as --workdir RUN;")
+
+
+def test_underscores_are_taken_for_hyphens(capsys):
+  a, b = (
+    call(capsys, "summary", "resnet8", f"--num{c}classes=7", "--json") for c in "_-"
+  )
+  assert a == b
+
+
+def test_a_folder_is_a_data_set_by_its_path(run, tmp_path, capsys):
+  for name in "01":
+    (tmp_path / name).mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+  source = ["--workdir", run, "--json", "--crop=8"]
+  (tmp_path / "table.csv").write_text("path,label\n0/1.png,0\n1/1.png,1\n")
+  data = f"--data-dir={tmp_path / 'table.csv'}"
+  old = call(capsys, "evaluate", *source, "--dataset=folder", data)
+  new = call(capsys, "evaluate", *source, f"--dataset={tmp_path / 'table.csv'}")
+  assert old == new and json.loads(new)["count"] == 2
+  error = refuse(capsys, "evaluate", *source, f"--dataset={tmp_path}", "--split=x")
+  assert error.startswith("error: --split=")
+
+
+def test_a_figure_is_drawn_though_nobody_reads_the_lines(
+  run, tmp_path, monkeypatch, capfd
+):
+  for i in range(3):
+    Image.new("RGB", (9, 9)).save(tmp_path / f"{i}.png")
+  sizes = []
+  for name in ("all", "head"):
+    figure = tmp_path / "figures" / f"{name}.png"
+    figure.parent.mkdir(exist_ok=True)
+    words = ["predict", str(tmp_path), "--workdir", run, "--figure", str(figure)]
+    if name == "head":
+
+      def closed(*lines):
+        raise BrokenPipeError
+
+      monkeypatch.setattr("resnet_jax.cli.predict.show", closed)
+      with pytest.raises(SystemExit):
+        main(words)
+    else:
+      main(words)
+    sizes.append(Image.open(figure).size)
+    figure.unlink()
+  assert sizes[0] == sizes[1]
+
+
+def test_a_long_text_for_head_is_no_error():
+  command = f"{sys.executable} -m resnet_jax train --help | head -n 1"
+  done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+  assert done.stdout.startswith("usage: ") and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+  ("line", "completed"),
+  [
+    ("tr", "train"),
+    (
+      "train --config.optim.learning_rate_m",
+      "--config.optim.learning_rate_multipliers",
+    ),
+    ("train --config dig", "digits"),
+    ("train --config.data.interpolation bic", "bicubic"),
+    ("train --config.augment.flip t", "true"),
+    ("summary resnet110", "resnet110"),
+    ("study deg", "degradation"),
+    ("data check --fig", "--figure"),
+    ("hash --workdir configs/s", "configs/sweeps"),
+  ],
+)
+def test_bash_completes(line, completed, completion):
+  ask = f"""
+    source {completion}
+    COMP_WORDS=(resnet-jax {line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+    _shtab_resnet_jax; echo "${{COMPREPLY[*]}}"
+  """
+  out = subprocess.check_output(["bash", "-c", ask], text=True, cwd=ROOT)
+  assert out.split() == [completed]
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory) -> Path:
+  """The script that has bash complete the command."""
+  if shutil.which("bash") is None:
+    pytest.skip("needs bash")
+  path = tmp_path_factory.mktemp("completion") / "script"
+  with path.open("w") as file, contextlib.redirect_stdout(file):
+    main(["completion", "bash"])
+  subprocess.run(["bash", "-n", path], check=True)
+  return path
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_too(shell, capsys):
+  script = call(capsys, "completion", shell)
+  assert "resnet-jax" in script and "config.optim.learning_rate" in script
 
 
 def test_the_command_is_installed():

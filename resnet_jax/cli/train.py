@@ -122,11 +122,11 @@ def _train(config: Config, workdir: str) -> None:
     f"done: {describe(results)} after {state.step} steps",
     f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)",
     f"next: resnet-jax evaluate {run}",
-    *(f"      {line}" for line in _next_commands(config, run)),
+    *(f"      {line}" for line in next_commands(config, run)),
   )
 
 
-def _next_commands(config: Config, run: str) -> list[str]:
+def next_commands(config: Config, run: str) -> list[str]:
   """Returns what else to do after a run: another recipe, or using the network."""
   if config.data.factory or config.data.name == "synthetic":
     return []
