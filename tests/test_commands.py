@@ -1,5 +1,6 @@
 """`resnet-jax` as users call it: what it prints, what it refuses."""
 
+import argparse
 import contextlib
 import json
 import re
@@ -18,8 +19,8 @@ from PIL import Image
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import COMMANDS, WITH_SETTINGS, create_parser, main
-from resnet_jax.cli.options import take_former_words
+from resnet_jax.cli.main import WITH_SETTINGS, create_parser, main
+from resnet_jax.cli.options import parsers_of_commands, take_former_words
 from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.config.files import load_config_file
@@ -253,16 +254,16 @@ def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
   assert f"{tmp_path}/" in error and "~" not in error
 
 
-@pytest.mark.parametrize("name", COMMANDS)
-def test_help_has_examples_and_says_what_each_flag_takes(name):
-  parser = create_parser()
-  (commands,) = (
-    action.choices for action in parser._actions if action.dest == "command"
-  )
-  command = commands["data"].parse_args(["check", "x"]).parser
-  command = command if name == "data" else commands[name]
+@pytest.mark.parametrize(
+  "command",
+  parsers_of_commands(create_parser()),
+  ids=lambda command: command.prog.removeprefix("resnet-jax "),
+)
+def test_help_has_examples_and_says_what_each_flag_takes(command):
   assert "\n\nexamples:\n  " in command.format_help()
   for action in command._actions:
+    if action.help == argparse.SUPPRESS:
+      continue
     assert len((action.help or "").split()) > 1, action
     # What none of these says has no default, and another flag may take its place.
     if action.option_strings and action.nargs != 0 and not action.required:
@@ -270,9 +271,9 @@ def test_help_has_examples_and_says_what_each_flag_takes(name):
       assert says or action.dest in ("workdir", "weights", "model", "out"), action
   for line in command.epilog.split("\n")[1:]:
     (words,) = re.findall(r"resnet-jax ([^)>#]+)", line)
-    args, rest = parser.parse_known_args(shlex.split(words))
-    assert args.command == name
-    if name in WITH_SETTINGS:
+    args, rest = create_parser().parse_known_args(shlex.split(words))
+    assert command.prog.startswith(f"resnet-jax {args.command}")
+    if args.command in WITH_SETTINGS:
       parse_settings(rest)
       load_config_file(getattr(args, "config", None) or "digits")
     else:
@@ -332,7 +333,9 @@ def test_a_folder_is_a_data_set_by_its_path(run, tmp_path, capsys):
     (tmp_path / name).mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
   source = ["--workdir", run, "--json", "--crop=8"]
-  (tmp_path / "table.csv").write_text("path,label\n0/1.png,0\n1/1.png,1\n")
+  (tmp_path / "table.csv").write_text(
+    "path,label,split\n0/1.png,0,val\n1/1.png,1,val\n"
+  )
   data = f"--data-dir={tmp_path / 'table.csv'}"
   old = call(capsys, "evaluate", *source, "--dataset=folder", data)
   new = call(capsys, "evaluate", *source, f"--dataset={tmp_path / 'table.csv'}")

@@ -1,8 +1,8 @@
 """`resnet-jax completion`: has a shell complete the command line."""
 
 import argparse
-from collections.abc import Iterator
 
+from resnet_jax.cli.options import parsers_of_commands
 from resnet_jax.config.fields import walk
 from resnet_jax.config.files import list_configs
 from resnet_jax.config.schema import Config
@@ -46,7 +46,7 @@ def _create_parser() -> argparse.ArgumentParser:
   from resnet_jax.models.registry import MODELS
 
   parser = create_parser()
-  for command in _commands(parser):
+  for command in parsers_of_commands(parser):
     name = command.prog.rpartition(" ")[2]
     if name in WITH_SETTINGS:
       for path, field, _ in walk(Config()):
@@ -67,14 +67,3 @@ def _create_parser() -> argparse.ArgumentParser:
       elif action.metavar in _PATHS:
         action.complete = shtab.FILE  # type: ignore[attr-defined]
   return parser
-
-
-def _commands(
-  parser: argparse.ArgumentParser,
-) -> Iterator[argparse.ArgumentParser]:
-  """Yields the parser of each command, also of `data check`."""
-  for action in parser._actions:
-    if isinstance(action, argparse._SubParsersAction):
-      for command in action.choices.values():
-        yield command
-        yield from _commands(command)

@@ -7,7 +7,7 @@ weights, `--out` what a command writes, `--data-dir` where TFDS data sets are.
 import argparse
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, NoReturn
 
 from resnet_jax.config.allowed import suggest
@@ -56,6 +56,17 @@ class Parser(argparse.ArgumentParser):
   def error(self, message: str) -> NoReturn:
     """Ends the program with one line and exit status 2."""
     fail(2, f"{message}; {self.prog} --help says more")
+
+
+def parsers_of_commands(
+  parser: argparse.ArgumentParser,
+) -> Iterator[argparse.ArgumentParser]:
+  """Yields the parser of each command below `parser`, also that of `data check`."""
+  for action in parser._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      for command in action.choices.values():
+        yield command
+        yield from parsers_of_commands(command)
 
 
 class _FormerName(argparse.Action):
