@@ -120,7 +120,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   shell = subprocess.Popen(
     ["bash", "-c", block],
     cwd=cwd,
-    env=os.environ | {"PATH": path},
+    env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "tests")},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -140,10 +140,16 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   ids=["2 processes", "4 processes"],
 )
 def shared(request, tmp_path_factory):
-  """A run of 20 steps by several processes; of 4, each has a part of the optimiser."""
+  """A run of 20 steps by several processes; of 4, each has a part of the optimiser.
+
+  The 4 train a small network, which each of them compiles.
+  """
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
-  args = f"--config.optim.shard_state={count == 4}", "--config.num_steps=20"
+  args = ["--config.num_steps=20"]
+  if count == 4:
+    network = "--config.model.factory=own_parts:normed_network"
+    args += ["--config.optim.shard_state=true", network]
   with launched_as_documented(name, cwd, *args, count=count) as (shell, _):
     out, error = shell.communicate(timeout=200)
   assert "done: " in out, error
