@@ -51,6 +51,31 @@ def _describe(model: ResNet) -> Description:
   return found | {"pre_activation": model.pre_activation}
 
 
+def find_settings(saved: Description) -> dict[str, str] | None:
+  """Inverse of `describe`: returns the settings of a network of this package.
+
+  Args:
+    saved: `describe` of a network, perhaps damaged.
+
+  Returns:
+    Settings of `ModelConfig`, such as {"name": "resnet20", "shortcut": "B"}; None if
+    no architecture has these parts.
+  """
+  choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
+  # The saved name first: with another shortcut, plain20 is resnet20 too.
+  for name in sorted(MODELS, key=lambda name: name != saved.get("name")):
+    own = _describe(create_model(name))
+    changed = {
+      field: saved.get(field) for field in own if saved.get(field) != own[field]
+    }
+    if all(
+      isinstance(value, str) and value in choices.get(field, ())
+      for field, value in changed.items()
+    ):
+      return {"name": name, **changed}
+  return None
+
+
 @functools.cache
 def _names() -> dict[str, str]:
   """Returns the names of the architectures by the text of what describes them."""
