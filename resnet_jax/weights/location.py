@@ -56,8 +56,8 @@ def find(path: str | Path) -> Path:
   if path in names():
     if Path(path).exists():
       _say(
-        f"{name!r} is read from the package; write './{name}' for the file or folder of "
-        "this name"
+        f"{name!r} is read from the package; write './{name}' for the file or folder "
+        "of this name"
       )
     return _TRAINED / f"{name}.safetensors"
   path = Path(path)
