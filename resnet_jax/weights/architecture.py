@@ -7,7 +7,7 @@ shortcut that has none, another place of the stride, another epsilon.
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from resnet_jax.models.norms import NORMS
@@ -51,7 +51,7 @@ def _describe(model: ResNet) -> Description:
   return found | {"pre_activation": model.pre_activation}
 
 
-def find_settings(saved: Description) -> dict[str, str] | None:
+def find_settings(saved: Description) -> dict[str, Any] | None:
   """Inverse of `describe`: returns the settings of a network of this package.
 
   Args:
@@ -61,6 +61,7 @@ def find_settings(saved: Description) -> dict[str, str] | None:
     Settings of `ModelConfig`, such as {"name": "resnet20", "shortcut": "B"}; None if
     no architecture has these parts.
   """
+  choices: dict[str, Collection[str]]
   choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
   # The saved name first: with another shortcut, plain20 is resnet20 too.
   for name in sorted(MODELS, key=lambda name: name != saved.get("name")):
