@@ -87,7 +87,7 @@ def _commands() -> str:
 
 
 def _models() -> str:
-  """Returns the page of the networks: each name, its size and its stages."""
+  """Returns the page of the networks, with their stages, and of trained weights."""
   lines = [
     "# Models",
     "`create_model(name)` and `--config.model.name=NAME` take these names. The "
@@ -102,6 +102,16 @@ def _models() -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     stages = ", ".join(map(str, model.stage_sizes))
     lines[-1] += f"\n| `{name}` | {count:,} | {stages} |"
+  lines += [
+    "## Trained weights",
+    "`load(name)`, `--weights NAME` and `--config.init_from=NAME` take these names.",
+    "| name | data | test images | top-1 |\n|---|---|---|---|",
+  ]
+  for name in resnet_jax.weights.names():
+    training = resnet_jax.weights.read_training(name)
+    found = training["evaluation"]
+    share = f"{100 * found['top1']:.2f} %"
+    lines[-1] += f"\n| `{name}` | {training['data']} | {found['count']:,} | {share} |"
   return "\n\n".join(lines) + "\n"
 
 

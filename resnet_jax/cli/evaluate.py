@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> None:
     config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
     config.kernels = "auto"  # As suits this machine, not the one that trained.
   elif args.dataset:
-    config = Config(model=model_config(args), data=DataConfig())
+    model_settings = weights.complete_model(args.weights, model_config(args))
+    config = Config(model=model_settings, data=DataConfig())
     check_settings(config)
-    model = create_model(args.model, stem=args.stem)
+    model = create_model(model_settings.name, stem=model_settings.stem)
     preprocessing = weights.read_preprocessing(args.weights, model)
     config.data = with_preprocessing(config.data, preprocessing)
   else:

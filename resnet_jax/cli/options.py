@@ -43,8 +43,12 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
 def add_trained(parser: argparse.ArgumentParser) -> None:
   """Adds what names a trained network, and what changes its preprocessing."""
   parser.add_argument("--workdir", metavar="RUN", help="the directory of a run")
-  parser.add_argument("--model", help="architecture of the weights")
-  parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
+  parser.add_argument("--model", help="architecture of weights that do not name it")
+  parser.add_argument(
+    "--weights",
+    metavar="FILE",
+    help="weight file, hf://owner/name, or a name such as resnet20_cifar10",
+  )
   add_model_options(parser)
   add_checkpoint(parser)
   add_trust_code(parser)
@@ -57,9 +61,11 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-  """Returns the model that the flags name."""
+  """Returns the model that the flags name; one without a name if they name none."""
+  if not args.model and (args.num_classes or args.stem or args.shortcut):
+    raise UserError("--num-classes, --stem and --shortcut need --model")
   return ModelConfig(
-    name=args.model,
+    name=args.model or "",
     num_classes=args.num_classes or 0,
     stem=args.stem,
     shortcut=args.shortcut,
@@ -73,7 +79,7 @@ def check_source(args: argparse.Namespace) -> None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
         raise UserError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
-  elif not args.model or not args.weights:
-    raise UserError("needs --workdir RUN, or --model M --weights FILE")
+  elif not args.weights:
+    raise UserError("needs --workdir RUN or --weights FILE")
   elif args.checkpoint != "latest":
     raise UserError("--checkpoint is for --workdir, not --weights")

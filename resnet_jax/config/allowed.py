@@ -72,12 +72,17 @@ def increasing(default: Numbers) -> Numbers:
   return setting(default, "increasing and > 0, such as (30, 60)", check)
 
 
+def nearest(value: str, allowed: Collection[str]) -> str:
+  """Returns the allowed values nearest to a value, or all of them if none is near."""
+  near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
+  return ", ".join(near)
+
+
 def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
   """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
   if value not in allowed:
-    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
     raise UserError(
-      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
+      f"{field}={value!r} is unknown; did you mean {nearest(value, allowed)}?",
       setting=field.removeprefix("config."),
       value=value,
     )

@@ -305,7 +305,7 @@ class Config:
       paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
       the images of one part are pooled.
     init_from: trained weights to start from. The head is not taken. It is a run (RUN or
-      RUN/checkpoints/STEP), or a file that `weights.load` reads.
+      RUN/checkpoints/STEP), or a file or name that `weights.load` reads.
     freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
       and head. Their batch-norm statistics do not change either. On the command line,
       the groups are separated by commas.

@@ -1,7 +1,6 @@
 """Training that starts from trained weights, with a new head."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -48,11 +47,7 @@ def load_start(
     OSError: the checkpoint is damaged.
   """
   source = os.path.expanduser(source)
-  if not source.startswith("hf://") and not Path(source).exists():
-    raise NotFoundError(
-      f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
-      "weights or hf://owner/name"
-    )
+  weights.check_exists(source, "config.init_from=")
   saved = None
   if weights.is_run(source):
     workdir, which = run_dir.split_checkpoint(source)
