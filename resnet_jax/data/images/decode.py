@@ -42,7 +42,9 @@ warnings.filterwarnings("ignore", module=r"PIL\.")
 if "HEIF" in READ:
   import pillow_heif
 
-  pillow_heif.register_heif_opener(decode_threads=1, thumbnails=False)
+  pillow_heif.register_heif_opener(
+    decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+  )
 if "AVIF" in READ:
   from PIL import AvifImagePlugin
 

@@ -20,10 +20,9 @@ class Format(NamedTuple):
   package: str = ""
 
 
-def _package(name: str, is_there: bool) -> str:
-  return "" if is_there else name
-
-
+_HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
+# Older versions of Pillow do not know the name, and warn.
+_HAS_AVIF = "avif" in features.modules and bool(features.check("avif"))
 KNOWN = {
   "JPEG": Format(rb"\xff\xd8", (".jpg", ".jpeg", ".jpe", ".jfif")),
   "PNG": Format(rb"\x89PNG", (".png",)),
@@ -33,13 +32,10 @@ KNOWN = {
   "HEIF": Format(
     rb"(?s)....ftyp(hei|hev|mif1|msf1)",
     (".heic", ".heif", ".hif"),
-    _package("pillow-heif", importlib.util.find_spec("pillow_heif") is not None),
+    "" if _HAS_HEIF else "pillow-heif",
   ),
   "AVIF": Format(
-    rb"(?s)....ftypavi[fs]",
-    (".avif",),
-    # Older versions of Pillow do not know the name, and warn.
-    _package("'pillow>=11.3'", "avif" in features.modules and features.check("avif")),
+    rb"(?s)....ftypavi[fs]", (".avif",), "" if _HAS_AVIF else "'pillow>=11.3'"
   ),
 }
 # The names of those that are read, as Pillow gives them.

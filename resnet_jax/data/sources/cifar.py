@@ -13,7 +13,7 @@ import pickletools
 import tarfile
 from collections.abc import Collection, Iterator
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import cv2
 import numpy as np
@@ -72,8 +72,10 @@ _SETS = {
     label_bytes=1,
   ),
   "cifar100": _Set(
-    places=("cifar-100-python", "cifar-100-python*.tar*")
-    + ("cifar-100-binary", "cifar-100-binary*.tar*"),
+    places=(
+      *("cifar-100-python", "cifar-100-python*.tar*"),
+      *("cifar-100-binary", "cifar-100-binary*.tar*"),
+    ),
     splits={"train": ("train",), "test": ("test",)},
     meta=("meta", "fine_label_names.txt"),
     keys=("fine_labels", "fine_label_names"),
@@ -128,7 +130,9 @@ def find_cifar(name: str, data_dir: str) -> Path | None:
   if name not in _SETS:
     return None
   root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
-  known = {file for split in SPLITS for form in _SETS[name].files(split) for file in form}
+  known = {
+    file for split in SPLITS for form in _SETS[name].files(split) for file in form
+  }
   if root.is_file() or any((root / file).is_file() for file in known):
     return root
   if any(root.glob(f"{name}/*/*.array_record*")):
@@ -211,8 +215,9 @@ def _read(
   except UserError:
     raise
   except Exception as error:  # `tarfile` and what decompresses raise all kinds.
+    reason = getattr(error, "strerror", None) or "it is truncated, or none"
     raise UserError(
-      f"{str(path)!r} cannot be read as a .tar.gz archive ({error}); {again}"
+      f"{str(path)!r} cannot be read as a .tar.gz archive: {reason}; {again}"
     ) from error
 
 
@@ -249,7 +254,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
   """Returns the dictionary of a pickle, with text for the strings of Python 2."""
   try:
     for opcode, argument, _ in pickletools.genops(content):
-      if opcode.name in ("PUT", "LONG_BINPUT") and argument > _MAX_MEMO:
+      if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > _MAX_MEMO:
         raise _DamageError(f"it has object {argument}")
     found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
   except _DamageError:
@@ -282,7 +287,7 @@ def _from_pickle(
         _,
         (_, width),
         _Made(arguments=("u1" | "|u1", *_)),
-        False,
+        bool() as is_fortran,
         str() | bytes() as data,
       )
     ) if width == _BYTES:
@@ -297,7 +302,9 @@ def _from_pickle(
     raise _DamageError(
       f"it has {len(data) / _BYTES:,g} images and {len(labels):,} labels, not {count:,}"
     )
-  return np.frombuffer(data, np.uint8).reshape(count, _BYTES), np.array(labels)
+  order: Literal["F", "C"] = "F" if is_fortran else "C"
+  pixels = np.frombuffer(data, np.uint8).reshape((count, _BYTES), order=order)
+  return pixels, np.array(labels)
 
 
 def _from_records(
