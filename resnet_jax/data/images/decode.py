@@ -82,7 +82,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   head = _read_jpeg_head(data)
   if head is None or not head.format:
     image = _open_by_pillow(data)
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _orientation(image.info.get("exif") or b"")
     plain = head is not None and head.plain and image.format == "JPEG"
     head = Head(image.format or "", image.mode, image.size, orientation, plain)
     if head.format in ("JPEG", "MPO"):
@@ -156,7 +156,8 @@ def _open_by_pillow(data: bytes) -> Image.Image:
       if re.match(known.beginning, data):
         if known.package:
           raise ImageError(
-            f"it is {name}, which needs `pip install {known.package}`"
+            f"it is {name} ({' '.join(known.suffixes)}), which "
+            f"`pip install {known.package}` makes readable"
           ) from error
         raise ImageError(
           f"it is a {name} that is truncated or damaged, or of an unsupported kind"
