@@ -466,10 +466,10 @@ def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
   image = Image.new("RGB", (9, 8), "red")
   for name in ("a.JFIF", "b.jpe", "c.jpg", "../../other/h.jpg", "@eaDir/i.jpg"):
     image.save(below / name, "jpeg")
-  for name in ("d.tif", "e.TIF", "f.avif", "g", ".hidden.tif"):
+  for name in ("d.tif", "e.TIF", "f.jxl", "g", ".hidden.tif"):
     (below / name).touch()
   source, target = ["--workdir", str(run)], str(tmp_path / "f.npz")
-  files = "1 without a suffix, 1 .avif, 2 .tif"
+  files = "1 without a suffix, 1 .jxl, 2 .tif"
 
   def said(*command: str) -> list[str]:
     main([*command, *source])

@@ -9,6 +9,7 @@ from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import ImageArrays, ImageSource, Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
@@ -48,9 +49,9 @@ def open_source(
     files = list_images(root, split, config.val_share, class_names)
     if not len(files):
       raise UserError(
-        f"a share of {config.val_share} of the images of each class in {str(root)!r} "
-        f"leaves none for {split or 'evaluation'}; change "
-        f"{setting_name('data.val_share')} or add some"
+        f"{setting_name('data.val_share')}={config.val_share} of the images of each "
+        f"class in {str(root)!r} leaves none for {split or 'evaluation'}; change it or "
+        "add images"
       )
     if files.left_out and jax.process_index() == 0:
       print(
@@ -58,4 +59,7 @@ def open_source(
         file=sys.stderr,
       )
     return files
-  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
+  stream = bool(config.train_crop)
+  if path := find_cifar(config.name, config.dir):
+    return load_cifar(config.name, path, split or "test", stream)
+  return load_tfds(config.name, config.dir, split, stream)
