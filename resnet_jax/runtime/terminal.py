@@ -27,7 +27,13 @@ def show(*lines: str, console: Console | None = None) -> None:
     if console is None:
       print(printable(line))
     else:
-      console.print(plain(line), soft_wrap=True)
+      # A terminal would break lines within words; a file keeps them whole.
+      console.print(
+        plain(line),
+        soft_wrap=not console.is_terminal,
+        overflow="ignore",
+        crop=False,
+      )
 
 
 def warn(text: str) -> None:
