@@ -68,29 +68,39 @@ def plot_curves(
   panels = figure.subplots(1 + has_metric, 1, sharex=True, squeeze=False)[:, 0]
   _plot(panels[0], series, "loss", "loss")
   if has_metric:
-    _plot(panels[1], series, best_metric, _name(best_metric))
+    name = "top-1 error (%)" if best_metric == "top1" else best_metric
+    _plot(panels[1], series, best_metric, name)
   panels[-1].set(xlabel="epoch")
   last = max(record["epoch"] for record in records)
+  drops = [epoch for epoch in decays if epoch <= last]
   for axes in panels:
-    for epoch in decays:
-      if epoch <= last:
-        axes.axvline(epoch, color=figure_style.FAINT_TEXT, lw=0.8, ls=":")
+    for epoch in drops:
+      axes.axvline(epoch, color=figure_style.FAINT_TEXT, lw=0.8, ls=":")
 
   lines = [title]
-  evaluated = series["ema"] or series["eval"]
-  if has_metric and evaluated:
-    best = max(evaluated, key=lambda record: record[best_metric])
-    value = _shown(best[best_metric], best_metric)
-    number = f"{value:.2f} %" if best_metric == "top1" else f"{value:.4g}"
-    lines.append(
-      f"best {_name(best_metric, unit='')} {number} at step {best['step']:,} (circle)"
-    )
-    place = best["epoch"], value
+  evaluated = [
+    record for record in series["ema"] or series["eval"] if best_metric in record
+  ]
+  if evaluated:
+    # Of equal ones the newest, as the checkpoints have it.
+    best = max(evaluated, key=lambda record: (record[best_metric], record["step"]))
+    value = best[best_metric]
+    number = f"{best_metric} {value:.4g}"
+    if best_metric == "top1":
+      number = f"top-1 {100 * value:.2f} %"
+    lines.append(f"best evaluation: {number} at step {best['step']:,} (circle)")
+    place = best["epoch"], _shown(value, best_metric)
     panels[1].plot(*place, "o", ms=9, mfc="none", mec=figure_style.TEXT, zorder=3)
   # Fixed margins: fitting them to the labels would take longer than drawing.
   figure.subplots_adjust(left=0.11, right=0.97, bottom=0.15, top=0.86, hspace=0.1)
   figure.text(
-    0.02, 0.98, "\n".join(lines), va="top", fontsize=10, linespacing=1.5, parse_math=False
+    0.02,
+    0.98,
+    "\n".join(lines),
+    va="top",
+    fontsize=10,
+    linespacing=1.5,
+    parse_math=False,
   )
   handles, labels = panels[0].get_legend_handles_labels()
   figure.legend(
@@ -99,7 +109,7 @@ def plot_curves(
   figure.text(
     0.02,
     0.015,
-    _note(smoothed, any(epoch <= last for epoch in decays)),
+    _note(smoothed, bool(drops)),
     fontsize=7.5,
     color=figure_style.FAINT_TEXT,
     linespacing=1.3,
@@ -140,10 +150,6 @@ def _make_logarithmic(axes: "Axes", bottom: float) -> None:
 
 def _shown(value: float, metric: str) -> float:
   return 100 * (1 - value) if metric == "top1" else value
-
-
-def _name(metric: str, unit: str = " (%)") -> str:
-  return f"top-1 error{unit}" if metric == "top1" else metric
 
 
 def _note(smoothed: bool, drops: bool) -> str:
