@@ -22,6 +22,7 @@ from resnet_jax.runs.progress_line import ProgressLine, in_words
 from resnet_jax.runs.tensorboard import Board
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import show
 from resnet_jax.training.clock import Clock
 
 
@@ -169,7 +170,16 @@ def test_a_terminal_keeps_the_training_lines_and_ends_with_the_total_time(tmp_pa
   for text in ("step 4  epoch 0.4  train", "step 8  epoch 0.8  train", "0.8  eval"):
     assert text in shown
   last = next(line for line in reversed(shown.splitlines()) if "8/8" in line)
-  assert "100 % 8/8" in last and "0:00:00 in all" in last and "left" not in last
+  assert "100 % 8/8 epoch 0.8 lr 0.1" in last and "0:00:00 in all" in last and "left" not in last
+
+
+@pytest.mark.parametrize("terminal", [False, True])
+def test_a_terminal_breaks_lines_between_words_and_a_file_keeps_them(terminal):
+  console = Console(file=io.StringIO(), force_terminal=terminal, width=12)
+  line = "10 images of  2 classes in well-known/folders"
+  show(line, console=console)
+  broken = "10 images of\n2 classes in\nwell-known/folders"
+  assert console.file.getvalue() == (broken if terminal else line) + "\n"
 
 
 def _last_line(console, writer):

@@ -71,6 +71,7 @@ def plot_curves(
     name = "top-1 error (%)" if best_metric == "top1" else best_metric
     _plot(panels[1], series, best_metric, name)
   panels[-1].set(xlabel="epoch")
+  panels[-1].set_xlim(left=0)
   last = max(record["epoch"] for record in records)
   drops = [epoch for epoch in decays if epoch <= last]
   for axes in panels:

@@ -50,7 +50,7 @@ class ProgressLine:
 
   def end(self) -> None:
     """Shows the total time from now on."""
-    self._has_ended = True
+    self.activity, self._has_ended = "", True
 
   def seconds_left(self) -> float | None:
     """Returns the seconds to the end of the run, or None before the first step.
@@ -92,8 +92,9 @@ class ProgressLine:
       times = elapsed
     else:
       times = f"{elapsed}, {_clock(left)} left"
-    rate = "" if self.learning_rate is None else f"lr {self.learning_rate:.3g}"
-    place = self.activity or f"epoch {step / plan.steps_per_epoch:.1f} {rate}"
+    place = f"epoch {step / plan.steps_per_epoch:.1f}"
+    if self.learning_rate is not None:
+      place += f" lr {self.learning_rate:.3g}"
     table = Table.grid(padding=(0, 1))
     for _ in range(6):
       table.add_column(no_wrap=True)
@@ -102,7 +103,7 @@ class ProgressLine:
       ProgressBar(plan.num_steps, step, width=8),
       f"{100 * step // plan.num_steps} %",
       f"{step}/{plan.num_steps}",
-      place,
+      self.activity or place,
       times,
     )
     return table
