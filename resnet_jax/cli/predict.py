@@ -113,6 +113,7 @@ def _picture(
   from resnet_jax.inference.image_grid import Picture
   from resnet_jax.runtime.figure_style import RIGHT, WRONG
 
+  assert found.image is not None
   lines, color, first = [os.path.basename(found.file)], "", found.classes[0]
   truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
   if truth is not None:

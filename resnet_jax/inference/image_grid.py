@@ -2,7 +2,7 @@
 
 import bisect
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
@@ -119,7 +119,7 @@ def _write(
   y: float,
   most: float,
   color: str = "",
-  **arguments: str,
+  **arguments: Any,
 ) -> None:
   """Writes one line in at most `most` inches; its middle is at y, in inches."""
   width, height = figure.get_size_inches()

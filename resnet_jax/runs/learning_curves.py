@@ -127,9 +127,9 @@ def _plot(
     if not rows:
       continue
     values = [_shown(row[metric], metric) for row in rows]
-    markers = {"marker": "o", "ms": 3} if len(rows) <= _MOST_MARKERS else {}
+    marker = "o" if len(rows) <= _MOST_MARKERS else None
     epochs = [row["epoch"] for row in rows]
-    axes.plot(epochs, values, color=color, lw=width, label=label, **markers)
+    axes.plot(epochs, values, color=color, lw=width, label=label, marker=marker, ms=3)
     shown += values
   axes.set(ylabel=name)
   positive = [value for value in shown if value > 0]
