@@ -63,7 +63,7 @@ def overlay(
   smooth = np.asarray(map_image.resize(size, Image.Resampling.BICUBIC))
   values = np.clip(smooth / heat.max(), 0, 1)
   opacity = _OPACITY * values[..., None]
-  colors = 255 * colormaps["inferno"](values)[..., :3]
+  colors = 255 * colormaps["YlOrRd"](values)[..., :3]
   large = image.repeat(scale, axis=0).repeat(scale, axis=1)
   mixed: np.ndarray = (1 - opacity) * large + opacity * colors
   return mixed.round().astype(np.uint8)
