@@ -11,7 +11,7 @@ from pathlib import Path
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from resnet_jax.cli.main import main
 from resnet_jax.config import DataConfig
@@ -145,6 +145,20 @@ def test_words_agree_with_json(tmp_path, capsys):
   assert (
     "unreadable: 5\n" in out and f"  {root}/train/a/empty.jpg: it is empty\n" in out
   )
+
+
+def test_the_picture_says_how_many_images_a_class_has(tmp_path, monkeypatch):
+  for i, name in enumerate(["cat", "cat", "dog"]):
+    save(tmp_path / name / f"{i}.png", i)
+  (tmp_path / "cat" / "broken.png").write_text("no image")
+  texts = []
+  monkeypatch.setattr(
+    ImageDraw.ImageDraw, "multiline_text", lambda *args, **_: texts.append(args[2])
+  )
+  with pytest.raises(SystemExit):  # An image is broken.
+    main(["data", "check", str(tmp_path), f"--picture={tmp_path / 'sheet.png'}"])
+  # As in the printed report, one that cannot be read counts too.
+  assert texts == ["cat\n3 images", "dog\n1 image"]
 
 
 def test_the_picture_shows_eight_images_of_ten_classes(tmp_path, capsys):

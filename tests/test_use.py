@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -29,15 +30,17 @@ from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import list_images
 from resnet_jax.data.sources.opening import open_source
+from resnet_jax.inference import embed, image_grid
 from resnet_jax.inference.classifier import Classifier, load_run, load_weights
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
 from resnet_jax.inference.export import export
-from resnet_jax.inference.grad_cam import grad_cam
-from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.inference.grad_cam import grad_cam, overlay
+from resnet_jax.inference.image_grid import Picture, draw_grid, fit_text
 from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.terminal import printable
 from resnet_jax.training.class_pairing import pair_classes
 from resnet_jax.weights import all_class_names, imagenet
@@ -171,6 +174,36 @@ def test_grad_cam_is_that_of_the_gradients():
   np.testing.assert_allclose(grad_cam(maps, kernel, classes), wanted, atol=1e-6)
 
 
+def test_a_map_is_as_opaque_as_it_is_high():
+  white, black = (
+    np.full((300, 300, 3), 255, np.uint8),
+    np.zeros((300, 300, 3), np.uint8),
+  )
+  heat = np.zeros((5, 5), np.float32)
+  heat[2, 2] = 7
+  # What is left of the image is 1 - opacity.
+  left = (overlay(white, heat).astype(int) - overlay(black, heat))[..., 0] / 255
+  assert left.shape == (300, 300)
+  assert (left[:40] == 1).all() and (left[:, :40] == 1).all()
+  assert left[150, 150] < left[150, 120] < left[150, 100] and left[150, 150] < 0.5
+  assert overlay(white[:8, :8], heat).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("heat", [np.ones((1, 1)), np.zeros((4, 4)), np.ones((2, 2))])
+def test_a_map_without_a_place_is_not_shown(heat):
+  assert overlay(np.zeros((8, 8, 3), np.uint8), heat) is None
+
+
+def test_names_are_cut_in_the_middle():
+  assert fit_text("cat.jpg", 1.8) == "cat.jpg"
+  long = fit_text("n01440764_ILSVRC2012_val_00010041.JPEG", 1.8)
+  assert re.fullmatch(r"n01440764_.*….*10041\.JPEG", long)
+  # Wide letters leave fewer of them, and huge names take no time.
+  assert len(fit_text("W" * 40, 1.8)) < len(fit_text("i" * 40, 1.8))
+  assert len(fit_text("ab" * 10_000, 1.8)) < 40
+  assert fit_text("a\nb", 0.0) == "…"
+
+
 @pytest.mark.parametrize("layer", ["pooled", "c2", "c3"])
 def test_features_are_what_the_network_computes(trained, folder, tmp_path, layer):
   told = []
@@ -248,8 +281,30 @@ def test_features_are_kept_though_the_picture_fails(trained, folder, tmp_path):
 def test_a_caption_may_be_anything(tmp_path):
   lines = [NAME, "$x$ {y} \\frac", "\n", "x" * 99]
   image = np.zeros((8, 8, 3), np.uint8)
-  draw_grid(str(tmp_path / "x.png"), [Picture(image, lines)] * 3, columns=2)
-  assert Image.open(tmp_path / "x.png").size[0] > 300
+  pictures = [
+    Picture(image, lines, "red", [(NAME, 0.5), ("$x$", 0)]),
+    Picture(image[..., :1], [], heat=np.eye(2), heat_title="$x$"),
+    Picture(image, lines[:1], heat=np.ones((1, 1)), heat_title=NAME),
+  ]
+  draw_grid(str(tmp_path / "x.png"), pictures, columns=2)
+  assert Image.open(tmp_path / "x.png").size[0] > 600
+  assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_neighbours_of_the_same_class_are_green(trained, folder, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(embed, "draw_grid", lambda *args: drawn.extend(args[1]))
+  source = list_all(folder, 0.1)
+  extract(trained, source, str(tmp_path / "out.npz"), figure="x.png")
+  assert len(drawn) == 8 * 8
+  for row in range(0, 64, 8):
+    query, *others = drawn[row : row + 8]
+    name, text = query.lines
+    assert text == "query" and name in "ab" and query.color
+    for one in others:
+      assert re.fullmatch(r"cosine -?[01]\.\d\d", one.lines[1])
+      assert (one.color == figure_style.RIGHT) == (one.lines[0] == name)
+      assert bool(one.color) == (one.lines[0] == name)
 
 
 def test_features_that_end_early_leave_nothing(trained, folder, tmp_path):
@@ -395,6 +450,29 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {"grid.png", "near.png", "f.npz", "net", "photos"}
+
+
+def test_a_prediction_is_right_or_wrong_where_the_folder_names_the_class(
+  run, tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(image_grid, "draw_grid", lambda *args: drawn.extend(args[1]))
+  names = [*map(str, range(10)), "unknown"]
+  for name in names:
+    (tmp_path / name).mkdir()
+    Image.fromarray(np.asarray(pixels(8, 8, 1))[..., 0]).save(tmp_path / name / "x.png")
+  figure = ["--figure", str(tmp_path / "f.png"), "--explain"]
+  main(["predict", "--workdir", str(run), *figure, str(tmp_path)])
+  for name, picture in zip(names, drawn, strict=True):
+    first = picture.bars[0][0]
+    assert picture.heat_title == f"Grad-CAM: {first}" and len(picture.bars) == 3
+    told = {
+      first: (figure_style.RIGHT, ["x.png", f"✓ {name}"]),
+      "unknown": ("", ["x.png"]),
+    }
+    wrong = figure_style.WRONG, ["x.png", f"✗ it is {name}"]
+    assert (picture.color, picture.lines) == told.get(name, wrong)
+  assert sum(picture.color == figure_style.RIGHT for picture in drawn) == 1
 
 
 @pytest.mark.parametrize(

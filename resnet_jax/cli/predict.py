@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -21,6 +22,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  from resnet_jax.inference.image_grid import Picture
   from resnet_jax.inference.predict import Prediction
 
 _MAX_PICTURES = 64
@@ -40,19 +42,20 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--figure",
     metavar="OUT.png",
-    help=f"draw the first {_MAX_PICTURES} images with their classes",
+    help=f"draw the first {_MAX_PICTURES} images with their classes; green is right "
+    "and red is wrong, where the image's folder has the name of a class",
   )
   parser.add_argument(
     "--explain",
     action="store_true",
-    help="lay over them where the first class is seen (Grad-CAM)",
+    help="show beside each image which parts speak for its first class (Grad-CAM)",
   )
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.data.pipelines.single_pass import find_images
-  from resnet_jax.inference.image_grid import Picture, draw_grid
+  from resnet_jax.inference.image_grid import draw_grid
   from resnet_jax.inference.predict import predict
 
   check_source(args)
@@ -64,6 +67,7 @@ def run(args: argparse.Namespace) -> None:
     show_left_out(folder)
   classifier = load_classifier(args)
   names, pictures = classifier.class_names, []
+  folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE
   meter = Meter(len(files), batch_size)
   with meter.progress:
@@ -87,13 +91,43 @@ def run(args: argparse.Namespace) -> None:
       if not args.json:
         show(f"{found.file}: {'; '.join(lines)}")
       if found.image is not None:
-        heat = found.heat if args.explain else None
-        name = os.path.basename(found.file)
-        pictures.append(Picture(found.image, [name, *lines[:3]], heat))
+        pictures.append(_picture(found, names, folders, args.explain))
       meter.advance(1, [])
   if pictures:
-    draw_grid(args.figure, pictures, columns=8)
+    most = 3 if args.explain else 6
+    draw_grid(args.figure, pictures, min(most, math.ceil(math.sqrt(len(pictures)))))
   meter.finish()
+
+
+def _classes_of_folders(names: tuple[str, ...]) -> dict[str, int]:
+  """Returns the class of each folder's name that tells one."""
+  from resnet_jax.weights import imagenet
+
+  ids = imagenet.synsets() if imagenet.are_classes(names) else ()
+  return {name: i for known in (ids, names) for i, name in enumerate(known)}
+
+
+def _picture(
+  found: "Prediction", names: tuple[str, ...], folders: dict[str, int], explain: bool
+) -> "Picture":
+  from resnet_jax.inference.image_grid import Picture
+  from resnet_jax.runtime.figure_style import RIGHT, WRONG
+
+  assert found.image is not None
+  lines, color, first = [os.path.basename(found.file)], "", found.classes[0]
+  truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
+  if truth is not None:
+    color = RIGHT if truth == first else WRONG
+    lines.append(f"✓ {names[truth]}" if truth == first else f"✗ it is {names[truth]}")
+  top = [names[label] for label in found.classes[:3]]
+  return Picture(
+    found.image,
+    lines,
+    color,
+    list(zip(top, found.probabilities[:3], strict=True)),
+    found.heat if explain else None,
+    f"Grad-CAM: {names[first]}",
+  )
 
 
 def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:

@@ -293,9 +293,12 @@ class Config:
     batch_size: number of images per step, over all devices.
     steps_per_call: largest number of steps that one call of the compiled function
       makes.
-    log_every_steps: number of steps between logs of training metrics.
-    eval_every_steps: number of steps between evaluations; 0 evaluates once per epoch.
-      The last step is always evaluated.
+    log_every_steps, log_every_epochs: period of the logs of training metrics, in steps
+      or in epochs, such as 0.5. If both are 0, the run logs every 50 steps, or once per
+      epoch if an epoch has fewer steps.
+    eval_every_steps, eval_every_epochs: period of the evaluations, in steps or in
+      epochs, such as 0.5. If both are 0, the run evaluates once per epoch. The last
+      step is always evaluated.
     kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
       is this package's C++ kernels, for a machine with one CPU device and a C++
       compiler. "auto" is "native" where that is possible. The results differ by
@@ -323,8 +326,10 @@ class Config:
   )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
-  log_every_steps: int = allowed.positive(50, may_change=True)
+  log_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  log_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
   bn_scope: int | str = allowed.setting(
     "global",

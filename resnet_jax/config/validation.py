@@ -6,7 +6,7 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax.config.fields import type_name, walk
+from resnet_jax.config.fields import flatten, type_name, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -59,17 +59,15 @@ def validate(config: Config) -> None:
       f"{setting_name(path)}={value!r} must be {allowed}", setting=path, value=value
     )
 
-  optim = config.optim
-  for first, second in (
-    ("decay_epochs", "decay_steps"),
-    ("warmup_epochs", "warmup_steps"),
-  ):
-    values = getattr(optim, first), getattr(optim, second)
-    if all(values):
+  values, defaults = flatten(config), flatten(Config())
+  for name in ("log_every", "eval_every", "optim.decay", "optim.warmup"):
+    epochs, steps = f"{name}_epochs", f"{name}_steps"
+    if values[epochs] and values[steps]:
       raise UserError(
-        f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
-        "exclude each other; set one of them to its default"
+        f"config.{epochs}={values[epochs]} and config.{steps}={values[steps]} exclude "
+        f"each other; set one of them to {defaults[steps]}"
       )
+  optim = config.optim
   data = config.data
   if data.eval_resize and data.eval_crop > data.eval_resize:
     raise UserError(

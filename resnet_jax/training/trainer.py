@@ -11,6 +11,7 @@ from rich.console import Console
 
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
@@ -155,6 +156,7 @@ class _Keeper:
       Stopped: it was asked for; the resumed run makes up for the evaluation.
     """
     found = {}
+    self.writer.begin_evaluation()
     with self.stop.interrupting(step):
       for name, variables in _versions(state).items():
         evaluated = self.experiment.refresh(variables)
@@ -163,6 +165,7 @@ class _Keeper:
       self.writer.evaluation(step, values, name)
     is_refreshed = self.experiment.config.precise_bn_batches > 0
     self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    self.writer.draw_curves()
     return results
 
 
@@ -204,7 +207,14 @@ def _open_writer(
   console: Console,
   hooks: Sequence[Hook],
 ) -> MetricWriter:
-  schedule = experiment.schedule
+  config, plan, schedule = experiment.config, experiment.plan, experiment.schedule
+  draw = partial(
+    draw_curves,
+    title=f"{experiment.model_name} on {experiment.data_name}",
+    best_metric=experiment.facts.best_metric,
+    decays=[step / plan.steps_per_epoch for step in plan.decay_steps if schedule],
+    smoothed=config.optim.label_smoothing > 0,
+  )
 
   def tell(step: int, split: str, values: dict[str, float]) -> None:
     for hook in hooks:
@@ -215,7 +225,7 @@ def _open_writer(
 
   return MetricWriter(
     workdir,
-    experiment.plan,
+    plan,
     None if schedule is None else jax.jit(schedule),
     first,
     console,
@@ -223,6 +233,7 @@ def _open_writer(
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
+    draw,
   )
 
 
