@@ -3,7 +3,7 @@
 import html
 from collections.abc import Sequence
 
-from resnet_jax.experiments.studies.outcomes import METRICS, Finding
+from resnet_jax.experiments.studies.outcomes import METRICS, Finding, with_minus
 
 _ROW, _AXIS = 46, 34  # Heights in pixels.
 
@@ -38,7 +38,7 @@ def _plot(findings: Sequence[Finding], unit: str) -> str:
   marks = []
   for tick in MaxNLocator(5).tick_values(low, high):
     if low <= tick <= high:
-      name = f"{tick:.6g}".replace("-", "−")
+      name = with_minus(f"{tick:.6g}")
       marks += [
         _line("grid" if tick else "zero", place(tick), place(tick), 0, bottom),
         f'<text class="tick" x="{place(tick)}" y="{bottom + 18}">{name}</text>',
@@ -49,7 +49,7 @@ def _plot(findings: Sequence[Finding], unit: str) -> str:
     if claim.margin:
       x = place(-claim.margin)
       marks.append(_line("margin", x, x, y - 10, y + 10))
-    name = f"{claim.higher} − {claim.lower}: {METRICS[claim.metric].name}"
+    name = f"{claim.higher} \N{MINUS SIGN} {claim.lower}: {METRICS[claim.metric].name}"
     marks.append(f'<text x="2" y="{top + 18}">{html.escape(name)}</text>')
     if finding.interval:
       ends = [place(value) for value in finding.interval]

@@ -160,7 +160,7 @@ def _unlike(depth: int) -> list[Variant]:
 
 
 def _warmup(depth: int, warmup: Mapping[str, Any] | None = None) -> list[Variant]:
-  """With and without warmup at the paper's learning rate; None is the scale's warmup."""
+  """Returns a network with and without warmup; None is the scale's own warmup."""
   name, rate = f"resnet{depth}", {"optim__learning_rate": 0.1}
   with_it = _net(name, "with warmup", "warmup", **rate)
   return [
@@ -219,8 +219,8 @@ STUDIES = {
       Claim(_DEGRADES, "plain56", "plain20"),
       _no_worse("resnet20", "resnet56"),
       Claim(
-        "The plain network has a higher training error than the residual network of the "
-        "same depth.",
+        "The plain network has a higher training error than the residual network of "
+        "the same depth.",
         "plain56",
         "resnet56",
       ),
@@ -233,10 +233,10 @@ STUDIES = {
   "shortcuts": Study(
     title="Shortcuts",
     text="Identity shortcuts without parameters (option A) are enough. Projections "
-    "where shapes change (option B) or in every block (option C) make little difference "
-    "(He et al. 2015, section 4.1, table 3). In very deep networks, gates and "
-    'projections in every block do harm (He et al. 2016, "Identity mappings", section '
-    "3.1, table 1).",
+    "where shapes change (option B) or in every block (option C) make little "
+    "difference (He et al. 2015, section 4.1, table 3). In very deep networks, gates "
+    'and projections in every block do harm (He et al. 2016, "Identity mappings", '
+    "section 3.1, table 1).",
     variants={
       "smoke": _shortcuts(44, *_unlike(44)),
       "short": _shortcuts(20, *_unlike(20)),
@@ -259,7 +259,8 @@ STUDIES = {
   "depth": Study(
     title="Depth",
     text="Residual networks get better with depth up to 110 layers. A network of 1,202 "
-    "layers can be trained too, but it overfits (He et al. 2015, section 4.2, table 6).",
+    "layers can be trained too, but it overfits (He et al. 2015, section 4.2, table "
+    "6).",
     variants={
       "smoke": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
       "short": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
@@ -300,16 +301,14 @@ STUDIES = {
       "paper": _warmup(110, recipes.WARMUP),
     },
     claims=(
-      Claim(
-        "Warmup gives a lower training error.", "without warmup", "with warmup"
-      ),
+      Claim("Warmup gives a lower training error.", "without warmup", "with warmup"),
     ),
   ),
   "blocks": Study(
     title="Blocks",
     text="Bottleneck blocks cost about as much as basic blocks and make the network "
-    "deeper and better (He et al. 2015, section 4.1, table 1 and figure 5; for CIFAR-10 He et al. "
-    '2016, "Identity mappings", table 3: 110 and 164 layers).',
+    "deeper and better (He et al. 2015, section 4.1, table 1 and figure 5; for "
+    'CIFAR-10 He et al. 2016, "Identity mappings", table 3: 110 and 164 layers).',
     variants={
       "smoke": _blocks("resnet20", "resnet29"),
       "short": _blocks("resnet20", "resnet29"),
@@ -325,10 +324,10 @@ STUDIES = {
   ),
   "normalisation": Study(
     title="Normalisation",
-    text="Batch norm after each convolution keeps activations and gradients at a useful "
-    "size, so that deep networks can start at a high learning rate (He et al. 2015, "
-    "section 3.4 and 4.1; Ioffe & Szegedy 2015). The networks without batch norm have "
-    "a bias in each convolution instead.",
+    text="Batch norm after each convolution keeps activations and gradients at a "
+    "useful size, so that deep networks can start at a high learning rate (He et al. "
+    "2015, section 3.4 and 4.1; Ioffe & Szegedy 2015). The networks without batch "
+    "norm have a bias in each convolution instead.",
     variants={"smoke": _norms(20), "short": _norms(20), "paper": _norms(20)},
     claims=(
       Claim(
@@ -369,10 +368,10 @@ STUDIES = {
   ),
   "gradients": Study(
     title="Gradients",
-    text="With batch norm, gradients do not vanish in deep plain networks, so vanishing "
-    "gradients are not why these networks train badly (He et al. 2015, section 4.1). "
-    "This study measures the norm of the gradient for the kernel of each convolution, "
-    "before and during training.",
+    text="With batch norm, gradients do not vanish in deep plain networks, so "
+    "vanishing gradients are not why these networks train badly (He et al. 2015, "
+    "section 4.1). This study measures the norm of the gradient for the kernel of "
+    "each convolution, before and during training.",
     variants=dict.fromkeys(("smoke", "short", "paper"), _twins(20, 56, **_KEPT)),
     claims=(
       Claim(

@@ -98,6 +98,11 @@ def values_of(rows: Sequence[Row], metric: str) -> list[float]:
   return [value for row in rows if (value := value_of(row, metric)) is not None]
 
 
+def with_minus(number: str) -> str:
+  """Returns a number with a minus sign in place of its hyphen."""
+  return number.replace("-", "\N{MINUS SIGN}")
+
+
 class Spread(NamedTuple):
   """Mean and sample standard deviation (nan of one value) of `number` values."""
 
@@ -107,7 +112,7 @@ class Spread(NamedTuple):
 
   def text(self, digits: int = 2) -> str:
     """Returns "mean ± deviation"; for a single value, only the value."""
-    text = f"{self.mean:.{digits}f}".replace("-", "−")
+    text = with_minus(f"{self.mean:.{digits}f}")
     return text if self.number == 1 else f"{text} ± {self.deviation:.{digits}f}"
 
 
@@ -167,11 +172,6 @@ METRICS = {
 }
 
 
-def signed(value: float, digits: int) -> str:
-  """Returns a number with its sign, which is a minus sign and not a hyphen."""
-  return f"{value:+.{digits}f}".replace("-", "−")
-
-
 def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
   """Checks the claims whose networks were all trained.
 
@@ -211,7 +211,7 @@ def _sentence(
   if interval is None:
     end = "one seed only, so it may be chance"
   else:
-    ends = " to ".join(signed(value, digits) for value in interval)
+    ends = " to ".join(with_minus(f"{value:+.{digits}f}") for value in interval)
     end = f"95 % interval of the difference {ends}"
   return (
     f"The {name} of {claim.higher} ({high.text(digits)}) is {size} {word} than that of "

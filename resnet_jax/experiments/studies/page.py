@@ -13,8 +13,8 @@ from resnet_jax.experiments.studies.forest import forest_plots
 from resnet_jax.experiments.studies.outcomes import Finding
 
 _VERDICTS = {
-  "Shown": "The difference is statistically significant: its 95 % interval (Welch's) is "
-  "above 0, or above the margin that the claim allows.",
+  "Shown": "The difference is statistically significant: its 95 % interval (Welch's) "
+  "is above 0, or above the margin that the claim allows.",
   "Seen": "The difference has the sign that is claimed, but it may be chance: 0 is "
   "inside the interval, or there is only one seed.",
   "Not seen": "The difference does not have the sign that is claimed.",

@@ -221,7 +221,7 @@ def _draw(
 
 
 def versions() -> str:
-  """Returns the versions of packages and Python, the machine and the date, in a line."""
+  """Returns the versions of packages and Python, the machine and the date."""
   packages = ", ".join(
     f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
   )
