@@ -153,14 +153,13 @@ class Page:
       f'<section id="{key}" class="{key}"><h2>{title}</h2>\n{text}</section>\n'
       for key, (title, text) in shown.items()
     )
-    facts = "".join(f"<p>{html.escape(fact)}</p>\n" for fact in self.facts)
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>{html.escape(self.title)}</title><style>{_STYLE}</style></head><body>
 <h1>{html.escape(self.title)}</h1>
 <p>{html.escape(self.text)}</p>
-<div class="faint">{facts}</div>
+<p class="faint">{html.escape(" ".join(self.facts))}</p>
 <nav aria-label="Contents"><ul>{contents}</ul></nav>
 {body}</body></html>
 """
@@ -198,7 +197,7 @@ class Page:
     )
 
   def _errors(self) -> str:
-    return self.table and _table(self.table) + _definitions(_TERMS)
+    return _table(self.table) + _definitions(_TERMS) if self.table else ""
 
   def _origin(self) -> str:
     own = "\n\n".join(

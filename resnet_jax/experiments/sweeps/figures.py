@@ -115,7 +115,7 @@ def _draw_parallel(
   best_trial = values.index(best(values))
   with styled_figure(max(_WIDTH, 1.5 * len(axes_)), 4, layout="constrained") as figure:
     plot = figure.subplots()
-    plot.set(xlim=(-0.5, len(axes_) - 0.8), ylim=(-0.05, 1.2))
+    plot.set(xlim=(-0.8, len(axes_) - 0.5), ylim=(-0.05, 1.2))
     plot.axis("off")
     for i in range(len(trials)):
       is_best = i == best_trial
@@ -132,12 +132,13 @@ def _draw_parallel(
       plot.axvline(x, 0.04, 0.84, color=FAINT_TEXT, linewidth=THIN, zorder=4)
       name = axis.name.replace(".", ".\n")
       plot.text(x, 1.06, name, ha="center", va="bottom", parse_math=False)
+      is_last = axis is result  # To the right of it there are no lines.
       for y, text in axis.ticks:
         plot.text(
-          x - 0.04,
+          x + 0.04 if is_last else x - 0.04,
           y,
           text,
-          ha="right",
+          ha="left" if is_last else "right",
           va="center",
           fontsize=8,
           bbox=box,
