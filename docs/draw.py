@@ -1,4 +1,4 @@
-"""Draws the figures of docs/residual_learning.md.
+"""Draws the figures of docs/residual_learning.md, and most of docs/studies.md.
 
 `python docs/draw.py` writes docs/images/*.png and takes a minute on a CPU;
 `python docs/draw.py FOLDER` writes into another folder.
@@ -117,16 +117,23 @@ def draw_degradation(folder: Path) -> None:
   residual = {"color": RESIDUAL, "marker": "o", "label": "residual"}
   points = {"linestyle": "none", "markersize": 8}  # Two depths are no curve.
   with plot(folder / "degradation.png", 2) as (_, (left, right)):
-    for axes, names, offsets, look in (
-      (left, ("plain18", "plain34"), ((0, 9), (0, 9)), plain | points),
-      (left, ("resnet18, A", "resnet34, A"), ((0, -17), (0, 9)), residual | points),
-      (right, [f"resnet{depth}" for depth in depths], places, residual),
+    for axes, names, shift, offsets, look in (
+      (left, ("plain18", "plain34"), -0.07, ((0, 9), (0, 9)), plain | points),
+      (
+        left,
+        ("resnet18, A", "resnet34, A"),
+        0.07,
+        ((0, -17), (0, 9)),
+        residual | points,
+      ),
+      (right, [f"resnet{depth}" for depth in depths], 0, places, residual),
     ):
       errors = [float(known[name]) for name in names]
-      axes.plot(errors, **({"linewidth": BOLD} | look))
+      layers = [i + shift for i in range(len(errors))]
+      axes.plot(layers, errors, **({"linewidth": BOLD} | look))
       for i, offset in enumerate(offsets):
         where = {"xytext": offset, "textcoords": "offset points", "ha": "center"}
-        axes.annotate(f"{errors[i]:.2f}", (i, errors[i]), **where)
+        axes.annotate(f"{errors[i]:.2f}", (layers[i], errors[i]), **where)
     left.set(title="ImageNet", xticks=[0, 1], xticklabels=["18", "34"])
     left.set(xlabel="layers", ylabel="validation error (%)")
     left.set(xlim=(-0.4, 1.4), ylim=(24, 30))
@@ -161,8 +168,27 @@ def draw_degradation_medium(folder: Path) -> None:
       for step in (8000, 12_000):
         axes.axvline(step, color=FAINT_TEXT, linewidth=0.8, linestyle=":")
       axes.set(title=f"{title} error (%)", ylim=(0, 60), xticks=range(0, 16_001, 4000))
+      axes.xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("updates", fontsize=9)
     panels[1].legend(loc="upper right")
+
+
+def draw_responses(folder: Path) -> None:
+  """Response of each layer after 64,000 updates, of the runs in benchmarks/results."""
+  styles = depth_styles([20, 56])
+  with plot(folder / "responses_trained.png", 2, 3.2, sharey=True) as (figure, panels):
+    for depth, seed in ((20, 1), (56, 0)):
+      run = ROOT / f"benchmarks/results/cifar10/resnet{depth}-seed{seed}"
+      values = [*json.loads((run / "responses.json").read_text()).values()]
+      look = {"color": RESIDUAL, "linestyle": styles[depth], "linewidth": 1.6}
+      layers = range(1, len(values) + 1)
+      panels[0].plot(layers, values, label=f"resnet{depth}", **look)
+      panels[1].plot(layers, sorted(values, reverse=True), **look)
+    panels[0].set(title="in order", ylabel="standard deviation of the response")
+    panels[0].set_ylim(bottom=0)
+    panels[1].set(title="sorted by size")
+    figure.supxlabel("layer", fontsize=9)
+    figure.legend(loc="outside lower center", ncols=2)
 
 
 def draw_idea(folder: Path) -> None:
@@ -288,6 +314,7 @@ def draw_schedule(folder: Path) -> None:
     panels[0].set(title="the first 1,000 updates", ylabel="learning rate")
     panels[0].set(yscale="log", ylim=(7e-4, 0.15))
     panels[1].set(title="all 64,000 updates", xticks=range(0, 64_001, 16_000))
+    panels[1].xaxis.set_major_formatter("{x:,.0f}")
     figure.supxlabel("updates", fontsize=9)
     panels[0].legend(loc="lower right")
 
@@ -302,7 +329,8 @@ def draw_all(out_dir: Path = IMAGES, gradient_depth: int = 56) -> None:
   """
   out_dir.mkdir(parents=True, exist_ok=True)
   schemes = draw_idea, draw_blocks, draw_shortcuts, draw_network
-  for draw in (draw_degradation, draw_degradation_medium, *schemes, draw_schedule):
+  curves = draw_degradation, draw_degradation_medium, draw_responses, draw_schedule
+  for draw in (*curves, *schemes):
     draw(out_dir)
   draw_gradients(out_dir, gradient_depth)
 
