@@ -184,10 +184,10 @@ def draw_responses(folder: Path) -> None:
       layers = range(1, len(values) + 1)
       panels[0].plot(layers, values, label=f"resnet{depth}", **look)
       panels[1].plot(layers, sorted(values, reverse=True), **look)
-    panels[0].set(title="in order", ylabel="standard deviation of the response")
+    panels[0].set(title="in order", xlabel="layer")
+    panels[0].set_ylabel("standard deviation of the response")
     panels[0].set_ylim(bottom=0)
-    panels[1].set(title="sorted by size")
-    figure.supxlabel("layer", fontsize=9)
+    panels[1].set(title="sorted by size", xlabel="layer")
     figure.legend(loc="outside lower center", ncols=2)
 
 

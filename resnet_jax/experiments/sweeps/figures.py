@@ -115,7 +115,7 @@ def _draw_parallel(
   best_trial = values.index(best(values))
   with styled_figure(max(_WIDTH, 1.5 * len(axes_)), 4, layout="constrained") as figure:
     plot = figure.subplots()
-    plot.set(xlim=(-0.8, len(axes_) - 0.5), ylim=(-0.05, 1.2))
+    plot.set(xlim=(-0.9, len(axes_) - 0.5), ylim=(-0.05, 1.2))
     plot.axis("off")
     for i in range(len(trials)):
       is_best = i == best_trial
