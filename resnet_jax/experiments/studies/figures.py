@@ -136,7 +136,7 @@ def draw_curves(out: Path, variants: Sequence[Variant], curves: Curves) -> Drawn
           settled = itertools.compress(high, (s >= 0.2 * steps[-1] for s in steps))
           top = max(top, *settled)
       axes.set(title=name if len(panels) > 1 else "", xlabel="updates")
-      axes.locator_params(axis="x", nbins=5)
+      axes.locator_params(axis="x", nbins=6)
       axes.xaxis.set_major_formatter("{x:,.0f}")
     panels[0].set(ylabel="error (%)", ylim=(0, min(100, 1.1 * top)))
     handles = [

@@ -52,9 +52,9 @@ def _plot(findings: Sequence[Finding], unit: str) -> str:
     name = f"{claim.higher} \N{MINUS SIGN} {claim.lower}: {METRICS[claim.metric].name}"
     marks.append(f'<text x="2" y="{top + 18}">{html.escape(name)}</text>')
     if finding.interval:
-      ends = [place(value) for value in finding.interval]
-      marks.append(_line(kind, *ends, y, y))
-      marks += [_line(kind, x, x, y - 5, y + 5) for x in ends]
+      left, right = map(place, finding.interval)
+      marks.append(_line(kind, left, right, y, y))
+      marks += [_line(kind, x, x, y - 5, y + 5) for x in (left, right)]
     x = place(finding.difference)
     marks.append(f'<circle class="{kind}" cx="{x}" cy="{y}" r="5"/>')
   lines = "\n".join(marks)

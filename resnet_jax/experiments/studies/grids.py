@@ -176,7 +176,7 @@ def _blocks(basic: str, bottleneck: str) -> list[Variant]:
 def _norms(depth: int) -> list[Variant]:
   """With and without batch norm."""
   return [
-    _net(f"{kind}{depth}", f"{kind}{depth}, {text}", kind, model__norm=norm)
+    _net(f"{kind}{depth}", f"{kind}{depth}, {text}", model__norm=norm)
     for kind in ("plain", "resnet")
     for norm, text in (("batch", "batch norm"), ("none", "no norm"))
   ]

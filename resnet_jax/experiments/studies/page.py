@@ -60,6 +60,7 @@ nav ul { display: flex; flex-wrap: wrap; gap: .2rem 1.2rem; list-style: none;
 .badge.seen { background: var(--seen) }
 .badge.not-seen { background: var(--not-seen) }
 .failed { border-left: 4px solid var(--bad); padding: .1rem 0 .1rem 1rem }
+.failed h2 { margin-top: .4rem }
 .failed h2, .bad { color: var(--bad) }
 .failed li { overflow-wrap: anywhere }
 dl { display: grid; grid-template-columns: max-content 1fr; gap: .3rem 1rem;
@@ -179,7 +180,7 @@ class Page:
       f'<li><span class="badge {finding.verdict.replace(" ", "-")}">'
       f"{finding.verdict.capitalize()}</span><div>"
       f"<p>{html.escape(finding.claim.text)}</p>"
-      f'<p class="faint">{html.escape(finding.text)}</p></div></li>\n'
+      f'<p class="faint">{_unbroken(html.escape(finding.text))}</p></div></li>\n'
       for finding in self.findings
     )
     plots = forest_plots(self.findings)
@@ -211,8 +212,15 @@ class Page:
     )
 
 
+def _unbroken(text: str) -> str:
+  """Keeps a percent sign on the line of its number."""
+  return text.replace(" %", "&nbsp;%")
+
+
 def _definitions(terms: Mapping[str, str]) -> str:
-  lines = "".join(f"<dt>{term}</dt><dd>{text}</dd>\n" for term, text in terms.items())
+  lines = "".join(
+    f"<dt>{term}</dt><dd>{_unbroken(text)}</dd>\n" for term, text in terms.items()
+  )
   return f"<dl>\n{lines}</dl>\n"
 
 
