@@ -5,7 +5,7 @@ All colours are of Okabe and Ito (2008), which the colour-blind tell apart.
 
 import contextlib
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
   from matplotlib.figure import Figure
@@ -47,7 +47,7 @@ _LINE_STYLES: "tuple[LineStyle, ...]" = (
   (0, (1, 3)),
 )
 
-_SETTINGS = {
+_SETTINGS: dict[Any, Any] = {
   "font.family": "DejaVu Sans",  # It comes with matplotlib.
   "font.size": 9,
   "axes.titlesize": 10,
@@ -91,9 +91,7 @@ def depth_styles(depths: Sequence[int]) -> "dict[int, LineStyle]":
 
 
 @contextlib.contextmanager
-def styled_figure(
-  width: float, height: float, **arguments: object
-) -> "Iterator[Figure]":
+def styled_figure(width: float, height: float, **arguments: Any) -> "Iterator[Figure]":
   """Opens a figure; draw and save it inside the context, where the style is set.
 
   A text with a name of the user's in it needs `parse_math=False`, as it may hold a $.
