@@ -109,17 +109,15 @@ def test_findings_are_welch_intervals():
   assert finding.verdict == "shown"
   assert finding.interval == (interval.low, interval.high)
   assert finding.text == (
-    "The training error of a (12.50 ± 0.50) is 4.10 percentage points higher than that "
-    f"of b (8.40 ± 0.40); 95 % interval of the difference {interval.low:+.2f} to "
-    f"{interval.high:+.2f}."
+    "Training error: 12.50 ± 0.50 (a) and 8.40 ± 0.40 (b); difference +4.10 percentage "
+    f"points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}."
   )
 
 
-def test_a_negative_difference_is_lower_and_has_a_minus_sign():
+def test_a_negative_difference_has_a_minus_sign():
   (finding,) = find([Claim("", "a", "b")], rows(a=[1.0, 1.0], b=[2.5, 2.5]))
-  assert "is 1.50 percentage points lower than that of b" in finding.text
-  minus = "\N{MINUS SIGN}1.50"
-  assert finding.text.endswith(f"of the difference {minus} to {minus}.")
+  text = "difference -1.50 percentage points, 95 % interval -1.50 to -1.50."
+  assert finding.text.endswith(text.replace("-", "\N{MINUS SIGN}"))
 
 
 @pytest.mark.parametrize(
@@ -186,7 +184,7 @@ def test_a_run_that_diverged_counts_as_chance(tmp_path):
   assert not find([claim], [row, *others])
   measured = [{"label": "plain20", "responses": {"stem/bn": 3.0}}]
   (finding,) = find([claim], [row, *measured, *others])
-  assert "(3.0000) is 2.0000 higher than" in finding.text
+  assert "3.0000 (plain20) and 1.0000 (b); difference +2.0000;" in finding.text
 
 
 @pytest.fixture

@@ -140,7 +140,7 @@ class Finding(NamedTuple):
       the margin is above 0, but not the interval, or if there is only one seed.
     difference: mean of `claim.higher` minus mean of `claim.lower`.
     interval: ends of the 95 % interval of the difference; None with only one seed.
-    text: one sentence with the numbers.
+    text: the numbers, in one line.
   """
 
   claim: Claim
@@ -206,16 +206,15 @@ def _sentence(
   interval: tuple[float, float] | None,
 ) -> str:
   name, unit, digits = METRICS[claim.metric]
-  size = f"{abs(difference):.{digits}f}" + f" {unit}" * bool(unit)
-  word = "lower" if difference < 0 else "higher"
+  size = with_minus(f"{difference:+.{digits}f}") + f" {unit}" * bool(unit)
   if interval is None:
-    end = "one seed only, so it may be chance"
+    end = "; there is one seed only, so it may be chance"
   else:
-    ends = " to ".join(with_minus(f"{value:+.{digits}f}") for value in interval)
-    end = f"95 % interval of the difference {ends}"
+    ends = (with_minus(f"{value:+.{digits}f}") for value in interval)
+    end = f", 95 % interval {' to '.join(ends)}"
   return (
-    f"The {name} of {claim.higher} ({high.text(digits)}) is {size} {word} than that of "
-    f"{claim.lower} ({low.text(digits)}); {end}."
+    f"{name.capitalize()}: {high.text(digits)} ({claim.higher}) and {low.text(digits)} "
+    f"({claim.lower}); difference {size}{end}."
   )
 
 
