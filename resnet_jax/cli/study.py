@@ -161,6 +161,7 @@ def _show(report: Report, console: Console) -> None:
     table.add_column(name, justify="right")
   for row in rows:
     table.add_row(*map(plain, row))
-  console.print(table, soft_wrap=True)
+  if rows:
+    console.print(table, soft_wrap=True)
   for finding in report.findings:
-    show(f"{finding.verdict}: {finding.claim.text} {finding.text}")
+    show(f"{finding.verdict.capitalize()}: {finding.claim.text} {finding.text}")
