@@ -4,7 +4,6 @@ README.md is the start page. The pages of commands, models and Python names are 
 from the package itself. A file of the repository to which a page links becomes a page.
 """
 
-import argparse
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import resnet_jax
-from resnet_jax.cli.main import COMMANDS, create_parser
+from resnet_jax.cli.main import create_parser
+from resnet_jax.cli.options import parsers_of_commands
 
 _ROOT = Path(__file__).parents[1]
 _README = "../README.md"
@@ -74,15 +74,10 @@ def _as_page(path: Path) -> dict[str, str | bytes]:
 
 def _commands() -> str:
   """Returns the page of the command line: the help of each command."""
-  parser = create_parser()
-  (commands,) = (
-    action.choices
-    for action in parser._actions
-    if isinstance(action, argparse._SubParsersAction)
-  )
   parts = ["# Commands", "What `resnet-jax COMMAND --help` prints."]
-  for name in COMMANDS:
-    parts += [f"## {name}", f"```text\n{commands[name].format_help()}```"]
+  for command in parsers_of_commands(create_parser()):
+    name = command.prog.removeprefix("resnet-jax ")
+    parts += [f"## {name}", f"```text\n{command.format_help()}```"]
   return "\n\n".join(parts) + "\n"
 
 

@@ -152,6 +152,13 @@ def test_epochs_of_more_steps_than_are_counted_are_refused(epochs):
     ("amp", "did you mean config.model.dtype?"),
     ("name", "did you mean config.model.name, config.data.name, config.optim.name?"),
     ("seeed", "did you mean config.seed?"),
+    ("model.depth", "did you mean config.model.name?"),
+    ("optim.momentun", "did you mean config.optim.momentum?"),
+    ("augment.flipp", "did you mean config.augment.flip?"),
+    (
+      "modle.name",
+      "did you mean config.model.name, config.data.name, config.optim.name?",
+    ),
     ("gpus", "all devices are used; hide some with CUDA_VISIBLE_DEVICES"),
     ("output_dir", "--workdir names the run's directory"),
     ("qqq", "`resnet-jax train --help` lists all settings"),

@@ -342,7 +342,11 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
     ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
     ([], "1/0", "ZeroDivisionError"),
-    (["--space=nothing.py"], "{}", "--space=nothing.py: FileNotFoundError"),
+    (
+      ["--space=nothing.py"],
+      "{}",
+      "--space=nothing.py must be a Python file that is there",
+    ),
     (["--config=nothing.py"], "{}", "nothing.py"),
     (["--storage=nosql://here"], "{}", "--storage=nosql://here: "),
     (["--config.num_step=1"], "{}", "config.num_step is no setting"),

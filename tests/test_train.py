@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.cli.main import main
+from resnet_jax.cli.train import next_commands
+from resnet_jax.config import Config, DataConfig
 
 ROOT = Path(__file__).parents[1]
 # A minute's work made a second's.
@@ -107,6 +109,27 @@ def test_a_run_says_what_it_reached_where_it_lies_and_what_is_next(run):
   }
   config = json.loads((workdir / "config.json").read_text())
   assert config["model"]["num_classes"] == 10
+
+
+@pytest.mark.parametrize(
+  ("data", "commands"),
+  [
+    ({"name": "folder"}, ["resnet-jax predict --workdir=R PHOTO"]),
+    ({"name": "cifar10"}, ["resnet-jax predict --workdir=R PHOTO"]),
+    ({"name": "synthetic"}, []),
+    ({"factory": "mine:data"}, []),
+    (
+      {},
+      [
+        "resnet-jax train --config.model.name=plain20",
+        "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
+      ],
+    ),
+  ],
+)
+def test_what_to_do_next_fits_the_images(data, commands):
+  config = Config(data=DataConfig(**data))
+  assert next_commands(config, "--workdir=R") == commands
 
 
 def test_evaluating_a_run(run):

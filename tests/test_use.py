@@ -401,7 +401,7 @@ def test_a_run_and_the_weights_converted_from_it_are_the_same(run, tmp_path, cap
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(digits.images[i, :, :, 0]).resize((80, 80), 0).save(path)
   weights_file = tmp_path / "mine.safetensors"
-  main(["convert", str(run), str(weights_file)])
+  main(["convert", "--workdir", str(run), "--out", str(weights_file)])
   answers = []
   for source in (
     ["--workdir", str(run)],
@@ -442,11 +442,13 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   near = tmp_path / "near.png"
   target = tmp_path / "f.npz"
   with pytest.raises(SystemExit) as end:
-    main(["features", str(folder), str(target), *source, "--figure", str(near)])
+    main(
+      ["features", str(folder), "--out", str(target), *source, "--figure", str(near)]
+    )
   assert end.value.code == 1
   assert np.load(target)["features"].shape == (11, 64)
   assert Image.open(near).size > (500, 300)
-  main(["export", str(tmp_path / "net"), "--format", "stablehlo", *source])
+  main(["export", "--out", str(tmp_path / "net"), "--format", "stablehlo", *source])
   assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {"grid.png", "near.png", "f.npz", "net", "photos"}
@@ -487,20 +489,20 @@ def test_a_prediction_is_right_or_wrong_where_the_folder_names_the_class(
     (["predict", "{folder}", "{source}", "--mean", "0.1", "0.2"], "(--mean, --std)"),
     (["predict", "{folder}", "{source}", "--mean", "123.7"], "scaled to [0, 1]"),
     (["predict", "{folder}", "{source}", "--model", "m"], "--model is for --weights"),
-    (["features", "{folder}", "out.csv", "{source}"], "must be an .npz file"),
+    (["features", "{folder}", "--out=out.csv", "{source}"], "must be an .npz file"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--layer", "c7"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--layer", "c7"],
       "layer='c7' is un",
     ),
-    (["features", "nowhere", "o.npz", "{source}"], "no data set 'nowhere'"),
+    (["features", "nowhere", "--out=o.npz", "{source}"], "no data set 'nowhere'"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--split", "dev"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--split", "dev"],
       "--split='dev' is not in",
     ),
-    (["export", "/no/net", "--format", "onnx", "{source}"], "must be a file in"),
-    (["export", "net", "{source}"], "--format"),
+    (["export", "--out=/no/net", "--format", "onnx", "{source}"], "must be a file in"),
+    (["export", "--out=net", "{source}"], "or give --format"),
     (
-      ["export", "n", "--format", "onnx", "--image-size", "9", "{source}"],
+      ["export", "--out=n.onnx", "--photo-size", "9", "{source}"],
       "HEIGHTxWIDTH",
     ),
   ],
@@ -546,7 +548,7 @@ def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
     image.save(below / name, "jpeg")
   for name in ("d.tif", "e.TIF", "f.jxl", "g", ".hidden.tif"):
     (below / name).touch()
-  source, target = ["--workdir", str(run)], str(tmp_path / "f.npz")
+  source, target = ["--workdir", str(run)], tmp_path / "f.npz"
   files = "1 without a suffix, 1 .jxl, 2 .tif"
 
   def said(*command: str) -> list[str]:
@@ -556,12 +558,14 @@ def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
 
   assert said("predict", str(below)) == [f"left out of {below}: {files}"]
   assert said("predict", str(below / "a.JFIF"), str(other)) == []
-  assert said("features", str(below), target) == [f"left out of {below}: {files}"]
+  assert said("features", str(below), f"--out={target}") == [
+    f"left out of {below}: {files}"
+  ]
   assert len(np.load(target)["files"]) == 3
-  assert said("features", str(photos), target) == [
+  assert said("features", str(photos), f"--out={target}") == [
     f"left out of {photos}: {files}, 1 images in other folders"
   ]
-  assert said("features", str(photos), target, "--split", "train") == [
+  assert said("features", str(photos), f"--out={target}", "--split", "train") == [
     f"left out of train in {photos}: {files}, the folder 'other'"
   ]
   assert len(np.load(target)["files"]) == 3
@@ -716,7 +720,8 @@ def test_converted_weights_and_runs_know_their_classes(perfect, tmp_path, capsys
   path, images, names = perfect
   again, run = tmp_path / "again.safetensors", tmp_path / "run"
   for target in (again, run):
-    main(["convert", str(path), str(target), "--model=resnet8", "--num-classes=12"])
+    flags = f"--weights={path}", f"--out={target}", "--model=resnet8"
+    main(["convert", *flags, "--num-classes=12"])
   assert weights.read_class_names(again, 12) == tuple(names)
   assert (run / "classes.txt").read_text().split() == names
   assert load_run(str(run)).class_names == tuple(names)
@@ -772,12 +777,12 @@ def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, c
   file = folder / "a" / "01.png"
   assert "a/01.png are not finite" in refused(capsys, 1, "predict", *source, file)
   # What the head makes is no feature.
-  arguments = [tmp_path / "images", tmp_path / "f.npz", *options(broken)]
+  arguments = [tmp_path / "images", f"--out={tmp_path}/f.npz", *options(broken)]
   main(["features", *map(str, arguments)])
   capsys.readouterr()
   variables["params"]["head"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
   weights.save(broken, model, variables)
-  export_to = ["export", "x", "--format=onnx"]
+  export_to = ["export", "--out=x.onnx"]
   for command in (["evaluate", *data], ["predict", file], export_to):
     said = refused(capsys, 2, command[0], *options(broken), *command[1:])
     assert "fc.weight has values that are not finite" in said

@@ -70,7 +70,7 @@ def scan(
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
     raise UserError(
-      f"picture {picture!r} must end in .png, in a directory that is there"
+      f"--figure {picture!r} must be a .png file in a folder that is there"
     )
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
