@@ -80,7 +80,7 @@ def _commands() -> str:
     for action in parser._actions
     if isinstance(action, argparse._SubParsersAction)
   )
-  parts = ["# Commands", "What `resnet-jax COMMAND --help` prints."]
+  parts = ["# Commands", "This page shows the output of `resnet-jax COMMAND --help`."]
   for name in COMMANDS:
     parts += [f"## {name}", f"```text\n{commands[name].format_help()}```"]
   return "\n\n".join(parts) + "\n"
@@ -107,7 +107,7 @@ def _models() -> str:
 
 def _names() -> str:
   """Returns the page of what is imported from `resnet_jax`."""
-  lines = ["# Python names", "What `from resnet_jax import NAME` gives."]
+  lines = ["# API reference", "You can import these names from `resnet_jax`."]
   for file, names in resnet_jax._FILES.items():
     lines += [
       f"::: resnet_jax.{file}.{name}" for name in names.split() if name.isidentifier()
