@@ -74,7 +74,7 @@ def _as_page(path: Path) -> dict[str, str | bytes]:
 
 def _commands() -> str:
   """Returns the page of the command line: the help of each command."""
-  parts = ["# Commands", "What `resnet-jax COMMAND --help` prints."]
+  parts = ["# Commands", "This page shows the output of `resnet-jax COMMAND --help`."]
   for command in parsers_of_commands(create_parser()):
     name = command.prog.removeprefix("resnet-jax ")
     parts += [f"## {name}", f"```text\n{command.format_help()}```"]
@@ -112,7 +112,7 @@ def _models() -> str:
 
 def _names() -> str:
   """Returns the page of what is imported from `resnet_jax`."""
-  lines = ["# Python names", "What `from resnet_jax import NAME` gives."]
+  lines = ["# API reference", "You can import these names from `resnet_jax`."]
   for file, names in resnet_jax._FILES.items():
     lines += [
       f"::: resnet_jax.{file}.{name}" for name in names.split() if name.isidentifier()

@@ -110,7 +110,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
       [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",
-    "num_processes=2": f"num_processes={count}",
+    "num-processes=2": f"num-processes={count}",
   }.items():
     block = block.replace(old, new)
   block = re.sub(r"localhost:\d+", f"localhost:{port}", block)
@@ -248,7 +248,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   args = "slice", tmp_path, "--config.num_steps=100000"
   with launched_as_documented(*args) as (shell, port):
     wait_for_training(shell)
-    second = f"localhost:{port} --num_processes=2 --process_id=1"
+    second = f"localhost:{port} --num-processes=2 --process-id=1"
     subprocess.run(["pkill", "-TERM", "-f", "--", second], check=True)
     out, error = shell.communicate(timeout=60)
   (step,) = re.findall(r"stopped after step (\d+), which is saved", out)
