@@ -43,6 +43,7 @@ from resnet_jax.training.resolved_config import (
   check_settings,
   with_dtype,
   with_num_classes,
+  with_weights_preprocessing,
 )
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
@@ -118,6 +119,7 @@ class Experiment:
       NotFoundError: the data set does not exist.
     """
     check_settings(config, own_model=model is not None)  # Before any image is read.
+    config = with_weights_preprocessing(config, model)
     mesh = create_mesh(devices)
     if mesh.is_multi_process:  # Before any array is put on devices.
       check_same_settings(config)
@@ -216,7 +218,13 @@ class Experiment:
   def state_init(self) -> StateInit:
     """Computes the first state of training, or its shapes; see `config.bn_scope`."""
     config, model, split = self.config, self.model, None
-    tx = create_optimizer(config.optim, self.schedule, config.freeze, self._optimizer)
+    tx = create_optimizer(
+      config.optim,
+      self.schedule,
+      config.freeze,
+      self._optimizer,
+      self.plan.warmup_steps if config.optim.warmup == "head" else 0,
+    )
     if config.optim.shard_state:
       tx = split_updates(tx, self.mesh)
       split = partial(split_over_devices, mesh=self.mesh)
@@ -241,6 +249,11 @@ class Experiment:
     groups = tuple(shapes.params)
     check_multipliers(self.config.optim.learning_rate_multipliers, groups)
     check_frozen(self.config.freeze, groups)
+    if self.config.optim.warmup == "head" and "head" not in groups:
+      raise UserError(
+        "config.optim.warmup='head' needs a network with a part called 'head'; "
+        f"{self.model_name} has {', '.join(groups)}"
+      )
     images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)
     logits = jax.eval_shape(
       partial(self.model.apply, train=False), shapes.variables, images

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, put together from optax."""
 
+import operator
 from collections.abc import Collection
 from functools import partial
 
@@ -31,6 +32,8 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   start = config.warmup_learning_rate * scale
   if config.warmup == "constant":
     warmup = optax.constant_schedule(start)
+  elif config.warmup == "head":
+    warmup = optax.constant_schedule(learning_rate)
   else:
     warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
   if config.schedule == "cosine":
@@ -62,6 +65,7 @@ def create_optimizer(
   schedule: optax.Schedule | None,
   frozen: Collection[str] = (),
   own: optax.GradientTransformation | None = None,
+  head_steps: int = 0,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
 
@@ -70,6 +74,7 @@ def create_optimizer(
     schedule: of the learning rate; None with an `own` one.
     frozen: top-level groups of parameters that stay as they are, to the bit.
     own: an optimiser in place of the one that `config` names.
+    head_steps: the first steps, in which only the group "head" changes.
   """
   if own is not None:
     tx = own
@@ -79,15 +84,19 @@ def create_optimizer(
   else:
     assert schedule is not None
     tx = _create_optimizer(config, schedule)
-  freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
+  freeze = (
+    [optax.masked(optax.set_to_zero(), partial(_within, frozen))] if frozen else []
+  )
+  if head_steps:
+    is_over = optax.scale_by_schedule(lambda step: step >= head_steps)
+    freeze.append(optax.masked(is_over, _outside_head))
   scales = [
     optax.masked(optax.scale(factor), partial(_within, {group}))
     for group, factor in config.learning_rate_multipliers.items()
   ]
   # Before, so that they count for no norm, and after, for weight decay.
-  if frozen:
-    return optax.chain(freeze, tx, *scales, freeze)
-  return optax.chain(tx, *scales) if scales else tx
+  rows = [*freeze, tx, *scales, *freeze]
+  return optax.chain(*rows) if len(rows) > 1 else tx
 
 
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
@@ -97,6 +106,11 @@ def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _outside_head(params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: whether a parameter is outside the group "head"."""
+  return jax.tree.map(operator.not_, _within({"head"}, params))
 
 
 def _create_optimizer(
