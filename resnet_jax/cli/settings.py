@@ -96,5 +96,6 @@ def load_config(
     config = saved
     factories.check_trust(config, "the run in --workdir", trust_code, values)
   else:
-    config = load_config_file(name or default_config(values), trust_code, values)
+    name = default_config(values) if name is None else name
+    config = load_config_file(name, trust_code, values)
   return change(config, values)
