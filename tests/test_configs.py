@@ -26,10 +26,7 @@ from resnet_jax.models.registry import build_model, create_model
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.resolved_config import (
-  with_num_classes,
-  with_weights_preprocessing,
-)
+from resnet_jax.training.resolved_config import resolve_settings, with_num_classes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Sides in pixels of the data sets that are in memory.
@@ -208,7 +205,7 @@ def image_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
 def test_images_of_a_config_have_a_size_that_suits_its_network(name):
   config = files.load_config_file(name)
   config.init_from = ""
-  config = with_weights_preprocessing(config, None)
+  config = resolve_settings(config)
   model = build_model(with_num_classes(config, 10))
   assert size_warnings(model, *image_shapes(config)) == []
 

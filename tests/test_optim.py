@@ -10,6 +10,7 @@ import pytest
 
 from resnet_jax.config import OptimConfig
 from resnet_jax.config.plan import Plan
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import (
   create_optimizer,
   create_schedule,
@@ -74,17 +75,19 @@ def test_the_head_is_trained_alone_at_first_and_then_everything():
     return falls
 
   rate = optax.constant_schedule(0.1)
-  falls = train(create_optimizer(config, rate, head_steps=2), params, gradients, 4)
+  falls = train(create_optimizer(config, rate, warmup_steps=2), params, gradients, 4)
   assert [fall["stem"]["kernel"] for fall in falls[:2]] == [0, 0]
   alone = {"head": params["head"]}, {"head": gradients["head"]}
   # Only the head counts for the norm that is clipped.
-  expected = train(create_optimizer(config, rate), *alone, 2)
+  expected = train(create_optimizer(config, rate, warmup_steps=2), *alone, 2)
   for fall, only in zip(falls, expected, strict=False):
     np.testing.assert_allclose(
       fall["head"]["kernel"], only["head"]["kernel"], rtol=1e-6
     )
   first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count, and no momentum yet.
   np.testing.assert_allclose(falls[2]["stem"]["kernel"], first, rtol=1e-6)
+  with pytest.raises(UserError, match="needs a network with a part called 'head'"):
+    create_optimizer(config, rate, warmup_steps=2).init({"stem": params["stem"]})
 
 
 def test_learning_rate_scales_with_the_batch():

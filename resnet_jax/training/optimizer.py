@@ -11,6 +11,7 @@ from jax.tree_util import DictKey
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
+from resnet_jax.runtime.errors import UserError
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
@@ -65,7 +66,7 @@ def create_optimizer(
   schedule: optax.Schedule | None,
   frozen: Collection[str] = (),
   own: optax.GradientTransformation | None = None,
-  head_steps: int = 0,
+  warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
 
@@ -74,7 +75,10 @@ def create_optimizer(
     schedule: of the learning rate; None with an `own` one.
     frozen: top-level groups of parameters that stay as they are, to the bit.
     own: an optimiser in place of the one that `config` names.
-    head_steps: the first steps, in which only the group "head" changes.
+    warmup_steps: length of warmup.
+
+  Raises:
+    UserError: in `init`, the parameters have no group "head", which `config` trains.
   """
   if own is not None:
     tx = own
@@ -87,8 +91,8 @@ def create_optimizer(
   freeze = (
     [optax.masked(optax.set_to_zero(), partial(_within, frozen))] if frozen else []
   )
-  if head_steps:
-    is_over = optax.scale_by_schedule(lambda step: step >= head_steps)
+  if config.warmup == "head":
+    is_over = optax.scale_by_schedule(lambda step: step >= warmup_steps)
     freeze.append(optax.masked(is_over, _outside_head))
   scales = [
     optax.masked(optax.scale(factor), partial(_within, {group}))
@@ -110,6 +114,11 @@ def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
 
 def _outside_head(params: optax.Params) -> optax.Params:
   """Returns a tree of bools: whether a parameter is outside the group "head"."""
+  if "head" not in params:
+    raise UserError(
+      "config.optim.warmup='head' needs a network with a part called 'head', not only "
+      f"{', '.join(params)}"
+    )
   return jax.tree.map(operator.not_, _within({"head"}, params))
 
 

@@ -43,18 +43,19 @@ def resolve_model(config: Config) -> tuple[Config, nn.Module]:
   return config, build_model(config)
 
 
-def with_weights_preprocessing(config: Config, model: nn.Module | None) -> Config:
-  """Returns settings with the preprocessing of the weights that training starts from.
+def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:
+  """Checks settings, and fills in the preprocessing that the weights tell.
 
   Args:
-    config: its empty fields, see `fields_of_weights`, take the weights' values. Without
-      `config.init_from` they take those of ImageNet.
+    config: the empty fields of its data, see `fields_of_weights`, take the values of
+      the weights in `config.init_from`, or of ImageNet's if there are none.
     model: the network; None builds that of `config`.
 
   Raises:
-    UserError: the weights' values do not fit the others, or the weights are damaged.
+    UserError: a setting is wrong, or the weights are damaged.
     NotFoundError: there are no such weights.
   """
+  check_settings(config, own_model=model is not None)
   if not fields_of_weights(config.data):
     return config
   preprocessing = Preprocessing()
