@@ -183,26 +183,6 @@ def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
 
 
 @pytest.mark.usefixtures("one_device")
-def test_the_page_on_fine_tuning_goes_from_photos_to_an_exported_network(
-  given, tmp_path, monkeypatch, capsys
-):
-  monkeypatch.chdir(tmp_path)
-  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
-  blocks = [b for b in BLOCKS if b.page == STORY and b.language == "bash"]
-  for line in [line for b in blocks if not b.reason for line in commands_of(b.text)]:
-    run_command(line, given, tmp_path)
-  output = capsys.readouterr()
-  assert "config: --config=finetune_photos:scratch, because" in output.out
-  assert "expect images of" not in output.err
-  config = load_run_config(str(tmp_path / "runs" / "photos"))
-  expected = Preprocessing(resize=36, crop=32, interpolation="bicubic")
-  assert preprocessing_of(config.data) == expected
-  assert all(
-    (tmp_path / name).stat().st_size for name in ("answers.png", "photos.onnx")
-  )
-  assert weights.known_class_names("photos.safetensors", 2) == ("cat", "dog")
-
-
 @pytest.mark.parametrize("text", those("python"))
 def test_python_runs(text, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -228,3 +208,24 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
       lines = [line for line in cell["source"] if not line.startswith(("!", "%"))]
       text = "".join(lines).replace("num_steps=150", "num_steps=20")
       exec(compile(text, "notebook", "exec"), namespace)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_page_on_fine_tuning_goes_from_photos_to_an_exported_network(
+  given, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
+  blocks = [b for b in BLOCKS if b.page == STORY and b.language == "bash"]
+  for line in [line for b in blocks if not b.reason for line in commands_of(b.text)]:
+    run_command(line, given, tmp_path)
+  output = capsys.readouterr()
+  assert "config: --config=finetune_photos:scratch, because" in output.out
+  assert "expect images of" not in output.err
+  config = load_run_config(str(tmp_path / "runs" / "photos"))
+  expected = Preprocessing(resize=36, crop=32, interpolation="bicubic")
+  assert preprocessing_of(config.data) == expected
+  assert all(
+    (tmp_path / name).stat().st_size for name in ("answers.png", "photos.onnx")
+  )
+  assert weights.known_class_names("photos.safetensors", 2) == ("cat", "dog")

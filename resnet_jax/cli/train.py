@@ -86,6 +86,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
 
   workdir = args.workdir
@@ -103,7 +104,7 @@ def _run(args: argparse.Namespace) -> None:
     return
   if args.config is None and saved is None:
     _show(*_explain(default_config(parse_settings(args.settings)), config))
-  with run_dir.given_or_new(workdir, config.data.name) as workdir:
+  with given_or_new(workdir, config.data.name) as workdir:
     _train(config, workdir)
 
 
