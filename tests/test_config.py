@@ -70,7 +70,6 @@ def test_cifar10_siblings():
     ("data.std", (58.0,), r"in \(0, 1\]"),
     ("data.mean", (0.5, 124.0, 0.5), r"in \[0, 1\] for each channel, as pixels are"),
     ("data.mean", (-0.1,), r"in \[0, 1\]"),
-    ("data.mean", (), r"in \[0, 1\]"),
     ("data.mean", 0.5, "a tuple of numbers"),
     ("optim.learning_rate", "fast", "a number"),
     ("optim.learning_rate", float("inf"), "a number"),

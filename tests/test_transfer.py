@@ -12,8 +12,13 @@ from running import train_config
 
 from resnet_jax import create_model, load, weights
 from resnet_jax.cli import settings
-from resnet_jax.config import Config, OptimConfig
-from resnet_jax.config.preprocessing import preprocessing_of
+from resnet_jax.config import Config, DataConfig, OptimConfig, serialization
+from resnet_jax.config.preprocessing import (
+  OF_WEIGHTS,
+  Preprocessing,
+  preprocessing_of,
+  with_preprocessing,
+)
 from resnet_jax.config.schema import ModelConfig
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_names
@@ -22,6 +27,8 @@ from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.transfer import load_start
 
@@ -179,6 +186,61 @@ def test_weights_of_the_package_are_a_start_by_name(capsys):
   del packaged["params"]["head"]
   jax.tree.map(np.testing.assert_array_equal, found, packaged)
   assert capsys.readouterr().err == ""
+
+
+EXPECTED = Preprocessing((0.25,), (0.75,), resize=10, crop=6, interpolation="bicubic")
+
+
+@pytest.fixture
+def start(source, tmp_path):
+  """What weights with `EXPECTED` are in: a run, and a file."""
+  _, file, _ = source
+  config = digits_config(model=MODEL)
+  variables = weights.load(file, create_model("resnet14", 13))
+  weights.save(
+    tmp_path / "x.safetensors", create_model("resnet14", 13), variables, EXPECTED
+  )
+  config.data = with_preprocessing(config.data, EXPECTED)
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text(serialization.to_json(config))
+  return {"run": str(tmp_path / "run"), "file": str(tmp_path / "x.safetensors")}
+
+
+def with_empty_fields(config: Config, **data) -> Config:
+  """Returns settings that take the preprocessing of the weights, but for `data`."""
+  config.data = dataclasses.replace(config.data, **(OF_WEIGHTS | data))
+  return config
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_empty_fields_take_the_preprocessing_of_the_weights(start, kind):
+  config = with_empty_fields(digits_config(init_from=start[kind]))
+  data = Experiment.create(config).config.data
+  assert preprocessing_of(data) == EXPECTED
+  config = with_empty_fields(config, mean=(0.5,), eval_crop=4)
+  own = preprocessing_of(Experiment.create(config).config.data)
+  assert own == dataclasses.replace(EXPECTED, mean=(0.5,), crop=4)
+  with pytest.raises(UserError, match=r"eval_crop=11 must be at most .*eval_resize=10"):
+    Experiment.create(with_empty_fields(config, eval_crop=11))
+  with pytest.raises(FileNotFoundError, match=r"no config\.init_from="):
+    Experiment.create(dataclasses.replace(config, init_from=start[kind] + "2"))
+
+
+def test_empty_fields_take_the_preprocessing_of_imagenet_without_weights():
+  config = with_empty_fields(Config(data=DataConfig(name="synthetic")))
+  assert preprocessing_of(Experiment.create(config).config.data) == Preprocessing()
+
+
+def test_a_run_keeps_the_preprocessing_of_the_weights_and_resumes_without_them(
+  start, tmp_path, capsys
+):
+  config = with_empty_fields(digits_config(init_from=start["file"], num_steps=2))
+  train(config, tmp_path / "new")
+  assert "warning" not in capsys.readouterr().err
+  (tmp_path / "x.safetensors").unlink()
+  saved = load_run_config(str(tmp_path / "new"))
+  assert preprocessing_of(saved.data) == EXPECTED
+  train(dataclasses.replace(saved, num_steps=3), tmp_path / "new")
 
 
 @pytest.mark.parametrize("kind", ["run", "file"])
