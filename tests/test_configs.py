@@ -322,10 +322,6 @@ def write_all() -> None:
     golden_path(name).write_text(describe(name), encoding="utf-8")
 
 
-if __name__ == "__main__":
-  write_all()
-
-
 @pytest.mark.parametrize("variant", ["", ":x"])
 def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   config = Config()
@@ -337,3 +333,7 @@ def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   flag = ["--config.model.factory=own_parts:network"]
   assert settings.load_config(str(path), flag) == config
   assert settings.load_config(str(path), [], trust_code=True) == config
+
+
+if __name__ == "__main__":
+  write_all()
