@@ -144,10 +144,11 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
     f"--file_format=array_record`, or set {setting_name('data.dir')} to the directory "
     f"that holds {plain}/<version>/dataset_info.json"
   )
-  if url := URLS.get(plain):
+  official = re.sub(r"[\W_]", "", plain).lower()  # However it is spelled.
+  if url := URLS.get(official):
     how = (
       f"download {url} and set {setting_name('data.dir')} to that file or its "
-      f"directory; or {how}"
+      f"directory, with {setting_name('data.name')}={official!r}; or {how}"
     )
   missing = NotFoundError(f"no {where}: {how}")
   if re.match(r"[\w-]+:[^\d*]", name):  # A namespace: TFDS would ask the network.
