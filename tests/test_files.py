@@ -628,15 +628,14 @@ def test_a_hundred_thousand_names_pickle_small():
   assert pickle.loads(copy).name(99_999) == f"/data/train/{paths[-1]}"
 
 
-@pytest.mark.slow
-def test_a_hundred_thousand_files_are_listed_in_little_memory():
+def test_many_files_are_listed_in_little_memory():
   with tempfile.TemporaryDirectory() as root:  # tmp_path would be kept.
     folder = Path(root, "train", "n02123045")
     folder.mkdir(parents=True)
-    for i in range(100_000):
+    for i in range(20_000):
       os.close(os.open(folder / f"n02123045_{i:08}.JPEG", os.O_CREAT))
     tracemalloc.start()
     files = list_images(Path(root), "train", 0.1)
-    assert tracemalloc.get_traced_memory()[1] < 100e6  # Measured: 30 MB.
+    assert tracemalloc.get_traced_memory()[1] < 20e6  # Measured: 6 MB.
     tracemalloc.stop()
-  assert len(files) == 100_000
+  assert len(files) == 20_000

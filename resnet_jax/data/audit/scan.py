@@ -70,7 +70,7 @@ def scan(
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
     raise UserError(
-      f"picture {picture!r} must end in .png, in a directory that is there"
+      f"--figure {picture!r} must be a .png file in a folder that is there"
     )
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
@@ -273,8 +273,13 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
   rng = np.random.default_rng(0)
   good = facts["format"] != b""
   labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])
-  names = [printable(source.class_names[label]) for label in labels]
-  texts = ["\n".join(textwrap.wrap(name, 20, max_lines=5)) for name in names]
+  counts = np.bincount(facts["label"][facts["label"] >= 0])
+  texts = []
+  for label in labels.tolist():
+    name = printable(source.class_names[label])
+    lines = textwrap.wrap(name, 20, max_lines=4)
+    count = int(counts[label])
+    texts.append("\n".join([*lines, f"{count:,} image{'s' * (count != 1)}"]))
   font = ImageFont.load_default(14)
   ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
   widths = [ruler.multiline_textbbox((0, 0), text, font)[2] for text in texts]

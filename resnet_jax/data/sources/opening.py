@@ -1,5 +1,6 @@
 """Opens the data set that a config names."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -13,6 +14,14 @@ from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
+
+
+def check_data(config: DataConfig) -> None:
+  """Opens both splits and decodes no image of a TFDS set; errors as `open_source`."""
+  if not config.factory:
+    config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
+    for split in (config.train_split, config.eval_split):
+      open_source(config, split)
 
 
 def open_source(

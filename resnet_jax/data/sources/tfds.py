@@ -140,8 +140,8 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
 
   plain = name.split(":")[0]
   how = (
-    f"prepare it with `pip install tensorflow && tfds build {name} --data_dir={root} "
-    f"--file_format=array_record`, or set {setting_name('data.dir')} to the directory "
+    "prepare it with `pip install tensorflow apache-beam mlcroissant && tfds build "
+    f"{name} --data_dir={root} --file_format=array_record`, or set {setting_name('data.dir')} to the directory "
     f"that holds {plain}/<version>/dataset_info.json"
   )
   official = re.sub(r"[\W_]", "", plain).lower()  # However it is spelled.
