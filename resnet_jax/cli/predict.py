@@ -6,11 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.cli.options import (
-  add_number,
-  add_trained,
-  check_source,
-)
+from resnet_jax.cli.options import add_number, add_trained, check_source
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
   Meter,
@@ -27,28 +23,46 @@ if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
 
 _MAX_PICTURES = 64
 
-TEXT = "Print the classes of images. Exit status 1 if one cannot be read."
+TEXT = (
+  "Print the most probable classes of images. The exit status is 1 if an image cannot "
+  "be read."
+)
+EXAMPLES = (
+  "resnet-jax predict PHOTO --workdir RUN",
+  "resnet-jax predict PHOTOS --workdir RUN --figure answers.png --explain",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_DIR")
-  add_trained(parser)
-  add_number(parser, "--batch-size", f"images at once ({BATCH_SIZE})")
-  add_number(parser, "--top", "classes of each image (5)")
   parser.add_argument(
-    "--json", action="store_true", help="print one JSON object a line for each image"
+    "images",
+    nargs="+",
+    metavar="IMAGE_OR_DIR",
+    help="image file, or folder whose images are all taken",
+  )
+  add_trained(parser)
+  add_number(
+    parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
+  )
+  add_number(parser, "--top", "number of classes shown for each image (default: 5)")
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print one JSON object per image, each on a line, instead of text",
   )
   parser.add_argument(
     "--figure",
-    metavar="OUT.png",
-    help=f"draw the first {_MAX_PICTURES} images with their classes; green is right "
-    "and red is wrong, where the image's folder has the name of a class",
+    metavar="FILE.png",
+    help=f"draw the first {_MAX_PICTURES} images with their classes into this file; "
+    "green is right and red is wrong, where an image's folder has the name of a class "
+    "(default: none)",
   )
   parser.add_argument(
     "--explain",
     action="store_true",
-    help="show beside each image which parts speak for its first class (Grad-CAM)",
+    help="show in --figure, beside each image, which parts speak for its first class "
+    "(Grad-CAM)",
   )
 
 
@@ -61,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
   check_source(args)
   check_figure(args.figure)
   if args.explain and args.figure is None:
-    raise UserError("--explain draws into --figure OUT.png; name it too")
+    raise UserError("--explain draws into --figure FILE.png; name it too")
   files = find_images(args.images)
   for folder in filter(os.path.isdir, args.images):
     show_left_out(folder)
@@ -70,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
   folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE
   meter = Meter(len(files), batch_size)
+  closed: BrokenPipeError | None = None  # `| head` has read enough.
   with meter.progress:
     for found in predict(
       classifier,
@@ -78,24 +93,28 @@ def run(args: argparse.Namespace) -> None:
       batch_size=batch_size,
       num_pictures=_MAX_PICTURES if args.figure else 0,
     ):
-      if found.error:
-        meter.advance(0, [f"{found.file}: {found.error}"])
-      if args.json:
-        print(json.dumps(_as_dict(found, names)))
-      if found.error:
-        continue
       lines = [
         f"{names[label]} {100 * probability:.1f} %"
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
-      if not args.json:
-        show(f"{found.file}: {'; '.join(lines)}")
       if found.image is not None:
         pictures.append(_picture(found, names, folders, args.explain))
-      meter.advance(1, [])
+      errors = [f"{found.file}: {found.error}"] if found.error else []
+      meter.advance(not errors, errors)
+      try:
+        if closed is None and args.json:
+          print(json.dumps(_as_dict(found, names)))
+        elif closed is None and not errors:
+          show(f"{found.file}: {'; '.join(lines)}")
+      except BrokenPipeError as error:
+        closed = error
+      if closed and (args.figure is None or len(pictures) == _MAX_PICTURES):
+        break
   if pictures:
     most = 3 if args.explain else 6
     draw_grid(args.figure, pictures, min(most, math.ceil(math.sqrt(len(pictures)))))
+  if closed:
+    raise closed
   meter.finish()
 
 

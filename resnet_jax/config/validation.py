@@ -69,7 +69,7 @@ def validate(config: Config) -> None:
       )
   optim = config.optim
   data = config.data
-  if data.eval_resize and data.eval_crop > data.eval_resize:
+  if 0 < data.eval_resize < data.eval_crop:
     raise UserError(
       f"{setting_name('data.eval_crop')}={data.eval_crop} must be at most "
       f"{setting_name('data.eval_resize')}={data.eval_resize}"
@@ -106,6 +106,16 @@ def validate(config: Config) -> None:
   if optim.warmup == "constant" and not optim.warmup_learning_rate:
     raise UserError(
       "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
+    )
+  if optim.warmup == "head" and not (optim.warmup_epochs or optim.warmup_steps):
+    raise UserError(
+      "config.optim.warmup='head' needs config.optim.warmup_epochs > 0, the epochs in "
+      "which only the head is trained"
+    )
+  if optim.warmup == "head" and "head" in config.freeze:
+    raise UserError(
+      "config.optim.warmup='head' trains the head first, but config.freeze="
+      f"{','.join(config.freeze)} has it; leave it out of one of them"
     )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
     raise UserError(

@@ -129,7 +129,7 @@ def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
   """Returns what a run of `config`, as JSON, ended with; nothing if it did not."""
   try:
     found = json.loads((workdir / "result.json").read_text())
-  except (FileNotFoundError, ValueError):
+  except (FileNotFoundError, NotADirectoryError, ValueError):
     return {}
   return found if found.pop("request", {}).get("config") == config else {}
 

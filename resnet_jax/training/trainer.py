@@ -9,13 +9,14 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from rich.console import Console
 
+from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
-from resnet_jax.runtime.terminal import plain, show
+from resnet_jax.runtime.terminal import plain, show, warn
 from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
@@ -195,6 +196,9 @@ def _restore(
       state = start_from(state, start)
       say(f"starts from {experiment.config.init_from}, with a new head")
   say(*_headline(experiment, state), f"run: {workdir}")
+  shapes = experiment.train_data.image_shape, experiment.eval_data.image_shape
+  for text in size_warnings(experiment.model, *shapes):
+    warn(text)
   return state
 
 
@@ -298,9 +302,12 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
   count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
   too_long = plan.warmup_steps > plan.num_steps
+  result = "the learning rate stays below its peak"
+  if config.optim.warmup == "head":
+    result = "only the head is trained"
   warning = (
-    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so the "
-    "learning rate stays below its peak"
+    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so "
+    f"{result}"
   )
   return [
     f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
