@@ -310,7 +310,7 @@ def test_neighbours_of_the_same_class_are_green(trained, folder, tmp_path, monke
 def test_features_that_end_early_leave_nothing(trained, folder, tmp_path):
   with pytest.raises(ValueError, match=r"must be an \.npz file"):
     extract(trained, find_images([str(folder)]), str(tmp_path / "out.csv"))
-  with pytest.raises(ValueError, match="layer='c9' is unknown; did you mean"):
+  with pytest.raises(ValueError, match="layer='c9' is unknown; choose from pooled"):
     extract(trained, find_images([str(folder)]), str(tmp_path / "o.npz"), layer="c9")
   bad = find_images([str(folder / "a" / "05x.jpg")])
   with pytest.raises(ValueError, match="no image can be read"):
