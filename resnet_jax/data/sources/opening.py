@@ -12,6 +12,7 @@ from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.terminal import printable
 
 
 def open_source(
@@ -53,9 +54,8 @@ def open_source(
         f"{setting_name('data.val_share')} or add some"
       )
     if files.left_out and jax.process_index() == 0:
-      print(
-        f"left out of {split or 'evaluation'} in {root}: {', '.join(files.left_out)}",
-        file=sys.stderr,
-      )
+      left_out = ", ".join(files.left_out)
+      text = f"left out of {split or 'evaluation'} in {root}: {left_out}"
+      print(printable(text), file=sys.stderr)
     return files
   return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
