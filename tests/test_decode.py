@@ -580,6 +580,16 @@ def test_more_scans_than_allowed_are_refused(kind, tail):
     open_image(with_scans(kind, 101) + tail, LIMIT)
 
 
+@pytest.mark.parametrize("tail", [b"", b"junk"])
+@pytest.mark.parametrize(("max_pixels", "most"), [(64, 12), (128, 24), (640, 100)])
+def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
+  """There are 8x8 pixels. Without junk at the end, the head is not read by Pillow."""
+  assert open_image(with_scans("JPEG", most) + tail, max_pixels).size == (8, 8)
+  where = "" if most == 100 else " of 8x8 pixels"
+  with pytest.raises(ImageError, match=f"it has {most + 1} scans{where}, more than"):
+    open_image(with_scans("JPEG", most + 1) + tail, max_pixels)
+
+
 def test_scans_of_one_channel_are_counted():
   """Those of a sequential JPEG; one whose first scan has all channels has no other."""
   scan = bytes.fromhex("ffda 0008 01 0100 003f00 2b")
