@@ -16,7 +16,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.images import turbojpeg
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
 # How the content of each begins.
@@ -41,6 +41,8 @@ _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 # Its length is 6 and twice the number of channels; the marker alone is also in films
 # that phones put behind a picture.
 _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
+# The upper 8 of 16 bits stay below it if 14 of them or fewer are in use, as of cameras.
+_DARK = 64
 # In a JPEG of `max_pixels`; a smaller one may have more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
 
@@ -271,7 +273,12 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
       pixels = np.asarray(image.convert("RGB"))
   except Exception as error:  # Pillow raises all kinds.
     raise ImageError(f"it is truncated or damaged ({error})") from error
-  if has_16_bits(data, head) and not pixels.any():
+  if not has_16_bits(data, head):
+    return pixels
+  highest = int(pixels.max())
+  if 0 < highest < _DARK:
+    warn_of_few_bits(8 + highest.bit_length())
+  elif not highest:
     # Of colours, Pillow has only the upper 8 bits; OpenCV has all, but is not silent.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
