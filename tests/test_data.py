@@ -365,7 +365,7 @@ def test_folder_that_cannot_be_learned_from_is_refused(tmp_path):
     for i in range(4):
       (tmp_path / "all" / name / f"{i}.jpg").touch()
   config = DataConfig(name="folder", dir=str(tmp_path / "all"))
-  with pytest.raises(ValueError, match=r"val_share=0.1 .* leaves none for evaluation"):
+  with pytest.raises(ValueError, match=r"share of 0.1 .* none for evaluation"):
     create_dataset(config, 8, create_mesh())
   config.dir = str(tmp_path)  # One folder too high.
   with pytest.raises(ValueError, match="has one class, 'all': nothing to learn"):

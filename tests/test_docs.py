@@ -172,6 +172,7 @@ def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("text", those("python"))
 def test_python_runs(text, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)

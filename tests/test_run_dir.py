@@ -12,15 +12,15 @@ from etils import epath
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.runs import run_dir
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
-  check_same_settings,
-  given_or_new,
   latest_step,
   load_class_names,
   open_run,
   read_config,
 )
+from resnet_jax.runs.workdir import given_or_new
 from resnet_jax.runtime.errors import UserError
 
 
@@ -220,7 +220,7 @@ def become(monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: index)
 
   monkeypatch.setattr("jax.process_count", lambda: 2)
-  utils = "resnet_jax.runs.run_dir.multihost_utils"
+  utils = "jax.experimental.multihost_utils"
   monkeypatch.setattr(f"{utils}.broadcast_one_to_all", broadcast)
   monkeypatch.setattr(f"{utils}.sync_global_devices", lambda name: None)
   return become
@@ -262,9 +262,7 @@ def test_all_processes_have_the_directory_of_the_first(become, tmp_path, monkeyp
       become(0)
       met.append(name)
 
-  monkeypatch.setattr(
-    "resnet_jax.runs.run_dir.multihost_utils.sync_global_devices", meet
-  )
+  monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", meet)
   use(run, Config(), 5)
   assert met
   assert {path.name for path in run.iterdir()} == {"config.json", "run.json", "lock"}

@@ -85,6 +85,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
 
   workdir = args.workdir
@@ -100,7 +101,7 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  with run_dir.given_or_new(workdir, config.data.name) as workdir:
+  with given_or_new(workdir, config.data.name) as workdir:
     _train(config, workdir)
 
 

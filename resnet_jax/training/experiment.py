@@ -24,8 +24,8 @@ from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.registry import build_model, with_frozen, with_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts
-from resnet_jax.runs.run_dir import check_same_settings
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
