@@ -10,6 +10,7 @@ from typing import Any
 
 from etils import epath
 
+from resnet_jax.data import ImageCount
 from resnet_jax.runtime.errors import UserError
 
 # The settings that could have named a part -> the argument that gave it.
@@ -43,6 +44,11 @@ class RunFacts:
   num_train_images: int = 0
   train_digest: str = ""
   has_digests: bool = False
+
+  @property
+  def images(self) -> ImageCount:
+    """The training images."""
+    return self.num_train_images, self.train_digest
 
 
 def read_facts(workdir: str | Path) -> RunFacts:

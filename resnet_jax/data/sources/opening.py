@@ -25,6 +25,19 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
+  source = find_source(config, split, class_names)
+  left_out = ", ".join(getattr(source, "left_out", ()))
+  if left_out and jax.process_index() == 0:
+    place = find_root(config.dir)
+    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
+    print(printable(text), file=sys.stderr)
+  return source
+
+
+def find_source(
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
+) -> Source:
+  """Does the same, says nothing and starts no device."""
   if config.factory:
     kinds = ImageArrays, ImageSource
     own: Source = call_factory(
@@ -53,9 +66,5 @@ def open_source(
         f"leaves none for {split or 'evaluation'}; change "
         f"{setting_name('data.val_share')} or add some"
       )
-    if files.left_out and jax.process_index() == 0:
-      left_out = ", ".join(files.left_out)
-      text = f"left out of {split or 'evaluation'} in {root}: {left_out}"
-      print(printable(text), file=sys.stderr)
     return files
   return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
