@@ -11,6 +11,8 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
+from resnet_jax.data.pipelines.opening import _check_same_images
+from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, read_facts
@@ -244,6 +246,28 @@ def test_a_setting_that_differs_in_one_process_is_named(become, config, text):
   text = text and f"process 1 has {text}"
   with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
     check_same_settings(config)
+
+
+@pytest.mark.parametrize(
+  ("root", "names", "text"),
+  [
+    ("here", ["a/1.jpg", "b/1.jpg"], ""),
+    ("there", ["a/1.jpg", "b/1.jpg"], ""),  # Where the images are may differ.
+    ("here", ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "there are 3; give all processes"),
+    ("here", ["a/1.jpg", "b/2.jpg"], "their names or labels are others; give all"),
+  ],
+)
+def test_images_that_differ_in_one_process_are_refused(become, root, names, text):
+  def compare(root, names):
+    labels = [int(name > "b") for name in names]
+    _check_same_images(FileList(root, names, labels, ["a", "b"]), "data.dir='d'")
+
+  become(0)
+  compare("here", ["a/1.jpg", "b/1.jpg"])
+  become(1)
+  text = text and f"process 0 has 2 images of data.dir='d', and in process 1 {text}"
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    compare(root, names)
 
 
 def test_all_processes_have_the_directory_of_the_first(become, tmp_path, monkeypatch):

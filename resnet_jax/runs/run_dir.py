@@ -20,11 +20,12 @@ from resnet_jax.config import serialization
 from resnet_jax.config.factories import FACTORIES, check_trust
 from resnet_jax.config.schema import Config
 from resnet_jax.data import describe_change
-from resnet_jax.runs.agreement import check_same_settings, of_first_process
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
 from resnet_jax.runs.workdir import check_storage
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
+from resnet_jax.runtime.mesh import of_first_process
 from resnet_jax.runtime.terminal import printable
 
 

@@ -166,13 +166,16 @@ class Search:
     if any(path.startswith("data.") for path in self._space):
       return  # Trials may differ in their images.
     data = self._config.data
-    for kind, split in (("training", data.train_split), ("evaluation", data.eval_split)):
+    for kind, split in (
+      ("training", data.train_split),
+      ("evaluation", data.eval_split),
+    ):
       images = count_images(find_source(data, split))
       before = self._study.user_attrs.get(f"{kind} images", images)
       if change := describe_change(tuple(before), images):
         raise UserError(
-          f"the study {self._study.study_name!r} is on {before[0]:,} {kind} images, and "
-          f"now {change}; put the old ones back, or name another --study"
+          f"the study {self._study.study_name!r} is on {before[0]:,} {kind} images, "
+          f"and now {change}; put the old ones back, or name another --study"
         )
       self._study.set_user_attr(f"{kind} images", images)
 
