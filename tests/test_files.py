@@ -93,10 +93,19 @@ def test_class_of_val_that_train_has_not_is_refused_by_name(tmp_path):
 
 
 @pytest.mark.parametrize("name", ["notes.txt", ".x.jpg", "deep/er/readme"])
-def test_class_without_images_is_refused_by_name(tmp_path, name):
-  touch(tmp_path, "train/a/1.jpg", f"train/zebra/{name}")
-  with pytest.raises(ValueError, match=r"zebra' has no images \(\.jpg"):
-    list_images(tmp_path, "train", 0.1)
+def test_class_without_images_is_left_out_by_name(tmp_path, name):
+  names = "train/a/1.jpg", "train/b/1.jpg", f"train/zebra/{name}", "val/b/1.jpg"
+  touch(tmp_path, *names, f"val/other/{name}")
+  for split, empty in (("train", "zebra"), ("val", "other")):
+    files = list_images(tmp_path, split, 0.1)
+    assert files.left_out[-1] == f"the folder {empty!r}, which has no images"
+    assert files.class_names == ("a", "b", "zebra")
+
+
+def test_folders_without_any_image_are_refused(tmp_path):
+  touch(tmp_path, "val/a/1.txt", "val/b/1.txt")
+  with pytest.raises(UserError, match=r"the folders in .*val' have no images \(\.jpg"):
+    list_images(tmp_path, "val", 0.1)
 
 
 def test_unknown_split_is_told_the_known_ones(tmp_path):

@@ -121,8 +121,8 @@ def _check_all_classes(files: FileList, where: str) -> None:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise UserError(
       f"{where} has no training image of {', '.join(map(repr, missing[:3]))}{more} "
-      f"among its {len(files.class_names)} classes: correct the labels or class names, "
-      "or add images; class numbers begin with 0 and have no gaps"
+      f"among its {len(files.class_names)} classes: add images, remove the folder, or "
+      "correct the labels or class names; class numbers begin with 0 and have no gaps"
     )
 
 

@@ -2,6 +2,7 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
 from collections import Counter
@@ -204,23 +205,25 @@ def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
-  _check_known(_classes(folder), classes, folder)
+  names = _classes(folder)
+  every = {name: files_below(folder / name) for name in names}
+  images = {name: list(filter(is_image, every[name])) for name in names}
+  if not any(images.values()):
+    raise UserError(
+      f"the folders in {str(folder)!r} have no images ({' '.join(SUFFIXES)}); add some"
+    )
+  _check_known([name for name in names if images[name]], classes, folder)
   paths, labels = [], []
-  others: Counter[str] = Counter()
   for label, name in enumerate(classes):
-    if (folder / name).is_dir():
-      every = files_below(folder / name)
-      found = list(filter(is_image, every))
-      if not found:
-        raise UserError(
-          f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
-          "remove the folder"
-        )
-      others += count_other_suffixes(every)
-      paths += found
-      labels += [label] * len(found)
+    found = images.get(name, [])
+    paths += found
+    labels += [label] * len(found)
   files = FileList(folder, paths, labels, classes)
+  others = count_other_suffixes(itertools.chain(*every.values()))
   files.left_out = describe_suffixes(others)
+  files.left_out += tuple(
+    f"the folder {name!r}, which has no images" for name in names if not images[name]
+  )
   if outside := list(own_images(folder)):
     files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files
