@@ -175,7 +175,12 @@ def test_folder_that_cannot_be_listed_is_no_empty_one(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-  "name", ["@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found", ".trash"]
+  "name",
+  [
+    *("@eaDir", "__MACOSX", "#recycle", "$RECYCLE.BIN", "lost+found", ".trash"),
+    *("@Recycle", "#snapshot", "RECYCLER", "Network Trash Folder", "~snapshot"),
+    *("@Recently-Snapshot", "Temporary Items", "__pycache__"),
+  ],
 )
 def test_what_systems_leave_behind_is_no_data(tmp_path, name):
   touch(tmp_path, "cat/1.jpg", "dog/1.jpg", f"{name}/cat/1.jpg", f"cat/{name}/2.jpg")
@@ -252,9 +257,45 @@ def test_a_class_may_have_the_name_of_a_split(tmp_path, name):
   assert list_splits(tmp_path) == ["train", "val"]
 
 
-def test_classes_may_have_folders_of_their_own(tmp_path):
-  touch(tmp_path, "cat/1.jpg", "cat/2023/2.jpg", "dog/2023/1.jpg")
+@pytest.mark.parametrize(
+  "paths",
+  [
+    ["cat/1.jpg", "cat/2023/2.jpg", "dog/2023/1.jpg"],
+    ["cat/images/1.jpg", "dog/images/1.jpg"],
+    ["cat/images/raw/1.jpg", "dog/images/raw/1.jpg"],
+    ["cat/2022/1.jpg", "cat/2023/1.jpg", "dog/1.jpg", "dog/2.jpg", "dog/2022/1.jpg"],
+    ["cat/day/1.jpg", "dog/test/1.jpg"],
+  ],
+)
+def test_classes_may_have_folders_of_their_own(tmp_path, paths):
+  touch(tmp_path, *paths)
   assert list_images(tmp_path, "train", 0.1).class_names == ("cat", "dog")
+
+
+@pytest.mark.parametrize(
+  ("paths", "splits"),
+  [
+    (["figures/plot.png"], ("test_set", "training_set")),
+    (["figures/plot.png", "readme/x.txt"], ("my train", "my test")),
+    (["part1/cover.jpg"], ("part1", "part2")),
+    (["part1/cover.jpg", "part2/cover.jpg", "zoo/1.jpg"], ("part1", "part2")),
+  ],
+)
+def test_splits_beside_other_images_are_no_classes(tmp_path, paths, splits):
+  for split in splits:
+    touch(tmp_path, *paths, f"{split}/cat/1.jpg", f"{split}/dog/1.jpg")
+  shown = ", ".join(sorted(splits))
+  with pytest.raises(UserError, match=f"the folders {shown} in .* look like splits"):
+    list_images(tmp_path, "train", 0.1)
+  assert list_images(tmp_path, splits[0], 0.1).class_names == ("cat", "dog")
+
+
+def test_a_split_without_labels_is_seen_beside_one_with_classes(tmp_path):
+  touch(tmp_path, "x/1.png", "seg_train/a/1.jpg", "seg_train/b/1.jpg", "seg_pred/1.jpg")
+  with pytest.raises(
+    UserError, match=r"the folders seg_pred, seg_train in .* look like"
+  ):
+    list_images(tmp_path, "train", 0.1)
 
 
 # Splits that are drawn

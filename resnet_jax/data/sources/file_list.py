@@ -18,7 +18,10 @@ JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
 SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".gif", ".bmp")
 # What systems and programs leave beside the user's files, in lower case.
 _LEFT_BY_SYSTEMS = {
-  *("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found"),
+  *("@eadir", "__macosx", "lost+found", "found.000", "__pycache__"),
+  *("#recycle", "@recycle", "$recycle.bin", "recycler", "recycled"),
+  *("#snapshot", "~snapshot", "@recently-snapshot", "network trash folder"),
+  *("temporary items", "thevolumesettingsfolder"),
   *("system volume information", "thumbs.db", "desktop.ini"),
 }
 _MAX_CLASSES = 100_000
