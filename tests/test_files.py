@@ -298,6 +298,36 @@ def test_a_split_without_labels_is_seen_beside_one_with_classes(tmp_path):
     list_images(tmp_path, "train", 0.1)
 
 
+@pytest.mark.parametrize(
+  ("link", "target"),
+  [
+    ("cat/more", "../dog"),
+    ("cat/more", "../dog/sub"),
+    ("kitty", "cat"),
+    ("cat/1.jpg", "../dog/1.jpg"),
+    ("cat/2.jpg", "../dog/sub/2.jpg"),
+    ("cat/3.jpg", "../../pool/3.jpg"),
+    ("cat/other", "../../away"),  # Of no other class.
+    ("cat/4.jpg", "../../pool/4.jpg"),
+    ("cat/5.jpg", "0.jpg"),
+    ("cat/up", ".."),
+    ("cat/notes.txt", "../../pool/notes.txt"),
+  ],
+)
+def test_links_that_give_images_two_classes_are_refused(tmp_path, link, target):
+  root = tmp_path / "train"
+  touch(root, "cat/0.jpg", "dog/1.jpg", "dog/sub/2.jpg", "../pool/4.jpg")
+  touch(tmp_path, "pool/3.jpg", "pool/notes.txt", "away/1.jpg")
+  (root / "dog" / "3.jpg").symlink_to("../../pool/3.jpg")
+  (root / "dog" / "notes.txt").symlink_to("../../pool/notes.txt")
+  (root / link).symlink_to(target)
+  if Path(link).name in ("other", "4.jpg", "5.jpg", "up", "notes.txt"):
+    assert len(set(list_images(tmp_path, "train", 0.1).labels)) == 2
+  else:
+    with pytest.raises(UserError, match=r"by a link, .* gives images two classes, '"):
+      list_images(tmp_path, "train", 0.1)
+
+
 # Splits that are drawn
 
 
@@ -512,6 +542,33 @@ def test_a_file_of_several_rows_is_in_one_part(tmp_path):
 def test_a_file_of_two_labels_is_refused(tmp_path):
   path = write(tmp_path, "1.jpg,cat\n2.jpg,dog\n./1.jpg,dog\n")
   with pytest.raises(UserError, match=r"line 3: './1.jpg' has the label 'dog', but 'c"):
+    list_images(path, "train", 0.1)
+
+
+def test_a_file_of_two_labels_is_known_by_its_whole_path(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  write(tmp_path, f"1.jpg,cat\n{tmp_path}/1.jpg,dog\n")
+  with pytest.raises(
+    UserError, match=r"line 2: .*/1.jpg' has the label 'dog', but 'ca"
+  ):
+    list_images(Path("table.csv"), "train", 0.1)
+  # Nor is it both drawn for evaluation and trained on.
+  write(tmp_path, f"1.jpg,cat\n2.jpg,cat\n{tmp_path}/1.jpg,cat\nx/../2.jpg,cat\n")
+  for split in ("train", "val"):
+    assert len(list_images(Path("table.csv"), split, 0.5)) == 2
+
+
+@pytest.mark.parametrize("split", ["val", "Valid", "test", "debug"])
+def test_a_file_is_not_trained_on_and_evaluated(tmp_path, split):
+  rows = f"1.jpg,a,debug\n1.jpg,a,train\n2.jpg,b,val\n./1.jpg,a,{split}\n"
+  path = write(tmp_path, f"path,label,split\n{rows}")
+  if split == "debug":
+    assert len(list_images(path, "debug", 0.1)) == 2
+    return
+  text = (
+    f"line 5: './1.jpg' is in the split '{split.lower()}', but in 'train' in line 3"
+  )
+  with pytest.raises(UserError, match=text):
     list_images(path, "train", 0.1)
 
 

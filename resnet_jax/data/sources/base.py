@@ -4,6 +4,8 @@ from resnet_jax.runtime.errors import setting_name
 
 # Largest split that is kept on the device, in GiB; CIFAR-10 has 0.14.
 MAX_GIB = 8
+# What an evaluation takes where no split is named, the first that is there.
+EVAL_SPLITS = ("val", "validation", "valid", "test")
 
 
 def split_name() -> str:

@@ -8,6 +8,7 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
@@ -161,22 +162,35 @@ def files_below(folder: Path) -> list[str]:
   They are in torchvision's order: all of a folder, then those below it. Links are
   followed, but for those to a folder that they are in.
   """
+  return _files_of(_walk(folder), folder.parent)
+
+
+class _Place(NamedTuple):
+  """A folder and its files."""
+
+  path: str
+  real: str  # The path without links.
+  names: list[str]
+  links: dict[str, str]  # Of the images that are links, from path to target.
+
+
+def _files_of(places: Iterable[_Place], root: Path) -> list[str]:
   found = []
-  for place, names in sorted(_walk(folder)):
-    below = os.path.relpath(place, folder.parent)
-    found += [f"{below}/{name}" for name in sorted(names)]
+  for place in sorted(places):
+    below = os.path.relpath(place.path, root)
+    found += [f"{below}/{name}" for name in sorted(place.names)]
   return found
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-  """Yields the folder and those below it, each with the names of its files."""
+def _walk(folder: Path) -> Iterator[_Place]:
+  """Yields the folder and those below it."""
   real = Path(os.path.realpath(folder))
   left = [(str(folder), {str(parent) for parent in real.parents})]
   while left:
     place, above = left.pop()
     if (target := os.path.realpath(place)) in above:
       continue
-    names = []
+    names, links = [], {}
     for entry in os.scandir(place):
       if is_left_over(entry.name):
         continue
@@ -184,7 +198,11 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         left.append((entry.path, above | {target}))
       else:
         names.append(entry.name)
-    yield place, names
+        if is_image(entry.name) and entry.is_symlink():
+          # One step only, as there may be a million.
+          end = os.path.join(target, os.readlink(entry.path))
+          links[entry.path] = os.path.normpath(end)
+    yield _Place(place, target, names, links)
 
 
 def images_below(folder: Path) -> list[str]:
@@ -209,7 +227,9 @@ def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   names = _classes(folder)
-  every = {name: files_below(folder / name) for name in names}
+  places = {name: list(_walk(folder / name)) for name in names}
+  _check_one_class(places)
+  every = {name: _files_of(places[name], folder) for name in names}
   images = {name: list(filter(is_image, every[name])) for name in names}
   if not any(images.values()):
     raise UserError(
@@ -230,6 +250,28 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   if outside := list(own_images(folder)):
     files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files
+
+
+def _check_one_class(places: Mapping[str, Sequence[_Place]]) -> None:
+  """Raises `UserError` if links give a folder or an image to two classes."""
+  owners: dict[str, tuple[str, str]] = {}
+
+  def claim(real: str, name: str, path: str) -> None:
+    owner, first = owners.setdefault(real, (name, path))
+    if owner != name:
+      raise UserError(
+        f"by a link, {path!r} is the same as {first!r} or in it, which gives images "
+        f"two classes, {owner!r} and {name!r}; remove the link"
+      )
+
+  every = [(name, place) for name in places for place in places[name]]
+  for name, place in every:
+    claim(place.real, name, place.path)
+  for name, place in every:
+    for path, target in place.links.items():
+      if (folder := os.path.dirname(target)) in owners:
+        claim(folder, name, path)
+      claim(target, name, path)
 
 
 def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:

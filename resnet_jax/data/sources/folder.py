@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_jax.data.sources.base import split_name
+from resnet_jax.data.sources.base import EVAL_SPLITS, split_name
 from resnet_jax.data.sources.file_list import (
   _PARTS,
   FileList,
@@ -22,8 +22,6 @@ from resnet_jax.data.sources.tables import _list_table, _part, _read_table
 from resnet_jax.data.sources.tiny_imagenet import _list_tiny_imagenet
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
-# What an evaluation takes where no split is named, the first that is there.
-EVAL_SPLITS = ("val", "validation", "valid", "test")
 # A word of a folder's name by which it is a part of a data set rather than a class.
 _SPLIT_WORD = re.compile(
   r"(^|[^a-z])(train|training|val|valid|validation|test|testing|eval|evaluation|dev"
