@@ -525,6 +525,13 @@ def test_numbers_are_names_of_classes_that_are_numbers(tmp_path):
   assert labels["train"].tolist() == [names.index(str(i)) for i in range(12)]
   with pytest.raises(UserError, match="has classes that training has not: 11"):
     list_images(path, "train", 0.1, [name for name in names if name != "11"])
+  # Where some are words, a number is a name or nothing, and "-1" is one too.
+  mixed = ("-1", "0", "1", "10", "2", "other")
+  path = write(tmp_path, "a.jpg,0\nb.jpg,2\nc.jpg,-1\n")
+  files = list_images(path, "train", 0.1, mixed)
+  assert sorted(files.labels.tolist()) == [0, 1, 4]
+  with pytest.raises(UserError, match="has classes that training has not: 3"):
+    list_images(write(tmp_path, "a.jpg,0\nb.jpg,3\n"), "train", 0.1, mixed)
   # "1" and "01" are two classes: only the text tells.
   files = list_images(write(tmp_path, "a.jpg,1\nb.jpg,01\n"), "train", 0.1, ("1", "01"))
   assert files.labels.tolist() == [0, 1]

@@ -9,7 +9,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.sources.base import EVAL_SPLITS
+from resnet_jax.data.sources.base import EVAL_SPLITS, is_number, plain_number
 from resnet_jax.data.sources.file_list import (
   _MAX_CLASSES,
   SUFFIXES,
@@ -72,12 +72,19 @@ def _list_table(
   texts = [row.label for row in rows]
   if class_names and all(name.isdecimal() for name in class_names):
     # Folders "0" to "11" are the classes 0, 1, 10, 11, 2 ..., so a number is a name.
-    plain = _plain if len(set(map(_plain, class_names))) == len(class_names) else str
+    plain = (
+      plain_number
+      if len(set(map(plain_number, class_names))) == len(class_names)
+      else str
+    )
     texts, classes = list(map(plain, texts)), list(class_names)
     _check_known(texts, list(map(plain, classes)), path)
     number = {plain(name): i for i, name in enumerate(classes)}
     labels = [number[text] for text in texts]
-  elif all(text.removeprefix("-").isdecimal() for text in texts):
+  # Where some classes are called by numbers, a number is never an index.
+  elif all(text.removeprefix("-").isdecimal() for text in texts) and not any(
+    map(is_number, class_names)
+  ):
     limit = len(class_names) or _MAX_CLASSES
     for row in rows:
       if len(row.label) > 9 or not 0 <= int(row.label) < limit:
@@ -96,11 +103,6 @@ def _list_table(
   if rows[0].split:
     return files.select([row.split == split for row in rows])
   return _part(files, split, val_share)
-
-
-def _plain(text: str) -> str:
-  """Returns a whole number without leading zeros, and any other text as it is."""
-  return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 def _place(root: str, path: str) -> str:
