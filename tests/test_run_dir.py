@@ -139,6 +139,25 @@ NESTED = b"[" * 200_000
   [
     *(("config.json", read_config, text) for text in (b"{", b"\xff", NESTED)),
     *(("run.json", read_facts, text) for text in (b"{", b"\xff", NESTED)),
+    *(
+      ("run.json", read_facts, json.dumps(values).encode())
+      for values in (
+        [],
+        3,
+        {"image_shape": 3},
+        {"image_shape": [8]},
+        {"image_shape": [8, 0, 3]},
+        {"image_shape": [8, 8, "3"]},
+        {"num_train_images": "18"},
+        {"num_train_images": True},
+        {"own_parts": ["model"]},
+        {"own_parts": "model.factory"},
+        {"kernels": None},
+        {"has_digests": "no"},
+        {"best_metric": {}},
+        {"unknown": 1},
+      )
+    ),
     ("classes.txt", load_class_names, b"\xff"),
   ],
 )

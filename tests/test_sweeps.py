@@ -51,7 +51,10 @@ def finish(job: Job, **result) -> None:
 def evaluated(job: Job, *values: float) -> None:
   job.workdir.mkdir(parents=True, exist_ok=True)
   lines = [
-    json.dumps({"step": step, "epoch": step, "split": "eval", "top1": value}) + "\n"
+    json.dumps(
+      {"step": step, "epoch": step, "split": "eval", "loss": 1.0, "top1": value}
+    )
+    + "\n"
     for step, value in enumerate(values, 1)
   ]
   (job.workdir / "metrics.jsonl").write_text("".join(lines))

@@ -33,10 +33,10 @@ def draw_curves(records: list[dict[str, Any]], path: epath.Path) -> None:
       continue
     # A single point has no line.
     style |= {"label": split, "marker": "o" if len(rows) == 1 else None}
-    epochs = [row["epoch"] for row in rows]
-    left.plot(epochs, [row["loss"] for row in rows], **style)
-    if "top1" in rows[0]:  # Of classification.
-      right.plot(epochs, [100 * (1 - row["top1"]) for row in rows], **style)
+    left.plot([row["epoch"] for row in rows], [row["loss"] for row in rows], **style)
+    if rows := [row for row in rows if "top1" in row]:  # Of classification.
+      errors = [100 * (1 - row["top1"]) for row in rows]
+      right.plot([row["epoch"] for row in rows], errors, **style)
   left.set(title="Loss", xlabel="epoch", ylabel="loss (nats)")
   right.set(title="Top-1 error", xlabel="epoch", ylabel="error (%)")
   for axes in (left, right):
