@@ -64,6 +64,7 @@ def export(
   Raises:
     UserError: an unknown form, images smaller than the crop, or a package that is
       missing.
+    FloatingPointError: the network's own outputs are not finite.
     RuntimeError: the network comes back different.
   """
   check_choice("format", form, ["stablehlo", "onnx"])
@@ -141,7 +142,9 @@ def _difference(
 ) -> float:
   generator = np.random.default_rng(batch)
   images = generator.integers(0, 256, (batch, *shape), np.uint8)
-  return float(np.abs(run(images) - jax.jit(function)(images)).max())
+  expected = np.asarray(jax.jit(function)(images))
+  check_finite(expected, "random images")
+  return float(np.abs(run(images) - expected).max())
 
 
 def _to_stablehlo(
