@@ -29,6 +29,7 @@ from resnet_jax.data.images.decode import (
   upright_size,
 )
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.pipelines.host_batches import Batches
 from resnet_jax.data.sources.file_list import FileList
 
@@ -159,6 +160,9 @@ OTHERS = {
   "bmp": encode(noisy(), "BMP"),
   "bmp palette": encode(palette(picture()), "BMP"),
 }
+# Which other packages read, or other versions of Pillow.
+PHONES = [kind for kind in ("HEIF", "AVIF") if kind in READ]
+OTHERS |= {kind.lower(): encode(noisy(), kind) for kind in PHONES}
 
 
 # Good files
@@ -320,6 +324,23 @@ def test_other_file_is_upright(orientation, kind, options):
   np.testing.assert_array_equal(decoded(data), by_pillow(data))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", PHONES)
+def test_photo_of_a_phone_is_turned_once(orientation, kind):
+  """The picture says how it is turned, and its EXIF says so once more."""
+  lying = picture()
+  data = encode(lying, kind, exif=exif(orientation).tobytes(), quality=95)
+  lying.getexif()[ORIENTATION] = orientation
+  upright = np.asarray(ImageOps.exif_transpose(lying))
+  pixels = decoded(data)
+  assert pixels.shape == upright.shape
+  assert np.abs(pixels.astype(int) - upright).mean() < 4  # Another turn has 50.
+  head = open_image(data, LIMIT)
+  assert upright_size(head) == upright.shape[1::-1]
+  with pytest.raises(ImageError, match=r"\d\dx\d\d pixels, more than 2622"):
+    open_image(data, 61 * 43 - 1)
+
+
 @pytest.mark.parametrize(
   "tags",
   [
@@ -363,9 +384,9 @@ def test_size_is_known_before_all_of_a_file_is_read():
   [
     (b"", "it is empty"),
     (b"not an image\n" * 99, r"none of JPEG.*begins with b'not an i'"),
-    (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP .*b'<!DOCTYP'"),
+    (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP.* .*b'<!DOCTYP'"),
     (b"%PDF-1.7\n%\xe2\xe3", "none of .*b'%PDF-1.7'"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), r"none of .*\(HEIF\)"),
+    (b"\0\0\0\x18ftypqt  \0\0\0\0qt  " + bytes(99), r"none of .*ftyp"),  # A film.
     (b"RIFF\0\0\0\0WAVE", "none of"),
     (bytes(1000), "none of"),
     (encode(picture(), "TIFF"), "none of"),
@@ -373,6 +394,18 @@ def test_size_is_known_before_all_of_a_file_is_read():
 )
 def test_what_is_no_image_is_refused_with_its_head(data, message):
   with pytest.raises(ImageError, match=message):
+    decoded(data)
+
+
+@pytest.mark.parametrize("brand", ["heic", "heix", "mif1", "hevc", "avif"])
+def test_a_photo_that_needs_a_package_names_it(brand, monkeypatch):
+  name, package = ("AVIF", "x") if brand == "avif" else ("HEIF", "pillow-heif")
+  monkeypatch.setitem(KNOWN, name, KNOWN[name]._replace(package=package))
+  read = tuple(kind for kind in READ if kind not in ("HEIF", "AVIF"))
+  monkeypatch.setattr("resnet_jax.data.images.decode.READ", read)
+  data = b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic" + bytes(99)
+  said = f"it is {name} .*, which `pip install {package}` makes readable"
+  with pytest.raises(ImageError, match=said):
     decoded(data)
 
 
@@ -436,7 +469,7 @@ FUZZED = "noise,grayscale,progressive,CMYK,two pictures,png,png palette,webp"
 FUZZED += ",webp lossless,webp animated,gif animated,bmp"
 
 
-@pytest.mark.parametrize("name", FUZZED.split(","))
+@pytest.mark.parametrize("name", [*FUZZED.split(","), *map(str.lower, PHONES)])
 def test_damaged_file_becomes_pixels_or_an_image_error(name, capfd):
   data = JPEGS.get(name) or OTHERS[name]
   good = bad = 0

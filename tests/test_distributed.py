@@ -110,7 +110,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
       [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",
-    "num_processes=2": f"num_processes={count}",
+    "num-processes=2": f"num-processes={count}",
   }.items():
     block = block.replace(old, new)
   block = re.sub(r"localhost:\d+", f"localhost:{port}", block)
@@ -120,7 +120,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   shell = subprocess.Popen(
     ["bash", "-c", block],
     cwd=cwd,
-    env=os.environ | {"PATH": path},
+    env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "tests")},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -140,10 +140,16 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   ids=["2 processes", "4 processes"],
 )
 def shared(request, tmp_path_factory):
-  """A run of 20 steps by several processes; of 4, each has a part of the optimiser."""
+  """A run of 20 steps by several processes; of 4, each has a part of the optimiser.
+
+  The 4 train a small network, which each of them compiles.
+  """
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
-  args = f"--config.optim.shard_state={count == 4}", "--config.num_steps=20"
+  args = ["--config.num_steps=20"]
+  if count == 4:
+    network = "--config.model.factory=own_parts:normed_network"
+    args += ["--config.optim.shard_state=true", network]
   with launched_as_documented(name, cwd, *args, count=count) as (shell, _):
     out, error = shell.communicate(timeout=200)
   assert "done: " in out, error
@@ -242,7 +248,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   args = "slice", tmp_path, "--config.num_steps=100000"
   with launched_as_documented(*args) as (shell, port):
     wait_for_training(shell)
-    second = f"localhost:{port} --num_processes=2 --process_id=1"
+    second = f"localhost:{port} --num-processes=2 --process-id=1"
     subprocess.run(["pkill", "-TERM", "-f", "--", second], check=True)
     out, error = shell.communicate(timeout=60)
   (step,) = re.findall(r"stopped after step (\d+), which is saved", out)

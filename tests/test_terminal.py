@@ -66,7 +66,7 @@ def test_a_data_set_with_names_that_are_commands_is_looked_at(tmp_path, capsys):
       Image.new("L", (8, 8), i).save(root / "train" / name / f"{i}{NAME}.png")
   (root / "train" / NAME / f"3{NAME}.png").touch()
   with pytest.raises(SystemExit, match="1"):
-    main(["data", "check", str(root), f"--picture={tmp_path}/{NAME}.png"])
+    main(["data", "check", str(root), f"--figure={tmp_path}/{NAME}.png"])
   out, _ = capsys.readouterr()
   assert_text(out)
   assert f"{printable(str(root))}/train/{SHOWN}/3{SHOWN}.png: " in out
@@ -95,7 +95,7 @@ def test_what_is_not_read_and_what_is_set_are_shown_as_text(tmp_path, capsys):
     ["train", f"--workdir={NAME}[/b]", f"--config={NAME}[/b]"],
     ["train", f"--config.{NAME}=1"],
     ["predict", f"{NAME}[/b]", "--model=resnet20", "--weights=w.safetensors"],
-    ["convert", f"{NAME}[/b]", "x.safetensors"],
+    ["convert", f"--workdir={NAME}[/b]", "--out=x.safetensors"],
     ["study", f"{NAME}[/b]", "--out=out"],
     ["summary", f"{NAME}[/b]"],
     [f"{NAME}[/b]"],
@@ -120,6 +120,6 @@ def test_output_in_an_encoding_that_lacks_letters_is_escaped(tmp_path, monkeypat
     Image.new("L", (8, 8)).save(tmp_path / "Größe" / "train" / name / "1.png")
   raw = io.BytesIO()
   monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-  main(["data", "check", str(tmp_path / "Größe"), "--picture="])
+  main(["data", "check", str(tmp_path / "Größe")])
   sys.stdout.flush()
   assert raw.getvalue().startswith(f"{tmp_path}/Gr\\xf6\\xdfe\n".encode())

@@ -157,7 +157,10 @@ def rehearse(config: Config, topology: Topology) -> Report:
   platform = topology.devices[0].platform
   dtype = str(compilation.compute_dtype(config.model.dtype, platform))
   # The operations of the native kernels could not be counted.
-  config = dataclasses.replace(_with(config, "model", dtype=dtype), kernels="xla")
+  # Weights to start from change nothing here, and may not be there.
+  config = dataclasses.replace(
+    _with(config, "model", dtype=dtype), kernels="xla", init_from=""
+  )
   source = open_resident(config.data)
 
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:

@@ -89,7 +89,8 @@ class DataConfig:
       evaluation.
     mean, std: normalisation. Pixels are scaled to [0, 1]; then `mean` is subtracted,
       and the result is divided by `std`. One value, or one per channel. The default
-      scales to [-1, 1].
+      scales to [-1, 1]. An empty value, --config.data.mean=, takes that of the weights
+      in `init_from`, or of ImageNet where there are none. So do -1 and "" below.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
       takes a random square of the resized image. "folder" and large TFDS sets need one
@@ -99,11 +100,13 @@ class DataConfig:
       before the "random" crop; 0 does not resize.
     image_size: side length of the training crop, or of "synthetic" images, in pixels.
     eval_resize: length in pixels to which evaluation resizes the short side of images;
-      0 does not resize.
+      0 does not resize; -1 takes that of the weights in `init_from`.
     eval_crop: side length in pixels of the square that evaluation cuts out of the
-      middle after resizing; 0 does not crop.
-    interpolation: "bilinear" or "bicubic", both antialiased. The parts that
-      "random_resized" takes are always resized bilinearly, without antialiasing.
+      middle after resizing; 0 does not crop; -1 takes that of the weights in
+      `init_from`.
+    interpolation: "bilinear" or "bicubic", both antialiased; "" takes that of the
+      weights in `init_from`. The parts that "random_resized" takes are always resized
+      bilinearly, without antialiasing.
     num_examples: number of training images of "synthetic", and also of its evaluation
       images.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
@@ -125,20 +128,20 @@ class DataConfig:
   mean: tuple[float, ...] = allowed.setting(
     (0.5,),
     "in [0, 1] for each channel, as pixels are scaled to [0, 1]",
-    lambda v: bool(v) and min(v) >= 0 and max(v) <= 1,
+    lambda v: not v or (min(v) >= 0 and max(v) <= 1),
   )
   std: tuple[float, ...] = allowed.setting(
     (0.5,),
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
-    lambda v: bool(v) and min(v) > 0 and max(v) <= 1,
+    lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
   train_resize: int = allowed.pixels(0, 0)
   image_size: int = allowed.pixels(32, 1)
-  eval_resize: int = allowed.pixels(0, 0)
-  eval_crop: int = allowed.pixels(0, 0)
-  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic")
+  eval_resize: int = allowed.pixels(0, -1)
+  eval_crop: int = allowed.pixels(0, -1)
+  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
   max_skip_share: float = allowed.setting(
@@ -223,7 +226,8 @@ class OptimConfig:
       in epochs or in steps.
     decay_factor: factor of the learning rate at each boundary.
     warmup: "linear" increases the rate from `warmup_learning_rate` to `learning_rate`;
-      "constant" keeps it at `warmup_learning_rate`.
+      "constant" keeps it at `warmup_learning_rate`; "head" trains the head alone, at
+      `learning_rate`, and leaves all other parameters as they are.
     warmup_epochs, warmup_steps: length of warmup, in epochs or in steps.
     warmup_learning_rate: learning rate at the first step of warmup.
     label_smoothing: probability that is spread evenly over all classes.
@@ -257,7 +261,7 @@ class OptimConfig:
   decay_epochs: tuple[float, ...] = allowed.increasing(())
   decay_steps: tuple[int, ...] = allowed.increasing(())
   decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
-  warmup: str = allowed.choice("linear", "linear", "constant")
+  warmup: str = allowed.choice("linear", "linear", "constant", "head")
   warmup_epochs: float = allowed.at_least(0.0, 0)
   warmup_steps: int = allowed.at_least(0, 0)
   warmup_learning_rate: float = allowed.at_least(0.0, 0)
@@ -293,9 +297,12 @@ class Config:
     batch_size: number of images per step, over all devices.
     steps_per_call: largest number of steps that one call of the compiled function
       makes.
-    log_every_steps: number of steps between logs of training metrics.
-    eval_every_steps: number of steps between evaluations; 0 evaluates once per epoch.
-      The last step is always evaluated.
+    log_every_steps, log_every_epochs: period of the logs of training metrics, in steps
+      or in epochs, such as 0.5. If both are 0, the run logs every 50 steps, or once per
+      epoch if an epoch has fewer steps.
+    eval_every_steps, eval_every_epochs: period of the evaluations, in steps or in
+      epochs, such as 0.5. If both are 0, the run evaluates once per epoch. The last
+      step is always evaluated.
     kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
       is this package's C++ kernels, for a machine with one CPU device and a C++
       compiler. "auto" is "native" where that is possible. The results differ by
@@ -305,7 +312,7 @@ class Config:
       paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
       the images of one part are pooled.
     init_from: trained weights to start from. The head is not taken. It is a run (RUN or
-      RUN/checkpoints/STEP), or a file that `weights.load` reads.
+      RUN/checkpoints/STEP), or a file or name that `weights.load` reads.
     freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
       and head. Their batch-norm statistics do not change either. On the command line,
       the groups are separated by commas.
@@ -323,8 +330,10 @@ class Config:
   )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
-  log_every_steps: int = allowed.positive(50, may_change=True)
+  log_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  log_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
   bn_scope: int | str = allowed.setting(
     "global",

@@ -26,8 +26,8 @@ from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
 INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
-# What a JSON file of another structure leads to.
-_WRONG_TYPES = AttributeError, IndexError, KeyError, TypeError
+# What JSON of another structure, or none, leads to.
+_DAMAGE = AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError
 # After this a process that was asked to save and end is killed.
 PATIENCE_S = 120
 
@@ -137,7 +137,7 @@ def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
   try:
     found = json.loads((workdir / "result.json").read_text())
     is_of_config = found.pop("request")["config"] == config
-  except (FileNotFoundError, ValueError, RecursionError, *_WRONG_TYPES):
+  except (FileNotFoundError, NotADirectoryError, *_DAMAGE):
     return {}
   return found if is_of_config else {}
 

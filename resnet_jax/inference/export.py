@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.config.allowed import check_choice
-from resnet_jax.inference.classifier import Classifier
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.atomic_files import replacing

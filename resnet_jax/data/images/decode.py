@@ -17,16 +17,9 @@ from PIL import Image
 
 from resnet_jax.data.images import turbojpeg
 from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
+from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
-# How the content of each begins.
-FORMATS = {
-  "JPEG": rb"\xff\xd8",
-  "PNG": rb"\x89PNG",
-  "WEBP": rb"(?s)RIFF....WEBP",
-  "GIF": rb"GIF8",
-  "BMP": rb"BM",
-}
 # "Grayscale" only says the size here; the flags called "color" also ask for BGR, which
 # OpenCV from 4.12 on refuses beside RGB.
 _REDUCED = {
@@ -50,6 +43,16 @@ _LARGEST_SCANS = 12
 cv2.setNumThreads(0)
 # Of large or odd files; here, as `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+if "HEIF" in READ:
+  import pillow_heif
+
+  pillow_heif.register_heif_opener(
+    decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+  )
+if "AVIF" in READ:
+  from PIL import AvifImagePlugin
+
+  AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 class Head(NamedTuple):
@@ -74,7 +77,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   """Reads the head of an image file.
 
   Args:
-    data: content of a JPEG, PNG, WebP, GIF or BMP file, whatever its name.
+    data: content of a file of one of the formats in `READ`, whatever its name.
     max_pixels: largest width times height, which bounds the memory of decoding.
 
   Raises:
@@ -83,7 +86,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   head = _read_jpeg_head(data, max_pixels)
   if head is None or not head.format:
     image = _open_by_pillow(data)
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _orientation(image.info.get("exif") or b"")
     plain = head is not None and head.plain and image.format == "JPEG"
     head = Head(image.format or "", image.mode, image.size, orientation, plain)
     if head.format in ("JPEG", "MPO"):
@@ -151,18 +154,24 @@ def _open_by_pillow(data: bytes) -> Image.Image:
   if not data:
     raise ImageError("it is empty")
   try:
-    return Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    return Image.open(io.BytesIO(data), formats=READ)
   except Image.DecompressionBombError:  # Above twice its limit, before any of ours.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
   except Exception as error:  # Pillow raises all kinds.
-    for name, beginning in FORMATS.items():
-      if re.match(beginning, data):
+    for name, known in KNOWN.items():
+      if re.match(known.beginning, data):
+        if known.package:
+          raise ImageError(
+            f"it is {name} ({' '.join(known.suffixes)}), which "
+            f"`pip install {known.package}` makes readable"
+          ) from error
         raise ImageError(
           f"it is a {name} that is truncated or damaged, or of an unsupported kind"
         ) from error
-    kind = "HEIF" if data[4:8] == b"ftyp" else f"content begins with {data[:8]!r}"
-    raise ImageError(f"it is none of {', '.join(FORMATS)} ({kind})") from error
+    raise ImageError(
+      f"it is none of {', '.join(READ)} (content begins with {data[:8]!r})"
+    ) from error
 
 
 def _orientation(exif: bytes) -> int:

@@ -131,7 +131,8 @@ def require_train_crop(config: DataConfig) -> None:
   if not config.train_crop:
     raise UserError(
       "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size: images of many sizes are cut to one"
+      "config.data.image_size, to cut images of many sizes to one; start from a config "
+      "that sets both, such as --config=finetune_photos"
     )
 
 

@@ -13,10 +13,9 @@ from typing import NamedTuple
 import numpy as np
 
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import SUFFIXES, needed_package
 from resnet_jax.runtime.errors import UserError
 
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".gif", ".bmp")
 # What systems and programs leave beside the user's files, in lower case.
 _LEFT_BY_SYSTEMS = {
   *("@eadir", "__macosx", "lost+found", "found.000", "__pycache__"),
@@ -205,11 +204,6 @@ def _walk(folder: Path) -> Iterator[_Place]:
     yield _Place(place, target, names, links)
 
 
-def images_below(folder: Path) -> list[str]:
-  """Returns those of `files_below` that are images by their suffix."""
-  return list(filter(is_image, files_below(folder)))
-
-
 def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
   """Returns how many files have each suffix, in lower case, that is no image's."""
   return Counter(
@@ -218,10 +212,21 @@ def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
 
 
 def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
-  """Returns texts such as "10 .tif", by suffix."""
-  return tuple(
-    f"{count:,} {suffix or 'without a suffix'}"
-    for suffix, count in sorted(counts.items())
+  """Returns texts such as "10 .tif", by suffix, with the packages that are missing."""
+  texts = []
+  for suffix, count in sorted(counts.items()):
+    package = needed_package(suffix)
+    hint = f" (`pip install {package}` to read them)" if package else ""
+    texts.append(f"{count:,} {suffix or 'without a suffix'}{hint}")
+  return tuple(texts)
+
+
+def no_images(folder: Path, paths: Iterable[str], remedy: str) -> UserError:
+  """Returns the error of a folder whose files, `paths`, are no images."""
+  others = describe_suffixes(count_other_suffixes(paths))
+  found = f", only {', '.join(others)}" if others else ""
+  return UserError(
+    f"the folder {str(folder)!r} has no images ({' '.join(SUFFIXES)}){found}; {remedy}"
   )
 
 
@@ -232,9 +237,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   every = {name: _files_of(places[name], folder) for name in names}
   images = {name: list(filter(is_image, every[name])) for name in names}
   if not any(images.values()):
-    raise UserError(
-      f"the folders in {str(folder)!r} have no images ({' '.join(SUFFIXES)}); add some"
-    )
+    raise no_images(folder, itertools.chain(*every.values()), "add some")
   _check_known([name for name in names if images[name]], classes, folder)
   paths, labels = [], []
   for label, name in enumerate(classes):

@@ -1,5 +1,6 @@
 """Opens the data set that a config names."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -9,10 +10,19 @@ from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import ImageArrays, ImageSource, Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
+
+
+def check_data(config: DataConfig) -> None:
+  """Opens both splits and decodes no image of a TFDS set; errors as `open_source`."""
+  if not config.factory:
+    config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
+    for split in (config.train_split, config.eval_split):
+      open_source(config, split)
 
 
 def open_source(
@@ -62,9 +72,12 @@ def find_source(
     files = list_images(root, split, config.val_share, class_names)
     if not len(files):
       raise UserError(
-        f"a share of {config.val_share} of the images of each class in {str(root)!r} "
-        f"leaves none for {split or 'evaluation'}; change "
-        f"{setting_name('data.val_share')} or add some"
+        f"{setting_name('data.val_share')}={config.val_share} of the images of each "
+        f"class in {str(root)!r} leaves none for {split or 'evaluation'}; change it or "
+        "add images"
       )
     return files
-  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
+  stream = bool(config.train_crop)
+  if path := find_cifar(config.name, config.dir):
+    return load_cifar(config.name, path, split or "test", stream)
+  return load_tfds(config.name, config.dir, split, stream)

@@ -12,9 +12,9 @@ import numpy as np
 from resnet_jax.data.sources.base import EVAL_SPLITS, is_number, plain_number
 from resnet_jax.data.sources.file_list import (
   _MAX_CLASSES,
-  SUFFIXES,
   FileList,
   _check_known,
+  is_image,
 )
 from resnet_jax.runtime.errors import UserError
 
@@ -55,8 +55,8 @@ def _read_table(path: Path) -> list[_Row]:
     split = cells.get("split", "").strip().lower()
     table.append(_Row(line, cells["path"], cells["label"].strip(), split))
   first = table[0]
-  is_image = first.path.lower().endswith(SUFFIXES)
-  if not has_header and not is_image and not (path.parent / first.path).is_file():
+  named = is_image(first.path) or (path.parent / first.path).is_file()
+  if not has_header and not named:
     raise UserError(
       f"{path}, line {first.line}: {first.path[:60]!r} is no file; a first line that "
       "names the columns must call them path and label"
