@@ -2,6 +2,7 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
 import pickle
@@ -27,6 +28,7 @@ from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources import base, built_in, cifar, opening, tfds
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh
+from resnet_jax.training.class_pairing import pair_classes
 
 # Of the test split's images and labels.
 DIGITS_SHA256 = "eb33daa4a6fa9662"
@@ -657,6 +659,25 @@ def test_a_class_without_training_images_is_refused(tmp_path, rows, missing):
   with pytest.raises(UserError, match=f"has no training image of {missing}"):
     create_dataset(config, 8, create_mesh(), AugmentConfig())
   create_dataset(config, 8, create_mesh())  # To evaluate on some classes is fine.
+
+
+def test_a_folder_without_images_is_refused_in_training_only(tmp_path, capsys):
+  for split, name in itertools.product(("train", "val"), ("a", "b", "notes")):
+    (tmp_path / split / name).mkdir(parents=True)
+    suffix = "txt" if name == "notes" else "jpg"
+    (tmp_path / split / name / f"1.{suffix}").touch()
+  options = {"train_crop": "random", "eval_crop": 8}
+  config = DataConfig(name="folder", dir=str(tmp_path), **options)
+  with pytest.raises(UserError, match=r"image of 'notes' .*: add images, remove the"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())
+  capsys.readouterr()
+  create_dataset(config, 8, create_mesh())
+  err = capsys.readouterr().err
+  assert err.endswith(": 1 .txt, the folder 'notes', which has no images\n")
+  # The classes of weights from elsewhere may have another order.
+  files = opening.open_source(config, "val")
+  paired = pair_classes(files, ["c", "b", "a"], 3, "weights", in_order=False)
+  assert [paired[i][1] for i in range(2)] == [2, 1]
 
 
 def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):

@@ -7,17 +7,20 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import grain
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_jax.data.images import turbojpeg
+from resnet_jax.data.images import errors, turbojpeg
+from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.images.decode import (
   decode,
   decode_part,
@@ -27,6 +30,8 @@ from resnet_jax.data.images.decode import (
 )
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import KNOWN, READ
+from resnet_jax.data.pipelines.host_batches import Batches
+from resnet_jax.data.sources.file_list import FileList
 
 # As the package does outside of pytest, which has filters of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -225,6 +230,32 @@ def test_sixteen_bits_that_would_all_become_black_are_refused(channels):
     with pytest.raises(ImageError, match=message):
       decoded(sixteen_bits(channels, value))
   assert decoded(sixteen_bits(channels, 256)).max() == 1
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("value", [255, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**14])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_bits_that_are_not_in_use_are_said_once_by_the_name_of_an_image(
+  channels, value, is_training, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(errors, "_has_warned", threading.Lock())
+  names = "a\x1b.png", "b\x1b.png"
+  for name in names:
+    (tmp_path / name).write_bytes(sixteen_bits(channels, value))
+  transform = EvalTransform(8, 8, "bilinear", LIMIT)
+  if is_training:
+    transform = TrainTransform("random", 8, 8, 0.1, "bilinear", "", 0, LIMIT)
+  order = grain.MapDataset.range(2)
+  files = FileList(tmp_path, names, [0, 0], ["c"])
+  Batches(files, transform, order, 2, (0, 2), 0, replace=False, num_threads=1)[0]
+  err = capsys.readouterr().err
+  if value in (255, 2**14):  # The first is refused.
+    assert not err
+  else:
+    bits = value.bit_length()
+    assert err.count("\n") == 1 and f"{2 ** (bits - 8)} levels" in err
+    assert f"only {bits} of the 16 bits of {tmp_path}/a?.png are in use" in err
+    assert err.endswith(f"by {2 ** (16 - bits)}, perhaps of other images too\n")
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
@@ -611,6 +642,16 @@ def test_more_scans_than_allowed_are_refused(kind, tail):
   assert (decoded(with_scans(kind, 100) + tail) == 128).all()
   with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
     open_image(with_scans(kind, 101) + tail, LIMIT)
+
+
+@pytest.mark.parametrize("tail", [b"", b"junk"])
+@pytest.mark.parametrize(("max_pixels", "most"), [(64, 12), (128, 24), (640, 100)])
+def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
+  """There are 8x8 pixels. Without junk at the end, the head is not read by Pillow."""
+  assert open_image(with_scans("JPEG", most) + tail, max_pixels).size == (8, 8)
+  where = "" if most == 100 else " of 8x8 pixels"
+  with pytest.raises(ImageError, match=f"it has {most + 1} scans{where}, more than"):
+    open_image(with_scans("JPEG", most + 1) + tail, max_pixels)
 
 
 def test_scans_of_one_channel_are_counted():

@@ -345,6 +345,7 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
       "--num_processes=$WORLD_SIZE --process_id=$RANK",
     ),
     ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1: "),
+    ({"ALPS_APP_PE": "1"}, "--num_processes=N --process_id=$ALPS_APP_PE"),
     ({"FLUX_JOB_SIZE": "8"}, "--num_processes=$FLUX_JOB_SIZE --process_id=I"),
   ],
 )
@@ -353,6 +354,32 @@ def test_no_process_of_several_trains_alone(monkeypatch, variables, shown):
     monkeypatch.setenv(name, value)
   with pytest.raises(UserError, match=re.escape(shown)):
     launchers.find_place(None, None, None)
+
+
+@pytest.mark.parametrize(
+  ("variables", "warned"),
+  [
+    ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX"),
+    ({"PMIX_RANK": "0"}, "PMIX_RANK"),
+    ({"ALPS_APP_PE": "0"}, "ALPS_APP_PE"),
+    ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK"),
+    ({"PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, ""),
+    ({"WORLD_SIZE": "1", "RANK": "0"}, ""),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ""),  # `sbatch` itself.
+  ],
+)
+def test_a_process_0_that_may_not_be_alone_is_warned(
+  monkeypatch, capsys, variables, warned
+):
+  monkeypatch.setattr(launchers, "_is_installed", lambda package: False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert launchers.find_place(None, None, None) is None
+  err = capsys.readouterr().err
+  if warned:
+    flags = f"--coordinator=HOST:PORT --num_processes=N --process_id=${warned}\n"
+    assert err.startswith(f"warning: {warned}=0 and ") and err.endswith(flags)
+  assert err.count("\n") == bool(warned)
 
 
 def test_the_variables_of_jax_are_read_and_checked(monkeypatch):

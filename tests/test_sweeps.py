@@ -1,8 +1,10 @@
 """Search for settings: spaces, how trials end, going on, and a small one as a whole."""
 
 import ast
+import contextlib
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import optuna
@@ -29,6 +31,7 @@ from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps import figures, results, space
 from resnet_jax.experiments.sweeps import search as search_module
 from resnet_jax.experiments.sweeps.search import Search, open_study
+from resnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
@@ -49,7 +52,10 @@ def finish(job: Job, **result) -> None:
 def evaluated(job: Job, *values: float) -> None:
   job.workdir.mkdir(parents=True, exist_ok=True)
   lines = [
-    json.dumps({"step": step, "epoch": step, "split": "eval", "top1": value}) + "\n"
+    json.dumps(
+      {"step": step, "epoch": step, "split": "eval", "loss": 1.0, "top1": value}
+    )
+    + "\n"
     for step, value in enumerate(values, 1)
   ]
   (job.workdir / "metrics.jsonl").write_text("".join(lines))
@@ -235,6 +241,31 @@ def test_a_study_is_of_one_config(tmp_path):
   search(tmp_path, moved)  # Neither matters: the rate is what is searched for.
   with pytest.raises(ValueError, match=r"config.num_epochs was .* and is now 3; name"):
     search(tmp_path, Config(num_epochs=3))
+
+
+@pytest.mark.parametrize(
+  ("change", "text"),
+  [
+    ("", ""),
+    ("train/a/2.png", "is on 4 training images, and now there are 5; put the old ones"),
+    ("val/a/2.png", "is on 4 evaluation images, and now there are 5; put the old ones"),
+    ("train/a/1.png", "4 training images, and now their names or labels are others"),
+  ],
+)
+def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path):
+  for split in ("train", "val"):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+      (tmp_path / "old" / split / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / "old" / split / name).touch()
+  new = shutil.copytree(tmp_path / "old", tmp_path / "new")
+  if text and (new / change).exists():
+    (new / change).rename(new / change.replace("1", "3"))
+  elif text:
+    (new / change).touch()
+  for _ in range(2):
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(tmp_path / "old"))))
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(new))))
 
 
 def test_a_grid_of_which_some_are_run(tmp_path):

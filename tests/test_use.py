@@ -621,6 +621,14 @@ def paired(names, class_names, num_classes=12, in_order=False, labels=None):
     (["1", "2", "12"], MANY, 12, None),
     (["b", "a"], ("a", "b", "b"), 3, None),
     (["5", "7"], ("0", "10", "2"), 3, None),
+    # Some names are numbers: only names count, as a number may be the index of another.
+    (["0", "2", "other"], ("0", "1", "10", "2", "other"), 5, [0, 3, 4]),
+    (["0", "3"], ("0", "1", "10", "2", "other"), 5, None),
+    (["-1", "1"], ("-1", "0", "1"), 3, [0, 2]),
+    (["0", "2"], ("-1", "0", "1"), 3, None),
+    (["1", "2"], ("1.0", "2.0", "x"), 3, None),
+    (["00", "01"], ("0", "1", "10"), 3, [0, 1]),
+    (["01", "1"], ("cat", "dog"), 2, None),  # One number, but two classes.
     (["a", "b"], (), 2, None),
   ],
 )

@@ -16,6 +16,7 @@ from tensorboardX.proto import event_pb2
 
 from resnet_jax.config import Config
 from resnet_jax.config.plan import Plan
+from resnet_jax.experiments.jobs import Job
 from resnet_jax.runs.learning_curves import draw_curves, plot_curves
 from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.progress_line import ProgressLine, in_words
@@ -138,6 +139,38 @@ def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):
   assert ", 3 updates skipped  lr" in console.file.getvalue()
   (line,) = map(json.loads, (tmp_path / "metrics.jsonl").open())
   assert (line["step"], line["loss"], line["skipped_updates"]) == (4, 2.0, 3)
+
+
+GOOD = {"step": 1, "epoch": 0.5, "split": "eval", "loss": 1, "top1": 0.5}
+
+
+@pytest.mark.parametrize(
+  "line",
+  [
+    *("", "[]", "3", "{", "[" * 10**5, "\udcff"),
+    json.dumps({"step": 1, "split": "eval"}),
+    *(json.dumps(GOOD | {name: "1"}) for name in GOOD if name != "split"),
+    *(json.dumps(GOOD | {name: None}) for name in GOOD),
+    json.dumps(GOOD | {"step": 1.5}),
+  ],
+)
+def test_a_line_that_is_no_record_is_refused_by_its_number(line, tmp_path):
+  path = tmp_path / "metrics.jsonl"
+  text = json.dumps(GOOD) + "\n" + line + "\n"
+  path.write_bytes(text.encode(errors="surrogateescape"))
+  message = r"/metrics\.jsonl is damaged in line 2, .*; delete the line"
+  with pytest.raises(UserError, match=message):
+    Job("", Config(), tmp_path).metrics()
+  plan = Plan.create(Config(num_steps=8, batch_size=10), 100)
+  with pytest.raises(UserError, match=message):
+    console = Console(file=io.StringIO())
+    MetricWriter(str(tmp_path), plan, None, 5, console, four_seconds())
+
+
+@pytest.mark.parametrize("found", [[], 3, None, {}, {"request": 3}, {"request": []}])
+def test_a_result_of_another_structure_is_none(found, tmp_path):
+  (tmp_path / "result.json").write_text(json.dumps(found))
+  assert Job("", Config(), tmp_path).result() is None
 
 
 class Time:

@@ -111,6 +111,11 @@ class Plan:
     """Whether the state is saved after `step` updates."""
     return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
 
+  @property
+  def longest_call(self) -> int:
+    """Number of steps of the longest call; all periods begin with the first."""
+    return self.call_end(0)
+
   def call_end(self, step: int) -> int:
     """Returns the step at which a call that starts after `step` updates ends.
 

@@ -137,10 +137,10 @@ class DataConfig:
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
-  train_resize: int = allowed.at_least(0, 0)
-  image_size: int = allowed.positive(32)
-  eval_resize: int = allowed.at_least(0, -1)
-  eval_crop: int = allowed.at_least(0, -1)
+  train_resize: int = allowed.pixels(0, 0)
+  image_size: int = allowed.pixels(32, 1)
+  eval_resize: int = allowed.pixels(0, -1)
+  eval_crop: int = allowed.pixels(0, -1)
   interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
@@ -151,8 +151,8 @@ class DataConfig:
   max_pixels: int = allowed.setting(
     100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
   )
-  num_threads: int = allowed.at_least(0, 0, may_change=True)
-  num_workers: int = allowed.at_least(0, 0, may_change=True)
+  num_threads: int = allowed.between(0, 0, 1024, may_change=True)
+  num_workers: int = allowed.between(0, 0, 1024, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -179,17 +179,17 @@ class AugmentConfig:
       function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
   """
 
-  padding: int = allowed.at_least(0, 0)
+  padding: int = allowed.pixels(0, 0)
   flip: bool = False
   policy: str = allowed.choice("", "", "trivial", "rand")
-  magnitude: int = allowed.setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
-  brightness: float = allowed.at_least(0.0, 0)
-  contrast: float = allowed.at_least(0.0, 0)
-  saturation: float = allowed.at_least(0.0, 0)
-  hue: float = allowed.setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
-  erasing: float = allowed.setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
-  mixup: float = allowed.at_least(0.0, 0)
-  cutmix: float = allowed.at_least(0.0, 0)
+  magnitude: int = allowed.between(9, 0, 30)
+  brightness: float = allowed.between(0.0, 0, 2)
+  contrast: float = allowed.between(0.0, 0, 2)
+  saturation: float = allowed.between(0.0, 0, 2)
+  hue: float = allowed.between(0.0, 0, 0.5)
+  erasing: float = allowed.between(0.0, 0, 1)
+  mixup: float = allowed.between(0.0, 0, 100)
+  cutmix: float = allowed.between(0.0, 0, 100)
   image_factory: str = allowed.factory()
   batch_factory: str = allowed.factory()
 

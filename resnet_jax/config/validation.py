@@ -11,17 +11,18 @@ from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
 
-def _has_type(value: object, kind: Any) -> bool:
+def has_type(value: object, kind: Any) -> bool:
+  """Whether a value is of the type of a field; a bool is no number."""
   if isinstance(kind, types.UnionType):
-    return any(_has_type(value, option) for option in typing.get_args(kind))
+    return any(has_type(value, option) for option in typing.get_args(kind))
   if typing.get_origin(kind) is Mapping:
     key, item = typing.get_args(kind)
     return isinstance(value, Mapping) and all(
-      _has_type(k, key) and _has_type(v, item) for k, v in value.items()
+      has_type(k, key) and has_type(v, item) for k, v in value.items()
     )
   if typing.get_origin(kind) is tuple:
     item = typing.get_args(kind)[0]
-    return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
+    return isinstance(value, tuple) and all(has_type(v, item) for v in value)
   if kind is float:
     return (
       isinstance(value, int | float)
@@ -47,7 +48,7 @@ def validate(config: Config) -> None:
     ValueError: naming the setting, its value and what is allowed.
   """
   for path, field, value in walk(config):
-    if not _has_type(value, field.type):
+    if not has_type(value, field.type):
       allowed = type_name(path)
     elif _is_too_large(value):
       allowed = "below 2**63"

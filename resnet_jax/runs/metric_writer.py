@@ -18,6 +18,7 @@ from rich.live import Live
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.learning_curves import draw_curves
+from resnet_jax.runs.metric_lines import parse_lines
 from resnet_jax.runs.metrics import (
   HostMetrics,
   Metrics,
@@ -28,7 +29,7 @@ from resnet_jax.runs.metrics import (
 from resnet_jax.runs.progress_line import ProgressLine
 from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runs.tensorboard import Board
-from resnet_jax.runtime.errors import UserError, naming
+from resnet_jax.runtime.errors import naming
 from resnet_jax.runtime.terminal import show
 
 DIVERGENCE_ADVICE = (
@@ -125,17 +126,10 @@ class MetricWriter:
       return []
     records = []
     *lines, last = path.read_bytes().split(b"\n")  # A kill can leave half a last line.
-    for number, line in enumerate(lines, start=1):
-      try:
-        record = json.loads(line.decode())
-        is_due = evaluates_first and record["split"] != "train"
-        if record["step"] < step or (record["step"] == step and not is_due):
-          records.append(record)
-      except (ValueError, TypeError, KeyError, RecursionError) as error:
-        text = line[:40].decode(errors="replace")
-        raise UserError(
-          f"{path} is damaged in line {number}, {text!r}; delete the line"
-        ) from error
+    for record in parse_lines(path, lines):
+      is_due = evaluates_first and record["split"] != "train"
+      if record["step"] < step or (record["step"] == step and not is_due):
+        records.append(record)
     if last or len(records) < len(lines):
       write_file(path, "".join(json.dumps(record) + "\n" for record in records))
     return records

@@ -66,8 +66,9 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether all can be read and nothing is in two splits."""
-    return not self.unreadable and not self.across_splits
+    """Whether all can be read, nothing is in two splits and no class lacks training."""
+    is_whole = "train" not in self.missing_classes
+    return is_whole and not self.unreadable and not self.across_splits
 
 
 def describe(report: Report) -> str:

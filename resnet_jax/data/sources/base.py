@@ -1,6 +1,7 @@
 """What the readers of data sets share."""
 
 import dataclasses
+import re
 
 import numpy as np
 
@@ -12,6 +13,8 @@ from resnet_jax.runtime.errors import UserError, setting_name
 MAX_GIB = 8
 # Of the sets that are read without TFDS.
 SPLITS = "train", "test"
+# What an evaluation takes where no split is named, the first that is there.
+EVAL_SPLITS = ("val", "validation", "valid", "test")
 
 
 def split_name() -> str:
@@ -19,6 +22,16 @@ def split_name() -> str:
   name = setting_name("data.eval_split")
   is_flag = name != "config.data.eval_split"
   return name if is_flag else "config.data.train_split or eval_split"
+
+
+def is_number(name: str) -> bool:
+  """Whether a class is called by a number, which need not be whole."""
+  return re.fullmatch(r"[+-]?\d+([.,]\d+)?", name) is not None
+
+
+def plain_number(text: str) -> str:
+  """Returns a whole number without leading zeros, and any other text as it is."""
+  return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 def whole_split(split: str) -> str:
