@@ -169,6 +169,10 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["export", "--workdir={run}", "--out=net.pb"], "must end in .onnx or .stablehlo"),
     (["convert", "--out=x.safetensors"], "either --workdir RUN or --weights FILE"),
     (["convert", "--workdir={run}"], "needs --out PATH"),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/new", "--dtype=float16"],
+      "--dtype=float16 is for a",
+    ),
     (["summary", "resnet50", "--image-size=0"], "image-size: '0' must be a whole"),
     (["summary", "resnet50", "--stem=x"], "stem='x'"),
     (
@@ -201,7 +205,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["convert", "--workdir={tmp}", "--out={tmp}/x.safetensors"], "no config.json"),
     (
       ["convert", "--weights={run}/config.json", "--out={tmp}/x.safetensors"],
-      "--model must name",
+      "config.json' must end in .safetens",
     ),
     (
       [
@@ -213,7 +217,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
       "config.json' must end in .safetensors",
     ),
     (["convert", "--workdir={run}", "--out={run}"], "new run directory"),
-    (["evaluate"], "needs --workdir RUN, or --model"),
+    (["evaluate"], "needs --workdir RUN or --weights FILE"),
     (["evaluate", "--workdir={run}", "--model=resnet20"], "--model is for --weights"),
     (["evaluate", "--workdir={tmp}"], "no config.json"),
     (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*1"),

@@ -28,6 +28,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
   add_workdir(parser)
   add_weights(parser)
+  parser.add_argument(
+    "--dtype",
+    choices=["float32", "float16"],
+    default="float32",
+    help="dtype of the tensors in a .safetensors file; float16 is half as large "
+    "(default: %(default)s)",
+  )
   add_checkpoint(parser)
   add_trust_code(parser)
   parser.add_argument(
@@ -49,9 +56,9 @@ def run(args: argparse.Namespace) -> None:
   if len(given) != 1:
     raise UserError("needs either --workdir RUN or --weights FILE")
   require(args, "--out", "PATH")
-  if args.model is None and (args.num_classes or args.stem or args.shortcut):
-    raise UserError("--num-classes, --stem and --shortcut need --model")
-  model = None if args.model is None else model_config(args)
+  model = model_config(args)
   with flags_of_settings(MODEL_FLAGS):
-    done = convert(given[0], args.out, model, args.checkpoint, args.trust_code)
+    done = convert(
+      given[0], args.out, model, args.checkpoint, args.trust_code, args.dtype
+    )
   show(done)

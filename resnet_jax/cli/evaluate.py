@@ -106,9 +106,11 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
     )
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
-  config = Config(model=model_config(args), data=DataConfig())
+  config = Config(
+    model=weights.complete_model(args.weights, model_config(args)), data=DataConfig()
+  )
   check_settings(config)
-  model = create_model(args.model, stem=args.stem)
+  model = create_model(config.model.name, stem=config.model.stem)
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
   _apply(config, args)

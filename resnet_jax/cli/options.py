@@ -223,12 +223,14 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--weights",
     metavar="FILE",
-    help="file of weights (.safetensors, .pth, .pt, .bin), or hf://owner/name",
+    help="file of weights (.safetensors, .pth, .pt, .bin), hf://owner/name, or a name "
+    "of weights in the package, such as resnet20_cifar10",
   )
   parser.add_argument(
     "--model",
     metavar="NAME",
-    help="architecture of the weights, such as resnet50: `resnet-jax models` lists all",
+    help="architecture of weights that do not name it, such as resnet50: "
+    "`resnet-jax models` lists all",
   )
   add_model_options(parser)
 
@@ -302,9 +304,11 @@ def data_config(source: str, data_dir: str | None) -> DataConfig:
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-  """Returns the model that the flags name."""
+  """Returns the model that the flags name; one without a name if they name none."""
+  if not args.model and (args.num_classes or args.stem or args.shortcut):
+    raise UserError("--num-classes, --stem and --shortcut need --model")
   return ModelConfig(
-    name=args.model,
+    name=args.model or "",
     num_classes=args.num_classes or 0,
     stem=args.stem,
     shortcut=args.shortcut,
@@ -318,7 +322,7 @@ def check_source(args: argparse.Namespace) -> None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
         raise UserError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
-  elif not args.model or not args.weights:
-    raise UserError("needs --workdir RUN, or --model M --weights FILE")
+  elif not args.weights:
+    raise UserError("needs --workdir RUN or --weights FILE")
   elif args.checkpoint != "latest":
     raise UserError("--checkpoint is for --workdir, not --weights")

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
@@ -17,6 +18,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  from resnet_jax.inference.image_grid import Picture
   from resnet_jax.inference.predict import Prediction
 
 _MAX_PICTURES = 64
@@ -52,13 +54,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--figure",
     metavar="FILE.png",
-    help=f"draw the first {_MAX_PICTURES} images with their classes into this file "
+    help=f"draw the first {_MAX_PICTURES} images with their classes into this file; "
+    "green is right and red is wrong, where an image's folder has the name of a class "
     "(default: none)",
   )
   parser.add_argument(
     "--explain",
     action="store_true",
-    help="show in --figure which parts of an image speak for its first class "
+    help="show in --figure, beside each image, which parts speak for its first class "
     "(Grad-CAM)",
   )
 
@@ -66,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.data.pipelines.single_pass import find_images
-  from resnet_jax.inference.image_grid import Picture, draw_grid
+  from resnet_jax.inference.image_grid import draw_grid
   from resnet_jax.inference.predict import predict
 
   check_source(args)
@@ -78,6 +81,7 @@ def run(args: argparse.Namespace) -> None:
     show_left_out(folder)
   classifier = load_classifier(args)
   names, pictures = classifier.class_names, []
+  folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE
   meter = Meter(len(files), batch_size)
   closed: BrokenPipeError | None = None  # `| head` has read enough.
@@ -94,9 +98,7 @@ def run(args: argparse.Namespace) -> None:
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
       if found.image is not None:
-        heat = found.heat if args.explain else None
-        name = os.path.basename(found.file)
-        pictures.append(Picture(found.image, [name, *lines[:3]], heat))
+        pictures.append(_picture(found, names, folders, args.explain))
       errors = [f"{found.file}: {found.error}"] if found.error else []
       meter.advance(not errors, errors)
       try:
@@ -109,10 +111,42 @@ def run(args: argparse.Namespace) -> None:
       if closed and (args.figure is None or len(pictures) == _MAX_PICTURES):
         break
   if pictures:
-    draw_grid(args.figure, pictures, columns=8)
+    most = 3 if args.explain else 6
+    draw_grid(args.figure, pictures, min(most, math.ceil(math.sqrt(len(pictures)))))
   if closed:
     raise closed
   meter.finish()
+
+
+def _classes_of_folders(names: tuple[str, ...]) -> dict[str, int]:
+  """Returns the class of each folder's name that tells one."""
+  from resnet_jax.weights import imagenet
+
+  ids = imagenet.synsets() if imagenet.are_classes(names) else ()
+  return {name: i for known in (ids, names) for i, name in enumerate(known)}
+
+
+def _picture(
+  found: "Prediction", names: tuple[str, ...], folders: dict[str, int], explain: bool
+) -> "Picture":
+  from resnet_jax.inference.image_grid import Picture
+  from resnet_jax.runtime.figure_style import RIGHT, WRONG
+
+  assert found.image is not None
+  lines, color, first = [os.path.basename(found.file)], "", found.classes[0]
+  truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
+  if truth is not None:
+    color = RIGHT if truth == first else WRONG
+    lines.append(f"✓ {names[truth]}" if truth == first else f"✗ it is {names[truth]}")
+  top = [names[label] for label in found.classes[:3]]
+  return Picture(
+    found.image,
+    lines,
+    color,
+    list(zip(top, found.probabilities[:3], strict=True)),
+    found.heat if explain else None,
+    f"Grad-CAM: {names[first]}",
+  )
 
 
 def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:

@@ -173,7 +173,7 @@ def _write(
   """Writes table, figures and the best config, and says what was found."""
   from optuna.trial import TrialState
 
-  from resnet_jax.experiments.sweeps import results, space
+  from resnet_jax.experiments.sweeps import figures, results, space
 
   write_table(out / "trials", results.tabulate(study, args.metric))
   states = [trial.state for trial in results.ended_trials(study)]
@@ -199,7 +199,7 @@ def _write(
   write_text(
     out / "best.py", serialization.to_source(space.with_values(base, best.params), doc)
   )
-  names = results.draw_figures(study, out)
+  names = figures.draw_figures(study, out, args.metric)
   todo = "next, the test images, once" if args.val_share else "next"
   show(  # After the files: `| head` may end the command here.
     f"{counts}: {out / 'trials.md'}",

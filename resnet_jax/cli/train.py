@@ -5,7 +5,7 @@ import shlex
 import signal
 
 from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
-from resnet_jax.cli.settings import load_config
+from resnet_jax.cli.settings import default_config, load_config, parse_settings
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, fail
@@ -18,7 +18,7 @@ TEXT = (
 EXAMPLES = (
   "resnet-jax train",
   "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
-  "resnet-jax train --config=imagenette_resnet18 --config.data.dir=PHOTOS",
+  "resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS",
   "resnet-jax train --workdir=RUN  # resumes the run",
 )
 
@@ -29,7 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "-h", "--help", action="store_true", help="show this text, with all settings"
   )
-  add_config(parser, "the settings of the run in --workdir, or digits")
+  add_config(
+    parser,
+    "the settings of the run in --workdir, or finetune_photos if --config.data.dir "
+    "names images, or digits",
+  )
   parser.add_argument(
     "--workdir",
     metavar="RUN",
@@ -80,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
 
   workdir = args.workdir
@@ -95,8 +100,28 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  with run_dir.given_or_new(workdir, config.data.name) as workdir:
+  if args.config is None and saved is None:
+    _show(*_explain(default_config(parse_settings(args.settings)), config))
+  with given_or_new(workdir, config.data.name) as workdir:
     _train(config, workdir)
+
+
+def _explain(name: str, config: Config) -> list[str]:
+  """Says which config was taken, and why, where nobody named one."""
+  if name == "digits":
+    return []
+  lines = [
+    f"config: --config={name}, because --config.data.dir is given and --config is not",
+    f"        {config.model.name} at {config.data.image_size} pixels, "
+    f"{config.num_epochs:g} epochs, learning rate {config.optim.learning_rate:g}; "
+    "each setting is a flag, see resnet-jax train --help",
+  ]
+  if not config.init_from:
+    lines += [
+      "advice: training starts from random weights; trained weights need fewer photos: "
+      "add --config.init_from=hf://timm/resnet50.a1_in1k or a file"
+    ]
+  return lines
 
 
 def _train(config: Config, workdir: str) -> None:

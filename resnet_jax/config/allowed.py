@@ -13,6 +13,8 @@ Numbers = TypeVar("Numbers", bound=tuple[float, ...])
 # Whether a resumed run may have another value, or what tells that of the new `Config`,
 # whose file imports this one.
 MayChange = bool | Callable[[Any], bool]
+# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
+MAX_SIZE = 4096
 _MOST_SHOWN = 8  # Names in a message.
 
 
@@ -53,6 +55,17 @@ def at_least(default: Number, low: float, may_change: MayChange = False) -> Numb
 
 def positive(default: Number, may_change: MayChange = False) -> Number:
   return setting(default, "> 0", lambda v: v > 0, may_change)
+
+
+def between(
+  default: Number, low: float, high: float, may_change: MayChange = False
+) -> Number:
+  return setting(default, f"in [{low}, {high}]", lambda v: low <= v <= high, may_change)
+
+
+def pixels(default: int, low: int) -> int:
+  """A field that is a side of images."""
+  return between(default, low, MAX_SIZE)
 
 
 def choice(default: str, *values: str, may_change: MayChange = False) -> str:

@@ -10,9 +10,11 @@ from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import ImageArrays, ImageSource, Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.terminal import printable
 
 
 def check_data(config: DataConfig) -> None:
@@ -33,6 +35,19 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
+  source = find_source(config, split, class_names)
+  left_out = ", ".join(getattr(source, "left_out", ()))
+  if left_out and jax.process_index() == 0:
+    place = find_root(config.dir)
+    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
+    print(printable(text), file=sys.stderr)
+  return source
+
+
+def find_source(
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
+) -> Source:
+  """Does the same, says nothing and starts no device."""
   if config.factory:
     kinds = ImageArrays, ImageSource
     own: Source = call_factory(
@@ -61,10 +76,8 @@ def open_source(
         f"leaves none for {split or 'evaluation'}; change "
         f"{setting_name('data.val_share')} or add some"
       )
-    if files.left_out and jax.process_index() == 0:
-      print(
-        f"left out of {split or 'evaluation'} in {root}: {', '.join(files.left_out)}",
-        file=sys.stderr,
-      )
     return files
-  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
+  stream = bool(config.train_crop)
+  if path := find_cifar(config.name, config.dir):
+    return load_cifar(config.name, path, split or "test", stream)
+  return load_tfds(config.name, config.dir, split, stream)
