@@ -171,6 +171,42 @@ def test_a_config_is_found_by_name_from_any_folder_and_valid(
   validate(files.load_config_file(name))
 
 
+def test_a_config_is_a_file_a_run_or_a_path_of_the_repository(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.py").write_text((CONFIGS / "digits.py").read_text())
+  (tmp_path / "run").mkdir()
+  expected = files.load_config_file("digits")
+  (tmp_path / "run" / "config.json").write_text(serialization.to_json(expected))
+  for name in (
+    *("mine", "mine.py", "./mine", str(tmp_path / "mine.py")),
+    *("run", "run/", "run/config.json", str(tmp_path / "run")),
+    *("configs/digits.py", "configs/digits"),
+  ):
+    assert files.load_config_file(name) == expected, name
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("my.yaml", "my.yaml is no config file; --config takes .* Python file"),
+    ("bare", "bare is no config file; --config takes"),
+    ("empty", "empty is a folder without config.json; --config takes"),
+    ("", "there is no --config=; --config takes"),
+    ("zzz", "there is no --config=zzz; --config takes a name of `resnet-jax configs`"),
+    ("other/digits.py", "the package has --config=digits"),
+    ("cifar10", "did you mean cifar10_fast, cifar10_resnet20, cifar10_resnet14_adam?"),
+    ("tiny", "did you mean tiny_imagenet_resnet, transfer_tiny_imagenet?"),
+  ],
+)
+def test_what_is_no_config_gets_what_is_one(name, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "my.yaml").write_text("seed: 1\n")
+  (tmp_path / "bare").write_text("x")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=message):
+    settings.load_config(name, [])
+
+
 @pytest.mark.parametrize("stem", [stem for stem in VARIANTS if VARIANTS[stem]])
 def test_the_default_is_a_variant_and_an_unknown_one_is_refused(stem):
   variants = [files.load_config_file(f"{stem}:{name}") for name in VARIANTS[stem]]
@@ -286,10 +322,6 @@ def write_all() -> None:
     golden_path(name).write_text(describe(name), encoding="utf-8")
 
 
-if __name__ == "__main__":
-  write_all()
-
-
 @pytest.mark.parametrize("variant", ["", ":x"])
 def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   config = Config()
@@ -301,3 +333,7 @@ def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   flag = ["--config.model.factory=own_parts:network"]
   assert settings.load_config(str(path), flag) == config
   assert settings.load_config(str(path), [], trust_code=True) == config
+
+
+if __name__ == "__main__":
+  write_all()

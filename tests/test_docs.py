@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,7 +22,8 @@ from running import train_config
 from test_use import create as create_trained
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import main
+from resnet_jax.cli.main import COMMANDS, create_parser, main
+from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
 from resnet_jax.inference.export import export
@@ -66,6 +68,42 @@ def test_the_blocks_that_are_not_run_say_why():
   for block in BLOCKS:  # And all that could be run is known as such.
     is_command = re.match(r"(\$ )?(pip|python|resnet-jax|pytest|srun) ", block.text)
     assert block.language in ("bash", "python") or not is_command
+
+
+def test_scripts_have_no_syntax_errors():
+  scripts = [block.text for block in BLOCKS if block.language == "bash"]
+  for text in scripts:
+    found = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert not found.stderr, f"{text}\n{found.stderr}"
+  batch = [text for text in scripts if "#SBATCH" in text]
+  assert batch
+  for text in batch:  # Slurm refuses a script without it, and stops at a command.
+    first, *lines = text.splitlines()
+    assert first == "#!/bin/bash"
+    commands = [i for i, line in enumerate(lines) if line and line[0] != "#"]
+    assert not any("#SBATCH" in line for line in lines[commands[0] :])
+
+
+def commands_shown(page: Path) -> set[str]:
+  """Returns our commands in a page: in its blocks, run or not, and in its text."""
+  text = re.sub(r"\$\w+", "1", page.read_text().replace("\\\n", " "))
+  blocks = "".join(block[3] for block in BLOCK.finditer(text))
+  in_text = [
+    " ".join(code.split()) for code in re.findall("`(.+?)`", BLOCK.sub("", text), re.S)
+  ]
+  lines = [re.sub("['\"]", "", line) for line in [*blocks.splitlines(), *in_text]]
+  found = [re.search(r"(?:resnet-jax|python train\.py) ([^#&;|<]+)", x) for x in lines]
+  return {match[1] for match in found if match}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_shown_exist(page):
+  for line in commands_shown(page):
+    words = line.split()
+    assert words[0] in COMMANDS, line
+    if len(words) > 1:  # Or else the text only names the command.
+      _, settings = create_parser().parse_known_args(words)
+      parse_settings(settings)
 
 
 def test_links_lead_somewhere():

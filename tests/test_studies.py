@@ -1,6 +1,7 @@
 """Studies: their grids, what runs show, and a small one from end to end."""
 
 import dataclasses
+import html.parser
 import json
 import os
 import re
@@ -8,6 +9,7 @@ import time
 
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 from scipy import stats
 
@@ -18,12 +20,15 @@ from resnet_jax.cli.study import plan
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, recipes
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.jobs import Job
-from resnet_jax.experiments.studies import grids
-from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Claim
+from resnet_jax.experiments.studies import figures, grids
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES
 from resnet_jax.experiments.studies.outcomes import find, mean_curve, row_of, spread
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
+from resnet_jax.experiments.studies.report import write_report
+from resnet_jax.experiments.studies.study import Claim
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runs import run_dir
+from resnet_jax.runtime.figure_style import PLAIN, RESIDUAL
 from resnet_jax.training.resolved_config import check_settings
 
 PAIRS = [(name, scale) for name, study in STUDIES.items() for scale in study.variants]
@@ -103,8 +108,17 @@ def test_findings_are_welch_intervals():
   (finding,) = find([Claim("", "a", "b")], rows(a=deep, b=shallow))
   interval = stats.ttest_ind(deep, shallow, equal_var=False).confidence_interval()
   assert finding.verdict == "shown"
-  assert f"{interval.low:+.2f} to {interval.high:+.2f}" in finding.text
-  assert "12.50 ± 0.50" in finding.text and "difference +4.10 points" in finding.text
+  assert finding.interval == (interval.low, interval.high)
+  assert finding.text == (
+    "Training error: 12.50 ± 0.50 (a) and 8.40 ± 0.40 (b); difference +4.10 percentage "
+    f"points, 95 % interval {interval.low:+.2f} to {interval.high:+.2f}."
+  )
+
+
+def test_a_negative_difference_has_a_minus_sign():
+  (finding,) = find([Claim("", "a", "b")], rows(a=[1.0, 1.0], b=[2.5, 2.5]))
+  text = "difference -1.50 percentage points, 95 % interval -1.50 to -1.50."
+  assert finding.text.endswith(text.replace("-", "\N{MINUS SIGN}"))
 
 
 @pytest.mark.parametrize(
@@ -171,7 +185,169 @@ def test_a_run_that_diverged_counts_as_chance(tmp_path):
   assert not find([claim], [row, *others])
   measured = [{"label": "plain20", "responses": {"stem/bn": 3.0}}]
   (finding,) = find([claim], [row, *measured, *others])
-  assert "difference +2.0000" in finding.text
+  assert "3.0000 (plain20) and 1.0000 (b); difference +2.0000;" in finding.text
+
+
+@pytest.fixture
+def drawn(monkeypatch) -> dict[str, Figure]:
+  """The figures that are saved, by the name of their file."""
+  kept: dict[str, Figure] = {}
+  save = Figure.savefig
+
+  def savefig(figure, path, **kwargs):
+    kept[path.name] = figure
+    save(figure, path, **kwargs)
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  return kept
+
+
+def test_the_kind_of_a_network_is_its_colour_and_its_depth_the_line_style():
+  twins = figures.looks(grids._twins(20, 56))
+  for depth in 20, 56:
+    assert twins[f"plain{depth}"]["color"] == PLAIN
+    assert twins[f"resnet{depth}"]["color"] == RESIDUAL
+  styles = [look["linestyle"] for look in twins.values()]
+  assert styles[0] == styles[2] != styles[1] == styles[3] == "-"
+
+
+@pytest.mark.parametrize(("name", "scale"), PAIRS)
+def test_no_two_networks_of_a_study_look_the_same(name, scale):
+  variants = STUDIES[name].variants[scale]
+  looks = figures.looks(variants)
+  assert len({str(look) for look in looks.values()}) == len(variants)
+  for variant in variants:
+    color = looks[variant.label]["color"]
+    assert color not in {"plain": [RESIDUAL], "resnet": [PLAIN]}.get(
+      variant.kind, [PLAIN, RESIDUAL]
+    )
+
+
+@pytest.mark.parametrize(
+  ("depths", "is_joined"), [((20, 56), False), ((8, 20, 56), True)]
+)
+def test_a_line_joins_three_depths_but_not_two(depths, is_joined, tmp_path, drawn):
+  variants = grids._twins(*depths)
+  results = [
+    {"label": v.label, "series": v.series, "depth": v.depth}
+    | {"train_error": float(v.depth), "test_error": 10.0 + seed}
+    for v in variants
+    for seed in range(2)
+  ]
+  found = figures.draw_depth(tmp_path, variants, results, {"plain20": "9.1"})
+  (axes,) = drawn["depth.png"].axes
+  lines = [line for line in axes.lines if len(line.get_xdata()) == len(depths)]
+  joined = {line.get_linestyle() for line in lines if line.get_marker() == "o"}
+  assert joined == ({"-"} if is_joined else {"None"})
+  assert {line.get_color() for line in lines} == {PLAIN, RESIDUAL}
+  assert len(drawn["depth.png"].legends) == 1 and axes.get_legend() is None
+  assert "Crosses are the paper's" in found.caption and "bars" in found.caption
+
+
+class Outline(html.parser.HTMLParser):
+  """The elements of a page, as (name, attributes); they must be nested correctly."""
+
+  VOID = "meta", "img", "line", "circle"
+
+  def __init__(self, page: str):
+    super().__init__()
+    self.elements, self._open = [], []
+    self.feed(page)
+    assert not self._open
+
+  def handle_starttag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+    if tag not in self.VOID:
+      self._open.append(tag)
+
+  def handle_startendtag(self, tag, attrs):
+    self.elements.append((tag, dict(attrs)))
+
+  def handle_endtag(self, tag):
+    assert self._open.pop() == tag
+
+  def values(self, name: str) -> list[str]:
+    return [attrs[name] for _, attrs in self.elements if name in attrs]
+
+
+def small_report(tmp_path, monkeypatch, errors, failed=None, changed=()) -> str:
+  """The page of a study of plain20 and plain56 with these training errors in %."""
+  study = dataclasses.replace(
+    STUDIES["degradation"], variants={"smoke": grids._twins(20, 56)}
+  )
+  monkeypatch.setitem(STUDIES, "degradation", study)
+  only, number = "plain20,plain56", len(next(iter(errors.values()), [0]))
+  planned = plan(study, "smoke", tmp_path / "runs #1", seeds=number, only=only)
+  for run in planned:
+    if run.variant.label in errors:
+      top1 = 1 - errors[run.variant.label][run.seed] / 100
+      records = [
+        {"step": step, "epoch": 1, "split": split, "top1": top1, "loss": 1.0}
+        for step in (250, 500)
+        for split in ("train", "eval")
+      ]
+      result = {"top1": top1, "loss": 1.0, "steps": 500, "params": 7, "seconds": 61.0}
+      finished(run.job, records, **result)
+  write_report(
+    tmp_path, "degradation", "smoke", planned, failed or {}, "resnet-jax <b>", changed
+  )
+  return (tmp_path / "report.html").read_text()
+
+
+def test_a_report_has_badges_a_forest_plot_and_links(tmp_path, monkeypatch):
+  errors = {"plain20": [3.0, 3.5], "plain56": [40.0, 41.0]}
+  page = small_report(tmp_path, monkeypatch, errors, changed=["batch_size"])
+  outline = Outline(page)
+  links = outline.values("href")
+  assert [link for link in links if link[0] == "#"] == [
+    "#claims", "#figures", "#errors", "#runs", "#origin"
+  ]  # fmt: skip
+  assert {link[1:] for link in links if link[0] == "#"} <= {*outline.values("id")}
+  runs = [link for link in links if link[0] != "#"]
+  assert len(runs) == 4 and runs[0] == "runs%20%231/plain20-seed_0/"
+  assert page.count("<h1>Degradation</h1>") == 1 == page.count("</svg>")
+  assert page.index('class="badge shown">Shown') < page.index(
+    "The deeper plain network"
+  )
+  assert "config.batch_size" in page and "0:04:04" in page and "<b>" not in page
+  assert page.count("prefers-color-scheme: dark") == page.count("@media print") == 1
+  # 37.25 points: the point lies between the ends of the interval, right of 0.
+  percent = {
+    kind: [
+      float(attrs[name].rstrip("%"))
+      for _, attrs in outline.elements
+      if attrs.get("class") == kind
+      for name in ("x1", "x2", "cx")
+      if name in attrs
+    ]
+    for kind in ("zero", "shown")
+  }
+  (zero, _), (low, high, *_, point) = percent["zero"], percent["shown"]
+  (finding,) = find(STUDIES["degradation"].claims, rows(**errors))
+  assert 0 < zero < low < point < high < 100
+  unit = (point - zero) / finding.difference
+  assert low == pytest.approx(zero + unit * finding.interval[0], abs=0.02)
+
+
+def test_a_report_of_failed_runs_begins_with_them_and_has_no_empty_table(
+  tmp_path, monkeypatch
+):
+  failed = {"plain20, seed 0": '</p><script>alert("1")</script>'}
+  page = small_report(tmp_path, monkeypatch, {}, failed)
+  outline = Outline(page)
+  assert "script" not in {tag for tag, _ in outline.elements}
+  sections = [attrs["id"] for tag, attrs in outline.elements if tag == "section"]
+  assert sections == ["failed", "claims", "runs", "origin"]
+  assert '<span class="bad">&lt;/p&gt;&lt;script&gt;' in page and "<img" not in page
+  assert page.count("<table>") == 1 and ">failed<" in page and ">not done<" in page
+
+
+@pytest.mark.parametrize("errors", [[5.0, 5.0], [5.0]])
+def test_a_report_of_equal_results_is_written(errors, tmp_path, monkeypatch):
+  results = {"plain20": errors, "plain56": errors}
+  page = small_report(tmp_path, monkeypatch, results)
+  Outline(page)
+  assert 'class="badge not-seen">Not seen' in page and "nan" not in page
 
 
 FLAGS = [
@@ -214,7 +390,7 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
   page = (out / "report.html").read_text()
   assert page.count("data:image/png;base64,") == 2
   # Nothing is loaded from elsewhere.
-  assert not re.search(r"""(src|href)=["'](?!data:)""", page)
+  assert not re.search(r"""src=["'](?!data:)|href=["'](?!#|runs/)""", page)
   assert "config.num_steps = 4" in page and "jax 0." in page
 
   # What is done is not done again; what is new is.
@@ -303,7 +479,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
   ("argv", "text"),
   [
-    (["nothing"], "NAME='nothing' is unknown; did you mean"),
+    (["nothing"], "NAME='nothing' is unknown; choose from degradation"),
     (["depth", "--scale=tiny"], "--scale='tiny' is unknown"),
     (["depth", "--scale=imagenet"], "--scale=imagenet is none of depth's"),
     (
@@ -316,6 +492,11 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
     (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be in [0, 2**31)"),
     (["depth", "--jobs=0"], "'0' must be a whole number > 0"),
     (["depth", "more"], "'more' is no flag"),
+    (["depth", "--scale=short", "--config.data.dir=/no"], "no data set 'cifar10' in"),
+    (
+      ["depth", "--config.data.name=folder", "--config.data.dir=/no"],
+      "no config.data.dir='/no'",
+    ),
     (["depth", f"--out={__file__}"], "test_studies.py is a file; name a directory"),
   ],
 )
@@ -327,6 +508,19 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(argv, text, tmp_path, capsys
   err = capsys.readouterr().err
   assert text in err and err.startswith("error: ") and err.count("\n") == 1
   assert not out.exists()
+
+
+def test_the_results_have_a_place_that_is_said(tmp_path, monkeypatch, capsys):
+  def interrupt(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("resnet_jax.cli.study._train", interrupt)
+  with pytest.raises(SystemExit):
+    main(["study", "depth"])
+  said = "results: runs/depth-smoke (--out names another directory)\n"
+  assert capsys.readouterr().out == said
+  assert (tmp_path / "runs" / "depth-smoke").is_dir()
 
 
 def test_the_medium_recipe_is_a_quarter_of_the_papers():

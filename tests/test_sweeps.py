@@ -1,12 +1,15 @@
 """Search for settings: spaces, how trials end, going on, and a small one as a whole."""
 
 import ast
+import contextlib
 import json
 import runpy
+import shutil
 from pathlib import Path
 
 import optuna
 import pytest
+from matplotlib.figure import Figure
 from optuna.distributions import (
   CategoricalDistribution,
   FloatDistribution,
@@ -25,9 +28,10 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.experiments.jobs import Job
-from resnet_jax.experiments.sweeps import results, space
+from resnet_jax.experiments.sweeps import figures, results, space
 from resnet_jax.experiments.sweeps import search as search_module
 from resnet_jax.experiments.sweeps.search import Search, open_study
+from resnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
@@ -48,7 +52,10 @@ def finish(job: Job, **result) -> None:
 def evaluated(job: Job, *values: float) -> None:
   job.workdir.mkdir(parents=True, exist_ok=True)
   lines = [
-    json.dumps({"step": step, "epoch": step, "split": "eval", "top1": value}) + "\n"
+    json.dumps(
+      {"step": step, "epoch": step, "split": "eval", "loss": 1.0, "top1": value}
+    )
+    + "\n"
     for step, value in enumerate(values, 1)
   ]
   (job.workdir / "metrics.jsonl").write_text("".join(lines))
@@ -236,6 +243,31 @@ def test_a_study_is_of_one_config(tmp_path):
     search(tmp_path, Config(num_epochs=3))
 
 
+@pytest.mark.parametrize(
+  ("change", "text"),
+  [
+    ("", ""),
+    ("train/a/2.png", "is on 4 training images, and now there are 5; put the old ones"),
+    ("val/a/2.png", "is on 4 evaluation images, and now there are 5; put the old ones"),
+    ("train/a/1.png", "4 training images, and now their names or labels are others"),
+  ],
+)
+def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path):
+  for split in ("train", "val"):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+      (tmp_path / "old" / split / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / "old" / split / name).touch()
+  new = shutil.copytree(tmp_path / "old", tmp_path / "new")
+  if text and (new / change).exists():
+    (new / change).rename(new / change.replace("1", "3"))
+  elif text:
+    (new / change).touch()
+  for _ in range(2):
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(tmp_path / "old"))))
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(new))))
+
+
 def test_a_grid_of_which_some_are_run(tmp_path):
   trials = search(tmp_path)
   trials._space = {"batch_size": IntDistribution(8, 24, step=8)}
@@ -341,7 +373,11 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
     ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
     ([], "1/0", "ZeroDivisionError"),
-    (["--space=nothing.py"], "{}", "--space=nothing.py: FileNotFoundError"),
+    (
+      ["--space=nothing.py"],
+      "{}",
+      "--space=nothing.py must be a Python file that is there",
+    ),
     (["--config=nothing.py"], "{}", "nothing.py"),
     (["--storage=nosql://here"], "{}", "--storage=nosql://here: "),
     (["--config.num_step=1"], "{}", "config.num_step is no setting"),
@@ -360,6 +396,84 @@ def test_a_study_is_for_one_metric(tmp_path):
   search(tmp_path)
   with pytest.raises(ValueError, match="is for top1; name another --study"):
     search(tmp_path, metric="loss")
+
+
+# A $ would begin a formula; a long name of many would lie over its neighbours.
+LONG = "a_choice_with_a_name_that_is_$longer$_than_any_figure_has_room_for"
+CHOICES = CategoricalDistribution([LONG, None, True, *range(20)])
+
+
+def trained(distributions, metric="top1", number=3, worth=lambda i: 0.5 + i / 10):
+  """A study with finished trials, and one each that was pruned and that failed."""
+  study = optuna.create_study(
+    direction=search_module.DIRECTIONS[metric],
+    sampler=optuna.samplers.RandomSampler(seed=0),
+  )
+  for i in range(number):
+    study.tell(study.ask(distributions), worth(i))
+  study.tell(study.ask(distributions), state=TrialState.FAIL)
+  pruned = study.ask(distributions)
+  pruned.report(0.0, 1)
+  study.tell(pruned, state=TrialState.PRUNED)
+  return study
+
+
+@pytest.mark.parametrize(
+  ("distributions", "metric"),
+  [
+    (RATES, "top1"),
+    (RATES, "loss"),
+    ({"a.rate": FloatDistribution(1e-30, 1e30, log=True), "b.choice": CHOICES}, "top1"),
+    (
+      {"one.value": FloatDistribution(0.3, 0.3), "batch": IntDistribution(8, 9)},
+      "top1",
+    ),
+    ({f"a_long_name.of_setting_{i}": CHOICES for i in range(8)}, "top1"),
+  ],
+)
+def test_figures_show_finished_trials_and_no_label_lies_over_another(
+  distributions, metric, tmp_path, monkeypatch
+):
+  drawn = {}
+  save = Figure.savefig
+
+  def savefig(figure, path):
+    save(figure, path)
+    drawn[path.stem] = figure
+    texts = [text for axes in figure.axes for text in axes.texts if text.get_text()]
+    boxes = [text.get_window_extent() for text in texts]
+    for i, one in enumerate(boxes):
+      for j, other in enumerate(boxes[:i]):
+        assert not one.overlaps(other), (texts[i].get_text(), texts[j].get_text())
+      assert figure.bbox.x0 <= one.x0 and one.x1 <= figure.bbox.x1
+
+  monkeypatch.setattr(Figure, "savefig", savefig)
+  study = trained(distributions, metric)
+  names = figures.draw_figures(study, tmp_path, metric)
+  assert names == ["history.png", "parallel.png", "importances.png"]
+  assert {path.name for path in tmp_path.iterdir()} == {*names}
+  (history,) = drawn["history"].axes
+  dots, best = history.lines
+  values = [50, 60, 70] if metric == "top1" else [0.5, 0.6, 0.7]
+  assert [*dots.get_ydata()] == pytest.approx(values)
+  assert best.get_ydata()[-1] == pytest.approx(70 if metric == "top1" else 0.5)
+  label = {"top1": "top-1 (%)", "loss": "loss"}[metric]
+  assert history.get_ylabel() == label
+  (parallel,) = drawn["parallel"].axes
+  assert label in [text.get_text() for text in parallel.texts]
+  lines = [line for line in parallel.lines if len(line.get_ydata()) > 2]
+  if len(distributions) > 1:
+    assert len(lines) == 3  # Neither the pruned trial nor the failed one.
+    assert all(0 <= y <= 1 for line in lines for y in line.get_ydata())
+
+
+@pytest.mark.parametrize("number", [1, 2])
+def test_importances_need_trials_with_different_results(number, tmp_path):
+  study = trained(RATES, number=number, worth=lambda i: 0.5)
+  assert figures.draw_figures(study, tmp_path, "top1") == [
+    "history.png",
+    "parallel.png",
+  ]
 
 
 def test_optuna_is_quiet():

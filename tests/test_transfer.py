@@ -10,7 +10,7 @@ import pytest
 from arrays import normal
 from running import train_config
 
-from resnet_jax import create_model, weights
+from resnet_jax import create_model, load, weights
 from resnet_jax.cli import settings
 from resnet_jax.config import Config, DataConfig, OptimConfig, serialization
 from resnet_jax.config.preprocessing import (
@@ -177,6 +177,17 @@ def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, 
   np.testing.assert_array_equal(named(state.variables)[path], start[path])
 
 
+def test_weights_of_the_package_are_a_start_by_name(capsys):
+  config, name = digits_config(), "resnet8_digits"
+  with pytest.raises(ValueError, match="saved from resnet8, not from resnet14"):
+    load_start(name, create_model("resnet14"), (8, 8, 1), config.data)
+  found = load_start(name, create_model("resnet8", 3), (8, 8, 1), config.data)
+  packaged = load(name).variables
+  del packaged["params"]["head"]
+  jax.tree.map(np.testing.assert_array_equal, found, packaged)
+  assert capsys.readouterr().err == ""
+
+
 EXPECTED = Preprocessing((0.25,), (0.75,), resize=10, crop=6, interpolation="bicubic")
 
 
@@ -278,6 +289,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(
   for path, text in (
     (tmp_path / "none", "no config.init_from="),
     ("~/none", f"no config.init_from='{tmp_path}/none'"),
+    ("resnet8_digit", "'resnet8_digit'.*; the package has resnet8_digits"),
     (tmp_path, "no run"),
     (workdir / "checkpoints" / "7", "no config.init_from="),
   ):

@@ -164,9 +164,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
   source = open_resident(config.data)
 
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
-    data = create_abstract_dataset(
-      config.data, source, config.batch_size, config.steps_per_call, on
-    )
+    data = create_abstract_dataset(config, source, on)
     classes = data.num_classes or config.model.num_classes
     if not classes and config.model.factory:
       raise UserError(

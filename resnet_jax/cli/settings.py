@@ -1,9 +1,10 @@
 """`--config=NAME` and `--config.a.b=value`: the flags that make a `Config`."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.config import factories, fields
-from resnet_jax.config.files import load_config_file
+from resnet_jax.config.files import list_configs, load_config_file
 from resnet_jax.config.schema import Config
 from resnet_jax.config.values import parse_value
 from resnet_jax.runtime.errors import UserError
@@ -26,7 +27,9 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
     flag, has_value, text = word.partition("=")
     name = flag.lstrip("-")
     if not flag.startswith("-"):
-      raise UserError(f"{word!r} is no flag; flags begin with --")
+      is_config = word.partition(":")[0] in list_configs() or os.path.isfile(word)
+      advice = f"did you mean --config={word}?" if is_config else "flags begin with --"
+      raise UserError(f"{word!r} is no flag; {advice}")
     if name.startswith("noconfig."):
       path, has_value, text = name.removeprefix("noconfig."), "=", "false"
     elif name.startswith("config."):

@@ -4,6 +4,7 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
 
@@ -15,9 +16,6 @@ OF_WEIGHTS: dict[str, object] = {
   "eval_crop": -1,
   "interpolation": "",
 }
-
-# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
-MAX_SIZE = 4096
 
 
 @dataclasses.dataclass(frozen=True)

@@ -71,15 +71,15 @@ class DataConfig:
 
   Attributes:
     name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
-      "folder" (image files), or the name of a TFDS data set that was prepared as
-      array_record.
+      "folder" (image files), "cifar10" or "cifar100" (official archives), or the name
+      of a TFDS data set that was prepared as array_record.
     factory: import path of your own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
       `ImageArrays`. `name` is then unused.
     dir: where the data is. For TFDS, its data directory; "" is ~/tensorflow_datasets.
       For "folder", a directory with one folder per class, with or without train/ and
       val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
-      path,label.
+      path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
     train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
       "folder", the name of the split's folder. The included sets have "train" and
       "test".
@@ -137,10 +137,10 @@ class DataConfig:
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
-  train_resize: int = allowed.at_least(0, 0)
-  image_size: int = allowed.positive(32)
-  eval_resize: int = allowed.at_least(0, -1)
-  eval_crop: int = allowed.at_least(0, -1)
+  train_resize: int = allowed.pixels(0, 0)
+  image_size: int = allowed.pixels(32, 1)
+  eval_resize: int = allowed.pixels(0, -1)
+  eval_crop: int = allowed.pixels(0, -1)
   interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
@@ -151,8 +151,8 @@ class DataConfig:
   max_pixels: int = allowed.setting(
     100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
   )
-  num_threads: int = allowed.at_least(0, 0, may_change=True)
-  num_workers: int = allowed.at_least(0, 0, may_change=True)
+  num_threads: int = allowed.between(0, 0, 1024, may_change=True)
+  num_workers: int = allowed.between(0, 0, 1024, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -179,17 +179,17 @@ class AugmentConfig:
       function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
   """
 
-  padding: int = allowed.at_least(0, 0)
+  padding: int = allowed.pixels(0, 0)
   flip: bool = False
   policy: str = allowed.choice("", "", "trivial", "rand")
-  magnitude: int = allowed.setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
-  brightness: float = allowed.at_least(0.0, 0)
-  contrast: float = allowed.at_least(0.0, 0)
-  saturation: float = allowed.at_least(0.0, 0)
-  hue: float = allowed.setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
-  erasing: float = allowed.setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
-  mixup: float = allowed.at_least(0.0, 0)
-  cutmix: float = allowed.at_least(0.0, 0)
+  magnitude: int = allowed.between(9, 0, 30)
+  brightness: float = allowed.between(0.0, 0, 2)
+  contrast: float = allowed.between(0.0, 0, 2)
+  saturation: float = allowed.between(0.0, 0, 2)
+  hue: float = allowed.between(0.0, 0, 0.5)
+  erasing: float = allowed.between(0.0, 0, 1)
+  mixup: float = allowed.between(0.0, 0, 100)
+  cutmix: float = allowed.between(0.0, 0, 100)
   image_factory: str = allowed.factory()
   batch_factory: str = allowed.factory()
 
@@ -297,9 +297,12 @@ class Config:
     batch_size: number of images per step, over all devices.
     steps_per_call: largest number of steps that one call of the compiled function
       makes.
-    log_every_steps: number of steps between logs of training metrics.
-    eval_every_steps: number of steps between evaluations; 0 evaluates once per epoch.
-      The last step is always evaluated.
+    log_every_steps, log_every_epochs: period of the logs of training metrics, in steps
+      or in epochs, such as 0.5. If both are 0, the run logs every 50 steps, or once per
+      epoch if an epoch has fewer steps.
+    eval_every_steps, eval_every_epochs: period of the evaluations, in steps or in
+      epochs, such as 0.5. If both are 0, the run evaluates once per epoch. The last
+      step is always evaluated.
     kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
       is this package's C++ kernels, for a machine with one CPU device and a C++
       compiler. "auto" is "native" where that is possible. The results differ by
@@ -309,7 +312,7 @@ class Config:
       paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
       the images of one part are pooled.
     init_from: trained weights to start from. The head is not taken. It is a run (RUN or
-      RUN/checkpoints/STEP), or a file that `weights.load` reads.
+      RUN/checkpoints/STEP), or a file or name that `weights.load` reads.
     freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
       and head. Their batch-norm statistics do not change either. On the command line,
       the groups are separated by commas.
@@ -327,8 +330,10 @@ class Config:
   )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
-  log_every_steps: int = allowed.positive(50, may_change=True)
+  log_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  log_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
   bn_scope: int | str = allowed.setting(
     "global",

@@ -3,13 +3,13 @@
 import dataclasses
 
 import jax
-import numpy as np
 from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
 from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.mesh import of_first_process
 
 
 def check_same_settings(config: Config) -> None:
@@ -33,12 +33,3 @@ def check_same_settings(config: Config) -> None:
       )
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("all have the same settings")
-
-
-def of_first_process(text: str) -> str:
-  """Returns the text of process 0, in all processes."""
-  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
-  data = np.frombuffer(text.encode(errors=escape), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
-  first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))
-  return first.decode(errors=escape)

@@ -19,11 +19,13 @@ from jax.experimental import multihost_utils
 from resnet_jax.config import serialization
 from resnet_jax.config.factories import FACTORIES, check_trust
 from resnet_jax.config.schema import Config
-from resnet_jax.runs.agreement import check_same_settings, of_first_process
+from resnet_jax.data import describe_change
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
 from resnet_jax.runs.workdir import check_storage
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
+from resnet_jax.runtime.mesh import of_first_process
 from resnet_jax.runtime.terminal import printable
 
 
@@ -242,16 +244,11 @@ def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -
 
   All that is counted in epochs would move, the learning rate's schedule too.
   """
-  old, new = before.num_train_images, facts.num_train_images
-  digests = before.train_digest, facts.train_digest
-  if not (old and new) or (old == new and "" in digests):  # Not all is known.
-    return
-  if old != new or digests[0] != digests[1]:
-    what = f"there are {new:,}" if new != old else "their names or labels are others"
+  if change := describe_change(before.images, facts.images):
     raise UserError(
-      f"cannot resume: the run {workdir} was trained on {old:,} images, and now {what};"
-      " put the old ones back, or begin a new run from its weights with "
-      f"config.init_from={workdir}"
+      f"cannot resume: the run {workdir} was trained on {before.num_train_images:,} "
+      f"images, and now {change}; put the old ones back, or begin a new run from its "
+      f"weights with config.init_from={workdir}"
     )
 
 

@@ -11,8 +11,8 @@ from pathlib import Path
 import jax
 from etils import epath
 
-from resnet_jax.runs.agreement import of_first_process
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.mesh import of_first_process
 
 # What epath and TensorBoard's files need for gs://; Orbax brings its own.
 _FOR_GCS = ("gcsfs", "google.cloud.storage")

@@ -15,7 +15,7 @@ from resnet_jax import kernels
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
-from resnet_jax.data import Dataset, Source, is_source
+from resnet_jax.data import Dataset, Source, count_images, is_source
 from resnet_jax.data.batches.mixup_cutmix import create_mix
 from resnet_jax.data.batches.preprocess import create_preprocess, normalize
 from resnet_jax.data.pipelines.opening import create_dataset
@@ -323,8 +323,7 @@ class Experiment:
   @property
   def facts(self) -> RunFacts:
     """What to keep with a run beside its settings."""
-    data, shape = self.train_data, self.eval_data.image_shape
-    images = data.num_examples, getattr(data, "digest", "")
+    shape, images = self.eval_data.image_shape, count_images(self.train_data)
     return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
 
   @property

@@ -12,6 +12,7 @@ from rich.console import Console
 from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
@@ -156,6 +157,7 @@ class _Keeper:
       Stopped: it was asked for; the resumed run makes up for the evaluation.
     """
     found = {}
+    self.writer.begin_evaluation()
     with self.stop.interrupting(step):
       for name, variables in _versions(state).items():
         evaluated = self.experiment.refresh(variables)
@@ -164,6 +166,7 @@ class _Keeper:
       self.writer.evaluation(step, values, name)
     is_refreshed = self.experiment.config.precise_bn_batches > 0
     self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    self.writer.draw_curves()
     return results
 
 
@@ -208,7 +211,14 @@ def _open_writer(
   console: Console,
   hooks: Sequence[Hook],
 ) -> MetricWriter:
-  schedule = experiment.schedule
+  config, plan, schedule = experiment.config, experiment.plan, experiment.schedule
+  draw = partial(
+    draw_curves,
+    title=f"{experiment.model_name} on {experiment.data_name}",
+    best_metric=experiment.facts.best_metric,
+    decays=[step / plan.steps_per_epoch for step in plan.decay_steps if schedule],
+    smoothed=config.optim.label_smoothing > 0,
+  )
 
   def tell(step: int, split: str, values: dict[str, float]) -> None:
     for hook in hooks:
@@ -219,7 +229,7 @@ def _open_writer(
 
   return MetricWriter(
     workdir,
-    experiment.plan,
+    plan,
     None if schedule is None else jax.jit(schedule),
     first,
     console,
@@ -227,6 +237,7 @@ def _open_writer(
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
+    draw,
   )
 
 

@@ -1,7 +1,6 @@
 """Training that starts from trained weights, with a new head."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -105,11 +104,7 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
 def _find(source: str) -> tuple[str, Config | None]:
   """Returns the path of trained weights, and the settings if they are of a run."""
   source = os.path.expanduser(source)
-  if not source.startswith("hf://") and not Path(source).exists():
-    raise NotFoundError(
-      f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
-      "weights or hf://owner/name"
-    )
+  weights.check_exists(source, "config.init_from=")
   if not weights.is_run(source):
     return source, None
   saved = run_dir.read_config(run_dir.split_checkpoint(source)[0])

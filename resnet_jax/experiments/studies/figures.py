@@ -1,59 +1,100 @@
 """The figures of a study, as PNG and SVG files."""
 
+import contextlib
 import functools
+import itertools
 import operator
 import re
-import textwrap
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 from resnet_jax.experiments.studies.outcomes import Row, by_label, mean_curve, spread
+from resnet_jax.experiments.studies.study import Variant
+from resnet_jax.runtime.figure_style import (
+  BOLD,
+  OTHERS,
+  TEXT,
+  THIN,
+  depth_styles,
+  kind_color,
+  styled_figure,
+)
 
 if TYPE_CHECKING:
+  from matplotlib.artist import Artist
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-# Colours that the colour-blind tell apart (Okabe and Ito 2008), and dashes for print.
-_COLORS = "#0072B2", "#D55E00", "#009E73", "#CC79A7", "#56B4E9", "#E69F00", "#000000"
-_DASHES = "-", "--", "-.", ":", (0, (5, 1, 1, 1, 1, 1)), (0, (8, 3)), (0, (1, 3))
-_MARKERS = "o", "s", "^", "D", "v", "P", "X"
+WIDTH = 7.5  # In inches: the width of a page, at which all texts can be read.
 
-# Of each label, for each seed: what `error_curves` returns.
+# The result of `error_curves` for each seed, by label.
 Curves = dict[str, list[dict[str, dict[int, float]]]]
+# The colour and the line style of a network.
+Look = dict[str, Any]
 
 
-def _style(index: int) -> dict[str, Any]:
-  return {
-    "color": _COLORS[index % len(_COLORS)],
-    "linestyle": _DASHES[index % len(_DASHES)],
-  }
+class Drawn(NamedTuple):
+  """A figure that was drawn.
+
+  Attributes:
+    name: of the files, without their suffix.
+    title: a few words.
+    caption: whole sentences that explain what is drawn.
+  """
+
+  name: str
+  title: str
+  caption: str
 
 
-def _save(figure: "Figure", out: Path, name: str) -> str:
-  for suffix in ("png", "svg"):
-    figure.savefig(out / f"{name}.{suffix}", dpi=120)
-  return name
+def looks(variants: Iterable[Variant]) -> dict[str, Look]:
+  """Returns the colour and line style of each network, by label.
+
+  The colour is that of the kind, plain or residual; the line style is that of the
+  depth. Where several networks have the same kind and depth, only the first has the
+  colour of the kind, so that all can be told apart.
+  """
+  by_name = {variant.label: variant for variant in variants}
+  styles = depth_styles([variant.depth for variant in by_name.values()])
+  others, seen = itertools.cycle(OTHERS), set()
+  found = {}
+  for label, variant in by_name.items():
+    key = variant.kind, variant.depth
+    if variant.kind in ("plain", "resnet") and key not in seen:
+      color = kind_color(residual=variant.kind == "resnet")
+    else:
+      color = next(others)
+    seen.add(key)
+    found[label] = {"color": color, "linestyle": styles[variant.depth]}
+  return found
 
 
-def _figure(
-  columns: int, title: str, height: float = 4.2
-) -> "tuple[Figure, list[Axes]]":
-  # A figure of its own: pyplot would want a display, and keep it for ever.
-  from matplotlib.figure import Figure
+@contextlib.contextmanager
+def _panels(
+  out: Path, name: str, columns: int, height: float
+) -> "Iterator[tuple[Figure, list[Axes]]]":
+  """Opens a figure with panels side by side; it is saved at the end."""
+  with styled_figure(WIDTH, height, layout="constrained") as figure:
+    yield figure, [*figure.subplots(1, columns, squeeze=False, sharey=True)[0]]
+    for suffix in ("png", "svg"):
+      figure.savefig(out / f"{name}.{suffix}")
 
-  width = max(7, 5.2 * columns)  # in inches
-  figure = Figure(figsize=(width, height), layout="constrained")
-  lines = (textwrap.fill(line, int(11 * width)) for line in title.split("\n"))
-  figure.suptitle("\n".join(lines), fontsize=11)
-  axes = [*figure.subplots(1, columns, squeeze=False, sharey=True)[0]]
-  for one in axes:
-    one.grid(alpha=0.3)
-  return figure, axes
+
+def _legend(figure: "Figure", handles: "Sequence[Artist]") -> None:
+  """Draws the one legend of a figure, below its panels."""
+  figure.legend(handles=handles, loc="outside lower center", ncols=min(4, len(handles)))
+
+
+def _line(label: str, **look: Any) -> "Artist":
+  """A line, or a marker, for the legend."""
+  from matplotlib.lines import Line2D
+
+  return Line2D([], [], label=label, **{"color": TEXT} | look)
 
 
 def error_curves(records: Sequence[Row]) -> dict[str, dict[int, float]]:
-  """Returns error in % by the step, of "train" and "eval", from `metrics.jsonl`."""
+  """Returns "train" and "eval" error in % by step, from lines of `metrics.jsonl`."""
   curves: dict[str, dict[int, float]] = {"train": {}, "eval": {}}
   for record in records:
     if record["split"] in curves:
@@ -61,129 +102,165 @@ def error_curves(records: Sequence[Row]) -> dict[str, dict[int, float]]:
   return curves
 
 
-def draw_curves(
-  out: Path, title: str, series: Mapping[str, Sequence[str]], curves: Curves
-) -> str:
+def draw_curves(out: Path, variants: Sequence[Variant], curves: Curves) -> Drawn:
   """Draws training (thin) and test (bold) error over updates, as the paper's figure 6.
-
-  Lines are means over seeds, bands from the lowest to the highest test error.
 
   Args:
     out: directory.
-    title: of the figure.
-    series: labels of each panel.
-    curves: of all labels.
-
-  Returns:
-    The files' name without suffix.
+    variants: networks of the study.
+    curves: of the networks that were trained.
   """
-  figure, panels = _figure(len(series), title)
-  top = 0.0
-  for axes, (name, labels) in zip(panels, series.items(), strict=True):
-    for i, label in enumerate(labels):
-      if not curves.get(label):
-        continue
-      for split, width in (("train", 1.0), ("eval", 2.4)):
-        runs = [curve[split] for curve in curves[label]]
-        steps, mean, low, high = mean_curve(runs)
-        if not steps:
-          continue
-        text: dict[str, Any] = {"label": label} if split == "eval" else {}
-        axes.plot(steps, mean, linewidth=width, **_style(i), **text)
-        if split == "eval" and len(runs) > 1:
-          axes.fill_between(steps, low, high, color=_style(i)["color"], alpha=0.15)
-        # The first values would press all others together.
-        settled = [v for s, v in zip(steps, high, strict=True) if s >= 0.2 * steps[-1]]
-        top = max([top, *settled])
-    axes.set(title=name if len(panels) > 1 else "", xlabel="updates")
-    axes.legend(title="bold: test, thin: training")
-  panels[0].set(ylabel="error (%)", ylim=(0, min(100, 1.1 * top)))
-  return _save(figure, out, "error")
+  from matplotlib.patches import Patch
+
+  look = looks(variants)
+  series: dict[str, list[str]] = {}
+  for variant in variants:
+    labels = series.setdefault(variant.series, [])
+    if variant.label in curves and variant.label not in labels:
+      labels.append(variant.label)
+  series = {name: labels for name, labels in series.items() if labels}
+  top, has_band = 0.0, False
+  with _panels(out, "error", len(series), 4) as (figure, panels):
+    for axes, (name, labels) in zip(panels, series.items(), strict=True):
+      for label in labels:
+        for split, width in (("train", THIN), ("eval", BOLD)):
+          runs = [curve[split] for curve in curves[label]]
+          steps, mean, low, high = mean_curve(runs)
+          if not steps:
+            continue
+          axes.plot(steps, mean, linewidth=width, **look[label])
+          if split == "eval" and len(runs) > 1:
+            axes.fill_between(steps, low, high, color=look[label]["color"], alpha=0.15)
+            has_band = True
+          # The first values are so high that they would flatten all others.
+          settled = itertools.compress(high, (s >= 0.2 * steps[-1] for s in steps))
+          top = max(top, *settled)
+      axes.set(title=name if len(panels) > 1 else "", xlabel="updates")
+      axes.locator_params(axis="x", nbins=6)
+      axes.xaxis.set_major_formatter("{x:,.0f}")
+    panels[0].set(ylabel="error (%)", ylim=(0, min(100, 1.1 * top)))
+    handles = [
+      _line(label, linewidth=BOLD, **look[label])
+      for labels in series.values()
+      for label in labels
+    ]
+    handles += [
+      _line("test error", linewidth=BOLD),
+      _line("training error", linewidth=THIN),
+    ]
+    if has_band:
+      handles.append(
+        Patch(color=TEXT, alpha=0.15, linewidth=0, label="range over seeds")
+      )
+    _legend(figure, handles)
+  caption = "Bold lines are test errors, thin lines are training errors."
+  if has_band:
+    caption += (
+      " Each line is the mean over the seeds. The shaded area reaches from the lowest "
+      "to the highest test error of the seeds."
+    )
+  return Drawn("error", "Error during training", caption)
 
 
 def draw_depth(
-  out: Path, title: str, rows: Sequence[Row], paper: Mapping[str, str]
-) -> str:
+  out: Path, variants: Sequence[Variant], rows: Sequence[Row], paper: Mapping[str, str]
+) -> Drawn:
   """Draws final errors over depth, with standard deviations over seeds.
 
+  Two depths are two points; from three on, a line joins them.
+
   Args:
     out: directory.
-    title: of the figure.
+    variants: networks of the study.
     rows: of the runs.
     paper: test errors in % by label; those that are numbers are drawn.
-
-  Returns:
-    The files' name without suffix.
   """
-  figure, (axes,) = _figure(1, title)
+  look = looks(variants)
   depths = sorted({row["depth"] for row in rows})
-  for i, name in enumerate(dict.fromkeys(row["series"] for row in rows)):
-    groups = by_label([row for row in rows if row["series"] == name])
-    for metric, text in (("test_error", "test"), ("train_error", "training")):
-      points = [
-        (depths.index(group[0]["depth"]), spread([row[metric] for row in group]))
-        for group in groups.values()
+  names = list(dict.fromkeys(row["series"] for row in rows))
+  has_paper = has_bars = False
+  with _panels(out, "depth", 1, 3.8) as (figure, (axes,)):
+    handles = []
+    for i, name in enumerate(names):
+      groups = by_label([row for row in rows if row["series"] == name])
+      color = look[next(iter(groups))]["color"]
+      handles.append(_line(name, color=color, linewidth=6))
+      shift = 0.12 * (i - (len(names) - 1) / 2)  # So that no series hides another.
+      places = [depths.index(group[0]["depth"]) + shift for group in groups.values()]
+      for metric in ("test_error", "train_error"):
+        points = [spread([row[metric] for row in group]) for group in groups.values()]
+        has_bars = has_bars or any(point.number > 1 for point in points)
+        is_test = metric == "test_error"
+        axes.errorbar(
+          places,
+          [point.mean for point in points],
+          [point.deviation if point.number > 1 else 0 for point in points],
+          color=color,
+          linestyle="-" if len(depths) > 2 else "none",
+          linewidth=BOLD if is_test else THIN,
+          elinewidth=THIN,
+          capsize=3,
+          marker="o",
+          markersize=7,
+          markerfacecolor=color if is_test else "white",
+        )
+      known = [
+        (place, float(paper[label]))
+        for place, label in zip(places, groups, strict=True)
+        if re.fullmatch(r"[\d.]+", paper.get(label, ""))
       ]
-      is_test = metric == "test_error"
-      axes.errorbar(
-        [x for x, _ in points],
-        [point.mean for _, point in points],
-        [point.deviation if point.number > 1 else 0 for _, point in points],
-        label=f"{name}, {text}",
-        color=_COLORS[i],
-        linewidth=2.4 if is_test else 1,
-        linestyle=_DASHES[i],
-        marker=_MARKERS[i],
-        markerfacecolor=_COLORS[i] if is_test else "white",
-        capsize=3,
-      )
-    known = [
-      (depths.index(group[0]["depth"]), float(paper[label]))
-      for label, group in groups.items()
-      if re.fullmatch(r"[\d.]+", paper.get(label, ""))
+      if known:
+        axes.plot(*zip(*known, strict=True), "x", color=color, markersize=8, zorder=3)
+        has_paper = True
+    axes.set(xlabel="layers", ylabel="error (%)", xlim=(-0.5, len(depths) - 0.5))
+    axes.set_xticks(range(len(depths)), [f"{depth:,}" for depth in depths])
+    axes.set_ylim(bottom=0)
+    dot = {"marker": "o", "linestyle": "none"}
+    handles += [
+      _line("test error", **dot),
+      _line("training error", markerfacecolor="white", **dot),
     ]
-    if known:
-      places, errors = zip(*known, strict=True)
-      axes.scatter(
-        places,
-        errors,
-        marker="x",
-        s=60,
-        color=_COLORS[i],
-        zorder=3,
-        label=f"{name}, the paper's test",
-      )
-  axes.set(xlabel="layers", ylabel="error (%)", xticks=range(len(depths)))
-  axes.set_xticklabels(map(str, depths))
-  axes.set_ylim(bottom=0)
-  axes.legend()
-  return _save(figure, out, "depth")
+    if has_paper:
+      handles.append(_line("paper's test error", marker="x", linestyle="none"))
+    _legend(figure, handles)
+  caption = "Filled circles are test errors, empty circles are training errors."
+  if has_bars:
+    caption += " The bars are one standard deviation over the seeds in each direction."
+  if has_paper:
+    caption += " Crosses are the paper's test errors, after its whole schedule."
+  return Drawn("depth", "Final error by depth", caption)
 
 
-def draw_responses(out: Path, title: str, rows: Sequence[Row]) -> str:
-  """Draws each layer's response, in order and sorted, as the paper's figure 7.
+def draw_responses(
+  out: Path, variants: Sequence[Variant], rows: Sequence[Row]
+) -> Drawn:
+  """Draws the response of each layer, in order and sorted, as the paper's figure 7.
 
   Args:
     out: directory.
-    title: of the figure.
-    rows: of the runs; of several seeds, means.
-
-  Returns:
-    The files' name without suffix.
+    variants: networks of the study.
+    rows: of the runs; lines are means over seeds.
   """
-  figure, panels = _figure(2, title)
   responses = _mean_layers(rows, "responses")
-  _plot_layers(panels[0], responses)
-  _plot_layers(
-    panels[1], {label: sorted(v, reverse=True) for label, v in responses.items()}
+  ordered = {label: sorted(v, reverse=True) for label, v in responses.items()}
+  with _panels(out, "responses", 2, 3.6) as (figure, panels):
+    _plot_layers(panels[0], responses, looks(variants))
+    handles = _plot_layers(panels[1], ordered, looks(variants))
+    panels[0].set(title="in order", ylabel="standard deviation of the response")
+    panels[1].set(title="sorted by size")
+    panels[0].set_ylim(bottom=0)
+    _legend(figure, handles)
+  caption = (
+    "The response of a layer is the output of its batch norm, before ReLU and before "
+    "the shortcut is added. On the left the layers are in the order of the network, on "
+    "the right the same values are sorted."
   )
-  panels[0].set(title="in order", ylabel="standard deviation of the response")
-  panels[1].set(title="sorted by size")
-  panels[0].set_ylim(bottom=0)
-  return _save(figure, out, "responses")
+  return Drawn("responses", "Response of each layer", caption)
 
 
-def draw_gradients(out: Path, title: str, rows: Sequence[Row]) -> str:
+def draw_gradients(
+  out: Path, variants: Sequence[Variant], rows: Sequence[Row]
+) -> Drawn:
   """Draws the gradient's norm by layer, at the first, a middle and the last step.
 
   Arguments and result are those of `draw_responses`.
@@ -191,25 +268,34 @@ def draw_gradients(out: Path, title: str, rows: Sequence[Row]) -> str:
   common = set.intersection(*(set(row["gradients"]) for row in rows))
   steps = sorted(common, key=int)
   shown = list(dict.fromkeys([steps[0], steps[len(steps) // 2], steps[-1]]))
-  figure, panels = _figure(len(shown), title)
-  for axes, step in zip(panels, shown, strict=True):
-    _plot_layers(axes, _mean_layers(rows, "gradients", step))
-    when = "before the first update" if step == "0" else f"after {int(step):,} updates"
-    axes.set(title=when, yscale="log")
-  panels[0].set(ylabel="norm of the gradient by the kernel")
-  return _save(figure, out, "gradients")
+  with _panels(out, "gradients", len(shown), 3.6) as (figure, panels):
+    for axes, step in zip(panels, shown, strict=True):
+      layers = _mean_layers(rows, "gradients", step)
+      handles = _plot_layers(axes, layers, looks(variants))
+      when = "before training" if step == "0" else f"after {int(step):,} updates"
+      axes.set(title=when, yscale="log")
+    panels[0].set(ylabel="norm of the gradient")
+    _legend(figure, handles)
+  caption = (
+    "Norm of the gradient of the loss with respect to the kernel of each convolution, "
+    "on a logarithmic axis. Layer 1 is next to the image."
+  )
+  return Drawn("gradients", "Gradient of each layer", caption)
 
 
-def _plot_layers(axes: "Axes", values: Mapping[str, Sequence[float]]) -> None:
-  for i, (label, line) in enumerate(values.items()):
-    axes.plot(range(1, len(line) + 1), line, label=label, **_style(i))
+def _plot_layers(
+  axes: "Axes", values: Mapping[str, Sequence[float]], look: Mapping[str, Look]
+) -> "list[Artist]":
+  lines: list[Artist] = []
+  for label, line in values.items():
+    lines += axes.plot(range(1, len(line) + 1), line, label=label, **look[label])
   axes.set(xlabel="layer")
   axes.locator_params(axis="x", integer=True)
-  axes.legend()
+  return lines
 
 
 def _mean_layers(rows: Sequence[Row], *keys: str) -> dict[str, list[float]]:
-  """Means over seeds of what the layers of each network have below `keys`, in order."""
+  """Means over seeds of the values below `keys`, one for each layer, by network."""
   means = {}
   for label, group in by_label(rows).items():
     runs = [functools.reduce(operator.getitem, keys, row) for row in group]

@@ -1,27 +1,17 @@
-"""The studies as data: which networks, at which scale, and what is claimed of them."""
+"""The studies: their networks, their scales, and the claims about them."""
 
 import dataclasses
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from resnet_jax.config import recipes
-from resnet_jax.config.schema import Config
-
-
-@dataclasses.dataclass(frozen=True)
-class Scale:
-  """How long and on which images.
-
-  Attributes:
-    text: in a few words.
-    config: makes the settings that all runs start from.
-    seeds: how many runs of each network, unless the study says otherwise.
-  """
-
-  text: str
-  config: Callable[[], Config]
-  seeds: int
-
+from resnet_jax.experiments.studies.study import (
+  Claim,
+  Scale,
+  Study,
+  Variant,
+  kind_of,
+)
 
 SCALES = {
   "smoke": Scale(
@@ -44,71 +34,12 @@ SCALES = {
 }
 
 
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Variant:
-  """One line of a study's figure: what all its runs have in common.
-
-  Attributes:
-    label: its name, and the beginning of that of its runs' directories.
-    settings: what differs from the scale's, by path.
-    series: the lines that share a panel of the curves, and a line over depth.
-    depth: weighted layers.
-  """
-
-  label: str
-  settings: Mapping[str, Any]
-  series: str
-  depth: int
-
-
-@dataclasses.dataclass(frozen=True)
-class Claim:
-  """That one variant's number is above another's, or not below it.
-
-  Attributes:
-    text: in words.
-    higher, lower: labels.
-    metric: "train_error" or "test_error" in %, or what `outcomes.py` makes of a
-      measurement.
-    margin: how far below counts as not below.
-  """
-
-  text: str
-  higher: str
-  lower: str
-  metric: str = "train_error"
-  margin: float = 0.0
-
-
-@dataclasses.dataclass(frozen=True, kw_only=True)
-class Study:
-  """A question, the networks that answer it, and what the paper claims.
-
-  Attributes:
-    title: the question's name.
-    text: what the paper says, and where.
-    variants: by scale; a study may not have all scales.
-    claims: those whose labels a scale has are checked there.
-    seeds: number of runs of each network, by scale, where it is not the scale's.
-    measure: made of each trained network: see `diagnostics.MEASUREMENTS`; "" is none.
-    over_depth: whether the errors are drawn over depth too.
-  """
-
-  title: str
-  text: str
-  variants: Mapping[str, Sequence[Variant]]
-  claims: Sequence[Claim]
-  seeds: Mapping[str, int] = dataclasses.field(default_factory=dict)
-  measure: str = ""
-  over_depth: bool = False
-
-
 def _net(name: str, label: str = "", series: str = "", **settings: Any) -> Variant:
-  """A named network; `settings` have "__" for the dots of their paths."""
-  kind = name.rstrip("0123456789")
+  """Returns a network; "__" in a name of `settings` is a dot of its path."""
+  kind = kind_of(name)
   depth = int(name.removeprefix(kind))
   paths = {path.replace("__", "."): value for path, value in settings.items()}
-  if depth >= 100:  # They would compile for minutes.
+  if depth >= 100:  # Without scan it would compile for minutes.
     paths["model.scan"] = True
   return Variant(
     label=label or name,
@@ -119,13 +50,13 @@ def _net(name: str, label: str = "", series: str = "", **settings: Any) -> Varia
 
 
 def _twins(*depths: int, **settings: Any) -> list[Variant]:
-  """Plain and residual nets of the same depths."""
+  """Plain and residual networks of the same depths."""
   names = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
   return [_net(name, **settings) for name in names]
 
 
 def _paper(variants: Sequence[Variant]) -> list[Variant]:
-  """The same, the deep ones but for plain nets with the paper's warmup."""
+  """Adds the paper's warmup to residual networks of 110 layers or more."""
   return [
     dataclasses.replace(variant, settings={**variant.settings, **recipes.WARMUP})
     if variant.depth >= 110 and not variant.settings["model.name"].startswith("plain")
@@ -135,7 +66,7 @@ def _paper(variants: Sequence[Variant]) -> list[Variant]:
 
 
 def _shortcuts(depth: int, *others: Variant) -> list[Variant]:
-  """The three options at one depth, and `others`."""
+  """The shortcut options A, B and C at one depth, and `others`."""
   options = [
     _net(f"resnet{depth}", f"option {x}", "shortcuts", model__shortcut=x) for x in "ABC"
   ]
@@ -143,7 +74,7 @@ def _shortcuts(depth: int, *others: Variant) -> list[Variant]:
 
 
 def _unlike(depth: int) -> list[Variant]:
-  """Shortcuts that the paper does without: gated ones, and none."""
+  """A network with gated shortcuts, and one without shortcuts."""
   return [
     _net(f"highway{depth}", "gated", "shortcuts"),
     _net(f"plain{depth}", "none", "shortcuts"),
@@ -151,7 +82,7 @@ def _unlike(depth: int) -> list[Variant]:
 
 
 def _warmup(depth: int, warmup: Mapping[str, Any] | None = None) -> list[Variant]:
-  """With warmup, the scale's unless it is given, and without, at the paper's rate."""
+  """Returns a network with and without warmup; None is the scale's own warmup."""
   name, rate = f"resnet{depth}", {"optim__learning_rate": 0.1}
   with_it = _net(name, "with warmup", "warmup", **rate)
   return [
@@ -167,14 +98,17 @@ def _blocks(basic: str, bottleneck: str) -> list[Variant]:
 def _norms(depth: int) -> list[Variant]:
   """With and without batch norm."""
   return [
-    _net(f"{kind}{depth}", f"{kind}{depth}, {text}", kind, model__norm=norm)
+    _net(f"{kind}{depth}", f"{kind}{depth}, {text}", model__norm=norm)
     for kind in ("plain", "resnet")
     for norm, text in (("batch", "batch norm"), ("none", "no norm"))
   ]
 
 
 def _no_worse(shallow: str, deep: str) -> Claim:
-  text = "The deeper residual net trains no worse, by a point at most."
+  text = (
+    "The training error of the deeper residual network is not higher by more than one "
+    "percentage point."
+  )
   return Claim(text, shallow, deep, margin=1.0)
 
 
@@ -184,14 +118,16 @@ _TWINS = {
   "short": _twins(20, 56),
   "paper": _paper(_twins(*_CIFAR_DEPTHS)),
 }
-# What the gradients are looked at in: the state of each evaluation.
+_DEGRADES = "The deeper plain network has a higher training error."
+# The gradients are measured in the state of each evaluation, so all are kept.
 _KEPT = {"checkpoint__keep": 40, "checkpoint__every_steps": 0}
+_BOTTLENECKS = "The network of bottleneck blocks has a lower test error."
 
 STUDIES = {
   "degradation": Study(
     title="Degradation",
-    text="Plain nets get worse with depth, on the training images already; residual "
-    "nets do not (He et al. 2015, section 4.1, table 2 and figure 4; section 4.2, "
+    text="Plain networks get worse with depth, even on the training images. Residual "
+    "networks do not (He et al. 2015, section 4.1, table 2 and figure 4; section 4.2, "
     "figure 6).",
     variants={
       **_TWINS,
@@ -202,21 +138,27 @@ STUDIES = {
       ],
     },
     claims=(
-      Claim("The deeper plain net trains worse.", "plain56", "plain20"),
+      Claim(_DEGRADES, "plain56", "plain20"),
       _no_worse("resnet20", "resnet56"),
-      Claim("The deep plain net trains worse than its twin.", "plain56", "resnet56"),
-      Claim("The deepest plain net trains worse still.", "plain110", "plain56"),
-      Claim("The deeper plain net trains worse.", "plain34", "plain18"),
+      Claim(
+        "The plain network has a higher training error than the residual network of "
+        "the same depth.",
+        "plain56",
+        "resnet56",
+      ),
+      Claim(_DEGRADES, "plain110", "plain56"),
+      Claim(_DEGRADES, "plain34", "plain18"),
       _no_worse("resnet18, A", "resnet34, A"),
     ),
     over_depth=True,
   ),
   "shortcuts": Study(
     title="Shortcuts",
-    text="Identity shortcuts without parameters (option A) are enough; projections "
-    "where shapes change (B) or everywhere (C) differ little (He et al. 2015, section "
-    "4.1, table 3). Gates and projections in deep nets hinder them (He et al. 2016, "
-    '"Identity mappings", section 3.1, table 1).',
+    text="Identity shortcuts without parameters (option A) are enough. Projections "
+    "where shapes change (option B) or in every block (option C) make little "
+    "difference (He et al. 2015, section 4.1, table 3). In very deep networks, gates "
+    'and projections in every block do harm (He et al. 2016, "Identity mappings", '
+    "section 3.1, table 1).",
     variants={
       "smoke": _shortcuts(44, *_unlike(44)),
       "short": _shortcuts(20, *_unlike(20)),
@@ -224,44 +166,71 @@ STUDIES = {
       "imagenet": _shortcuts(34, _net("plain34", "none", "shortcuts")),
     },
     claims=(
-      Claim("Without shortcuts training is worse.", "none", "option A"),
-      Claim("Gated shortcuts train worse.", "gated", "option A"),
-      Claim("Projections everywhere test worse.", "option C", "option A", "test_error"),
+      Claim(
+        "The network without shortcuts has a higher training error.", "none", "option A"
+      ),
+      Claim("Gated shortcuts give a higher training error.", "gated", "option A"),
+      Claim(
+        "Projections in every block give a higher test error.",
+        "option C",
+        "option A",
+        "test_error",
+      ),
     ),
   ),
   "depth": Study(
     title="Depth",
-    text="Residual nets gain from depth up to 110 layers; 1,202 train as well, and "
-    "overfit (He et al. 2015, section 4.2, table 6).",
+    text="Residual networks get better with depth up to 110 layers. A network of 1,202 "
+    "layers can be trained too, but it overfits (He et al. 2015, section 4.2, table "
+    "6).",
     variants={
       "smoke": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
       "short": [_net(f"resnet{depth}") for depth in (8, 20, 56)],
       "paper": _paper([_net(f"resnet{depth}") for depth in (*_CIFAR_DEPTHS, 1202)]),
     },
     claims=(
-      Claim("20 layers train better than 8.", "resnet8", "resnet20"),
-      Claim("56 layers train better than 20.", "resnet20", "resnet56"),
-      Claim("110 layers train better than 56.", "resnet56", "resnet110"),
-      Claim("1,202 layers overfit.", "resnet1202", "resnet110", "test_error"),
+      Claim(
+        "The network of 20 layers has a lower training error than that of 8.",
+        "resnet8",
+        "resnet20",
+      ),
+      Claim(
+        "The network of 56 layers has a lower training error than that of 20.",
+        "resnet20",
+        "resnet56",
+      ),
+      Claim(
+        "The network of 110 layers has a lower training error than that of 56.",
+        "resnet56",
+        "resnet110",
+      ),
+      Claim(
+        "The network of 1,202 layers has a higher test error than that of 110.",
+        "resnet1202",
+        "resnet110",
+        "test_error",
+      ),
     ),
     over_depth=True,
   ),
   "warmup": Study(
     title="Warmup",
-    text="A learning rate of 0.1 is slightly too large for ResNet-110 to start "
-    "converging; warmed up, it trains well (He et al. 2015, section 4.2).",
+    text="A learning rate of 0.1 is slightly too large for ResNet-110 at the start. "
+    "With a warmup it trains well (He et al. 2015, section 4.2).",
     variants={
       "smoke": _warmup(110),
       "short": _warmup(56),
       "paper": _warmup(110, recipes.WARMUP),
     },
-    claims=(Claim("Warmup helps.", "without warmup", "with warmup"),),
+    claims=(
+      Claim("Warmup gives a lower training error.", "without warmup", "with warmup"),
+    ),
   ),
   "blocks": Study(
     title="Blocks",
-    text="Bottleneck blocks cost as much as basic ones and give a deeper net, which is "
-    "better (He et al. 2015, section 4.1, table 1 and figure 5; for CIFAR-10 He et al. "
-    '2016, "Identity mappings", table 3: 110 and 164 layers).',
+    text="Bottleneck blocks cost about as much as basic blocks and make the network "
+    "deeper and better (He et al. 2015, section 4.1, table 1 and figure 5; for "
+    'CIFAR-10 He et al. 2016, "Identity mappings", table 3: 110 and 164 layers).',
     variants={
       "smoke": _blocks("resnet20", "resnet29"),
       "short": _blocks("resnet20", "resnet29"),
@@ -269,47 +238,71 @@ STUDIES = {
       "imagenet": _blocks("resnet34", "resnet50"),
     },
     claims=(
-      Claim("Bottlenecks test better.", "resnet20", "resnet29", "test_error"),
-      Claim("Bottlenecks test better.", "resnet110", "resnet164", "test_error"),
-      Claim("Bottlenecks test better.", "resnet34", "resnet50", "test_error"),
+      Claim(_BOTTLENECKS, "resnet20", "resnet29", "test_error"),
+      Claim(_BOTTLENECKS, "resnet110", "resnet164", "test_error"),
+      Claim(_BOTTLENECKS, "resnet34", "resnet50", "test_error"),
     ),
     seeds={"short": 3},
   ),
   "normalisation": Study(
     title="Normalisation",
-    text="Batch norm after each convolution keeps signals and gradients at a healthy "
-    "size, so that deep nets start to converge at a high learning rate (He et al. "
-    "2015, section 3.4 and 4.1; Ioffe & Szegedy 2015). Without it a convolution adds a "
-    "bias, and nothing else changes.",
+    text="Batch norm after each convolution keeps activations and gradients at a "
+    "useful size, so that deep networks can start at a high learning rate (He et al. "
+    "2015, section 3.4 and 4.1; Ioffe & Szegedy 2015). The networks without batch "
+    "norm have a bias in each convolution instead.",
     variants={"smoke": _norms(20), "short": _norms(20), "paper": _norms(20)},
     claims=(
-      Claim("Batch norm helps plain nets.", "plain20, no norm", "plain20, batch norm"),
       Claim(
-        "Batch norm helps residual nets.", "resnet20, no norm", "resnet20, batch norm"
+        "Batch norm lowers the training error of a plain network.",
+        "plain20, no norm",
+        "plain20, batch norm",
+      ),
+      Claim(
+        "Batch norm lowers the training error of a residual network.",
+        "resnet20, no norm",
+        "resnet20, batch norm",
       ),
     ),
   ),
   "responses": Study(
     title="Responses",
-    text="Residual nets' layers respond less strongly than plain nets', and the less, "
-    "the deeper: each changes its input a little (He et al. 2015, section 4.2, figure "
-    "7: standard deviations after batch norm, before ReLU and the shortcut).",
+    text="The layers of a residual network respond less strongly than those of a plain "
+    "network, and less the deeper the network is: each layer changes its input only a "
+    "little. A response is the standard deviation after batch norm, before ReLU and "
+    "the addition (He et al. 2015, section 4.2, figure 7).",
     variants=_TWINS,
     claims=(
-      Claim("Residual layers respond less.", "plain56", "resnet56", "response"),
-      Claim("And less in a deeper net.", "resnet20", "resnet56", "response"),
+      Claim(
+        "The layers of the residual network respond less than those of the plain one.",
+        "plain56",
+        "resnet56",
+        "response",
+      ),
+      Claim(
+        "The layers of the deeper residual network respond less.",
+        "resnet20",
+        "resnet56",
+        "response",
+      ),
     ),
     seeds={"short": 1, "paper": 1},
     measure="responses",
   ),
   "gradients": Study(
     title="Gradients",
-    text="With batch norm gradients do not vanish in deep plain nets: that is not why "
-    "they train badly (He et al. 2015, section 4.1). Norm of the loss's gradient by "
-    "each convolution's kernel, at the start and later.",
+    text="With batch norm, gradients do not vanish in deep plain networks, so "
+    "vanishing gradients are not why these networks train badly (He et al. 2015, "
+    "section 4.1). This study measures the norm of the gradient for the kernel of "
+    "each convolution, before and during training.",
     variants=dict.fromkeys(("smoke", "short", "paper"), _twins(20, 56, **_KEPT)),
     claims=(
-      Claim("They grow towards a plain net's start.", "plain56", "resnet56", "growth"),
+      Claim(
+        "Gradients grow towards the first layer more in the plain network than in the "
+        "residual one.",
+        "plain56",
+        "resnet56",
+        "growth",
+      ),
     ),
     seeds={"short": 1, "paper": 1},
     measure="gradients",

@@ -1,4 +1,4 @@
-"""What runs ended with: numbers of each, means and spreads, and what they show."""
+"""The results of runs: their numbers, means and spreads, and what they show."""
 
 import math
 import statistics
@@ -6,17 +6,18 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resnet_jax.experiments.jobs import Job
-from resnet_jax.experiments.studies.grids import Claim, Variant
+from resnet_jax.experiments.studies.study import Claim, Variant
 
 # One run: the lines of `results.jsonl`.
 Row = dict[str, Any]
-# Of the updates, the last: with step decay those since it last fell. Their mean is what
-# is called the training error, of augmented batches in train mode, as in the paper.
+# The training error is the mean over this last fraction of the updates, on augmented
+# batches in train mode, as in the paper. With step decay they are the updates since the
+# learning rate last fell.
 TRAIN_SHARE = 0.25
 
 
 def row_of(job: Job, variant: Variant, seed: int) -> Row | None:
-  """Returns what a job ended with; None if it did not end well."""
+  """Returns the results of a job; None if it has none."""
   result = job.result()
   if result is None:
     return None
@@ -52,7 +53,7 @@ def row_of(job: Job, variant: Variant, seed: int) -> Row | None:
 
 
 def _training(records: Sequence[Row], steps: int) -> Row:
-  """Means over the last updates, each record weighted by those that it is of."""
+  """Means over the last updates; the weight of a record is its number of updates."""
   weights, errors, losses, before = [], [], [], 0
   for record in records:
     if record["split"] != "train":
@@ -93,8 +94,13 @@ def value_of(row: Row, metric: str) -> float | None:
 
 
 def values_of(rows: Sequence[Row], metric: str) -> list[float]:
-  """Returns `value_of` the runs that have one."""
+  """Returns `value_of` for each run that has the metric."""
   return [value for row in rows if (value := value_of(row, metric)) is not None]
+
+
+def with_minus(number: str) -> str:
+  """Returns a number with a minus sign in place of its hyphen."""
+  return number.replace("-", "\N{MINUS SIGN}")
 
 
 class Spread(NamedTuple):
@@ -105,10 +111,9 @@ class Spread(NamedTuple):
   number: int
 
   def text(self, digits: int = 2) -> str:
-    """Returns "mean ± deviation" with so many decimals; of one value, the value."""
-    if self.number == 1:
-      return f"{self.mean:.{digits}f}"
-    return f"{self.mean:.{digits}f} ± {self.deviation:.{digits}f}"
+    """Returns "mean ± deviation"; for a single value, only the value."""
+    text = with_minus(f"{self.mean:.{digits}f}")
+    return text if self.number == 1 else f"{text} ± {self.deviation:.{digits}f}"
 
 
 def spread(values: Sequence[float]) -> Spread:
@@ -126,25 +131,51 @@ def by_label(rows: Sequence[Row]) -> dict[str, list[Row]]:
 
 
 class Finding(NamedTuple):
-  """A claim beside what was seen.
+  """A claim and what the runs say about it.
 
   Attributes:
-    claim: what was claimed.
-    verdict: "shown" (the 95 % interval of the difference, plus the claim's margin, is
-      above 0), "seen" (the difference is, the interval is not, or there is one seed),
-      "not seen".
-    text: the numbers.
+    claim: the claim.
+    verdict: "shown", "seen" or "not seen". It is "shown" if the lower end of the 95 %
+      interval plus the claim's margin is above 0. It is "seen" if the difference plus
+      the margin is above 0, but not the interval, or if there is only one seed.
+    difference: mean of `claim.higher` minus mean of `claim.lower`.
+    interval: ends of the 95 % interval of the difference; None with only one seed.
+    text: the numbers, in one line.
   """
 
   claim: Claim
   verdict: str
+  difference: float
+  interval: tuple[float, float] | None
   text: str
 
 
-def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
-  """Checks the claims whose variants were run.
+class Metric(NamedTuple):
+  """How a metric of `value_of` is written.
 
-  Differences are of means over seeds; intervals are Welch's, 95 %.
+  Attributes:
+    name: in a sentence.
+    unit: of a difference.
+    digits: number of decimals.
+  """
+
+  name: str
+  unit: str
+  digits: int
+
+
+METRICS = {
+  "train_error": Metric("training error", "percentage points", 2),
+  "test_error": Metric("test error", "percentage points", 2),
+  "response": Metric("mean response", "", 4),
+  "growth": Metric("growth of the gradient towards the first layer", "powers of 10", 2),
+}
+
+
+def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
+  """Checks the claims whose networks were all trained.
+
+  Differences are between means over seeds. The intervals are Welch's.
   """
   groups = by_label(rows)
   findings = []
@@ -156,41 +187,54 @@ def find(claims: Sequence[Claim], rows: Sequence[Row]) -> list[Finding]:
     if not high or not low:
       continue
     difference = statistics.fmean(high) - statistics.fmean(low)
-    unit, digits = (" points", 2) if claim.metric.endswith("_error") else ("", 4)
-    metric = claim.metric.replace("_", " ")
-    text = (
-      f"{metric} of {claim.higher} {spread(high).text(digits)}, of {claim.lower} "
-      f"{spread(low).text(digits)}: difference {difference:+.{digits}f}{unit}"
-    )
+    interval = None
     verdict = "seen" if difference + claim.margin > 0 else "not seen"
     if min(len(high), len(low)) > 1:
-      lower, upper = _interval(high, low, difference)
-      text += f", 95 % interval {lower:+.{digits}f} to {upper:+.{digits}f}"
-      if lower + claim.margin > 0:
+      interval = _interval(high, low, difference)
+      if interval[0] + claim.margin > 0:
         verdict = "shown"
-    else:
-      text += "; one seed, so chance is not excluded"
-    findings.append(Finding(claim, verdict, text))
+    text = _sentence(claim, spread(high), spread(low), difference, interval)
+    findings.append(Finding(claim, verdict, difference, interval, text))
   return findings
+
+
+def _sentence(
+  claim: Claim,
+  high: Spread,
+  low: Spread,
+  difference: float,
+  interval: tuple[float, float] | None,
+) -> str:
+  name, unit, digits = METRICS[claim.metric]
+  size = with_minus(f"{difference:+.{digits}f}") + f" {unit}" * bool(unit)
+  if interval is None:
+    end = "; there is one seed only, so it may be chance"
+  else:
+    ends = (with_minus(f"{value:+.{digits}f}") for value in interval)
+    end = f", 95 % interval {' to '.join(ends)}"
+  return (
+    f"{name.capitalize()}: {high.text(digits)} ({claim.higher}) and {low.text(digits)} "
+    f"({claim.lower}); difference {size}{end}."
+  )
 
 
 def _interval(
   high: Sequence[float], low: Sequence[float], difference: float
-) -> Sequence[float]:
+) -> tuple[float, float]:
   """Welch's 95 % confidence interval of a difference of means."""
   if statistics.pstdev(high) == statistics.pstdev(low) == 0:
     return difference, difference
   from scipy import stats
 
   test = stats.ttest_ind(high, low, equal_var=False)
-  interval: Sequence[float] = test.confidence_interval(0.95)
-  return interval
+  interval = test.confidence_interval(0.95)
+  return float(interval.low), float(interval.high)
 
 
 def mean_curve(
   curves: Sequence[Mapping[int, float]],
 ) -> tuple[list[int], list[float], list[float], list[float]]:
-  """Returns steps, and mean, lowest and highest of the curves at those all have."""
+  """Returns the steps that all curves have, and mean, lowest and highest there."""
   steps = sorted(set.intersection(*(set(curve) for curve in curves)))
   values = [[curve[step] for curve in curves] for step in steps]
   means = [statistics.fmean(v) for v in values]

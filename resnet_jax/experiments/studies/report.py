@@ -1,12 +1,12 @@
-"""What a study leaves: its numbers, tables, figures, and one page with all of it."""
+"""The files of a study: numbers, tables, figures, and one page with all of them."""
 
-import base64
-import html
+import datetime
 import importlib.metadata
 import json
+import os
 import platform
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ from resnet_jax import __version__
 from resnet_jax.config.fields import flatten
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies import figures
-from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study, Variant
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES
 from resnet_jax.experiments.studies.outcomes import (
   Finding,
   Row,
@@ -24,7 +24,9 @@ from resnet_jax.experiments.studies.outcomes import (
   spread,
   values_of,
 )
+from resnet_jax.experiments.studies.page import Page
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
+from resnet_jax.experiments.studies.study import Study, Variant
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 
@@ -40,11 +42,11 @@ class Planned(NamedTuple):
 
 
 class Report(NamedTuple):
-  """What was written.
+  """What a report says.
 
   Attributes:
-    findings: the claims beside what was seen.
-    table: rows of text, the header first.
+    findings: the claims that could be checked.
+    table: final errors, rows of text, the header first.
     failed: error of each run that ended without a result, by its name.
   """
 
@@ -67,45 +69,113 @@ def write_report(
   `results.jsonl`, `table.md`, `table.csv`, figures as PNG and SVG, `report.html`.
 
   Args:
-    out: directory; made if it is not there.
+    out: directory; created if it does not exist.
     name: of the study.
     scale: a key of `SCALES`.
-    planned: all its runs, done or not.
+    planned: all runs of the study, done or not.
     failed: error of each run that failed, by its name.
-    command: that was given.
-    changed: settings that are not the scale's.
+    command: the command that the user gave.
+    changed: settings that differ from those of the scale.
   """
-  study = STUDIES[name]
-  notes = (f"config.{path} changed" for path in changed if path != "data.dir")
-  images = ", ".join([SCALES[scale].text, *notes])
-  rows: list[Row] = []
+  study, paper = STUDIES[name], PAPER_ERRORS.get(scale, {})
+  done: dict[str, Row] = {}
   curves: figures.Curves = {}
   for job, variant, seed in planned:
     row = row_of(job, variant, seed)
     if row is not None:
-      rows.append({"study": name, "scale": scale} | row)
+      done[job.name] = {"study": name, "scale": scale} | row
       if "diverged" not in row:
         curves.setdefault(variant.label, []).append(figures.error_curves(job.metrics()))
-  paper = PAPER_ERRORS.get(scale, {})
+  rows = [*done.values()]
   table = _table(rows, paper, study.measure == "responses")
-  findings = find(study.claims, rows)
+  report = Report(find(study.claims, rows), table, failed)
   write_text(out / "results.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
   write_table(out / "table", table)
-  drawn = (
-    _draw(out, study, f"{study.title}\n{images}", planned, rows, curves, paper)
-    if rows
-    else []
+  common, own = _settings(planned)
+  page = Page(
+    title=study.title,
+    text=study.text,
+    facts=_facts(scale, changed, len(planned), rows),
+    findings=report.findings,
+    drawn=_draw(out, study, planned, rows, curves, paper) if rows else [],
+    table=table if rows else [],
+    runs=_runs(planned, done, failed),
+    links={
+      job.name: Path(os.path.relpath(job.workdir, out)).as_posix()
+      for job, _, _ in planned
+      if job.workdir.exists()
+    },
+    failed=failed,
+    command=command,
+    versions=versions(),
+    common=common,
+    own=own,
+    folder=out,
   )
-  report = Report(findings, table, failed)
-  page = _page(out, study, f"{scale}: {images}", planned, report, drawn, command)
-  write_text(out / "report.html", page)
+  write_text(out / "report.html", page.html())
   return report
+
+
+def _facts(
+  scale: str, changed: Sequence[str], planned: int, rows: Sequence[Row]
+) -> list[str]:
+  """Scale, changed settings, number of runs and their time, in sentences."""
+  facts = [f"Scale {scale}: {SCALES[scale].text}."]
+  paths = [f"config.{path}" for path in changed if path != "data.dir"]
+  if paths:
+    facts.append(f"Settings that differ from the scale's: {', '.join(paths)}.")
+  facts.append(f"{len(rows)} of {planned} runs are done.")
+  if rows:
+    total = _time(sum(row["seconds"] for row in rows))
+    facts.append(f"Wall time of all runs together: {total} (hours:minutes:seconds).")
+  return facts
+
+
+def _time(seconds: float) -> str:
+  """Hours, minutes and seconds."""
+  return str(datetime.timedelta(seconds=round(seconds)))
+
+
+def _runs(
+  planned: Sequence[Planned], done: Mapping[str, Row], failed: Mapping[str, str]
+) -> list[list[str]]:
+  """A line for each planned run: how it ended, its errors, time and device."""
+  errors = "training error (%)", "test error (%)"
+  table = [["run", "state", *errors, "wall time", "device"]]
+  for job, _, _ in planned:
+    row = done.get(job.name)
+    if row is None:
+      state = "failed" if job.name in failed else "not done"
+      table.append([job.name, state, "", "", "", ""])
+      continue
+    values = (f"{row[metric]:.2f}" for metric in ("train_error", "test_error"))
+    state = "diverged" if "diverged" in row else "done"
+    table.append([job.name, state, *values, _time(row["seconds"]), row["device"]])
+  return table
+
+
+def _settings(
+  planned: Sequence[Planned],
+) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
+  """Returns the settings that all runs share, and the others of each run."""
+  configs = {job.name: flatten(job.config) for job, _, _ in planned}
+  first = next(iter(configs.values()))
+  common = {
+    path: value
+    for path, value in first.items()
+    if all(config[path] == value for config in configs.values())
+  }
+  own = {
+    name: {path: value for path, value in config.items() if path not in common}
+    for name, config in configs.items()
+  }
+  return common, own
 
 
 def _table(
   rows: Sequence[Row], paper: dict[str, str], has_responses: bool
 ) -> list[list[str]]:
-  """A line for each variant: means and sample standard deviations over seeds."""
+  """A line for each network: means and sample standard deviations over seeds."""
   header = ["network", "parameters", "training error (%)", "test error (%)", "runs"]
   header += ["mean response"] * has_responses
   header += ["paper's test error (%)"] * bool(paper)
@@ -132,32 +202,27 @@ def _table(
 def _draw(
   out: Path,
   study: Study,
-  title: str,
   planned: Sequence[Planned],
   rows: Sequence[Row],
   curves: figures.Curves,
   paper: dict[str, str],
-) -> list[str]:
-  series: dict[str, list[str]] = {}
-  for _, variant, _ in planned:
-    labels = series.setdefault(variant.series, [])
-    if variant.label not in labels:
-      labels.append(variant.label)
+) -> list[figures.Drawn]:
+  variants = [variant for _, variant, _ in planned]
   drawn = []
   if curves:
-    drawn.append(figures.draw_curves(out, title, series, curves))
+    drawn.append(figures.draw_curves(out, variants, curves))
   if study.over_depth:
-    drawn.append(figures.draw_depth(out, title, rows, paper))
-  whole = [row for row in rows if study.measure in row]
-  if study.measure == "responses" and whole:
-    drawn.append(figures.draw_responses(out, title, whole))
-  if study.measure == "gradients" and whole:
-    drawn.append(figures.draw_gradients(out, title, whole))
+    drawn.append(figures.draw_depth(out, variants, rows, paper))
+  measured = [row for row in rows if study.measure in row]
+  if study.measure == "responses" and measured:
+    drawn.append(figures.draw_responses(out, variants, measured))
+  if study.measure == "gradients" and measured:
+    drawn.append(figures.draw_gradients(out, variants, measured))
   return drawn
 
 
 def versions() -> str:
-  """Returns what ran: packages, Python, machine and date, in a line."""
+  """Returns the versions of packages and Python, the machine and the date."""
   packages = ", ".join(
     f"{name} {importlib.metadata.version(name)}" for name in _PACKAGES
   )
@@ -165,95 +230,3 @@ def versions() -> str:
     f"flax-resnet {__version__}, {packages}, Python {platform.python_version()}, "
     f"{platform.system()} {platform.machine()}, {time.strftime('%Y-%m-%d')}"
   )
-
-
-_STYLE = """
-body { font: 16px/1.5 system-ui, sans-serif; max-width: 62rem; margin: 2rem auto;
-  padding: 0 1rem; color: #111; background: #fff }
-table { border-collapse: collapse; margin: 1rem 0 }
-th, td { border-bottom: 1px solid #bbb; padding: .3rem .8rem; text-align: right }
-th:first-child, td:first-child { text-align: left }
-img { max-width: 100% }
-pre { background: #f4f4f4; padding: .8rem; overflow: auto; font-size: 13px }
-.verdict { font-weight: bold }
-"""
-
-
-def _page(
-  out: Path,
-  study: Study,
-  images: str,
-  planned: Sequence[Planned],
-  report: Report,
-  drawn: Sequence[str],
-  command: str,
-) -> str:
-  """The page: nothing in it is loaded from elsewhere."""
-  text = html.escape
-  pictures = "".join(
-    f'<p><img alt="{name}" src="data:image/png;base64,'
-    f'{base64.b64encode((out / f"{name}.png").read_bytes()).decode()}"></p>\n'
-    for name in drawn
-  )
-  findings = "".join(
-    f'<li>{text(f.claim.text)} <span class="verdict">{text(f.verdict)}</span>: '
-    f"{text(f.text)}</li>\n"
-    for f in report.findings
-  )
-  failed = "".join(
-    f"<li>{text(name)}: {text(error)}</li>\n" for name, error in report.failed.items()
-  )
-  done = sum(job.result() is not None for job, _, _ in planned)
-  base = flatten(planned[0].job.config)
-  common = {
-    path: value
-    for path, value in base.items()
-    if all(flatten(job.config)[path] == value for job, _, _ in planned)
-  }
-  configs = {
-    job.name: {path: v for path, v in flatten(job.config).items() if path not in common}
-    for job, _, _ in planned
-  }
-  return f"""<!doctype html>
-<html lang="en"><head><meta charset="utf-8">
-<meta name="viewport" content="width=device-width">
-<title>{text(study.title)}</title><style>{_STYLE}</style></head><body>
-<h1>{text(study.title)}</h1>
-<p>{text(study.text)}</p>
-<p>Scale {text(images)}. {done} of {len(planned)} runs are done.</p>
-<h2>What was seen</h2>
-<ul>{findings or "<li>No claim has all its runs done.</li>"}
-</ul>
-<p>shown: the 95 % interval of the difference (Welch) is above 0; for "no worse", above
-the margin below 0. seen: the difference is, but the interval is not, or there is one
-seed. not seen: it is not. Curves are of the runs whose loss stayed finite.</p>
-{pictures}<h2>Final errors</h2>
-{_html_table(report.table)}
-<p>Mean ± sample standard deviation over seeds. Training error: of augmented batches in
-train mode, mean over the last quarter of the updates. Test error: after the last
-update. A run whose loss was no longer finite counts as chance.</p>
-{f"<h2>Failed</h2><ul>{failed}</ul>" if failed else ""}
-<h2>How it was made</h2>
-<pre>{text(command)}</pre>
-<p>{text(versions())}</p>
-<details><summary>Settings of all runs</summary><pre>{_settings(common)}</pre></details>
-<details><summary>Settings of each run</summary><pre>{_each(configs)}</pre></details>
-</body></html>
-"""
-
-
-def _settings(values: dict[str, Any]) -> str:
-  return html.escape("\n".join(f"config.{k} = {v!r}" for k, v in values.items()))
-
-
-def _each(configs: dict[str, dict[str, Any]]) -> str:
-  return "\n\n".join(f"{html.escape(k)}\n{_settings(v)}" for k, v in configs.items())
-
-
-def _html_table(table: list[list[str]]) -> str:
-  def line(cells: list[str], tag: str) -> str:
-    return "".join(f"<{tag}>{html.escape(cell)}</{tag}>" for cell in cells)
-
-  header, *rows = table
-  body = "".join(f"<tr>{line(row, 'td')}</tr>\n" for row in rows)
-  return f"<table><tr>{line(header, 'th')}</tr>\n{body}</table>"

@@ -1,8 +1,5 @@
-"""What a search leaves: a table, figures, and its best settings."""
+"""The table of a search: a line for each trial."""
 
-import contextlib
-import warnings
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.experiments.sweeps.search import DIRECTIONS
@@ -43,32 +40,3 @@ def tabulate(study: "optuna.Study", metric: str) -> list[list[str]]:
 
 def _short(value: Any) -> str:
   return f"{value:.4g}" if isinstance(value, float) else str(value)
-
-
-def draw_figures(study: "optuna.Study", out: Path) -> list[str]:
-  """Draws Optuna's history, importances and parallel coordinates as PNG files.
-
-  Returns:
-    Their names; importances need two trials that ended, with different values.
-  """
-  import matplotlib
-  from optuna.visualization import matplotlib as plots
-
-  matplotlib.use("Agg")
-  drawn = []
-  for name, plot in (
-    ("history", plots.plot_optimization_history),
-    ("importances", plots.plot_param_importances),
-    ("parallel", plots.plot_parallel_coordinate),
-  ):
-    with warnings.catch_warnings(), contextlib.suppress(ValueError, RuntimeError):
-      warnings.simplefilter("ignore")
-      figure: Any = plot(study).figure
-      for axes in figure.axes:
-        if axes.get_yscale() == "linear":  # Its labels may be values with a $.
-          for label in axes.get_yticklabels():
-            label.set_parse_math(False)
-      figure.set_size_inches(9, 5)
-      figure.savefig(out / f"{name}.png", dpi=120, bbox_inches="tight")
-      drawn.append(f"{name}.png")
-  return drawn
