@@ -108,9 +108,7 @@ def test_class_without_images_is_left_out_by_name(tmp_path, name):
 
 def test_folders_without_any_image_are_refused(tmp_path):
   touch(tmp_path, "val/a/1.txt", "val/b/1.txt")
-  with pytest.raises(
-    UserError, match=r"folder .*val' has no images .* only 2 .txt"
-  ):
+  with pytest.raises(UserError, match=r"folder .*val' has no images .* only 2 .txt"):
     list_images(tmp_path, "val", 0.1)
 
 

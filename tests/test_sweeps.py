@@ -268,6 +268,13 @@ def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path)
     search(tmp_path, Config(data=DataConfig(name="folder", dir=str(new))))
 
 
+@pytest.mark.parametrize("storage", ["sqlite:///~/a.db", "~/a.db"])
+def test_a_storage_may_be_in_ones_home(storage, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  open_study(storage, "name", "random", "top1", prune=False, seed=0)
+  assert (tmp_path / "a.db").exists()
+
+
 def test_a_grid_of_which_some_are_run(tmp_path):
   trials = search(tmp_path)
   trials._space = {"batch_size": IntDistribution(8, 24, step=8)}
