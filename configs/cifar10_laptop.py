@@ -3,9 +3,9 @@
 Command:
 resnet-jax train --config=cifar10_laptop --config.data.dir=DIR --workdir=RUN
 
-The network is that of the paper. The schedule is short: 18 epochs, in which the learning
-rate rises to 0.2 in 2 epochs and then falls to 0 along a cosine (Loshchilov & Hutter
-2017), with Nesterov's momentum and a weight decay of 5e-4 on the kernels.
+The network is that of the paper. The schedule is short: 18 epochs, in which the
+learning rate rises to 0.2 in 2 epochs and then falls to 0 along a cosine (Loshchilov &
+Hutter 2017), with Nesterov's momentum and a weight decay of 5e-4 on the kernels.
 
 RESULT
 """

@@ -260,7 +260,7 @@ def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
 
 @pytest.mark.parametrize(
   "command",
-  parsers_of_commands(create_parser()),
+  list(parsers_of_commands(create_parser())),
   ids=lambda command: command.prog.removeprefix("resnet-jax "),
 )
 def test_help_has_examples_and_says_what_each_flag_takes(command):

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cifar_writer
 import cv2
 import numpy as np
 import pytest
@@ -16,6 +17,8 @@ from PIL import Image, ImageDraw
 from resnet_jax.cli.main import main
 from resnet_jax.config import DataConfig
 from resnet_jax.data.audit import scan
+from resnet_jax.data.images.formats import KNOWN
+from resnet_jax.data.sources import cifar
 
 
 def save(path: Path, seed: int, mode: str = "RGB", size=(40, 30), **kwargs) -> Path:
@@ -119,7 +122,7 @@ def test_json_tells_all_that_is_wrong(tmp_path, capsys):
   assert found["ignored"] == {".txt": 1, "": 1} and found["unlisted"] == 1
   reasons = {Path(one["file"]).name: one["reason"] for one in found["unreadable"]}
   assert reasons.pop("cut.jpg").startswith("it is truncated or damaged (")
-  assert reasons.pop("text.jpg").startswith("it is none of JPEG, PNG, WEBP, GIF, BMP (")
+  assert reasons.pop("text.jpg").startswith("it is none of JPEG, PNG, WEBP, GIF, BMP")
   assert reasons == {
     "empty.jpg": "it is empty",
     "gone.jpg": "it is a dangling link",
@@ -262,6 +265,41 @@ def test_a_tfds_split_without_labels_is_left_out(tmp_path, capsys):
   assert re.fullmatch(r"image \d of tiny_check train", first) and first != second
 
 
+@pytest.mark.parametrize("form", ["python", "binary"])
+def test_archives_of_cifar_are_checked(tmp_path, capsys, monkeypatch, form):
+  monkeypatch.setattr(cifar, "NUM_IMAGES", {"train": 10, "test": 3})
+  images = np.arange(13 * 3072).astype(np.uint8).reshape(13, 32, 32, 3)
+  images[12] = images[4] = 7
+  content = cifar_writer.files(
+    "cifar10",
+    form,
+    (images[:10], np.arange(10)),
+    (images[10:], np.arange(3)),
+    list("abcdefghij"),
+  )
+  cifar_writer.pack(content, "x", tmp_path / f"cifar-10-{form}.tar.gz")
+  sheet = tmp_path / "sheet.png"
+  argv = ("cifar10", f"--data-dir={tmp_path}", f"--picture={sheet}", "--json")
+  status, out, _ = call(capsys, *argv)
+  found = json.loads(out)
+  assert status == 1 and sheet.is_file()
+  assert found["splits"]["train"]["classes"] == dict.fromkeys("abcdefghij", 1)
+  assert found["splits"]["test"]["sizes"]["frequent"] == {"32x32": 3}
+  names = ["image 4 of cifar10 train", "image 2 of cifar10 test"]
+  assert names in found["duplicates"] and found["unreadable"] == []
+
+
+def test_photos_that_need_a_package_are_said(tmp_path, capsys, monkeypatch):
+  known = KNOWN["HEIF"]._replace(package="pillow-heif")
+  monkeypatch.setitem(KNOWN, "HEIF", known)
+  monkeypatch.setattr("resnet_jax.data.sources.file_list.SUFFIXES", (".jpg",))
+  root = make_clean(tmp_path)
+  (root / "train" / "a" / "IMG.HEIC").touch()
+  _, out, _ = call(capsys, root, "--picture=")
+  said = "files ignored for their suffix: .heic 1\n  to read .heic files: `pip install"
+  assert f"{said} pillow-heif`\n" in out
+
+
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
@@ -332,6 +370,8 @@ def test_ctrl_c_ends_it(tmp_path):
 import gc, sys, time
 from resnet_jax.cli.main import main
 from resnet_jax.data.audit import scan
+from resnet_jax.data.images.formats import KNOWN
+from resnet_jax.data.sources import cifar
 
 gc.disable()  # Python drops an interrupt that comes within a collection's callback.
 

@@ -21,10 +21,11 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig, reci
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies import figures, grids
-from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Claim
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES
 from resnet_jax.experiments.studies.outcomes import find, mean_curve, row_of, spread
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.experiments.studies.report import write_report
+from resnet_jax.experiments.studies.study import Claim
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runs import run_dir
 from resnet_jax.runtime.figure_style import PLAIN, RESIDUAL

@@ -22,7 +22,7 @@ def test_names_are_shown_as_they_are(capsys):
   show(NAME, "[/b]")
   assert capsys.readouterr().out == f"{SHOWN}\n[/b]\n"
   file = io.StringIO()
-  console = Console(file=file, width=9, force_terminal=True)
+  console = Console(file=file, width=99, force_terminal=True)
   show(NAME, "[/b]", console=console)
   assert file.getvalue() == f"{SHOWN}\n[/b]\n"
   with console.status(plain(f"loading [/b]{NAME}")):

@@ -884,8 +884,10 @@ def test_weights_of_the_package_say_what_they_are(name):
   assert dtypes == {"F16", "I64"}
   training = weights.read_training(name)
   assert set(training) == {
-    *("data", "seed", "steps", "evaluation", "settings", "converted_by"),
+    *("config", "commit", "data", "seed", "steps", "evaluation", "settings"),
+    "converted_by",
   }
+  assert re.fullmatch("[0-9a-f]{40}", training["commit"])
   assert set(training["evaluation"]) == {"loss", "top1", "top5", "count"}
   network, data = name.split("_")
   assert training["data"] == data and read_network(file)["name"] == network

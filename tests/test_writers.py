@@ -263,6 +263,20 @@ def test_the_whole_time_is_estimated_once_after_100_steps(
   assert lines[3][1].startswith(text)
 
 
+def test_the_last_evaluation_is_left_until_it_has_ended(monkeypatch):
+  clock = Time(monkeypatch)
+  line = ProgressLine(Plan.create(Config(num_steps=8, eval_every_steps=4), 200), 0)
+  line.begin_training()
+  for step, left in ((4, 4 + 20), (8, 20)):
+    clock.now += 4
+    line.trained(step, 4)
+    if step == 8:
+      assert line.seconds_left() == left
+    clock.now += 20
+    line.evaluated()
+    assert line.seconds_left() == (left if step == 4 else 0)
+
+
 def test_times_in_words():
   assert list(map(in_words, (0.4, 59.6, 3599, 3600, 90_000))) == [
     *("0 s", "1 min 0 s", "59 min 59 s", "1 h 0 min", "25 h 0 min")

@@ -16,9 +16,10 @@ from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.fields import set_value
 from resnet_jax.config.validation import validate
 from resnet_jax.experiments import jobs
-from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES
 from resnet_jax.experiments.studies.outcomes import row_of
 from resnet_jax.experiments.studies.report import Planned, Report, write_report
+from resnet_jax.experiments.studies.study import Study
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import plain, show
 

@@ -71,15 +71,15 @@ class DataConfig:
 
   Attributes:
     name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
-      "folder" (image files), or the name of a TFDS data set that was prepared as
-      array_record.
+      "folder" (image files), "cifar10" or "cifar100" (official archives), or the name
+      of a TFDS data set that was prepared as array_record.
     factory: import path of your own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
       `ImageArrays`. `name` is then unused.
     dir: where the data is. For TFDS, its data directory; "" is ~/tensorflow_datasets.
       For "folder", a directory with one folder per class, with or without train/ and
       val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
-      path,label.
+      path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
     train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
       "folder", the name of the split's folder. The included sets have "train" and
       "test".

@@ -91,7 +91,8 @@ def validate(config: Config) -> None:
   if data.train_crop == "random" and data.image_size > data.train_resize:
     raise UserError(
       f"config.data.image_size={data.image_size} must be at most "
-      f"config.data.train_resize={data.train_resize} with train_crop='random'"
+      f"config.data.train_resize={data.train_resize} with "
+      "config.data.train_crop='random'"
     )
   if config.augment.policy and not data.train_crop:
     raise UserError(
@@ -120,6 +121,6 @@ def validate(config: Config) -> None:
     )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
     raise UserError(
-      f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
-      f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
+      f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
+      f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
     )

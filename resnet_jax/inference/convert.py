@@ -91,12 +91,16 @@ def _export_run(
 def _describe_training(
   config: Config, step: int, evaluation: dict[str, float]
 ) -> dict[str, Any]:
-  """Returns how a run trained its weights, as its own files tell."""
+  """Returns how a run trained its weights, for `weights.read_training`.
+
+  All is from the run's own files, but for the package that converts it. "settings" are
+  those that differ from the defaults.
+  """
   defaults = flatten(Config())
   settings = {
     path: value
     for path, field, value in walk(config)
-    # No paths of the machine, and nothing that changes no number of a step.
+    # Without paths of this machine and settings that change no number of a step.
     if value != defaults[path] and path != "init_from" and not may_change(field, config)
   }
   return {

@@ -23,7 +23,8 @@ class ProgressLine:
     """The time of the run counts from now on."""
     self.activity = "compiling"
     self.learning_rate: float | None = None
-    self._plan, self._start, self._step = plan, start_step, start_step
+    self._plan, self._start = plan, start_step
+    self._step = self._evaluated = start_step  # The last ones.
     self._opened = time.monotonic()
     self._began: float | None = None  # Training, when all is compiled.
     # Since then: in training, and in evaluations with what belongs to them.
@@ -43,7 +44,8 @@ class ProgressLine:
     self._train_seconds += seconds
 
   def evaluated(self) -> None:
-    """Takes note of the end of an evaluation."""
+    """Takes note of the end of an evaluation of the last step."""
+    self._evaluated = self._step
     if self._began is not None:
       seconds = time.monotonic() - self._began
       self._eval_seconds = max(0.0, seconds - self._train_seconds)
@@ -61,7 +63,7 @@ class ProgressLine:
     if not steps:
       return None
     train_seconds = (self._plan.num_steps - self._step) * self._train_seconds / steps
-    evals_left = self._plan.evals_after(self._step)
+    evals_left = self._plan.evals_after(self._evaluated)
     evals = self._plan.evals_after(self._start) - evals_left
     return train_seconds + evals_left * self._eval_seconds / max(1, evals)
 
@@ -71,7 +73,7 @@ class ProgressLine:
     if self._has_estimated or self._step - self._start < _ESTIMATE_AFTER or not left:
       return ""
     self._has_estimated = True
-    evals = self._plan.evals_after(self._step)
+    evals = self._plan.evals_after(self._evaluated)
     with_evals = (
       "evaluations included"
       if self._eval_seconds

@@ -78,7 +78,8 @@ def load_start(
   if not all(map(are_equal, theirs, ours)):
     warn(
       "the weights of config.init_from expect images of mean={} and std={}, but "
-      "config.data has mean={} and std={}".format(*theirs, *ours)
+      "config.data has mean={} and std={}; an empty --config.data.mean= and "
+      "--config.data.std= take those of the weights".format(*theirs, *ours)
     )
   return variables
 

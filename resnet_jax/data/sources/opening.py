@@ -72,9 +72,9 @@ def find_source(
     files = list_images(root, split, config.val_share, class_names)
     if not len(files):
       raise UserError(
-        f"{setting_name('data.val_share')}={config.val_share} of the images of each "
-        f"class in {str(root)!r} leaves none for {split or 'evaluation'}; change it or "
-        "add images"
+        f"a share of {config.val_share} of the images of each class in {str(root)!r} "
+        f"leaves none for {split or 'evaluation'}; change "
+        f"{setting_name('data.val_share')} or add some"
       )
     return files
   stream = bool(config.train_crop)

@@ -139,15 +139,17 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
   import tensorflow_datasets as tfds
 
   plain = name.split(":")[0]
+  setting = setting_name("data.dir")
   how = (
-    f"prepare it with `pip install tensorflow && tfds build {name} --data_dir={root} "
-    f"--file_format=array_record`, or set {setting_name('data.dir')} to the directory "
-    f"that holds {plain}/<version>/dataset_info.json"
+    "prepare it with `pip install tensorflow apache-beam mlcroissant && tfds build "
+    f"{name} --data_dir={root} --file_format=array_record`, or set {setting} to the "
+    f"directory that holds {plain}/<version>/dataset_info.json"
   )
-  if url := URLS.get(plain):
+  official = re.sub(r"[\W_]", "", plain).lower()  # However it is spelled.
+  if url := URLS.get(official):
     how = (
-      f"download {url} and set {setting_name('data.dir')} to that file or its "
-      f"directory; or {how}"
+      f"download {url} and set {setting} to that file or its directory, with "
+      f"{setting_name('data.name')}={official!r}; or {how}"
     )
   missing = NotFoundError(f"no {where}: {how}")
   if re.match(r"[\w-]+:[^\d*]", name):  # A namespace: TFDS would ask the network.

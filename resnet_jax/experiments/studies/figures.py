@@ -9,8 +9,8 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
-from resnet_jax.experiments.studies.grids import Variant
 from resnet_jax.experiments.studies.outcomes import Row, by_label, mean_curve, spread
+from resnet_jax.experiments.studies.study import Variant
 from resnet_jax.runtime.figure_style import (
   BOLD,
   OTHERS,

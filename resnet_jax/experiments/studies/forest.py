@@ -61,7 +61,7 @@ def _plot(findings: Sequence[Finding], unit: str) -> str:
   caption = "Difference of the means" + f", in {unit}" * bool(unit)
   caption += ": first network minus second network."
   if any(finding.interval for finding in findings):
-    caption += " Bars are 95 % intervals."
+    caption += " Bars are 95&nbsp;% intervals."
   if any(finding.claim.margin for finding in findings):
     caption += " A dashed line is the margin that a claim allows."
   return (

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 from resnet_jax.experiments.jobs import Job
-from resnet_jax.experiments.studies.grids import Claim, Variant
+from resnet_jax.experiments.studies.study import Claim, Variant
 
 # One run: the lines of `results.jsonl`.
 Row = dict[str, Any]

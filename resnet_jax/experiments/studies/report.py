@@ -14,7 +14,7 @@ from resnet_jax import __version__
 from resnet_jax.config.fields import flatten
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies import figures
-from resnet_jax.experiments.studies.grids import SCALES, STUDIES, Study, Variant
+from resnet_jax.experiments.studies.grids import SCALES, STUDIES
 from resnet_jax.experiments.studies.outcomes import (
   Finding,
   Row,
@@ -26,6 +26,7 @@ from resnet_jax.experiments.studies.outcomes import (
 )
 from resnet_jax.experiments.studies.page import Page
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
+from resnet_jax.experiments.studies.study import Study, Variant
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 
