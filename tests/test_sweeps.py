@@ -5,6 +5,8 @@ import contextlib
 import json
 import runpy
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -268,6 +270,13 @@ def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path)
     search(tmp_path, Config(data=DataConfig(name="folder", dir=str(new))))
 
 
+@pytest.mark.parametrize("storage", ["sqlite:///~/a.db", "~/a.db"])
+def test_a_storage_may_be_in_ones_home(storage, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  open_study(storage, "name", "random", "top1", prune=False, seed=0)
+  assert (tmp_path / "a.db").exists()
+
+
 def test_a_grid_of_which_some_are_run(tmp_path):
   trials = search(tmp_path)
   trials._space = {"batch_size": IntDistribution(8, 24, step=8)}
@@ -303,6 +312,39 @@ def test_a_database_is_opened_while_another_process_makes_it(tmp_path, monkeypat
   storage = f"sqlite:///{tmp_path}/a.db"
   study = open_study(storage, "name", "random", "top1", prune=False, seed=0)
   assert study.user_attrs == {"metric": "top1"}
+
+
+_OPEN = """
+import sys
+from resnet_jax.experiments.sweeps.search import open_study
+import optuna.storages, sqlalchemy.dialects.sqlite
+print("ready", flush=True)
+sys.stdin.readline()
+study = open_study(sys.argv[1], "name", "random", "top1", prune=False, seed=0)
+print(study.user_attrs["metric"])
+"""
+
+
+def test_two_processes_may_open_a_new_database_at_once(tmp_path):
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", _OPEN, f"sqlite:///{tmp_path}/a.db"],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  try:
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+      process.stdin.write("\n")
+      process.stdin.flush()
+    found = [process.communicate(timeout=60)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert found == ["top1\n"] * 2
 
 
 def test_a_resumed_search_draws_other_numbers(tmp_path):

@@ -1,10 +1,13 @@
 """A run from end to end: resumed equals uninterrupted, and what it leaves."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import signal
+import time
 from functools import partial
 
 import jax
@@ -25,6 +28,7 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
+from resnet_jax.runs import checksums
 from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
@@ -117,6 +121,30 @@ def test_a_signal_ends_a_run_between_calls_with_nothing_lost(whole, tmp_path):
   assert_states_equal(run(make_config(), tmp_path)[0], whole[1])
   lines, expected = records(tmp_path), records(whole[0])
   assert [line["step"] for line in lines] == [line["step"] for line in expected]
+
+
+def test_a_signal_while_the_last_save_is_written_loses_nothing(
+  whole, tmp_path, monkeypatch
+):
+  write, slowed = checksums.write_digests, []
+
+  def write_slowly(directory, *args):
+    if directory.name.startswith("11"):
+      slowed.append(directory)
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1)
+    return write(directory, *args)
+
+  monkeypatch.setattr(checksums, "write_digests", write_slowly)
+  with contextlib.suppress(Stopped):  # If the signal meets the evaluation.
+    run(make_config(), tmp_path)
+  assert len(slowed) == 1 and latest_step(tmp_path) == 11
+  state, _, shown = run(make_config(), tmp_path)
+  assert "11 of them done" in shown and "damaged" not in shown
+  assert_states_equal(state, whole[1])
+  assert [line["step"] for line in records(tmp_path)] == [
+    line["step"] for line in records(whole[0])
+  ]
 
 
 AVERAGED = make_config(

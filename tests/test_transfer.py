@@ -247,14 +247,14 @@ def test_a_run_keeps_the_preprocessing_of_the_weights_and_resumes_without_them(
 def test_another_mean_than_the_weights_expect_is_said(source, kind, tmp_path, capsys):
   workdir, file, _ = source
   said = []
-  for mean in (0.5, 0.25):
+  for mean in ((0.5,), (0.5, 0.5, 0.5), (0.25,)):
     config = digits_config(init_from=str(workdir if kind == "run" else file))
-    config.data.mean = (mean,)
+    config.data.mean = mean
     model = build_model(dataclasses.replace(config, model=MODEL))
     load_start(config.init_from, model, (8, 8, 1), config.data)
     said.append(capsys.readouterr().err)
-  assert said[0] == ""
-  assert said[1] == (
+  assert said[:2] == ["", ""]  # One value stands for all channels.
+  assert said[2] == (
     "warning: the weights of config.init_from expect images of mean=(0.5,) and "
     "std=(0.5,), but config.data has mean=(0.25,) and std=(0.5,); an empty "
     "--config.data.mean= and --config.data.std= take those of the weights\n"

@@ -769,6 +769,15 @@ def test_weights_see_all_images_that_have_no_splits(perfect, tmp_path, capsys):
   assert "0.1 of the images of each class" in said and "change --split" in said
 
 
+def test_paths_in_ones_home_are_read_and_written(perfect, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  path, _, names = perfect
+  model = create_model("resnet8", 12)
+  weights.save("~/copy.safetensors", model, weights.load(path, model), None, names)
+  found = load("~/copy.safetensors", "resnet8", num_classes=12)
+  assert found.class_names == tuple(names)
+
+
 def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, capsys):
   path, images, _ = perfect
   model = create_model("resnet8", 12)
@@ -784,6 +793,9 @@ def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, c
   assert "loss=nan" in refused(capsys, 1, "evaluate", *source, *data)
   file = folder / "a" / "01.png"
   assert "a/01.png are not finite" in refused(capsys, 1, "predict", *source, file)
+  out = tmp_path / "x.stablehlo"
+  said = refused(capsys, 1, "export", *options(broken), f"--out={out}")
+  assert "outputs for random images are not finite" in said and not out.exists()
   # What the head makes is no feature.
   arguments = [tmp_path / "images", f"--out={tmp_path}/f.npz", *options(broken)]
   main(["features", *map(str, arguments)])

@@ -75,6 +75,12 @@ def check_channels(label: str, values: Sequence[float], channels: int) -> None:
     )
 
 
+def are_equal(first: Sequence[float], second: Sequence[float]) -> bool:
+  """Whether values of channels are equal; one value stands for all channels."""
+  number = max(len(first), len(second))
+  return ([*first] * number)[:number] == ([*second] * number)[:number]
+
+
 def check_fits(preprocessing: Preprocessing, channels: int) -> None:
   """Raises `UserError` unless mean and std fit the images that a network takes."""
   mean, std = preprocessing.mean, preprocessing.std

@@ -148,9 +148,7 @@ class DataConfig:
     0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
   )
   # Pillow refuses more, whatever we allow.
-  max_pixels: int = allowed.setting(
-    100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
-  )
+  max_pixels: int = allowed.between(100_000_000, 1, 178_000_000)
   num_threads: int = allowed.between(0, 0, 1024, may_change=True)
   num_workers: int = allowed.between(0, 0, 1024, may_change=True)
 

@@ -5,6 +5,7 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -163,6 +164,7 @@ def load(
     UserError: the weights do not fit, or the path and `model` do not go together.
     OSError: the checkpoint is damaged.
   """
+  path = os.path.expanduser(path)
   weights.check_exists(path)
   if weights.is_run(path):
     if model:

@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -62,6 +63,7 @@ def train(
     OSError: a state cannot be saved, such as for lack of space.
     Stopped: a signal asked for it; the state is saved.
   """
+  workdir = os.path.expanduser(workdir)
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
     start = _prepare(experiment, workdir)

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import weights
-from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
+from resnet_jax.config.preprocessing import Preprocessing, are_equal, preprocessing_of
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
@@ -75,7 +75,7 @@ def load_start(
     check_same(describe(former), model, f"config.init_from={source!r}")
   preprocessing = read_preprocessing(source, model)
   theirs, ours = (preprocessing.mean, preprocessing.std), (data.mean, data.std)
-  if theirs != ours:
+  if not all(map(are_equal, theirs, ours)):
     warn(
       "the weights of config.init_from expect images of mean={} and std={}, but "
       "config.data has mean={} and std={}; an empty --config.data.mean= and "

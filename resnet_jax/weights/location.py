@@ -3,6 +3,7 @@
 import contextlib
 import functools
 import logging
+import os
 from pathlib import Path
 
 from resnet_jax.config.allowed import suggest
@@ -60,7 +61,7 @@ def find(path: str | Path) -> Path:
         "of this name"
       )
     return _TRAINED / f"{name}.safetensors"
-  path = Path(path)
+  path = Path(os.path.expanduser(path))
   if path.is_dir():
     found = [path / file for file in HF_FILES if (path / file).is_file()]
     if not found:
@@ -82,7 +83,7 @@ def is_run(path: str | Path) -> bool:
   """Whether a source that exists is a directory of a run, not weights."""
   if path in names():
     return False
-  path = Path(path)
+  path = Path(os.path.expanduser(path))
   has_weights = any((path / file).is_file() for file in HF_FILES)
   # Weights of a run may be kept in its own directory.
   return path.is_dir() and (not has_weights or (path / "checkpoints").exists())

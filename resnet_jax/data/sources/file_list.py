@@ -236,9 +236,13 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   _check_one_class(places)
   every = {name: _files_of(places[name], folder) for name in names}
   images = {name: list(filter(is_image, every[name])) for name in names}
-  if not any(images.values()):
+  empty = [name for name in names if not images[name]]
+  if empty == names:
     raise no_images(folder, itertools.chain(*every.values()), "add some")
-  _check_known([name for name in names if images[name]], classes, folder)
+  for name in empty:
+    if any(map(needed_package, count_other_suffixes(every[name]))):  # Photos.
+      raise no_images(folder / name, every[name], "add some or remove the folder")
+  _check_known([name for name in names if name not in empty], classes, folder)
   paths, labels = [], []
   for label, name in enumerate(classes):
     found = images.get(name, [])
@@ -247,9 +251,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   files = FileList(folder, paths, labels, classes)
   others = count_other_suffixes(itertools.chain(*every.values()))
   files.left_out = describe_suffixes(others)
-  files.left_out += tuple(
-    f"the folder {name!r}, which has no images" for name in names if not images[name]
-  )
+  files.left_out += tuple(f"the folder {name!r}, which has no images" for name in empty)
   if outside := list(own_images(folder)):
     files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files

@@ -1,5 +1,6 @@
 """The search: asks Optuna what to try, runs it, and tells it what came of it."""
 
+import os
 import time
 import uuid
 import warnings
@@ -106,8 +107,12 @@ def _open_storage(storage: str) -> "optuna.storages.BaseStorage":
   from optuna.storages import JournalStorage, RDBStorage
   from optuna.storages.journal import JournalFileBackend
 
+  url, mark, path = storage.partition(":///~")
+  if mark:  # A file in one's home.
+    storage = f"{url}:///{os.path.expanduser('~' + path)}"
   if "://" in storage:
     return RDBStorage(storage)
+  storage = os.path.expanduser(storage)
   Path(storage).parent.mkdir(parents=True, exist_ok=True)
   return JournalStorage(JournalFileBackend(storage))
 
