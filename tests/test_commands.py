@@ -19,7 +19,7 @@ from PIL import Image
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import WITH_SETTINGS, create_parser, main
+from resnet_jax.cli.main import create_parser, main
 from resnet_jax.cli.options import parsers_of_commands, take_former_words
 from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -277,7 +277,7 @@ def test_help_has_examples_and_says_what_each_flag_takes(command):
     (words,) = re.findall(r"resnet-jax ([^)>#]+)", line)
     args, rest = create_parser().parse_known_args(shlex.split(words))
     assert command.prog.startswith(f"resnet-jax {args.command}")
-    if args.command in WITH_SETTINGS:
+    if args.takes_settings:
       parse_settings(rest)
       load_config_file(getattr(args, "config", None) or "digits")
     else:
