@@ -8,7 +8,8 @@ The network has three stages of two blocks, with 16, 32 and 64 channels. The bat
 of Adam is 1e-3. There is no augmentation and no weight decay.
 
 Seed 0 has 75.25 % test top-1 at the end, on 2026-11-26 on one H100 in bfloat16. Its
-best evaluation has 78.23 %: without augmentation the network overfits.
+best evaluation has 78.23 %: without augmentation the network overfits. The updates took
+half a minute, at 37,000 images/s.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

@@ -17,8 +17,9 @@ torchvision updates its average of the weights every 32 updates, with a weight o
 0.00109. This is its `--model-ema-decay=0.99998`, scaled by the batch. Here each update
 changes the average, so that the same decay is 0.999966.
 
-The network is not trained with this package yet: about 1.3 million images, 600 times
-each, need GPUs or TPUs.
+The network is not trained with this package yet. It needs ImageNet (1.28 million
+images, 150 GB) and at least 23 hours of an H100, which computes 5,870 images/s of 224
+pixels in bfloat16. The host must decode images at that rate too.
 """
 
 from resnet_jax.config import AugmentConfig, Config, ModelConfig, OptimConfig, recipes

@@ -27,7 +27,6 @@ def get_config() -> Config:
     num_epochs=10,
     batch_size=32,
     steps_per_call=1,
-    log_every_steps=31,
     model=ModelConfig(name="resnet18", zero_init_residual=True),
     data=DataConfig(
       name="folder",

@@ -1,4 +1,4 @@
-"""ResNet-44, trained on CIFAR-10 and fine-tuned on Tiny-ImageNet or your own photos.
+"""ResNet-44, trained on CIFAR-10 and fine-tuned on Tiny-ImageNet at 32 pixels.
 
 Command:
 resnet-jax train --config=transfer_tiny_imagenet
@@ -7,7 +7,7 @@ resnet-jax train --config=transfer_tiny_imagenet
 
 The weights are those of akamaster/pytorch_resnet_cifar10. The photos are made as small
 as the images on which they were trained. The new head learns ten times as fast as the
-rest. The data may be any folder of images.
+rest. For your own photos take `finetune_photos`, which uses 224 pixels.
 
 The network was trained on 20 of the classes with 100 training images of each
 (2026-11-23, jax 0.10.2, one seed). A run had 620 updates and took 2 minutes on 2 CPU

@@ -4,7 +4,6 @@ README.md is the start page. The pages of commands, models and Python names are 
 from the package itself. A file of the repository to which a page links becomes a page.
 """
 
-import argparse
 import os
 import re
 from pathlib import Path
@@ -16,7 +15,8 @@ from mkdocs.structure.files import File, Files
 from mkdocs.structure.pages import Page
 
 import resnet_jax
-from resnet_jax.cli.main import COMMANDS, create_parser
+from resnet_jax.cli.main import create_parser
+from resnet_jax.cli.options import parsers_of_commands
 
 _ROOT = Path(__file__).parents[1]
 _README = "../README.md"
@@ -74,20 +74,15 @@ def _as_page(path: Path) -> dict[str, str | bytes]:
 
 def _commands() -> str:
   """Returns the page of the command line: the help of each command."""
-  parser = create_parser()
-  (commands,) = (
-    action.choices
-    for action in parser._actions
-    if isinstance(action, argparse._SubParsersAction)
-  )
-  parts = ["# Commands", "What `resnet-jax COMMAND --help` prints."]
-  for name in COMMANDS:
-    parts += [f"## {name}", f"```text\n{commands[name].format_help()}```"]
+  parts = ["# Commands", "This page shows the output of `resnet-jax COMMAND --help`."]
+  for command in parsers_of_commands(create_parser()):
+    name = command.prog.removeprefix("resnet-jax ")
+    parts += [f"## {name}", f"```text\n{command.format_help()}```"]
   return "\n\n".join(parts) + "\n"
 
 
 def _models() -> str:
-  """Returns the page of the networks: each name, its size and its stages."""
+  """Returns the page of the networks, with their stages, and of trained weights."""
   lines = [
     "# Models",
     "`create_model(name)` and `--config.model.name=NAME` take these names. The "
@@ -102,12 +97,22 @@ def _models() -> str:
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
     stages = ", ".join(map(str, model.stage_sizes))
     lines[-1] += f"\n| `{name}` | {count:,} | {stages} |"
+  lines += [
+    "## Trained weights",
+    "`load(name)`, `--weights NAME` and `--config.init_from=NAME` take these names.",
+    "| name | data | test images | top-1 |\n|---|---|---|---|",
+  ]
+  for name in resnet_jax.weights.names():
+    training = resnet_jax.weights.read_training(name)
+    found = training["evaluation"]
+    share = f"{100 * found['top1']:.2f} %"
+    lines[-1] += f"\n| `{name}` | {training['data']} | {found['count']:,} | {share} |"
   return "\n\n".join(lines) + "\n"
 
 
 def _names() -> str:
   """Returns the page of what is imported from `resnet_jax`."""
-  lines = ["# Python names", "What `from resnet_jax import NAME` gives."]
+  lines = ["# API reference", "You can import these names from `resnet_jax`."]
   for file, names in resnet_jax._FILES.items():
     lines += [
       f"::: resnet_jax.{file}.{name}" for name in names.split() if name.isidentifier()

@@ -10,6 +10,8 @@ from flax import linen as nn
 
 from resnet_jax import Classification
 from resnet_jax.data import ImageArrays
+from resnet_jax.models.layers import ModuleDef
+from resnet_jax.models.norms import BatchNorm
 
 
 class TinyNet(nn.Module):
@@ -26,6 +28,23 @@ class TinyNet(nn.Module):
 
 def network(config) -> nn.Module:
   return TinyNet(config.num_classes)
+
+
+class NormedNet(nn.Module):
+  """Maps images to logits; has statistics, and few arrays, which compile soon."""
+
+  num_classes: int
+  norm_cls: ModuleDef = BatchNorm
+
+  @nn.compact
+  def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
+    x = nn.Conv(4, (3, 3), name="conv")(images)
+    x = nn.relu(self.norm_cls(use_running_average=not train, name="bn")(x))
+    return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
+
+
+def normed_network(config) -> nn.Module:
+  return NormedNet(config.num_classes)
 
 
 @dataclasses.dataclass(frozen=True)

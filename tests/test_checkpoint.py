@@ -17,7 +17,8 @@ from resnet_jax.models.registry import create_model
 from resnet_jax.models.scan_layout import is_scanned, to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import RunFacts, to_json
-from resnet_jax.runs.run_dir import check_storage, latest_step
+from resnet_jax.runs.run_dir import latest_step
+from resnet_jax.runs.workdir import check_storage
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, replicated
 from resnet_jax.training.state import StateInit

@@ -1,7 +1,11 @@
 """`resnet-jax` as users call it: what it prints, what it refuses."""
 
+import argparse
+import contextlib
 import json
 import re
+import shlex
+import shutil
 import subprocess
 import sys
 import threading
@@ -15,14 +19,18 @@ from PIL import Image
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import main
+from resnet_jax.cli.main import create_parser, main
+from resnet_jax.cli.options import parsers_of_commands, take_former_words
+from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.config.files import load_config_file
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.checksums import digest_arrays
 from resnet_jax.runtime import errors
 from resnet_jax.training import evaluator
 
-DATA = Path(__file__).parents[2] / "shared" / "data"
+ROOT = Path(__file__).parents[1]
+DATA = ROOT.parent / "shared" / "data"
 
 
 @pytest.fixture(scope="module")
@@ -67,7 +75,7 @@ def test_summary_in_words_and_as_json(capsys):
 
 def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
-  assert "after step 1" in call(capsys, "convert", run, path)
+  assert "after step 1" in call(capsys, "convert", "--workdir", run, "--out", path)
   by_run = json.loads(call(capsys, "evaluate", "--workdir", run, "--json"))
   assert set(by_run) == {"top1", "top5", "loss", "count"}
   assert by_run["count"] == 16
@@ -85,8 +93,10 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
 
 
 def test_hash_is_of_the_bits(run, capsys):
-  text = call(capsys, "hash", run)
-  found = json.loads(call(capsys, "hash", run, "--checkpoint=1", "--json"))
+  text = call(capsys, "hash", "--workdir", run)
+  found = json.loads(
+    call(capsys, "hash", f"--workdir={run}", "--checkpoint=1", "--json")
+  )
   assert text == f"step 1: {found['hash']}\n" and len(found["hash"]) == 32
   with CheckpointStore(run) as store:
     _, variables = store.restore_model("latest")
@@ -99,7 +109,7 @@ def test_hash_is_of_the_bits(run, capsys):
 
 def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
-  call(capsys, "convert", run, path)
+  call(capsys, "convert", "--workdir", run, "--out", path)
   for name in ("cat", "dog"):
     (tmp_path / "val" / name).mkdir(parents=True)
     Image.new("RGB", (9, 9)).save(tmp_path / "val" / name / "1.png")
@@ -117,9 +127,9 @@ def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, ca
 def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   first, second = (str(tmp_path / f"{i}.safetensors") for i in "12")
   other = str(tmp_path / "run")
-  call(capsys, "convert", f"{run}/checkpoints/1", first)
-  call(capsys, "convert", first, other, "--model=plain14")
-  call(capsys, "convert", other, second)
+  call(capsys, "convert", f"--workdir={run}/checkpoints/1", f"--out={first}")
+  call(capsys, "convert", f"--weights={first}", f"--out={other}", "--model=plain14")
+  call(capsys, "convert", f"--workdir={other}", f"--out={second}")
   assert "--dataset must name" in refuse(capsys, "evaluate", "--workdir", other)
   model = create_model("plain14")
   a, b = (weights.load(path, model) for path in (first, second))
@@ -132,30 +142,82 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
 @pytest.mark.parametrize(
   ("argv", "message"),
   [
-    (["sumary"], "invalid choice: 'sumary'"),
-    (["summary", "resnet51"], "resnet51.*did you mean"),
+    (["sumary"], "no command 'sumary'; did you mean summary?"),
+    (["fit"], "no command 'fit'; did you mean train?"),
+    (["xyz"], r"choose from train, .* and \d+ more"),
+    (["--workdir=x"], "needs a command, before --workdir=x, such as"),
+    ([], "needs a command, such as `resnet-jax train`"),
+    (["summary", "resnet51"], "NAME='resnet51'.*did you mean .*resnet50"),
+    (["summary", "qq"], "choose from [^`]*resnet20 and 64 more: `resnet-jax models`"),
+    (["summary", "resnet20", "more"], "'more' is no flag of this command"),
+    (["evaluate", "--wokrdir=x"], "--wokrdir is no flag; did you mean --workdir?"),
+    (["evaluate", "--config.seed=1"], "this command takes no settings"),
+    (
+      ["evaluate", "--model=qq", "--weights=w", "--dataset=digits"],
+      "^error: --model='qq' is unknown",
+    ),
+    (["train", "--wrokdir=x"], "--wrokdir is no flag; did you mean --workdir"),
+    (["train", "--num-process=2"], "did you mean --num-processes"),
+    (["train", "digits"], "'digits' is no flag; did you mean --config=digits?"),
+    (["train", "--config.model.name=qq"], r"config\.model\.name='qq' is unknown"),
+    (["study", "degradatoin"], "did you mean degradation"),
+    (["sweep", "--config=digits", "--space=x"], "must be a Python file.*digits"),
+    (["hash"], "needs --workdir RUN"),
+    (["hash", "{run}", "{run}"], "is no flag of this command"),
+    (["features", "{tmp}", "--workdir={run}"], "needs --out FILE.npz"),
+    (["export", "--workdir={run}"], "needs --out FILE"),
+    (["export", "--workdir={run}", "--out=net.pb"], "must end in .onnx or .stablehlo"),
+    (["convert", "--out=x.safetensors"], "either --workdir RUN or --weights FILE"),
+    (["convert", "--workdir={run}"], "needs --out PATH"),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/new", "--dtype=float16"],
+      "--dtype=float16 is for a",
+    ),
     (["summary", "resnet50", "--image-size=0"], "image-size: '0' must be a whole"),
     (["summary", "resnet50", "--stem=x"], "stem='x'"),
-    (["convert", "{run}", "{tmp}/x.pth"], "x.pth' must end in .safetensors"),
-    (["convert", "{run}", "{tmp}/x.safetensor"], "must end in .safetensors"),
-    (["convert", "{run}", "{tmp}/x.safetensors", "--stem=deep"], "need --model"),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.pth"],
+      "x.pth' must end in .safetensors",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensor"],
+      "must end in .safetensors",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--stem=deep"],
+      "need --model",
+    ),
     (["evaluate", "--workdir={run}", "--num-classes=7"], "--num-classes is for"),
     (
       ["evaluate", "--model=resnet20", "--weights=hf://x", "--dataset=digits"],
       "hf://owner",
     ),
-    (["summary", "resnet20", "--image=32"], "unrecognized arguments"),
-    (["convert", "{run}", "{tmp}/no/x.safetensors"], "in a directory that is there"),
-    (["convert", "{run}", "{tmp}/x.safetensors", "--model=resnet20"], "has plain14"),
-    (["convert", "{tmp}/none", "{tmp}/x.safetensors"], "there is no"),
-    (["convert", "{tmp}", "{tmp}/x.safetensors"], "no config.json"),
-    (["convert", "{run}/config.json", "{tmp}/x.safetensors"], "--model must name"),
+    (["summary", "resnet20", "--image=32"], "did you mean --image-size?"),
     (
-      ["convert", "{run}/config.json", "{tmp}/x.safetensors", "--model=resnet20"],
+      ["convert", "--workdir={run}", "--out={tmp}/no/x.safetensors"],
+      "in a directory that is there",
+    ),
+    (
+      ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--model=resnet20"],
+      "has plain14",
+    ),
+    (["convert", "--workdir={tmp}/none", "--out={tmp}/x.safetensors"], "there is no"),
+    (["convert", "--workdir={tmp}", "--out={tmp}/x.safetensors"], "no config.json"),
+    (
+      ["convert", "--weights={run}/config.json", "--out={tmp}/x.safetensors"],
+      "config.json' must end in .safetens",
+    ),
+    (
+      [
+        "convert",
+        "--weights={run}/config.json",
+        "--out={tmp}/x.safetensors",
+        "--model=resnet20",
+      ],
       "config.json' must end in .safetensors",
     ),
-    (["convert", "{run}", "{run}"], "new run directory"),
-    (["evaluate"], "needs --workdir RUN, or --model"),
+    (["convert", "--workdir={run}", "--out={run}"], "new run directory"),
+    (["evaluate"], "needs --workdir RUN or --weights FILE"),
     (["evaluate", "--workdir={run}", "--model=resnet20"], "--model is for --weights"),
     (["evaluate", "--workdir={tmp}"], "no config.json"),
     (["evaluate", "--workdir={run}", "--checkpoint=7"], "no checkpoint '7'.*1"),
@@ -176,15 +238,15 @@ def test_mistakes_are_one_line_with_status_2(run, tmp_path, capsys, argv, messag
 @pytest.mark.parametrize(
   "argv",
   [
-    ["hash", "~/none"],
+    ["hash", "--workdir=~/none"],
     ["evaluate", "--workdir=~/none"],
     ["train", "--workdir=~/none", "--mode=eval"],
     ["evaluate", "--model=resnet20", "--weights=~/none.pth", "--dataset=digits"],
     ["predict", "x.png", "--workdir=run", "--figure=~/none/x.png"],
-    ["convert", "~/none", "x.safetensors"],
+    ["convert", "--workdir=~/none", "--out=x.safetensors"],
     ["study", "depth", "--out=~/file"],
     ["sweep", "--config=digits", "--space=~/none.py", "--out=out"],
-    ["data", "check", "~/photos", "--picture=~/none/x.png"],
+    ["data", "check", "~/photos", "--figure=~/none/x.png"],
     ["train", "--config=~/none.py"],
   ],
   ids=str,
@@ -194,6 +256,156 @@ def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
   (tmp_path / "file").touch()
   error = refuse(capsys, *argv)
   assert f"{tmp_path}/" in error and "~" not in error
+
+
+@pytest.mark.parametrize(
+  "command",
+  list(parsers_of_commands(create_parser())),
+  ids=lambda command: command.prog.removeprefix("resnet-jax "),
+)
+def test_help_has_examples_and_says_what_each_flag_takes(command):
+  assert "\n\nexamples:\n  " in command.format_help()
+  for action in command._actions:
+    if action.help == argparse.SUPPRESS:
+      continue
+    assert len((action.help or "").split()) > 1, action
+    # What none of these says has no default, and another flag may take its place.
+    if action.option_strings and action.nargs != 0 and not action.required:
+      says = "default:" in action.help
+      assert says or action.dest in ("workdir", "weights", "model", "out"), action
+  for line in command.epilog.split("\n")[1:]:
+    (words,) = re.findall(r"resnet-jax ([^)>#]+)", line)
+    args, rest = create_parser().parse_known_args(shlex.split(words))
+    assert command.prog.startswith(f"resnet-jax {args.command}")
+    if args.takes_settings:
+      parse_settings(rest)
+      load_config_file(getattr(args, "config", None) or "digits")
+    else:
+      assert not rest
+
+
+FORMER = [
+  (["hash", "R"], ["hash", "--workdir", "R"]),
+  (["export", "o.onnx", "--workdir=R"], ["export", "--out=o.onnx", "--workdir=R"]),
+  (["export", "--image-size=8x9"], ["export", "--photo-size=8x9"]),
+  (["features", "P", "o.npz"], ["features", "P", "--out", "o.npz"]),
+  (
+    ["features", "P", "--crop=8", "o.npz"],
+    ["features", "P", "--crop=8", "--out=o.npz"],
+  ),
+  (["convert", "R", "o"], ["convert", "--out=o"]),
+  (["data", "check", "P", "--picture=a.png"], ["data", "check", "P", "--figure=a.png"]),
+  (
+    ["sweep", "--config=c", "--space=s", "--study=n"],
+    ["sweep", "--config=c", "--space=s", "--name=n"],
+  ),
+]
+
+
+@pytest.mark.parametrize(("old", "new"), FORMER, ids=str)
+def test_former_names_are_taken_with_a_hint(old, new, capsys):
+  found = []
+  for words in (old, new):
+    args, rest = create_parser().parse_known_args(words)
+    assert take_former_words(args, rest) == []
+    del args.parser
+    if old[0] == "convert":  # A run or a file: its path tells.
+      assert args.source == ("R" if words is old else None)
+      del args.source
+    found.append(vars(args))
+  assert found[0] == found[1]
+  lines = capsys.readouterr().err.splitlines()
+  assert lines and all(re.match("hint: .* is now .*--", line) for line in lines)
+
+
+def test_a_former_name_does_the_same(run, capsys):
+  main(["hash", run])
+  old = capsys.readouterr()
+  assert old.out == call(capsys, "hash", "--workdir", run)
+  assert old.err.startswith(f"hint: {run} is now given as --workdir RUN;")
+
+
+def test_underscores_are_taken_for_hyphens(capsys):
+  found = call(capsys, "summary", "resnet8", "--num_classes=7", "--json")
+  assert json.loads(found)["num_classes"] == 7
+
+
+def test_a_folder_is_a_data_set_by_its_path(run, tmp_path, capsys):
+  for name in "01":
+    (tmp_path / name).mkdir()
+    Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+  table = tmp_path / "table.csv"
+  table.write_text("path,label,split\n0/1.png,0,val\n1/1.png,1,val\n")
+  source = ["--workdir", run, "--json", "--crop=8"]
+  found = call(capsys, "evaluate", *source, f"--dataset={table}")
+  assert json.loads(found)["count"] == 2
+  error = refuse(capsys, "evaluate", *source, f"--dataset={tmp_path}", "--split=x")
+  assert error.startswith("error: --split=")
+
+
+def test_a_figure_is_drawn_though_nobody_reads_the_lines(
+  run, tmp_path, monkeypatch, capfd
+):
+  def show(*lines):
+    raise BrokenPipeError
+
+  monkeypatch.setattr("resnet_jax.cli.predict.show", show)
+  Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+  figure = tmp_path / "figure.png"
+  with pytest.raises(SystemExit):
+    main(["predict", f"{tmp_path}/a.png", "--workdir", run, "--figure", str(figure)])
+  assert Image.open(figure).size > (100, 100)
+
+
+def test_a_long_text_for_head_is_no_error():
+  command = f"{sys.executable} -m resnet_jax train --help | head -n 1"
+  done = subprocess.run(["bash", "-c", command], capture_output=True, text=True)
+  assert done.stdout.startswith("usage: ") and done.stderr == ""
+
+
+@pytest.mark.parametrize(
+  ("line", "completed"),
+  [
+    ("tr", "train"),
+    (
+      "train --config.optim.learning_rate_m",
+      "--config.optim.learning_rate_multipliers",
+    ),
+    ("train --config dig", "digits"),
+    ("train --config.data.interpolation bic", "bicubic"),
+    ("train --config.augment.flip t", "true"),
+    ("summary resnet110", "resnet110"),
+    ("study deg", "degradation"),
+    ("data check --fig", "--figure"),
+    ("hash --workdir configs/s", "configs/sweeps"),
+  ],
+)
+def test_bash_completes(line, completed, completion):
+  ask = f"""
+    source {completion}
+    COMP_WORDS=(resnet-jax {line}); COMP_CWORD=$((${{#COMP_WORDS[@]}} - 1))
+    _shtab_resnet_jax; echo "${{COMPREPLY[*]}}"
+  """
+  out = subprocess.check_output(["bash", "-c", ask], text=True, cwd=ROOT)
+  assert out.split() == [completed]
+
+
+@pytest.fixture(scope="module")
+def completion(tmp_path_factory) -> Path:
+  """The script that has bash complete the command."""
+  if shutil.which("bash") is None:
+    pytest.skip("needs bash")
+  path = tmp_path_factory.mktemp("completion") / "script"
+  with path.open("w") as file, contextlib.redirect_stdout(file):
+    main(["completion", "bash"])
+  subprocess.run(["bash", "-n", path], check=True)
+  return path
+
+
+@pytest.mark.parametrize("shell", ["zsh", "fish"])
+def test_other_shells_have_a_script_too(shell, capsys):
+  script = call(capsys, "completion", shell)
+  assert "resnet-jax" in script and "config.optim.learning_rate" in script
 
 
 def test_the_command_is_installed():

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib
+import json
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -69,8 +70,20 @@ def test_cifar10_siblings():
     ("data.std", (58.0,), r"in \(0, 1\]"),
     ("data.mean", (0.5, 124.0, 0.5), r"in \[0, 1\] for each channel, as pixels are"),
     ("data.mean", (-0.1,), r"in \[0, 1\]"),
-    ("data.mean", (), r"in \[0, 1\]"),
     ("data.mean", 0.5, "a tuple of numbers"),
+    ("data.eval_resize", 30_000, r"in \[-1, 4096\]"),
+    ("data.eval_crop", 4097, r"in \[-1, 4096\]"),
+    ("data.train_resize", 4097, r"in \[0, 4096\]"),
+    ("data.image_size", 4097, r"in \[1, 4096\]"),
+    ("data.image_size", 0, r"in \[1, 4096\]"),
+    ("data.num_threads", 10**9, r"in \[0, 1024\]"),
+    ("data.num_workers", 10**9, r"in \[0, 1024\]"),
+    ("augment.padding", 4097, r"in \[0, 4096\]"),
+    ("augment.brightness", 1000.0, r"in \[0, 2\]"),
+    ("augment.contrast", 2.1, r"in \[0, 2\]"),
+    ("augment.saturation", -0.1, r"in \[0, 2\]"),
+    ("augment.mixup", 1000.0, r"in \[0, 100\]"),
+    ("augment.cutmix", 1000.0, r"in \[0, 100\]"),
     ("optim.learning_rate", "fast", "a number"),
     ("optim.learning_rate", float("inf"), "a number"),
     ("optim.learning_rate", -0.1, "> 0"),
@@ -151,6 +164,13 @@ def test_epochs_of_more_steps_than_are_counted_are_refused(epochs):
     ("amp", "did you mean config.model.dtype?"),
     ("name", "did you mean config.model.name, config.data.name, config.optim.name?"),
     ("seeed", "did you mean config.seed?"),
+    ("model.depth", "did you mean config.model.name?"),
+    ("optim.momentun", "did you mean config.optim.momentum?"),
+    ("augment.flipp", "did you mean config.augment.flip?"),
+    (
+      "modle.name",
+      "did you mean config.model.name, config.data.name, config.optim.name?",
+    ),
     ("gpus", "all devices are used; hide some with CUDA_VISIBLE_DEVICES"),
     ("output_dir", "--workdir names the run's directory"),
     ("qqq", "`resnet-jax train --help` lists all settings"),
@@ -300,6 +320,44 @@ def test_plan_refuses_what_does_not_fit(config, message):
   config.batch_size = config.batch_size if config.batch_size == 101 else 10
   with pytest.raises(ValueError, match=message):
     Plan.create(config, 100)
+
+
+@pytest.mark.parametrize(
+  ("settings", "log_every", "eval_every"),
+  [
+    ({}, 5, 5),  # Once per epoch, as it is shorter than 50 steps.
+    ({"batch_size": 1}, 50, 51),
+    ({"log_every_steps": 7, "eval_every_steps": 8}, 7, 8),
+    ({"log_every_epochs": 0.4, "eval_every_epochs": 2}, 2, 10),
+    ({"log_every_epochs": 0.001, "eval_every_epochs": 1e-9}, 1, 1),
+  ],
+)
+def test_periods_are_given_in_steps_or_in_epochs(settings, log_every, eval_every):
+  config = Config(**{"num_steps": 60, "batch_size": 10} | settings)
+  validate(config)
+  plan = Plan.create(config, 51)
+  assert (plan.log_every, plan.eval_every) == (log_every, eval_every)
+  for step in range(61):
+    due = [later for later in range(step + 1, 61) if plan.eval_at(later)]
+    assert plan.evals_after(step) == len(due)
+
+
+@pytest.mark.parametrize("name", ["log_every", "eval_every"])
+def test_periods_in_steps_and_in_epochs_exclude_each_other(name):
+  config = Config(**{f"{name}_steps": 44, f"{name}_epochs": 2.0})
+  with pytest.raises(UserError) as error:
+    validate(config)
+  assert str(error.value) == (
+    f"config.{name}_epochs=2.0 and config.{name}_steps=44 exclude each other; set one "
+    "of them to 0"
+  )
+
+
+def test_settings_of_runs_without_periods_in_epochs_are_read():
+  config = Config(log_every_steps=50, eval_every_steps=8)
+  values = json.loads(serialization.to_json(config))
+  del values["log_every_epochs"], values["eval_every_epochs"]
+  assert serialization.from_json(json.dumps(values)) == config
 
 
 def test_a_run_that_did_not_say_the_size_of_its_images_goes_on():

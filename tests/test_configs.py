@@ -21,12 +21,16 @@ from resnet_jax.cli import settings
 from resnet_jax.config import Config, files, serialization
 from resnet_jax.config.fields import check_field_name, flatten
 from resnet_jax.config.validation import validate
-from resnet_jax.models.registry import create_model
+from resnet_jax.models.image_size import size_warnings
+from resnet_jax.models.registry import build_model, create_model
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import create_optimizer
+from resnet_jax.training.resolved_config import resolve_settings, with_num_classes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
+# Sides in pixels of the data sets that are in memory.
+SIDES = {"cifar10": 32, "digits": 8, "fashion_mnist": 28}
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS: dict[str, tuple[str, ...]] = {
   path.stem: runpy.run_path(str(path)).get("VARIANTS", ())
@@ -43,6 +47,7 @@ IMAGES = {
   "cifar10": (10, 3),
   "digits": (10, 1),
   "fashion_mnist": (10, 1),
+  "finetune_photos": (10, 3),
   "imagenet2012": (1000, 3),
   "imagenette_resnet18": (10, 3),
   "tiny_imagenet_resnet": (200, 3),
@@ -166,6 +171,42 @@ def test_a_config_is_found_by_name_from_any_folder_and_valid(
   validate(files.load_config_file(name))
 
 
+def test_a_config_is_a_file_a_run_or_a_path_of_the_repository(tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "mine.py").write_text((CONFIGS / "digits.py").read_text())
+  (tmp_path / "run").mkdir()
+  expected = files.load_config_file("digits")
+  (tmp_path / "run" / "config.json").write_text(serialization.to_json(expected))
+  for name in (
+    *("mine", "mine.py", "./mine", str(tmp_path / "mine.py")),
+    *("run", "run/", "run/config.json", str(tmp_path / "run")),
+    *("configs/digits.py", "configs/digits"),
+  ):
+    assert files.load_config_file(name) == expected, name
+
+
+@pytest.mark.parametrize(
+  ("name", "message"),
+  [
+    ("my.yaml", "my.yaml is no config file; --config takes .* Python file"),
+    ("bare", "bare is no config file; --config takes"),
+    ("empty", "empty is a folder without config.json; --config takes"),
+    ("", "there is no --config=; --config takes"),
+    ("zzz", "there is no --config=zzz; --config takes a name of `resnet-jax configs`"),
+    ("other/digits.py", "the package has --config=digits"),
+    ("cifar10", r"did you mean cifar10_fast, cifar10_\w+, cifar10_\w+\?"),
+    ("tiny", r"did you mean tiny_imagenet_resnet, transfer_tiny_imagenet\?"),
+  ],
+)
+def test_what_is_no_config_gets_what_is_one(name, message, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  (tmp_path / "my.yaml").write_text("seed: 1\n")
+  (tmp_path / "bare").write_text("x")
+  (tmp_path / "empty").mkdir()
+  with pytest.raises(UserError, match=message):
+    settings.load_config(name, [])
+
+
 @pytest.mark.parametrize("stem", [stem for stem in VARIANTS if VARIANTS[stem]])
 def test_the_default_is_a_variant_and_an_unknown_one_is_refused(stem):
   variants = [files.load_config_file(f"{stem}:{name}") for name in VARIANTS[stem]]
@@ -187,12 +228,84 @@ def test_a_config_file_imports_no_other(path):
   assert not imported & {"configs", "sweeps", *VARIANTS}
 
 
+def image_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
+  """Returns (H, W, C) of the training images and of those for evaluation."""
+  data, side = config.data, SIDES.get(config.data.name, 0)
+  sizes = data.train_resize or side, data.eval_crop or data.eval_resize or side
+  if data.train_crop:
+    sizes = data.image_size, data.eval_crop
+  return tuple((size, size, 3) for size in sizes)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_images_of_a_config_have_a_size_that_suits_its_network(name):
+  config = files.load_config_file(name)
+  config.init_from = ""
+  config = resolve_settings(config)
+  model = build_model(with_num_classes(config, 10))
+  assert size_warnings(model, *image_shapes(config)) == []
+
+
+@pytest.mark.parametrize(
+  ("model", "train", "evaluation", "expected"),
+  [
+    # The config that people took for photos, with an ImageNet network.
+    ({"name": "resnet18"}, 32, 32, ["map is 1x1 .*32 pixels.*config.model.stem=cifar"]),
+    ({"name": "resnet50"}, 64, 64, ["map is 2x2"]),
+    ({"name": "resnet50", "stem": "deep"}, 224, 64, ["map is 2x2", "224 .* 64"]),
+    ({"name": "resnet20", "stem": "imagenet"}, 32, 32, ["map is 2x2"]),
+    ({"name": "resnet18", "stem": "cifar"}, 8, 8, ["1x1 .*config.model.name=resnet20"]),
+    ({"name": "resnet20"}, 224, 224, ["49 times.*config.model.stem=imagenet"]),
+    ({"name": "resnet50"}, 128, 224, ["training images have 128 .* evaluation .* 224"]),
+    ({"name": "resnet50"}, 96, 96, []),
+    ({"name": "resnet50"}, 176, 224, []),
+    ({"name": "resnet18", "stem": "cifar"}, 64, 64, []),
+    ({"name": "wide_resnet28_10"}, 32, 32, []),
+    ({"name": "resnet20"}, 8, 8, []),
+  ],
+)
+def test_a_size_that_does_not_suit_the_network_is_said(
+  model, train, evaluation, expected
+):
+  shapes = (train, train, 3), (evaluation, evaluation, 3)
+  found = size_warnings(create_model(**model), *shapes)
+  assert len(found) == len(expected)
+  for text, pattern in zip(found, expected, strict=True):
+    assert re.search(pattern, text), text
+
+
+@pytest.mark.parametrize(
+  ("flags", "name"),
+  [
+    ("", "digits"),
+    ("--config.data.dir=photos", "finetune_photos:scratch"),
+    ("--config.data.name=folder --config.data.dir=x.csv", "finetune_photos:scratch"),
+    ("--config.data.dir=photos --config.init_from=x.pth", "finetune_photos"),
+    ("--config.data.name=cifar10 --config.data.dir=data", "digits"),
+    ("--config.data.factory=own:images --config.data.dir=data", "digits"),
+    ("--config.data.name=folder", "digits"),
+  ],
+)
+def test_a_folder_without_a_config_takes_the_one_for_photos(flags, name):
+  args = flags.split()
+  values = settings.parse_settings(args)
+  expected = settings.change(files.load_config_file(name), values)
+  assert settings.load_config(None, args) == expected
+  assert settings.load_config(None, args, saved=Config()) == settings.change(
+    Config(), values
+  )
+
+
 @pytest.mark.parametrize("stem", VARIANTS)
 def test_the_docstring_has_a_title_and_a_command_that_exists(stem):
   title = files.list_configs()[stem]
   assert 0 < len(title) < 88
   assert title.endswith(".")
   doc = ast.get_docstring(ast.parse((CONFIGS / f"{stem}.py").read_text("utf-8")))
+  # Where and for how long it trains, and how accurate it becomes.
+  assert re.search(r"\b(CPU|GPU|H100)\b", doc)
+  assert re.search(r"\d (s|min|minutes?|hours?)\b|\b(a|an) (minute|hour)", doc)
+  assert re.search(r"\d %", doc)
   for name in re.findall(r"--config=([\w:]+)", doc):
     files.load_config_file(name)
   assert f"resnet-jax train --config={stem}" in doc
@@ -209,10 +322,6 @@ def write_all() -> None:
     golden_path(name).write_text(describe(name), encoding="utf-8")
 
 
-if __name__ == "__main__":
-  write_all()
-
-
 @pytest.mark.parametrize("variant", ["", ":x"])
 def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   config = Config()
@@ -224,3 +333,7 @@ def test_a_config_json_runs_no_code_by_itself(tmp_path, variant):
   flag = ["--config.model.factory=own_parts:network"]
   assert settings.load_config(str(path), flag) == config
   assert settings.load_config(str(path), [], trust_code=True) == config
+
+
+if __name__ == "__main__":
+  write_all()

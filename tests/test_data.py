@@ -2,14 +2,18 @@
 
 import hashlib
 import io
+import itertools
 import json
 import os
+import pickle
 import re
 import shutil
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
+import cifar_writer
 import cloudpickle
 import jax
 import numpy as np
@@ -21,9 +25,10 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.data.pipelines.resident import ResidentDataset
-from resnet_jax.data.sources import base, built_in, opening, tfds
+from resnet_jax.data.sources import base, built_in, cifar, opening, tfds
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh
+from resnet_jax.training.class_pairing import pair_classes
 
 # Of the test split's images and labels.
 DIGITS_SHA256 = "eb33daa4a6fa9662"
@@ -104,6 +109,8 @@ def tiny_tfds(tmp_path_factory) -> Path:
   shutil.copytree(root / "tiny", root / "old" / "tiny")
   info = root / "old" / "tiny" / "1.0.0" / "dataset_info.json"
   info.write_text(info.read_text().replace("array_record", "tfrecord"))
+  for path in info.parent.glob("*.array_record*"):
+    path.rename(path.with_name(path.name.replace("array_record", "tfrecord")))
   return root
 
 
@@ -135,7 +142,13 @@ def test_tfds_split_syntax(tiny_tfds):
     ("tiny", "test+train[5:2]", ValueError, r": 'train\[5:2\]' is empty"),
     ("tiny", "train[90%:10%] + test", ValueError, r": 'train\[90%:10%\]' is empty"),
     ("tiny_names", "train", ValueError, r"\['class', 'picture'\]"),
-    ("cifar10", "train", FileNotFoundError, r"cifar10.*tfds build cifar10.*data.dir"),
+    ("mnist", "train", FileNotFoundError, r"'mnist'.*tfds build mnist.*data.dir"),
+    (
+      "cifar10",
+      "train",
+      FileNotFoundError,
+      r"download https://\S*/cifar-10-python.tar.gz and set config.data.dir",
+    ),
     ("huggingface:mnist", "train", FileNotFoundError, "huggingface:mnist"),
     ("anyone:mnist", "train", FileNotFoundError, "anyone:mnist"),
     ("no_such_set", "train", FileNotFoundError, r"no_such_set.*tfds build"),
@@ -220,7 +233,7 @@ def test_damaged_tfds_is_one_clean_error(tiny_tfds, tmp_path, file, damage):
   path.unlink() if damage == "missing" else path.write_bytes(b"")
   with pytest.raises((ValueError, FileNotFoundError), match=str(tmp_path)) as caught:
     tfds.load_tfds("tiny", str(tmp_path), "train")
-  assert re.search("damaged|prepare it", str(caught.value))
+  assert re.search("damaged|prepare ", str(caught.value))
 
 
 @pytest.mark.parametrize(
@@ -249,9 +262,70 @@ def test_tfds_that_does_not_fit_the_device_is_streamed(tiny_tfds, monkeypatch, w
     assert np.asarray(Image.open(io.BytesIO(data)))[0, 0, 0] % 3 == label
 
 
-def test_tfds_in_another_file_format_is_refused(tiny_tfds):
-  with pytest.raises(FileNotFoundError, match=r"stored as tfrecord.*array_record"):
+def test_tfds_in_another_file_format_says_how_to_convert_it(tiny_tfds):
+  where = tiny_tfds / "old" / "tiny" / "1.0.0"
+  command = f"tfds convert_format --dataset_version_dir={where} --out_file_format=array"
+  with pytest.raises(FileNotFoundError, match=f"stored as tfrecord.*{command}"):
     tfds.load_tfds("tiny", str(tiny_tfds / "old"), "train")
+
+
+@pytest.mark.parametrize("alternative", [True, False])
+@pytest.mark.parametrize("stream", [True, False])
+def test_array_record_beside_another_format_is_read(
+  tiny_tfds, tmp_path, alternative, stream
+):
+  """As `tfds convert_format` leaves it; it may stop before the description."""
+  for place in ("old/tiny", "tiny"):
+    shutil.copytree(tiny_tfds / place, tmp_path / "tiny", dirs_exist_ok=True)
+  info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
+  description = json.loads(info.read_text()) | {"fileFormat": "tfrecord"}
+  if alternative:
+    description["alternativeFileFormats"] = ["array_record"]
+  info.write_text(json.dumps(description))
+  source = tfds.load_tfds("tiny", str(tmp_path), "train", stream)
+  assert len(source) == 7
+  labels = [source[i][1] for i in range(7)] if stream else source.labels
+  assert sorted(labels) == [0, 0, 0, 1, 1, 2, 2]
+  (shard,) = info.parent.glob("tiny-train.array_record*")
+  shard.unlink()
+  said = f"incomplete: of the 1 files of 'train', {shard.name} cannot be found; prep"
+  with pytest.raises(FileNotFoundError, match=said):
+    tfds.load_tfds("tiny", str(tmp_path), "train", stream)
+
+
+def test_without_array_record_only_tfds_sets_are_not_read(tiny_tfds, tmp_path):
+  """As on Windows, where Grain does not ask for it either."""
+  (tmp_path / "photos" / "a").mkdir(parents=True)
+  (tmp_path / "photos" / "a" / "1.jpg").touch()
+  write_cifar(tmp_path, "cifar10", "python", packed=True)
+  code = f"""
+import sys
+import grain
+for name in [name for name in sys.modules if name.startswith("array_record")]:
+  del sys.modules[name]
+sys.modules["array_record"] = None
+import resnet_jax.cli.main, resnet_jax.training.trainer
+from resnet_jax.config import DataConfig
+from resnet_jax.data.sources import cifar, opening
+from resnet_jax.runtime.errors import UserError
+cifar.NUM_IMAGES = {CIFAR_SIZES}
+for name, place, split in (
+  ("digits", "", "train[:9]"),
+  ("folder", {str(tmp_path / "photos")!r}, "train"),
+  ("cifar10", {str(tmp_path)!r}, "train[:9]"),
+):
+  assert len(opening.open_source(DataConfig(name=name, dir=place), split)), name
+try:
+  opening.open_source(DataConfig(name="tiny", dir={str(tiny_tfds)!r}), "train")
+except UserError as error:
+  print(error)
+"""
+  env = os.environ | {"PYTHONPATH": str(Path(__file__).parents[1])}
+  said = subprocess.run(
+    [sys.executable, "-c", code], env=env, check=True, capture_output=True, text=True
+  )
+  assert "'tiny' in config.data.dir" in said.stdout
+  assert "needs the package array_record: `pip install array_record`" in said.stdout
 
 
 def test_tensorflow_and_torch_are_never_imported(tiny_tfds, tmp_path):
@@ -276,6 +350,204 @@ assert torch.__version__ == "2.20"
   path = os.pathsep.join([str(tmp_path), str(Path(__file__).parents[1])])
   env = os.environ | {"PYTHONPATH": path}
   subprocess.run([sys.executable, "-c", code], env=env, check=True)
+
+
+# CIFAR as its authors publish it
+
+CIFAR_SIZES = {"train": 10, "test": 3}
+
+
+def cifar_parts(name: str) -> dict:
+  """Returns different images, and labels with the first and the last one."""
+  rng = np.random.default_rng(0)
+  last = 9 if name == "cifar10" else 99
+  return {
+    split: (
+      rng.integers(0, 256, (count, 32, 32, 3), np.uint8),
+      np.array([last, 0, 3, 5, 5, 7, 1, 2, 8, 4][:count]),
+    )
+    for split, count in CIFAR_SIZES.items()
+  }
+
+
+def cifar_names(name: str) -> list[str]:
+  return [f"class_{i}" for i in range(int(name[5:]))]
+
+
+def write_cifar(root: Path, name: str, form: str, packed: bool) -> Path:
+  content = cifar_writer.files(
+    name, form, **cifar_parts(name), class_names=cifar_names(name)
+  )
+  folder = cifar_writer.FOLDERS[name, form]
+  if packed:
+    return cifar_writer.pack(content, folder, root / cifar_writer.ARCHIVES[name, form])
+  return cifar_writer.unpack(content, root / folder)
+
+
+@pytest.fixture
+def small_cifar(monkeypatch):
+  monkeypatch.setattr(cifar, "NUM_IMAGES", CIFAR_SIZES)
+
+
+@pytest.mark.parametrize("named", ["itself", "its folder"])
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize(("name", "form"), cifar_writer.FOLDERS)
+def test_cifar_is_read_as_it_is_published(
+  tmp_path, small_cifar, name, form, packed, named
+):
+  path = write_cifar(tmp_path, name, form, packed)
+  place = path if named == "itself" else path.parent
+  before = sorted(tmp_path.rglob("*"))
+  for split, (images, labels) in cifar_parts(name).items():
+    source = opening.open_source(DataConfig(name=name, dir=str(place)), split)
+    np.testing.assert_array_equal(source.images, images)
+    np.testing.assert_array_equal(source.labels, labels)
+    assert source.class_names == tuple(cifar_names(name))
+  assert sorted(tmp_path.rglob("*")) == before  # Nothing is unpacked.
+
+
+def test_the_writer_of_the_tests_writes_pickles_as_numpy_does():
+  parts = cifar_parts("cifar10")
+  content = cifar_writer.files("cifar10", "python", **parts, class_names=["x"] * 10)
+  found = pickle.loads(content["data_batch_2"], encoding="bytes")
+  np.testing.assert_array_equal(
+    found[b"data"].reshape(2, 3, 32, 32).transpose(0, 2, 3, 1), parts["train"][0][2:4]
+  )
+  assert found[b"labels"] == [3, 5]
+
+
+def test_parts_of_cifar(tmp_path, small_cifar):
+  path = write_cifar(tmp_path, "cifar10", "binary", packed=True)
+  images, labels = cifar_parts("cifar10")["train"]
+  config = DataConfig(name="cifar10", dir=str(path))
+  np.testing.assert_array_equal(
+    opening.open_source(config, "train[2:5]").images, images[2:5]
+  )
+  assert len(opening.open_source(config, "")) == CIFAR_SIZES["test"]
+  for split in ("val", "train+test", "train[:0]"):
+    with pytest.raises(UserError, match=r"train_split or eval_split='"):
+      opening.open_source(config, split)
+  config.train_crop = "random"  # They are cut to one size while training runs.
+  source = opening.open_source(config, "train")
+  source = cloudpickle.loads(cloudpickle.dumps(source))  # As Grain's workers do.
+  assert source.name(3) == "image 3 of cifar10 train" and len(source) == 10
+  for i in range(10):
+    data, label = source[i]
+    np.testing.assert_array_equal(Image.open(io.BytesIO(data)), images[i])
+    assert label == labels[i]
+
+
+def test_tfds_comes_before_archives_of_cifar(tmp_path):
+  path = write_cifar(tmp_path, "cifar10", "python", packed=True)
+  folder = tmp_path / "cifar10" / "3.0.2"
+  folder.mkdir(parents=True)
+  (folder / "cifar10-train.tfrecord-00000-of-00001").touch()  # It cannot be read.
+  assert cifar.find_cifar("cifar10", str(tmp_path)) == path
+  (folder / "cifar10-train.array_record-00000-of-00001").touch()
+  assert cifar.find_cifar("cifar10", str(tmp_path)) is None
+  assert cifar.find_cifar("cifar10", str(path)) == path
+  assert cifar.find_cifar("cifar100", str(tmp_path)) is None
+  assert cifar.find_cifar("mnist", str(path)) is None
+
+
+def repacked(path: Path, *members: tarfile.TarInfo) -> None:
+  """Adds members to the archive, in front."""
+  with tarfile.open(path) as archive:
+    files = [(m, archive.extractfile(m).read()) for m in archive if m.isfile()]
+  with tarfile.open(path, "w:gz") as archive:
+    for member in members:
+      archive.addfile(member)
+    for member, data in files:
+      archive.addfile(member, io.BytesIO(data))
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+  info = tarfile.TarInfo(name)
+  info.type, info.linkname = kind, link
+  return info
+
+
+@pytest.mark.parametrize(
+  ("damage", "message"),
+  [
+    (lambda path: path.write_bytes(path.read_bytes()[:9999]), "cannot be read as a"),
+    (lambda path: path.write_bytes(b""), "cannot be read as a .tar.gz archive"),
+    (lambda path: path.write_text("<html>Not found"), "cannot be read as a .tar.gz"),
+    (lambda path: repacked(path, member("/etc/x")), "has '/etc/x', which is a link or"),
+    (lambda path: repacked(path, member("a/../../x")), "has 'a/../../x', which is"),
+    (
+      lambda path: repacked(path, member("a/test_batch", tarfile.SYMTYPE, "/etc/x")),
+      "has 'a/test_batch', which is a link or lies outside of the archive",
+    ),
+    (
+      lambda path: repacked(path, member("a/test_batch", tarfile.LNKTYPE, "a/b")),
+      "has 'a/test_batch', which is a link",
+    ),
+    (
+      lambda path: repacked(path, member("test_batch", tarfile.FIFOTYPE)),
+      "has 'test_batch', which is a link",
+    ),
+  ],
+)
+def test_a_damaged_archive_of_cifar_is_one_clean_error(
+  tmp_path, small_cifar, damage, message
+):
+  path = write_cifar(tmp_path, "cifar10", "python", packed=True)
+  damage(path)
+  with pytest.raises(UserError, match=f"'{path}' {message}.*download https") as caught:
+    opening.open_source(DataConfig(name="cifar10", dir=str(tmp_path)), "train")
+  assert "\n" not in str(caught.value)
+
+
+PIXELS = np.zeros((2, 3072), np.uint8)
+GOOD = {"data": PIXELS, "labels": [1, 2]}
+
+
+@pytest.mark.parametrize(
+  ("name", "content", "message"),
+  [
+    ("data_batch_3", None, "has no data_batch_3, which cifar10 needs"),
+    ("batches.meta", None, "has no batches.meta"),
+    ("data_batch_3", b"", "it is no pickle"),
+    ("data_batch_3", b"\x80\x02}q\x01(U", "it is no pickle"),
+    ("data_batch_3", b"<html>", "it is no pickle"),
+    ("data_batch_3", b"\x80\x02K\x01.", "it has no dictionary"),
+    ("data_batch_3", b"cposix\nsystem\n(S'false'\ntR.", "asks for posix.system, which"),
+    ("data_batch_3", b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "asks for os.system"),
+    ("data_batch_3", b"}r\xff\xff\xff\xff.", "it has object 4294967295"),
+    ("data_batch_3", b"cnumpy\ndtype\n(S'O'\ntR.", "it has no dictionary"),
+    ("data_batch_3", {"labels": [1, 2]}, "it has no 'data' of 3072 bytes"),
+    ("data_batch_3", GOOD | {"data": PIXELS[:, :9]}, "it has no 'data' of 3072 bytes"),
+    ("data_batch_3", GOOD | {"data": [1, 2]}, "it has no 'data' of 3072 bytes"),
+    ("data_batch_3", GOOD | {"data": PIXELS[:1]}, "1 images and 2 labels, not 2"),
+    ("data_batch_3", GOOD | {"labels": [1]}, "2 images and 1 labels, not 2"),
+    ("data_batch_3", GOOD | {"labels": "12"}, "it has no 'labels'"),
+    ("data_batch_3", GOOD | {"labels": ["1", "2"]}, "it has no 'labels'"),
+    ("data_batch_3", GOOD | {"labels": [1, -2]}, "it has no 'labels'"),
+    ("data_batch_3", GOOD | {"labels": [1, 10]}, "it has the label 10"),
+    ("batches.meta", {"label_names": ["a", "b"]}, "it has 2 class names, not 10"),
+    ("batches.meta", {"label_names": [1] * 10}, "it has no 'label_names'"),
+    ("batches.meta", {}, "it has no 'label_names'"),
+    ("data_batch_3.bin", bytes(3073), "it has 1 images, not 2"),
+    ("data_batch_3.bin", bytes(2 * 3073 - 1), "images, not 2"),
+    ("data_batch_3.bin", b"\x0a" * 2 * 3073, "it has the label 10"),
+    ("batches.meta.txt", b"a b c", "it has 3 class names, not 10"),
+    ("batches.meta.txt", b"\xff", "batches.meta.txt is damaged: .*decode"),
+  ],
+)
+def test_damaged_files_of_cifar_are_one_clean_error(
+  tmp_path, small_cifar, name, content, message
+):
+  form = "binary" if ".bin" in name or ".txt" in name else "python"
+  path = write_cifar(tmp_path, "cifar10", form, packed=False)
+  if content is None:
+    (path / name).unlink()
+  else:
+    is_file = isinstance(content, bytes)
+    (path / name).write_bytes(content if is_file else cifar_writer.pickled(content))
+  with pytest.raises(UserError, match=f"{message}.*download https") as caught:
+    opening.open_source(DataConfig(name="cifar10", dir=str(tmp_path)), "train")
+  assert name in str(caught.value) and str(path) in str(caught.value)
 
 
 def make_dataset(size, batch_size, devices=1):
@@ -365,7 +637,7 @@ def test_folder_that_cannot_be_learned_from_is_refused(tmp_path):
     for i in range(4):
       (tmp_path / "all" / name / f"{i}.jpg").touch()
   config = DataConfig(name="folder", dir=str(tmp_path / "all"))
-  with pytest.raises(ValueError, match=r"val_share=0.1 .* leaves none for evaluation"):
+  with pytest.raises(ValueError, match=r"share of 0.1 .* none for evaluation"):
     create_dataset(config, 8, create_mesh())
   config.dir = str(tmp_path)  # One folder too high.
   with pytest.raises(ValueError, match="has one class, 'all': nothing to learn"):
@@ -389,6 +661,25 @@ def test_a_class_without_training_images_is_refused(tmp_path, rows, missing):
   create_dataset(config, 8, create_mesh())  # To evaluate on some classes is fine.
 
 
+def test_a_folder_without_images_is_refused_in_training_only(tmp_path, capsys):
+  for split, name in itertools.product(("train", "val"), ("a", "b", "notes")):
+    (tmp_path / split / name).mkdir(parents=True)
+    suffix = "txt" if name == "notes" else "jpg"
+    (tmp_path / split / name / f"1.{suffix}").touch()
+  options = {"train_crop": "random", "eval_crop": 8}
+  config = DataConfig(name="folder", dir=str(tmp_path), **options)
+  with pytest.raises(UserError, match=r"image of 'notes' .*: add images, remove the"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())
+  capsys.readouterr()
+  create_dataset(config, 8, create_mesh())
+  err = capsys.readouterr().err
+  assert err.endswith(": 1 .txt, the folder 'notes', which has no images\n")
+  # The classes of weights from elsewhere may have another order.
+  files = opening.open_source(config, "val")
+  paired = pair_classes(files, ["c", "b", "a"], 3, "weights", in_order=False)
+  assert [paired[i][1] for i in range(2)] == [2, 1]
+
+
 def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):
   for name in ("a", "b"):
     (tmp_path / name).mkdir()
@@ -397,3 +688,13 @@ def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):
   config = DataConfig(name="folder", dir=str(tmp_path))
   opening.open_source(config, "train")
   assert capsys.readouterr().err == f"left out of train in {tmp_path}: 4 .tif\n"
+
+
+def test_photos_without_a_recipe_are_told_of_one(tmp_path):
+  for name in ("a", "b"):
+    (tmp_path / name).mkdir()
+    for i in range(9):
+      (tmp_path / name / f"{i}.jpg").touch()
+  config = DataConfig(name="folder", dir=str(tmp_path))
+  with pytest.raises(UserError, match=r"train_crop=''.*--config=finetune_photos"):
+    create_dataset(config, 8, create_mesh(), AugmentConfig())

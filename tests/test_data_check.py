@@ -8,14 +8,17 @@ import subprocess
 import sys
 from pathlib import Path
 
+import cifar_writer
 import cv2
 import numpy as np
 import pytest
-from PIL import Image
+from PIL import Image, ImageDraw
 
 from resnet_jax.cli.main import main
 from resnet_jax.config import DataConfig
 from resnet_jax.data.audit import scan
+from resnet_jax.data.images.formats import KNOWN
+from resnet_jax.data.sources import cifar
 
 
 def save(path: Path, seed: int, mode: str = "RGB", size=(40, 30), **kwargs) -> Path:
@@ -82,17 +85,18 @@ def call(capsys, *argv) -> tuple[int, str, str]:
 def test_a_clean_folder_is_status_0(tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
   status, out, err = call(capsys, make_clean(tmp_path / "data"))
-  assert status == 0 and err == ""
+  assert status == 0
+  assert err == "hint: --figure contact_sheet.png draws some images of each class\n"
   assert "train: 9 images of 3 classes" in out and "val: 6 images of 3 classes" in out
   assert "  sizes    40x30 9\n  modes    RGB 9\n  formats  JPEG 9" in out
   assert "unreadable: 0" in out and "equal files across splits: 0" in out
-  assert out.endswith("picture of some images: contact_sheet.png\n")
-  assert {path.name for path in tmp_path.iterdir()} == {"data", "contact_sheet.png"}
+  assert "picture" not in out
+  assert {path.name for path in tmp_path.iterdir()} == {"data"}
 
 
 def test_json_tells_all_that_is_wrong(tmp_path, capsys):
   root = make_dirty(tmp_path / "data")
-  status, out, err = call(capsys, root, "--json", "--picture=")
+  status, out, err = call(capsys, root, "--json", "--figure=")
   assert status == 1 and err == ""
   found = json.loads(out)
   train, val = root / "train", root / "val"
@@ -118,7 +122,7 @@ def test_json_tells_all_that_is_wrong(tmp_path, capsys):
   assert found["ignored"] == {".txt": 1, "": 1} and found["unlisted"] == 1
   reasons = {Path(one["file"]).name: one["reason"] for one in found["unreadable"]}
   assert reasons.pop("cut.jpg").startswith("it is truncated or damaged (")
-  assert reasons.pop("text.jpg").startswith("it is none of JPEG, PNG, WEBP, GIF, BMP (")
+  assert reasons.pop("text.jpg").startswith("it is none of JPEG, PNG, WEBP, GIF, BMP")
   assert reasons == {
     "empty.jpg": "it is empty",
     "gone.jpg": "it is a dangling link",
@@ -128,7 +132,7 @@ def test_json_tells_all_that_is_wrong(tmp_path, capsys):
 
 def test_words_agree_with_json(tmp_path, capsys):
   root = make_dirty(tmp_path / "data")
-  status, out, _ = call(capsys, root, f"--picture={tmp_path / 'x.png'}")
+  status, out, _ = call(capsys, root, f"--figure={tmp_path / 'x.png'}")
   assert status == 1
   assert "train: 20 images of 3 classes\n  width    30 to 200, median 40\n" in out
   assert "val: 6 images of 2 classes" in out
@@ -147,19 +151,33 @@ def test_words_agree_with_json(tmp_path, capsys):
   )
 
 
+def test_the_picture_says_how_many_images_a_class_has(tmp_path, monkeypatch):
+  for i, name in enumerate(["cat", "cat", "dog"]):
+    save(tmp_path / name / f"{i}.png", i)
+  (tmp_path / "cat" / "broken.png").write_text("no image")
+  texts = []
+  monkeypatch.setattr(
+    ImageDraw.ImageDraw, "multiline_text", lambda *args, **_: texts.append(args[2])
+  )
+  with pytest.raises(SystemExit):  # An image is broken.
+    main(["data", "check", str(tmp_path), f"--picture={tmp_path / 'sheet.png'}"])
+  # As in the printed report, one that cannot be read counts too.
+  assert texts == ["cat\n3 images", "dog\n1 image"]
+
+
 def test_the_picture_shows_eight_images_of_ten_classes(tmp_path, capsys):
   for label in range(12):
     for i in range(9):
       save(tmp_path / f"class {label:02}" / f"{i}.png", 9 * label + i, size=(20, 10))
   path = tmp_path / "sheet.png"
-  assert call(capsys, tmp_path, f"--picture={path}")[0] == 0
+  assert call(capsys, tmp_path, f"--figure={path}")[0] == 0
   with Image.open(path) as image:
     image.load()
   assert image.format == "PNG" and image.height == 10 * 100 + 4
   squares = np.asarray(image)[4:, -800:].reshape(10, 100, 8, 100, 3)[:, :96, :, :96]
   assert (squares.reshape(10, 96, 8, -1).std(axis=(1, 3)) > 20).all()
   before = path.read_bytes()
-  assert call(capsys, tmp_path, f"--picture={path}")[0] == 0
+  assert call(capsys, tmp_path, f"--figure={path}")[0] == 0
   assert path.read_bytes() == before
 
 
@@ -168,7 +186,7 @@ def test_many_classes_are_cut_short(tmp_path, capsys):
     (tmp_path / f"{label:02}").mkdir()
     for i in range(1 + label):
       (tmp_path / f"{label:02}" / f"{i}.bmp").touch()
-  status, out, _ = call(capsys, tmp_path, "--val-share=0.001", "--picture=x.png")
+  status, out, _ = call(capsys, tmp_path, "--val-share=0.001", "--figure=x.png")
   assert status == 1 and "train: 325 images of 25 classes" in out
   assert "split val is left out: it has no images" in out
   assert "        21 20\n       ... the median is 13\n         5 04\n" in out
@@ -182,7 +200,7 @@ def test_a_table_of_paths_is_checked(tmp_path, capsys):
   # Under another name, as one name with two labels is refused.
   (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes())
   (tmp_path / "all.csv").write_text("\n".join([*rows, "3.png,dog,train"]))
-  args = (tmp_path / "all.csv", "--json", "--picture=")
+  args = (tmp_path / "all.csv", "--json", "--figure=")
   status, out, _ = call(capsys, *args)
   found = json.loads(out)
   assert status == 0 and found["missing_classes"] == {"test": ["cat"]}
@@ -196,7 +214,7 @@ def test_a_table_of_paths_is_checked(tmp_path, capsys):
 def test_a_split_that_training_refuses_is_unreadable(tmp_path, capsys):
   root = make_clean(tmp_path / "data")
   save(root / "test" / "images" / "0.jpg", 99)
-  status, out, _ = call(capsys, root, "--json", "--picture=")
+  status, out, _ = call(capsys, root, "--json", "--figure=")
   (refused,) = json.loads(out)["unreadable"]
   assert status == 1 and refused["file"] == str(root / "test")
   assert "classes that training has not: images" in refused["reason"]
@@ -207,7 +225,7 @@ def test_names_that_a_terminal_would_obey_are_harmless(tmp_path, capsys):
   save(root / "train" / "\x1b[31m" / "\n.jpg", 99)
   os.rename(root / "val" / "a", root / "val" / "\x1b[31m")
   Path(os.fsdecode(os.fsencode(str(root / "train" / "b")) + b"/\xff.jpg")).touch()
-  status, out, _ = call(capsys, root, f"--picture={tmp_path / 'x.png'}")
+  status, out, _ = call(capsys, root, f"--figure={tmp_path / 'x.png'}")
   assert status == 1 and f"  {root}/train/b/?.jpg: it is empty\n" in out
   assert "\x1b" not in out and "         1 ?[31m\n" in out
 
@@ -237,7 +255,7 @@ def test_a_tfds_split_without_labels_is_left_out(tmp_path, capsys):
   TinyCheck(data_dir=tmp_path, file_format="array_record").download_and_prepare()
   capsys.readouterr()
   path = tmp_path / "sheet.png"
-  argv = ("tiny_check", f"--data-dir={tmp_path}", f"--picture={path}", "--json")
+  argv = ("tiny_check", f"--data-dir={tmp_path}", f"--figure={path}", "--json")
   status, out, _ = call(capsys, *argv)
   found = json.loads(out)
   assert status == 0 and list(found["splits"]) == ["train"] and path.is_file()
@@ -245,6 +263,41 @@ def test_a_tfds_split_without_labels_is_left_out(tmp_path, capsys):
   assert found["splits"]["train"]["classes"] == {"cat": 3, "dog": 2}
   ((first, second),) = found["duplicates"]
   assert re.fullmatch(r"image \d of tiny_check train", first) and first != second
+
+
+@pytest.mark.parametrize("form", ["python", "binary"])
+def test_archives_of_cifar_are_checked(tmp_path, capsys, monkeypatch, form):
+  monkeypatch.setattr(cifar, "NUM_IMAGES", {"train": 10, "test": 3})
+  images = np.arange(13 * 3072).astype(np.uint8).reshape(13, 32, 32, 3)
+  images[12] = images[4] = 7
+  content = cifar_writer.files(
+    "cifar10",
+    form,
+    (images[:10], np.arange(10)),
+    (images[10:], np.arange(3)),
+    list("abcdefghij"),
+  )
+  cifar_writer.pack(content, "x", tmp_path / f"cifar-10-{form}.tar.gz")
+  sheet = tmp_path / "sheet.png"
+  argv = ("cifar10", f"--data-dir={tmp_path}", f"--picture={sheet}", "--json")
+  status, out, _ = call(capsys, *argv)
+  found = json.loads(out)
+  assert status == 1 and sheet.is_file()
+  assert found["splits"]["train"]["classes"] == dict.fromkeys("abcdefghij", 1)
+  assert found["splits"]["test"]["sizes"]["frequent"] == {"32x32": 3}
+  names = ["image 4 of cifar10 train", "image 2 of cifar10 test"]
+  assert names in found["duplicates"] and found["unreadable"] == []
+
+
+def test_photos_that_need_a_package_are_said(tmp_path, capsys, monkeypatch):
+  known = KNOWN["HEIF"]._replace(package="pillow-heif")
+  monkeypatch.setitem(KNOWN, "HEIF", known)
+  monkeypatch.setattr("resnet_jax.data.sources.file_list.SUFFIXES", (".jpg",))
+  root = make_clean(tmp_path)
+  (root / "train" / "a" / "IMG.HEIC").touch()
+  _, out, _ = call(capsys, root, "--picture=")
+  said = "files ignored for their suffix: .heic 1\n  to read .heic files: `pip install"
+  assert f"{said} pillow-heif`\n" in out
 
 
 @pytest.mark.parametrize(
@@ -260,10 +313,10 @@ def test_a_tfds_split_without_labels_is_left_out(tmp_path, capsys):
     (["{tmp}/empty", "--val-share=x"], "--val-share: invalid float value: 'x'"),
     (["{tmp}/empty", "--max-pixels=200000000"], "--max-pixels=200000000 must be in"),
     (
-      ["{tmp}/empty", "--picture={tmp}/no/x.png"],
-      "picture '.*/no/x.png' must end in .png, in a directory",
+      ["{tmp}/empty", "--figure={tmp}/no/x.png"],
+      "^error: --figure '.*/no/x.png' must be a .png file in a folder",
     ),
-    (["{tmp}/empty", "--picture=x.jpg"], "picture 'x.jpg' must end in .png"),
+    (["{tmp}/empty", "--figure=x.jpg"], "--figure 'x.jpg' must be a .png file"),
     ([], "required: SOURCE"),
   ],
 )
@@ -292,16 +345,16 @@ def test_sixteen_bits_are_counted_and_their_highest_value_is_said(
     image = np.full(shape, 300 + i, np.uint16)
     image[4, 5] = highest - i
     cv2.imwrite(str(root / "train" / "a" / f"deep{i}.png"), image)
-  status, out, _ = call(capsys, root, "--picture=")
+  status, out, _ = call(capsys, root, "--figure=")
   said = f"  values up to {highest:,} of 65,535; the upper 8 bits are used\n"
   assert status == 0 and f"images of 16 bits a channel: 2\n{said}{hint}" in out
   assert ("in use" in out) == bool(hint)
-  found = json.loads(call(capsys, root, "--picture=", "--json")[1])
+  found = json.loads(call(capsys, root, "--figure=", "--json")[1])
   assert found["sixteen_bits"] == 2 and found["highest_value"] == highest
 
 
 def test_sixteen_bits_are_not_mentioned_where_there_are_none(tmp_path, capsys):
-  out = call(capsys, make_clean(tmp_path), "--picture=")[1]
+  out = call(capsys, make_clean(tmp_path), "--figure=")[1]
   assert "16 bits" not in out
 
 
@@ -317,6 +370,8 @@ def test_ctrl_c_ends_it(tmp_path):
 import gc, sys, time
 from resnet_jax.cli.main import main
 from resnet_jax.data.audit import scan
+from resnet_jax.data.images.formats import KNOWN
+from resnet_jax.data.sources import cifar
 
 gc.disable()  # Python drops an interrupt that comes within a collection's callback.
 
@@ -326,7 +381,7 @@ def open_slowly(data, max_pixels):
   raise scan.ImageError("it is slow")
 
 scan.open_image, scan._CHUNK = open_slowly, 1
-main(["data", "check", sys.argv[1], "--picture="])
+main(["data", "check", sys.argv[1], "--figure="])
 """
   for i in range(100):
     save(tmp_path / "a" / f"{i}.bmp", i, size=(1, 1))

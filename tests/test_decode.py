@@ -7,17 +7,20 @@ import re
 import struct
 import subprocess
 import sys
+import threading
 import tracemalloc
 import warnings
 import zlib
 from concurrent.futures import ThreadPoolExecutor
 
 import cv2
+import grain
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from resnet_jax.data.images import turbojpeg
+from resnet_jax.data.images import errors, turbojpeg
+from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.images.decode import (
   decode,
   decode_part,
@@ -26,6 +29,9 @@ from resnet_jax.data.images.decode import (
   upright_size,
 )
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import KNOWN, READ
+from resnet_jax.data.pipelines.host_batches import Batches
+from resnet_jax.data.sources.file_list import FileList
 
 # As the package does outside of pytest, which has filters of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
@@ -154,6 +160,9 @@ OTHERS = {
   "bmp": encode(noisy(), "BMP"),
   "bmp palette": encode(palette(picture()), "BMP"),
 }
+# Which other packages read, or other versions of Pillow.
+PHONES = [kind for kind in ("HEIF", "AVIF") if kind in READ]
+OTHERS |= {kind.lower(): encode(noisy(), kind) for kind in PHONES}
 
 
 # Good files
@@ -224,6 +233,32 @@ def test_sixteen_bits_that_would_all_become_black_are_refused(channels):
 
 
 @pytest.mark.parametrize("channels", [1, 3, 4])
+@pytest.mark.parametrize("value", [255, 2**10 - 1, 2**12 - 1, 2**14 - 1, 2**14])
+@pytest.mark.parametrize("is_training", [False, True])
+def test_bits_that_are_not_in_use_are_said_once_by_the_name_of_an_image(
+  channels, value, is_training, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.setattr(errors, "_has_warned", threading.Lock())
+  names = "a\x1b.png", "b\x1b.png"
+  for name in names:
+    (tmp_path / name).write_bytes(sixteen_bits(channels, value))
+  transform = EvalTransform(8, 8, "bilinear", LIMIT)
+  if is_training:
+    transform = TrainTransform("random", 8, 8, 0.1, "bilinear", "", 0, LIMIT)
+  order = grain.MapDataset.range(2)
+  files = FileList(tmp_path, names, [0, 0], ["c"])
+  Batches(files, transform, order, 2, (0, 2), 0, replace=False, num_threads=1)[0]
+  err = capsys.readouterr().err
+  if value in (255, 2**14):  # The first is refused.
+    assert not err
+  else:
+    bits = value.bit_length()
+    assert err.count("\n") == 1 and f"{2 ** (bits - 8)} levels" in err
+    assert f"only {bits} of the 16 bits of {tmp_path}/a?.png are in use" in err
+    assert err.endswith(f"by {2 ** (16 - bits)}, perhaps of other images too\n")
+
+
+@pytest.mark.parametrize("channels", [1, 3, 4])
 def test_files_of_sixteen_bits_are_known(channels):
   data = sixteen_bits(channels, 9)
   assert has_16_bits(data, open_image(data, LIMIT))
@@ -289,6 +324,23 @@ def test_other_file_is_upright(orientation, kind, options):
   np.testing.assert_array_equal(decoded(data), by_pillow(data))
 
 
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("kind", PHONES)
+def test_photo_of_a_phone_is_turned_once(orientation, kind):
+  """The picture says how it is turned, and its EXIF says so once more."""
+  lying = picture()
+  data = encode(lying, kind, exif=exif(orientation).tobytes(), quality=95)
+  lying.getexif()[ORIENTATION] = orientation
+  upright = np.asarray(ImageOps.exif_transpose(lying))
+  pixels = decoded(data)
+  assert pixels.shape == upright.shape
+  assert np.abs(pixels.astype(int) - upright).mean() < 4  # Another turn has 50.
+  head = open_image(data, LIMIT)
+  assert upright_size(head) == upright.shape[1::-1]
+  with pytest.raises(ImageError, match=r"\d\dx\d\d pixels, more than 2622"):
+    open_image(data, 61 * 43 - 1)
+
+
 @pytest.mark.parametrize(
   "tags",
   [
@@ -332,9 +384,9 @@ def test_size_is_known_before_all_of_a_file_is_read():
   [
     (b"", "it is empty"),
     (b"not an image\n" * 99, r"none of JPEG.*begins with b'not an i'"),
-    (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP .*b'<!DOCTYP'"),
+    (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP.* .*b'<!DOCTYP'"),
     (b"%PDF-1.7\n%\xe2\xe3", "none of .*b'%PDF-1.7'"),
-    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic" + bytes(99), r"none of .*\(HEIF\)"),
+    (b"\0\0\0\x18ftypqt  \0\0\0\0qt  " + bytes(99), r"none of .*ftyp"),  # A film.
     (b"RIFF\0\0\0\0WAVE", "none of"),
     (bytes(1000), "none of"),
     (encode(picture(), "TIFF"), "none of"),
@@ -342,6 +394,18 @@ def test_size_is_known_before_all_of_a_file_is_read():
 )
 def test_what_is_no_image_is_refused_with_its_head(data, message):
   with pytest.raises(ImageError, match=message):
+    decoded(data)
+
+
+@pytest.mark.parametrize("brand", ["heic", "heix", "mif1", "hevc", "avif"])
+def test_a_photo_that_needs_a_package_names_it(brand, monkeypatch):
+  name, package = ("AVIF", "x") if brand == "avif" else ("HEIF", "pillow-heif")
+  monkeypatch.setitem(KNOWN, name, KNOWN[name]._replace(package=package))
+  read = tuple(kind for kind in READ if kind not in ("HEIF", "AVIF"))
+  monkeypatch.setattr("resnet_jax.data.images.decode.READ", read)
+  data = b"\0\0\0\x18ftyp" + brand.encode() + b"\0\0\0\0mif1heic" + bytes(99)
+  said = f"it is {name} .*, which `pip install {package}` makes readable"
+  with pytest.raises(ImageError, match=said):
     decoded(data)
 
 
@@ -405,7 +469,7 @@ FUZZED = "noise,grayscale,progressive,CMYK,two pictures,png,png palette,webp"
 FUZZED += ",webp lossless,webp animated,gif animated,bmp"
 
 
-@pytest.mark.parametrize("name", FUZZED.split(","))
+@pytest.mark.parametrize("name", [*FUZZED.split(","), *map(str.lower, PHONES)])
 def test_damaged_file_becomes_pixels_or_an_image_error(name, capfd):
   data = JPEGS.get(name) or OTHERS[name]
   good = bad = 0
@@ -578,6 +642,16 @@ def test_more_scans_than_allowed_are_refused(kind, tail):
   assert (decoded(with_scans(kind, 100) + tail) == 128).all()
   with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
     open_image(with_scans(kind, 101) + tail, LIMIT)
+
+
+@pytest.mark.parametrize("tail", [b"", b"junk"])
+@pytest.mark.parametrize(("max_pixels", "most"), [(64, 12), (128, 24), (640, 100)])
+def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
+  """There are 8x8 pixels. Without junk at the end, the head is not read by Pillow."""
+  assert open_image(with_scans("JPEG", most) + tail, max_pixels).size == (8, 8)
+  where = "" if most == 100 else " of 8x8 pixels"
+  with pytest.raises(ImageError, match=f"it has {most + 1} scans{where}, more than"):
+    open_image(with_scans("JPEG", most + 1) + tail, max_pixels)
 
 
 def test_scans_of_one_channel_are_counted():

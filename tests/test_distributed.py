@@ -31,6 +31,7 @@ from resnet_jax.runtime.mesh import in_process_order
 from resnet_jax.training.experiment import Experiment
 
 ROOT = Path(__file__).parents[1]
+LONG = pytest.mark.skipif("CHAOS_RUNS" not in os.environ, reason="set CHAOS_RUNS")
 SETTINGS = [
   "--config.data.name=synthetic",
   "--config.data.image_size=8",
@@ -110,7 +111,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
       [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
     ),
     "0 1;": " ".join(map(str, range(count))) + ";",
-    "num_processes=2": f"num_processes={count}",
+    "num-processes=2": f"num-processes={count}",
   }.items():
     block = block.replace(old, new)
   block = re.sub(r"localhost:\d+", f"localhost:{port}", block)
@@ -120,7 +121,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   shell = subprocess.Popen(
     ["bash", "-c", block],
     cwd=cwd,
-    env=os.environ | {"PATH": path},
+    env=os.environ | {"PATH": path, "PYTHONPATH": str(ROOT / "tests")},
     stdout=subprocess.PIPE,
     stderr=subprocess.PIPE,
     text=True,
@@ -140,10 +141,16 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   ids=["2 processes", "4 processes"],
 )
 def shared(request, tmp_path_factory):
-  """A run of 20 steps by several processes; of 4, each has a part of the optimiser."""
+  """A run of 20 steps by several processes; of 4, each has a part of the optimiser.
+
+  The 4 train a small network, which each of them compiles.
+  """
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
-  args = f"--config.optim.shard_state={count == 4}", "--config.num_steps=20"
+  args = ["--config.num_steps=20"]
+  if count == 4:
+    network = "--config.model.factory=own_parts:normed_network"
+    args += ["--config.optim.shard_state=true", network]
   with launched_as_documented(name, cwd, *args, count=count) as (shell, _):
     out, error = shell.communicate(timeout=200)
   assert "done: " in out, error
@@ -242,23 +249,32 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   args = "slice", tmp_path, "--config.num_steps=100000"
   with launched_as_documented(*args) as (shell, port):
     wait_for_training(shell)
-    second = f"localhost:{port} --num_processes=2 --process_id=1"
+    second = f"localhost:{port} --num-processes=2 --process-id=1"
     subprocess.run(["pkill", "-TERM", "-f", "--", second], check=True)
     out, error = shell.communicate(timeout=60)
   (step,) = re.findall(r"stopped after step (\d+), which is saved", out)
   assert (tmp_path / "runs" / "slice" / "checkpoints" / step).is_dir(), error
 
 
-def test_a_killed_process_ends_the_others(tmp_path):
+@pytest.mark.parametrize(
+  ("killed", "said"),
+  [
+    (1, "process 1 has not been heard of for"),
+    # As long again, for the same code but for the end.
+    pytest.param(0, "process 0 is gone; its own output may", marks=LONG),
+  ],
+)
+def test_a_killed_process_ends_the_others(tmp_path, killed, said):
   args = [f"--workdir={tmp_path}", "--config.num_steps=100000"]
   with launched(2, *args) as processes:
     wait_for_training(processes[0])
-    processes[1].kill()
-    killed = time.monotonic()
-    _, error = processes[0].communicate(timeout=60)
-    assert processes[0].returncode == 1
-    assert time.monotonic() - killed < 30
-  assert "error: process 1 has not been heard of for" in error
+    processes[killed].kill()
+    start, other = time.monotonic(), processes[1 - killed]
+    _, error = other.communicate(timeout=60)
+    assert other.returncode == 1
+    assert time.monotonic() - start < 30
+  (line,) = [line for line in error.split("\n") if line.startswith("error: ")]
+  assert line.startswith(f"error: {said}")
 
 
 def test_rows_go_to_the_processes_in_their_order():
@@ -339,6 +355,7 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
       "--num_processes=$WORLD_SIZE --process_id=$RANK",
     ),
     ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1: "),
+    ({"ALPS_APP_PE": "1"}, "--num_processes=N --process_id=$ALPS_APP_PE"),
     ({"FLUX_JOB_SIZE": "8"}, "--num_processes=$FLUX_JOB_SIZE --process_id=I"),
   ],
 )
@@ -347,6 +364,32 @@ def test_no_process_of_several_trains_alone(monkeypatch, variables, shown):
     monkeypatch.setenv(name, value)
   with pytest.raises(UserError, match=re.escape(shown)):
     launchers.find_place(None, None, None)
+
+
+@pytest.mark.parametrize(
+  ("variables", "warned"),
+  [
+    ({"JOB_COMPLETION_INDEX": "0"}, "JOB_COMPLETION_INDEX"),
+    ({"PMIX_RANK": "0"}, "PMIX_RANK"),
+    ({"ALPS_APP_PE": "0"}, "ALPS_APP_PE"),
+    ({"RANK": "0", "LOCAL_RANK": "0"}, "RANK"),
+    ({"PMIX_RANK": "0", "OMPI_COMM_WORLD_SIZE": "1"}, ""),
+    ({"WORLD_SIZE": "1", "RANK": "0"}, ""),
+    ({"SLURM_NTASKS": "4", "SLURM_PROCID": "0"}, ""),  # `sbatch` itself.
+  ],
+)
+def test_a_process_0_that_may_not_be_alone_is_warned(
+  monkeypatch, capsys, variables, warned
+):
+  monkeypatch.setattr(launchers, "_is_installed", lambda package: False)
+  for name, value in variables.items():
+    monkeypatch.setenv(name, value)
+  assert launchers.find_place(None, None, None) is None
+  err = capsys.readouterr().err
+  if warned:
+    flags = f"--coordinator=HOST:PORT --num_processes=N --process_id=${warned}\n"
+    assert err.startswith(f"warning: {warned}=0 and ") and err.endswith(flags)
+  assert err.count("\n") == bool(warned)
 
 
 def test_the_variables_of_jax_are_read_and_checked(monkeypatch):

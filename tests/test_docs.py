@@ -8,6 +8,7 @@ import io
 import json
 import re
 import shlex
+import subprocess
 from pathlib import Path
 from typing import NamedTuple
 
@@ -21,13 +22,19 @@ from running import train_config
 from test_use import create as create_trained
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import main
+from resnet_jax.cli.main import COMMANDS, create_parser, main
+from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
 from resnet_jax.inference.export import export
+from resnet_jax.runs.run_dir import load_run_config
 
 ROOT = Path(__file__).parents[1]
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 BLOCK = re.compile(r"(?:<!-- not run: (.+?) -->\n)?```(\w*)\n(.*?)```", re.S)
+
+# A page whose commands build on each other. They are run together, in one folder.
+STORY = "finetune.md"
 
 
 class Block(NamedTuple):
@@ -49,7 +56,7 @@ def those(language: str) -> list:
   return [
     pytest.param(block.text, id=f"{block.page}-{block.number}")
     for block in BLOCKS
-    if block.language == language and not block.reason
+    if block.language == language and not block.reason and block.page != STORY
   ]
 
 
@@ -61,6 +68,42 @@ def test_the_blocks_that_are_not_run_say_why():
   for block in BLOCKS:  # And all that could be run is known as such.
     is_command = re.match(r"(\$ )?(pip|python|resnet-jax|pytest|srun) ", block.text)
     assert block.language in ("bash", "python") or not is_command
+
+
+def test_scripts_have_no_syntax_errors():
+  scripts = [block.text for block in BLOCKS if block.language == "bash"]
+  for text in scripts:
+    found = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
+    assert not found.stderr, f"{text}\n{found.stderr}"
+  batch = [text for text in scripts if "#SBATCH" in text]
+  assert batch
+  for text in batch:  # Slurm refuses a script without it, and stops at a command.
+    first, *lines = text.splitlines()
+    assert first == "#!/bin/bash"
+    commands = [i for i, line in enumerate(lines) if line and line[0] != "#"]
+    assert not any("#SBATCH" in line for line in lines[commands[0] :])
+
+
+def commands_shown(page: Path) -> set[str]:
+  """Returns our commands in a page: in its blocks, run or not, and in its text."""
+  text = re.sub(r"\$\w+", "1", page.read_text().replace("\\\n", " "))
+  blocks = "".join(block[3] for block in BLOCK.finditer(text))
+  in_text = [
+    " ".join(code.split()) for code in re.findall("`(.+?)`", BLOCK.sub("", text), re.S)
+  ]
+  lines = [re.sub("['\"]", "", line) for line in [*blocks.splitlines(), *in_text]]
+  found = [re.search(r"(?:resnet-jax|python train\.py) ([^#&;|<]+)", x) for x in lines]
+  return {match[1] for match in found if match}
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_that_are_shown_exist(page):
+  for line in commands_shown(page):
+    words = line.split()
+    assert words[0] in COMMANDS, line
+    if len(words) > 1:  # Or else the text only names the command.
+      _, settings = create_parser().parse_known_args(words)
+      parse_settings(settings)
 
 
 def test_links_lead_somewhere():
@@ -108,12 +151,17 @@ def given(tmp_path_factory) -> dict[str, str]:
     optim=OptimConfig(learning_rate=0.01),
   )
   train_config(config, str(root / "run"), devices=jax.devices()[:1])
+  start = create_model("resnet8", 7)
+  variables = variables_of(start, np.zeros((1, 32, 32, 3)))
+  sizes = Preprocessing(resize=36, crop=32, interpolation="bicubic")
+  weights.save(str(root / "timm.safetensors"), start, variables, sizes)
   return {
     "DIR": str(root / "data"),
     "PHOTOS": str(photos),
     "PHOTO": str(photos / "val" / "cat" / "0.jpg"),
     "RUN": str(root / "run"),
     "FILE": str(root / "weights.safetensors"),
+    "hf://timm/resnet50.a1_in1k": str(root / "timm.safetensors"),
   }
 
 
@@ -126,6 +174,7 @@ QUICK = {
   "config.eval_every_steps": "1",
   "config.precise_bn_batches": "0",
   "config.model.name": "resnet8",
+  "config.data.image_size": "32",
 }
 
 
@@ -138,9 +187,8 @@ def quick_settings(words: list[str]) -> list[str]:
 
 def run_command(line: str, given: dict[str, str], tmp_path: Path) -> None:
   stands_for = given | {"OUT": str(tmp_path / "out"), "NEW": str(tmp_path / "new")}
-  line = re.sub(
-    r"\b(PHOTOS|PHOTO|RUN|FILE|DIR|NEW|OUT)\b", lambda m: stands_for[m[1]], line
-  )
+  names = r"\b(PHOTOS|PHOTO|RUN|FILE|DIR|NEW|OUT|hf://timm/resnet50.a1_in1k)\b"
+  line = re.sub(names, lambda m: stands_for[m[1]], line)
   words = [
     re.sub(r"(?<![\w/])configs/", f"{ROOT}/configs/", word)
     for word in shlex.split(line)
@@ -172,6 +220,7 @@ def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   assert capsys.readouterr().out
 
 
+@pytest.mark.usefixtures("one_device")
 @pytest.mark.parametrize("text", those("python"))
 def test_python_runs(text, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
@@ -197,3 +246,25 @@ def test_the_notebook_runs(tmp_path, monkeypatch):
       lines = [line for line in cell["source"] if not line.startswith(("!", "%"))]
       text = "".join(lines).replace("num_steps=150", "num_steps=20")
       exec(compile(text, "notebook", "exec"), namespace)
+
+
+@pytest.mark.usefixtures("one_device")
+def test_the_page_on_fine_tuning_goes_from_photos_to_an_exported_network(
+  given, tmp_path, monkeypatch, capsys
+):
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
+  blocks = [b for b in BLOCKS if b.page == STORY and b.language == "bash"]
+  for line in [line for b in blocks if not b.reason for line in commands_of(b.text)]:
+    run_command(line, given, tmp_path)
+  output = capsys.readouterr()
+  assert "config: --config=finetune_photos:scratch, because" in output.out
+  assert "expect images of" not in output.err
+  assert output.err.count("training images have 32 pixels") == 1  # From scratch.
+  config = load_run_config(str(tmp_path / "runs" / "photos"))
+  expected = Preprocessing(resize=36, crop=32, interpolation="bicubic")
+  assert preprocessing_of(config.data) == expected
+  assert all(
+    (tmp_path / name).stat().st_size for name in ("answers.png", "photos.onnx")
+  )
+  assert weights.known_class_names("photos.safetensors", 2) == ("cat", "dog")

@@ -10,6 +10,7 @@ import pytest
 
 from resnet_jax.config import OptimConfig
 from resnet_jax.config.plan import Plan
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import (
   create_optimizer,
   create_schedule,
@@ -56,6 +57,37 @@ def test_cosine_starts_at_the_peak_and_ends_near_zero():
   rates = values(OptimConfig(schedule="cosine"), plan, [0, 10, 55, 99, 100])
   last = 0.05 * (1 + np.cos(np.pi * 89 / 90))
   np.testing.assert_allclose(rates, [0, 0.1, 0.05, last, 0], rtol=1e-4, atol=1e-9)
+
+
+def test_the_head_is_trained_alone_at_first_and_then_everything():
+  config = OptimConfig(warmup="head", weight_decay=0.0, clip_norm=1.0)
+  rates = values(config, PLAN, [0, 9, 10, 49, 50])
+  np.testing.assert_allclose(rates, [0.1, 0.1, 0.1, 0.1, 0.01], rtol=1e-6)
+  params = {"stem": {"kernel": jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
+  gradients = jax.tree.map(lambda x: 3 * x, params)
+
+  def train(tx, params, gradients, steps):
+    opt_state, falls = tx.init(params), []
+    for _ in range(steps):
+      updates, opt_state = tx.update(gradients, opt_state, params)
+      params = optax.apply_updates(params, updates)
+      falls.append(jax.tree.map(lambda x: float(-x[0]), updates))
+    return falls
+
+  rate = optax.constant_schedule(0.1)
+  falls = train(create_optimizer(config, rate, warmup_steps=2), params, gradients, 4)
+  assert [fall["stem"]["kernel"] for fall in falls[:2]] == [0, 0]
+  alone = {"head": params["head"]}, {"head": gradients["head"]}
+  # Only the head counts for the norm that is clipped.
+  expected = train(create_optimizer(config, rate, warmup_steps=2), *alone, 2)
+  for fall, only in zip(falls, expected, strict=False):
+    np.testing.assert_allclose(
+      fall["head"]["kernel"], only["head"]["kernel"], rtol=1e-6
+    )
+  first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count, and no momentum yet.
+  np.testing.assert_allclose(falls[2]["stem"]["kernel"], first, rtol=1e-6)
+  with pytest.raises(UserError, match="needs a network with a part called 'head'"):
+    create_optimizer(config, rate, warmup_steps=2).init({"stem": params["stem"]})
 
 
 def test_learning_rate_scales_with_the_batch():

@@ -76,7 +76,8 @@ def test_a_trusted_run_is_evaluated_and_loaded(run):
   assert classifier.class_names == ("dark", "light")
 
 
-def test_own_parts_as_objects_replace_those_of_the_config(tmp_path):
+def test_own_parts_as_objects_replace_those_of_the_config(tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
   config = Config(num_steps=2, batch_size=8, steps_per_call=1)
   experiment = Experiment.create(
     config,
@@ -85,7 +86,8 @@ def test_own_parts_as_objects_replace_those_of_the_config(tmp_path):
     task=Margin(10),
     optimizer=optimizer(lambda step: 0.1),
   )
-  state, metrics = train(experiment, str(tmp_path / "run"))
+  state, metrics = train(experiment, "~/run")
+  assert (tmp_path / "run" / "config.json").exists()
   assert set(state.params) == {"first", "last"} and "confidence" in metrics
 
 

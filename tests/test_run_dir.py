@@ -11,16 +11,18 @@ import pytest
 from etils import epath
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
+from resnet_jax.data.pipelines.opening import _check_same_images
+from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runs import run_dir
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
-  check_same_settings,
-  given_or_new,
   latest_step,
   load_class_names,
   open_run,
   read_config,
 )
+from resnet_jax.runs.workdir import given_or_new
 from resnet_jax.runtime.errors import UserError
 
 
@@ -137,6 +139,25 @@ NESTED = b"[" * 200_000
   [
     *(("config.json", read_config, text) for text in (b"{", b"\xff", NESTED)),
     *(("run.json", read_facts, text) for text in (b"{", b"\xff", NESTED)),
+    *(
+      ("run.json", read_facts, json.dumps(values).encode())
+      for values in (
+        [],
+        3,
+        {"image_shape": 3},
+        {"image_shape": [8]},
+        {"image_shape": [8, 0, 3]},
+        {"image_shape": [8, 8, "3"]},
+        {"num_train_images": "18"},
+        {"num_train_images": True},
+        {"own_parts": ["model"]},
+        {"own_parts": "model.factory"},
+        {"kernels": None},
+        {"has_digests": "no"},
+        {"best_metric": {}},
+        {"unknown": 1},
+      )
+    ),
     ("classes.txt", load_class_names, b"\xff"),
   ],
 )
@@ -220,7 +241,7 @@ def become(monkeypatch):
     monkeypatch.setattr("jax.process_index", lambda: index)
 
   monkeypatch.setattr("jax.process_count", lambda: 2)
-  utils = "resnet_jax.runs.run_dir.multihost_utils"
+  utils = "jax.experimental.multihost_utils"
   monkeypatch.setattr(f"{utils}.broadcast_one_to_all", broadcast)
   monkeypatch.setattr(f"{utils}.sync_global_devices", lambda name: None)
   return become
@@ -246,6 +267,28 @@ def test_a_setting_that_differs_in_one_process_is_named(become, config, text):
     check_same_settings(config)
 
 
+@pytest.mark.parametrize(
+  ("root", "names", "text"),
+  [
+    ("here", ["a/1.jpg", "b/1.jpg"], ""),
+    ("there", ["a/1.jpg", "b/1.jpg"], ""),  # Where the images are may differ.
+    ("here", ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "there are 3; give all processes"),
+    ("here", ["a/1.jpg", "b/2.jpg"], "their names or labels are others; give all"),
+  ],
+)
+def test_images_that_differ_in_one_process_are_refused(become, root, names, text):
+  def compare(root, names):
+    labels = [int(name > "b") for name in names]
+    _check_same_images(FileList(root, names, labels, ["a", "b"]), "data.dir='d'")
+
+  become(0)
+  compare("here", ["a/1.jpg", "b/1.jpg"])
+  become(1)
+  text = text and f"process 0 has 2 images of data.dir='d', and in process 1 {text}"
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    compare(root, names)
+
+
 def test_all_processes_have_the_directory_of_the_first(become, tmp_path, monkeypatch):
   run, other = tmp_path / "run", tmp_path / "other"
   use(other, Config(), 5)  # With the same settings.
@@ -262,9 +305,7 @@ def test_all_processes_have_the_directory_of_the_first(become, tmp_path, monkeyp
       become(0)
       met.append(name)
 
-  monkeypatch.setattr(
-    "resnet_jax.runs.run_dir.multihost_utils.sync_global_devices", meet
-  )
+  monkeypatch.setattr("jax.experimental.multihost_utils.sync_global_devices", meet)
   use(run, Config(), 5)
   assert met
   assert {path.name for path in run.iterdir()} == {"config.json", "run.json", "lock"}

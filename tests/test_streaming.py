@@ -210,10 +210,11 @@ def test_an_epoch_takes_each_image_at_most_once_in_a_new_order():
   assert len(np.unique(images.reshape(60, -1), axis=0)) == 60
 
 
-def test_a_chunk_that_is_not_full_is_as_long_as_the_others():
-  plan = make_plan(make(), 5)
+@pytest.mark.parametrize(("num_steps", "per_call"), [(5, 3), (3, 20_000)])
+def test_chunks_are_as_long_as_the_longest_of_the_run(num_steps, per_call):
+  plan = make_plan(make(), num_steps, per_call)
   chunks = list(make().train_chunks(jax.random.key(0), 0, plan))
-  assert [count for *_, count in chunks] == [3, 2]
+  assert [count for *_, count in chunks] == [3, 2][: len(chunks)]
   assert {chunk.batches["image"].shape for _, chunk, _ in chunks} == {(3, 4, 8, 8, 3)}
 
 

@@ -479,7 +479,7 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
 @pytest.mark.parametrize(
   ("argv", "text"),
   [
-    (["nothing"], "NAME='nothing' is unknown; did you mean"),
+    (["nothing"], "NAME='nothing' is unknown; choose from degradation"),
     (["depth", "--scale=tiny"], "--scale='tiny' is unknown"),
     (["depth", "--scale=imagenet"], "--scale=imagenet is none of depth's"),
     (
@@ -492,6 +492,11 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
     (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be in [0, 2**31)"),
     (["depth", "--jobs=0"], "'0' must be a whole number > 0"),
     (["depth", "more"], "'more' is no flag"),
+    (["depth", "--scale=short", "--config.data.dir=/no"], "no data set 'cifar10' in"),
+    (
+      ["depth", "--config.data.name=folder", "--config.data.dir=/no"],
+      "no config.data.dir='/no'",
+    ),
     (["depth", f"--out={__file__}"], "test_studies.py is a file; name a directory"),
   ],
 )
@@ -503,6 +508,19 @@ def test_wrong_usage_is_one_line_and_leaves_nothing(argv, text, tmp_path, capsys
   err = capsys.readouterr().err
   assert text in err and err.startswith("error: ") and err.count("\n") == 1
   assert not out.exists()
+
+
+def test_the_results_have_a_place_that_is_said(tmp_path, monkeypatch, capsys):
+  def interrupt(*args):
+    raise KeyboardInterrupt
+
+  monkeypatch.chdir(tmp_path)
+  monkeypatch.setattr("resnet_jax.cli.study._train", interrupt)
+  with pytest.raises(SystemExit):
+    main(["study", "depth"])
+  said = "results: runs/depth-smoke (--out names another directory)\n"
+  assert capsys.readouterr().out == said
+  assert (tmp_path / "runs" / "depth-smoke").is_dir()
 
 
 def test_the_medium_recipe_is_a_quarter_of_the_papers():

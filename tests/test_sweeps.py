@@ -1,8 +1,12 @@
 """Search for settings: spaces, how trials end, going on, and a small one as a whole."""
 
 import ast
+import contextlib
 import json
 import runpy
+import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import optuna
@@ -29,6 +33,7 @@ from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps import figures, results, space
 from resnet_jax.experiments.sweeps import search as search_module
 from resnet_jax.experiments.sweeps.search import Search, open_study
+from resnet_jax.runtime.errors import UserError
 
 ROOT = Path(__file__).parents[1]
 RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
@@ -49,7 +54,10 @@ def finish(job: Job, **result) -> None:
 def evaluated(job: Job, *values: float) -> None:
   job.workdir.mkdir(parents=True, exist_ok=True)
   lines = [
-    json.dumps({"step": step, "epoch": step, "split": "eval", "top1": value}) + "\n"
+    json.dumps(
+      {"step": step, "epoch": step, "split": "eval", "loss": 1.0, "top1": value}
+    )
+    + "\n"
     for step, value in enumerate(values, 1)
   ]
   (job.workdir / "metrics.jsonl").write_text("".join(lines))
@@ -237,6 +245,38 @@ def test_a_study_is_of_one_config(tmp_path):
     search(tmp_path, Config(num_epochs=3))
 
 
+@pytest.mark.parametrize(
+  ("change", "text"),
+  [
+    ("", ""),
+    ("train/a/2.png", "is on 4 training images, and now there are 5; put the old ones"),
+    ("val/a/2.png", "is on 4 evaluation images, and now there are 5; put the old ones"),
+    ("train/a/1.png", "4 training images, and now their names or labels are others"),
+  ],
+)
+def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path):
+  for split in ("train", "val"):
+    for name in ("a/0.png", "a/1.png", "b/0.png", "b/1.png"):
+      (tmp_path / "old" / split / name).parent.mkdir(parents=True, exist_ok=True)
+      (tmp_path / "old" / split / name).touch()
+  new = shutil.copytree(tmp_path / "old", tmp_path / "new")
+  if text and (new / change).exists():
+    (new / change).rename(new / change.replace("1", "3"))
+  elif text:
+    (new / change).touch()
+  for _ in range(2):
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(tmp_path / "old"))))
+  with pytest.raises(UserError, match=text) if text else contextlib.nullcontext():
+    search(tmp_path, Config(data=DataConfig(name="folder", dir=str(new))))
+
+
+@pytest.mark.parametrize("storage", ["sqlite:///~/a.db", "~/a.db"])
+def test_a_storage_may_be_in_ones_home(storage, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  open_study(storage, "name", "random", "top1", prune=False, seed=0)
+  assert (tmp_path / "a.db").exists()
+
+
 def test_a_grid_of_which_some_are_run(tmp_path):
   trials = search(tmp_path)
   trials._space = {"batch_size": IntDistribution(8, 24, step=8)}
@@ -272,6 +312,39 @@ def test_a_database_is_opened_while_another_process_makes_it(tmp_path, monkeypat
   storage = f"sqlite:///{tmp_path}/a.db"
   study = open_study(storage, "name", "random", "top1", prune=False, seed=0)
   assert study.user_attrs == {"metric": "top1"}
+
+
+_OPEN = """
+import sys
+from resnet_jax.experiments.sweeps.search import open_study
+import optuna.storages, sqlalchemy.dialects.sqlite
+print("ready", flush=True)
+sys.stdin.readline()
+study = open_study(sys.argv[1], "name", "random", "top1", prune=False, seed=0)
+print(study.user_attrs["metric"])
+"""
+
+
+def test_two_processes_may_open_a_new_database_at_once(tmp_path):
+  processes = [
+    subprocess.Popen(
+      [sys.executable, "-c", _OPEN, f"sqlite:///{tmp_path}/a.db"],
+      stdin=subprocess.PIPE,
+      stdout=subprocess.PIPE,
+      text=True,
+    )
+    for _ in range(2)
+  ]
+  try:
+    assert [process.stdout.readline() for process in processes] == ["ready\n"] * 2
+    for process in processes:
+      process.stdin.write("\n")
+      process.stdin.flush()
+    found = [process.communicate(timeout=60)[0] for process in processes]
+  finally:
+    for process in processes:
+      process.kill()
+  assert found == ["top1\n"] * 2
 
 
 def test_a_resumed_search_draws_other_numbers(tmp_path):
@@ -342,7 +415,11 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     ([], "{'optim.momentun': CategoricalDistribution([0.9])}", "config.optim.momentum"),
     ([], "{'optim.momentum': 0.9}", "must return a dict from settings to"),
     ([], "1/0", "ZeroDivisionError"),
-    (["--space=nothing.py"], "{}", "--space=nothing.py: FileNotFoundError"),
+    (
+      ["--space=nothing.py"],
+      "{}",
+      "--space=nothing.py must be a Python file that is there",
+    ),
     (["--config=nothing.py"], "{}", "nothing.py"),
     (["--storage=nosql://here"], "{}", "--storage=nosql://here: "),
     (["--config.num_step=1"], "{}", "config.num_step is no setting"),

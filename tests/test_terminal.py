@@ -10,6 +10,9 @@ from PIL import Image
 from rich.console import Console
 
 from resnet_jax.cli.main import main
+from resnet_jax.config.meanings import describe_settings
+from resnet_jax.config.schema import Config, DataConfig
+from resnet_jax.data.sources.opening import open_source
 from resnet_jax.experiments import tables
 from resnet_jax.runtime.terminal import plain, printable, show
 
@@ -19,7 +22,7 @@ def test_names_are_shown_as_they_are(capsys):
   show(NAME, "[/b]")
   assert capsys.readouterr().out == f"{SHOWN}\n[/b]\n"
   file = io.StringIO()
-  console = Console(file=file, width=9, force_terminal=True)
+  console = Console(file=file, width=99, force_terminal=True)
   show(NAME, "[/b]", console=console)
   assert file.getvalue() == f"{SHOWN}\n[/b]\n"
   with console.status(plain(f"loading [/b]{NAME}")):
@@ -63,12 +66,24 @@ def test_a_data_set_with_names_that_are_commands_is_looked_at(tmp_path, capsys):
       Image.new("L", (8, 8), i).save(root / "train" / name / f"{i}{NAME}.png")
   (root / "train" / NAME / f"3{NAME}.png").touch()
   with pytest.raises(SystemExit, match="1"):
-    main(["data", "check", str(root), f"--picture={tmp_path}/{NAME}.png"])
+    main(["data", "check", str(root), f"--figure={tmp_path}/{NAME}.png"])
   out, _ = capsys.readouterr()
   assert_text(out)
   assert f"{printable(str(root))}/train/{SHOWN}/3{SHOWN}.png: " in out
   assert out.endswith(f"picture of some images: {tmp_path}/{SHOWN}.png\n")
   assert (tmp_path / f"{NAME}.png").exists()
+
+
+def test_what_is_not_read_and_what_is_set_are_shown_as_text(tmp_path, capsys):
+  root = tmp_path / NAME
+  for name in ("a", "b"):
+    (root / "val" / name).mkdir(parents=True)
+    Image.new("L", (8, 8)).save(root / "val" / name / "1.png")
+  (root / "val" / "a" / f"1.{NAME}").touch()
+  open_source(DataConfig(name="folder", dir=str(root)), "val")
+  _, err = capsys.readouterr()
+  assert err == f"left out of val in {tmp_path}/{SHOWN}: 1 .{SHOWN}\n"
+  assert_text(describe_settings(Config(data=DataConfig(dir=NAME))))
 
 
 @pytest.mark.parametrize(
@@ -80,7 +95,7 @@ def test_a_data_set_with_names_that_are_commands_is_looked_at(tmp_path, capsys):
     ["train", f"--workdir={NAME}[/b]", f"--config={NAME}[/b]"],
     ["train", f"--config.{NAME}=1"],
     ["predict", f"{NAME}[/b]", "--model=resnet20", "--weights=w.safetensors"],
-    ["convert", f"{NAME}[/b]", "x.safetensors"],
+    ["convert", f"--workdir={NAME}[/b]", "--out=x.safetensors"],
     ["study", f"{NAME}[/b]", "--out=out"],
     ["summary", f"{NAME}[/b]"],
     [f"{NAME}[/b]"],
@@ -105,6 +120,6 @@ def test_output_in_an_encoding_that_lacks_letters_is_escaped(tmp_path, monkeypat
     Image.new("L", (8, 8)).save(tmp_path / "Größe" / "train" / name / "1.png")
   raw = io.BytesIO()
   monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(raw, encoding="ascii"))
-  main(["data", "check", str(tmp_path / "Größe"), "--picture="])
+  main(["data", "check", str(tmp_path / "Größe")])
   sys.stdout.flush()
   assert raw.getvalue().startswith(f"{tmp_path}/Gr\\xf6\\xdfe\n".encode())

@@ -14,6 +14,8 @@ from pathlib import Path
 import pytest
 
 from resnet_jax.cli.main import main
+from resnet_jax.cli.train import next_commands
+from resnet_jax.config import Config, DataConfig
 
 ROOT = Path(__file__).parents[1]
 # A minute's work made a second's.
@@ -89,7 +91,8 @@ def test_wrong_usage_is_one_line_and_status_2(
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("cli") / "run"
-  result = train(*TINY, "--config.num_steps=6", f"--workdir={workdir}")
+  args = "--config.num_steps=6", "--config.optim.warmup_steps=7"
+  result = train(*TINY, *args, f"--workdir={workdir}")
   assert result.returncode == 0, result.stderr
   return workdir, result.stdout
 
@@ -99,12 +102,34 @@ def test_a_run_says_what_it_reached_where_it_lies_and_what_is_next(run):
   assert re.search(r"done: top-1 [\d.]+ %, .* on 64 images after 6 steps", shown)
   assert f"run:  {workdir}" in shown
   assert f"next: resnet-jax evaluate --workdir={workdir}\n" in shown
+  assert "warning: the warmup of 7 steps is longer than the run" in shown
   assert "\x1b" not in shown  # plain lines where there is no terminal
   assert {"config.json", "checkpoints", "metrics.jsonl", "curves.png"} <= {
     path.name for path in workdir.iterdir()
   }
   config = json.loads((workdir / "config.json").read_text())
   assert config["model"]["num_classes"] == 10
+
+
+@pytest.mark.parametrize(
+  ("data", "commands"),
+  [
+    ({"name": "folder"}, ["resnet-jax predict --workdir=R PHOTO"]),
+    ({"name": "cifar10"}, ["resnet-jax predict --workdir=R PHOTO"]),
+    ({"name": "synthetic"}, []),
+    ({"factory": "mine:data"}, []),
+    (
+      {},
+      [
+        "resnet-jax train --config.model.name=plain20",
+        "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
+      ],
+    ),
+  ],
+)
+def test_what_to_do_next_fits_the_images(data, commands):
+  config = Config(data=DataConfig(**data))
+  assert next_commands(config, "--workdir=R") == commands
 
 
 def test_evaluating_a_run(run):
@@ -166,13 +191,6 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
   assert (tmp_path / "checkpoints" / step).is_dir()
 
 
-def test_a_run_says_that_its_warmup_is_longer(tmp_path, capsys):
-  args = "--config.num_steps=1", "--config.optim.warmup_steps=2"
-  main(["train", *TINY, *args, f"--workdir={tmp_path / 'run'}"])
-  warning = "warning: the warmup of 2 steps is longer than the run"
-  assert warning in capsys.readouterr().out
-
-
 def test_help_names_the_flags():
   result = train("--help")
   assert result.returncode == 0
@@ -203,7 +221,7 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
   assert process.wait(60) == 0
   assert b"\x1b[" in shown and b"done: top-1" in shown
   last = re.sub(rb"\x1b\[[^a-zA-Z]*[a-zA-Z]", b"", shown[shown.rindex(b"6/6 ") :])
-  assert re.match(rb"6/6 .* loss .* images/s 0:00:00 left", last)
+  assert re.match(rb"6/6 epoch \S+ lr \S+ \d:\d\d:\d\d in all\r\n", last)
 
 
 @pytest.mark.slow

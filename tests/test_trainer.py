@@ -1,10 +1,13 @@
 """A run from end to end: resumed equals uninterrupted, and what it leaves."""
 
+import contextlib
 import dataclasses
 import io
 import json
+import os
 import re
 import signal
+import time
 from functools import partial
 
 import jax
@@ -25,6 +28,7 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
+from resnet_jax.runs import checksums
 from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
@@ -40,7 +44,7 @@ def make_config(**changes) -> Config:
     steps_per_call=3,
     log_every_steps=4,
     eval_every_steps=6,
-    model=ModelConfig(name="resnet8"),
+    model=ModelConfig(factory="own_parts:normed_network"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=70),
     augment=AugmentConfig(padding=1, flip=True),
     optim=OptimConfig(learning_rate=0.05, decay_steps=(8,)),
@@ -119,27 +123,60 @@ def test_a_signal_ends_a_run_between_calls_with_nothing_lost(whole, tmp_path):
   assert [line["step"] for line in lines] == [line["step"] for line in expected]
 
 
+def test_a_signal_while_the_last_save_is_written_loses_nothing(
+  whole, tmp_path, monkeypatch
+):
+  write, slowed = checksums.write_digests, []
+
+  def write_slowly(directory, *args):
+    if directory.name.startswith("11"):
+      slowed.append(directory)
+      os.kill(os.getpid(), signal.SIGTERM)
+      time.sleep(1)
+    return write(directory, *args)
+
+  monkeypatch.setattr(checksums, "write_digests", write_slowly)
+  with contextlib.suppress(Stopped):  # If the signal meets the evaluation.
+    run(make_config(), tmp_path)
+  assert len(slowed) == 1 and latest_step(tmp_path) == 11
+  state, _, shown = run(make_config(), tmp_path)
+  assert "11 of them done" in shown and "damaged" not in shown
+  assert_states_equal(state, whole[1])
+  assert [line["step"] for line in records(tmp_path)] == [
+    line["step"] for line in records(whole[0])
+  ]
+
+
+AVERAGED = make_config(
+  precise_bn_batches=3,
+  log_every_steps=3,
+  optim=OptimConfig(learning_rate=0.05, ema_decay=0.9),
+)
+
+
+@pytest.fixture(scope="module")
+def averaged(tmp_path_factory):
+  workdir = tmp_path_factory.mktemp("averaged") / "run"
+  return workdir, run(AVERAGED, workdir)
+
+
 @pytest.mark.parametrize("last", [6, 11])
 def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_for_it(
-  tmp_path, last
+  averaged, tmp_path, last
 ):
-  optim = OptimConfig(learning_rate=0.05, ema_decay=0.9)
-  config = make_config(precise_bn_batches=3, log_every_steps=3, optim=optim)
-
   class Signal(Hook):
     def on_checkpoint(self, step, state):
       if step == last:  # Its evaluation comes next.
         signal.raise_signal(signal.SIGTERM)
 
-  whole, stopped = tmp_path / "whole", tmp_path / "stopped"
-  expected = run(config, whole)
+  (whole, expected), stopped = averaged, tmp_path / "stopped"
   with pytest.raises(Stopped) as error:
-    run(config, stopped, hooks=[Signal()])
+    run(AVERAGED, stopped, hooks=[Signal()])
   assert error.value.step == latest_step(stopped) == last
   assert [line["split"] for line in records(stopped) if line["step"] == last] == [
     "train"
   ]
-  assert_states_equal(run(config, stopped)[0], expected[0])
+  assert_states_equal(run(AVERAGED, stopped)[0], expected[0])
   timed = "images_per_s", "input_wait"
   ours, theirs = (
     [{k: v for k, v in line.items() if k not in timed} for line in records(place)]
@@ -147,7 +184,10 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_fo
   )
   assert ours == theirs
   for which in ("best", "latest"):
-    evaluated = [evaluate_run(config, str(place), which) for place in (stopped, whole)]
+    evaluated = [
+      evaluate_run(AVERAGED, str(place), which, trust_code=True)
+      for place in (stopped, whole)
+    ]
     assert evaluated[0][0] == evaluated[1][0]
     assert evaluated[0][1]["loss"] == evaluated[1][1]["loss"]
 
@@ -192,7 +232,7 @@ def test_classes_that_the_run_does_not_have_are_refused_in_evaluation(
   more = dataclasses.replace(source, labels=source.labels + 1, class_names=names)
   monkeypatch.setattr("resnet_jax.training.evaluator.open_source", lambda *_: more)
   with pytest.raises(ValueError, match=r"the class '10', which is not among the 10"):
-    evaluate_run(read_config(whole[0]), str(whole[0]))
+    evaluate_run(read_config(whole[0]), str(whole[0]), trust_code=True)
 
 
 def test_metrics_after_a_resume_have_each_step_once(whole, tmp_path):
@@ -258,7 +298,9 @@ def test_evaluating_a_run_gives_its_last_result(whole):
   workdir, _, results, _ = whole
   for devices, batch_size in ((1, 16), (8, 16), (8, 9)):
     config = dataclasses.replace(read_config(workdir), batch_size=batch_size)
-    step, again = evaluate_run(config, str(workdir), devices=jax.devices()[:devices])
+    step, again = evaluate_run(
+      config, str(workdir), devices=jax.devices()[:devices], trust_code=True
+    )
     assert step == 11
     assert again["top1"] == results["top1"] and again["count"] == 70
     assert again["loss"] == pytest.approx(results["loss"], rel=1e-5)
@@ -278,8 +320,9 @@ def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path, periods):
   assert re.search(r"step \d+, at learning rate 1e\+30", str(error.value))
   # After one step the parameters are huge, and still numbers.
   assert latest_step(tmp_path) <= (1 if periods else 0)
-  assert (tmp_path / "curves.png").exists()
-  assert "NaN" not in (tmp_path / "metrics.jsonl").read_text()
+  lines = (tmp_path / "metrics.jsonl").read_text()
+  assert (tmp_path / "curves.png").exists() == bool(lines)
+  assert "NaN" not in lines
 
 
 def test_too_few_logits_are_refused_before_anything_is_made(tmp_path):
@@ -299,6 +342,7 @@ def test_a_missing_data_set_leaves_nothing_behind(tmp_path):
 @pytest.mark.several_devices
 def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
   config = make_config(
+    model=ModelConfig(name="resnet8"),
     num_steps=6,
     precise_bn_batches=2,
     augment=AugmentConfig(flip=True, brightness=0.2, erasing=0.2, mixup=0.2, cutmix=1),

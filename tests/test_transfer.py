@@ -10,10 +10,15 @@ import pytest
 from arrays import normal
 from running import train_config
 
-from resnet_jax import create_model, weights
+from resnet_jax import create_model, load, weights
 from resnet_jax.cli import settings
-from resnet_jax.config import Config, OptimConfig
-from resnet_jax.config.preprocessing import preprocessing_of
+from resnet_jax.config import Config, DataConfig, OptimConfig, serialization
+from resnet_jax.config.preprocessing import (
+  OF_WEIGHTS,
+  Preprocessing,
+  preprocessing_of,
+  with_preprocessing,
+)
 from resnet_jax.config.schema import ModelConfig
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_names
@@ -22,6 +27,8 @@ from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.transfer import load_start
 
@@ -170,20 +177,87 @@ def test_a_run_whose_checkpoints_are_damaged_starts_as_it_did(source, tmp_path, 
   np.testing.assert_array_equal(named(state.variables)[path], start[path])
 
 
+def test_weights_of_the_package_are_a_start_by_name(capsys):
+  config, name = digits_config(), "resnet8_digits"
+  with pytest.raises(ValueError, match="saved from resnet8, not from resnet14"):
+    load_start(name, create_model("resnet14"), (8, 8, 1), config.data)
+  found = load_start(name, create_model("resnet8", 3), (8, 8, 1), config.data)
+  packaged = load(name).variables
+  del packaged["params"]["head"]
+  jax.tree.map(np.testing.assert_array_equal, found, packaged)
+  assert capsys.readouterr().err == ""
+
+
+EXPECTED = Preprocessing((0.25,), (0.75,), resize=10, crop=6, interpolation="bicubic")
+
+
+@pytest.fixture
+def start(source, tmp_path):
+  """What weights with `EXPECTED` are in: a run, and a file."""
+  _, file, _ = source
+  config = digits_config(model=MODEL)
+  variables = weights.load(file, create_model("resnet14", 13))
+  weights.save(
+    tmp_path / "x.safetensors", create_model("resnet14", 13), variables, EXPECTED
+  )
+  config.data = with_preprocessing(config.data, EXPECTED)
+  (tmp_path / "run").mkdir()
+  (tmp_path / "run" / "config.json").write_text(serialization.to_json(config))
+  return {"run": str(tmp_path / "run"), "file": str(tmp_path / "x.safetensors")}
+
+
+def with_empty_fields(config: Config, **data) -> Config:
+  """Returns settings that take the preprocessing of the weights, but for `data`."""
+  config.data = dataclasses.replace(config.data, **(OF_WEIGHTS | data))
+  return config
+
+
+@pytest.mark.parametrize("kind", ["run", "file"])
+def test_empty_fields_take_the_preprocessing_of_the_weights(start, kind):
+  config = with_empty_fields(digits_config(init_from=start[kind]))
+  data = Experiment.create(config).config.data
+  assert preprocessing_of(data) == EXPECTED
+  config = with_empty_fields(config, mean=(0.5,), eval_crop=4)
+  own = preprocessing_of(Experiment.create(config).config.data)
+  assert own == dataclasses.replace(EXPECTED, mean=(0.5,), crop=4)
+  with pytest.raises(UserError, match=r"eval_crop=11 must be at most .*eval_resize=10"):
+    Experiment.create(with_empty_fields(config, eval_crop=11))
+  with pytest.raises(FileNotFoundError, match=r"no config\.init_from="):
+    Experiment.create(dataclasses.replace(config, init_from=start[kind] + "2"))
+
+
+def test_empty_fields_take_the_preprocessing_of_imagenet_without_weights():
+  config = with_empty_fields(Config(data=DataConfig(name="synthetic")))
+  assert preprocessing_of(Experiment.create(config).config.data) == Preprocessing()
+
+
+def test_a_run_keeps_the_preprocessing_of_the_weights_and_resumes_without_them(
+  start, tmp_path, capsys
+):
+  config = with_empty_fields(digits_config(init_from=start["file"], num_steps=2))
+  train(config, tmp_path / "new")
+  assert "warning" not in capsys.readouterr().err
+  (tmp_path / "x.safetensors").unlink()
+  saved = load_run_config(str(tmp_path / "new"))
+  assert preprocessing_of(saved.data) == EXPECTED
+  train(dataclasses.replace(saved, num_steps=3), tmp_path / "new")
+
+
 @pytest.mark.parametrize("kind", ["run", "file"])
 def test_another_mean_than_the_weights_expect_is_said(source, kind, tmp_path, capsys):
   workdir, file, _ = source
   said = []
-  for mean in (0.5, 0.25):
+  for mean in ((0.5,), (0.5, 0.5, 0.5), (0.25,)):
     config = digits_config(init_from=str(workdir if kind == "run" else file))
-    config.data.mean = (mean,)
+    config.data.mean = mean
     model = build_model(dataclasses.replace(config, model=MODEL))
     load_start(config.init_from, model, (8, 8, 1), config.data)
     said.append(capsys.readouterr().err)
-  assert said[0] == ""
-  assert said[1] == (
+  assert said[:2] == ["", ""]  # One value stands for all channels.
+  assert said[2] == (
     "warning: the weights of config.init_from expect images of mean=(0.5,) and "
-    "std=(0.5,), but config.data has mean=(0.25,) and std=(0.5,)\n"
+    "std=(0.5,), but config.data has mean=(0.25,) and std=(0.5,); an empty "
+    "--config.data.mean= and --config.data.std= take those of the weights\n"
   )
 
 
@@ -215,6 +289,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(
   for path, text in (
     (tmp_path / "none", "no config.init_from="),
     ("~/none", f"no config.init_from='{tmp_path}/none'"),
+    ("resnet8_digit", "'resnet8_digit'.*; the package has resnet8_digits"),
     (tmp_path, "no run"),
     (workdir / "checkpoints" / "7", "no config.init_from="),
   ):

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import pickle
+import re
 import shutil
 import subprocess
 import sys
@@ -13,33 +14,39 @@ import jax.export
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import safetensors.numpy
 from arrays import normal, pixels, variables_of
 from names import NAME, assert_text
 from PIL import Image
 from running import train_config
 
-from resnet_jax import ResNet, create_model, weights
+from resnet_jax import ResNet, create_model, load, weights
 from resnet_jax.cli.main import main
-from resnet_jax.config import Config, ModelConfig
+from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import list_images
+from resnet_jax.data.sources.opening import open_source
+from resnet_jax.inference import embed, image_grid
 from resnet_jax.inference.classifier import Classifier, load_run, load_weights
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
 from resnet_jax.inference.export import export
-from resnet_jax.inference.grad_cam import grad_cam
-from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.inference.grad_cam import grad_cam, overlay
+from resnet_jax.inference.image_grid import Picture, draw_grid, fit_text
 from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.terminal import printable
 from resnet_jax.training.class_pairing import pair_classes
 from resnet_jax.weights import all_class_names, imagenet
 
+CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "tfds"
+CIFAR10_RIGHT = 919  # Of the first 1,000 test images, by the weights in the package.
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
 
@@ -167,6 +174,36 @@ def test_grad_cam_is_that_of_the_gradients():
   np.testing.assert_allclose(grad_cam(maps, kernel, classes), wanted, atol=1e-6)
 
 
+def test_a_map_is_as_opaque_as_it_is_high():
+  white, black = (
+    np.full((300, 300, 3), 255, np.uint8),
+    np.zeros((300, 300, 3), np.uint8),
+  )
+  heat = np.zeros((5, 5), np.float32)
+  heat[2, 2] = 7
+  # What is left of the image is 1 - opacity.
+  left = (overlay(white, heat).astype(int) - overlay(black, heat))[..., 0] / 255
+  assert left.shape == (300, 300)
+  assert (left[:40] == 1).all() and (left[:, :40] == 1).all()
+  assert left[150, 150] < left[150, 120] < left[150, 100] and left[150, 150] < 0.5
+  assert overlay(white[:8, :8], heat).shape == (256, 256, 3)
+
+
+@pytest.mark.parametrize("heat", [np.ones((1, 1)), np.zeros((4, 4)), np.ones((2, 2))])
+def test_a_map_without_a_place_is_not_shown(heat):
+  assert overlay(np.zeros((8, 8, 3), np.uint8), heat) is None
+
+
+def test_names_are_cut_in_the_middle():
+  assert fit_text("cat.jpg", 1.8) == "cat.jpg"
+  long = fit_text("n01440764_ILSVRC2012_val_00010041.JPEG", 1.8)
+  assert re.fullmatch(r"n01440764_.*….*10041\.JPEG", long)
+  # Wide letters leave fewer of them, and huge names take no time.
+  assert len(fit_text("W" * 40, 1.8)) < len(fit_text("i" * 40, 1.8))
+  assert len(fit_text("ab" * 10_000, 1.8)) < 40
+  assert fit_text("a\nb", 0.0) == "…"
+
+
 @pytest.mark.parametrize("layer", ["pooled", "c2", "c3"])
 def test_features_are_what_the_network_computes(trained, folder, tmp_path, layer):
   told = []
@@ -244,14 +281,36 @@ def test_features_are_kept_though_the_picture_fails(trained, folder, tmp_path):
 def test_a_caption_may_be_anything(tmp_path):
   lines = [NAME, "$x$ {y} \\frac", "\n", "x" * 99]
   image = np.zeros((8, 8, 3), np.uint8)
-  draw_grid(str(tmp_path / "x.png"), [Picture(image, lines)] * 3, columns=2)
-  assert Image.open(tmp_path / "x.png").size[0] > 300
+  pictures = [
+    Picture(image, lines, "red", [(NAME, 0.5), ("$x$", 0)]),
+    Picture(image[..., :1], [], heat=np.eye(2), heat_title="$x$"),
+    Picture(image, lines[:1], heat=np.ones((1, 1)), heat_title=NAME),
+  ]
+  draw_grid(str(tmp_path / "x.png"), pictures, columns=2)
+  assert Image.open(tmp_path / "x.png").size[0] > 600
+  assert [path.name for path in tmp_path.iterdir()] == ["x.png"]
+
+
+def test_neighbours_of_the_same_class_are_green(trained, folder, tmp_path, monkeypatch):
+  drawn = []
+  monkeypatch.setattr(embed, "draw_grid", lambda *args: drawn.extend(args[1]))
+  source = list_all(folder, 0.1)
+  extract(trained, source, str(tmp_path / "out.npz"), figure="x.png")
+  assert len(drawn) == 8 * 8
+  for row in range(0, 64, 8):
+    query, *others = drawn[row : row + 8]
+    name, text = query.lines
+    assert text == "query" and name in "ab" and query.color
+    for one in others:
+      assert re.fullmatch(r"cosine -?[01]\.\d\d", one.lines[1])
+      assert (one.color == figure_style.RIGHT) == (one.lines[0] == name)
+      assert bool(one.color) == (one.lines[0] == name)
 
 
 def test_features_that_end_early_leave_nothing(trained, folder, tmp_path):
   with pytest.raises(ValueError, match=r"must be an \.npz file"):
     extract(trained, find_images([str(folder)]), str(tmp_path / "out.csv"))
-  with pytest.raises(ValueError, match="layer='c9' is unknown; did you mean"):
+  with pytest.raises(ValueError, match="layer='c9' is unknown; choose from pooled"):
     extract(trained, find_images([str(folder)]), str(tmp_path / "o.npz"), layer="c9")
   bad = find_images([str(folder / "a" / "05x.jpg")])
   with pytest.raises(ValueError, match="no image can be read"):
@@ -342,7 +401,7 @@ def test_a_run_and_the_weights_converted_from_it_are_the_same(run, tmp_path, cap
     path.parent.mkdir(parents=True, exist_ok=True)
     Image.fromarray(digits.images[i, :, :, 0]).resize((80, 80), 0).save(path)
   weights_file = tmp_path / "mine.safetensors"
-  main(["convert", str(run), str(weights_file)])
+  main(["convert", "--workdir", str(run), "--out", str(weights_file)])
   answers = []
   for source in (
     ["--workdir", str(run)],
@@ -383,20 +442,45 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
   near = tmp_path / "near.png"
   target = tmp_path / "f.npz"
   with pytest.raises(SystemExit) as end:
-    main(["features", str(folder), str(target), *source, "--figure", str(near)])
+    main(
+      ["features", str(folder), "--out", str(target), *source, "--figure", str(near)]
+    )
   assert end.value.code == 1
   assert np.load(target)["features"].shape == (11, 64)
   assert Image.open(near).size > (500, 300)
-  main(["export", str(tmp_path / "net"), "--format", "stablehlo", *source])
+  main(["export", "--out", str(tmp_path / "net"), "--format", "stablehlo", *source])
   assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
   names = {path.name for path in tmp_path.iterdir()}
   assert names == {"grid.png", "near.png", "f.npz", "net", "photos"}
 
 
+def test_a_prediction_is_right_or_wrong_where_the_folder_names_the_class(
+  run, tmp_path, monkeypatch
+):
+  drawn = []
+  monkeypatch.setattr(image_grid, "draw_grid", lambda *args: drawn.extend(args[1]))
+  names = [*map(str, range(10)), "unknown"]
+  for name in names:
+    (tmp_path / name).mkdir()
+    Image.fromarray(np.asarray(pixels(8, 8, 1))[..., 0]).save(tmp_path / name / "x.png")
+  figure = ["--figure", str(tmp_path / "f.png"), "--explain"]
+  main(["predict", "--workdir", str(run), *figure, str(tmp_path)])
+  for name, picture in zip(names, drawn, strict=True):
+    first = picture.bars[0][0]
+    assert picture.heat_title == f"Grad-CAM: {first}" and len(picture.bars) == 3
+    told = {
+      first: (figure_style.RIGHT, ["x.png", f"✓ {name}"]),
+      "unknown": ("", ["x.png"]),
+    }
+    wrong = figure_style.WRONG, ["x.png", f"✗ it is {name}"]
+    assert (picture.color, picture.lines) == told.get(name, wrong)
+  assert sum(picture.color == figure_style.RIGHT for picture in drawn) == 1
+
+
 @pytest.mark.parametrize(
   ("arguments", "error"),
   [
-    (["predict", "x.png"], "needs --workdir RUN, or --model M --weights FILE"),
+    (["predict", "x.png"], "needs --workdir RUN or --weights FILE"),
     (["predict", "{run}/no.png", "{source}"], "there is no image or folder"),
     (["predict", "{empty}", "{source}"], "has no images"),
     (["predict", "{folder}", "{source}", "--figure", "x.jpg"], "must be a .png"),
@@ -405,20 +489,20 @@ def test_the_commands_write_pictures_and_end_with_1_for_an_unreadable_file(
     (["predict", "{folder}", "{source}", "--mean", "0.1", "0.2"], "(--mean, --std)"),
     (["predict", "{folder}", "{source}", "--mean", "123.7"], "scaled to [0, 1]"),
     (["predict", "{folder}", "{source}", "--model", "m"], "--model is for --weights"),
-    (["features", "{folder}", "out.csv", "{source}"], "must be an .npz file"),
+    (["features", "{folder}", "--out=out.csv", "{source}"], "must be an .npz file"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--layer", "c7"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--layer", "c7"],
       "layer='c7' is un",
     ),
-    (["features", "nowhere", "o.npz", "{source}"], "no data set 'nowhere'"),
+    (["features", "nowhere", "--out=o.npz", "{source}"], "no data set 'nowhere'"),
     (
-      ["features", "{folder}", "o.npz", "{source}", "--split", "dev"],
+      ["features", "{folder}", "--out=o.npz", "{source}", "--split", "dev"],
       "--split='dev' is not in",
     ),
-    (["export", "/no/net", "--format", "onnx", "{source}"], "must be a file in"),
-    (["export", "net", "{source}"], "--format"),
+    (["export", "--out=/no/net", "--format", "onnx", "{source}"], "must be a file in"),
+    (["export", "--out=net", "{source}"], "or give --format"),
     (
-      ["export", "n", "--format", "onnx", "--image-size", "9", "{source}"],
+      ["export", "--out=n.onnx", "--photo-size", "9", "{source}"],
       "HEIGHTxWIDTH",
     ),
   ],
@@ -462,10 +546,10 @@ def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
   image = Image.new("RGB", (9, 8), "red")
   for name in ("a.JFIF", "b.jpe", "c.jpg", "../../other/h.jpg", "@eaDir/i.jpg"):
     image.save(below / name, "jpeg")
-  for name in ("d.tif", "e.TIF", "f.avif", "g", ".hidden.tif"):
+  for name in ("d.tif", "e.TIF", "f.jxl", "g", ".hidden.tif"):
     (below / name).touch()
-  source, target = ["--workdir", str(run)], str(tmp_path / "f.npz")
-  files = "1 without a suffix, 1 .avif, 2 .tif"
+  source, target = ["--workdir", str(run)], tmp_path / "f.npz"
+  files = "1 without a suffix, 1 .jxl, 2 .tif"
 
   def said(*command: str) -> list[str]:
     main([*command, *source])
@@ -474,12 +558,14 @@ def test_files_of_a_folder_that_are_left_out_are_said(run, tmp_path, capsys):
 
   assert said("predict", str(below)) == [f"left out of {below}: {files}"]
   assert said("predict", str(below / "a.JFIF"), str(other)) == []
-  assert said("features", str(below), target) == [f"left out of {below}: {files}"]
+  assert said("features", str(below), f"--out={target}") == [
+    f"left out of {below}: {files}"
+  ]
   assert len(np.load(target)["files"]) == 3
-  assert said("features", str(photos), target) == [
+  assert said("features", str(photos), f"--out={target}") == [
     f"left out of {photos}: {files}, 1 images in other folders"
   ]
-  assert said("features", str(photos), target, "--split", "train") == [
+  assert said("features", str(photos), f"--out={target}", "--split", "train") == [
     f"left out of train in {photos}: {files}, the folder 'other'"
   ]
   assert len(np.load(target)["files"]) == 3
@@ -535,6 +621,14 @@ def paired(names, class_names, num_classes=12, in_order=False, labels=None):
     (["1", "2", "12"], MANY, 12, None),
     (["b", "a"], ("a", "b", "b"), 3, None),
     (["5", "7"], ("0", "10", "2"), 3, None),
+    # Some names are numbers: only names count, as a number may be the index of another.
+    (["0", "2", "other"], ("0", "1", "10", "2", "other"), 5, [0, 3, 4]),
+    (["0", "3"], ("0", "1", "10", "2", "other"), 5, None),
+    (["-1", "1"], ("-1", "0", "1"), 3, [0, 2]),
+    (["0", "2"], ("-1", "0", "1"), 3, None),
+    (["1", "2"], ("1.0", "2.0", "x"), 3, None),
+    (["00", "01"], ("0", "1", "10"), 3, [0, 1]),
+    (["01", "1"], ("cat", "dog"), 2, None),  # One number, but two classes.
     (["a", "b"], (), 2, None),
   ],
 )
@@ -634,7 +728,8 @@ def test_converted_weights_and_runs_know_their_classes(perfect, tmp_path, capsys
   path, images, names = perfect
   again, run = tmp_path / "again.safetensors", tmp_path / "run"
   for target in (again, run):
-    main(["convert", str(path), str(target), "--model=resnet8", "--num-classes=12"])
+    flags = f"--weights={path}", f"--out={target}", "--model=resnet8"
+    main(["convert", *flags, "--num-classes=12"])
   assert weights.read_class_names(again, 12) == tuple(names)
   assert (run / "classes.txt").read_text().split() == names
   assert load_run(str(run)).class_names == tuple(names)
@@ -674,6 +769,15 @@ def test_weights_see_all_images_that_have_no_splits(perfect, tmp_path, capsys):
   assert "0.1 of the images of each class" in said and "change --split" in said
 
 
+def test_paths_in_ones_home_are_read_and_written(perfect, tmp_path, monkeypatch):
+  monkeypatch.setenv("HOME", str(tmp_path))
+  path, _, names = perfect
+  model = create_model("resnet8", 12)
+  weights.save("~/copy.safetensors", model, weights.load(path, model), None, names)
+  found = load("~/copy.safetensors", "resnet8", num_classes=12)
+  assert found.class_names == tuple(names)
+
+
 def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, capsys):
   path, images, _ = perfect
   model = create_model("resnet8", 12)
@@ -689,13 +793,16 @@ def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, c
   assert "loss=nan" in refused(capsys, 1, "evaluate", *source, *data)
   file = folder / "a" / "01.png"
   assert "a/01.png are not finite" in refused(capsys, 1, "predict", *source, file)
+  out = tmp_path / "x.stablehlo"
+  said = refused(capsys, 1, "export", *options(broken), f"--out={out}")
+  assert "outputs for random images are not finite" in said and not out.exists()
   # What the head makes is no feature.
-  arguments = [tmp_path / "images", tmp_path / "f.npz", *options(broken)]
+  arguments = [tmp_path / "images", f"--out={tmp_path}/f.npz", *options(broken)]
   main(["features", *map(str, arguments)])
   capsys.readouterr()
   variables["params"]["head"]["kernel"] = kernel.at[0, 0].set(jnp.nan)
   weights.save(broken, model, variables)
-  export_to = ["export", "x", "--format=onnx"]
+  export_to = ["export", "--out=x.onnx"]
   for command in (["evaluate", *data], ["predict", file], export_to):
     said = refused(capsys, 2, command[0], *options(broken), *command[1:])
     assert "fc.weight has values that are not finite" in said
@@ -727,3 +834,103 @@ def test_weights_are_checked_before_the_images(perfect, capsys):
   assert "was saved from resnet8, not from plain8" in said
   said = refused(capsys, 2, *argv, "--model=resnet8")
   assert "'digits' have 1 channels, the model takes 3" in said
+
+
+# The weights in the package, by name.
+
+
+def count_right(classifier: Classifier, images, labels) -> int:
+  found = np.asarray(classifier(images)["probabilities"]).argmax(-1)
+  return int((found == labels).sum())
+
+
+def test_the_digits_weights_are_as_good_as_they_say(capsys):
+  said = weights.read_training("resnet8_digits")["evaluation"]
+  digits = load_digits("test")
+  right = count_right(load("resnet8_digits"), digits.images, digits.labels)
+  assert len(digits.labels) == said["count"]
+  assert right == round(said["top1"] * said["count"])
+  source = ["--weights", "resnet8_digits", "--dataset", "digits"]
+  found = evaluated(capsys, *source)
+  assert (found["top1"], found["count"]) == (said["top1"], said["count"])
+  message = refused(capsys, 2, "evaluate", *source, "--model", "plain8")
+  assert "was saved from resnet8, not from plain8" in message
+
+
+@pytest.mark.slow
+def test_the_cifar10_weights_know_test_images():
+  if not CIFAR10.is_dir():
+    pytest.skip(f"needs CIFAR-10 in {CIFAR10}")
+  config = DataConfig(name="cifar10", dir=str(CIFAR10))
+  source = open_source(config, "test[:1000]")
+  right = count_right(load("resnet20_cifar10"), source.images, source.labels)
+  assert abs(right - CIFAR10_RIGHT) <= 1  # Another processor rounds otherwise.
+
+
+def test_each_command_takes_weights_by_name(tmp_path, monkeypatch, capsys):
+  monkeypatch.chdir(tmp_path)
+  digits = load_digits("test")
+  place = tmp_path / "digits"
+  write_images(place, digits.images[:12, :, :, 0], map(str, digits.labels[:12]))
+  source = ["--weights", "resnet8_digits"]
+  main(["predict", *source, "--json", "--figure=x.png", "--explain", str(place)])
+  answers = [json.loads(line) for line in capsys.readouterr().out.splitlines()]
+  right = [Path(x["file"]).parent.name == x["labels"][0]["label"] for x in answers]
+  assert len(right) == 12 and sum(right) >= 11
+  assert Image.open("x.png").size > (300, 100)
+  main(["features", str(place), "f.npz", *source])
+  assert np.load("f.npz")["features"].shape == (12, 64)
+  main(["export", "net", "--format", "stablehlo", *source])
+  assert "images [batch, 8, 8, 1] uint8" in capsys.readouterr().out
+  main(["convert", "resnet8_digits", "own.safetensors"])
+  main(["convert", "resnet8_digits", "run"])
+  own, run, named = load("own.safetensors"), load("run"), load("resnet8_digits")
+  for other in (own, run):
+    jax.tree.map(np.testing.assert_array_equal, other.variables, named.variables)
+    assert other.class_names == named.class_names
+    assert other.preprocessing == named.preprocessing
+  training = weights.read_training("resnet8_digits")
+  assert weights.read_training("own.safetensors") == training
+  main(["convert", "run", "again.safetensors"])  # A run that trained nothing.
+  assert weights.read_training("again.safetensors") == {}
+
+
+def test_converted_weights_say_how_a_run_trained_them(run, tmp_path, capsys):
+  target = tmp_path / "w.safetensors"
+  main(["convert", str(run), str(target), "--dtype=float16"])
+  training = weights.read_training(target)
+  assert training["data"] == "digits" and training["steps"] == 30
+  assert training["seed"] == 0 and training["settings"]["model.name"] == "resnet8"
+  assert training["settings"]["batch_size"] == 64
+  lines = (run / "metrics.jsonl").read_text().splitlines()
+  last = [json.loads(line) for line in lines][-1]
+  assert training["evaluation"] == {
+    name: last[name] for name in ("loss", "top1", "top5", "count")
+  }
+  half = load(str(target))
+  whole = load_run(str(run))
+  jax.tree.map(
+    lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-3, atol=1e-6),
+    half.variables,
+    whole.variables,
+  )
+
+
+def test_a_file_without_a_network_needs_the_model(perfect, tmp_path, capsys):
+  path, _, _ = perfect
+  net = load(str(path))
+  assert net.name == "resnet8" and len(net.class_names) == 12
+  bare = tmp_path / "bare.safetensors"
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path), bare)
+  commands = (
+    ["predict", "x.png", "--weights", bare],
+    ["evaluate", "--weights", bare, "--dataset=digits"],
+    ["convert", bare, tmp_path / "x.safetensors"],
+  )
+  (tmp_path / "x.png").write_bytes(b"")
+  for command, *rest in commands:
+    rest = [tmp_path / "x.png" if x == "x.png" else x for x in rest]
+    said = refused(capsys, 2, command, *rest)
+    assert "does not say which network" in said and "--model resnet50" in said
+    said = refused(capsys, 2, command, *rest, "--num-classes=12")
+    assert "need --model" in said

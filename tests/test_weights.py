@@ -11,20 +11,30 @@ from pathlib import Path
 
 import jax
 import jax.numpy as jnp
+import ml_dtypes
 import numpy as np
 import pytest
+import safetensors
 import safetensors.numpy
 from flax import linen as nn
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 from resnet_jax import create_model, weights
+from resnet_jax import load as load_classifier
+from resnet_jax.config import ModelConfig
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.registry import MODELS
 from resnet_jax.models.scan_layout import is_scanned, to_named
-from resnet_jax.weights import imagenet, torch_checkpoint
-from resnet_jax.weights.architecture import check_named, check_same, describe
+from resnet_jax.weights import imagenet, location, torch_checkpoint
+from resnet_jax.weights.architecture import (
+  check_named,
+  check_same,
+  describe,
+  find_settings,
+)
+from resnet_jax.weights.metadata import read_network
 
 ROOT = Path(__file__).parents[1]
 MODEL = create_model("resnet8", 10)
@@ -159,7 +169,7 @@ def test_a_1x1_convolution_is_a_head(path):
 @pytest.mark.parametrize("container", CONTAINERS)
 def test_everything_wrong_is_in_one_message(container, path):
   _, tensors = named_tensors(path)
-  tensors["bn1.bias"] = tensors["bn1.bias"].astype(np.float16)
+  tensors["bn1.bias"] = tensors["bn1.bias"].astype(np.int16)
   tensors["fc.weight"] = tensors["fc.weight"].T
   tensors["bn1.weight"] = View(np.zeros(16, np.float32), 1, (16,), (1,))
   del tensors["fc.bias"], tensors["conv1.weight"]
@@ -175,14 +185,14 @@ def test_everything_wrong_is_in_one_message(container, path):
   assert "\n" not in said
   for part in [
     *("argparse.Namespace", "collections.deque"),
-    *("bn1.bias has dtype float16", r"fc.weight has shape \(64, 10\)", "bn1.weight"),
+    *("bn1.bias has dtype int16", r"fc.weight has shape \(64, 10\)", "bn1.weight"),
     *("missing: fc.bias, conv1.weight", "unused: extra, another"),
   ]:
     assert re.search(part, said), part
 
 
 @pytest.mark.parametrize(
-  ("dtype", "size"), [("BF16", 2), ("F16", 2), ("F64", 8), ("BOOL", 1), ("F8_E4M3", 1)]
+  ("dtype", "size"), [("I16", 2), ("I64", 8), ("BOOL", 1), ("F8_E4M3", 1)]
 )
 def test_every_wrong_dtype_in_safetensors_is_named(dtype, size, path):
   _, tensors = named_tensors(path)
@@ -199,6 +209,63 @@ def test_every_wrong_dtype_in_safetensors_is_named(dtype, size, path):
     weights.load(path, PROJECTED)
   for part in ("fc.bias has dtype", "bn1.bias has dtype", "unused: extra"):
     assert part in str(error.value)
+
+
+def write_file(tensors, path):
+  if path.suffix == ".safetensors":
+    safetensors.numpy.save_file(tensors, path)
+  else:
+    path.write_bytes(write(tensors, "zip"))
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+@pytest.mark.parametrize("dtype", ["float16", ml_dtypes.bfloat16, "float64"])
+def test_other_floats_are_read_as_float32(dtype, suffix, path):
+  variables, tensors = named_tensors(path)
+  is_float = {name: array.dtype == np.float32 for name, array in tensors.items()}
+  others = {k: x.astype(dtype) if is_float[k] else x for k, x in tensors.items()}
+  path = path.with_suffix(suffix)
+  write_file(others, path)
+  expected = jax.tree.map(
+    lambda x: jnp.asarray(np.asarray(x).astype(dtype).astype(np.float32)), variables
+  )
+  assert_equal(weights.load(path, PROJECTED), expected)
+  for value, said in ((np.inf, "conv1.weight"), (np.nan, "fc.bias")):
+    others[said].flat[1] = value
+    write_file(others, path)
+    with pytest.raises(ValueError, match=f"{said} has values that are not finite in"):
+      weights.load(path, PROJECTED)
+
+
+@pytest.mark.parametrize("suffix", [".safetensors", ".pth"])
+def test_numbers_beyond_float32_are_refused(suffix, path):
+  _, tensors = named_tensors(path)
+  tensors["fc.bias"] = tensors["fc.bias"].astype(np.float64)
+  tensors["fc.bias"][3] = -1e39
+  path = path.with_suffix(suffix)
+  write_file(tensors, path)
+  with pytest.raises(ValueError, match=r"fc\.bias has values that are not finite in"):
+    weights.load(path, PROJECTED)
+
+
+def test_float16_takes_half_the_bytes_and_refuses_what_it_cannot_hold(path):
+  variables = make_variables(PROJECTED)
+  weights.save(path, PROJECTED, variables)
+  size = path.stat().st_size
+  weights.save(path, PROJECTED, variables, dtype="float16")
+  assert path.stat().st_size < 0.6 * size
+  tensors = safetensors.numpy.load_file(path)
+  dtypes = {str(x.dtype) for k, x in tensors.items() if "batches_tracked" not in k}
+  assert dtypes == {"float16"}
+  rounded = jax.tree.map(lambda x: x.astype(np.float16).astype(np.float32), variables)
+  assert_equal(weights.load(path, PROJECTED), rounded)
+  with pytest.raises(ValueError, match="dtype='float8' is unknown; did you mean float"):
+    weights.save(path, PROJECTED, variables, dtype="float8")
+  variables["params"]["head"]["bias"] += 1e5
+  before = path.read_bytes()
+  with pytest.raises(ValueError, match=r"fc\.bias has values too large for float16"):
+    weights.save(path, PROJECTED, variables, dtype="float16")
+  assert path.read_bytes() == before
 
 
 def test_a_file_without_the_numbers_of_its_tensors_is_refused(path):
@@ -263,10 +330,7 @@ def test_values_that_are_not_finite_are_refused(name, value, said, suffix, path)
   _, tensors = named_tensors(path)
   tensors[name].flat[1] = value
   path = path.with_name(f"other{suffix}")
-  if suffix == ".pth":
-    path.write_bytes(write(tensors, "zip"))
-  else:
-    safetensors.numpy.save_file(tensors, path)
+  write_file(tensors, path)
   with pytest.raises(ValueError, match=re.escape(said)) as error:
     weights.load(path, PROJECTED)
   assert str(error.value).count("has ") == 1
@@ -281,12 +345,12 @@ def test_many_names_that_do_not_fit_are_a_short_message(path):
   assert len(said) < 800
   assert "missing: " in said and "unused: model." in said
   assert said.count(" more") == 2 and "all names begin with 'model.'" in said
-  halves = {name: array.astype(np.float16) for name, array in tensors.items()}
-  safetensors.numpy.save_file(halves, path)
+  whole = {name: array.astype(np.int16) for name, array in tensors.items()}
+  safetensors.numpy.save_file(whole, path)
   with pytest.raises(ValueError) as error:
     weights.load(path, create_model("resnet20", shortcut="B"))
   said = str(error.value)
-  assert said.count("has dtype float16") == 5 and len(said) < 500
+  assert said.count("has dtype int16") == 5 and len(said) < 800
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])
@@ -739,6 +803,145 @@ def test_timms_former_names_are_known(name, own):
 
 def test_shapes_tell_of_another_stem_than_timms():
   check_named("resnet18", create_model("resnet18", 10, stem="cifar"), "x")
+
+
+# The network that a file names.
+
+
+@pytest.mark.parametrize(
+  ("model", "settings"),
+  [
+    (create_model("plain20", 7), {"name": "plain20"}),
+    (create_model("resnetv2_18", 5), {"name": "resnetv2_18"}),
+    (
+      create_model("resnet8", 3, shortcut="B", norm="group"),
+      {"name": "resnet8", "shortcut": "B", "norm": "group"},
+    ),
+    (create_model("resnet18", 4, stem="cifar"), {"name": "resnet18", "stem": "cifar"}),
+    (create_model("resnet8", norm="frozen"), {"name": "resnet8"}),
+  ],
+  ids=["plain", "other head", "shortcut and norm", "stem", "training only"],
+)
+def test_the_network_of_a_file_is_known(model, settings, path):
+  model = model.clone(features=8)  # Quicker; the registry's rows tell the same.
+  weights.save(path, model, make_variables(model))
+  found = weights.complete_model(path, ModelConfig(name=""))
+  assert found == ModelConfig(num_classes=model.num_classes, **settings)
+  given = ModelConfig(name="resnet50", num_classes=9, dtype="float32")
+  assert weights.complete_model(path, given) == given
+
+
+def test_every_architecture_is_found_by_what_it_computes():
+  for name in MODELS:
+    described = json.loads(json.dumps(describe(create_model(name))))
+    assert find_settings(described) == {"name": name}
+    # Such as resnet20 without shortcuts for plain20.
+    unnamed = find_settings(described | {"name": ""})
+    assert describe(create_model(**unnamed)) == described
+
+
+@pytest.mark.parametrize(
+  "kept",
+  [
+    *({}, {"name": "resnet8"}, {"name": ["resnet8"]}, describe(MODEL) | {"stem": []}),
+    describe(MODEL) | {"block": "OwnBlock"},
+    describe(MODEL) | {"stage_sizes": [1, 1]},
+    describe(MODEL) | {"norm": {"a": 1}},
+  ],
+  ids=range(7),
+)
+def test_a_file_of_no_network_of_the_package_needs_the_model(kept, path):
+  _, tensors = named_tensors(path, MODEL)
+  safetensors.numpy.save_file(tensors, path, {"resnet_jax_network": json.dumps(kept)})
+  with pytest.raises(ValueError, match=r"x\.safetensors does not say which .*--model"):
+    load_classifier(str(path))
+
+
+@pytest.mark.parametrize("shape", [(), (2, 5), (0,)])
+def test_a_damaged_head_is_no_number_of_classes(shape, path):
+  _, tensors = named_tensors(path, MODEL)
+  tensors["fc.bias"] = np.zeros(shape, np.float32)
+  network = {"resnet_jax_network": json.dumps(describe(MODEL))}
+  safetensors.numpy.save_file(tensors, path, network)
+  with pytest.raises(ValueError, match=r"fc\.bias has shape"):
+    load_classifier(str(path))
+
+
+# The weights in the package.
+
+
+@pytest.mark.parametrize("name", weights.names())
+def test_weights_of_the_package_say_what_they_are(name):
+  file = weights.find(name)
+  assert file.stem == name and file.parent.name == "trained"
+  assert file.stat().st_size < 700_000
+  with safetensors.safe_open(file, framework="numpy") as content:
+    metadata, keys = content.metadata(), list(content.keys())
+    dtypes = {content.get_slice(key).get_dtype() for key in keys}
+  assert set(metadata) == {
+    *("format", "resnet_jax_network", "preprocessing", "class_names", "training"),
+  }
+  assert dtypes == {"F16", "I64"}
+  training = weights.read_training(name)
+  assert set(training) == {
+    *("config", "commit", "data", "seed", "steps", "evaluation", "settings"),
+    "converted_by",
+  }
+  assert re.fullmatch("[0-9a-f]{40}", training["commit"])
+  assert set(training["evaluation"]) == {"loss", "top1", "top5", "count"}
+  network, data = name.split("_")
+  assert training["data"] == data and read_network(file)["name"] == network
+  # Where the data was, is nobody's business.
+  assert "data.dir" not in training["settings"] and "/" not in metadata["training"]
+  net = load_classifier(name)
+  assert net.name == network and len(net.class_names) == 10
+  assert net.preprocessing.crop in (8, 32)
+
+
+def test_the_package_has_the_weights_that_the_docs_name():
+  assert weights.names() == ["resnet20_cifar10", "resnet8_digits"]
+  text = (ROOT / "docs" / "pretrained.md").read_text()
+  for name in weights.names():
+    evaluation = weights.read_training(name)["evaluation"]
+    (row,) = [x for x in text.splitlines() if x.startswith(f"| `{name}` |")]
+    assert f"{100 * evaluation['top1']:.2f} %" in row
+    assert f"{evaluation['count']:,}" in row
+
+
+def test_a_name_is_the_package_and_a_path_is_the_file(path, monkeypatch, capsys):
+  monkeypatch.chdir(path.parent)
+  variables = make_variables(MODEL)
+  Path("resnet8_digits").mkdir()
+  for file in ("resnet8_digits.safetensors", "resnet8_digits/model.safetensors"):
+    weights.save(file, MODEL, variables)
+  location._say.cache_clear()
+  packaged = weights.find("resnet8_digits")
+  assert packaged.parent.name == "trained" and not weights.is_run("resnet8_digits")
+  assert "write './resnet8_digits' for the file or folder" in capsys.readouterr().err
+  for own in ("resnet8_digits.safetensors", "./resnet8_digits", Path("resnet8_digits")):
+    assert_equal(weights.load(own, MODEL), variables)
+  assert capsys.readouterr().err == ""
+
+
+@pytest.mark.parametrize(
+  ("name", "advice"),
+  [
+    ("resnet20_cifar", "; the package has resnet20_cifar10"),
+    ("mine", "; the package has resnet20_cifar10, resnet8_digits"),
+    ("ResNet8-digits", "; the package has resnet8_digits"),
+    ("resnet20_cifar10.pth", "; the package has resnet20_cifar10"),
+    ("./resnet20_cifar10", ""),
+    ("folder/resnet20_cifar10", ""),
+  ],
+)
+def test_a_name_that_is_none_is_told_the_nearest(name, advice, tmp_path, monkeypatch):
+  monkeypatch.chdir(tmp_path)
+  for function in (weights.find, weights.check_exists, load_classifier):
+    with pytest.raises(FileNotFoundError) as error:
+      function(name)
+    said = str(error.value)
+    assert repr(name) in said and said.endswith(advice)
+    assert ("the package has" in said) == bool(advice)
 
 
 # In another process.

@@ -1,8 +1,7 @@
 """Learning rate, weight decay and warmup of the network of `configs/digits.py`.
 
 Command:
-resnet-jax sweep --config=digits --space=configs/sweeps/digits.py --trials=30 --jobs=2
---out=DIR
+resnet-jax sweep --config=digits --space=digits --trials=30 --jobs=2
 """
 
 from optuna.distributions import (

@@ -157,13 +157,14 @@ def rehearse(config: Config, topology: Topology) -> Report:
   platform = topology.devices[0].platform
   dtype = str(compilation.compute_dtype(config.model.dtype, platform))
   # The operations of the native kernels could not be counted.
-  config = dataclasses.replace(_with(config, "model", dtype=dtype), kernels="xla")
+  # Weights to start from change nothing here, and may not be there.
+  config = dataclasses.replace(
+    _with(config, "model", dtype=dtype), kernels="xla", init_from=""
+  )
   source = open_resident(config.data)
 
   def lower(config: Config, on: Mesh) -> jax.stages.Lowered:
-    data = create_abstract_dataset(
-      config.data, source, config.batch_size, config.steps_per_call, on
-    )
+    data = create_abstract_dataset(config, source, on)
     classes = data.num_classes or config.model.num_classes
     if not classes and config.model.factory:
       raise UserError(

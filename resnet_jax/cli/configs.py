@@ -8,7 +8,8 @@ from rich.table import Table
 from resnet_jax.config.files import list_configs
 from resnet_jax.runtime.terminal import plain
 
-TEXT = "List the configs that `--config` takes by name, with a line each."
+TEXT = "List the configs that --config takes by name, with what each of them trains."
+EXAMPLES = ("resnet-jax configs",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:

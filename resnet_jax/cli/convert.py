@@ -3,32 +3,62 @@
 import argparse
 
 from resnet_jax.cli.options import (
+  MODEL_FLAGS,
   add_checkpoint,
-  add_model_options,
   add_trust_code,
+  add_weights,
+  add_workdir,
   model_config,
+  require,
 )
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
-TEXT = "Convert weights from a run or to one."
+TEXT = (
+  "Convert the weights of a run to a file that PyTorch reads, or a file of weights to "
+  "such a file or to a run."
+)
+EXAMPLES = (
+  "resnet-jax convert --workdir RUN --out mine.safetensors",
+  "resnet-jax convert --weights resnet50.pth --model resnet50 --out NEW",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("source", metavar="SRC", help="run, weight file, hf://owner/name")
-  parser.add_argument("target", metavar="DST", help="FILE.safetensors or a new run")
-  parser.add_argument("--model", help="architecture of a SRC that is no run")
-  add_model_options(parser)
+  add_workdir(parser)
+  add_weights(parser)
+  parser.add_argument(
+    "--dtype",
+    choices=["float32", "float16"],
+    default="float32",
+    help="dtype of the tensors in a .safetensors file; float16 is half as large "
+    "(default: %(default)s)",
+  )
   add_checkpoint(parser)
   add_trust_code(parser)
+  parser.add_argument(
+    "--out",
+    metavar="PATH",
+    help="what to write: a .safetensors file or, for --weights, a new run directory",
+  )
+  parser.set_defaults(
+    source=None,
+    former_words={"source": "--workdir RUN or --weights FILE", "out": "--out PATH"},
+  )
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.inference.convert import convert
 
-  if args.model is None and (args.num_classes or args.stem or args.shortcut):
-    raise UserError("--num-classes, --stem and --shortcut need --model")
-  model = None if args.model is None else model_config(args)
-  show(convert(args.source, args.target, model, args.checkpoint, args.trust_code))
+  given = [x for x in (args.source, args.workdir, args.weights) if x is not None]
+  if len(given) != 1:
+    raise UserError("needs either --workdir RUN or --weights FILE")
+  require(args, "--out", "PATH")
+  model = model_config(args)
+  with flags_of_settings(MODEL_FLAGS):
+    done = convert(
+      given[0], args.out, model, args.checkpoint, args.trust_code, args.dtype
+    )
+  show(done)

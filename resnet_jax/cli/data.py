@@ -3,13 +3,20 @@
 import argparse
 import dataclasses
 import json
-import os
 import sys
+import textwrap
 
 from rich.console import Console
 
 from resnet_jax.cli.options import (
+  SOURCE,
+  add_data_dir,
+  add_former_names,
+  add_json,
   add_number,
+  data_config,
+  hint,
+  list_examples,
 )
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import (
@@ -17,35 +24,56 @@ from resnet_jax.runtime.errors import (
   flags_of_settings,
 )
 
-TEXT = "Look at a data set before training on it."
+TEXT = "Check a data set before training on it."
+EXAMPLES = ("resnet-jax data check PHOTOS",)
+_EXAMPLES = (
+  *EXAMPLES,
+  "resnet-jax data check PHOTOS --figure contact_sheet.png",
+  "resnet-jax data check cifar10 --data-dir DIR --json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  commands = parser.add_subparsers(required=True, metavar="COMMAND")
-  text = (
-    "Read every image of every split: what is there, what cannot be read, what is "
-    "there twice. Exit status: 0 if all can be read and no file is in two splits, "
-    "else 1; 2 wrong usage."
+  commands = parser.add_subparsers(
+    required=True, metavar="COMMAND", help="what to do with the data set"
   )
-  check = commands.add_parser("check", help=text, description=text)
-  check.add_argument("source", metavar="SOURCE", help="folder, .csv or a TFDS set")
-  check.add_argument("--data-dir", metavar="DIR", help="of TFDS; SOURCE is a set in it")
+  text = (
+    "Read every image of every split, and say what is there, what cannot be read and "
+    "what is there twice. The exit status is 1 if an image cannot be read or a file is "
+    "in two splits."
+  )
+  check = commands.add_parser(
+    "check",
+    help=text.split(". ")[0],
+    description=textwrap.fill(text, 80),
+    epilog=list_examples(_EXAMPLES),
+  )
+  check.set_defaults(parser=check)
+  check.add_argument("source", metavar="SOURCE", help=SOURCE)
+  add_data_dir(check)
   check.add_argument(
     "--val-share",
     type=float,
     metavar="X",
     default=DataConfig().val_share,
-    help="of each class, if SOURCE has no splits (%(default)s)",
+    help="fraction of each class, in (0, 1), that is kept for evaluation if SOURCE has "
+    "no splits (default: %(default)s)",
   )
-  add_number(check, "--max-pixels", "an image with more is unreadable (100 million)")
-  check.add_argument(
-    "--picture",
-    metavar="FILE",
-    default="contact_sheet.png",
-    help="some training images, .png (%(default)s); '' is none",
+  add_number(
+    check,
+    "--max-pixels",
+    "largest number of pixels of an image; a larger one counts as unreadable (default: "
+    f"{DataConfig().max_pixels:,})",
   )
-  check.add_argument("--json", action="store_true", help="print one JSON object")
+  figure = check.add_argument(
+    "--figure",
+    metavar="FILE.png",
+    default="",
+    help="draw some training images of each class into this file (default: none)",
+  )
+  add_former_names(check, figure, "--picture")
+  add_json(check)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -56,25 +84,21 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.data.audit import scan
   from resnet_jax.data.audit.report import describe
 
-  source = os.path.expanduser(args.source)
-  is_folder = args.data_dir is None and os.path.exists(source)
-  config = DataConfig(name=args.source, dir=args.data_dir or "")
-  if is_folder:
-    config.name, config.dir = "folder", args.source
+  config = data_config(args.source, args.data_dir)
   config.val_share = args.val_share
   config.max_pixels = args.max_pixels or config.max_pixels
   console = Console(stderr=True)
   progress = Progress(console=console, transient=True, disable=not console.is_terminal)
   names = {
     "data.name": "SOURCE",
-    "data.dir": "SOURCE" if is_folder else "--data-dir",
+    "data.dir": "SOURCE" if config.name == "folder" else "--data-dir",
     "data.val_share": "--val-share",
     "data.max_pixels": "--max-pixels",
   }
   with flags_of_settings(names):
     validate(Config(data=config))
     try:
-      report = scan.scan(config, args.picture, progress)
+      report = scan.scan(config, args.figure, progress)
     except NotFoundError as error:
       if args.data_dir is not None:
         raise
@@ -84,5 +108,7 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(dataclasses.asdict(report) | {"ok": report.ok}))
   else:
     print(describe(report))
+    if not args.figure:
+      hint("--figure contact_sheet.png draws some images of each class")
   if not report.ok:
     sys.exit(1)

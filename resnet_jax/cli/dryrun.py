@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 from rich.console import Console
 from rich.table import Table
 
-from resnet_jax.cli.options import add_number, add_trust_code
+from resnet_jax.cli.options import add_config, add_number, add_trust_code
 from resnet_jax.cli.settings import load_config
 from resnet_jax.runtime.errors import clean_errors
 from resnet_jax.runtime.terminal import show
@@ -22,25 +22,38 @@ if TYPE_CHECKING:
 
 TEXT = (
   "Compile an experiment's training step for a topology, with no accelerator here: "
-  "memory, operations, collectives, and the least time by the chips' peaks. Other "
-  "settings: --config.a.b=value."
+  "memory, operations, collectives, and the least time by the chips' peaks. Any "
+  "setting is a flag: --config.PATH=VALUE."
+)
+EXAMPLES = (
+  "resnet-jax dryrun --config=digits --topology=cpu:1",
+  "resnet-jax dryrun --config=imagenet_resnet --topology=v5e:2x2,v5e:4x4",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument(
-    "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
-  )
+  add_config(parser)
   add_trust_code(parser)
   parser.add_argument(
     "--topology",
     metavar="T[,T...]",
     required=True,
-    help="v4, v5e, v5p or v6e and chips, such as v5e:4x4; or cpu:8",
+    help="what to compile for, one or several with commas between: v4, v5e, v5p or v6e "
+    "with the shape of a slice, such as v5e:4x4; or cpu with a number of devices, such "
+    "as cpu:8",
   )
-  add_number(parser, "--images-per-chip", "batch size, if not the config's")
-  parser.add_argument("--json", action="store_true", help="an object for each topology")
+  add_number(
+    parser,
+    "--images-per-chip",
+    "number of images per step on each chip, > 0 (default: batch_size of the config, "
+    "divided by the number of chips)",
+  )
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print one JSON object per topology instead of text",
+  )
 
 
 def run(args: argparse.Namespace) -> None:

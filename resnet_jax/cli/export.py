@@ -2,10 +2,13 @@
 
 import argparse
 import os
+from pathlib import Path
 
 from resnet_jax.cli.options import (
+  add_former_names,
   add_trained,
   check_source,
+  require,
 )
 from resnet_jax.cli.photos import load_classifier
 from resnet_jax.runtime.errors import UserError
@@ -15,24 +18,34 @@ TEXT = (
   "Write a network as one file that runs without this package: uint8 images in, "
   "probabilities out, any batch size. It is read again and compared."
 )
+EXAMPLES = (
+  "resnet-jax export --workdir RUN --out net.onnx",
+  "resnet-jax export --workdir RUN --out net.stablehlo --photo-size 480x640",
+)
+_FORMATS = "stablehlo", "onnx"  # Also the suffixes of such files.
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("target", metavar="OUT")
+  parser.add_argument(
+    "--out", metavar="FILE", help="file to write: NAME.onnx or NAME.stablehlo"
+  )
   parser.add_argument(
     "--format",
-    required=True,
-    choices=["stablehlo", "onnx"],
-    help="for jax.export.deserialize on CPU, CUDA and TPU; or for ONNX Runtime",
+    choices=_FORMATS,
+    help="onnx for ONNX Runtime, or stablehlo for jax.export.deserialize on CPU, CUDA "
+    "and TPU (default: the suffix of --out)",
   )
-  parser.add_argument(
-    "--image-size",
+  size = parser.add_argument(
+    "--photo-size",
     type=_size,
     metavar="HxW",
-    help="of the images it is given, if they are not yet resized and cropped",
+    help="height and width in pixels of photos that the file itself resizes and crops "
+    "(default: none, as whoever uses the file does that)",
   )
+  add_former_names(parser, size, "--image-size")
   add_trained(parser)
+  parser.set_defaults(former_words={"out": "--out FILE"})
 
 
 def _size(text: str) -> tuple[int, int]:
@@ -42,25 +55,38 @@ def _size(text: str) -> tuple[int, int]:
   return int(sides[0]), int(sides[1])
 
 
+def _format(args: argparse.Namespace) -> str:
+  """Returns --format, or else what the suffix of --out says."""
+  suffix = Path(args.out).suffix[1:]
+  form: str = args.format or suffix
+  if form not in _FORMATS:
+    raise UserError(
+      f"--out {args.out!r} must end in .onnx or .stablehlo, or give --format"
+    )
+  return form
+
+
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.inference.export import export
 
-  folder = os.path.dirname(os.path.abspath(args.target))
-  if not os.path.isdir(folder) or os.path.isdir(args.target):
-    raise UserError(f"OUT {args.target!r} must be a file in a folder that is there")
+  require(args, "--out", "FILE")
+  form = _format(args)
+  folder = os.path.dirname(os.path.abspath(args.out))
+  if not os.path.isdir(folder) or os.path.isdir(args.out):
+    raise UserError(f"--out {args.out!r} must be a file in a folder that is there")
   check_source(args)
   classifier = load_classifier(args)
-  difference = export(classifier, args.target, args.format, args.image_size)
+  difference = export(classifier, args.out, form, args.photo_size)
   size = classifier.preprocessing
-  height, width = args.image_size or (size.crop, size.crop)
+  height, width = args.photo_size or (size.crop, size.crop)
   steps = ["turn it upright (EXIF)"]
-  if args.image_size is None:
+  if args.photo_size is None:
     if size.resize:
       steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
     steps.append(f"cut the middle {height}x{width}")
   show(
-    f"{classifier.name} -> {args.target} ({os.path.getsize(args.target) / 1e6:.1f} MB)",
+    f"{classifier.name} -> {args.out} ({os.path.getsize(args.out) / 1e6:.1f} MB)",
     f"images [batch, {height}, {width}, {classifier.channels}] uint8 -> probabilities "
     f"[batch, {len(classifier.class_names)}] float32",
     f"before, for each image: {', '.join(steps)}",

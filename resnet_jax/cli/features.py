@@ -5,9 +5,13 @@ import os
 from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
+  SOURCE,
+  add_data_dir,
   add_number,
   add_trained,
   check_source,
+  data_config,
+  require,
 )
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
@@ -16,42 +20,56 @@ from resnet_jax.cli.photos import (
   load_classifier,
   show_left_out,
 )
-from resnet_jax.config.schema import DataConfig
-from resnet_jax.runtime.errors import (
-  flags_of_settings,
-)
+from resnet_jax.runtime.errors import flags_of_settings
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
   from resnet_jax.data import Source
 
 TEXT = (
   "Write what the network sees in images, as .npz: features, files, labels, "
-  "class_names. Exit status 1 if an image cannot be read."
+  "class_names. The exit status is 1 if an image cannot be read."
+)
+EXAMPLES = (
+  "resnet-jax features PHOTOS --workdir RUN --out features.npz",
+  "resnet-jax features PHOTOS --workdir RUN --out features.npz --figure neighbours.png",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("source", metavar="SOURCE", help="folder, .csv or a TFDS set")
-  parser.add_argument("target", metavar="OUT.npz")
+  parser.add_argument("source", metavar="SOURCE", help=SOURCE)
+  parser.add_argument("--out", metavar="FILE.npz", help="file to write")
   add_trained(parser)
-  add_number(parser, "--batch-size", f"images at once ({BATCH_SIZE})")
-  parser.add_argument("--data-dir", metavar="DIR", help="of TFDS; SOURCE is in it")
+  add_number(
+    parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
+  )
+  add_data_dir(parser)
   parser.add_argument(
-    "--split", default="", help="if not all of a folder, or a set's for evaluation"
+    "--split",
+    default="",
+    help="split whose images are taken, such as test (default: all images of a folder, "
+    "or the validation or test split of a TFDS data set)",
   )
   parser.add_argument(
-    "--layer", default="pooled", help="pooled, what the head sees, or a map: c2 to c5"
+    "--layer",
+    default="pooled",
+    help="pooled, the vectors that the head gets, or one of the feature maps c2 to c5 "
+    "(default: %(default)s)",
   )
   parser.add_argument(
-    "--figure", metavar="OUT.png", help="draw some images with their nearest ones"
+    "--figure",
+    metavar="FILE.png",
+    help="draw some images with their nearest neighbours into this file (default: "
+    "none)",
   )
+  parser.set_defaults(former_words={"out": "--out FILE.npz"})
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.inference import embed
 
+  require(args, "--out", "FILE.npz")
   check_source(args)
   check_figure(args.figure)
   names = {"data.name": "SOURCE", "data.dir": "SOURCE"}
@@ -68,7 +86,7 @@ def run(args: argparse.Namespace) -> None:
       embed.extract(
         classifier,
         source,
-        args.target,
+        args.out,
         layer=args.layer,
         batch_size=batch_size,
         figure=args.figure or "",
@@ -83,14 +101,10 @@ def _open_source(args: argparse.Namespace) -> "Source":
   from resnet_jax.data.sources.opening import open_source
   from resnet_jax.inference.embed import list_all
 
-  path = Path(os.path.expanduser(args.source))
-  if args.data_dir is not None or not path.exists():
-    config = DataConfig(name=args.source, dir=args.data_dir or "")
-  elif not args.split:
-    files = list_all(path, DataConfig().val_share)
-    if path.is_dir():
-      show_left_out(str(path), len(files))
+  config = data_config(args.source, args.data_dir)
+  if config.name == "folder" and not args.split:
+    files = list_all(Path(config.dir), config.val_share)
+    if os.path.isdir(config.dir):
+      show_left_out(config.dir, len(files))
     return files
-  else:
-    config = DataConfig(name="folder", dir=str(path))
   return open_source(config, args.split)

@@ -7,12 +7,14 @@ import os
 import platform
 from typing import Any
 
+from resnet_jax.cli.options import add_json
 from resnet_jax.runtime.terminal import show
 
 TEXT = (
   "Print versions, devices, the kernels and image decoders in use and why, and the "
   "cache folders: what a bug report needs."
 )
+EXAMPLES = ("resnet-jax info", "resnet-jax info --json")
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
   *("tensorflow-datasets", "array_record", "opencv-python-headless", "pillow"),
@@ -22,7 +24,7 @@ _PACKAGES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:

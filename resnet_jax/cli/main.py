@@ -1,14 +1,17 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
-import argparse
 import logging
 import os
-from typing import Any, NoReturn
+import re
+import sys
+import textwrap
+from collections.abc import Sequence
 
 import absl.logging
 
 from resnet_jax import __version__
 from resnet_jax.cli import (
+  completion,
   configs,
   convert,
   data,
@@ -18,19 +21,28 @@ from resnet_jax.cli import (
   features,
   hash,
   info,
+  models,
   predict,
   study,
   summary,
   sweep,
   train,
 )
-from resnet_jax.runtime.errors import UserError, clean_errors, fail
+from resnet_jax.cli.options import (
+  Parser,
+  list_examples,
+  refuse_unknown,
+  take_former_words,
+)
+from resnet_jax.config.allowed import suggest
+from resnet_jax.runtime.errors import UserError, clean_errors
 from resnet_jax.runtime.terminal import escape_unknown_letters
 
-# In the order of a first look. Each has TEXT, `add_arguments` and `run`.
+# In the order of a first look. Each has TEXT, EXAMPLES, `add_arguments` and `run`.
 COMMANDS = {
   "train": train,
   "configs": configs,
+  "models": models,
   "evaluate": evaluate,
   "predict": predict,
   "features": features,
@@ -43,12 +55,25 @@ COMMANDS = {
   "dryrun": dryrun,
   "hash": hash,
   "info": info,
+  "completion": completion,
 }
 # These take the settings of an experiment: --config.a.b=value.
 _WITH_SETTINGS = {"train", "study", "sweep", "dryrun"}
+# What other programs call our commands.
+_OTHER_NAMES = {
+  "train": "fit finetune fine-tune resume",
+  "configs": "recipes",
+  "evaluate": "test val validate score",
+  "predict": "infer inference classify",
+  "features": "embed extract",
+  "export": "onnx",
+  "data": "check dataset",
+  "sweep": "search tune hpo",
+  "info": "env version",
+}
 
 
-def main(argv: list[str] | None = None) -> None:
+def main(argv: Sequence[str] | None = None) -> None:
   """Runs the command line `argv`, or the process's own.
 
   Exit status: 0 done, 1 it failed, 2 wrong usage.
@@ -56,39 +81,67 @@ def main(argv: list[str] | None = None) -> None:
   escape_unknown_letters()
   absl.logging.set_verbosity(absl.logging.FATAL)  # What is raised is shown once.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
+  words = _with_hyphens(sys.argv[1:] if argv is None else argv)
   with clean_errors():
-    args, rest = create_parser().parse_known_args(argv)
+    _check_command(words)
+    args, rest = create_parser().parse_known_args(words)
+    rest = take_former_words(args, rest)
     for name, value in vars(args).items():
       if isinstance(value, str) and value.startswith("~"):
         # A shell expands the ~ of `--flag ~/x`, but not that of `--flag=~/x`.
         setattr(args, name, os.path.expanduser(value))
-    if rest and args.command not in _WITH_SETTINGS:
-      raise UserError(f"unrecognized arguments: {' '.join(rest)}; see --help")
+    refuse_unknown(args, rest, args.takes_settings)
     args.settings = rest
     COMMANDS[args.command].run(args)
 
 
-class _Parser(argparse.ArgumentParser):
-  def __init__(self, **kwargs: Any) -> None:
-    super().__init__(allow_abbrev=False, **kwargs)
+def _with_hyphens(words: Sequence[str]) -> list[str]:
+  """Returns the words with `--num_classes` as `--num-classes`; settings stay."""
+  return [
+    re.sub(
+      r"^--(?!(no)?config\.)[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word
+    )
+    for word in words
+  ]
 
-  def error(self, message: str) -> NoReturn:
-    fail(2, f"{message}; {self.prog} --help says more")
+
+def _check_command(words: Sequence[str]) -> None:
+  """Raises `UserError` with the nearest commands if the first word is no command."""
+  word = words[0] if words else ""
+  if word in {*COMMANDS, "-h", "--help", "--version"}:
+    return
+  if not word or word.startswith("-"):
+    said = f", before {word}" if word else ""
+    raise UserError(
+      f"needs a command{said}, such as `resnet-jax train`; `resnet-jax --help` lists "
+      "all"
+    )
+  near = [name for name, others in _OTHER_NAMES.items() if word in others.split()]
+  advice = f"did you mean {near[0]}?" if near else suggest(word, COMMANDS)
+  raise UserError(f"there is no command {word!r}; {advice} (`resnet-jax --help`)")
 
 
-def create_parser() -> argparse.ArgumentParser:
+def create_parser() -> Parser:
   """Returns the parser of all commands."""
-  parser = _Parser(
+  parser = Parser(
     prog="resnet-jax",
     description="Train residual networks, and use them. Begin with `resnet-jax train`.",
   )
-  parser.add_argument("--version", action="version", version=__version__)
+  parser.add_argument(
+    "--version", action="version", version=__version__, help="print the version"
+  )
   commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
   for name, command in COMMANDS.items():
     text = command.TEXT
     # `train --help` also shows the settings, whose defaults are those of its --config.
     added = commands.add_parser(
-      name, help=text.split(". ")[0], description=text, add_help=name != "train"
+      name,
+      help=text.split(". ")[0],
+      description=textwrap.fill(text, 80),
+      epilog=list_examples(command.EXAMPLES),
+      add_help=name != "train",
     )
+    takes_settings = name in _WITH_SETTINGS
+    added.set_defaults(parser=added, root=parser, takes_settings=takes_settings)
     command.add_arguments(added)
   return parser

@@ -1,12 +1,176 @@
-"""Flags that several commands of `resnet-jax` have, and what they say."""
+"""Flags that several commands of `resnet-jax` have, their former names, and mistakes.
+
+One thing has one name in all commands: `--workdir` a run, `--weights` a file of
+weights, `--out` what a command writes, `--data-dir` where TFDS data sets are.
+"""
 
 import argparse
+import os
+import sys
+from collections.abc import Iterator, Sequence
+from typing import Any, NoReturn
 
-from resnet_jax.config.schema import ModelConfig
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.config.allowed import suggest
+from resnet_jax.config.fields import advise
+from resnet_jax.config.schema import DataConfig, ModelConfig
+from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.terminal import printable
+
+_OWN = "(default: the architecture's own)"
+# What messages call the settings that `add_weights` sets.
+MODEL_FLAGS = {
+  f"model.{name}": f"--{flag}"
+  for name, flag in (
+    ("name", "model"),
+    ("num_classes", "num-classes"),
+    ("stem", "stem"),
+    ("shortcut", "shortcut"),
+  )
+}
+_SAVED = "(default: as the run or the weights say)"
+SOURCE = "folder of images, .csv file of path,label, or name of a TFDS data set"
 
 
-def add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
+class Parser(argparse.ArgumentParser):
+  """A parser that says a mistake in one line and knows its own flags.
+
+  Attributes:
+    flags: the flags that its help shows.
+  """
+
+  def __init__(self, **kwargs: Any) -> None:
+    """Takes what `argparse.ArgumentParser` takes."""
+    self.flags: list[str] = []
+    super().__init__(
+      allow_abbrev=False,
+      formatter_class=argparse.RawDescriptionHelpFormatter,
+      **kwargs,
+    )
+
+  def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
+    """Adds a flag or a word, as `argparse` does."""
+    if kwargs.get("help") != argparse.SUPPRESS:
+      self.flags += [name for name in names if name.startswith("--")]
+    return super().add_argument(*names, **kwargs)
+
+  def error(self, message: str) -> NoReturn:
+    """Ends the program with one line and exit status 2."""
+    fail(2, f"{message}; {self.prog} --help says more")
+
+
+def parsers_of_commands(
+  parser: argparse.ArgumentParser,
+) -> Iterator[argparse.ArgumentParser]:
+  """Yields the parser of each command below `parser`, also that of `data check`."""
+  for action in parser._actions:
+    if isinstance(action, argparse._SubParsersAction):
+      for command in action.choices.values():
+        yield command
+        yield from parsers_of_commands(command)
+
+
+class _FormerName(argparse.Action):
+  """Stores the value of a flag that was given by a former name, and says the new."""
+
+  def __init__(self, *args: Any, new: str, **kwargs: Any) -> None:
+    super().__init__(*args, **kwargs)
+    self.new = new
+
+  def __call__(
+    self,
+    parser: argparse.ArgumentParser,
+    namespace: argparse.Namespace,
+    values: Any,
+    option_string: str | None = None,
+  ) -> None:
+    """Stores the value."""
+    hint(f"{option_string} is now {self.new}; the next release refuses the old name")
+    setattr(namespace, self.dest, values)
+
+
+def add_former_names(
+  parser: argparse.ArgumentParser, action: argparse.Action, *names: str
+) -> None:
+  """Accepts former names of a flag, with a hint, until the next release."""
+  parser.add_argument(
+    *names,
+    action=_FormerName,
+    new=action.option_strings[-1],
+    dest=action.dest,
+    type=action.type or str,
+    nargs=action.nargs,
+    default=argparse.SUPPRESS,
+    help=argparse.SUPPRESS,
+  )
+
+
+def take_former_words(args: argparse.Namespace, rest: Sequence[str]) -> list[str]:
+  """Gives words to the flags that replaced them, with a hint, until the next release.
+
+  Args:
+    args: what was parsed. A command sets its `former_words`: {destination: flag}, in
+      the order of the words.
+    rest: the words that were not parsed.
+
+  Returns:
+    The words that are left.
+  """
+  former = list(getattr(args, "former_words", {}).items())
+  if not 0 < len(rest) <= len(former) or any(word.startswith("-") for word in rest):
+    return list(rest)
+  missing = former[-len(rest) :]
+  if any(getattr(args, name) is not None for name, _ in missing):
+    return list(rest)
+  for word, (name, flag) in zip(rest, missing, strict=True):
+    hint(f"{word} is now given as {flag}; the next release refuses the bare word")
+    setattr(args, name, word)
+  return []
+
+
+def refuse_unknown(
+  args: argparse.Namespace, rest: Sequence[str], takes_settings: bool
+) -> None:
+  """Raises `UserError` for a word that is no flag of the command.
+
+  The words of settings are left to `parse_settings`.
+  """
+  for word in rest:
+    flag = word.partition("=")[0]
+    name = flag.lstrip("-")
+    is_setting = name.startswith(("config.", "noconfig."))
+    more = f"`{args.parser.prog} --help` lists all flags"
+    if takes_settings:
+      if is_setting or not flag.startswith("--"):
+        continue
+      advice = advise(name, "--config.", args.parser.flags) or more
+    elif not flag.startswith("-"):
+      raise UserError(f"{word!r} is no flag of this command; {more}")
+    elif is_setting:
+      advice = f"this command takes no settings; {more}"
+    else:
+      advice = suggest(flag, args.parser.flags, more)
+    raise UserError(f"{flag} is no flag; {advice}")
+
+
+def list_examples(lines: Sequence[str]) -> str:
+  """Returns the end of a help text: commands as one types them."""
+  return "\n".join(["examples:", *(f"  {line}" for line in lines)])
+
+
+def require(args: argparse.Namespace, flag: str, what: str) -> None:
+  """Raises `UserError` if a flag that a command needs was not given."""
+  if getattr(args, flag.lstrip("-").replace("-", "_")) is None:
+    raise UserError(f"needs {flag} {what}; `{args.parser.prog} --help` says more")
+
+
+def hint(text: str) -> None:
+  """Prints a line to standard error that tells a better way."""
+  print(f"hint: {printable(text)}", file=sys.stderr)
+
+
+def add_number(
+  parser: argparse.ArgumentParser, flag: str, text: str
+) -> argparse.Action:
   """Adds a flag that takes a whole number > 0."""
 
   def positive(value: str) -> int:
@@ -14,20 +178,71 @@ def add_number(parser: argparse.ArgumentParser, flag: str, text: str) -> None:
       raise argparse.ArgumentTypeError(f"{value!r} must be a whole number > 0")
     return int(value)
 
-  parser.add_argument(flag, type=positive, metavar="N", help=text)
+  return parser.add_argument(flag, type=positive, metavar="N", help=text)
+
+
+def add_json(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that has a command print JSON."""
+  parser.add_argument(
+    "--json", action="store_true", help="print one JSON object instead of text"
+  )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
   """Adds the settings of `ModelConfig` that change which parameters there are."""
-  add_number(parser, "--num-classes", "if not the model's own")
-  for name in ("stem", "shortcut"):
-    parser.add_argument(f"--{name}", default="", help="if not the model's own")
+  add_number(parser, "--num-classes", f"number of classes, > 0 {_OWN}")
+  parser.add_argument(
+    "--stem", default="", help=f"first layers: imagenet, deep or cifar {_OWN}"
+  )
+  parser.add_argument(
+    "--shortcut",
+    default="",
+    help=f"shortcut of the blocks: A, B, C, D, highway or none {_OWN}",
+  )
+
+
+def add_config(parser: argparse.ArgumentParser, default: str = "") -> None:
+  """Adds the flag that names a config; it is needed unless there is a default."""
+  parser.add_argument(
+    "--config",
+    metavar="NAME",
+    required=not default,
+    help="name of `resnet-jax configs`, Python file, config.json of a run, or run "
+    "directory; NAME:VARIANT takes a variant of a config"
+    + (f" (default: {default})" if default else ""),
+  )
+
+
+def add_workdir(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that names a run."""
+  parser.add_argument("--workdir", metavar="RUN", help="directory of a run")
+
+
+def add_weights(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags that name weights and their architecture."""
+  parser.add_argument(
+    "--weights",
+    metavar="FILE",
+    help="file of weights (.safetensors, .pth, .pt, .bin), hf://owner/name, or a name "
+    "of weights in the package, such as resnet20_cifar10",
+  )
+  parser.add_argument(
+    "--model",
+    metavar="NAME",
+    help="architecture of weights that do not name it, such as resnet50: "
+    "`resnet-jax models` lists all",
+  )
+  add_model_options(parser)
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
   """Adds which state of a run is meant."""
   parser.add_argument(
-    "--checkpoint", default="latest", help="of a run: latest, best or a step"
+    "--checkpoint",
+    default="latest",
+    metavar="WHICH",
+    help="state of the run: latest, best, or the number of a step that was saved "
+    "(default: %(default)s)",
   )
 
 
@@ -36,30 +251,64 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--trust-code",
     action="store_true",
-    help="run code that only a run or a config.json names",
+    help="allow code to run that only a run or a config.json names",
   )
 
 
 def add_trained(parser: argparse.ArgumentParser) -> None:
   """Adds what names a trained network, and what changes its preprocessing."""
-  parser.add_argument("--workdir", metavar="RUN", help="the directory of a run")
-  parser.add_argument("--model", help="architecture of the weights")
-  parser.add_argument("--weights", metavar="FILE", help="weight file, hf://owner/name")
-  add_model_options(parser)
+  add_workdir(parser)
+  add_weights(parser)
   add_checkpoint(parser)
   add_trust_code(parser)
-  add_number(parser, "--resize", "short side of photos in pixels, before the crop")
-  add_number(parser, "--crop", "side of the square that is cut from photos")
-  for name in ("mean", "std"):
+  add_number(
+    parser,
+    "--resize",
+    f"length in pixels to which the short side of an image is resized {_SAVED}",
+  )
+  add_number(
+    parser,
+    "--crop",
+    f"side in pixels of the square that is cut out of the middle after that {_SAVED}",
+  )
+  for name, text in (
+    ("mean", "mean that is subtracted from pixels in [0, 1]"),
+    ("std", "standard deviation by which the result is divided, in (0, 1]"),
+  ):
     parser.add_argument(
-      f"--{name}", type=float, nargs="+", help="of pixels in [0, 1]; else the weights'"
+      f"--{name}",
+      type=float,
+      nargs="+",
+      metavar="X",
+      help=f"{text}; one number, or one per channel {_SAVED}",
     )
 
 
+def add_data_dir(parser: argparse.ArgumentParser) -> None:
+  """Adds where TFDS data sets are."""
+  parser.add_argument(
+    "--data-dir",
+    metavar="DIR",
+    help="directory of TFDS data sets (default: ~/tensorflow_datasets)",
+  )
+
+
+def data_config(source: str, data_dir: str | None) -> DataConfig:
+  """Returns the data set that SOURCE names: an existing path, or else a TFDS set.
+
+  With `data_dir`, it is always a TFDS set in that directory.
+  """
+  if data_dir is None and os.path.exists(source):
+    return DataConfig(name="folder", dir=source)
+  return DataConfig(name=source, dir=data_dir or "")
+
+
 def model_config(args: argparse.Namespace) -> ModelConfig:
-  """Returns the model that the flags name."""
+  """Returns the model that the flags name; one without a name if they name none."""
+  if not args.model and (args.num_classes or args.stem or args.shortcut):
+    raise UserError("--num-classes, --stem and --shortcut need --model")
   return ModelConfig(
-    name=args.model,
+    name=args.model or "",
     num_classes=args.num_classes or 0,
     stem=args.stem,
     shortcut=args.shortcut,
@@ -73,7 +322,7 @@ def check_source(args: argparse.Namespace) -> None:
     for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
       if getattr(args, flag):
         raise UserError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
-  elif not args.model or not args.weights:
-    raise UserError("needs --workdir RUN, or --model M --weights FILE")
+  elif not args.weights:
+    raise UserError("needs --workdir RUN or --weights FILE")
   elif args.checkpoint != "latest":
     raise UserError("--checkpoint is for --workdir, not --weights")

@@ -10,9 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.options import model_config
+from resnet_jax.cli.options import MODEL_FLAGS, model_config
 from resnet_jax.config.preprocessing import check_fits
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import printable
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
@@ -30,7 +30,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
   if args.workdir is not None:
     found = classifier.load_run(args.workdir, args.checkpoint, args.trust_code)
   else:
-    found = classifier.load_weights(args.weights, model_config(args))
+    with flags_of_settings(MODEL_FLAGS):
+      found = classifier.load_weights(args.weights, model_config(args))
   given: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name in ("resize", "crop", "mean", "std")

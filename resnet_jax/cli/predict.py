@@ -2,14 +2,11 @@
 
 import argparse
 import json
+import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.cli.options import (
-  add_number,
-  add_trained,
-  check_source,
-)
+from resnet_jax.cli.options import add_number, add_trained, check_source
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
   Meter,
@@ -21,51 +18,73 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+  from resnet_jax.inference.image_grid import Picture
   from resnet_jax.inference.predict import Prediction
 
 _MAX_PICTURES = 64
 
-TEXT = "Print the classes of images. Exit status 1 if one cannot be read."
+TEXT = (
+  "Print the most probable classes of images. The exit status is 1 if an image cannot "
+  "be read."
+)
+EXAMPLES = (
+  "resnet-jax predict PHOTO --workdir RUN",
+  "resnet-jax predict PHOTOS --workdir RUN --figure answers.png --explain",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("images", nargs="+", metavar="IMAGE_OR_DIR")
-  add_trained(parser)
-  add_number(parser, "--batch-size", f"images at once ({BATCH_SIZE})")
-  add_number(parser, "--top", "classes of each image (5)")
   parser.add_argument(
-    "--json", action="store_true", help="print one JSON object a line for each image"
+    "images",
+    nargs="+",
+    metavar="IMAGE_OR_DIR",
+    help="image file, or folder whose images are all taken",
+  )
+  add_trained(parser)
+  add_number(
+    parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
+  )
+  add_number(parser, "--top", "number of classes shown for each image (default: 5)")
+  parser.add_argument(
+    "--json",
+    action="store_true",
+    help="print one JSON object per image, each on a line, instead of text",
   )
   parser.add_argument(
     "--figure",
-    metavar="OUT.png",
-    help=f"draw the first {_MAX_PICTURES} images with their classes",
+    metavar="FILE.png",
+    help=f"draw the first {_MAX_PICTURES} images with their classes into this file; "
+    "green is right and red is wrong, where an image's folder has the name of a class "
+    "(default: none)",
   )
   parser.add_argument(
     "--explain",
     action="store_true",
-    help="lay over them where the first class is seen (Grad-CAM)",
+    help="show in --figure, beside each image, which parts speak for its first class "
+    "(Grad-CAM)",
   )
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.data.pipelines.single_pass import find_images
-  from resnet_jax.inference.image_grid import Picture, draw_grid
+  from resnet_jax.inference.image_grid import draw_grid
   from resnet_jax.inference.predict import predict
 
   check_source(args)
   check_figure(args.figure)
   if args.explain and args.figure is None:
-    raise UserError("--explain draws into --figure OUT.png; name it too")
+    raise UserError("--explain draws into --figure FILE.png; name it too")
   files = find_images(args.images)
   for folder in filter(os.path.isdir, args.images):
     show_left_out(folder)
   classifier = load_classifier(args)
   names, pictures = classifier.class_names, []
+  folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE
   meter = Meter(len(files), batch_size)
+  closed: BrokenPipeError | None = None  # `| head` has read enough.
   with meter.progress:
     for found in predict(
       classifier,
@@ -74,26 +93,60 @@ def run(args: argparse.Namespace) -> None:
       batch_size=batch_size,
       num_pictures=_MAX_PICTURES if args.figure else 0,
     ):
-      if found.error:
-        meter.advance(0, [f"{found.file}: {found.error}"])
-      if args.json:
-        print(json.dumps(_as_dict(found, names)))
-      if found.error:
-        continue
       lines = [
         f"{names[label]} {100 * probability:.1f} %"
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
-      if not args.json:
-        show(f"{found.file}: {'; '.join(lines)}")
       if found.image is not None:
-        heat = found.heat if args.explain else None
-        name = os.path.basename(found.file)
-        pictures.append(Picture(found.image, [name, *lines[:3]], heat))
-      meter.advance(1, [])
+        pictures.append(_picture(found, names, folders, args.explain))
+      errors = [f"{found.file}: {found.error}"] if found.error else []
+      meter.advance(not errors, errors)
+      try:
+        if closed is None and args.json:
+          print(json.dumps(_as_dict(found, names)))
+        elif closed is None and not errors:
+          show(f"{found.file}: {'; '.join(lines)}")
+      except BrokenPipeError as error:
+        closed = error
+      if closed and (args.figure is None or len(pictures) == _MAX_PICTURES):
+        break
   if pictures:
-    draw_grid(args.figure, pictures, columns=8)
+    most = 3 if args.explain else 6
+    draw_grid(args.figure, pictures, min(most, math.ceil(math.sqrt(len(pictures)))))
+  if closed:
+    raise closed
   meter.finish()
+
+
+def _classes_of_folders(names: tuple[str, ...]) -> dict[str, int]:
+  """Returns the class of each folder's name that tells one."""
+  from resnet_jax.weights import imagenet
+
+  ids = imagenet.synsets() if imagenet.are_classes(names) else ()
+  return {name: i for known in (ids, names) for i, name in enumerate(known)}
+
+
+def _picture(
+  found: "Prediction", names: tuple[str, ...], folders: dict[str, int], explain: bool
+) -> "Picture":
+  from resnet_jax.inference.image_grid import Picture
+  from resnet_jax.runtime.figure_style import RIGHT, WRONG
+
+  assert found.image is not None
+  lines, color, first = [os.path.basename(found.file)], "", found.classes[0]
+  truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
+  if truth is not None:
+    color = RIGHT if truth == first else WRONG
+    lines.append(f"✓ {names[truth]}" if truth == first else f"✗ it is {names[truth]}")
+  top = [names[label] for label in found.classes[:3]]
+  return Picture(
+    found.image,
+    lines,
+    color,
+    list(zip(top, found.probabilities[:3], strict=True)),
+    found.heat if explain else None,
+    f"Grad-CAM: {names[first]}",
+  )
 
 
 def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:

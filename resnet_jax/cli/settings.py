@@ -1,9 +1,10 @@
 """`--config=NAME` and `--config.a.b=value`: the flags that make a `Config`."""
 
+import os
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.config import factories, fields
-from resnet_jax.config.files import load_config_file
+from resnet_jax.config.files import list_configs, load_config_file
 from resnet_jax.config.schema import Config
 from resnet_jax.config.values import parse_value
 from resnet_jax.runtime.errors import UserError
@@ -26,7 +27,9 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
     flag, has_value, text = word.partition("=")
     name = flag.lstrip("-")
     if not flag.startswith("-"):
-      raise UserError(f"{word!r} is no flag; flags begin with --")
+      is_config = word.partition(":")[0] in list_configs() or os.path.isfile(word)
+      advice = f"did you mean --config={word}?" if is_config else "flags begin with --"
+      raise UserError(f"{word!r} is no flag; {advice}")
     if name.startswith("noconfig."):
       path, has_value, text = name.removeprefix("noconfig."), "=", "false"
     elif name.startswith("config."):
@@ -60,6 +63,20 @@ def change(config: Config, values: Mapping[str, object]) -> Config:
   return config
 
 
+def default_config(values: Mapping[str, object]) -> str:
+  """Returns the name of the config that is used where nobody names one.
+
+  It is that of the digits, unless the settings name a folder of images.
+
+  Args:
+    values: as `parse_settings` returns them.
+  """
+  is_folder = values.get("data.name", "folder") == "folder"
+  if not values.get("data.dir") or not is_folder or values.get("data.factory"):
+    return "digits"
+  return "finetune_photos" if values.get("init_from") else "finetune_photos:scratch"
+
+
 def load_config(
   name: str | None,
   args: Sequence[str],
@@ -69,7 +86,7 @@ def load_config(
   """Returns the settings that a command line asks for.
 
   Args:
-    name: what `--config` names; None is `saved`, or the digits without one.
+    name: what `--config` names; None is `saved`, or `default_config` without one.
     args: `--config.PATH=VALUE` flags.
     saved: the settings of the run in `--workdir`.
     trust_code: whether code that only `saved` or a config.json names may run.
@@ -82,5 +99,6 @@ def load_config(
     config = saved
     factories.check_trust(config, "the run in --workdir", trust_code, values)
   else:
-    config = load_config_file(name or "digits", trust_code, values)
+    name = default_config(values) if name is None else name
+    config = load_config_file(name, trust_code, values)
   return change(config, values)

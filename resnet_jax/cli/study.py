@@ -25,23 +25,45 @@ from resnet_jax.runtime.terminal import plain, show
 
 TEXT = (
   "Reproduce a claim of the paper: train its networks, and write numbers, tables, "
-  "figures and report.html. The same command goes on where it stopped. Other settings, "
-  "for all runs: --config.a.b=value."
+  "figures and report.html. The same command resumes it. Any setting of all runs is a "
+  "flag: --config.PATH=VALUE."
+)
+EXAMPLES = (
+  "resnet-jax study degradation",
+  "resnet-jax study degradation --scale short --config.data.dir=DIR",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
   parser.add_argument("name", metavar="NAME", help=f"one of {', '.join(STUDIES)}")
-  scales = "; ".join(f"{name}: {scale.text}" for name, scale in SCALES.items())
-  parser.add_argument("--scale", default="smoke", help=f"{scales} (%(default)s)")
-  parser.add_argument("--out", metavar="DIR", required=True, help="for the results")
+  scales = "; ".join(f"{name} ({scale.text})" for name, scale in SCALES.items())
   parser.add_argument(
-    "--runs", metavar="DIR", help="for the runs; studies may share it (OUT/runs)"
+    "--scale",
+    default="smoke",
+    help=f"data set and length of the runs: {scales} (default: %(default)s)",
   )
-  parser.add_argument("--only", metavar="A,B", help="some of its networks only")
-  add_number(parser, "--seeds", "runs of each network, if not the scale's number")
-  add_number(parser, "--jobs", "processes at once (1)")
+  parser.add_argument(
+    "--out",
+    metavar="DIR",
+    help="directory of the results (default: runs/NAME-SCALE)",
+  )
+  parser.add_argument(
+    "--runs",
+    metavar="DIR",
+    help="directory of the runs, which studies may share (default: runs/ in --out)",
+  )
+  parser.add_argument(
+    "--only",
+    metavar="A,B",
+    help="labels of the networks to train, with commas between (default: all)",
+  )
+  add_number(
+    parser,
+    "--seeds",
+    "number of runs of each network, > 0 (default: as the study says for the scale)",
+  )
+  add_number(parser, "--jobs", "number of processes at once, > 0 (default: 1)")
 
 
 def run(args: argparse.Namespace) -> None:
@@ -49,7 +71,9 @@ def run(args: argparse.Namespace) -> None:
 
   Exit status 1 if a run failed.
   """
-  from resnet_jax.runs.lock import hold  # JAX takes seconds to import.
+  # JAX takes seconds to import.
+  from resnet_jax.data.sources.opening import check_data
+  from resnet_jax.runs.lock import hold
 
   check_choice("NAME", args.name, STUDIES)
   study = STUDIES[args.name]
@@ -57,10 +81,14 @@ def run(args: argparse.Namespace) -> None:
   if args.scale not in study.variants:
     known = ", ".join(study.variants)
     raise UserError(f"--scale={args.scale} is none of {args.name}'s, {known}")
-  out = Path(args.out)
+  out = Path(args.out or f"runs/{args.name}-{args.scale}")
   runs = Path(args.runs) if args.runs else out / "runs"
   settings = parse_settings(args.settings)
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
+  if todo := [run.job.config for run in planned if run.job.result() is None]:
+    check_data(todo[0].data)  # Without it, every run would fail.
+  if not args.out:
+    show(f"results: {out} (--out names another directory)")
   console = Console()
   with hold(str(out), f"--out={out}"):
     try:

@@ -8,20 +8,36 @@ from rich.console import Console
 from rich.table import Table
 
 from resnet_jax.cli.options import (
+  MODEL_FLAGS,
+  add_json,
   add_model_options,
   add_number,
 )
+from resnet_jax.runtime.errors import flags_of_settings
 from resnet_jax.runtime.terminal import show
 
-TEXT = "Print layers, sizes, parameters, multiply-adds."
+TEXT = "Print the layers of a network, their sizes, parameters and multiply-adds."
+EXAMPLES = (
+  "resnet-jax summary resnet50",
+  "resnet-jax summary resnet20 --num-classes 100 --json",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument("model", metavar="MODEL", help="such as resnet50")
-  add_number(parser, "--image-size", "224, or 32 for CIFAR's nets, if not given")
+  parser.add_argument(
+    "model",
+    metavar="NAME",
+    help="architecture, such as resnet50: `resnet-jax models` lists all",
+  )
+  add_number(
+    parser,
+    "--image-size",
+    "side in pixels of the square images that the network gets (default: 32 for the "
+    "stem cifar, and 224 for others)",
+  )
   add_model_options(parser)
-  parser.add_argument("--json", action="store_true", help="print one JSON object")
+  add_json(parser)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -30,9 +46,10 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.models.stems import CifarStem
   from resnet_jax.models.summary import list_layers
 
-  model = create_model(
-    args.model, args.num_classes, stem=args.stem, shortcut=args.shortcut
-  )
+  with flags_of_settings(MODEL_FLAGS | {"model.name": "NAME"}):
+    model = create_model(
+      args.model, args.num_classes, stem=args.stem, shortcut=args.shortcut
+    )
   size = args.image_size or (32 if model.stem_cls is CifarStem else 224)
   layers = list_layers(model, (size, size, 3))
   params = sum(layer.params for layer in layers)

@@ -10,9 +10,15 @@ from typing import TYPE_CHECKING
 
 from rich.console import Console
 
-from resnet_jax.cli.options import add_number, add_trust_code
+from resnet_jax.cli.options import (
+  add_config,
+  add_former_names,
+  add_number,
+  add_trust_code,
+)
 from resnet_jax.cli.settings import load_config
 from resnet_jax.config import serialization
+from resnet_jax.config.files import configs_dir, find_file
 from resnet_jax.experiments import jobs
 from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
@@ -27,48 +33,69 @@ if TYPE_CHECKING:
 
 TEXT = (
   "Search for better settings of an experiment: each trial is a run, and is judged by "
-  "images kept from training. The same command goes on where it stopped; processes "
-  "that share a --storage share the search. Other settings: --config.a.b=value."
+  "images kept from training. The same command resumes it; processes that share a "
+  "--storage share the search. Any setting is a flag: --config.PATH=VALUE."
+)
+EXAMPLES = (
+  "resnet-jax sweep --config=digits --space digits --trials 30 --jobs 2",
+  "resnet-jax sweep --config=digits --space FILE.py --sampler grid --out NEW",
 )
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.add_argument(
-    "--config", metavar="NAME", required=True, help="of `resnet-jax configs`, or a file"
-  )
+  add_config(parser)
   add_trust_code(parser)
   parser.add_argument(
-    "--space", metavar="FILE", required=True, help="in configs/sweeps/"
+    "--space",
+    metavar="FILE",
+    required=True,
+    help="Python file whose get_space() says which settings to search, or the name of "
+    "one in configs/sweeps/, such as digits",
   )
   parser.add_argument(
-    "--out", metavar="DIR", required=True, help="for runs and results"
+    "--out",
+    metavar="DIR",
+    help="directory of the runs and results (default: runs/sweep-NAME)",
   )
-  add_number(parser, "--trials", "how many in all, by all processes (20; grid: all)")
-  add_number(parser, "--jobs", "trials at once (1)")
+  add_number(
+    parser,
+    "--trials",
+    "number of trials in all, by all processes, > 0 (default: 20, or the whole grid)",
+  )
+  add_number(parser, "--jobs", "number of trials at once, > 0 (default: 1)")
   parser.add_argument(
     "--storage",
     metavar="URL",
-    help="sqlite:///FILE, a database, or a file on storage that all share "
-    "(DIR/trials.log)",
+    help="where the trials are kept: sqlite:///FILE, the URL of a database, or a file "
+    "on storage that all processes share (default: trials.log in --out)",
   )
-  parser.add_argument("--study", metavar="NAME", help="in the storage (the config's)")
+  name = parser.add_argument(
+    "--name", help="name of the search in the storage (default: the config's name)"
+  )
+  add_former_names(parser, name, "--study")
   parser.add_argument(
-    "--sampler", default="tpe", help="tpe, random or grid (%(default)s)"
+    "--sampler",
+    default="tpe",
+    help="how settings are chosen: tpe, random or grid (default: %(default)s)",
   )
-  parser.add_argument("--metric", default="top1", help="top1 or loss (%(default)s)")
+  parser.add_argument(
+    "--metric",
+    default="top1",
+    help="metric that judges a trial: top1 or loss (default: %(default)s)",
+  )
   parser.add_argument(
     "--val-share",
     type=float,
     default=0.2,
     metavar="X",
-    help="of the training images, that judge; 0 takes the config's eval_split "
-    "(%(default)s)",
+    help="fraction of the training images, in [0.01, 0.99], that judge the trials "
+    "instead of training; 0 judges by config.data.eval_split (default: %(default)s)",
   )
   parser.add_argument(
     "--no-prune",
     action="store_true",
-    help="let trials that are worse than the median go on to their end",
+    help="train also the trials to their end that are worse than the median",
   )
 
 
@@ -79,17 +106,29 @@ def run(args: argparse.Namespace) -> None:
   """
   if importlib.util.find_spec("optuna") is None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
+  from resnet_jax.data.sources.opening import check_data
   from resnet_jax.experiments.sweeps import search, space
   from resnet_jax.runs.lock import hold
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
   search.check_names(args.sampler, args.metric)
-  distributions = space.load_space(args.space)
+  folder = configs_dir() / "sweeps"
+  found = find_file(args.space, folder)
+  if found is None or found.suffix != ".py":
+    names = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
+    raise UserError(
+      f"--space={args.space} must be a Python file that is there, or one of {names}"
+    )
+  distributions = space.load_space(str(found))
   space.check_space(distributions, base)
   config = space.hold_out(base, args.val_share) if args.val_share else base
-  out, limit = Path(args.out), args.jobs or 1
   file, *variant = args.config.split(":")
-  name = args.study or ":".join([Path(file).stem, *variant])
+  name = args.name or ":".join([Path(file).stem, *variant])
+  limit = args.jobs or 1
+  out = Path(args.out or f"runs/sweep-{name.replace(':', '-')}")
+  check_data(config.data)  # Without it, every trial would fail.
+  if not args.out:
+    show(f"results: {out} (--out names another directory)")
   with hold(str(out), f"--out={out}"):
     study = search.open_study(
       args.storage or str(out / "trials.log"),
@@ -146,12 +185,11 @@ def _write(
       (TrialState.FAIL, "failed"),
     )
   )
-  show(f"{counts}: {out / 'trials.md'}")
   if TrialState.COMPLETE not in states:
+    show(f"{counts}: {out / 'trials.md'}")
     sys.exit(1)
   best = study.best_trial
   values = ", ".join(f"{path}={value!r}" for path, value in best.params.items())
-  show(f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}")
   judge = "held-out images" if args.val_share else "config.data.eval_split"
   doc = (
     f"The best of {len(states)} trials around {args.config}, by {args.metric} "
@@ -163,7 +201,9 @@ def _write(
   )
   names = figures.draw_figures(study, out, args.metric)
   todo = "next, the test images, once" if args.val_share else "next"
-  show(
+  show(  # After the files: `| head` may end the command here.
+    f"{counts}: {out / 'trials.md'}",
+    f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}",
     f"figures: {', '.join(str(out / name) for name in names)}",
     f"{todo}: resnet-jax train --config={out / 'best.py'}",
   )

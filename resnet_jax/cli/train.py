@@ -1,10 +1,11 @@
 """`resnet-jax train`: trains a run, resumes it, or evaluates a saved state of it."""
 
 import argparse
+import shlex
 import signal
 
-from resnet_jax.cli.options import add_trust_code
-from resnet_jax.cli.settings import load_config
+from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
+from resnet_jax.cli.settings import default_config, load_config, parse_settings
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, fail
@@ -14,58 +15,56 @@ TEXT = (
   "Train a network, or resume the run in --workdir. Any setting is a flag: "
   "--config.PATH=VALUE."
 )
+EXAMPLES = (
+  "resnet-jax train",
+  "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
+  "resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS",
+  "resnet-jax train --workdir=RUN  # resumes the run",
+)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  parser.formatter_class = argparse.RawDescriptionHelpFormatter
-  parser.epilog = (
-    "examples:\n"
-    "  resnet-jax train\n"
-    "  resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR\n"
-    "  resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS\n"
-    "  resnet-jax train --workdir=RUN    (resumes the run)\n"
-  )
   # Not argparse's own: the defaults that it shows are those of the chosen config.
   parser.add_argument(
     "-h", "--help", action="store_true", help="show this text, with all settings"
   )
-  parser.add_argument(
-    "--config",
-    metavar="NAME",
-    help="one of `resnet-jax configs`, or a file; NAME:VARIANT takes a variant "
-    "(digits, or the settings of the run in --workdir)",
+  add_config(
+    parser,
+    "the settings of the run in --workdir, or finetune_photos if --config.data.dir "
+    "names images, or digits",
   )
   parser.add_argument(
     "--workdir",
     metavar="RUN",
-    help="run directory (a new one in runs/); an existing run is resumed",
+    help="directory of the run; a run that is there is resumed (default: a new one in "
+    "runs/)",
   )
   parser.add_argument(
-    "--mode", choices=["train", "eval"], default="train", help="(%(default)s)"
+    "--mode",
+    choices=["train", "eval"],
+    default="train",
+    help="train, or evaluate the run in --workdir with all processes, as `resnet-jax "
+    "evaluate` does with one (default: %(default)s)",
   )
-  parser.add_argument(
-    "--checkpoint",
-    default="latest",
-    help="the state that --mode=eval evaluates: latest, best, or a step",
-  )
+  add_checkpoint(parser)
   add_trust_code(parser)
-  parser.set_defaults(parser=parser)
   parser.add_argument(
-    "--coordinator", metavar="HOST:PORT", help="of process 0, if no launcher tells"
-  )
-  # With underscores, as before there was this command.
-  parser.add_argument(
-    *("--num-processes", "--num_processes"),
-    type=int,
-    metavar="N",
-    help="processes of the run",
+    "--coordinator",
+    metavar="HOST:PORT",
+    help="address of process 0 (default: as the launcher says)",
   )
   parser.add_argument(
-    *("--process-id", "--process_id"),
+    "--num-processes",
     type=int,
     metavar="N",
-    help="number of this process, from 0",
+    help="number of processes of the run (default: as the launcher says)",
+  )
+  parser.add_argument(
+    "--process-id",
+    type=int,
+    metavar="N",
+    help="number of this process, from 0 (default: as the launcher says)",
   )
 
 
@@ -85,6 +84,7 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> None:
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
 
   workdir = args.workdir
@@ -100,8 +100,28 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  with run_dir.given_or_new(workdir, config.data.name) as workdir:
+  if args.config is None and saved is None:
+    _show(*_explain(default_config(parse_settings(args.settings)), config))
+  with given_or_new(workdir, config.data.name) as workdir:
     _train(config, workdir)
+
+
+def _explain(name: str, config: Config) -> list[str]:
+  """Says which config was taken, and why, where nobody named one."""
+  if name == "digits":
+    return []
+  lines = [
+    f"config: --config={name}, because --config.data.dir is given and --config is not",
+    f"        {config.model.name} at {config.data.image_size} pixels, "
+    f"{config.num_epochs:g} epochs, learning rate {config.optim.learning_rate:g}; "
+    "each setting is a flag, see resnet-jax train --help",
+  ]
+  if not config.init_from:
+    lines += [
+      "advice: training starts from random weights; trained weights need fewer photos: "
+      "add --config.init_from=hf://timm/resnet50.a1_in1k or a file"
+    ]
+  return lines
 
 
 def _train(config: Config, workdir: str) -> None:
@@ -111,7 +131,8 @@ def _train(config: Config, workdir: str) -> None:
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.trainer import train
 
-  resume = f"resnet-jax train --workdir={workdir} resumes it"
+  run = f"--workdir={shlex.quote(workdir)}"
+  resume = f"resnet-jax train {run} resumes it"
   try:
     state, results = train(Experiment.create(config), workdir)
   except Stopped as stopped:
@@ -125,10 +146,21 @@ def _train(config: Config, workdir: str) -> None:
   _show(
     f"done: {describe(results)} after {state.step} steps",
     f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)",
-    f"next: resnet-jax evaluate --workdir={workdir}",
-    "      resnet-jax train --config.model.name=plain20",
-    "      resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
+    f"next: resnet-jax evaluate {run}",
+    *(f"      {line}" for line in next_commands(config, run)),
   )
+
+
+def next_commands(config: Config, run: str) -> list[str]:
+  """Returns what else to do after a run: another recipe, or using the network."""
+  if config.data.factory or config.data.name == "synthetic":
+    return []
+  if config.data.name == "digits":
+    return [
+      "resnet-jax train --config.model.name=plain20",
+      "resnet-jax train --config=cifar10_resnet20 --config.data.dir=DIR",
+    ]
+  return [f"resnet-jax predict {run} PHOTO"]
 
 
 def _show(*lines: str) -> None:

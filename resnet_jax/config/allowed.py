@@ -2,7 +2,7 @@
 
 import dataclasses
 import difflib
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, TypeVar
 
 from resnet_jax.runtime.errors import UserError
@@ -13,10 +13,17 @@ Numbers = TypeVar("Numbers", bound=tuple[float, ...])
 # Whether a resumed run may have another value, or what tells that of the new `Config`,
 # whose file imports this one.
 MayChange = bool | Callable[[Any], bool]
+# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
+MAX_SIZE = 4096
+_MOST_SHOWN = 8  # Names in a message.
 
 
 def setting(
-  default: T, allowed: str, check: Callable[[T], bool], may_change: MayChange = False
+  default: T,
+  allowed: str,
+  check: Callable[[T], bool],
+  may_change: MayChange = False,
+  choices: Sequence[T] = (),
 ) -> T:
   """A field with the values it takes, in words and as a predicate.
 
@@ -26,8 +33,14 @@ def setting(
     check: whether a value is one of them.
     may_change: whether a resumed run may have another value, since no number of a step
       depends on it; or a function of the new config that tells.
+    choices: all values that it takes, if they are few.
   """
-  metadata = {"allowed": allowed, "check": check, "may_change": may_change}
+  metadata = {
+    "allowed": allowed,
+    "check": check,
+    "may_change": may_change,
+    "choices": choices,
+  }
   return dataclasses.field(default=default, metadata=metadata)
 
 
@@ -44,9 +57,20 @@ def positive(default: Number, may_change: MayChange = False) -> Number:
   return setting(default, "> 0", lambda v: v > 0, may_change)
 
 
+def between(
+  default: Number, low: float, high: float, may_change: MayChange = False
+) -> Number:
+  return setting(default, f"in [{low}, {high}]", lambda v: low <= v <= high, may_change)
+
+
+def pixels(default: int, low: int) -> int:
+  """A field that is a side of images."""
+  return between(default, low, MAX_SIZE)
+
+
 def choice(default: str, *values: str, may_change: MayChange = False) -> str:
   allowed = "one of " + ", ".join(map(repr, values))
-  return setting(default, allowed, values.__contains__, may_change)
+  return setting(default, allowed, values.__contains__, may_change, values)
 
 
 def factory() -> str:
@@ -72,12 +96,45 @@ def increasing(default: Numbers) -> Numbers:
   return setting(default, "increasing and > 0, such as (30, 60)", check)
 
 
-def check_choice(field: str, value: str, allowed: Collection[str]) -> None:
-  """Raises `ValueError` naming the nearest allowed values if `value` is not one."""
+def check_choice(
+  field: str, value: str, allowed: Collection[str], listing: str = ""
+) -> None:
+  """Raises `ValueError` naming the nearest allowed values if `value` is not one.
+
+  Args:
+    field: what a message calls the setting or the flag.
+    value: its value.
+    allowed: the values that it takes.
+    listing: where to find all of them, if they are many.
+  """
   if value not in allowed:
-    near = difflib.get_close_matches(value, allowed, n=4) or sorted(allowed)
     raise UserError(
-      f"{field}={value!r} is unknown; did you mean {', '.join(near)}?",
-      setting=field.removeprefix("config."),
+      f"{field}={value!r} is unknown; {suggest(value, allowed, listing)}",
+      setting=field.removeprefix("config.") if field.startswith("config.") else "",
       value=value,
     )
+
+
+def suggest(word: str, known: Collection[str], listing: str = "") -> str:
+  """Returns a part of a sentence that leads from a mistyped name to a known one.
+
+  It has the nearest three names. If none is near, it has the first names and how many
+  more there are. `listing` says where to find all of them.
+  """
+  if near := nearest(word, known):
+    return f"did you mean {', '.join(near)}?"
+  shown = list(known)[:_MOST_SHOWN]
+  text = f"choose from {', '.join(shown)}"
+  if more := len(known) - len(shown):
+    text += f" and {more} more"
+  return f"{text}: {listing}" if more and listing else text
+
+
+def nearest(word: str, known: Iterable[str]) -> list[str]:
+  """Returns the names that are nearest to a word, at most three, perhaps none."""
+  word = word.lower()
+  names = {name.lower(): name for name in known}
+  near = difflib.get_close_matches(word, names, n=3)
+  if len(word) > 2:  # Of "x" nobody can tell.
+    near += [name for name in names if word in name and name not in near]
+  return [names[name] for name in near[:3]]

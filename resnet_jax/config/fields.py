@@ -2,10 +2,11 @@
 
 import dataclasses
 import difflib
-from collections.abc import Iterator, Mapping
+from collections import defaultdict
+from collections.abc import Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.config.allowed import MayChange
+from resnet_jax.config.allowed import MayChange, nearest
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
 
@@ -72,20 +73,25 @@ _OTHER_NAMES = {
   "log_every_steps": "log_every log_freq log_interval print_freq",
   "eval_every_steps": "eval_every eval_freq eval_interval val_every",
   "checkpoint.every_steps": "save_every save_freq save_interval checkpoint_every",
+  "checkpoint.keep": "keep_checkpoints max_to_keep save_total_limit",
   "seed": "manual_seed random_seed",
-  "model.name": "arch architecture backbone model model_name net network",
+  "model.name": "arch architecture backbone depth model model_name net network",
   "model.dtype": "amp bf16 fp16 half mixed_precision precision",
   "model.num_classes": "classes n_classes nb_classes num_labels",
+  "model.zero_init_residual": "zero_gamma zero_init_last",
   "model.stochastic_depth": "drop_path drop_path_rate",
   "data.name": "data dataset dataset_name",
   "data.dir": "data_dir data_path data_root dataset_dir root",
   "data.num_workers": "j workers n_workers",
   "data.num_threads": "threads",
+  "data.val_share": "val_fraction val_size val_split validation_split",
   "data.image_size": "img_size imgsz input_size resolution",
   "optim.name": "opt optim optimizer optimiser",
   "optim.learning_rate": "lr lr0 base_lr max_lr peak_lr",
   "optim.schedule": "sched scheduler lr_sched lr_schedule lr_scheduler",
-  "optim.warmup_epochs": "warmup",
+  "optim.decay_epochs": "lr_steps milestones step_size",
+  "optim.decay_factor": "decay_rate gamma lr_gamma",
+  "optim.warmup_epochs": "lr_warmup_epochs warmup",
   "optim.warmup_learning_rate": "warmup_lr",
   "optim.weight_decay": "wd l2",
   "optim.label_smoothing": "smoothing",
@@ -107,34 +113,44 @@ _ADVICE = {
     "device devices gpu gpus n_gpus ngpus num_devices num_gpus"
   ),
   "--workdir names the run's directory": (
-    "exp_dir log_dir logdir out out_dir output output_dir outdir save_dir"
+    "exp_dir exp_name log_dir logdir out out_dir output output_dir outdir run_dir "
+    "run_name save_dir"
   ),
   "the same --workdir resumes a run": "resume resume_from auto_resume",
 }
 _ADVICE_OF = {name: text for text, names in _ADVICE.items() for name in names.split()}
 
 
-def advise(name: str, flag: str = "config.") -> str:
+def advise(name: str, flag: str = "config.", others: Sequence[str] = ()) -> str:
   """Returns what to give in place of a name that no setting has.
 
   Args:
-    name: such as "optim.lr".
+    name: such as "optim.lr". Only its last part is compared.
     flag: what a setting's name begins with in the answer.
+    others: other flags that may be meant, such as "--workdir".
 
   Returns:
     A part of a sentence, or "" if nothing is near.
   """
-  known = list(flatten(Config()))
-  last = name.rsplit(".", 1)[-1].replace("-", "_").lower()
+  last = _last_part(name)
   if last in _ADVICE_OF:
     return _ADVICE_OF[last]
-  near = [path for path in known if path.rsplit(".", 1)[-1] == last]
+  known = defaultdict(list)
+  for full in (*others, *(flag + path for path in flatten(Config()))):
+    known[_last_part(full)].append(full)
   if last in _SETTING_OF:
-    near = [_SETTING_OF[last]]
-  elif not near:
-    near = difflib.get_close_matches(name, known, n=2)
-  names = ", ".join(flag + path for path in near)
-  return f"did you mean {names}?" if near else ""
+    near = [flag + _SETTING_OF[last]]
+  else:
+    parts = [last] if last in known else nearest(last, known)
+    near = [full for part in parts for full in known[part]]
+  if "." in name:  # Its group tells settings of one name apart.
+    near = difflib.get_close_matches(flag + name, near, n=3, cutoff=0.0)
+  return f"did you mean {', '.join(near[:3])}?" if near else ""
+
+
+def _last_part(name: str) -> str:
+  """Returns "learning_rate" of "--config.optim.learning-rate"."""
+  return name.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").lower()
 
 
 def type_name(path: str) -> str:

@@ -5,7 +5,6 @@ take the name of a variant. The `config.json` of a run is a config file too.
 """
 
 import ast
-import difflib
 import importlib.util
 import inspect
 import os
@@ -15,9 +14,15 @@ from pathlib import Path
 from types import ModuleType
 
 from resnet_jax.config import serialization
+from resnet_jax.config.allowed import nearest
 from resnet_jax.config.factories import check_trust
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import NotFoundError, UserError
+
+_ALLOWED = (
+  "--config takes a name of `resnet-jax configs`, such as digits, a Python file (.py), "
+  "the config.json of a run or the run's directory"
+)
 
 
 def configs_dir() -> Path:
@@ -39,23 +44,46 @@ def list_configs() -> dict[str, str]:
 def find_config(name: str) -> Path:
   """Returns the file that `--config` names, without what follows its colon.
 
+  It is the first of these that exists: the package's config of that name; the file;
+  the `config.json` of the run directory; the file with .py added; the package's config
+  of that path in the repository, such as configs/digits.py.
+
   Raises:
-    NotFoundError: no such file, and no such name in the package.
+    NotFoundError: there is no such file, and no such name in the package.
+    UserError: the file is neither Python nor JSON.
   """
-  own = configs_dir() / f"{name}.py"
-  if Path(name).name == name and own.is_file():
-    return own
+  if found := find_file(name, configs_dir()):
+    if found.suffix not in (".py", ".json"):
+      raise UserError(f"--config={name} is no config file; {_ALLOWED}")
+    return found
+  path, known = Path(name), list_configs()
+  if name and path.is_dir():
+    raise NotFoundError(f"--config={name} is a folder without config.json; {_ALLOWED}")
+  advice = _ALLOWED
+  if path.stem in known:
+    advice = f"the package has --config={path.stem}"
+  elif near := nearest(path.stem, known):
+    advice = f"did you mean {', '.join(near)}? {_ALLOWED}"
+  raise NotFoundError(f"there is no --config={name}; {advice}")
+
+
+def find_file(name: str, folder: Path) -> Path | None:
+  """Returns the file that a flag names: see `find_config`; None if there is none.
+
+  Args:
+    name: of a file in `folder` without .py; or a path.
+    folder: the package's own files, `configs/` or a folder in it.
+  """
+  if not name:
+    return None
   path = Path(os.path.expanduser(name))
-  if path.is_file():
-    return path
-  stem, known = path.stem, list_configs()
-  if stem in known:
-    raise NotFoundError(f"there is no --config={name}; the package has --config={stem}")
-  near = difflib.get_close_matches(stem, known) or known
-  raise NotFoundError(
-    f"there is no --config={name}; name a file, or one of {', '.join(near)} "
-    "(`resnet-jax configs` lists them)"
-  )
+  places = [path, path / "config.json", Path(f"{path}.py")]
+  if path.name == name:
+    places.insert(0, folder / f"{name}.py")
+  if path.parts[0] == "configs":
+    own = configs_dir().joinpath(*path.parts[1:])
+    places += [own, Path(f"{own}.py")]
+  return next((place for place in places if place.is_file()), None)
 
 
 def load_config_file(
@@ -64,8 +92,8 @@ def load_config_file(
   """Returns the settings that `--config=NAME[:VARIANT]` names, without checking them.
 
   Args:
-    name: a name of `list_configs` or the path of a file; a colon and the name of a
-      variant may follow.
+    name: a name of `list_configs`, or the path of a file or a run; a colon and the
+      name of a variant may follow.
     trust_code: whether code that a config.json names may run.
     named: settings that the user gave in this call; they replace those of the file.
 
@@ -116,8 +144,7 @@ def _get_config(path: Path, name: str, variant: str) -> object:
 
 def _import_file(path: Path) -> ModuleType:
   spec = importlib.util.spec_from_file_location("resnet_jax_config", path)
-  if spec is None or spec.loader is None:
-    raise UserError(f"{path} is no Python file; its name must end in .py or .json")
+  assert spec is not None and spec.loader is not None  # The suffix is .py.
   module = importlib.util.module_from_spec(spec)
   spec.loader.exec_module(module)
   return module

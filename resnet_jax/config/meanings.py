@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from resnet_jax.config import fields
 from resnet_jax.config.schema import Config
+from resnet_jax.runtime.terminal import printable
 
 if TYPE_CHECKING:
   from _typeshed import DataclassInstance
@@ -38,7 +39,8 @@ def _describe_group(prefix: str, group: "DataclassInstance") -> str:
     if path.removeprefix(prefix) not in meanings:  # Of a group within this one.
       continue
     meaning = meanings[field.name]
-    lines.append(f"  --config.{path} ({_kind(path, field)}; default: {_show(value)})")
+    default = printable(_show(value))
+    lines.append(f"  --config.{path} ({_kind(path, field)}; default: {default})")
     lines += textwrap.wrap(
       meaning[0].upper() + meaning[1:],
       _WIDTH,

@@ -53,6 +53,10 @@ class Plan:
     def steps(epochs: float) -> int:
       return round(min(epochs * steps_per_epoch, _TOO_MANY_STEPS))
 
+    def period(in_steps: int, in_epochs: float, default: int) -> int:
+      # The smallest fraction of an epoch is one step.
+      return in_steps or (max(1, steps(in_epochs)) if in_epochs else default)
+
     optim = config.optim
     num_steps = config.num_steps or max(1, steps(config.num_epochs))
     if num_steps >= _TOO_MANY_STEPS:
@@ -81,8 +85,12 @@ class Plan:
       steps_per_call=config.steps_per_call,
       warmup_steps=warmup_steps,
       decay_steps=decay_steps,
-      log_every=config.log_every_steps,
-      eval_every=config.eval_every_steps or steps_per_epoch,
+      log_every=period(
+        config.log_every_steps, config.log_every_epochs, min(50, steps_per_epoch)
+      ),
+      eval_every=period(
+        config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
+      ),
       save_every=config.checkpoint.every_steps,
     )
 
@@ -94,9 +102,19 @@ class Plan:
     """Whether the model is evaluated after `step` updates."""
     return step % self.eval_every == 0 or step == self.num_steps
 
+  def evals_after(self, step: int) -> int:
+    """Returns how many evaluations are still to come after `step` updates."""
+    regular = self.num_steps // self.eval_every - step // self.eval_every
+    return regular + (step < self.num_steps and self.num_steps % self.eval_every > 0)
+
   def save_at(self, step: int) -> bool:
     """Whether the state is saved after `step` updates."""
     return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
+
+  @property
+  def longest_call(self) -> int:
+    """Number of steps of the longest call; all periods begin with the first."""
+    return self.call_end(0)
 
   def call_end(self, step: int) -> int:
     """Returns the step at which a call that starts after `step` updates ends.

@@ -4,11 +4,18 @@ import dataclasses
 from collections.abc import Sequence
 from typing import Any
 
+from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
 
-# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
-MAX_SIZE = 4096
+# The value of a field of `DataConfig` that the weights of `init_from` are to tell.
+OF_WEIGHTS: dict[str, object] = {
+  "mean": (),
+  "std": (),
+  "eval_resize": -1,
+  "eval_crop": -1,
+  "interpolation": "",
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -68,6 +75,12 @@ def check_channels(label: str, values: Sequence[float], channels: int) -> None:
     )
 
 
+def are_equal(first: Sequence[float], second: Sequence[float]) -> bool:
+  """Whether values of channels are equal; one value stands for all channels."""
+  number = max(len(first), len(second))
+  return ([*first] * number)[:number] == ([*second] * number)[:number]
+
+
 def check_fits(preprocessing: Preprocessing, channels: int) -> None:
   """Raises `UserError` unless mean and std fit the images that a network takes."""
   mean, std = preprocessing.mean, preprocessing.std
@@ -106,3 +119,15 @@ def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataCo
     eval_crop=preprocessing.crop,
     interpolation=preprocessing.interpolation,
   )
+
+
+def fields_of_weights(data: DataConfig) -> list[str]:
+  """Returns the fields whose values are those of the weights of `init_from`."""
+  return [name for name, mark in OF_WEIGHTS.items() if getattr(data, name) == mark]
+
+
+def fill_in(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
+  """Returns `data` with the weights' values in `fields_of_weights`."""
+  theirs = with_preprocessing(data, preprocessing)
+  values = {name: getattr(theirs, name) for name in fields_of_weights(data)}
+  return dataclasses.replace(data, **values)

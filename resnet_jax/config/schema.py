@@ -71,15 +71,15 @@ class DataConfig:
 
   Attributes:
     name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
-      "folder" (image files), or the name of a TFDS data set that was prepared as
-      array_record.
+      "folder" (image files), "cifar10" or "cifar100" (official archives), or the name
+      of a TFDS data set that was prepared as array_record.
     factory: import path of your own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
       `ImageArrays`. `name` is then unused.
     dir: where the data is. For TFDS, its data directory; "" is ~/tensorflow_datasets.
       For "folder", a directory with one folder per class, with or without train/ and
       val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
-      path,label.
+      path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
     train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
       "folder", the name of the split's folder. The included sets have "train" and
       "test".
@@ -89,7 +89,8 @@ class DataConfig:
       evaluation.
     mean, std: normalisation. Pixels are scaled to [0, 1]; then `mean` is subtracted,
       and the result is divided by `std`. One value, or one per channel. The default
-      scales to [-1, 1].
+      scales to [-1, 1]. An empty value, --config.data.mean=, takes that of the weights
+      in `init_from`, or of ImageNet where there are none. So do -1 and "" below.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
       takes a random square of the resized image. "folder" and large TFDS sets need one
@@ -99,11 +100,13 @@ class DataConfig:
       before the "random" crop; 0 does not resize.
     image_size: side length of the training crop, or of "synthetic" images, in pixels.
     eval_resize: length in pixels to which evaluation resizes the short side of images;
-      0 does not resize.
+      0 does not resize; -1 takes that of the weights in `init_from`.
     eval_crop: side length in pixels of the square that evaluation cuts out of the
-      middle after resizing; 0 does not crop.
-    interpolation: "bilinear" or "bicubic", both antialiased. The parts that
-      "random_resized" takes are always resized bilinearly, without antialiasing.
+      middle after resizing; 0 does not crop; -1 takes that of the weights in
+      `init_from`.
+    interpolation: "bilinear" or "bicubic", both antialiased; "" takes that of the
+      weights in `init_from`. The parts that "random_resized" takes are always resized
+      bilinearly, without antialiasing.
     num_examples: number of training images of "synthetic", and also of its evaluation
       images.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
@@ -125,31 +128,29 @@ class DataConfig:
   mean: tuple[float, ...] = allowed.setting(
     (0.5,),
     "in [0, 1] for each channel, as pixels are scaled to [0, 1]",
-    lambda v: bool(v) and min(v) >= 0 and max(v) <= 1,
+    lambda v: not v or (min(v) >= 0 and max(v) <= 1),
   )
   std: tuple[float, ...] = allowed.setting(
     (0.5,),
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
-    lambda v: bool(v) and min(v) > 0 and max(v) <= 1,
+    lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
-  train_resize: int = allowed.at_least(0, 0)
-  image_size: int = allowed.positive(32)
-  eval_resize: int = allowed.at_least(0, 0)
-  eval_crop: int = allowed.at_least(0, 0)
-  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic")
+  train_resize: int = allowed.pixels(0, 0)
+  image_size: int = allowed.pixels(32, 1)
+  eval_resize: int = allowed.pixels(0, -1)
+  eval_crop: int = allowed.pixels(0, -1)
+  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
   max_skip_share: float = allowed.setting(
     0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
   )
   # Pillow refuses more, whatever we allow.
-  max_pixels: int = allowed.setting(
-    100_000_000, "in [1, 178_000_000]", lambda v: 1 <= v <= 178e6
-  )
-  num_threads: int = allowed.at_least(0, 0, may_change=True)
-  num_workers: int = allowed.at_least(0, 0, may_change=True)
+  max_pixels: int = allowed.between(100_000_000, 1, 178_000_000)
+  num_threads: int = allowed.between(0, 0, 1024, may_change=True)
+  num_workers: int = allowed.between(0, 0, 1024, may_change=True)
 
 
 @dataclasses.dataclass(slots=True)
@@ -176,17 +177,17 @@ class AugmentConfig:
       function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
   """
 
-  padding: int = allowed.at_least(0, 0)
+  padding: int = allowed.pixels(0, 0)
   flip: bool = False
   policy: str = allowed.choice("", "", "trivial", "rand")
-  magnitude: int = allowed.setting(9, "in [0, 30]", lambda v: 0 <= v <= 30)
-  brightness: float = allowed.at_least(0.0, 0)
-  contrast: float = allowed.at_least(0.0, 0)
-  saturation: float = allowed.at_least(0.0, 0)
-  hue: float = allowed.setting(0.0, "in [0, 0.5]", lambda v: 0 <= v <= 0.5)
-  erasing: float = allowed.setting(0.0, "in [0, 1]", lambda v: 0 <= v <= 1)
-  mixup: float = allowed.at_least(0.0, 0)
-  cutmix: float = allowed.at_least(0.0, 0)
+  magnitude: int = allowed.between(9, 0, 30)
+  brightness: float = allowed.between(0.0, 0, 2)
+  contrast: float = allowed.between(0.0, 0, 2)
+  saturation: float = allowed.between(0.0, 0, 2)
+  hue: float = allowed.between(0.0, 0, 0.5)
+  erasing: float = allowed.between(0.0, 0, 1)
+  mixup: float = allowed.between(0.0, 0, 100)
+  cutmix: float = allowed.between(0.0, 0, 100)
   image_factory: str = allowed.factory()
   batch_factory: str = allowed.factory()
 
@@ -223,7 +224,8 @@ class OptimConfig:
       in epochs or in steps.
     decay_factor: factor of the learning rate at each boundary.
     warmup: "linear" increases the rate from `warmup_learning_rate` to `learning_rate`;
-      "constant" keeps it at `warmup_learning_rate`.
+      "constant" keeps it at `warmup_learning_rate`; "head" trains the head alone, at
+      `learning_rate`, and leaves all other parameters as they are.
     warmup_epochs, warmup_steps: length of warmup, in epochs or in steps.
     warmup_learning_rate: learning rate at the first step of warmup.
     label_smoothing: probability that is spread evenly over all classes.
@@ -257,7 +259,7 @@ class OptimConfig:
   decay_epochs: tuple[float, ...] = allowed.increasing(())
   decay_steps: tuple[int, ...] = allowed.increasing(())
   decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
-  warmup: str = allowed.choice("linear", "linear", "constant")
+  warmup: str = allowed.choice("linear", "linear", "constant", "head")
   warmup_epochs: float = allowed.at_least(0.0, 0)
   warmup_steps: int = allowed.at_least(0, 0)
   warmup_learning_rate: float = allowed.at_least(0.0, 0)
@@ -293,9 +295,11 @@ class Config:
     batch_size: number of images per step, over all devices.
     steps_per_call: largest number of steps that one call of the compiled function
       makes.
-    log_every_steps: number of steps between logs of training metrics.
-    eval_every_steps: number of steps between evaluations; 0 evaluates once per epoch.
-      The last step is always evaluated.
+    log_every_steps, log_every_epochs: period of the logs of training metrics, in steps
+      or in epochs, such as 0.5. If both are 0, the run logs every 50 steps, or once per
+      epoch if an epoch has fewer steps.
+    eval_every_steps, eval_every_epochs: period of evaluations in steps or in epochs. If
+      both are 0, it is one epoch. The last step is always evaluated.
     kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
       is this package's C++ kernels, for a machine with one CPU device and a C++
       compiler. "auto" is "native" where that is possible. The results differ by
@@ -305,7 +309,7 @@ class Config:
       paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
       the images of one part are pooled.
     init_from: trained weights to start from. The head is not taken. It is a run (RUN or
-      RUN/checkpoints/STEP), or a file that `weights.load` reads.
+      RUN/checkpoints/STEP), or a file or name that `weights.load` reads.
     freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
       and head. Their batch-norm statistics do not change either. On the command line,
       the groups are separated by commas.
@@ -323,8 +327,10 @@ class Config:
   )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
-  log_every_steps: int = allowed.positive(50, may_change=True)
+  log_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  log_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
+  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
   kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
   bn_scope: int | str = allowed.setting(
     "global",

@@ -6,22 +6,23 @@ import typing
 from collections.abc import Mapping
 from typing import Any
 
-from resnet_jax.config.fields import type_name, walk
+from resnet_jax.config.fields import flatten, type_name, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
 
-def _has_type(value: object, kind: Any) -> bool:
+def has_type(value: object, kind: Any) -> bool:
+  """Whether a value is of the type of a field; a bool is no number."""
   if isinstance(kind, types.UnionType):
-    return any(_has_type(value, option) for option in typing.get_args(kind))
+    return any(has_type(value, option) for option in typing.get_args(kind))
   if typing.get_origin(kind) is Mapping:
     key, item = typing.get_args(kind)
     return isinstance(value, Mapping) and all(
-      _has_type(k, key) and _has_type(v, item) for k, v in value.items()
+      has_type(k, key) and has_type(v, item) for k, v in value.items()
     )
   if typing.get_origin(kind) is tuple:
     item = typing.get_args(kind)[0]
-    return isinstance(value, tuple) and all(_has_type(v, item) for v in value)
+    return isinstance(value, tuple) and all(has_type(v, item) for v in value)
   if kind is float:
     return (
       isinstance(value, int | float)
@@ -47,7 +48,7 @@ def validate(config: Config) -> None:
     ValueError: naming the setting, its value and what is allowed.
   """
   for path, field, value in walk(config):
-    if not _has_type(value, field.type):
+    if not has_type(value, field.type):
       allowed = type_name(path)
     elif _is_too_large(value):
       allowed = "below 2**63"
@@ -59,19 +60,17 @@ def validate(config: Config) -> None:
       f"{setting_name(path)}={value!r} must be {allowed}", setting=path, value=value
     )
 
-  optim = config.optim
-  for first, second in (
-    ("decay_epochs", "decay_steps"),
-    ("warmup_epochs", "warmup_steps"),
-  ):
-    values = getattr(optim, first), getattr(optim, second)
-    if all(values):
+  values, defaults = flatten(config), flatten(Config())
+  for name in ("log_every", "eval_every", "optim.decay", "optim.warmup"):
+    epochs, steps = f"{name}_epochs", f"{name}_steps"
+    if values[epochs] and values[steps]:
       raise UserError(
-        f"config.optim.{first}={values[0]} and config.optim.{second}={values[1]} "
-        "exclude each other; set one of them to its default"
+        f"config.{epochs}={values[epochs]} and config.{steps}={values[steps]} exclude "
+        f"each other; set one of them to {defaults[steps]}"
       )
+  optim = config.optim
   data = config.data
-  if data.eval_resize and data.eval_crop > data.eval_resize:
+  if 0 < data.eval_resize < data.eval_crop:
     raise UserError(
       f"{setting_name('data.eval_crop')}={data.eval_crop} must be at most "
       f"{setting_name('data.eval_resize')}={data.eval_resize}"
@@ -92,7 +91,8 @@ def validate(config: Config) -> None:
   if data.train_crop == "random" and data.image_size > data.train_resize:
     raise UserError(
       f"config.data.image_size={data.image_size} must be at most "
-      f"config.data.train_resize={data.train_resize} with train_crop='random'"
+      f"config.data.train_resize={data.train_resize} with "
+      "config.data.train_crop='random'"
     )
   if config.augment.policy and not data.train_crop:
     raise UserError(
@@ -109,8 +109,18 @@ def validate(config: Config) -> None:
     raise UserError(
       "config.optim.warmup='constant' needs config.optim.warmup_learning_rate > 0"
     )
+  if optim.warmup == "head" and not (optim.warmup_epochs or optim.warmup_steps):
+    raise UserError(
+      "config.optim.warmup='head' needs config.optim.warmup_epochs > 0, the epochs in "
+      "which only the head is trained"
+    )
+  if optim.warmup == "head" and "head" in config.freeze:
+    raise UserError(
+      "config.optim.warmup='head' trains the head first, but config.freeze="
+      f"{','.join(config.freeze)} has it; leave it out of one of them"
+    )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
     raise UserError(
-      f"config.optim.decay_epochs={optim.decay_epochs} and decay_steps="
-      f"{optim.decay_steps} belong to schedule='step'; schedule='cosine' has none"
+      f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
+      f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
     )

@@ -151,3 +151,21 @@ def is_source(images: Dataset | Source) -> TypeIs[Source]:
 def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
   """Whether the images are in host memory; else they are read one by one."""
   return isinstance(source, ImageArrays)
+
+
+# The number of images of a split, 0 if it is not known, and their digest or "".
+ImageCount = tuple[int, str]
+
+
+def count_images(source: Source | Dataset) -> ImageCount:
+  """Returns how many images there are, and the digest of their list if it has one."""
+  count = len(source) if is_source(source) else source.num_examples
+  return count, getattr(source, "digest", "")
+
+
+def describe_change(old: ImageCount, new: ImageCount) -> str:
+  """Says how images differ from earlier ones, such as "there are 36"; "" if not."""
+  if old[0] and new[0] and old[0] != new[0]:
+    return f"there are {new[0]:,}"
+  is_known = all((*old, *new))
+  return "their names or labels are others" if is_known and old != new else ""

@@ -21,10 +21,13 @@ from rich.console import Console
 
 from resnet_jax.config import serialization
 from resnet_jax.config.schema import Config
+from resnet_jax.runs.metric_lines import parse_lines
 from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
 INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
+# What JSON of another structure, or none, leads to.
+_DAMAGE = AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError
 # After this a process that was asked to save and end is killed.
 PATIENCE_S = 120
 
@@ -97,12 +100,16 @@ class Job:
       self._process.wait()
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Returns the whole lines of `metrics.jsonl`, so far."""
-    try:
-      *lines, _ = (self.workdir / "metrics.jsonl").read_text().split("\n")
-      return [json.loads(line) for line in lines]
-    except (FileNotFoundError, ValueError):
+    """Returns the whole lines of `metrics.jsonl`, so far.
+
+    Raises:
+      UserError: one of them is damaged.
+    """
+    path = self.workdir / "metrics.jsonl"
+    if not path.exists():
       return []
+    *lines, _ = path.read_bytes().split(b"\n")
+    return parse_lines(path, lines)
 
   def result(self) -> dict[str, Any] | None:
     """Returns what the run ended with, if it did, as it is asked for here."""
@@ -129,9 +136,10 @@ def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
   """Returns what a run of `config`, as JSON, ended with; nothing if it did not."""
   try:
     found = json.loads((workdir / "result.json").read_text())
-  except (FileNotFoundError, ValueError):
+    is_of_config = found.pop("request")["config"] == config
+  except (FileNotFoundError, NotADirectoryError, *_DAMAGE):
     return {}
-  return found if found.pop("request", {}).get("config") == config else {}
+  return found if is_of_config else {}
 
 
 def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:

@@ -5,6 +5,7 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 
 import dataclasses
 import functools
+import os
 from collections.abc import Callable, Iterator
 from typing import Any
 
@@ -150,10 +151,11 @@ def load(
   """Loads a trained network: a run, or a file of weights.
 
   Args:
-    path: directory of a run; or a file or folder that `weights.load` reads, or
-      hf://owner/name.
-    model: architecture of a file of weights, such as "resnet50"; a run knows its own.
-    num_classes: of a file of weights; 0 is the architecture's own number.
+    path: directory of a run; or weights: a name in the package such as
+      "resnet20_cifar10", a file or folder that `weights.load` reads, or hf://owner/name.
+    model: architecture of weights, such as "resnet50", if their file does not name it;
+      a run knows its own.
+    num_classes: of weights; 0 is the file's number or else the architecture's own.
     checkpoint: of a run: "latest", "best" or a step.
     trust_code: whether code outside this package that a run names may run.
 
@@ -162,12 +164,12 @@ def load(
     UserError: the weights do not fit, or the path and `model` do not go together.
     OSError: the checkpoint is damaged.
   """
+  path = os.path.expanduser(path)
+  weights.check_exists(path)
   if weights.is_run(path):
     if model:
       raise UserError(f"{path!r} is a run, which knows its own model; leave it out")
     return load_run(path, checkpoint, trust_code)
-  if not model:
-    raise UserError(f"{path!r} is no run; name the model too, such as 'resnet50'")
   return load_weights(path, ModelConfig(name=model, num_classes=num_classes))
 
 
@@ -208,12 +210,13 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
 
   Args:
     path: as for `weights.load`.
-    model: the architecture; `num_classes` 0 is its own.
+    model: the architecture, see `weights.complete_model`.
 
   Raises:
     FileNotFoundError: there is no such file.
     ValueError: an unknown architecture, or weights that do not fit it.
   """
+  model = weights.complete_model(path, model)
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
   variables = weights.load(path, network)
   return Classifier(

@@ -2,15 +2,17 @@
 
 import dataclasses
 from pathlib import Path
+from typing import Any
 
-from resnet_jax import weights
+from resnet_jax import __version__, weights
 from resnet_jax.config.factories import part_name
+from resnet_jax.config.fields import flatten, may_change, walk
 from resnet_jax.config.preprocessing import preprocessing_of, with_preprocessing
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
 
 
@@ -20,6 +22,7 @@ def convert(
   model: ModelConfig | None = None,
   which: str = "latest",
   trust_code: bool = False,
+  dtype: str = "float32",
 ) -> str:
   """Converts weights.
 
@@ -27,9 +30,10 @@ def convert(
     source: a run directory, `RUN/checkpoints/STEP`, or what `weights.load` reads.
     target: a `.safetensors` file, replaced if it is there; or, for a source that is
       no run, a new run directory.
-    model: the architecture of a source that is no run.
+    model: the architecture of a source that is no run, if its file does not name it.
     which: of a run directory: "latest", "best" or a step.
     trust_code: whether code outside this package that a run names may run.
+    dtype: of the tensors of a `.safetensors` file: "float32" or "float16".
 
   Returns:
     What was done, in a line.
@@ -49,38 +53,68 @@ def convert(
     )
   elif path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise UserError(f"{target!r} must be a .safetensors file or a new run directory")
-  if not source.startswith("hf://") and not Path(source).exists():
-    raise NotFoundError(f"there is no {source!r}")
+  if suffix != ".safetensors" and dtype != "float32":
+    raise UserError(f"--dtype={dtype} is for a .safetensors file, not {target!r}")
+  weights.check_exists(source)
+  model = model or ModelConfig(name="")
   if weights.is_run(source):
-    return _export_run(source, target, model, which, trust_code)
-  if model is None:
-    raise UserError(f"--model must name the architecture of {source!r}")
-  return _convert_file(source, target, model)
+    return _export_run(source, target, model, which, trust_code, dtype)
+  return _convert_file(source, target, model, dtype)
 
 
 def _export_run(
-  source: str, target: str, model: ModelConfig | None, which: str, trust_code: bool
+  source: str, target: str, model: ModelConfig, which: str, trust_code: bool, dtype: str
 ) -> str:
   path, step_given = run_dir.split_checkpoint(source)
   config = run_dir.load_run_config(path, trust_code, ("model.factory",))
-  if model is not None and model.name != config.model.name:
+  if model.name not in ("", config.model.name):
     raise UserError(f"--model={model.name}, but the run has {config.model.name}")
   if not target.endswith(".safetensors"):
     raise UserError(f"{target!r} must end in .safetensors, as {source!r} is a run")
   with CheckpointStore(path) as store:
     step, variables = store.restore_model(step_given or which)
+    evaluation = store.read_evaluation(step)
   weights.save(
     target,
     registry.build_model(config),
     variables,
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
+    dtype=dtype,
+    # A file that was made a run is at step 0.
+    training=_describe_training(config, step, evaluation) if step else None,
   )
   name = part_name(config.model.factory, config.model.name)
   return f"{name} after step {step} of {source} -> {target}"
 
 
-def _convert_file(source: str, target: str, model: ModelConfig) -> str:
+def _describe_training(
+  config: Config, step: int, evaluation: dict[str, float]
+) -> dict[str, Any]:
+  """Returns how a run trained its weights, for `weights.read_training`.
+
+  All is from the run's own files, but for the package that converts it. "settings" are
+  those that differ from the defaults.
+  """
+  defaults = flatten(Config())
+  settings = {
+    path: value
+    for path, field, value in walk(config)
+    # Without paths of this machine and settings that change no number of a step.
+    if value != defaults[path] and path != "init_from" and not may_change(field, config)
+  }
+  return {
+    "data": part_name(config.data.factory, config.data.name),
+    "seed": config.seed,
+    "steps": step,
+    "evaluation": {k: v for k, v in evaluation.items() if k != "images_per_s"},
+    "settings": settings,
+    "converted_by": f"flax-resnet {__version__}",
+  }
+
+
+def _convert_file(source: str, target: str, model: ModelConfig, dtype: str) -> str:
+  model = weights.complete_model(source, model)
   # No name: these weights come with no data set, and evaluation must be told one.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)
@@ -88,7 +122,15 @@ def _convert_file(source: str, target: str, model: ModelConfig) -> str:
   preprocessing = weights.read_preprocessing(source, network)
   class_names = weights.known_class_names(source, config.model.num_classes)
   if target.endswith(".safetensors"):
-    weights.save(target, network, variables, preprocessing, class_names)
+    weights.save(
+      target,
+      network,
+      variables,
+      preprocessing,
+      class_names,
+      dtype=dtype,
+      training=weights.read_training(source),
+    )
   else:
     config = dataclasses.replace(
       config, data=with_preprocessing(config.data, preprocessing)

@@ -18,6 +18,7 @@ from resnet_jax.data.sources.file_list import FileList, own_images, sub_folders
 from resnet_jax.data.sources.folder import list_images, list_splits
 from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
 from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.arrays import Array, Float, Int
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
@@ -182,24 +183,25 @@ def _draw_neighbours(
   index: list[int],
   labels: list[int],
 ) -> None:
-  """Draws images, framed, each at the head of a row of its nearest ones."""
+  """Draws rows: an image, and those nearest to it; those of its class are green."""
   rng = np.random.default_rng(0)
   queries = np.sort(rng.permutation(len(index))[:_QUERIES])
   count = min(_NEIGHBOURS, len(index) - 1)
   nearest, similarity = find_neighbours(features, queries, count)
 
-  def picture(row: int, text: str, framed: bool = False) -> Picture:
+  def picture(row: int, text: str, color: str = "") -> Picture:
     size = classifier.preprocessing, classifier.max_pixels
     name = Path(source.name(index[row])).name
     if labels[row] >= 0:
       name = source.class_names[labels[row]]
-    return Picture(read_image(source, index[row], *size), [name, text], framed=framed)
+    return Picture(read_image(source, index[row], *size), [name, text], color)
 
   pictures = []
   arrays = queries, nearest, similarity
   for query, others, values in zip(*(a.tolist() for a in arrays), strict=True):
-    pictures.append(picture(query, "asked for", framed=True))
-    pictures += [
-      picture(row, f"{value:.2f}") for row, value in zip(others, values, strict=True)
-    ]
+    pictures.append(picture(query, "query", figure_style.TEXT))
+    for row, value in zip(others, values, strict=True):
+      is_same = labels[row] == labels[query] >= 0
+      color = figure_style.RIGHT if is_same else ""
+      pictures.append(picture(row, f"cosine {value:.2f}", color))
   draw_grid(path, pictures, 1 + count)

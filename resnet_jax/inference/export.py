@@ -22,7 +22,7 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.config.allowed import check_choice
-from resnet_jax.inference.classifier import Classifier
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.atomic_files import replacing
@@ -64,6 +64,7 @@ def export(
   Raises:
     UserError: an unknown form, images smaller than the crop, or a package that is
       missing.
+    FloatingPointError: the network's own outputs are not finite.
     RuntimeError: the network comes back different.
   """
   check_choice("format", form, ["stablehlo", "onnx"])
@@ -141,7 +142,9 @@ def _difference(
 ) -> float:
   generator = np.random.default_rng(batch)
   images = generator.integers(0, 256, (batch, *shape), np.uint8)
-  return float(np.abs(run(images) - jax.jit(function)(images)).max())
+  expected = np.asarray(jax.jit(function)(images))
+  check_finite(expected, "random images")
+  return float(np.abs(run(images) - expected).max())
 
 
 def _to_stablehlo(

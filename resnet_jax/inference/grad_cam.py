@@ -2,8 +2,15 @@
 
 import jax
 import jax.numpy as jnp
+import numpy as np
+from PIL import Image
 
-from resnet_jax.runtime.arrays import Array, Float, Float32, Int
+from resnet_jax.runtime.arrays import Array, Float, Float32, Int, UInt8
+
+# Of an overlay, where the map is highest.
+_OPACITY = 0.75
+# Small images are enlarged to at least this many pixels, so that the map is smooth.
+_SMALLEST_OVERLAY = 256
 
 
 def grad_cam(
@@ -28,3 +35,35 @@ def grad_cam(
   _, height, width, _ = maps.shape
   weights = kernel.T[classes] / (height * width)
   return jax.nn.relu(jnp.einsum("bhwf,bf->bhw", maps.astype(jnp.float32), weights))
+
+
+def overlay(
+  image: UInt8[np.ndarray, "h w 3"], heat: Float[np.ndarray, "a b"]
+) -> UInt8[np.ndarray, "h2 w2 3"] | None:
+  """Lays a map over an image: the higher the map, the more opaque its colour.
+
+  Where the map is 0 the image keeps its own colours.
+
+  Args:
+    image: what the network saw.
+    heat: its map of `grad_cam`, >= 0.
+
+  Returns:
+    The image, whole times larger if it is small; None if the map has one value, such as
+    a map of one pixel or of zeros, which shows no place.
+  """
+  if heat.min() == heat.max():
+    return None
+  from matplotlib import colormaps  # It takes a fraction of a second to import.
+
+  height, width = image.shape[:2]
+  scale = -(-_SMALLEST_OVERLAY // min(height, width))
+  map_image = Image.fromarray(heat.astype(np.float32))
+  size = scale * width, scale * height
+  smooth = np.asarray(map_image.resize(size, Image.Resampling.BICUBIC))
+  values = np.clip(smooth / heat.max(), 0, 1)
+  opacity = _OPACITY * values[..., None]
+  colors = 255 * colormaps["YlOrRd"](values)[..., :3]
+  large = image.repeat(scale, axis=0).repeat(scale, axis=1)
+  mixed: np.ndarray = (1 - opacity) * large + opacity * colors
+  return mixed.round().astype(np.uint8)

@@ -1,15 +1,24 @@
-"""Grids of images with what is said of each, as PNG files."""
+"""Grids of images with captions, as PNG files."""
 
-import textwrap
+import bisect
 from collections.abc import Sequence
-from typing import NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
+from resnet_jax.inference.grad_cam import overlay
+from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.terminal import printable
 
-_WIDTH = 26  # Letters of a caption's line.
+if TYPE_CHECKING:
+  from matplotlib.figure import Figure
+
+# Inches.
+_SIDE, _GAP, _LINE = 1.8, 0.14, 0.17
+_FONT_SIZE = 8
+_LONGEST = 200  # Letters of a text that are looked at.
+_BAR = "#D5E3EE"
 
 
 class Picture(NamedTuple):
@@ -17,69 +26,152 @@ class Picture(NamedTuple):
 
   Attributes:
     image: [H, W, 3] or [H, W, 1] uint8.
-    lines: said below it.
-    heat: [h, w] >= 0, laid over it; None is nothing.
-    framed: drawn with a frame, to stand out.
+    lines: captions below it, each on one line.
+    color: of a frame and of the last caption; "" draws no frame.
+    bars: names with fractions in [0, 1], drawn as bars below the captions.
+    heat: [h, w] >= 0, drawn over a second copy of the image; None draws no copy.
+    heat_title: caption of the copy.
   """
 
   image: np.ndarray
   lines: Sequence[str]
+  color: str = ""
+  bars: Sequence[tuple[str, float]] = ()
   heat: np.ndarray | None = None
-  framed: bool = False
+  heat_title: str = ""
 
 
 def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
   """Writes pictures row by row.
 
   Args:
-    path: of the PNG file; replaced if it is there.
+    path: of the PNG file, which is replaced if it exists.
     pictures: at least one.
     columns: of the grid, at most.
   """
-  # A figure of its own: pyplot would want a display, and keep it for ever.
-  from matplotlib.figure import Figure
-
   columns = min(columns, len(pictures))
   rows = -(-len(pictures) // columns)
-  captions = [_wrap(picture.lines) for picture in pictures]
-  text = 0.17 * max(caption.count("\n") + 1 for caption in captions) + 0.15
-  side, gap = 1.8, 0.12  # Inches, as all here.
-  size = columns * (side + gap) + gap, rows * (side + text) + gap
-  figure = Figure(figsize=size)
-  for i, (picture, caption) in enumerate(zip(pictures, captions, strict=True)):
-    left = gap + i % columns * (side + gap)
-    bottom = size[1] - gap - (i // columns + 1) * side - i // columns * text
-    axes = figure.add_axes(
-      (left / size[0], bottom / size[1], side / size[0], side / size[1])
-    )
-    height, width = picture.image.shape[:2]
-    extent = (0, width, height, 0)
-    rgb = np.broadcast_to(picture.image, (height, width, 3))
-    # Small images would be a blur, and large ones jagged.
-    smooth = "nearest" if width < 64 else "antialiased"
-    axes.imshow(rgb, extent=extent, interpolation=smooth)
-    if picture.heat is not None:
-      heat = picture.heat / max(picture.heat.max(), 1e-12)
-      axes.imshow(
-        heat, "inferno", extent=extent, interpolation="bilinear", alpha=0.55, vmin=0
-      )
-    axes.set(xticks=[], yticks=[])
-    for spine in axes.spines.values():
-      spine.set(visible=picture.framed, linewidth=3, color="#0072B2")
-    axes.set_title(
-      caption,
-      y=0,
-      pad=-4,
-      va="top",
-      fontsize=8,
-      linespacing=1.15,
-      parse_math=False,  # A name may hold a $.
-    )
-  with replacing(path) as part:
-    figure.savefig(part, format="png", dpi=120)
+  # All cells have the size of the largest.
+  lines = max(len(picture.lines) for picture in pictures)
+  bars = max(len(picture.bars) for picture in pictures)
+  photos = 1 + any(picture.heat is not None for picture in pictures)
+  width = photos * (_SIDE + _GAP)
+  height = _SIDE + (lines + bars) * _LINE + 1.5 * _GAP
+  size = columns * width + _GAP, rows * height + _GAP
+  with figure_style.styled_figure(*size) as figure, replacing(path) as part:
+    for i, picture in enumerate(pictures):
+      left = _GAP + i % columns * width
+      top = size[1] - _GAP - i // columns * height
+      _draw_cell(figure, picture, left, top, lines)
+    figure.savefig(part, format="png")
 
 
-def _wrap(lines: Sequence[str]) -> str:
-  shown = (printable(" ".join(line.split())) for line in lines)
-  short = (textwrap.shorten(line, 2 * _WIDTH, placeholder="…") for line in shown)
-  return "\n".join(textwrap.fill(line, _WIDTH) for line in short)
+def _draw_cell(
+  figure: "Figure", picture: Picture, left: float, top: float, lines: int
+) -> None:
+  """Draws a picture whose upper left corner is at (left, top), in inches."""
+  height, width = picture.image.shape[:2]
+  rgb = np.broadcast_to(picture.image, (height, width, 3))
+  _draw_photo(figure, rgb, left, top, picture.color)
+  captions = [*picture.lines, *[""] * (lines - len(picture.lines))]
+  baseline = top - _SIDE - 0.05
+  for i, text in enumerate(captions):
+    color = picture.color if i == len(picture.lines) - 1 else ""
+    _write(figure, text, left, baseline - (i + 0.5) * _LINE, _SIDE, color=color)
+  whole = _SIDE
+  if picture.heat is not None:
+    second = left + _SIDE + _GAP
+    whole += _SIDE + _GAP
+    shown = overlay(rgb, picture.heat)
+    _draw_photo(figure, rgb if shown is None else shown, second, top, "")
+    title = "no map" if shown is None else picture.heat_title
+    _write(figure, title, second, baseline - 0.5 * _LINE, _SIDE)
+  baseline -= lines * _LINE
+  for i, (name, fraction) in enumerate(picture.bars):
+    middle = baseline - (i + 0.5) * _LINE
+    color = picture.color or _BAR if i == 0 else _BAR
+    _fill(figure, left, middle, whole * fraction, color, 0.3 if color != _BAR else 1)
+    bold = {"fontweight": "bold"} if i == 0 else {}
+    number = f"{100 * fraction:.1f} %"
+    _write(figure, name, left + 0.04, middle, whole - 0.6, **bold)
+    _write(figure, number, left + whole - 0.04, middle, 0.6, ha="right", **bold)
+
+
+def _draw_photo(
+  figure: "Figure", rgb: np.ndarray, left: float, top: float, color: str
+) -> None:
+  width, height = figure.get_size_inches()
+  axes = figure.add_axes(
+    (left / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
+  )
+  # Small images would be a blur, and large ones jagged.
+  smooth = "nearest" if rgb.shape[1] < 64 else "antialiased"
+  axes.imshow(rgb, interpolation=smooth, extent=(0, 1, 0, 1), aspect="auto")
+  axes.set(xticks=[], yticks=[])
+  for spine in axes.spines.values():
+    spine.set(visible=bool(color), linewidth=3, color=color or "none")
+
+
+def _write(
+  figure: "Figure",
+  text: str,
+  x: float,
+  y: float,
+  most: float,
+  color: str = "",
+  **arguments: Any,
+) -> None:
+  """Writes one line in at most `most` inches; its middle is at y, in inches."""
+  width, height = figure.get_size_inches()
+  figure.text(
+    x / width,
+    y / height,
+    fit_text(text, most, arguments.get("fontweight", "normal")),
+    va="center",
+    fontsize=_FONT_SIZE,
+    color=color or figure_style.TEXT,
+    parse_math=False,
+    **arguments,
+  )
+
+
+def _fill(
+  figure: "Figure", x: float, y: float, length: float, color: str, alpha: float
+) -> None:
+  """Fills a bar whose middle is at y, in inches."""
+  from matplotlib.patches import Rectangle
+
+  width, height = figure.get_size_inches()
+  thickness = 0.9 * _LINE
+  bar = Rectangle(
+    (x / width, (y - thickness / 2) / height),
+    length / width,
+    thickness / height,
+    transform=figure.transFigure,
+    color=color,
+    alpha=alpha,
+    linewidth=0,
+  )
+  figure.add_artist(bar)
+
+
+def fit_text(text: str, most: float, weight: str = "normal") -> str:
+  """Returns a printable line, without its middle if it is wider than `most` inches."""
+  from matplotlib.font_manager import FontProperties
+  from matplotlib.textpath import text_to_path
+
+  text = printable(" ".join(text.split()))
+  font = FontProperties(size=_FONT_SIZE, weight=weight)
+
+  def cut(keep: int) -> str:
+    return f"{text[: keep // 2]}…{text[len(text) - (keep + 1) // 2 :]}"
+
+  def measure(shown: str) -> float:
+    points, *_ = text_to_path.get_text_width_height_descent(shown, font, ismath=False)
+    return float(points) / 72
+
+  if len(text) <= _LONGEST and measure(text) <= most:
+    return text
+  lengths = range(min(len(text), _LONGEST))
+  fitting = bisect.bisect_right(lengths, most, key=lambda keep: measure(cut(keep)))
+  return cut(max(0, fitting - 1))

@@ -25,7 +25,7 @@ from resnet_jax.models.old_names import warn_of_old_name
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, setting_name
 
 Row = dict[str, Any]
 
@@ -178,20 +178,25 @@ def create_model(
       `stochastic_depth` or `zero_init_residual` without shortcuts, where the output
       would not depend on the images; `zero_init_residual` with a frozen norm or none.
   """
-  check_choice("model.name", name, MODELS)
+  check_choice(
+    setting_name("model.name"), name, MODELS, "`resnet-jax models` lists all"
+  )
   row = dict(MODELS[name])
   own_stem, own_shortcut = row.pop("stem"), row.pop("shortcut")
   stem, shortcut = stem or own_stem, shortcut or own_shortcut
-  check_choice("model.stem", stem, STEMS)
-  check_choice("model.shortcut", shortcut, SHORTCUTS)
-  check_choice("model.norm", norm, NORMS)
+  check_choice(setting_name("model.stem"), stem, STEMS)
+  check_choice(setting_name("model.shortcut"), shortcut, SHORTCUTS)
+  check_choice(setting_name("model.norm"), norm, NORMS)
   if num_classes is not None and num_classes < 1:
-    raise UserError(f"model.num_classes={num_classes} must be > 0")
+    raise UserError(f"{setting_name('model.num_classes')}={num_classes} must be > 0")
   if not 0 <= stochastic_depth < 1:
-    raise UserError(f"model.stochastic_depth={stochastic_depth} must be in [0, 1)")
+    raise UserError(
+      f"config.model.stochastic_depth={stochastic_depth} must be in [0, 1)"
+    )
   if zero_init_residual and norm in ("frozen", "none"):
     raise UserError(
-      f"model.zero_init_residual=True with model.norm={norm!r} has no scale that could "
+      "config.model.zero_init_residual=True with "
+      f"config.model.norm={norm!r} has no scale that could "
       "start at 0 and learn; set one of them to its default"
     )
   options: Row = {
@@ -201,8 +206,8 @@ def create_model(
   for field, value in options.items():
     if value and shortcut == "none":
       raise UserError(
-        f"model.{field}={value} would make a net without shortcuts constant; set it "
-        "to its default or choose a shortcut"
+        f"config.model.{field}={value} would make a net without shortcuts constant; "
+        "set it to its default or choose a shortcut"
       )
   row |= {"stem_cls": STEMS[stem], "shortcut_cls": SHORTCUTS[shortcut]}
   row["norm_cls"] = NORMS[norm]

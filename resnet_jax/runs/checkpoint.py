@@ -326,11 +326,20 @@ class CheckpointStore:
     """Returns the newest step with the highest value of the metric, if any has one."""
     found = {}
     for step in saved_steps(self._workdir):
-      self._check_digests(step, ("metrics",))
-      path = self._directory / str(step) / "metrics" / "metrics"
-      if path.exists():
-        found[step] = json.loads(path.read_text()).get(self._best, -math.inf)
+      if metrics := self.read_evaluation(step):
+        found[step] = metrics.get(self._best, -math.inf)
     return max(found, key=lambda step: (found[step], step), default=None)
+
+  def read_evaluation(self, step: int) -> dict[str, float]:
+    """Returns the metrics of a saved state's evaluation; {} if it has none.
+
+    Raises:
+      OSError: they are damaged.
+    """
+    self._check_digests(step, ("metrics",))
+    path = self._directory / str(step) / "metrics" / "metrics"
+    found: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
+    return found
 
   def _check_digests(self, step: int, parts: Collection[str] = ()) -> None:
     """Raises `OSError` if a checkpoint, or some of its parts, are damaged."""

@@ -10,6 +10,8 @@ from typing import Any
 
 from etils import epath
 
+from resnet_jax.config.validation import has_type
+from resnet_jax.data import ImageCount
 from resnet_jax.runtime.errors import UserError
 
 # The settings that could have named a part -> the argument that gave it.
@@ -44,6 +46,11 @@ class RunFacts:
   train_digest: str = ""
   has_digests: bool = False
 
+  @property
+  def images(self) -> ImageCount:
+    """The training images."""
+    return self.num_train_images, self.train_digest
+
 
 def read_facts(workdir: str | Path) -> RunFacts:
   """Returns what the run in `workdir` has in its `run.json`, or the defaults.
@@ -60,7 +67,17 @@ def read_facts(workdir: str | Path) -> RunFacts:
       name: tuple(value) if isinstance(value, list) else value
       for name, value in values.items()
     }
-    return RunFacts(**made)
+    for field in dataclasses.fields(RunFacts):
+      value = made.get(field.name, field.default)
+      if not has_type(value, field.type):
+        raise ValueError(f"{field.name} is {value!r:.100}")
+    facts = RunFacts(**made)
+    shape = facts.image_shape
+    if shape and (len(shape) != 3 or min(shape) < 1):
+      raise ValueError(f"image_shape is {shape!r:.100}")
+    if unknown := set(facts.own_parts) - set(_ARGUMENTS):
+      raise ValueError(f"own_parts has {min(unknown)!r:.100}")
+    return facts
   except (ValueError, TypeError, AttributeError, RecursionError) as error:
     raise UserError(f"{path} is damaged: {error}") from error
 

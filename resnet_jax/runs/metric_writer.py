@@ -7,16 +7,18 @@ directory; a live progress bar on a terminal, plain lines elsewhere.
 import contextlib
 import json
 import math
+import time
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import jax
 from etils import epath
-from rich import progress
 from rich.console import Console
+from rich.live import Live
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.learning_curves import draw_curves
+from resnet_jax.runs.metric_lines import parse_lines
 from resnet_jax.runs.metrics import (
   HostMetrics,
   Metrics,
@@ -24,9 +26,10 @@ from resnet_jax.runs.metrics import (
   summarize,
   to_host,
 )
+from resnet_jax.runs.progress_line import ProgressLine
 from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runs.tensorboard import Board
-from resnet_jax.runtime.errors import UserError, naming
+from resnet_jax.runtime.errors import naming
 from resnet_jax.runtime.terminal import show
 
 DIVERGENCE_ADVICE = (
@@ -40,6 +43,9 @@ Tell = Callable[[int, str, dict[str, float]], None]
 # Returns the seconds of the oldest call that it has not told yet, and how many of them
 # the devices waited.
 Lap = Callable[[], tuple[float, float]]
+# Draws the lines of `metrics.jsonl` into a PNG file.
+Draw = Callable[[list[dict[str, Any]], epath.Path], None]
+_DRAW_AT_MOST = 0.02  # Of the time of the run.
 
 
 class MetricWriter:
@@ -56,6 +62,7 @@ class MetricWriter:
     skipped: Sequence[Mapping[int, str]] = (),
     tell: Tell = lambda *_: None,
     evaluates_first: bool = False,
+    draw: Draw = draw_curves,
   ):
     """Opens the files; what an earlier try wrote past `start_step` is dropped.
 
@@ -70,9 +77,13 @@ class MetricWriter:
       tell: called with (step, split, values) once they are written.
       evaluates_first: the evaluation of `start_step` is still to come; what an earlier
         try wrote of it is dropped too.
+      draw: draws `curves.png`.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
+    self._draw = draw
+    # The first drawing imports matplotlib, which takes about a second.
+    self._drawn_at, self._draw_seconds = time.monotonic(), 1.0
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
     self._records: list[dict[str, Any]] = []
@@ -91,35 +102,23 @@ class MetricWriter:
     self._sums: HostMetrics | None = None
     self._seconds = self._waited = 0.0
     self._skipped: set[str] = set()
-    self._bar = progress.Progress(
-      # Together at most 80 columns.
-      progress.TextColumn("{task.completed}/{task.total}"),
-      progress.BarColumn(bar_width=10),
-      progress.TextColumn("{task.description}", markup=False),
-      progress.TimeRemainingColumn(),
-      progress.TextColumn("left"),
-      console=console,
-      disable=not console.is_terminal,
-      # A call can take long: the default forgets what is older than 30 s.
-      speed_estimate_period=3600,
-    )
-    self._task = self._bar.add_task(
-      "compiling", total=plan.num_steps, completed=start_step
-    )
+    self._line = ProgressLine(plan, start_step)
+    self._live = Live(self._line, console=console, refresh_per_second=10)
 
   def __enter__(self) -> "MetricWriter":
-    self._bar.start()
+    if self._console.is_terminal:
+      self._live.start()
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    self._bar.stop()
+    self._line.end()
+    self._live.stop()
     self._show_skipped()  # Too many may be what ended the run.
     # What ended the run says more than the same disk's next error.
     hidden = (OSError,) if exc_info[0] else ()
     with contextlib.suppress(*hidden), naming(self._workdir):
       self._files.close()
-      if self._writes:
-        draw_curves(self._records, self._workdir / "curves.png")
+      self._draw_now()
 
   def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
@@ -127,17 +126,10 @@ class MetricWriter:
       return []
     records = []
     *lines, last = path.read_bytes().split(b"\n")  # A kill can leave half a last line.
-    for number, line in enumerate(lines, start=1):
-      try:
-        record = json.loads(line.decode())
-        is_due = evaluates_first and record["split"] != "train"
-        if record["step"] < step or (record["step"] == step and not is_due):
-          records.append(record)
-      except (ValueError, TypeError, KeyError, RecursionError) as error:
-        text = line[:40].decode(errors="replace")
-        raise UserError(
-          f"{path} is damaged in line {number}, {text!r}; delete the line"
-        ) from error
+    for record in parse_lines(path, lines):
+      is_due = evaluates_first and record["split"] != "train"
+      if record["step"] < step or (record["step"] == step and not is_due):
+        records.append(record)
     if last or len(records) < len(lines):
       write_file(path, "".join(json.dumps(record) + "\n" for record in records))
     return records
@@ -156,6 +148,7 @@ class MetricWriter:
     """
     self.flush()
     self._pending = step, metrics
+    self._line.begin_training()
 
   def flush(self) -> None:
     """Waits for the last call given to `train`; raises as that does."""
@@ -166,6 +159,7 @@ class MetricWriter:
     seconds, waited = self._lap()
     self._seconds += seconds
     self._waited += waited
+    self._line.trained(step, seconds)
     self._check_finite(step, float(sums["loss"]))
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
@@ -180,8 +174,12 @@ class MetricWriter:
         values["input_wait"] = min(1.0, self._waited / self._seconds)
       self._sums, self._seconds, self._waited = None, 0.0, 0.0
       self._write(step, "train", values)
-      self._bar.update(self._task, description=_describe(values))
-    self._bar.update(self._task, completed=step)
+      if estimate := self._line.estimate():
+        show(estimate, console=self._console)
+
+  def begin_evaluation(self) -> None:
+    """Shows that the run evaluates from now on, until it trains again."""
+    self._line.activity = "evaluating"
 
   def evaluation(self, step: int, values: dict[str, float], name: str = "eval") -> None:
     """Writes and shows an evaluation after `step` updates.
@@ -195,7 +193,21 @@ class MetricWriter:
       FloatingPointError: its loss is not finite.
     """
     self._check_finite(step, values["loss"])
+    self._line.evaluated()
     self._write(step, name, values)
+
+  def draw_curves(self) -> None:
+    """Draws `curves.png`, unless that takes more than 2 % of the time of the run."""
+    if self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at):
+      with naming(self._workdir):
+        self._draw_now()
+
+  def _draw_now(self) -> None:
+    if self._writes:
+      began = time.monotonic()
+      self._draw(self._records, self._workdir / "curves.png")
+      self._drawn_at = time.monotonic()
+      self._draw_seconds = self._drawn_at - began
 
   def _check_finite(self, step: int, loss: float) -> None:
     if not math.isfinite(loss):
@@ -220,7 +232,8 @@ class MetricWriter:
     if self._skipped:
       values = values | {"skipped": len(self._skipped)}
     if self._learning_rate is not None:
-      values = values | {"learning_rate": float(self._learning_rate(step - 1))}
+      self._line.learning_rate = float(self._learning_rate(step - 1))
+      values = values | {"learning_rate": self._line.learning_rate}
     if self._writes:
       self._record(step, split, values)
     self._tell(step, split, values)  # Last, as it is the user's code, which may fail.
@@ -241,11 +254,13 @@ class MetricWriter:
     with naming(self._workdir / "tensorboard"):
       for name, value in values.items():
         self._board.add_scalar(f"{split}/{name}", value, step)
-    if split != "train" or not self._console.is_terminal:
-      place = f"step {step}/{self._plan.num_steps}  epoch {epoch:.1f}"
-      rate = f"  lr {lr:.3g}" if (lr := values.get("learning_rate")) is not None else ""
-      line = f"{place}  {split:5}  {_describe(values)}{rate}"
-      show(line, console=self._console)
+    total, rate = f"/{self._plan.num_steps}", ""
+    if (lr := values.get("learning_rate")) is not None:
+      rate = f"  lr {lr:.3g}"
+    if self._console.is_terminal:  # The line below has both, and 80 columns are few.
+      total = rate = ""
+    place = f"step {step}{total}  epoch {epoch:.1f}"
+    show(f"{place}  {split:5}  {_describe(values)}{rate}", console=self._console)
 
 
 # Shown in a form of their own, or not at all.

@@ -6,103 +6,27 @@ It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.
 
 import contextlib
 import dataclasses
-import importlib
-import itertools
-import os
 import secrets
 import sys
-import time
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 
 import jax
-import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 from jax.experimental import multihost_utils
 
 from resnet_jax.config import serialization
 from resnet_jax.config.factories import FACTORIES, check_trust
-from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
+from resnet_jax.data import describe_change
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
 from resnet_jax.runs.lock import hold
+from resnet_jax.runs.workdir import check_storage
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
+from resnet_jax.runtime.mesh import of_first_process
 from resnet_jax.runtime.terminal import printable
-
-# What epath and TensorBoard's files need for gs://; Orbax brings its own.
-_FOR_GCS = ("gcsfs", "google.cloud.storage")
-
-
-@contextlib.contextmanager
-def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
-  """Yields `workdir`; without one, that of process 0, which makes a new one if needed.
-
-  No other process can make the same one. It is removed if nothing is put into it.
-
-  Args:
-    workdir: what this process was given.
-    name: what the name of a new directory in `runs` begins with; the time follows.
-  """
-  made = ""
-  if not workdir and jax.process_index() == 0:
-    made = _make_workdir(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
-  try:
-    first = _of_first_process(workdir or made)
-    yield workdir or first
-  finally:
-    if made:
-      with contextlib.suppress(OSError):  # It is not empty.
-        os.rmdir(made)
-
-
-def _make_workdir(path: str) -> str:
-  """Makes a directory at `path` or, if that exists, at `path`-2, `path`-3, ..."""
-  Path(path).parent.mkdir(parents=True, exist_ok=True)
-  for end in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
-    with contextlib.suppress(FileExistsError):
-      Path(path + end).mkdir()
-      break
-  return path + end
-
-
-def check_storage(workdir: str | Path) -> None:
-  """Raises `ValueError` for storage that Orbax or this installation cannot use."""
-  scheme, separator, _ = str(workdir).partition("://")
-  if not separator:
-    path = os.path.realpath(workdir)
-    if problem := _problem_of_orbax(path):
-      where = "" if path == str(workdir) else f", which is {path}"
-      raise UserError(
-        f"Orbax cannot save to --workdir={workdir}{where}: {problem}; name another "
-        "directory"
-      )
-    return
-  if scheme != "gs":
-    raise UserError(
-      f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
-      "nowhere else; mount other storage"
-    )
-  for package in _FOR_GCS:
-    try:
-      importlib.import_module(package)
-    except ImportError as error:
-      raise UserError(
-        f"--workdir={workdir} needs {package}: pip install 'flax-resnet[gcs]'"
-      ) from error
-
-
-def _problem_of_orbax(path: str) -> str:
-  """Returns what Orbax, or a library below it, misreads in a path; "" if nothing."""
-  if "://" in str(epath.Path(path)):
-    return "it takes /gs, /s3, /az and /hf for remote storage"
-  if "gs:/" in f"{path}/":
-    return "it takes gs:/ for remote storage"
-  if os.sep == "/" and "\\" in path:
-    return "it takes a backslash for a /"
-  if path != path.encode(errors="replace").decode():
-    return "it takes paths in UTF-8 only"
-  return ""
 
 
 def read_config(workdir: str | Path) -> Config | None:
@@ -255,7 +179,7 @@ def open_run(
       write_file(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
       # A new name: a network file system may remember what an old one was.
-      sign = path / _of_first_process(f".of-process-0-{secrets.token_hex(8)}")
+      sign = path / of_first_process(f".of-process-0-{secrets.token_hex(8)}")
       if jax.process_index() == 0:
         sign.touch()
       check_same_settings(config)  # Comes back once process 0 is ready.
@@ -268,38 +192,6 @@ def open_run(
       if jax.process_index() == 0:
         sign.unlink()
     yield
-
-
-def check_same_settings(config: Config) -> None:
-  """Compares the settings of all processes; each waits for the others.
-
-  Where the images are and how they are read may differ from host to host.
-
-  Raises:
-    UserError: this process has other settings than process 0. The others go on waiting.
-  """
-  data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
-  text = serialization.to_json(dataclasses.replace(config, data=data))
-  own, first = (
-    flatten(serialization.from_json(text)) for text in (text, _of_first_process(text))
-  )
-  for path, value in own.items():
-    if value != first[path]:
-      raise UserError(
-        f"process {jax.process_index()} has config.{path}={value!r} and process 0 has "
-        f"{first[path]!r}; start all with the same flags and configs"
-      )
-  if jax.process_count() > 1:
-    multihost_utils.sync_global_devices("all have the same settings")
-
-
-def _of_first_process(text: str) -> str:
-  """Returns the text of process 0, in all processes."""
-  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
-  data = np.frombuffer(text.encode(errors=escape), np.uint8)
-  size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
-  first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))
-  return first.decode(errors=escape)
 
 
 def _check_resumable(
@@ -352,16 +244,11 @@ def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -
 
   All that is counted in epochs would move, the learning rate's schedule too.
   """
-  old, new = before.num_train_images, facts.num_train_images
-  digests = before.train_digest, facts.train_digest
-  if not (old and new) or (old == new and "" in digests):  # Not all is known.
-    return
-  if old != new or digests[0] != digests[1]:
-    what = f"there are {new:,}" if new != old else "their names or labels are others"
+  if change := describe_change(before.images, facts.images):
     raise UserError(
-      f"cannot resume: the run {workdir} was trained on {old:,} images, and now {what};"
-      " put the old ones back, or begin a new run from its weights with "
-      f"config.init_from={workdir}"
+      f"cannot resume: the run {workdir} was trained on {before.num_train_images:,} "
+      f"images, and now {change}; put the old ones back, or begin a new run from its "
+      f"weights with config.init_from={workdir}"
     )
 
 

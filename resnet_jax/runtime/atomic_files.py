@@ -8,13 +8,14 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields the path of an empty file that becomes `path` at the end.
+  """Yields the path of an empty file that becomes `path`, with ~ expanded, at the end.
 
   After an error it is gone, and `path` as it was.
 
   Raises:
     OSError: nothing can be written there.
   """
+  path = os.path.expanduser(path)
   part = f"{path}.{os.getpid()}.part"
   open(part, "xb").close()
   try:

@@ -18,6 +18,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.runtime.private_folder import private_folder
+from resnet_jax.runtime.terminal import printable
 
 Options = dict[str, str | int]
 Function = Callable[..., Any]  # Of trees of arrays, as `jax.jit` takes it.
@@ -138,7 +139,8 @@ def keep_compiled(folder: Path) -> None:
   try:
     private = private_folder(folder)
   except OSError as error:
-    print(f"compiled programs are not kept for other runs: {error}", file=sys.stderr)
+    text = f"compiled programs are not kept for other runs: {error}"
+    print(printable(text), file=sys.stderr)
     return
   jax.config.update(_CACHE, str(private))
   jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)

@@ -6,6 +6,7 @@ Exit status: 0 done, 1 the run failed or a bug, 2 a mistake of the user.
 import contextlib
 import contextvars
 import os
+import select
 import sys
 from collections.abc import Iterator, Mapping
 from typing import NoReturn
@@ -37,10 +38,12 @@ class NotFoundError(UserError, FileNotFoundError):
 def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
   """Has `setting_name` give the flags of a command within the context.
 
+  Contexts within each other add up.
+
   Args:
     flags: path of a setting -> the flag that sets it, such as "data.dir" -> "--data".
   """
-  token = _flags.set(flags)
+  token = _flags.set({**_flags.get({}), **flags})
   try:
     yield
   finally:
@@ -115,7 +118,12 @@ def _stdout_is_closed() -> bool:
     sys.stdout.flush()
   except BrokenPipeError:
     return True
-  return False
+  if not hasattr(select, "poll"):  # Windows
+    return False
+  # A long text is written past the buffer, and then there is nothing to flush.
+  poll = select.poll()
+  poll.register(sys.stdout.fileno(), 0)
+  return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:

@@ -2,6 +2,7 @@
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -31,6 +32,7 @@ _LAUNCHERS = (
   ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
   ("PALS_SIZE", "PALS_RANKID"),
   ("PMIX_SIZE", "PMIX_RANK"),
+  ("", "ALPS_APP_PE"),  # aprun, which tells no number of processes.
   ("WORLD_SIZE", "RANK"),  # torchrun
   ("JOB_COMPLETIONS", "JOB_COMPLETION_INDEX"),  # Kubernetes
   ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun
@@ -114,7 +116,8 @@ def _number(variable: str) -> int:
 def _refuse_launchers() -> None:
   """Raises `UserError` if a launcher that JAX cannot ask started several processes.
 
-  Each would train the same, or one of them alone.
+  Each would train the same, or one of them alone. Process 0 is only warned where the
+  launcher tells no number of processes, as it may be the only one.
   """
   for size, rank in _LAUNCHERS:
     if _number(size) > 1 or _number(rank) > 0:
@@ -129,6 +132,17 @@ def _refuse_launchers() -> None:
         f"that; give --coordinator=HOST:PORT --num_processes={count} "
         f"--process_id={index}, or unset {' and '.join(seen)} to train in each alone"
       )
+  if any(size in os.environ for size, _ in _LAUNCHERS):
+    return
+  for _, rank in _LAUNCHERS[1:]:  # The script of `sbatch` has SLURM_PROCID=0 too.
+    if os.environ.get(rank) == "0":
+      text = (
+        f"warning: {rank}=0 and no number of processes is told: this one trains alone; "
+        "if there are others, give --coordinator=HOST:PORT --num_processes=N "
+        f"--process_id=${rank}"
+      )
+      print(text, file=sys.stderr)
+      return
 
 
 def _ask_launcher(

@@ -11,6 +11,7 @@ from typing import Any
 import jax
 import numpy as np
 import optax
+from jax.experimental import multihost_utils
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.runtime.errors import UserError, setting_name
@@ -160,3 +161,12 @@ def local_rows(batch_size: int) -> tuple[int, int]:
   """Returns the first row, and the last + 1, of a batch that this process loads."""
   rows = batch_size // jax.process_count()
   return jax.process_index() * rows, (jax.process_index() + 1) * rows
+
+
+def of_first_process(text: str) -> str:
+  """Returns the text of process 0, in all processes."""
+  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
+  data = np.frombuffer(text.encode(errors=escape), np.uint8)
+  size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
+  first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))
+  return first.decode(errors=escape)

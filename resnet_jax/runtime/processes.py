@@ -19,6 +19,7 @@ from jax.experimental import multihost_utils
 
 from resnet_jax.runtime.errors import UserError, clean_errors, show_error
 from resnet_jax.runtime.launchers import CONNECT_TIMEOUT_S, find_place
+from resnet_jax.runtime.terminal import printable
 
 # A process that vanished without a word is noticed after this time.
 HEARTBEAT_TIMEOUT_S = 30.0
@@ -141,7 +142,7 @@ def _patience(address: str) -> Iterator[None]:
 
   text = f"waiting at {address} for the other processes, {CONNECT_TIMEOUT_S} s at most"
   timers = [
-    threading.Timer(10, print, [text], {"file": sys.stderr, "flush": True}),
+    threading.Timer(10, print, [printable(text)], {"file": sys.stderr, "flush": True}),
     threading.Timer(CONNECT_TIMEOUT_S, give_up),
   ]
   for timer in timers:

@@ -6,6 +6,7 @@ obeys, markup of rich, or letters that the terminal's encoding lacks.
 
 import io
 import sys
+import textwrap
 
 from rich.console import Console
 from rich.text import Text
@@ -27,7 +28,12 @@ def show(*lines: str, console: Console | None = None) -> None:
     if console is None:
       print(printable(line))
     else:
-      console.print(plain(line), soft_wrap=True)
+      text = printable(line)
+      if console.is_terminal:  # It would break lines within words.
+        text = textwrap.fill(
+          text, console.width, break_long_words=False, break_on_hyphens=False
+        )
+      console.print(Text(text), soft_wrap=True)
 
 
 def warn(text: str) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_jax import weights
 from resnet_jax.data import ImageArrays, ImageSource, Source, is_in_memory
+from resnet_jax.data.sources.base import is_number, plain_number
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
@@ -77,12 +78,12 @@ def pair_classes(
   numbers = _numbers(class_names, num_classes)
   look_ups = (
     _unique(class_names).get,
-    lambda name: numbers.get(_plain(name)),
+    lambda name: numbers.get(plain_number(name)),
     _synsets(class_names).get,
   )
   for look_up in look_ups:
     found = {i: new for i in used if (new := look_up(names[i])) is not None}
-    if len(found) == len(used):
+    if len(set(found.values())) == len(used):
       whole = weights.all_class_names(class_names, num_classes)
       return _relabel(source, found, whole)
   if not class_names and in_order and len(names) == num_classes:
@@ -121,13 +122,10 @@ def _unique(names: Sequence[str]) -> dict[str, int]:
 def _numbers(class_names: Sequence[str], num_classes: int) -> dict[str, int]:
   """Returns the classes of whole numbers."""
   if class_names and all(name.isdecimal() for name in class_names):
-    return _unique([*map(_plain, class_names)])
+    return _unique([*map(plain_number, class_names)])
+  if any(map(is_number, class_names)):  # Is a number the name or the index?
+    return {}
   return {str(i): i for i in range(num_classes)}
-
-
-def _plain(text: str) -> str:
-  """Returns a whole number without leading zeros, and any other text as it is."""
-  return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 def _synsets(class_names: Sequence[str]) -> dict[str, int]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import math
+import os
 import time
 from collections.abc import Callable, Sequence
 
@@ -84,6 +85,7 @@ def evaluate_run(
     NotFoundError: there is no such run, state or data set.
     FloatingPointError: a metric is not finite.
   """
+  workdir = os.path.expanduser(workdir)
   saved = load_run_config(workdir, trust_code, USED)
   if (config.data.factory, config.data.name) == (saved.data.factory, saved.data.name):
     load_run_config(workdir, trust_code, ["data.factory"])

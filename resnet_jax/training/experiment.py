@@ -15,7 +15,7 @@ from resnet_jax import kernels
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
-from resnet_jax.data import Dataset, Source, is_source
+from resnet_jax.data import Dataset, Source, count_images, is_source
 from resnet_jax.data.batches.mixup_cutmix import create_mix
 from resnet_jax.data.batches.preprocess import create_preprocess, normalize
 from resnet_jax.data.pipelines.opening import create_dataset
@@ -24,8 +24,8 @@ from resnet_jax.models.groups import check_frozen, check_multipliers
 from resnet_jax.models.registry import build_model, with_frozen, with_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
+from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts
-from resnet_jax.runs.run_dir import check_same_settings
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import (
@@ -40,7 +40,7 @@ from resnet_jax.training import steps
 from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
-  check_settings,
+  resolve_settings,
   with_dtype,
   with_num_classes,
 )
@@ -117,7 +117,7 @@ class Experiment:
       UserError: wrong settings, or that do not fit each other, the data or process 0.
       NotFoundError: the data set does not exist.
     """
-    check_settings(config, own_model=model is not None)  # Before any image is read.
+    config = resolve_settings(config, model)  # Before any image is read.
     mesh = create_mesh(devices)
     if mesh.is_multi_process:  # Before any array is put on devices.
       check_same_settings(config)
@@ -133,10 +133,7 @@ class Experiment:
         raise UserError(_GIVE_BOTH)
       train_data = _open_training(config, mesh, train_data)
       config = with_num_classes(config, len(train_data.class_names))
-    if model is None:
-      model = build_model(config)
-    elif config.freeze:
-      model = with_frozen(model, config.freeze)
+    model = build_model(config) if model is None else with_frozen(model, config.freeze)
     task = task or create_task(config)
     zero_metrics(task)  # Refuses metrics with names that training uses itself.
     return cls(
@@ -216,7 +213,8 @@ class Experiment:
   def state_init(self) -> StateInit:
     """Computes the first state of training, or its shapes; see `config.bn_scope`."""
     config, model, split = self.config, self.model, None
-    tx = create_optimizer(config.optim, self.schedule, config.freeze, self._optimizer)
+    parts = config.optim, self.schedule, config.freeze, self._optimizer
+    tx = create_optimizer(*parts, self.plan.warmup_steps)
     if config.optim.shard_state:
       tx = split_updates(tx, self.mesh)
       split = partial(split_over_devices, mesh=self.mesh)
@@ -325,8 +323,7 @@ class Experiment:
   @property
   def facts(self) -> RunFacts:
     """What to keep with a run beside its settings."""
-    data, shape = self.train_data, self.eval_data.image_shape
-    images = data.num_examples, getattr(data, "digest", "")
+    shape, images = self.eval_data.image_shape, count_images(self.train_data)
     return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
 
   @property

@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, put together from optax."""
 
+import operator
 from collections.abc import Collection
 from functools import partial
 
@@ -10,6 +11,7 @@ from jax.tree_util import DictKey
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
+from resnet_jax.runtime.errors import UserError
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
@@ -31,6 +33,8 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   start = config.warmup_learning_rate * scale
   if config.warmup == "constant":
     warmup = optax.constant_schedule(start)
+  elif config.warmup == "head":
+    warmup = optax.constant_schedule(learning_rate)
   else:
     warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
   if config.schedule == "cosine":
@@ -62,6 +66,7 @@ def create_optimizer(
   schedule: optax.Schedule | None,
   frozen: Collection[str] = (),
   own: optax.GradientTransformation | None = None,
+  warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
   """Gradient clipping, weight decay and the optimiser, in that order.
 
@@ -70,6 +75,10 @@ def create_optimizer(
     schedule: of the learning rate; None with an `own` one.
     frozen: top-level groups of parameters that stay as they are, to the bit.
     own: an optimiser in place of the one that `config` names.
+    warmup_steps: length of warmup.
+
+  Raises:
+    UserError: in `init`, the parameters have no group "head", which `config` trains.
   """
   if own is not None:
     tx = own
@@ -79,15 +88,19 @@ def create_optimizer(
   else:
     assert schedule is not None
     tx = _create_optimizer(config, schedule)
-  freeze = optax.masked(optax.set_to_zero(), partial(_within, frozen))
+  freeze = (
+    [optax.masked(optax.set_to_zero(), partial(_within, frozen))] if frozen else []
+  )
+  if config.warmup == "head":
+    is_over = optax.scale_by_schedule(lambda step: step >= warmup_steps)
+    freeze.append(optax.masked(is_over, _outside_head))
   scales = [
     optax.masked(optax.scale(factor), partial(_within, {group}))
     for group, factor in config.learning_rate_multipliers.items()
   ]
   # Before, so that they count for no norm, and after, for weight decay.
-  if frozen:
-    return optax.chain(freeze, tx, *scales, freeze)
-  return optax.chain(tx, *scales) if scales else tx
+  rows = [*freeze, tx, *scales, *freeze]
+  return optax.chain(*rows) if len(rows) > 1 else tx
 
 
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
@@ -97,6 +110,16 @@ def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _outside_head(params: optax.Params) -> optax.Params:
+  """Returns a tree of bools: whether a parameter is outside the group "head"."""
+  if "head" not in params:
+    raise UserError(
+      "config.optim.warmup='head' needs a network with a part called 'head', not only "
+      f"{', '.join(params)}"
+    )
+  return jax.tree.map(operator.not_, _within({"head"}, params))
 
 
 def _create_optimizer(

@@ -5,10 +5,12 @@ import dataclasses
 
 from flax import linen as nn
 
+from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
 from resnet_jax.models.registry import build_model, create_model
 from resnet_jax.runtime import compilation
+from resnet_jax.training.transfer import read_preprocessing
 
 
 def check_settings(config: Config, own_model: bool = False) -> None:
@@ -39,6 +41,31 @@ def resolve_model(config: Config) -> tuple[Config, nn.Module]:
   number = create_model(config.model.name).num_classes
   config = with_num_classes(with_dtype(config), number)
   return config, build_model(config)
+
+
+def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:
+  """Checks settings, and fills in the preprocessing that the weights tell.
+
+  Args:
+    config: the empty fields of its data, see `fields_of_weights`, take the values of
+      the weights in `config.init_from`, or of ImageNet's if there are none.
+    model: the network; None builds that of `config`.
+
+  Raises:
+    UserError: a setting is wrong, or the weights are damaged.
+    NotFoundError: there are no such weights.
+  """
+  check_settings(config, own_model=model is not None)
+  if not fields_of_weights(config.data):
+    return config
+  preprocessing = Preprocessing()
+  if config.init_from:
+    if model is None:
+      model = build_model(with_num_classes(config, 1))
+    preprocessing = read_preprocessing(config.init_from, model)
+  config = dataclasses.replace(config, data=fill_in(config.data, preprocessing))
+  validate(config)
+  return config
 
 
 def with_num_classes(config: Config, num_classes: int) -> Config:

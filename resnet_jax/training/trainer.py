@@ -2,6 +2,7 @@
 
 import contextlib
 import dataclasses
+import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
 from typing import Any, NamedTuple, TypeVar
@@ -9,12 +10,14 @@ from typing import Any, NamedTuple, TypeVar
 import jax
 from rich.console import Console
 
+from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
-from resnet_jax.runtime.terminal import plain, show
+from resnet_jax.runtime.terminal import plain, show, warn
 from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
@@ -60,6 +63,7 @@ def train(
     OSError: a state cannot be saved, such as for lack of space.
     Stopped: a signal asked for it; the state is saved.
   """
+  workdir = os.path.expanduser(workdir)
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
     start = _prepare(experiment, workdir)
@@ -155,6 +159,7 @@ class _Keeper:
       Stopped: it was asked for; the resumed run makes up for the evaluation.
     """
     found = {}
+    self.writer.begin_evaluation()
     with self.stop.interrupting(step):
       for name, variables in _versions(state).items():
         evaluated = self.experiment.refresh(variables)
@@ -163,6 +168,7 @@ class _Keeper:
       self.writer.evaluation(step, values, name)
     is_refreshed = self.experiment.config.precise_bn_batches > 0
     self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    self.writer.draw_curves()
     return results
 
 
@@ -192,6 +198,9 @@ def _restore(
       state = start_from(state, start)
       say(f"starts from {experiment.config.init_from}, with a new head")
   say(*_headline(experiment, state), f"run: {workdir}")
+  shapes = experiment.train_data.image_shape, experiment.eval_data.image_shape
+  for text in size_warnings(experiment.model, *shapes):
+    warn(text)
   return state
 
 
@@ -204,7 +213,14 @@ def _open_writer(
   console: Console,
   hooks: Sequence[Hook],
 ) -> MetricWriter:
-  schedule = experiment.schedule
+  config, plan, schedule = experiment.config, experiment.plan, experiment.schedule
+  draw = partial(
+    draw_curves,
+    title=f"{experiment.model_name} on {experiment.data_name}",
+    best_metric=experiment.facts.best_metric,
+    decays=[step / plan.steps_per_epoch for step in plan.decay_steps if schedule],
+    smoothed=config.optim.label_smoothing > 0,
+  )
 
   def tell(step: int, split: str, values: dict[str, float]) -> None:
     for hook in hooks:
@@ -215,7 +231,7 @@ def _open_writer(
 
   return MetricWriter(
     workdir,
-    experiment.plan,
+    plan,
     None if schedule is None else jax.jit(schedule),
     first,
     console,
@@ -223,6 +239,7 @@ def _open_writer(
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
+    draw,
   )
 
 
@@ -287,9 +304,12 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
   count = experiment.mesh.size
   done = f", {int(state.step)} of them done" if state.step else ""
   too_long = plan.warmup_steps > plan.num_steps
+  result = "the learning rate stays below its peak"
+  if config.optim.warmup == "head":
+    result = "only the head is trained"
   warning = (
-    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so the "
-    "learning rate stays below its peak"
+    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so "
+    f"{result}"
   )
   return [
     f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "

@@ -1,7 +1,6 @@
 """Training that starts from trained weights, with a new head."""
 
 import os
-from pathlib import Path
 from typing import Any
 
 import jax
@@ -9,8 +8,8 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import weights
-from resnet_jax.config.preprocessing import preprocessing_of
-from resnet_jax.config.schema import DataConfig
+from resnet_jax.config.preprocessing import Preprocessing, are_equal, preprocessing_of
+from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
@@ -47,18 +46,9 @@ def load_start(
     FileNotFoundError: there is no such run, checkpoint or file.
     OSError: the checkpoint is damaged.
   """
-  source = os.path.expanduser(source)
-  if not source.startswith("hf://") and not Path(source).exists():
-    raise NotFoundError(
-      f"no config.init_from={source!r}: name a run, RUN/checkpoints/STEP, a file of "
-      "weights or hf://owner/name"
-    )
-  saved = None
-  if weights.is_run(source):
+  source, saved = _find(source)
+  if saved is not None:
     workdir, which = run_dir.split_checkpoint(source)
-    saved = run_dir.read_config(workdir)
-    if saved is None:
-      raise NotFoundError(f"config.init_from={source!r} holds no run: no config.json")
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
     variables["params"].pop("head", None)
@@ -79,20 +69,48 @@ def load_start(
       f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
       f"{more}; set config.model.* as they were there, and images of as many channels"
     )
-  if saved is None:
-    preprocessing = weights.read_preprocessing(source, model)
-  else:
-    preprocessing = preprocessing_of(saved.data)
-    former = None if saved.model.factory else build_model(saved)
-    if isinstance(former, ResNet) and isinstance(model, ResNet):
-      check_same(describe(former), model, f"config.init_from={source!r}")
+  if saved is not None and not saved.model.factory and isinstance(model, ResNet):
+    former = build_model(saved)
+    assert isinstance(former, ResNet)
+    check_same(describe(former), model, f"config.init_from={source!r}")
+  preprocessing = read_preprocessing(source, model)
   theirs, ours = (preprocessing.mean, preprocessing.std), (data.mean, data.std)
-  if theirs != ours:
+  if not all(map(are_equal, theirs, ours)):
     warn(
       "the weights of config.init_from expect images of mean={} and std={}, but "
-      "config.data has mean={} and std={}".format(*theirs, *ours)
+      "config.data has mean={} and std={}; an empty --config.data.mean= and "
+      "--config.data.std= take those of the weights".format(*theirs, *ours)
     )
   return variables
+
+
+def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
+  """Returns the preprocessing that the weights of `config.init_from` expect.
+
+  Args:
+    source: as `config.init_from`.
+    model: as for `weights.read_preprocessing`.
+
+  Raises:
+    UserError: the run or the file is damaged.
+    NotFoundError: there is no such run or file.
+  """
+  source, saved = _find(source)
+  if saved is not None:
+    return preprocessing_of(saved.data)
+  return weights.read_preprocessing(source, model)
+
+
+def _find(source: str) -> tuple[str, Config | None]:
+  """Returns the path of trained weights, and the settings if they are of a run."""
+  source = os.path.expanduser(source)
+  weights.check_exists(source, "config.init_from=")
+  if not weights.is_run(source):
+    return source, None
+  saved = run_dir.read_config(run_dir.split_checkpoint(source)[0])
+  if saved is None:
+    raise NotFoundError(f"config.init_from={source!r} holds no run: no config.json")
+  return source, saved
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -4,22 +4,34 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
 from resnet_jax.weights.load_save import load, save
-from resnet_jax.weights.location import TORCH_SUFFIXES, find, is_run
+from resnet_jax.weights.location import (
+  TORCH_SUFFIXES,
+  check_exists,
+  find,
+  is_run,
+  names,
+)
 from resnet_jax.weights.metadata import (
   all_class_names,
+  complete_model,
   known_class_names,
   read_class_names,
   read_preprocessing,
+  read_training,
 )
 
 __all__ = [
   "TORCH_SUFFIXES",
   "all_class_names",
+  "check_exists",
+  "complete_model",
   "find",
   "is_run",
   "known_class_names",
   "load",
+  "names",
   "read_class_names",
   "read_preprocessing",
+  "read_training",
   "save",
 ]

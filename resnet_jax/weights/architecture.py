@@ -7,7 +7,7 @@ shortcut that has none, another place of the stride, another epsilon.
 import dataclasses
 import functools
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from resnet_jax.models.norms import NORMS
@@ -49,6 +49,32 @@ def _describe(model: ResNet) -> Description:
     names = {_spell(part): name for name, part in known.items()}
     found[field] = names.get(text, text)
   return found | {"pre_activation": model.pre_activation}
+
+
+def find_settings(saved: Description) -> dict[str, Any] | None:
+  """Inverse of `describe`: returns the settings of a network of this package.
+
+  Args:
+    saved: `describe` of a network, perhaps damaged.
+
+  Returns:
+    Settings of `ModelConfig`, such as {"name": "resnet20", "shortcut": "B"}; None if
+    no architecture has these parts.
+  """
+  choices: dict[str, Collection[str]]
+  choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
+  # The saved name first: with another shortcut, plain20 is resnet20 too.
+  for name in sorted(MODELS, key=lambda name: name != saved.get("name")):
+    own = _describe(create_model(name))
+    changed = {
+      field: saved.get(field) for field in own if saved.get(field) != own[field]
+    }
+    if all(
+      isinstance(value, str) and value in choices.get(field, ())
+      for field, value in changed.items()
+    ):
+      return {"name": name, **changed}
+  return None
 
 
 @functools.cache

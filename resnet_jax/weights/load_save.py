@@ -7,7 +7,7 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -18,6 +18,7 @@ import safetensors
 import safetensors.numpy
 from flax import linen as nn
 
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.scan_layout import to_named
@@ -27,24 +28,28 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files, torch_checkpoint
 from resnet_jax.weights.architecture import check_named, check_same, describe
 from resnet_jax.weights.location import find
-from resnet_jax.weights.metadata import kept
+from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.torch_names import canonical, torch_names
 
 _FEW = 5  # Names of one kind in a message.
+# Of a file that `save` writes.
+DTYPES = ("float32", "float16")
+# Of the tensors that `load` reads.
+_FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
 def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
-    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; a folder or
-      `hf://owner/name`, see `find`.
+    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; a name of
+      weights in the package, a folder or `hf://owner/name`, see `find`.
     model: with the architecture and the number of classes of the weights.
     head: False leaves the head out, whatever number of classes it has.
 
   Returns:
     {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
-    `model.apply` takes.
+    `model.apply` takes. Tensors of float16, bfloat16 and float64 are converted.
 
   Raises:
     ValueError: naming what in the file is not as the model needs it, or a network that
@@ -91,7 +96,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   if problems:
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
-      "of float32 tensors for this architecture and number of classes"
+      "of floating-point tensors for this architecture and number of classes"
     )
   variables: Variables = {collection: {} for collection in wanted}
   for name, (*parents, leaf) in names.items():
@@ -108,6 +113,9 @@ def save(
   variables: Variables,
   preprocessing: Preprocessing | None = None,
   class_names: Sequence[str] = (),
+  *,
+  dtype: str = "float32",
+  training: Mapping[str, Any] | None = None,
 ) -> None:
   """Writes weights that PyTorch loads strictly.
 
@@ -117,10 +125,14 @@ def save(
     variables: {"params": ..., "batch_stats": ...} in either layout.
     preprocessing: kept in the file, for `read_preprocessing`.
     class_names: in the order of the logits; likewise, for `read_class_names`.
+    dtype: of the tensors: "float32" or "float16".
+    training: how the weights were trained, as values of JSON; for `read_training`.
 
   Raises:
-    ValueError: `path` ends differently, there is no head, or more names than logits.
+    ValueError: `path` ends differently, there is no head, there are more names than
+      logits, or a value is too large for `dtype`.
   """
+  check_choice("dtype", dtype, DTYPES)
   model = as_resnet(model, "files of weights")
   if "head" not in variables["params"]:
     raise UserError("the variables have no head, which PyTorch's loading needs")
@@ -132,7 +144,10 @@ def save(
   variables = jax.device_get(to_named(variables))
   tensors = {}
   for name, keys in torch_names(model, variables).items():
-    tensors[name] = _to_torch(_at(variables, keys), as_conv=name != "fc.weight")
+    array = _to_torch(_at(variables, keys), as_conv=name != "fc.weight")
+    tensors[name] = _as_dtype(array, dtype)
+    if dtype != "float32" and not np.isfinite(tensors[name]).all():
+      raise UserError(f"{name} has values too large for {dtype}; save it as float32")
     if keys[-1] == "mean":
       counter = name.replace("running_mean", "num_batches_tracked")
       tensors[counter] = np.zeros((), np.int64)
@@ -141,6 +156,8 @@ def save(
     metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
   if class_names:
     metadata["class_names"] = json.dumps(list(class_names))
+  if training:
+    metadata["training"] = json.dumps(training)
   with replacing(str(path)) as part:
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
@@ -165,10 +182,8 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
 
 def _check_architecture(path: Path, model: ResNet) -> None:
   """Raises `UserError` if what a file says of its network is not true of a model."""
-  saved = kept(path, "resnet_jax_network")
+  saved = read_network(path)
   if saved is not None:
-    if not isinstance(saved, dict):
-      raise UserError(f"the resnet_jax_network of {path} is damaged: {saved!r:.60}")
     check_same(saved, model, str(path))
   elif named := config_files.read_architecture(path.parent):
     check_named(named, model, str(path.parent / config_files.NAMES[0]))
@@ -210,10 +225,10 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
   """Yields why PyTorch's array cannot become ours of a shape."""
-  if array.dtype != np.float32:
-    yield f"has dtype {array.dtype}, not float32"
-  elif not np.isfinite(array).all():
-    yield "has values that are not finite"
+  if array.dtype.name not in _FLOATS:
+    yield f"has dtype {array.dtype}, not one of {', '.join(_FLOATS)}"
+  elif not np.isfinite(_as_dtype(array, "float32")).all():
+    yield "has values that are not finite in float32"
   elif name.endswith("running_var") and (array < 0).any():
     yield "has negative values"
   needed = _torch_shape(shape)
@@ -223,11 +238,17 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
 
 
 def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns [out, in, height, width] as [height, width, in, out], copied."""
+  """Returns [out, in, height, width] as float32 [height, width, in, out], copied."""
   assert array is not None
   array = array.reshape(_torch_shape(shape))
   order = (2, 3, 1, 0) if len(shape) == 4 else tuple(reversed(range(len(shape))))
-  return np.array(array.transpose(order), order="C")
+  return np.array(array.transpose(order), np.float32, order="C")
+
+
+def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
+  """Returns an array with numbers of another dtype; too large ones become infinite."""
+  with np.errstate(over="ignore"):
+    return array.astype(dtype, copy=False)
 
 
 def _to_torch(array: np.ndarray, as_conv: bool) -> np.ndarray:

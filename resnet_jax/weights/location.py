@@ -1,21 +1,51 @@
-"""Where weights lie: in a file, in a folder, on the Hugging Face hub."""
+"""Where weights are: in the package, a file, a folder, or on the Hugging Face hub."""
 
 import contextlib
+import functools
 import logging
+import os
 from pathlib import Path
 
+from resnet_jax.config.allowed import suggest
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
+# Each file is one that `save` wrote, and can be named without its suffix.
+_TRAINED = Path(__file__).with_name("trained")
+
+
+def names() -> list[str]:
+  """Returns the names of the trained weights in the package."""
+  return sorted(path.stem for path in _TRAINED.glob("*.safetensors"))
+
+
+def check_exists(source: str | Path, setting: str = "") -> None:
+  """Raises `NotFoundError` if a source is no name, file or folder.
+
+  Args:
+    source: a run or weights; `hf://owner/name` is not looked up.
+    setting: what a message puts before it, such as "config.init_from=".
+  """
+  name = str(source)
+  is_known = name.startswith("hf://") or source in names()
+  if not is_known and not Path(source).exists():
+    raise NotFoundError(
+      f"there is no {setting}{name!r}: name a run, RUN/checkpoints/STEP, a file of "
+      f"weights or hf://owner/name{_advice(name)}"
+    )
 
 
 def find(path: str | Path) -> Path:
-  """Returns the local file of a path or of `hf://owner/name[/file][@revision]`.
+  """Returns the local file of weights.
 
-  Those are fetched by huggingface_hub into its cache. In a repository, and in a folder
-  that is a copy of one, `model.safetensors` comes before `pytorch_model.bin`.
+  Args:
+    path: one of `names`, which must be a `str`; a file or folder; or
+      `hf://owner/name[/file][@revision]`, which huggingface_hub fetches into its cache.
+      In a repository, and in a folder that is a copy of one, `model.safetensors` comes
+      before `pytorch_model.bin`.
 
   Raises:
     FileNotFoundError: there is no such file.
@@ -24,7 +54,14 @@ def find(path: str | Path) -> Path:
   name = str(path)
   if name.startswith("hf://"):
     return _fetch(name)
-  path = Path(path)
+  if path in names():
+    if Path(path).exists():
+      _say(
+        f"{name!r} is read from the package; write './{name}' for the file or folder "
+        "of this name"
+      )
+    return _TRAINED / f"{name}.safetensors"
+  path = Path(os.path.expanduser(path))
   if path.is_dir():
     found = [path / file for file in HF_FILES if (path / file).is_file()]
     if not found:
@@ -33,7 +70,7 @@ def find(path: str | Path) -> Path:
       )
     return found[0]
   if not path.is_file():
-    raise NotFoundError(f"no file of weights at {name!r}")
+    raise NotFoundError(f"no file of weights at {name!r}{_advice(name)}")
   if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
     raise UserError(
       f"{name!r} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}, or be "
@@ -43,11 +80,19 @@ def find(path: str | Path) -> Path:
 
 
 def is_run(path: str | Path) -> bool:
-  """Whether a path that exists is a directory of a run, not one of weights."""
-  path = Path(path)
+  """Whether a source that exists is a directory of a run, not weights."""
+  if path in names():
+    return False
+  path = Path(os.path.expanduser(path))
   has_weights = any((path / file).is_file() for file in HF_FILES)
   # Weights of a run may be kept in its own directory.
   return path.is_dir() and (not has_weights or (path / "checkpoints").exists())
+
+
+def _advice(source: str) -> str:
+  """Returns the near names for a message about a source that does not exist."""
+  is_bare = Path(source).name == source
+  return f"; {suggest(source, names())}" if is_bare else ""
 
 
 def _fetch(name: str) -> Path:
@@ -83,3 +128,6 @@ def _fetch(name: str) -> Path:
         fetch(name_beside)
     return found
   raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
+
+
+_say = functools.cache(warn)  # A source is found several times.

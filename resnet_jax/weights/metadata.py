@@ -1,10 +1,12 @@
-"""The metadata of weights: the preprocessing of images and the names of classes.
+"""The metadata of weights: network, preprocessing, class names, training.
 
-`save` puts them into the `.safetensors` file. Other weights have them in files beside
-them, or none.
+`save` puts them into the `.safetensors` file. Other weights have some of them in files
+beside them, or none.
 """
 
+import dataclasses
 import json
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,10 +15,11 @@ import safetensors
 from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
+from resnet_jax.config.schema import ModelConfig
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files, imagenet
-from resnet_jax.weights.architecture import describe
+from resnet_jax.weights.architecture import Description, describe, find_settings
 from resnet_jax.weights.location import find
 
 # torchvision's files with another preprocessing than its first ones, by the hash in
@@ -26,6 +29,58 @@ _RESIZED_TO_232 = {
   *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
   *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
 }
+
+
+def complete_model(path: str | Path, model: ModelConfig) -> ModelConfig:
+  """Returns the settings of a network, completed by what a file of weights tells.
+
+  Args:
+    path: as for `load`.
+    model: a `name` of "" is the network that the file was saved from; `num_classes` of
+      0 is the number in the file, if `save` wrote it.
+
+  Raises:
+    ValueError: the name is "", and the file names no network of this package.
+    FileNotFoundError: there is no such file.
+  """
+  path = find(path)
+  saved = read_network(path)
+  if not model.name:
+    settings = None if saved is None else find_settings(saved)
+    if settings is None:
+      raise UserError(
+        f"{path} does not say which network of this package it is for; name it by "
+        "--model, such as --model resnet50 (model='resnet50' in Python)"
+      )
+    model = dataclasses.replace(model, **settings)
+  if saved is not None and not model.num_classes:
+    model = dataclasses.replace(model, num_classes=_count_logits(path))
+  return model
+
+
+def read_network(path: Path) -> Description | None:
+  """Returns `describe` of the network that a file was saved from; None if unknown.
+
+  Raises:
+    ValueError: it is damaged.
+  """
+  return _read_object(path, "resnet_jax_network")
+
+
+def read_training(path: str | Path) -> dict[str, Any]:
+  """Returns how the weights of a file were trained; {} if it is not known.
+
+  Args:
+    path: as for `load`.
+
+  Returns:
+    What `save` was given as `training`; see `resnet_jax.inference.convert`.
+
+  Raises:
+    ValueError: it is damaged.
+    FileNotFoundError: there is no such file.
+  """
+  return _read_object(find(path), "training") or {}
 
 
 def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
@@ -124,6 +179,21 @@ def kept(path: Path, key: str) -> Any:
   if found is None:
     raise UserError(f"the {key} of {path} is damaged: {text[:60]!r} is no JSON")
   return found
+
+
+def _read_object(path: Path, key: str) -> dict[str, Any] | None:
+  found = kept(path, key)
+  if found is not None and not isinstance(found, dict):
+    raise UserError(f"the {key} of {path} is damaged: {found!r:.60}")
+  return found
+
+
+def _count_logits(path: Path) -> int:
+  """Returns the size of the head's bias in a file that `save` wrote; 0 if damaged."""
+  with safetensors.safe_open(path, framework="numpy") as file:
+    for name in {"fc.bias", "head.fc.bias"}.intersection(file.keys()):
+      return math.prod(file.get_slice(name).get_shape())
+  return 0
 
 
 def _metadata(path: Path) -> dict[str, str]:

@@ -10,32 +10,13 @@ import signal
 import sys
 
 import matplotlib.figure  # noqa: F401 - these are what takes the time
+import own_parts  # noqa: F401
 import tensorboardX  # noqa: F401
-from flax import linen as nn
 
 import resnet_jax.training.trainer  # noqa: F401
 from resnet_jax.cli.main import main
-from resnet_jax.models.layers import ModuleDef
-from resnet_jax.models.norms import BatchNorm
 
 TIMEOUT_S = 120  # A command that hangs ends by SIGALRM.
-
-
-class Net(nn.Module):
-  """Few arrays, of which some are statistics."""
-
-  num_classes: int
-  norm: ModuleDef = BatchNorm
-
-  @nn.compact
-  def __call__(self, images, train=False):
-    x = nn.Conv(4, (3, 3), name="conv")(images)
-    x = nn.relu(self.norm(use_running_average=not train, name="bn")(x))
-    return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
-
-
-def network(config) -> nn.Module:
-  return Net(config.num_classes)
 
 
 def run(request: dict) -> None:

@@ -29,7 +29,7 @@ pytestmark = [
 ]
 EVERY = int(os.environ.get("CHAOS_EVERY", "0"))
 SETTINGS = {
-  "model.factory": "forks:network",
+  "model.factory": "own_parts:normed_network",
   "num_steps": 4,
   "batch_size": 16,
   "log_every_steps": 2,
@@ -58,7 +58,7 @@ class Runs:
       stdin=subprocess.PIPE,
       stdout=subprocess.PIPE,
       text=True,
-      env=os.environ | {"LD_PRELOAD": str(library)},
+      env=os.environ | {"LD_PRELOAD": str(library), "PYTHONPATH": str(HERE.parent)},
     )
 
   def train(self, workdir: Path, **fault: str) -> tuple[int, str]:

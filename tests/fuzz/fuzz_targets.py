@@ -19,11 +19,18 @@ from test_decode import encode as encode_image
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 from resnet_jax import create_model
+from resnet_jax.config import ModelConfig
 from resnet_jax.data.images import decode
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import folder
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.weights import load_save, read_class_names, read_preprocessing
+from resnet_jax.weights import (
+  complete_model,
+  load_save,
+  read_class_names,
+  read_preprocessing,
+  read_training,
+)
 from resnet_jax.weights.architecture import describe
 
 Target = Callable[[bytes], None]
@@ -74,6 +81,8 @@ def weights(data: bytes) -> None:
     load_save._check_architecture(path, MODEL)
     read_class_names(path, 3)
     read_preprocessing(path, MODEL)
+    read_training(path)
+    complete_model(path, ModelConfig(name=""))
 
 
 def images(data: bytes) -> None:
@@ -130,6 +139,7 @@ def _weights_seeds() -> Iterator[bytes]:
     {"class_names": '["a", "b"]'},
     {"preprocessing": '{"mean": [0.5], "std": [0.5], "resize": 9, "crop": 8}'},
     {"resnet_jax_network": json.dumps(describe(MODEL))},
+    {"training": '{"steps": 3}'},
   ):
     yield b"s" + safetensors.numpy.save(STATE, metadata)
 

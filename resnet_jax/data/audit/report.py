@@ -4,6 +4,7 @@ import dataclasses
 import statistics
 from typing import Any
 
+from resnet_jax.data.images.formats import needed_package
 from resnet_jax.runtime.terminal import printable
 
 
@@ -65,8 +66,9 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether all can be read and nothing is in two splits."""
-    return not self.unreadable and not self.across_splits
+    """Whether all can be read, nothing is in two splits and no class lacks training."""
+    is_whole = "train" not in self.missing_classes
+    return is_whole and not self.unreadable and not self.across_splits
 
 
 def describe(report: Report) -> str:
@@ -97,6 +99,9 @@ def describe(report: Report) -> str:
     lines += _list_some(f"classes missing in {split}", names)
   if report.ignored:
     lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
+    for suffix in report.ignored:
+      if package := needed_package(suffix):
+        lines.append(f"  to read {suffix} files: `pip install {package}`")
   if report.unlisted:
     lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
   if report.sixteen_bits:

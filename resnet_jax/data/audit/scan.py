@@ -25,10 +25,11 @@ from resnet_jax.data.images.decode import (
   upright_size,
 )
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.pipelines.host_batches import count_threads
+from resnet_jax.data.sources.base import SPLITS
+from resnet_jax.data.sources.cifar import EncodedImages, find_cifar, load_cifar
 from resnet_jax.data.sources.file_list import (
-  JPEG_SUFFIXES,
-  SUFFIXES,
   FileList,
   count_other_suffixes,
   files_below,
@@ -39,13 +40,12 @@ from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
 
-Images = FileList | TfdsImages
+Images = FileList | TfdsImages | EncodedImages
 # All that is kept of an image, so that millions fit in memory; one that cannot be read
 # has no format.
 _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
-_FORMAT_OF = {suffix: suffix[1:].upper() for suffix in SUFFIXES}
-_FORMAT_OF |= dict.fromkeys(JPEG_SUFFIXES, "JPEG")
+_FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images that a thread still reads when it is told to stop.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
 
@@ -70,7 +70,7 @@ def scan(
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
     raise UserError(
-      f"picture {picture!r} must end in .png, in a directory that is there"
+      f"--figure {picture!r} must be a .png file in a folder that is there"
     )
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
@@ -129,6 +129,11 @@ def _open_splits(
     raise UserError(
       f"{setting_name('data.name')}={config.name!r} is built in: nothing to check"
     )
+  elif path := find_cifar(config.name, config.dir):
+    for split in SPLITS:
+      images = load_cifar(config.name, path, split, stream=True)
+      assert isinstance(images, EncodedImages)
+      opened[split] = images
   else:
     whole = load_tfds(config.name, config.dir, "all", stream=True)
     assert isinstance(whole, TfdsImages)
@@ -136,9 +141,9 @@ def _open_splits(
       if not info.num_examples:  # It cannot be opened.
         skipped[split] = "it has no images"
         continue
-      images = load_tfds(config.name, config.dir, split, stream=True)
-      assert isinstance(images, TfdsImages)
-      opened[split] = images
+      records = load_tfds(config.name, config.dir, split, stream=True)
+      assert isinstance(records, TfdsImages)
+      opened[split] = records
   for split in list(opened):
     if why := _why_skipped(opened[split]):
       skipped[split] = why
@@ -268,8 +273,13 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
   rng = np.random.default_rng(0)
   good = facts["format"] != b""
   labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])
-  names = [printable(source.class_names[label]) for label in labels]
-  texts = ["\n".join(textwrap.wrap(name, 20, max_lines=5)) for name in names]
+  counts = np.bincount(facts["label"][facts["label"] >= 0])
+  texts = []
+  for label in labels.tolist():
+    name = printable(source.class_names[label])
+    lines = textwrap.wrap(name, 20, max_lines=4)
+    count = int(counts[label])
+    texts.append("\n".join([*lines, f"{count:,} image{'s' * (count != 1)}"]))
   font = ImageFont.load_default(14)
   ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
   widths = [ruler.multiline_textbbox((0, 0), text, font)[2] for text in texts]

@@ -16,17 +16,10 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data.images import turbojpeg
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
+from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
-# How the content of each begins.
-FORMATS = {
-  "JPEG": rb"\xff\xd8",
-  "PNG": rb"\x89PNG",
-  "WEBP": rb"(?s)RIFF....WEBP",
-  "GIF": rb"GIF8",
-  "BMP": rb"BM",
-}
 # "Grayscale" only says the size here; the flags called "color" also ask for BGR, which
 # OpenCV from 4.12 on refuses beside RGB.
 _REDUCED = {
@@ -41,11 +34,25 @@ _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 # Its length is 6 and twice the number of channels; the marker alone is also in films
 # that phones put behind a picture.
 _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
+# The upper 8 of 16 bits stay below it if 14 of them or fewer are in use, as of cameras.
+_DARK = 64
+# In a JPEG of `max_pixels`; a smaller one may have more, up to `MAX_SCANS`.
+_LARGEST_SCANS = 12
 
 # The loader's threads are the parallelism; OpenCV's own would only be in their way.
 cv2.setNumThreads(0)
 # Of large or odd files; here, as `warnings.catch_warnings` is not safe in threads.
 warnings.filterwarnings("ignore", module=r"PIL\.")
+if "HEIF" in READ:
+  import pillow_heif
+
+  pillow_heif.register_heif_opener(
+    decode_threads=1, thumbnails=False, depth_images=False, aux_images=False
+  )
+if "AVIF" in READ:
+  from PIL import AvifImagePlugin
+
+  AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
 class Head(NamedTuple):
@@ -70,27 +77,27 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   """Reads the head of an image file.
 
   Args:
-    data: content of a JPEG, PNG, WebP, GIF or BMP file, whatever its name.
+    data: content of a file of one of the formats in `READ`, whatever its name.
     max_pixels: largest width times height, which bounds the memory of decoding.
 
   Raises:
     ImageError: it is no such image, or larger, or a JPEG of too many scans.
   """
-  head = _read_jpeg_head(data)
+  head = _read_jpeg_head(data, max_pixels)
   if head is None or not head.format:
     image = _open_by_pillow(data)
-    orientation = _orientation(image.info.get("exif", b""))
+    orientation = _orientation(image.info.get("exif") or b"")
     plain = head is not None and head.plain and image.format == "JPEG"
     head = Head(image.format or "", image.mode, image.size, orientation, plain)
     if head.format in ("JPEG", "MPO"):
-      _check_scans(data)
+      _check_scans(data, head.size, max_pixels)
   width, height = head.size
   if width * height > max_pixels:
     raise ImageError(f"it has {width}x{height} pixels, more than {max_pixels}")
   return head
 
 
-def _read_jpeg_head(data: bytes) -> Head | None:
+def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
   """Does in a tenth of the time what Pillow does for an ordinary JPEG.
 
   It leaves to Pillow whatever a decoder might step over otherwise than this does, and
@@ -111,8 +118,8 @@ def _read_jpeg_head(data: bytes) -> Head | None:
       return None
     if marker == 0xDA:  # The pixels.
       # If the first scan has all channels at full detail, it is the only one.
-      if progressive or body[0] != channels:
-        _check_scans(data)
+      if frame and (progressive or body[0] != channels):
+        _check_scans(data, frame[1], max_pixels)
       # Without its end marker a JPEG is truncated, or ends in something else: the fast
       # decoders would fill up with grey, Pillow knows.
       whole = data.endswith(b"\xff\xd9")
@@ -133,29 +140,38 @@ def _read_jpeg_head(data: bytes) -> Head | None:
   return None
 
 
-def _check_scans(data: bytes) -> None:
-  """Refuses a JPEG that would take minutes: each scan goes through the whole image."""
-  scans = len(_SCAN.findall(data))
-  if scans > MAX_SCANS:
-    raise ImageError(f"it has {scans} scans, more than {MAX_SCANS}")
+def _check_scans(data: bytes, size: tuple[int, int], max_pixels: int) -> None:
+  """Refuses a JPEG that would take long: each scan goes through the whole image."""
+  scans, pixels = len(_SCAN.findall(data)), max(1, size[0] * size[1])
+  # What is larger than `max_pixels` is refused for that.
+  most = min(MAX_SCANS, _LARGEST_SCANS * max(max_pixels, pixels) // pixels)
+  if scans > most:
+    where = f" of {size[0]}x{size[1]} pixels" if most < MAX_SCANS else ""
+    raise ImageError(f"it has {scans} scans{where}, more than {most}")
 
 
 def _open_by_pillow(data: bytes) -> Image.Image:
   if not data:
     raise ImageError("it is empty")
   try:
-    return Image.open(io.BytesIO(data), formats=tuple(FORMATS))
+    return Image.open(io.BytesIO(data), formats=READ)
   except Image.DecompressionBombError:  # Above twice its limit, before any of ours.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
   except Exception as error:  # Pillow raises all kinds.
-    for name, beginning in FORMATS.items():
-      if re.match(beginning, data):
+    for name, known in KNOWN.items():
+      if re.match(known.beginning, data):
+        if known.package:
+          raise ImageError(
+            f"it is {name} ({' '.join(known.suffixes)}), which "
+            f"`pip install {known.package}` makes readable"
+          ) from error
         raise ImageError(
           f"it is a {name} that is truncated or damaged, or of an unsupported kind"
         ) from error
-    kind = "HEIF" if data[4:8] == b"ftyp" else f"content begins with {data[:8]!r}"
-    raise ImageError(f"it is none of {', '.join(FORMATS)} ({kind})") from error
+    raise ImageError(
+      f"it is none of {', '.join(READ)} (content begins with {data[:8]!r})"
+    ) from error
 
 
 def _orientation(exif: bytes) -> int:
@@ -266,7 +282,12 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
       pixels = np.asarray(image.convert("RGB"))
   except Exception as error:  # Pillow raises all kinds.
     raise ImageError(f"it is truncated or damaged ({error})") from error
-  if has_16_bits(data, head) and not pixels.any():
+  if not has_16_bits(data, head):
+    return pixels
+  highest = int(pixels.max())
+  if 0 < highest < _DARK:
+    warn_of_few_bits(8 + highest.bit_length())
+  elif not highest:
     # Of colours, Pillow has only the upper 8 bits; OpenCV has all, but is not silent.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)

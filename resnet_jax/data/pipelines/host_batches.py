@@ -21,7 +21,7 @@ import numpy as np
 from absl import flags
 
 from resnet_jax.data import ImageSource
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, image_name
 
 
 @runtime_checkable
@@ -114,6 +114,7 @@ class Batches:
         tries = 0
       for other in range(index, index + tries):
         other %= len(self.source)
+        image_name.set(functools.partial(self.source.name, other))
         try:
           data, label = self.source[other]
           if not lowest <= label < num_classes:

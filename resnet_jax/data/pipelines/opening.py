@@ -1,14 +1,24 @@
 """Data sets: where images come from, and how batches of them reach the step."""
 
+import json
 from collections.abc import Sequence
 
+import jax
 import numpy as np
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
-from resnet_jax.data import Dataset, ImageSource, Source, is_in_memory
+from resnet_jax.data import (
+  Dataset,
+  ImageSource,
+  Source,
+  count_images,
+  describe_change,
+  is_in_memory,
+)
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
@@ -16,7 +26,7 @@ from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.errors import UserError, setting_name
-from resnet_jax.runtime.mesh import check_batch_size
+from resnet_jax.runtime.mesh import check_batch_size, of_first_process
 
 
 def create_dataset(
@@ -50,6 +60,8 @@ def create_dataset(
     split = config.eval_split if augment is None else config.train_split
     source = open_source(config, split, class_names)
     where = f"{setting_name('data.name')}={config.name!r}"
+  if mesh.is_multi_process:
+    _check_same_images(source, where)
   if augment and len(source.class_names) == 1:
     raise UserError(
       f"{where} has one class, {source.class_names[0]!r}: nothing to learn; name the "
@@ -86,6 +98,22 @@ def create_dataset(
   return create_streaming(config, source, batch_size, mesh, augment)
 
 
+def _check_same_images(source: Source, where: str) -> None:
+  """Compares the images of all processes; each waits for the others.
+
+  Raises:
+    UserError: this process has other images than process 0.
+  """
+  own = count_images(source)
+  first = json.loads(of_first_process(json.dumps(own)))
+  if change := describe_change(tuple(first), own):
+    raise UserError(
+      f"process 0 has {first[0]:,} images of {where}, and in process "
+      f"{jax.process_index()} {change}; give all processes the same images"
+    )
+  multihost_utils.sync_global_devices("all have the same images")
+
+
 def _check_all_classes(files: FileList, where: str) -> None:
   """Raises `UserError` if a class has no training image, as by a slip in a list."""
   counts = np.bincount(files.labels, minlength=len(files.class_names))
@@ -93,8 +121,8 @@ def _check_all_classes(files: FileList, where: str) -> None:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise UserError(
       f"{where} has no training image of {', '.join(map(repr, missing[:3]))}{more} "
-      f"among its {len(files.class_names)} classes: correct the labels or class names, "
-      "or add images; class numbers begin with 0 and have no gaps"
+      f"among its {len(files.class_names)} classes: add images, remove the folder, or "
+      "correct the labels or class names; class numbers begin with 0 and have no gaps"
     )
 
 
@@ -103,7 +131,8 @@ def require_train_crop(config: DataConfig) -> None:
   if not config.train_crop:
     raise UserError(
       "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size: images of many sizes are cut to one"
+      "config.data.image_size, to cut images of many sizes to one; start from a config "
+      "that sets both, such as --config=finetune_photos"
     )
 
 

@@ -23,9 +23,14 @@ from resnet_jax.data.pipelines.host_batches import (
   count_threads,
   iterate,
 )
-from resnet_jax.data.sources.file_list import SUFFIXES, FileList, images_below
+from resnet_jax.data.sources.file_list import (
+  FileList,
+  files_below,
+  is_image,
+  no_images,
+)
 from resnet_jax.runtime.arrays import UInt8
-from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.errors import NotFoundError
 
 
 def find_images(places: Sequence[str]) -> FileList:
@@ -44,11 +49,10 @@ def find_images(places: Sequence[str]) -> FileList:
   paths: list[str] = []
   for place in places:
     if os.path.isdir(place):
-      found = images_below(Path(place))
+      every = files_below(Path(place))
+      found = list(filter(is_image, every))
       if not found:
-        raise UserError(
-          f"the folder {place!r} has no images ({' '.join(SUFFIXES)}); name another one"
-        )
+        raise no_images(Path(place), every, "name another one")
       paths += [str(Path(place).parent / path) for path in found]
     elif os.path.exists(place):
       paths.append(place)

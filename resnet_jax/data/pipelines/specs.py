@@ -14,7 +14,7 @@ from jax.sharding import Mesh
 from jax.typing import DTypeLike
 
 from resnet_jax.config.plan import Plan
-from resnet_jax.config.schema import DataConfig
+from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.data import ImageArrays, is_in_memory
 from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.pipelines import resident, streaming
@@ -76,32 +76,28 @@ def open_resident(config: DataConfig) -> ImageArrays | None:
 
 
 def create_abstract_dataset(
-  config: DataConfig,
-  source: ImageArrays | None,
-  batch_size: int,
-  steps_per_call: int,
-  mesh: Mesh,
+  config: Config, source: ImageArrays | None, mesh: Mesh
 ) -> AbstractDataset:
   """Returns the training set as shapes.
 
   Args:
-    config: which data set.
+    config: the settings.
     source: from `open_resident`.
-    batch_size: B, over all devices.
-    steps_per_call: K.
     mesh: the devices, which may be only described.
   """
+  data, batch_size = config.data, config.batch_size
   whole: _Abstract = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))
   if source is None:
     split: _Abstract = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
-    shape, rows = (config.image_size,) * 2 + (3,), (steps_per_call, batch_size)
+    number = max(_NUM_STREAMED, batch_size)
+    rows = Plan.create(config, number).longest_call, batch_size
+    shape = data.image_size, data.image_size, 3
     batches = {
       "image": split(rows + shape, jnp.uint8),
       "label": split(rows, jnp.int32),
       "mask": split(rows, jnp.bool_),
     }
     chunk = streaming.Chunk(batches, whole((), jnp.int32))
-    number = max(_NUM_STREAMED, batch_size)
     return AbstractDataset(chunk, streaming.take_batch, shape, number, 0)
   count = len(source.images)
   feed = resident.Feed(
@@ -113,7 +109,7 @@ def create_abstract_dataset(
     source.images,
     batch_size,
     mesh,
-    resize=config.train_resize,
-    interpolation=config.interpolation,
+    resize=data.train_resize,
+    interpolation=data.interpolation,
   )
   return AbstractDataset(feed, take_batch, shape, count, len(source.class_names))

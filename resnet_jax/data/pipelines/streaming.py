@@ -145,7 +145,7 @@ class StreamingDataset:
       while step < plan.num_steps:
         end = plan.call_end(step)
         host = (reader.submit(next, loaded).result() for _ in range(step, end))
-        yield end, self._put(host, step, plan.steps_per_call), end - step
+        yield end, self._put(host, step, plan.longest_call), end - step
         step = end
 
   def eval_chunks(self) -> Iterator[tuple[Chunk, int]]:

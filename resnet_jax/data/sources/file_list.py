@@ -2,22 +2,26 @@
 
 import errno
 import hashlib
+import itertools
 import os
 import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import SUFFIXES, needed_package
 from resnet_jax.runtime.errors import UserError
 
-JPEG_SUFFIXES = (".jpg", ".jpeg", ".jpe", ".jfif")
-SUFFIXES = (*JPEG_SUFFIXES, ".png", ".webp", ".gif", ".bmp")
 # What systems and programs leave beside the user's files, in lower case.
 _LEFT_BY_SYSTEMS = {
-  *("@eadir", "__macosx", "#recycle", "$recycle.bin", "lost+found"),
+  *("@eadir", "__macosx", "lost+found", "found.000", "__pycache__"),
+  *("#recycle", "@recycle", "$recycle.bin", "recycler", "recycled"),
+  *("#snapshot", "~snapshot", "@recently-snapshot", "network trash folder"),
+  *("temporary items", "thevolumesettingsfolder"),
   *("system volume information", "thumbs.db", "desktop.ini"),
 }
 _MAX_CLASSES = 100_000
@@ -157,22 +161,35 @@ def files_below(folder: Path) -> list[str]:
   They are in torchvision's order: all of a folder, then those below it. Links are
   followed, but for those to a folder that they are in.
   """
+  return _files_of(_walk(folder), folder.parent)
+
+
+class _Place(NamedTuple):
+  """A folder and its files."""
+
+  path: str
+  real: str  # The path without links.
+  names: list[str]
+  links: dict[str, str]  # Of the images that are links, from path to target.
+
+
+def _files_of(places: Iterable[_Place], root: Path) -> list[str]:
   found = []
-  for place, names in sorted(_walk(folder)):
-    below = os.path.relpath(place, folder.parent)
-    found += [f"{below}/{name}" for name in sorted(names)]
+  for place in sorted(places):
+    below = os.path.relpath(place.path, root)
+    found += [f"{below}/{name}" for name in sorted(place.names)]
   return found
 
 
-def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
-  """Yields the folder and those below it, each with the names of its files."""
+def _walk(folder: Path) -> Iterator[_Place]:
+  """Yields the folder and those below it."""
   real = Path(os.path.realpath(folder))
   left = [(str(folder), {str(parent) for parent in real.parents})]
   while left:
     place, above = left.pop()
     if (target := os.path.realpath(place)) in above:
       continue
-    names = []
+    names, links = [], {}
     for entry in os.scandir(place):
       if is_left_over(entry.name):
         continue
@@ -180,12 +197,11 @@ def _walk(folder: Path) -> Iterator[tuple[str, list[str]]]:
         left.append((entry.path, above | {target}))
       else:
         names.append(entry.name)
-    yield place, names
-
-
-def images_below(folder: Path) -> list[str]:
-  """Returns those of `files_below` that are images by their suffix."""
-  return list(filter(is_image, files_below(folder)))
+        if is_image(entry.name) and entry.is_symlink():
+          # One step only, as there may be a million.
+          end = os.path.join(target, os.readlink(entry.path))
+          links[entry.path] = os.path.normpath(end)
+    yield _Place(place, target, names, links)
 
 
 def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
@@ -196,34 +212,71 @@ def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
 
 
 def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
-  """Returns texts such as "10 .tif", by suffix."""
-  return tuple(
-    f"{count:,} {suffix or 'without a suffix'}"
-    for suffix, count in sorted(counts.items())
+  """Returns texts such as "10 .tif", by suffix, with the packages that are missing."""
+  texts = []
+  for suffix, count in sorted(counts.items()):
+    package = needed_package(suffix)
+    hint = f" (`pip install {package}` to read them)" if package else ""
+    texts.append(f"{count:,} {suffix or 'without a suffix'}{hint}")
+  return tuple(texts)
+
+
+def no_images(folder: Path, paths: Iterable[str], remedy: str) -> UserError:
+  """Returns the error of a folder whose files, `paths`, are no images."""
+  others = describe_suffixes(count_other_suffixes(paths))
+  found = f", only {', '.join(others)}" if others else ""
+  return UserError(
+    f"the folder {str(folder)!r} has no images ({' '.join(SUFFIXES)}){found}; {remedy}"
   )
 
 
 def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
-  _check_known(_classes(folder), classes, folder)
+  names = _classes(folder)
+  places = {name: list(_walk(folder / name)) for name in names}
+  _check_one_class(places)
+  every = {name: _files_of(places[name], folder) for name in names}
+  images = {name: list(filter(is_image, every[name])) for name in names}
+  empty = [name for name in names if not images[name]]
+  if empty == names:
+    raise no_images(folder, itertools.chain(*every.values()), "add some")
+  for name in empty:
+    if any(map(needed_package, count_other_suffixes(every[name]))):  # Photos.
+      raise no_images(folder / name, every[name], "add some or remove the folder")
+  _check_known([name for name in names if name not in empty], classes, folder)
   paths, labels = [], []
-  others: Counter[str] = Counter()
   for label, name in enumerate(classes):
-    if (folder / name).is_dir():
-      every = files_below(folder / name)
-      found = list(filter(is_image, every))
-      if not found:
-        raise UserError(
-          f"{str(folder / name)!r} has no images ({' '.join(SUFFIXES)}); add some or "
-          "remove the folder"
-        )
-      others += count_other_suffixes(every)
-      paths += found
-      labels += [label] * len(found)
+    found = images.get(name, [])
+    paths += found
+    labels += [label] * len(found)
   files = FileList(folder, paths, labels, classes)
+  others = count_other_suffixes(itertools.chain(*every.values()))
   files.left_out = describe_suffixes(others)
+  files.left_out += tuple(f"the folder {name!r}, which has no images" for name in empty)
   if outside := list(own_images(folder)):
     files.left_out += (f"{len(outside):,} images outside of the class folders",)
   return files
+
+
+def _check_one_class(places: Mapping[str, Sequence[_Place]]) -> None:
+  """Raises `UserError` if links give a folder or an image to two classes."""
+  owners: dict[str, tuple[str, str]] = {}
+
+  def claim(real: str, name: str, path: str) -> None:
+    owner, first = owners.setdefault(real, (name, path))
+    if owner != name:
+      raise UserError(
+        f"by a link, {path!r} is the same as {first!r} or in it, which gives images "
+        f"two classes, {owner!r} and {name!r}; remove the link"
+      )
+
+  every = [(name, place) for name in places for place in places[name]]
+  for name, place in every:
+    claim(place.real, name, place.path)
+  for name, place in every:
+    for path, target in place.links.items():
+      if (folder := os.path.dirname(target)) in owners:
+        claim(folder, name, path)
+      claim(target, name, path)
 
 
 def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> None:

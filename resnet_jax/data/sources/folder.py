@@ -9,7 +9,7 @@ import re
 from collections.abc import Sequence
 from pathlib import Path
 
-from resnet_jax.data.sources.base import split_name
+from resnet_jax.data.sources.base import EVAL_SPLITS, split_name
 from resnet_jax.data.sources.file_list import (
   _PARTS,
   FileList,
@@ -22,8 +22,6 @@ from resnet_jax.data.sources.tables import _list_table, _part, _read_table
 from resnet_jax.data.sources.tiny_imagenet import _list_tiny_imagenet
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
-# What an evaluation takes where no split is named, the first that is there.
-EVAL_SPLITS = ("val", "validation", "valid", "test")
 # A word of a folder's name by which it is a part of a data set rather than a class.
 _SPLIT_WORD = re.compile(
   r"(^|[^a-z])(train|training|val|valid|validation|test|testing|eval|evaluation|dev"
@@ -146,31 +144,27 @@ def list_images(
 
 
 def _holds_folders(folder: Path) -> bool:
-  return folder.is_dir() and not _has_images(folder) and bool(sub_folders(folder))
-
-
-def _has_images(folder: Path) -> bool:
-  return any(True for _ in own_images(folder))
+  """Whether what a folder holds is folders; a few images may lie beside them."""
+  folders = sub_folders(folder) if folder.is_dir() else []
+  return bool(folders) and sum(1 for _ in own_images(folder)) <= len(folders)
 
 
 def _check_not_splits(root: Path) -> None:
-  """Raises `UserError` if the folders that would be classes are rather splits."""
-  classes = sub_folders(root)
-  if not classes:
-    return
-  folders = [root / name for name in classes]
-  named = all(_SPLIT_WORD.search(name.lower()) for name in classes)
-  # Of ordinary classes, only the first is looked into.
-  if named or (not any(map(_has_images, folders)) and _have_alike_folders(folders)):
+  """Raises `UserError` if some folders that would be classes are rather splits."""
+  names = sub_folders(root)
+  named = [name for name in names if _SPLIT_WORD.search(name.lower())]
+  holding = [name for name in names if _holds_folders(root / name)]
+  below = [sub for name in holding for sub in sub_folders(root / name)]
+  splits = []
+  if named == names or (len(named) > 1 and set(named) & set(holding)):
+    splits = named
+  # A class may have a folder "images", but classes are at least two.
+  elif 1 < len(set(below)) < len(below):
+    splits = holding
+  if splits:
     raise UserError(
-      f"the folders {', '.join(classes[:3])} in {str(root)!r} look like splits, not "
+      f"the folders {', '.join(splits[:3])} in {str(root)!r} look like splits, not "
       "like classes: each split must have a folder of images for each class; name "
       f"them in {setting_name('data.train_split')} and "
       f"{setting_name('data.eval_split')}, or list the images in a .csv file"
     )
-
-
-def _have_alike_folders(folders: Sequence[Path]) -> bool:
-  """Whether two of the folders hold folders of one name."""
-  below = [name for folder in folders for name in sub_folders(folder)]
-  return len(set(below)) < len(below)

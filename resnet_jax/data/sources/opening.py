@@ -1,5 +1,6 @@
 """Opens the data set that a config names."""
 
+import dataclasses
 import sys
 from collections.abc import Sequence
 
@@ -9,9 +10,19 @@ from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import ImageArrays, ImageSource, Source
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.terminal import printable
+
+
+def check_data(config: DataConfig) -> None:
+  """Opens both splits and decodes no image of a TFDS set; errors as `open_source`."""
+  if not config.factory:
+    config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
+    for split in (config.train_split, config.eval_split):
+      open_source(config, split)
 
 
 def open_source(
@@ -24,6 +35,19 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
+  source = find_source(config, split, class_names)
+  left_out = ", ".join(getattr(source, "left_out", ()))
+  if left_out and jax.process_index() == 0:
+    place = find_root(config.dir)
+    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
+    print(printable(text), file=sys.stderr)
+  return source
+
+
+def find_source(
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
+) -> Source:
+  """Does the same, says nothing and starts no device."""
   if config.factory:
     kinds = ImageArrays, ImageSource
     own: Source = call_factory(
@@ -52,10 +76,8 @@ def open_source(
         f"leaves none for {split or 'evaluation'}; change "
         f"{setting_name('data.val_share')} or add some"
       )
-    if files.left_out and jax.process_index() == 0:
-      print(
-        f"left out of {split or 'evaluation'} in {root}: {', '.join(files.left_out)}",
-        file=sys.stderr,
-      )
     return files
-  return load_tfds(config.name, config.dir, split, stream=bool(config.train_crop))
+  stream = bool(config.train_crop)
+  if path := find_cifar(config.name, config.dir):
+    return load_cifar(config.name, path, split or "test", stream)
+  return load_tfds(config.name, config.dir, split, stream)

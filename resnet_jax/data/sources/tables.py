@@ -9,11 +9,12 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax.data.sources.base import EVAL_SPLITS, is_number, plain_number
 from resnet_jax.data.sources.file_list import (
   _MAX_CLASSES,
-  SUFFIXES,
   FileList,
   _check_known,
+  is_image,
 )
 from resnet_jax.runtime.errors import UserError
 
@@ -54,8 +55,8 @@ def _read_table(path: Path) -> list[_Row]:
     split = cells.get("split", "").strip().lower()
     table.append(_Row(line, cells["path"], cells["label"].strip(), split))
   first = table[0]
-  is_image = first.path.lower().endswith(SUFFIXES)
-  if not has_header and not is_image and not (path.parent / first.path).is_file():
+  named = is_image(first.path) or (path.parent / first.path).is_file()
+  if not has_header and not named:
     raise UserError(
       f"{path}, line {first.line}: {first.path[:60]!r} is no file; a first line that "
       "names the columns must call them path and label"
@@ -67,16 +68,23 @@ def _list_table(
   path: Path, split: str, val_share: float, class_names: Sequence[str]
 ) -> FileList:
   rows = _read_table(path)
-  _check_one_label(path, rows)
+  _check_rows(path, rows)
   texts = [row.label for row in rows]
   if class_names and all(name.isdecimal() for name in class_names):
     # Folders "0" to "11" are the classes 0, 1, 10, 11, 2 ..., so a number is a name.
-    plain = _plain if len(set(map(_plain, class_names))) == len(class_names) else str
+    plain = (
+      plain_number
+      if len(set(map(plain_number, class_names))) == len(class_names)
+      else str
+    )
     texts, classes = list(map(plain, texts)), list(class_names)
     _check_known(texts, list(map(plain, classes)), path)
     number = {plain(name): i for i, name in enumerate(classes)}
     labels = [number[text] for text in texts]
-  elif all(text.removeprefix("-").isdecimal() for text in texts):
+  # Where some classes are called by numbers, a number is never an index.
+  elif all(text.removeprefix("-").isdecimal() for text in texts) and not any(
+    map(is_number, class_names)
+  ):
     limit = len(class_names) or _MAX_CLASSES
     for row in rows:
       if len(row.label) > 9 or not 0 <= int(row.label) < limit:
@@ -97,20 +105,29 @@ def _list_table(
   return _part(files, split, val_share)
 
 
-def _plain(text: str) -> str:
-  """Returns a whole number without leading zeros, and any other text as it is."""
-  return (text.lstrip("0") or "0") if text.isdecimal() else text
+def _place(root: str, path: str) -> str:
+  """Returns the one path of a file below an absolute root."""
+  return os.path.normpath(os.path.join(root, path))
 
 
-def _check_one_label(path: Path, rows: Sequence[_Row]) -> None:
-  """Raises `UserError` if two rows give one file two labels."""
+def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
+  """Raises `UserError` if a file has two labels, or is trained on and evaluated."""
+  root = os.path.abspath(path.parent)
   first_rows: dict[str, _Row] = {}
   for row in rows:
-    first = first_rows.setdefault(os.path.normpath(row.path), row)
+    first = first_rows.setdefault(_place(root, row.path), row)
     if first.label != row.label:
       raise UserError(
         f"{path}, line {row.line}: {row.path!r} has the label {row.label!r}, but "
         f"{first.label!r} in line {first.line}; remove one of the rows"
+      )
+  trained = {_place(root, row.path): row.line for row in rows if row.split == "train"}
+  for row in rows:
+    line = trained.get(_place(root, row.path))
+    if row.split in EVAL_SPLITS and line is not None:
+      raise UserError(
+        f"{path}, line {row.line}: {row.path!r} is in the split {row.split!r}, but in "
+        f"'train' in line {line}; remove one of the rows"
       )
 
 
@@ -119,7 +136,8 @@ def _part(files: FileList, split: str, val_share: float) -> FileList:
   # By a hash of the name, so that a file that comes or goes moves no others between
   # training and evaluation, but for one at the border. A table may name a file twice.
   names = list(map(files._relative, range(len(files))))
-  paths = list(map(os.path.normpath, names))
+  root = os.path.abspath(files._root)
+  paths = [_place(root, name) for name in names]
   unique: dict[str, int] = {}
   for i, path in enumerate(paths):
     unique.setdefault(path, i)

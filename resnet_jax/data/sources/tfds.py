@@ -20,6 +20,7 @@ from resnet_jax.data import ImageArrays
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources import base
 from resnet_jax.data.sources.base import split_name
+from resnet_jax.data.sources.cifar import URLS
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 if TYPE_CHECKING:  # It takes seconds to import.
@@ -90,6 +91,7 @@ def load_tfds(
   root = Path(os.path.expanduser(data_dir or "~/tensorflow_datasets"))
   where = f"data set {name!r} in {setting_name('data.dir')}={str(root)!r}"
   builder = _tfds_builder(name, root, where)
+  _read_as_array_record(builder, where)
   image, label = _check_features(builder.info.features, where)
   if not split:
     split = "validation" if "validation" in builder.info.splits else "test"
@@ -99,7 +101,15 @@ def load_tfds(
     for part in split.split("+"):  # TFDS counts the images of train[9:5] as -4.
       if builder.info.splits[part.strip()].num_examples <= 0:
         raise UserError(f"{part.strip()!r} is empty")
-    count = builder.info.splits[split].num_examples
+    info = builder.info.splits[split]
+    count = info.num_examples
+    files = sorted({Path(part.filename) for part in info.file_instructions})
+    if missing := [file.name for file in files if not file.exists()]:
+      more = f" and {len(missing) - 1} more" if missing[1:] else ""
+      raise NotFoundError(
+        f"{where} is incomplete: of the {len(files)} files of {split!r}, {missing[0]}"
+        f"{more} cannot be found; prepare or convert it again"
+      )
     if (
       stream
       or None in image.shape
@@ -109,6 +119,8 @@ def load_tfds(
       records = builder.as_data_source(split=split, decoders=encoded)
       return TfdsImages(records, tuple(label.names), f"{name} {split}")
     examples = builder.as_data_source(split=split).__getitems__(range(count))
+  except NotFoundError:
+    raise
   except ValueError as error:
     raise UserError(f"{split_name()}={split!r} of {where}: {error}") from error
   except (RuntimeError, OSError) as error:
@@ -123,16 +135,23 @@ def load_tfds(
 
 
 def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilder":
-  """Returns the builder of a prepared array_record set."""
+  """Returns the builder of a prepared set."""
   import tensorflow_datasets as tfds
 
-  build = f"tfds build {name} --data_dir={root} --file_format=array_record"
-  missing = NotFoundError(
-    f"no {where}: prepare it with `pip install tensorflow && {build}`, or set "
-    f"{setting_name('data.dir')} to the directory that holds "
-    f"{name.split(':')[0]}/<version>/"
-    "dataset_info.json"
+  plain = name.split(":")[0]
+  setting = setting_name("data.dir")
+  how = (
+    "prepare it with `pip install tensorflow apache-beam mlcroissant && tfds build "
+    f"{name} --data_dir={root} --file_format=array_record`, or set {setting} to the "
+    f"directory that holds {plain}/<version>/dataset_info.json"
   )
+  official = re.sub(r"[\W_]", "", plain).lower()  # However it is spelled.
+  if url := URLS.get(official):
+    how = (
+      f"download {url} and set {setting} to that file or its directory, with "
+      f"{setting_name('data.name')}={official!r}; or {how}"
+    )
+  missing = NotFoundError(f"no {where}: {how}")
   if re.match(r"[\w-]+:[^\d*]", name):  # A namespace: TFDS would ask the network.
     raise missing
   try:
@@ -153,12 +172,36 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
     ValueError,
   ) as error:
     raise missing from error
-  if builder.info.file_format != tfds.core.FileFormat.ARRAY_RECORD:
-    raise NotFoundError(
-      f"{where} is stored as {builder.info.file_format.value}; array_record is "
-      f"needed: `{build}`"
-    )
   return builder
+
+
+def _read_as_array_record(builder: "tfds.core.DatasetBuilder", where: str) -> None:
+  """Chooses the array_record files of a set, which may be there beside others.
+
+  Raises:
+    UserError: there are none, or the package that reads them is not installed.
+  """
+  import tensorflow_datasets as tfds
+
+  wanted, found = tfds.core.FileFormat.ARRAY_RECORD, builder.info.file_format
+  if found != wanted:
+    # `tfds convert_format` leaves the former format in the set's description.
+    if not any(Path(builder.data_dir).glob(f"*.{wanted.file_suffix}*")):
+      raise NotFoundError(
+        f"{where} is stored as {found.value if found else 'an unknown format'}, but "
+        "array_record files are needed; add them with `pip install tensorflow "
+        "apache-beam mlcroissant && tfds convert_format "
+        f"--dataset_version_dir={builder.data_dir} --out_file_format=array_record "
+        "--only_log_errors`"
+      )
+    builder.info.set_file_format(wanted, override=True, override_if_initialized=True)
+  try:
+    import array_record  # noqa: F401
+  except ImportError as error:
+    raise UserError(
+      f"{where} needs the package array_record: `pip install array_record`. There is "
+      "none for Windows; use WSL 2, or image files"
+    ) from error
 
 
 def _own_classes_only(where: str) -> AbstractContextManager[object]:

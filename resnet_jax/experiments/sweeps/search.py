@@ -1,5 +1,6 @@
 """The search: asks Optuna what to try, runs it, and tells it what came of it."""
 
+import os
 import time
 import uuid
 import warnings
@@ -11,6 +12,8 @@ from typing import TYPE_CHECKING, Literal
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
+from resnet_jax.data import count_images, describe_change
+from resnet_jax.data.sources.opening import find_source
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps.space import Space, as_trial, grid, with_values
 from resnet_jax.runtime.atomic_files import write_text
@@ -104,8 +107,12 @@ def _open_storage(storage: str) -> "optuna.storages.BaseStorage":
   from optuna.storages import JournalStorage, RDBStorage
   from optuna.storages.journal import JournalFileBackend
 
+  url, mark, path = storage.partition(":///~")
+  if mark:  # A file in one's home.
+    storage = f"{url}:///{os.path.expanduser('~' + path)}"
   if "://" in storage:
     return RDBStorage(storage)
+  storage = os.path.expanduser(storage)
   Path(storage).parent.mkdir(parents=True, exist_ok=True)
   return JournalStorage(JournalFileBackend(storage))
 
@@ -129,12 +136,14 @@ class Search:
       metric: a key of `DIRECTIONS`.
 
     Raises:
-      ValueError: the study's trials started from another config.
+      ValueError: the study's trials started from another config, or were trained on
+        other images.
     """
     self._study, self._space, self._config = study, space, config
     self._out, self._metric = out.resolve(), metric
     self._trials: dict[Job, optuna.Trial] = {}
     self._check_same_settings()
+    self._check_same_images()
     # The path does not tell whose a trial is: on another machine it is another place.
     owner = self._out / "owner"
     if not owner.exists():
@@ -157,6 +166,23 @@ class Search:
           f"and is now {value}; name another --study"
         )
     self._study.set_user_attr("settings", settings)
+
+  def _check_same_images(self) -> None:
+    if any(path.startswith("data.") for path in self._space):
+      return  # Trials may differ in their images.
+    data = self._config.data
+    for kind, split in (
+      ("training", data.train_split),
+      ("evaluation", data.eval_split),
+    ):
+      images = count_images(find_source(data, split))
+      before = self._study.user_attrs.get(f"{kind} images", images)
+      if change := describe_change(tuple(before), images):
+        raise UserError(
+          f"the study {self._study.study_name!r} is on {before[0]:,} {kind} images, "
+          f"and now {change}; put the old ones back, or name another --study"
+        )
+      self._study.set_user_attr(f"{kind} images", images)
 
   def enqueue(self, every: bool, limit: int) -> int:
     """Puts what is to be tried first into the study's queue.

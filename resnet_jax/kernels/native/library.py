@@ -25,6 +25,7 @@ import jaxlib.version
 
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.private_folder import is_private, private_folder
+from resnet_jax.runtime.terminal import printable
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
 # Half a minute is usual; a compiler that waits for something must not hang a run.
@@ -67,11 +68,11 @@ def load() -> ctypes.CDLL:
       os.utime(library)
     return _open(library)
   except (OSError, RuntimeError) as error:  # RuntimeError: there is no home.
-    print(
+    text = (
       "the kernels are compiled for this process only (XDG_CACHE_HOME can name another "
-      f"cache folder): {error}",
-      file=sys.stderr,
+      f"cache folder): {error}"
     )
+    print(printable(text), file=sys.stderr)
   with tempfile.TemporaryDirectory() as folder:
     library = Path(folder) / "kernels.so"
     _compile(command, library)

@@ -1,0 +1,23 @@
+"""`resnet-jax models`: the networks that come with the package."""
+
+import argparse
+
+from resnet_jax.runtime.terminal import show
+
+TEXT = "List the networks that --model and --config.model.name take, with their blocks."
+EXAMPLES = ("resnet-jax models",)
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+  """Adds the flags, of which there are none."""
+
+
+def run(args: argparse.Namespace) -> None:
+  """Runs the command."""
+  from resnet_jax.models.registry import MODELS
+
+  del args
+  width = max(map(len, MODELS))
+  for name, row in MODELS.items():
+    stages = ", ".join(map(str, row["stage_sizes"]))
+    show(f"{name:{width}}  {row['num_classes']:5,} classes  blocks {stages}")

@@ -1,0 +1,35 @@
+"""What all processes of a run agree on before they train."""
+
+import dataclasses
+
+import jax
+from jax.experimental import multihost_utils
+
+from resnet_jax.config import serialization
+from resnet_jax.config.fields import flatten
+from resnet_jax.config.schema import Config
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.mesh import of_first_process
+
+
+def check_same_settings(config: Config) -> None:
+  """Compares the settings of all processes; each waits for the others.
+
+  Where the images are and how they are read may differ from host to host.
+
+  Raises:
+    UserError: this process has other settings than process 0. The others go on waiting.
+  """
+  data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
+  text = serialization.to_json(dataclasses.replace(config, data=data))
+  own, first = (
+    flatten(serialization.from_json(text)) for text in (text, of_first_process(text))
+  )
+  for path, value in own.items():
+    if value != first[path]:
+      raise UserError(
+        f"process {jax.process_index()} has config.{path}={value!r} and process 0 has "
+        f"{first[path]!r}; start all with the same flags and configs"
+      )
+  if jax.process_count() > 1:
+    multihost_utils.sync_global_devices("all have the same settings")

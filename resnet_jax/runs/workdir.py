@@ -1,0 +1,89 @@
+"""The path of a run directory: makes a new one, refuses one that cannot be used."""
+
+import contextlib
+import importlib
+import itertools
+import os
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import jax
+from etils import epath
+
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.mesh import of_first_process
+
+# What epath and TensorBoard's files need for gs://; Orbax brings its own.
+_FOR_GCS = ("gcsfs", "google.cloud.storage")
+
+
+@contextlib.contextmanager
+def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
+  """Yields `workdir`; without one, that of process 0, which makes a new one if needed.
+
+  No other process can make the same one. It is removed if nothing is put into it.
+
+  Args:
+    workdir: what this process was given.
+    name: what the name of a new directory in `runs` begins with; the time follows.
+  """
+  made = ""
+  if not workdir and jax.process_index() == 0:
+    made = _make_workdir(f"runs/{name}-{time.strftime('%Y%m%d-%H%M%S')}")
+  try:
+    first = of_first_process(workdir or made)
+    yield workdir or first
+  finally:
+    if made:
+      with contextlib.suppress(OSError):  # It is not empty.
+        os.rmdir(made)
+
+
+def _make_workdir(path: str) -> str:
+  """Makes a directory at `path` or, if that exists, at `path`-2, `path`-3, ..."""
+  Path(path).parent.mkdir(parents=True, exist_ok=True)
+  for end in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
+    with contextlib.suppress(FileExistsError):
+      Path(path + end).mkdir()
+      break
+  return path + end
+
+
+def check_storage(workdir: str | Path) -> None:
+  """Raises `ValueError` for storage that Orbax or this installation cannot use."""
+  scheme, separator, _ = str(workdir).partition("://")
+  if not separator:
+    path = os.path.realpath(workdir)
+    if problem := _problem_of_orbax(path):
+      where = "" if path == str(workdir) else f", which is {path}"
+      raise UserError(
+        f"Orbax cannot save to --workdir={workdir}{where}: {problem}; name another "
+        "directory"
+      )
+    return
+  if scheme != "gs":
+    raise UserError(
+      f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
+      "nowhere else; mount other storage"
+    )
+  for package in _FOR_GCS:
+    try:
+      importlib.import_module(package)
+    except ImportError as error:
+      raise UserError(
+        f"--workdir={workdir} needs {package}: pip install 'flax-resnet[gcs]'"
+      ) from error
+
+
+def _problem_of_orbax(path: str) -> str:
+  """Returns what Orbax, or a library below it, misreads in a path; "" if nothing."""
+  if "://" in str(epath.Path(path)):
+    return "it takes /gs, /s3, /az and /hf for remote storage"
+  if "gs:/" in f"{path}/":
+    return "it takes gs:/ for remote storage"
+  if os.sep == "/" and "\\" in path:
+    return "it takes a backslash for a /"
+  if path != path.encode(errors="replace").decode():
+    return "it takes paths in UTF-8 only"
+  return ""
