@@ -5,6 +5,27 @@ resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS --workdir=RUN
 resnet-jax train --config=finetune_photos --config.data.dir=PHOTOS
 --config.init_from=resnet18-f37072fd.pth --config.model.name=resnet18 --workdir=RUN
 resnet-jax train --config=finetune_photos:scratch --config.data.dir=PHOTOS --workdir=RUN
+
+PHOTOS has a folder for each class. The weights are timm's, from the Hugging Face hub.
+They are downloaded once (pip install 'flax-resnet[hf]'). Mean, standard deviation,
+resizing, crop and interpolation are those of the weights. The new head learns ten times
+as fast as the rest. --config.optim.warmup=head trains it alone in the first epoch.
+
+The variant scratch is ResNet-18 from random weights, for 30 epochs. `resnet-jax train
+--config.data.dir=PHOTOS` takes it too.
+
+The recipe was trained on a tenth of Imagenette, 100 training and 40 validation photos
+of each of 10 classes. ImageNet's weights were not at hand, so these are the weights of
+a ResNet-20 for CIFAR-10, at 48 pixels (2026-11-27, jax 0.10.2, one seed, 310 updates
+in 105 s of CPU time):
+  69.0 % top-1 with --config.init_from=resnet20-12fca82f.th;
+  34.5 % top-1 with :scratch and as many updates.
+Both have --config.model.name=resnet20 --config.data.image_size=48
+--config.data.eval_resize=54 --config.data.eval_crop=48 --config.num_epochs=10.
+
+ResNet-50 at 224 pixels was not trained to the end. It needs the weights (100 MB). By
+the measured time of a step, 10 epochs of 1,000 photos take about 25 minutes on 2 CPU
+cores.
 """
 
 from resnet_jax.config import Config

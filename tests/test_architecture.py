@@ -66,13 +66,16 @@ def module_of(path: Path) -> str:
   return ".".join(parts).removesuffix(".__init__")
 
 
+WITH_VERSION = "cli", "experiments", "inference"
+
+
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_to_lower_floors(path):
   own = room(module_of(path))
   if not own:  # The package itself, which exports from all.
     return
   # It has `__version__`.
-  version = {"resnet_jax"} if own.split("/")[0] in ("cli", "experiments") else set()
+  version = {"resnet_jax"} if own.split("/")[0] in WITH_VERSION else set()
   for module in imports(path) - version:
     other = room(module)
     assert other == own or FLOOR[other] < FLOOR[own], f"imports {module}"

@@ -19,7 +19,7 @@ from PIL import Image
 from running import train_config
 
 from resnet_jax import create_model, weights
-from resnet_jax.cli.main import WITH_SETTINGS, create_parser, main
+from resnet_jax.cli.main import create_parser, main
 from resnet_jax.cli.options import parsers_of_commands, take_former_words
 from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -277,7 +277,7 @@ def test_help_has_examples_and_says_what_each_flag_takes(command):
     (words,) = re.findall(r"resnet-jax ([^)>#]+)", line)
     args, rest = create_parser().parse_known_args(shlex.split(words))
     assert command.prog.startswith(f"resnet-jax {args.command}")
-    if args.command in WITH_SETTINGS:
+    if args.takes_settings:
       parse_settings(rest)
       load_config_file(getattr(args, "config", None) or "digits")
     else:
@@ -326,24 +326,19 @@ def test_a_former_name_does_the_same(run, capsys):
 
 
 def test_underscores_are_taken_for_hyphens(capsys):
-  a, b = (
-    call(capsys, "summary", "resnet8", f"--num{c}classes=7", "--json") for c in "_-"
-  )
-  assert a == b
+  found = call(capsys, "summary", "resnet8", "--num_classes=7", "--json")
+  assert json.loads(found)["num_classes"] == 7
 
 
 def test_a_folder_is_a_data_set_by_its_path(run, tmp_path, capsys):
   for name in "01":
     (tmp_path / name).mkdir()
     Image.new("RGB", (9, 9)).save(tmp_path / name / "1.png")
+  table = tmp_path / "table.csv"
+  table.write_text("path,label,split\n0/1.png,0,val\n1/1.png,1,val\n")
   source = ["--workdir", run, "--json", "--crop=8"]
-  (tmp_path / "table.csv").write_text(
-    "path,label,split\n0/1.png,0,val\n1/1.png,1,val\n"
-  )
-  data = f"--data-dir={tmp_path / 'table.csv'}"
-  old = call(capsys, "evaluate", *source, "--dataset=folder", data)
-  new = call(capsys, "evaluate", *source, f"--dataset={tmp_path / 'table.csv'}")
-  assert old == new and json.loads(new)["count"] == 2
+  found = call(capsys, "evaluate", *source, f"--dataset={table}")
+  assert json.loads(found)["count"] == 2
   error = refuse(capsys, "evaluate", *source, f"--dataset={tmp_path}", "--split=x")
   assert error.startswith("error: --split=")
 
@@ -351,26 +346,15 @@ def test_a_folder_is_a_data_set_by_its_path(run, tmp_path, capsys):
 def test_a_figure_is_drawn_though_nobody_reads_the_lines(
   run, tmp_path, monkeypatch, capfd
 ):
-  for i in range(3):
-    Image.new("RGB", (9, 9)).save(tmp_path / f"{i}.png")
-  sizes = []
-  for name in ("all", "head"):
-    figure = tmp_path / "figures" / f"{name}.png"
-    figure.parent.mkdir(exist_ok=True)
-    words = ["predict", str(tmp_path), "--workdir", run, "--figure", str(figure)]
-    if name == "head":
+  def show(*lines):
+    raise BrokenPipeError
 
-      def closed(*lines):
-        raise BrokenPipeError
-
-      monkeypatch.setattr("resnet_jax.cli.predict.show", closed)
-      with pytest.raises(SystemExit):
-        main(words)
-    else:
-      main(words)
-    sizes.append(Image.open(figure).size)
-    figure.unlink()
-  assert sizes[0] == sizes[1]
+  monkeypatch.setattr("resnet_jax.cli.predict.show", show)
+  Image.new("RGB", (9, 9)).save(tmp_path / "a.png")
+  figure = tmp_path / "figure.png"
+  with pytest.raises(SystemExit):
+    main(["predict", f"{tmp_path}/a.png", "--workdir", run, "--figure", str(figure)])
+  assert Image.open(figure).size > (100, 100)
 
 
 def test_a_long_text_for_head_is_no_error():

@@ -194,8 +194,8 @@ def test_a_config_is_a_file_a_run_or_a_path_of_the_repository(tmp_path, monkeypa
     ("", "there is no --config=; --config takes"),
     ("zzz", "there is no --config=zzz; --config takes a name of `resnet-jax configs`"),
     ("other/digits.py", "the package has --config=digits"),
-    ("cifar10", "did you mean cifar10_fast, cifar10_resnet20, cifar10_resnet14_adam?"),
-    ("tiny", "did you mean tiny_imagenet_resnet, transfer_tiny_imagenet?"),
+    ("cifar10", r"did you mean cifar10_fast, cifar10_\w+, cifar10_\w+\?"),
+    ("tiny", r"did you mean tiny_imagenet_resnet, transfer_tiny_imagenet\?"),
   ],
 )
 def test_what_is_no_config_gets_what_is_one(name, message, tmp_path, monkeypatch):

@@ -34,21 +34,20 @@ def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   import shtab
 
-  print(shtab.complete(_create_parser(), args.shell))
+  _add_choices(args.root)
+  print(shtab.complete(args.root, args.shell))
 
 
-def _create_parser() -> argparse.ArgumentParser:
-  """Returns the parser of all commands, with all settings and what to complete."""
+def _add_choices(parser: argparse.ArgumentParser) -> None:
+  """Adds all settings to the parser of all commands, and what to complete."""
   import shtab
 
-  from resnet_jax.cli.main import WITH_SETTINGS, create_parser
   from resnet_jax.experiments.studies.grids import STUDIES
   from resnet_jax.models.registry import MODELS
 
-  parser = create_parser()
   for command in parsers_of_commands(parser):
     name = command.prog.rpartition(" ")[2]
-    if name in WITH_SETTINGS:
+    if command.get_default("takes_settings"):
       for path, field, _ in walk(Config()):
         values = ("true", "false") if field.type is bool else None
         command.add_argument(
@@ -66,4 +65,3 @@ def _create_parser() -> argparse.ArgumentParser:
         action.complete = shtab.DIRECTORY  # type: ignore[attr-defined]
       elif action.metavar in _PATHS:
         action.complete = shtab.FILE  # type: ignore[attr-defined]
-  return parser

@@ -35,7 +35,9 @@ _EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  commands = parser.add_subparsers(required=True, metavar="COMMAND")
+  commands = parser.add_subparsers(
+    required=True, metavar="COMMAND", help="what to do with the data set"
+  )
   text = (
     "Read every image of every split, and say what is there, what cannot be read and "
     "what is there twice. The exit status is 1 if an image cannot be read or a file is "

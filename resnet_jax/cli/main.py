@@ -58,7 +58,7 @@ COMMANDS = {
   "completion": completion,
 }
 # These take the settings of an experiment: --config.a.b=value.
-WITH_SETTINGS = {"train", "study", "sweep", "dryrun"}
+_WITH_SETTINGS = {"train", "study", "sweep", "dryrun"}
 # What other programs call our commands.
 _OTHER_NAMES = {
   "train": "fit finetune fine-tune resume",
@@ -90,7 +90,7 @@ def main(argv: Sequence[str] | None = None) -> None:
       if isinstance(value, str) and value.startswith("~"):
         # A shell expands the ~ of `--flag ~/x`, but not that of `--flag=~/x`.
         setattr(args, name, os.path.expanduser(value))
-    refuse_unknown(args, rest, args.command in WITH_SETTINGS)
+    refuse_unknown(args, rest, args.takes_settings)
     args.settings = rest
     COMMANDS[args.command].run(args)
 
@@ -141,6 +141,7 @@ def create_parser() -> Parser:
       epilog=list_examples(command.EXAMPLES),
       add_help=name != "train",
     )
-    added.set_defaults(parser=added)
+    takes_settings = name in _WITH_SETTINGS
+    added.set_defaults(parser=added, root=parser, takes_settings=takes_settings)
     command.add_arguments(added)
   return parser

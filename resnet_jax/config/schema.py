@@ -298,9 +298,8 @@ class Config:
     log_every_steps, log_every_epochs: period of the logs of training metrics, in steps
       or in epochs, such as 0.5. If both are 0, the run logs every 50 steps, or once per
       epoch if an epoch has fewer steps.
-    eval_every_steps, eval_every_epochs: period of the evaluations, in steps or in
-      epochs, such as 0.5. If both are 0, the run evaluates once per epoch. The last
-      step is always evaluated.
+    eval_every_steps, eval_every_epochs: period of evaluations in steps or in epochs. If
+      both are 0, it is one epoch. The last step is always evaluated.
     kernels: how convolution and batch norm are computed. "xla" is XLA's way. "native"
       is this package's C++ kernels, for a machine with one CPU device and a C++
       compiler. "auto" is "native" where that is possible. The results differ by
