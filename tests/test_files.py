@@ -336,6 +336,7 @@ def test_a_split_without_labels_is_seen_beside_one_with_classes(tmp_path):
     ("cat/5.jpg", "0.jpg"),
     ("cat/up", ".."),
     ("cat/notes.txt", "../../pool/notes.txt"),
+    ("cat/meta", "../../meta"),
   ],
 )
 def test_links_that_give_images_two_classes_are_refused(tmp_path, link, target):
@@ -344,8 +345,10 @@ def test_links_that_give_images_two_classes_are_refused(tmp_path, link, target):
   touch(tmp_path, "pool/3.jpg", "pool/notes.txt", "away/1.jpg")
   (root / "dog" / "3.jpg").symlink_to("../../pool/3.jpg")
   (root / "dog" / "notes.txt").symlink_to("../../pool/notes.txt")
+  touch(tmp_path, "meta/size.txt")
+  (root / "dog" / "meta").symlink_to("../../meta")
   (root / link).symlink_to(target)
-  if Path(link).name in ("other", "4.jpg", "5.jpg", "up", "notes.txt"):
+  if Path(link).name in ("other", "4.jpg", "5.jpg", "up", "notes.txt", "meta"):
     assert len(set(list_images(tmp_path, "train", 0.1).labels)) == 2
   else:
     with pytest.raises(UserError, match=r"by a link, .* gives images two classes, '"):

@@ -29,6 +29,7 @@ from resnet_jax.config import (
   serialization,
 )
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
+from resnet_jax.data.sources.opening import check_data
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps import figures, results, space
 from resnet_jax.experiments.sweeps import search as search_module
@@ -42,7 +43,9 @@ RATES = {"optim.learning_rate": FloatDistribution(0.01, 1.0, log=True)}
 def search(out: Path, config: Config | None = None, **kwargs) -> Search:
   options = {"sampler": "random", "metric": "top1", "prune": False} | kwargs
   study = open_study(str(out / "log"), "name", seed=0, **options)
-  return Search(study, RATES, config or Config(), out, options["metric"])
+  config = config or Config()
+  images = check_data(config.data)
+  return Search(study, RATES, config, out, options["metric"], images)
 
 
 def finish(job: Job, **result) -> None:

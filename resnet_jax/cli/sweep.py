@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
   name = args.name or ":".join([Path(file).stem, *variant])
   limit = args.jobs or 1
   out = Path(args.out or f"runs/sweep-{name.replace(':', '-')}")
-  check_data(config.data)  # Without it, every trial would fail.
+  images = check_data(config.data)  # Without it, every trial would fail.
   if not args.out:
     show(f"results: {out} (--out names another directory)")
   with hold(str(out), f"--out={out}"):
@@ -139,7 +139,7 @@ def run(args: argparse.Namespace) -> None:
       base.seed,
       f"{platform.node()}:{out.resolve()}" if args.storage else "",
     )
-    trials = search.Search(study, distributions, config, out, args.metric)
+    trials = search.Search(study, distributions, config, out, args.metric, images)
     is_grid = args.sampler == "grid"
     total = args.trials or (sys.maxsize if is_grid else 20)
     first = trials.enqueue(is_grid, total)

@@ -271,7 +271,8 @@ def _check_one_class(places: Mapping[str, Sequence[_Place]]) -> None:
 
   every = [(name, place) for name in places for place in places[name]]
   for name, place in every:
-    claim(place.real, name, place.path)
+    if any(map(is_image, place.names)):
+      claim(place.real, name, place.path)
   for name, place in every:
     for path, target in place.links.items():
       if (folder := os.path.dirname(target)) in owners:

@@ -8,21 +8,38 @@ import jax
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
-from resnet_jax.data import ImageArrays, ImageSource, Source
+from resnet_jax.data import (
+  ImageArrays,
+  ImageCount,
+  ImageSource,
+  Source,
+  count_images,
+)
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.cifar import find_cifar, load_cifar
+from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
 
 
-def check_data(config: DataConfig) -> None:
-  """Opens both splits and decodes no image of a TFDS set; errors as `open_source`."""
-  if not config.factory:
-    config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
-    for split in (config.train_split, config.eval_split):
-      open_source(config, split)
+def check_data(config: DataConfig) -> dict[str, ImageCount]:
+  """Opens both splits and starts no device; errors as `open_source`.
+
+  Returns:
+    The number of "training" and of "evaluation" images; {} of an own data set.
+  """
+  if config.factory:
+    return {}
+  config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
+  found = {}
+  splits = {"training": config.train_split, "evaluation": config.eval_split}
+  for kind, split in splits.items():
+    source = _find_source(config, split)
+    _say_left_out(source, config, split)
+    found[kind] = count_images(source)
+  return found
 
 
 def open_source(
@@ -35,19 +52,22 @@ def open_source(
     split: "" is the data set's own for evaluation.
     class_names: those of a model; a folder may have some of them only.
   """
-  source = find_source(config, split, class_names)
-  left_out = ", ".join(getattr(source, "left_out", ()))
-  if left_out and jax.process_index() == 0:
-    place = find_root(config.dir)
-    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
-    print(printable(text), file=sys.stderr)
+  source = _find_source(config, split, class_names)
+  if isinstance(source, FileList) and source.left_out and jax.process_index() == 0:
+    _say_left_out(source, config, split)
   return source
 
 
-def find_source(
+def _say_left_out(source: Source, config: DataConfig, split: str) -> None:
+  if isinstance(source, FileList) and source.left_out:
+    left_out, place = ", ".join(source.left_out), find_root(config.dir)
+    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
+    print(printable(text), file=sys.stderr)
+
+
+def _find_source(
   config: DataConfig, split: str, class_names: Sequence[str] = ()
 ) -> Source:
-  """Does the same, says nothing and starts no device."""
   if config.factory:
     kinds = ImageArrays, ImageSource
     own: Source = call_factory(

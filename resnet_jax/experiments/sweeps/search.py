@@ -5,15 +5,14 @@ import time
 import uuid
 import warnings
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.fields import flatten
 from resnet_jax.config.schema import Config
-from resnet_jax.data import count_images, describe_change
-from resnet_jax.data.sources.opening import find_source
+from resnet_jax.data import ImageCount, describe_change
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.sweeps.space import Space, as_trial, grid, with_values
 from resnet_jax.runtime.atomic_files import write_text
@@ -124,7 +123,13 @@ class Search:
   """
 
   def __init__(
-    self, study: "optuna.Study", space: Space, config: Config, out: Path, metric: str
+    self,
+    study: "optuna.Study",
+    space: Space,
+    config: Config,
+    out: Path,
+    metric: str,
+    images: Mapping[str, ImageCount] | None = None,
   ):
     """Nothing is run yet.
 
@@ -134,16 +139,16 @@ class Search:
       config: what trials start from; its evaluation split is what they are judged by.
       out: directory of this process; `out/runs` has the trials' runs.
       metric: a key of `DIRECTIONS`.
+      images: of `check_data`, for `config`.
 
     Raises:
-      ValueError: the study's trials started from another config, or were trained on
-        other images.
+      ValueError: the study's trials started from another config, or have other images.
     """
     self._study, self._space, self._config = study, space, config
     self._out, self._metric = out.resolve(), metric
     self._trials: dict[Job, optuna.Trial] = {}
     self._check_same_settings()
-    self._check_same_images()
+    self._check_same_images(images or {})
     # The path does not tell whose a trial is: on another machine it is another place.
     owner = self._out / "owner"
     if not owner.exists():
@@ -167,22 +172,17 @@ class Search:
         )
     self._study.set_user_attr("settings", settings)
 
-  def _check_same_images(self) -> None:
+  def _check_same_images(self, images: Mapping[str, ImageCount]) -> None:
     if any(path.startswith("data.") for path in self._space):
       return  # Trials may differ in their images.
-    data = self._config.data
-    for kind, split in (
-      ("training", data.train_split),
-      ("evaluation", data.eval_split),
-    ):
-      images = count_images(find_source(data, split))
-      before = self._study.user_attrs.get(f"{kind} images", images)
-      if change := describe_change(tuple(before), images):
+    for kind, count in images.items():
+      before = self._study.user_attrs.get(f"{kind} images", count)
+      if change := describe_change(tuple(before), count):
         raise UserError(
           f"the study {self._study.study_name!r} is on {before[0]:,} {kind} images, "
           f"and now {change}; put the old ones back, or name another --study"
         )
-      self._study.set_user_attr(f"{kind} images", images)
+      self._study.set_user_attr(f"{kind} images", count)
 
   def enqueue(self, every: bool, limit: int) -> int:
     """Puts what is to be tried first into the study's queue.
