@@ -38,7 +38,7 @@ class NormedNet(nn.Module):
 
   @nn.compact
   def __call__(self, images: jax.Array, train: bool = False) -> jax.Array:
-    x = nn.Conv(4, (3, 3), name="conv")(images)
+    x = nn.Conv(4, (3, 3), use_bias=False, name="conv")(images)
     x = nn.relu(self.norm_cls(use_running_average=not train, name="bn")(x))
     return nn.Dense(self.num_classes, name="head")(x.mean((1, 2)))
 

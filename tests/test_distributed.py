@@ -37,7 +37,8 @@ SETTINGS = [
   "--config.data.image_size=8",
   "--config.data.num_examples=70",  # 4 batches of 16, and 6 more.
   "--config.batch_size=16",
-  "--config.model.name=resnet8",
+  # Each process compiles it.
+  "--config.model.factory=own_parts:normed_network",
   "--config.optim.warmup_epochs=0",
   # At 0.05 a change of 1e-7 grows to 0.03 within 20 steps, on one device too.
   "--config.optim.learning_rate=0.005",
@@ -68,6 +69,7 @@ def launched(count: int, *args: str, own: dict[int, str] | None = None):
   processes = [
     subprocess.Popen(
       [*command, *flags, f"--process_id={i}", *filter(None, [(own or {}).get(i)])],
+      env=os.environ | {"PYTHONPATH": str(ROOT / "tests")},
       stdout=subprocess.PIPE,
       stderr=subprocess.PIPE,
       text=True,
@@ -141,16 +143,14 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   ids=["2 processes", "4 processes"],
 )
 def shared(request, tmp_path_factory):
-  """A run of 20 steps by several processes; of 4, each has a part of the optimiser.
-
-  The 4 train a small network, which each of them compiles.
-  """
+  """A run of 20 steps by several processes; of 4, each has a part of the optimiser."""
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
   args = ["--config.num_steps=20"]
   if count == 4:
-    network = "--config.model.factory=own_parts:normed_network"
-    args += ["--config.optim.shard_state=true", network]
+    args += ["--config.optim.shard_state=true"]
+  else:
+    args += ["--config.model.factory=", "--config.model.name=resnet8"]
   with launched_as_documented(name, cwd, *args, count=count) as (shell, _):
     out, error = shell.communicate(timeout=200)
   assert "done: " in out, error

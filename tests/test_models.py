@@ -207,7 +207,7 @@ def test_named_constructor():
     ({"name": "resnet20", "num_classes": 0}, "num_classes=0 must be > 0"),
     (
       {"name": "resnet20", "zero_init_residual": True, "norm": "frozen"},
-      "zero_init_residual=True with model.norm='frozen'",
+      "zero_init_residual=True with config.model.norm='frozen'",
     ),
     ({"name": "resnet20", "stochastic_depth": 1.0}, r"stochastic_depth=1\.0.*\[0, 1\)"),
     ({"name": "resnet20", "norm": "layer"}, "norm='layer'.*batch"),

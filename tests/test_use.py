@@ -925,7 +925,7 @@ def test_a_file_without_a_network_needs_the_model(perfect, tmp_path, capsys):
   commands = (
     ["predict", "x.png", "--weights", bare],
     ["evaluate", "--weights", bare, "--dataset=digits"],
-    ["convert", bare, tmp_path / "x.safetensors"],
+    ["convert", "--weights", bare, "--out", tmp_path / "x.safetensors"],
   )
   (tmp_path / "x.png").write_bytes(b"")
   for command, *rest in commands:

@@ -100,16 +100,14 @@ def _run(args: argparse.Namespace) -> None:
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
     return
-  if args.config is None and saved is None:
-    _show(*_explain(default_config(parse_settings(args.settings)), config))
+  is_default = args.config is None and saved is None
+  name = default_config(parse_settings(args.settings)) if is_default else ""
   with given_or_new(workdir, config.data.name) as workdir:
-    _train(config, workdir)
+    _train(config, workdir, name)
 
 
 def _explain(name: str, config: Config) -> list[str]:
-  """Says which config was taken, and why, where nobody named one."""
-  if name == "digits":
-    return []
+  """Says which config was taken for a folder of images, and why."""
   lines = [
     f"config: --config={name}, because --config.data.dir is given and --config is not",
     f"        {config.model.name} at {config.data.image_size} pixels, "
@@ -124,7 +122,14 @@ def _explain(name: str, config: Config) -> list[str]:
   return lines
 
 
-def _train(config: Config, workdir: str) -> None:
+def _train(config: Config, workdir: str, default: str) -> None:
+  """Trains, and says what it came to.
+
+  Args:
+    config: the settings.
+    workdir: the run directory.
+    default: name of the config that was taken as nobody named one; "" if one was.
+  """
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe
@@ -134,7 +139,10 @@ def _train(config: Config, workdir: str) -> None:
   run = f"--workdir={shlex.quote(workdir)}"
   resume = f"resnet-jax train {run} resumes it"
   try:
-    state, results = train(Experiment.create(config), workdir)
+    experiment = Experiment.create(config)
+    if default not in ("", "digits"):
+      _show(*_explain(default, config))
+    state, results = train(experiment, workdir)
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
     _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")

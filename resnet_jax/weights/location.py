@@ -6,7 +6,7 @@ import logging
 import os
 from pathlib import Path
 
-from resnet_jax.config.allowed import suggest
+from resnet_jax.config.allowed import nearest
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
@@ -92,7 +92,8 @@ def is_run(path: str | Path) -> bool:
 def _advice(source: str) -> str:
   """Returns the near names for a message about a source that does not exist."""
   is_bare = Path(source).name == source
-  return f"; {suggest(source, names())}" if is_bare else ""
+  near = nearest(source, names()) or names()
+  return f"; the package has {', '.join(near)}" if is_bare else ""
 
 
 def _fetch(name: str) -> Path:
