@@ -289,11 +289,11 @@ def test_rows_go_to_the_processes_in_their_order():
 @pytest.mark.parametrize(
   ("arguments", "message"),
   [
-    (("host:1", None, None), "--num_processes and --process_id must be given too"),
-    ((None, None, 0), "--coordinator and --num_processes must be given too"),
+    (("host:1", None, None), "--num-processes and --process-id must be given too"),
+    ((None, None, 0), "--coordinator and --num-processes must be given too"),
     (("host", 2, 0), "--coordinator=host must be HOST:PORT"),
-    (("host:1", 0, 0), "--num_processes=0 must be > 0"),
-    (("host:1", 2, 2), r"--process_id=2 must be in \[0, 1\]"),
+    (("host:1", 0, 0), "--num-processes=0 must be > 0"),
+    (("host:1", 2, 2), r"--process-id=2 must be in \[0, 1\]"),
   ],
 )
 def test_wrong_flags_are_named(arguments, message):
@@ -347,16 +347,16 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
   [
     ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "PMI_SIZE=2 PMI_RANK=0: "),
     # Not all that JAX looks for.
-    ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "--process_id=$SLURM_PROCID"),
+    ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "--process-id=$SLURM_PROCID"),
     ({"PMIX_RANK": "1"}, "PMIX_RANK=1: "),
     ({"PALS_RANKID": "3", "PALS_SIZE": "4"}, "PALS_SIZE=4 PALS_RANKID=3: "),
     (
       {"WORLD_SIZE": "2", "RANK": "1"},
-      "--num_processes=$WORLD_SIZE --process_id=$RANK",
+      "--num-processes=$WORLD_SIZE --process-id=$RANK",
     ),
     ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1: "),
-    ({"ALPS_APP_PE": "1"}, "--num_processes=N --process_id=$ALPS_APP_PE"),
-    ({"FLUX_JOB_SIZE": "8"}, "--num_processes=$FLUX_JOB_SIZE --process_id=I"),
+    ({"ALPS_APP_PE": "1"}, "--num-processes=N --process-id=$ALPS_APP_PE"),
+    ({"FLUX_JOB_SIZE": "8"}, "--num-processes=$FLUX_JOB_SIZE --process-id=I"),
   ],
 )
 def test_no_process_of_several_trains_alone(monkeypatch, variables, shown):
@@ -387,7 +387,7 @@ def test_a_process_0_that_may_not_be_alone_is_warned(
   assert launchers.find_place(None, None, None) is None
   err = capsys.readouterr().err
   if warned:
-    flags = f"--coordinator=HOST:PORT --num_processes=N --process_id=${warned}\n"
+    flags = f"--coordinator=HOST:PORT --num-processes=N --process-id=${warned}\n"
     assert err.startswith(f"warning: {warned}=0 and ") and err.endswith(flags)
   assert err.count("\n") == bool(warned)
 

@@ -439,7 +439,7 @@ def test_wrong_usage_is_one_line(argv, more, text, tmp_path, capsys):
 
 def test_a_study_is_for_one_metric(tmp_path):
   search(tmp_path)
-  with pytest.raises(ValueError, match="is for top1; name another --study"):
+  with pytest.raises(ValueError, match="is for top1; name another --name"):
     search(tmp_path, metric="loss")
 
 

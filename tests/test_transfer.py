@@ -32,12 +32,12 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.transfer import load_start
 
-MODEL = ModelConfig(name="resnet14", num_classes=10, dtype="float32")
+MODEL = ModelConfig(name="resnet8", num_classes=10, dtype="float32")
 
 
 def digits_config(**changes) -> Config:
   config = Config(num_steps=4, batch_size=16, seed=3)
-  config.model.name = "resnet14"
+  config.model.name = "resnet8"
   return dataclasses.replace(config, **changes)
 
 
@@ -75,7 +75,6 @@ def test_frozen_groups_stay_to_the_byte_and_the_others_move(
   )
   if extra:  # All that touches parameters or statistics besides the gradient.
     config.precise_bn_batches = 2
-    config.model.scan = True
     config.model.stochastic_depth = 0.3
     config.optim = OptimConfig(
       name="adamw", ema_decay=0.9, clip_norm=1.0, decay_all=True, accumulate=2
@@ -196,9 +195,9 @@ def start(source, tmp_path):
   """What weights with `EXPECTED` are in: a run, and a file."""
   _, file, _ = source
   config = digits_config(model=MODEL)
-  variables = weights.load(file, create_model("resnet14", 13))
+  variables = weights.load(file, create_model("resnet8", 13))
   weights.save(
-    tmp_path / "x.safetensors", create_model("resnet14", 13), variables, EXPECTED
+    tmp_path / "x.safetensors", create_model("resnet8", 13), variables, EXPECTED
   )
   config.data = with_preprocessing(config.data, EXPECTED)
   (tmp_path / "run").mkdir()
@@ -265,8 +264,8 @@ def test_another_mean_than_the_weights_expect_is_said(source, kind, tmp_path, ca
 def test_weights_of_another_network_with_equal_shapes_are_refused(source, kind):
   workdir, file, _ = source
   path = str(workdir if kind == "run" else file)
-  config = digits_config(model=dataclasses.replace(MODEL, name="plain14"))
-  with pytest.raises(ValueError, match="saved from resnet14, not from plain14: its"):
+  config = digits_config(model=dataclasses.replace(MODEL, name="plain8"))
+  with pytest.raises(ValueError, match="saved from resnet8, not from plain8: its"):
     load_start(path, build_model(config), (8, 8, 1), config.data)
 
 
@@ -278,7 +277,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(
   for change, text in (
     (
       {"name": "resnet20"},
-      "does not fit the model: .*stage1/block3/bn1/bias is mis",
+      "does not fit the model: .*stage1/block2/bn1/bias is mis",
     ),
     ({"stem": "imagenet"}, r"stem/conv/kernel is \(3, 3, 1, 16\) and must be \(7, 7"),
   ):

@@ -15,8 +15,8 @@ CONNECT_TIMEOUT_S = 300
 # The flags, and the variables that give their values where they are left out.
 _FLAGS = {
   "--coordinator": "JAX_COORDINATOR_ADDRESS",
-  "--num_processes": "JAX_NUM_PROCESSES",
-  "--process_id": "JAX_PROCESS_ID",
+  "--num-processes": "JAX_NUM_PROCESSES",
+  "--process-id": "JAX_PROCESS_ID",
 }
 # What JAX itself looks for.
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
@@ -129,8 +129,8 @@ def _refuse_launchers() -> None:
       )
       raise UserError(
         f"{shown}: this is one of several processes, and JAX cannot find the others by "
-        f"that; give --coordinator=HOST:PORT --num_processes={count} "
-        f"--process_id={index}, or unset {' and '.join(seen)} to train in each alone"
+        f"that; give --coordinator=HOST:PORT --num-processes={count} "
+        f"--process-id={index}, or unset {' and '.join(seen)} to train in each alone"
       )
   if any(size in os.environ for size, _ in _LAUNCHERS):
     return
@@ -138,8 +138,8 @@ def _refuse_launchers() -> None:
     if os.environ.get(rank) == "0":
       text = (
         f"warning: {rank}=0 and no number of processes is told: this one trains alone; "
-        "if there are others, give --coordinator=HOST:PORT --num_processes=N "
-        f"--process_id=${rank}"
+        "if there are others, give --coordinator=HOST:PORT --num-processes=N "
+        f"--process-id=${rank}"
       )
       print(text, file=sys.stderr)
       return
@@ -169,7 +169,7 @@ def _ask_launcher(
   if launched:
     raise UserError(
       "the launcher's environment is not enough for JAX to find the other processes; "
-      "give --coordinator, --num_processes and --process_id"
+      "give --coordinator, --num-processes and --process-id"
     )
   return None  # A TPU host that is no part of a slice.
 

@@ -261,7 +261,7 @@ class _Peers:
     first = self._store.blocking_key_value_get(_COUNT, 1000 * CONNECT_TIMEOUT_S)
     if first != count:
       raise UserError(
-        f"process {self._index} has --num_processes={count} and process 0 has {first}; "
+        f"process {self._index} has --num-processes={count} and process 0 has {first}; "
         "start all with the same"
       )
 

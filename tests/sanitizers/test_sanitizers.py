@@ -19,7 +19,7 @@ ENVIRONMENT = os.environ | {
 
 
 def build(source: Path, program: Path, sanitizers: str) -> None:
-  flags = ["-std=c++17", "-O1", "-g", "-march=native", "-pthread", "-w"]
+  flags = ["-std=c++17", "-O1", "-g1", "-march=native", "-pthread", "-w"]
   flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
   folders = [f"-I{HERE}", f"-I{KERNELS}"]
   command = [*library._compiler(), *flags, *folders, str(source), "-o", str(program)]

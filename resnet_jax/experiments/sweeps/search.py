@@ -88,7 +88,7 @@ def open_study(
   if study.user_attrs.get("metric", metric) != metric:
     raise UserError(
       f"--metric={metric}, but the study {name!r} in {storage} is for "
-      f"{study.user_attrs['metric']}; name another --study"
+      f"{study.user_attrs['metric']}; name another --name"
     )
   study.set_user_attr("metric", metric)
   # Neither a study that goes on nor another machine must draw the same numbers.
@@ -168,7 +168,7 @@ class Search:
       if path in before and before[path] != value:
         raise UserError(
           f"config.{path} was {before[path]} in the study {self._study.study_name!r} "
-          f"and is now {value}; name another --study"
+          f"and is now {value}; name another --name"
         )
     self._study.set_user_attr("settings", settings)
 
@@ -180,7 +180,7 @@ class Search:
       if change := describe_change(tuple(before), count):
         raise UserError(
           f"the study {self._study.study_name!r} is on {before[0]:,} {kind} images, "
-          f"and now {change}; put the old ones back, or name another --study"
+          f"and now {change}; put the old ones back, or name another --name"
         )
       self._study.set_user_attr(f"{kind} images", count)
 
