@@ -199,7 +199,8 @@ def run_command(
   line: str, given: dict[str, str], tmp_path: Path, is_alone: bool
 ) -> None:
   any_network = is_alone and not NETWORK.search(line)
-  line = re.sub("=(plain|resnet)(14|20)", r"=\g<1>8", line)  # They compile sooner.
+  if "init_from" not in line:
+    line = re.sub("=(plain|resnet)(14|20)", r"=\g<1>8", line)  # They compile sooner.
   stands_for = given | {"OUT": str(tmp_path / "out"), "NEW": str(tmp_path / "new")}
   names = r"\b(PHOTOS|PHOTO|RUN|FILE|DIR|NEW|OUT|hf://timm/resnet50.a1_in1k)\b"
   line = re.sub(names, lambda m: stands_for[m[1]], line)

@@ -288,7 +288,7 @@ def test_weights_that_do_not_fit_are_refused_before_there_is_a_run(
   for path, text in (
     (tmp_path / "none", "no config.init_from="),
     ("~/none", f"no config.init_from='{tmp_path}/none'"),
-    ("resnet8_digit", "'resnet8_digit'.*; did you mean resnet8_digits"),
+    ("resnet8_digit", "'resnet8_digit'.*; the package has resnet8_digits"),
     (tmp_path, "no run"),
     (workdir / "checkpoints" / "7", "no config.init_from="),
   ):
