@@ -194,15 +194,12 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_fo
 
 @pytest.mark.parametrize("last", [4, 0])
 def test_an_error_of_the_input_saves_what_was_reached(whole, tmp_path, last):
-  class Failing:
+  class Failing(ResidentDataset):
     def __init__(self, data):
-      self.data = data
-
-    def __getattr__(self, name):
-      return getattr(self.data, name)
+      vars(self).update(vars(data))
 
     def train_chunks(self, key, step, plan):
-      for end, feed, count in self.data.train_chunks(key, step, plan):
+      for end, feed, count in super().train_chunks(key, step, plan):
         if end > last:
           raise OSError("the disk is gone")
         yield end, feed, count
