@@ -258,7 +258,8 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
     return model
   _check_fields(model, ["frozen"], "freeze", "a network")
   changed = model.clone(frozen=frozen)
-  if groups := getattr(changed, "groups", ()):  # Else the groups are known only from its parameters.
+  # Without `groups`, the names are checked once the parameters are known.
+  if groups := getattr(changed, "groups", ()):
     check_frozen(frozen, groups)
   return changed
 
