@@ -13,7 +13,7 @@ Numbers = TypeVar("Numbers", bound=tuple[float, ...])
 # Whether a resumed run may have another value, or a function of the new `Config` that
 # returns this. (The file of `Config` imports this one, hence `Any`.)
 MayChange = bool | Callable[[Any], bool]
-# The largest side of an image, in pixels. More is a typing error, and takes gigabytes.
+# The largest side of an image, in pixels. More is a mistake, and takes gigabytes.
 MAX_SIZE = 4096
 _MOST_SHOWN = 8  # Number of names in a message.
 

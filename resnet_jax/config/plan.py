@@ -1,6 +1,6 @@
 """The plan of a run in steps: when to log, evaluate, save and decay.
 
-Epochs are converted to steps only here.
+Epochs are converted to steps, and periods computed, only here.
 """
 
 import dataclasses

@@ -45,7 +45,8 @@ def validate(config: Config) -> None:
   The architecture's name is checked where it is built (`create_model`).
 
   Raises:
-    ValueError: a value is not allowed; the message has the setting and what is allowed.
+    ValueError: a value is not allowed. The message has the setting, its value and what
+      is allowed.
   """
   for path, field, value in walk(config):
     if not has_type(value, field.type):

@@ -130,7 +130,7 @@ def _native_forward(
 def _native_backward(
   epsilon: float, residuals: Residuals, gradients: Normalised
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Adds the gradients of both statistics to Ioffe & Szegedy 2015, section 3."""
+  """The gradient in Ioffe & Szegedy 2015, section 3, plus those of mean and var."""
   (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
 
   def reference(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
@@ -143,7 +143,7 @@ def _native_backward(
   dy_sum, dy_x_sum = sums(x, mean, dy)
   number = x.size // x.shape[-1]
   rstd = lax.rsqrt(var + epsilon)
-  # The gradient of x is a sum of a constant, `slope` times x - mean, and dy.
+  # The gradient of x is constant + (x - mean) * slope + dy * factor.
   constant = (dmean - scale * rstd * dy_sum) / number
   slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
   mean, constant, slope, factor = (

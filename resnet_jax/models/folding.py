@@ -1,7 +1,7 @@
 """Batch norm folded into convolutions, for inference.
 
-In evaluation, batch norm multiplies by a constant and adds another. If it follows a
-convolution, the factor goes into the kernel, and the convolution adds the second one.
+In evaluation, batch norm multiplies by a constant scale and adds a constant bias. After
+a convolution, the scale goes into the kernel, and the convolution adds the bias.
 """
 
 from collections.abc import Collection, Mapping

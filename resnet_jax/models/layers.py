@@ -35,12 +35,11 @@ class Conv(nn.Module):
     features: output channels.
     kernel_size: height and width of the kernel, in pixels.
     stride: step along both spatial axes.
-    padding: zeros on each side, before they are multiplied by `dilation`; None keeps
-      the size at stride 1 (odd kernels only).
+    padding: number of zeros on each side, which `dilation` multiplies; None keeps the
+      size at stride 1 (odd kernels only).
     groups: number of groups of channels (Xie et al. 2016, "ResNeXt"). It divides the
       input and the output channels.
-    dilation: distance between the pixels that a kernel sees; above 1, `stride` must be
-      1.
+    dilation: distance between the pixels that a kernel sees; > 1 needs `stride` 1.
     dtype: dtype of the computation and the output.
   """
 

@@ -58,8 +58,8 @@ def _bottleneck(**kwargs: Any) -> ModuleDef:
   return partial(BottleneckBlock, **kwargs)
 
 
-# The networks of He et al. 2015. Where the paper leaves a choice, torchvision's
-# ("v1.5").
+# The networks of He et al. 2015. Where the paper leaves a choice, they follow
+# torchvision ("v1.5").
 _RESIDUAL = (
   _imagenet("resnet{}", _BASIC, BasicBlock)
   | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)

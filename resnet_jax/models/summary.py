@@ -22,8 +22,7 @@ class Layer:
     kind: name of its class.
     output_shape: for one image; (H, W, C), or (C,) for the head.
     params: number of parameters.
-    multiply_adds: number in convolutions and matrix products; norms and biases count
-      0.
+    multiply_adds: those of convolutions and matrix products; norms and biases count 0.
     output_bytes: size of the output in bytes.
   """
 

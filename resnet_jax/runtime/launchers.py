@@ -22,7 +22,7 @@ _FLAGS = {
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 # The variables that launchers set: the number of processes, and the index of this one,
-# from 0. Variables for a single host only come last.
+# from 0. Variables that cover a single host come last.
 _LAUNCHERS = (
   ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # Without others that JAX needs.
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),

@@ -15,7 +15,7 @@ from jax.experimental import multihost_utils
 from resnet_jax.runtime.interruption import note_interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# Time for the main thread to end by itself.
+# Time for the main thread to respond by itself.
 _PATIENCE_S = 0.5
 _END = b"\0"  # No signal has this number.
 _SHOW_CURSOR = "\x1b[?25h"  # A progress bar hides it.
@@ -71,7 +71,7 @@ class StopRequest:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
     signal.set_wakeup_fd(self._pipe_before)
-    os.write(self._write_end, _END)  # A close would not do: forks may hold it.
+    os.write(self._write_end, _END)  # A fork may hold it, so closing is not enough.
     self._listener.join()
     os.close(self._write_end)
     os.close(self._read_end)

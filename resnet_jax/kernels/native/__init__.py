@@ -140,7 +140,7 @@ def fits(
     padding: number of zeros on each side.
   """
   return (
-    _serves(x, shape[-1])  # First: shapes of an export are symbolic.
+    _serves(x, shape[-1])  # First: an export's shapes cannot be compared.
     and x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
     and min(_out_shape(x.shape, shape, stride, padding)) > 0
