@@ -48,7 +48,7 @@ def cpu_conv(
   stride: int,
   padding: int,
 ) -> Float[Array, "b _ _ f"]:
-  """A convolution, not a matrix product; by `native` where it supports this."""
+  """A convolution that is not a matrix product; by `native` if it supports this."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference: native.ArrayFunction = partial(lax_conv, **settings, groups=1)
   if is_native(x, kernel, kernel.shape, **settings):

@@ -33,8 +33,8 @@ class BatchNorm(nn.Module):
     momentum: weight of the old running value. torchvision's 0.1 is the weight of the
       new one.
     epsilon: added to the variance.
-    unbiased: the running variance of n values is divided by n - 1, as in PyTorch and the
-      paper's algorithm 2. Without it, by n, as in Flax and TensorFlow.
+    unbiased: divide by n - 1 in the running variance of n values, as PyTorch and the
+      paper's algorithm 2 do. Without it, divide by n, as Flax and TensorFlow do.
     groups: number of equal, consecutive parts of the batch. Each is normalised by its
       own statistics; their average updates the running ones. With one part per device,
       no device waits for another ("ghost batch norm", Hoffer et al. 2017, algorithm 1;

@@ -77,7 +77,7 @@ def kernel_gradient(
   stride: int,
   padding: int,
 ) -> Float[Array, "_ _ c f"]:
-  """Returns the gradient of `conv2d`'s kernel, given that of its result, `dy`."""
+  """Returns the gradient of `conv2d`'s kernel, given that of its result (`dy`)."""
   gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
   return gradient.astype(x.dtype)
 
