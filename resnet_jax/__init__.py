@@ -45,7 +45,7 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-# The file of each name.
+# The names that each file defines.
 _FILES = {
   "config": "Config",
   "inference.classifier": "Classifier load",

@@ -1,4 +1,4 @@
-"""Settings: typed dataclasses, checked once.
+"""Settings as typed dataclasses, checked once.
 
 Imports:
   from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

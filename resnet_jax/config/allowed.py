@@ -1,4 +1,4 @@
-"""Fields of settings: default, allowed values, whether a resume may differ."""
+"""Fields of settings: default, allowed values, and whether a resume may change them."""
 
 import dataclasses
 import difflib
@@ -10,12 +10,12 @@ from resnet_jax.runtime.errors import UserError
 T = TypeVar("T")
 Number = TypeVar("Number", bound=float)
 Numbers = TypeVar("Numbers", bound=tuple[float, ...])
-# Whether a resumed run may have another value, or what tells that of the new `Config`,
-# whose file imports this one.
+# Whether a resumed run may have another value, or a function of the new `Config` that
+# returns this. (The file of `Config` imports this one, hence `Any`.)
 MayChange = bool | Callable[[Any], bool]
-# The largest side of an image, in pixels: more is a slip, and takes gigabytes.
+# The largest side of an image, in pixels. More is a mistake, and takes gigabytes.
 MAX_SIZE = 4096
-_MOST_SHOWN = 8  # Names in a message.
+_MOST_SHOWN = 8  # Number of names in a message.
 
 
 def setting(
@@ -25,15 +25,15 @@ def setting(
   may_change: MayChange = False,
   choices: Sequence[T] = (),
 ) -> T:
-  """A field with the values it takes, in words and as a predicate.
+  """Returns a dataclass field with its allowed values.
 
   Args:
-    default: its value where nobody sets it.
-    allowed: the values it takes, in words.
-    check: whether a value is one of them.
-    may_change: whether a resumed run may have another value, since no number of a step
-      depends on it; or a function of the new config that tells.
-    choices: all values that it takes, if they are few.
+    default: its default value.
+    allowed: the allowed values, in words.
+    check: whether a value is allowed.
+    may_change: whether a resumed run may have another value, because the result of a
+      step does not depend on it; or a function of the new config that returns this.
+    choices: all allowed values, if they are few.
   """
   metadata = {
     "allowed": allowed,
@@ -45,7 +45,7 @@ def setting(
 
 
 def changeable(default: T) -> T:
-  """A field of any value, which may be another one when a run is resumed."""
+  """Returns a field of any value; a resumed run may have another value."""
   return dataclasses.field(default=default, metadata={"may_change": True})
 
 
@@ -64,7 +64,7 @@ def between(
 
 
 def pixels(default: int, low: int) -> int:
-  """A field that is a side of images."""
+  """Returns a field for a side length of images, in pixels."""
   return between(default, low, MAX_SIZE)
 
 
@@ -74,7 +74,7 @@ def choice(default: str, *values: str, may_change: MayChange = False) -> str:
 
 
 def factory() -> str:
-  """A field that names code of one's own by its import path."""
+  """Returns a field for the import path of the user's own code."""
   metadata = {
     "allowed": "an import path, such as 'package.module:function'",
     "check": _is_import_path,
@@ -99,13 +99,13 @@ def increasing(default: Numbers) -> Numbers:
 def check_choice(
   field: str, value: str, allowed: Collection[str], listing: str = ""
 ) -> None:
-  """Raises `ValueError` naming the nearest allowed values if `value` is not one.
+  """Raises `ValueError` with the nearest allowed values if `value` is not allowed.
 
   Args:
-    field: what a message calls the setting or the flag.
+    field: name of the setting or flag in the message.
     value: its value.
-    allowed: the values that it takes.
-    listing: where to find all of them, if they are many.
+    allowed: the allowed values.
+    listing: where to find all allowed values, if they are many.
   """
   if value not in allowed:
     raise UserError(
@@ -116,10 +116,10 @@ def check_choice(
 
 
 def suggest(word: str, known: Collection[str], listing: str = "") -> str:
-  """Returns a part of a sentence that leads from a mistyped name to a known one.
+  """Returns part of a sentence that suggests known names for a mistyped one.
 
   It has the nearest three names. If none is near, it has the first names and how many
-  more there are. `listing` says where to find all of them.
+  more there are. `listing` says where to find all names.
   """
   if near := nearest(word, known):
     return f"did you mean {', '.join(near)}?"
@@ -131,10 +131,10 @@ def suggest(word: str, known: Collection[str], listing: str = "") -> str:
 
 
 def nearest(word: str, known: Iterable[str]) -> list[str]:
-  """Returns the names that are nearest to a word, at most three, perhaps none."""
+  """Returns the names nearest to a word: at most three, possibly none."""
   word = word.lower()
   names = {name.lower(): name for name in known}
   near = difflib.get_close_matches(word, names, n=3)
-  if len(word) > 2:  # Of "x" nobody can tell.
+  if len(word) > 2:  # Shorter words are in too many names.
     near += [name for name in names if word in name and name not in near]
   return [names[name] for name in near[:3]]

@@ -1,7 +1,7 @@
-"""Own parts by import path: a network, a task, data, an optimiser, an augmentation.
+"""The user's own network, task, data, optimiser or augmentation, by import path.
 
-A config that a person writes may name any code. One that is read from a run directory
-may come from a stranger, so its code is imported only where the person allows it.
+A config file in Python may name any code. A config in a run directory may come from a
+stranger, so its code is imported only if the user allows it.
 """
 
 import importlib
@@ -15,7 +15,7 @@ from resnet_jax.config.fields import flatten, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
-# The settings that name code.
+# Settings whose value is an import path.
 FACTORIES = tuple(
   path for path, field, _ in walk(Config()) if field.metadata.get("is_factory")
 )
@@ -28,13 +28,14 @@ def call_factory(
 
   Args:
     path: the import path.
-    setting: the setting that has it, such as "model.factory".
-    *args: what the function takes.
-    returns: the types that its result may have; () is any function.
+    setting: the setting with this value, such as "model.factory".
+    *args: arguments of the function.
+    returns: allowed types of the result; () allows any function.
 
   Raises:
-    UserError: there is no such module or function in it, or the function takes or
-      returns something else. An error within the user's code is raised as it is.
+    UserError: the module or the function does not exist, or the function takes other
+      arguments or returns another type. Errors within the user's code are raised
+      unchanged.
   """
   function = _import(path, setting)
   where = f"{setting_name(setting)}={path!r}"
@@ -55,13 +56,13 @@ def call_factory(
 
 
 def part_name(factory: str, name: str) -> str:
-  """Returns how to call a part in messages: by its factory, if it has one."""
+  """Returns the name of a part for messages: that of its factory, if it has one."""
   return factory.rpartition(":")[2] or name
 
 
 def _import(path: str, setting: str) -> Any:
   if os.getcwd() not in sys.path and "" not in sys.path:
-    # As `python` has it; last, so that no file there takes the place of a package.
+    # As `python` does, but last, so that no file there hides a package.
     sys.path.append(os.getcwd())
   module_name, _, name = path.partition(":")
   where = f"{setting_name(setting)}={path!r}"
@@ -69,7 +70,7 @@ def _import(path: str, setting: str) -> Any:
     found: Any = importlib.import_module(module_name)
   except ModuleNotFoundError as error:
     if not f"{module_name}.".startswith(f"{error.name}."):
-      raise  # The module is there; what it imports is not.
+      raise  # The module exists; something that it imports does not.
     raise UserError(
       f"{where}: there is no module {error.name!r}; install it, or start from the "
       "folder that holds it",
@@ -92,18 +93,18 @@ def check_trust(
   named: Collection[str] = (),
   used: Collection[str] = FACTORIES,
 ) -> None:
-  """Refuses code that only a run directory names.
+  """Refuses code that a run directory names and the user does not.
 
   Args:
-    config: that was read from the directory.
+    config: the config of the run directory.
     origin: the directory, for the message.
-    trust_code: whether the user allows it all.
+    trust_code: whether the user allows all of its code.
     named: settings that the user gave in this call.
     used: settings whose code would run.
 
   Raises:
-    UserError: the config names code that the user did not name. Code of this package is
-      no exception, as its modules hold names of others.
+    UserError: the config names code that the user did not name. This includes code of
+      this package, as its modules also contain names of other modules.
   """
   if trust_code:
     return

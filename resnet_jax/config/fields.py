@@ -27,12 +27,12 @@ def walk(
 
 
 def set_value(config: Config, path: str, value: object) -> None:
-  """Changes a setting in place.
+  """Sets a setting in place.
 
   Args:
-    config: what to change.
-    path: such as "optim.learning_rate".
-    value: not checked here.
+    config: the config to change.
+    path: path of the setting, such as "optim.learning_rate".
+    value: the new value; it is not checked here.
 
   Raises:
     ValueError: there is no such setting.
@@ -46,24 +46,24 @@ def set_value(config: Config, path: str, value: object) -> None:
 
 
 def may_change(field: dataclasses.Field[Any], config: Config) -> bool:
-  """Whether a run that is resumed with `config` may have another value of a field."""
+  """Whether a run resumed with `config` may have another value of a field."""
   rule: MayChange = field.metadata.get("may_change", False)
   return rule if isinstance(rule, bool) else rule(config)
 
 
 def flatten(config: Config) -> dict[str, object]:
-  """Returns {"optim.learning_rate": 0.1, ...} of all settings."""
+  """Returns all settings as {"optim.learning_rate": 0.1, ...}."""
   return {path: value for path, _, value in walk(config)}
 
 
 def check_field_name(path: str) -> None:
-  """Raises `ValueError` with the nearest names if `path` is no setting's name."""
+  """Raises `ValueError` with the nearest names if `path` is not a setting."""
   if path not in flatten(Config()):
     advice = advise(path) or "`resnet-jax train --help` lists all settings"
     raise UserError(f"config.{path} is no setting; {advice}")
 
 
-# What other programs call our settings.
+# Names of our settings in other programs.
 _OTHER_NAMES = {
   "batch_size": "b bs batch batchsize train_batch_size",
   "num_epochs": "epoch epochs max_epochs n_epochs num_train_epochs",
@@ -107,7 +107,7 @@ _OTHER_NAMES = {
 _SETTING_OF = {
   name: path for path, names in _OTHER_NAMES.items() for name in names.split()
 }
-# What is no setting here.
+# Names that are settings elsewhere but not here.
 _ADVICE = {
   "all devices are used; hide some with CUDA_VISIBLE_DEVICES": (
     "device devices gpu gpus n_gpus ngpus num_devices num_gpus"
@@ -122,15 +122,15 @@ _ADVICE_OF = {name: text for text, names in _ADVICE.items() for name in names.sp
 
 
 def advise(name: str, flag: str = "config.", others: Sequence[str] = ()) -> str:
-  """Returns what to give in place of a name that no setting has.
+  """Returns a suggestion for a name that is not a setting.
 
   Args:
-    name: such as "optim.lr". Only its last part is compared.
-    flag: what a setting's name begins with in the answer.
+    name: the name, such as "optim.lr". Only its last part is compared.
+    flag: prefix of a setting's name in the suggestion.
     others: other flags that may be meant, such as "--workdir".
 
   Returns:
-    A part of a sentence, or "" if nothing is near.
+    Part of a sentence, or "" if no name is near.
   """
   last = _last_part(name)
   if last in _ADVICE_OF:
@@ -143,18 +143,18 @@ def advise(name: str, flag: str = "config.", others: Sequence[str] = ()) -> str:
   else:
     parts = [last] if last in known else nearest(last, known)
     near = [full for part in parts for full in known[part]]
-  if "." in name:  # Its group tells settings of one name apart.
+  if "." in name:  # The group distinguishes settings of the same name.
     near = difflib.get_close_matches(flag + name, near, n=3, cutoff=0.0)
   return f"did you mean {', '.join(near[:3])}?" if near else ""
 
 
 def _last_part(name: str) -> str:
-  """Returns "learning_rate" of "--config.optim.learning-rate"."""
+  """Returns "learning_rate" for "--config.optim.learning-rate"."""
   return name.rsplit(".", 1)[-1].lstrip("-").replace("-", "_").lower()
 
 
 def type_name(path: str) -> str:
-  """Returns the type of a setting in a user's words, such as "a whole number"."""
+  """Returns the type of a setting in plain words, such as "a whole number"."""
   words: dict[object, str] = {
     int: "a whole number",
     float: "a number",

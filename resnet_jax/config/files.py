@@ -1,7 +1,8 @@
-"""Config files: those of the package by name, others by path.
+"""Config files: finds those of the package by name, and others by path.
 
-A config file is Python with a function `get_config`, which returns a `Config` and may
-take the name of a variant. The `config.json` of a run is a config file too.
+A config file is a Python file with a function `get_config`. The function returns a
+`Config`, and may take the name of a variant. The `config.json` of a run is a config
+file too.
 """
 
 import ast
@@ -33,7 +34,7 @@ def configs_dir() -> Path:
 
 
 def list_configs() -> dict[str, str]:
-  """Returns the names of the package's config files with the first line of each."""
+  """Returns {name: first line} of the package's config files."""
   found = {}
   for path in sorted(configs_dir().glob("*.py")):
     doc = ast.get_docstring(ast.parse(path.read_text(encoding="utf-8"))) or ""
@@ -42,14 +43,14 @@ def list_configs() -> dict[str, str]:
 
 
 def find_config(name: str) -> Path:
-  """Returns the file that `--config` names, without what follows its colon.
+  """Returns the file that `--config` names; `name` has no colon and variant.
 
-  It is the first of these that exists: the package's config of that name; the file;
-  the `config.json` of the run directory; the file with .py added; the package's config
-  of that path in the repository, such as configs/digits.py.
+  These are tried in order: the package's config of that name; the file of that path;
+  the `config.json` of that run directory; the file with .py added; the package's config
+  by its path in the repository, such as configs/digits.py.
 
   Raises:
-    NotFoundError: there is no such file, and no such name in the package.
+    NotFoundError: neither the file nor the package's config exists.
     UserError: the file is neither Python nor JSON.
   """
   if found := find_file(name, configs_dir()):
@@ -68,11 +69,11 @@ def find_config(name: str) -> Path:
 
 
 def find_file(name: str, folder: Path) -> Path | None:
-  """Returns the file that a flag names: see `find_config`; None if there is none.
+  """Returns the file that a flag names, as in `find_config`; None if none exists.
 
   Args:
-    name: of a file in `folder` without .py; or a path.
-    folder: the package's own files, `configs/` or a folder in it.
+    name: name of a file in `folder`, without .py, or a path.
+    folder: folder of the package's files: `configs/` or a folder in it.
   """
   if not name:
     return None
@@ -94,13 +95,14 @@ def load_config_file(
   Args:
     name: a name of `list_configs`, or the path of a file or a run; a colon and the
       name of a variant may follow.
-    trust_code: whether code that a config.json names may run.
+    trust_code: whether to run code that a config.json names.
     named: settings that the user gave in this call; they replace those of the file.
 
   Raises:
-    NotFoundError: there is no such file.
-    UserError: the file is no config file, has no such variant, or is a config.json
-      that names code to run. A config file in Python is code that the user runs anyway.
+    NotFoundError: the file does not exist.
+    UserError: the file is not a config file, lacks the variant, or is a config.json
+      that names code to run. Config files in Python are not checked for this, as the
+      user runs their code anyway.
   """
   path_name, _, variant = name.partition(":")
   if os.name == "nt" and len(path_name) == 1:  # The colon of C:\\...
@@ -125,7 +127,7 @@ def load_config_file(
 
 
 def _get_config(path: Path, name: str, variant: str) -> object:
-  """Runs a config file; whatever it raises becomes one line with its place."""
+  """Runs a config file; an error in it becomes one line with its line number."""
   try:
     function = _import_file(path).get_config
     if variant and not inspect.signature(function).parameters:
@@ -133,7 +135,7 @@ def _get_config(path: Path, name: str, variant: str) -> object:
     return function(variant) if variant else function()
   except UserError:
     raise
-  except Exception as error:  # It is the user's code.
+  except Exception as error:  # The user's code may raise anything.
     lines = traceback.extract_tb(error.__traceback__)
     own = [line.lineno for line in lines if line.filename == str(path)]
     place = f", line {own[-1]}" if own else ""

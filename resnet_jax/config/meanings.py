@@ -1,4 +1,4 @@
-"""What each setting means, from the docstrings of the schema, for `--help`."""
+"""Meanings of the settings for `--help`, from the docstrings of the schema."""
 
 import dataclasses
 import inspect
@@ -18,10 +18,10 @@ _ENTRY = re.compile(r"^  (\w+(?:, \w+)*): (.+?)(?=^  \w|\Z)", re.M | re.S)
 
 
 def describe_settings(config: Config) -> str:
-  """Returns the text of all settings in groups: meaning, allowed values, value.
+  """Returns a text of all settings by group: meaning, allowed values, default.
 
   Args:
-    config: its values are shown as the defaults.
+    config: the config whose values are shown as defaults.
   """
   groups: list[tuple[str, DataclassInstance]] = [("", config)]
   for field in dataclasses.fields(config):
@@ -36,7 +36,7 @@ def _describe_group(prefix: str, group: "DataclassInstance") -> str:
   meanings = _meanings(text)
   lines = [text.split("\n")[0].rstrip(".") + ":"]
   for path, field, value in fields.walk(group, prefix):
-    if path.removeprefix(prefix) not in meanings:  # Of a group within this one.
+    if path.removeprefix(prefix) not in meanings:  # The setting of a nested group.
       continue
     meaning = meanings[field.name]
     default = printable(_show(value))
@@ -51,7 +51,7 @@ def _describe_group(prefix: str, group: "DataclassInstance") -> str:
 
 
 def _kind(path: str, field: dataclasses.Field[object]) -> str:
-  """Returns which values a setting takes, such as "a whole number > 0"."""
+  """Returns the allowed values of a setting, such as "a whole number > 0"."""
   allowed = str(field.metadata.get("allowed", ""))
   if allowed.startswith((">", "in ")):
     return f"{fields.type_name(path).partition(',')[0]} {allowed}"
@@ -59,7 +59,7 @@ def _kind(path: str, field: dataclasses.Field[object]) -> str:
 
 
 def _meanings(docstring: str) -> dict[str, str]:
-  """Returns {field: meaning} of the "Attributes:" of a docstring."""
+  """Returns {field: meaning} from the "Attributes:" of a docstring."""
   _, _, attributes = docstring.partition("Attributes:\n")
   return {
     name: " ".join(text.split())
@@ -69,7 +69,7 @@ def _meanings(docstring: str) -> dict[str, str]:
 
 
 def _show(value: object) -> str:
-  """Returns a value as one writes it on the command line."""
+  """Returns a value as it is written on the command line."""
   if isinstance(value, dict):
     return ",".join(f"{name}={factor:g}" for name, factor in value.items()) or "none"
   if isinstance(value, tuple):

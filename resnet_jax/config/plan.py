@@ -1,6 +1,6 @@
-"""A run in steps: epochs converted once, and when something is due.
+"""The plan of a run in steps: when to log, evaluate, save and decay.
 
-No period is computed anywhere else.
+Epochs are converted to steps, and periods computed, only here.
 """
 
 import dataclasses
@@ -9,20 +9,20 @@ import itertools
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError
 
-_TOO_MANY_STEPS = 2**31  # They are counted in int32.
+_TOO_MANY_STEPS = 2**31  # Steps are counted in int32.
 
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Plan:
-  """A run in steps; a step is one update, and `step` counts those completed.
+  """The plan of a run; a step is one update, and `step` counts completed updates.
 
   Attributes:
-    num_steps: length of the run.
-    steps_per_epoch: full batches in the training set.
-    steps_per_call: most steps of one `train_chunk`.
-    warmup_steps: length of warmup.
-    decay_steps: where the learning rate is multiplied by the decay factor.
-    log_every, eval_every, save_every: periods; `save_every` 0 adds no saves.
+    num_steps: length of the run, in steps.
+    steps_per_epoch: number of full batches in the training set.
+    steps_per_call: largest number of steps of one `train_chunk`.
+    warmup_steps: length of warmup, in steps.
+    decay_steps: steps at which the learning rate is multiplied by the decay factor.
+    log_every, eval_every, save_every: periods in steps; `save_every` 0 adds no saves.
   """
 
   num_steps: int
@@ -39,9 +39,9 @@ class Plan:
     """Converts epochs to steps.
 
     Raises:
-      ValueError: a batch larger than the training set, more steps than are counted,
-        boundaries that fall on the same step, or a warmup that does not end before the
-        first of them.
+      ValueError: a batch is larger than the training set, there are 2**31 steps or
+        more, two boundaries fall on the same step, or warmup does not end before the
+        first boundary.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -113,14 +113,14 @@ class Plan:
 
   @property
   def longest_call(self) -> int:
-    """Number of steps of the longest call; all periods begin with the first."""
+    """Number of steps of the longest call: the first, as all periods start there."""
     return self.call_end(0)
 
   def call_end(self, step: int) -> int:
     """Returns the step at which a call that starts after `step` updates ends.
 
-    Never past an epoch's end, so that one shuffle serves a call, nor past a step
-    at which something is due.
+    A call does not cross the end of an epoch, so that it needs only one shuffle. It
+    does not cross a step at which something is due.
     """
     periods = [self.log_every, self.eval_every, self.steps_per_epoch]
     if self.save_every:

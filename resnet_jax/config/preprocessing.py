@@ -1,4 +1,4 @@
-"""What weights expect images to have gone through."""
+"""The preprocessing of images that weights expect."""
 
 import dataclasses
 from collections.abc import Sequence
@@ -8,7 +8,7 @@ from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
 
-# The value of a field of `DataConfig` that the weights of `init_from` are to tell.
+# Values of `DataConfig` that stand for the value of the weights in `init_from`.
 OF_WEIGHTS: dict[str, object] = {
   "mean": (),
   "std": (),
@@ -20,13 +20,13 @@ OF_WEIGHTS: dict[str, object] = {
 
 @dataclasses.dataclass(frozen=True)
 class Preprocessing:
-  """What weights expect images to have gone through.
+  """The preprocessing of images that weights expect.
 
   Attributes:
-    mean: of each channel, of pixels scaled to [0, 1]; subtracted.
-    std: likewise; divided by.
-    resize: the short side, in pixels; 0 leaves the size.
-    crop: side of the square cut from the middle, in pixels; 0 cuts nothing.
+    mean: subtracted from pixels scaled to [0, 1]; one value, or one per channel.
+    std: the result is divided by it; one value, or one per channel.
+    resize: length in pixels to which the short side is resized; 0 does not resize.
+    crop: side length in pixels of the square cut out of the middle; 0 does not crop.
     interpolation: "bilinear" or "bicubic", antialiased.
   """
 
@@ -68,7 +68,7 @@ def _is_share(value: object) -> bool:
 
 
 def check_channels(label: str, values: Sequence[float], channels: int) -> None:
-  """Raises `ValueError` unless there is one value, or one for each channel."""
+  """Raises `ValueError` unless there is one value, or one per channel."""
   if len(values) not in (1, channels):
     raise UserError(
       f"{label} must have 1 value or one for each of the {channels} channels"
@@ -76,7 +76,7 @@ def check_channels(label: str, values: Sequence[float], channels: int) -> None:
 
 
 def are_equal(first: Sequence[float], second: Sequence[float]) -> bool:
-  """Whether values of channels are equal; one value stands for all channels."""
+  """Whether values per channel are equal; a single value stands for all channels."""
   number = max(len(first), len(second))
   return ([*first] * number)[:number] == ([*second] * number)[:number]
 
@@ -93,7 +93,7 @@ def check_fits(preprocessing: Preprocessing, channels: int) -> None:
 
 
 def from_dict(values: dict[str, Any]) -> Preprocessing:
-  """Inverse of `dataclasses.asdict`, from JSON; errors of all kinds if it is none."""
+  """Inverse of `dataclasses.asdict`, from JSON; a wrong dict may raise any error."""
   values = values | {key: tuple(values[key]) for key in ("mean", "std")}
   return Preprocessing(**values)
 
@@ -110,7 +110,7 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
 
 
 def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-  """Returns `data` with the evaluation that weights expect."""
+  """Returns `data` with the preprocessing that weights expect in evaluation."""
   return dataclasses.replace(
     data,
     mean=preprocessing.mean,
@@ -122,12 +122,12 @@ def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataCo
 
 
 def fields_of_weights(data: DataConfig) -> list[str]:
-  """Returns the fields whose values are those of the weights of `init_from`."""
+  """Returns the fields that take their values from the weights in `init_from`."""
   return [name for name, mark in OF_WEIGHTS.items() if getattr(data, name) == mark]
 
 
 def fill_in(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-  """Returns `data` with the weights' values in `fields_of_weights`."""
+  """Returns `data` with the weights' values in all `fields_of_weights`."""
   theirs = with_preprocessing(data, preprocessing)
   values = {name: getattr(theirs, name) for name in fields_of_weights(data)}
   return dataclasses.replace(data, **values)

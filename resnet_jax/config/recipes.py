@@ -1,4 +1,4 @@
-"""What the studies train with: the paper's recipes, and two that are shorter."""
+"""Recipes of the studies: those of the paper, and two shorter ones."""
 
 from resnet_jax.config.schema import (
   AugmentConfig,
@@ -11,14 +11,14 @@ from resnet_jax.config.schema import (
 
 
 def smoke() -> Config:
-  """scikit-learn's digits, 8x8 pixels, for minutes on a laptop."""
+  """scikit-learn's digits, 8x8 pixels: takes minutes on a laptop."""
   return Config(
     num_steps=500,
     batch_size=32,
     steps_per_call=25,
     log_every_steps=25,
     eval_every_steps=125,
-    model=ModelConfig(scan=True),  # Deep nets compile as quickly as others.
+    model=ModelConfig(scan=True),  # Deep networks compile as fast as others.
     data=DataConfig(name="digits"),
     optim=OptimConfig(
       learning_rate=0.02, decay_all=True, warmup_steps=100, decay_steps=(250, 375)
@@ -30,9 +30,9 @@ def cifar10() -> Config:
   """The paper's recipe for CIFAR-10 (He et al. 2015, section 4.2).
 
   Batch 128, learning rate 0.1 divided by 10 at 32k and 48k of 64k updates, momentum
-  0.9, weight decay 1e-4 on every parameter, shifts of up to 4 pixels and flips. What
-  differs: a mean and standard deviation per channel instead of a mean per pixel, and
-  updates are counted in epochs of 390 full batches.
+  0.9, weight decay 1e-4 on every parameter, shifts of up to 4 pixels and flips. It
+  differs from the paper in two ways: images are normalised by a mean and a standard
+  deviation per channel, not by a mean per pixel; and an epoch is 390 full batches.
   """
   return Config(
     num_steps=64_000,
@@ -42,7 +42,7 @@ def cifar10() -> Config:
     eval_every_steps=2000,
     data=DataConfig(
       name="cifar10",
-      # Of the training images.
+      # Mean and standard deviation of the training images.
       mean=(0.4914, 0.4822, 0.4465),
       std=(0.2470, 0.2435, 0.2616),
     ),
@@ -58,8 +58,8 @@ def cifar10() -> Config:
   )
 
 
-# Of the deepest nets of the paper's table 6. There the warmup lasts until the training
-# error is below 80 %, "about 400" updates.
+# Warmup of the deepest networks in the paper's table 6. There it lasts until the
+# training error is below 80 %, "about 400" updates.
 WARMUP = {
   "optim.warmup": "constant",
   "optim.warmup_steps": 400,
@@ -70,8 +70,8 @@ WARMUP = {
 def short() -> Config:
   """CIFAR-10 by the paper's recipe, in 3,500 of its 64,000 updates.
 
-  The learning rate rises for the first 100: at once, it would throw the deeper nets
-  back by hundreds of updates, which these are too few to make up for.
+  The learning rate rises for the first 100 updates. Without this warmup, the deeper
+  networks lose hundreds of updates, and this recipe is too short to recover from that.
   """
   config = cifar10()
   config.num_steps = 3500
@@ -86,7 +86,7 @@ def short() -> Config:
 def medium() -> Config:
   """CIFAR-10 by a quarter of the paper's schedule: 16,000 updates, drops at 8k and 12k.
 
-  Long enough for plain nets of 56 layers to learn.
+  This is long enough for plain networks of 56 layers to learn.
   """
   config = cifar10()
   config.num_steps = 16_000
@@ -98,8 +98,8 @@ def medium() -> Config:
 def imagenet() -> Config:
   """The paper's recipe for ImageNet (section 3.4).
 
-  Batch 256, learning rate 0.1 divided by 10 when the error no longer falls, here at 30
-  and 60 of 90 epochs; evaluation takes one crop, where the paper's tables have ten.
+  Batch 256, learning rate 0.1 divided by 10 when the error no longer falls: here after
+  30 and 60 of 90 epochs. Evaluation uses one crop; the paper's tables use ten.
   """
   return Config(
     num_epochs=90,

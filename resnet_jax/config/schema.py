@@ -1,8 +1,8 @@
 """An experiment's settings: typed dataclasses, checked once.
 
 A file in `configs/` returns a `Config`, and `--config.a.b=value` changes it.
-`validation.py` refuses wrong types and values before anything is compiled. A field says
-itself which values it takes, and whether a resumed run may have another value.
+`validation.py` refuses wrong types and values before anything is compiled. Each field
+states its allowed values, and whether they may change when a run is resumed.
 
 No postponed annotations here: `validation.py` and the command line read the types.
 """
@@ -147,7 +147,7 @@ class DataConfig:
   max_skip_share: float = allowed.setting(
     0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
   )
-  # Pillow refuses more, whatever we allow.
+  # Pillow itself refuses more.
   max_pixels: int = allowed.between(100_000_000, 1, 178_000_000)
   num_threads: int = allowed.between(0, 0, 1024, may_change=True)
   num_workers: int = allowed.between(0, 0, 1024, may_change=True)

@@ -1,4 +1,4 @@
-"""The settings of a run on disk: as JSON, and whether the run may go on with others."""
+"""Reads and writes a run's settings, and checks whether a resume may change them."""
 
 import dataclasses
 import json
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 
 Group = TypeVar("Group", bound="DataclassInstance")
 
-# Settings that were text before they had a type of their own, as older runs keep them.
+# Settings that were text in earlier versions; the files of older runs hold that text.
 _FROM_TEXT: dict[str, Callable[[str], object]] = {
   "freeze": parse_names,
   "optim.learning_rate_multipliers": parse_factors,
@@ -26,7 +26,7 @@ _FROM_TEXT: dict[str, Callable[[str], object]] = {
 
 
 def to_json(config: Config) -> str:
-  """Returns the settings as JSON text, one to a line."""
+  """Returns the settings as JSON text, one per line."""
   return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
@@ -34,7 +34,8 @@ def from_json(text: str) -> Config:
   """Rebuilds the settings that `to_json` wrote.
 
   Raises:
-    ValueError: not JSON, an unknown name, or a value that `validate` refuses.
+    ValueError: the text is not JSON, or has an unknown name or a value that `validate`
+      refuses.
   """
 
   def build(cls: type[Group], values: object, prefix: str = "") -> Group:
@@ -59,11 +60,11 @@ def from_json(text: str) -> Config:
 
 
 def to_source(config: Config, doc: str) -> str:
-  """Returns a config file that gives these settings: what differs from the defaults.
+  """Returns the text of a config file with all settings that are not defaults.
 
   Args:
     config: the settings.
-    doc: the file's docstring, which may hold any text.
+    doc: the file's docstring; any text.
   """
   names = []
 
@@ -93,13 +94,14 @@ def to_source(config: Config, doc: str) -> str:
 
 
 def check_resumable(old: Config, new: Config) -> None:
-  """Refuses settings under which a run could not go on as if never stopped.
+  """Refuses settings with which a resumed run would differ from an uninterrupted one.
 
   Raises:
-    ValueError: naming each changed setting with both values.
+    ValueError: a setting changed; the message has both values.
   """
   free = {path for path, field, _ in walk(new) if may_change(field, new)}
-  if not (old.data.eval_resize or old.data.eval_crop):  # Now the size of the images.
+  # Older runs have 0 here where newer ones have the size of the images.
+  if not (old.data.eval_resize or old.data.eval_crop):
     free |= {"data.eval_resize", "data.eval_crop"}
   before, after = flatten(old), flatten(new)
   changed = [

@@ -1,4 +1,4 @@
-"""What settings may be: each by itself, and those that exclude each other."""
+"""Checks each setting by itself, and settings that exclude each other."""
 
 import sys
 import types
@@ -12,7 +12,7 @@ from resnet_jax.runtime.errors import UserError, setting_name
 
 
 def has_type(value: object, kind: Any) -> bool:
-  """Whether a value is of the type of a field; a bool is no number."""
+  """Whether a value has the type of a field; a bool is not a number."""
   if isinstance(kind, types.UnionType):
     return any(has_type(value, option) for option in typing.get_args(kind))
   if typing.get_origin(kind) is Mapping:
@@ -45,7 +45,8 @@ def validate(config: Config) -> None:
   The architecture's name is checked where it is built (`create_model`).
 
   Raises:
-    ValueError: naming the setting, its value and what is allowed.
+    ValueError: a value is not allowed. The message has the setting, its value and what
+      is allowed.
   """
   for path, field, value in walk(config):
     if not has_type(value, field.type):

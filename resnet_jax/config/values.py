@@ -8,28 +8,28 @@ _BOOLS = {"true": True, "1": True, "yes": True, "false": False, "0": False, "no"
 
 
 def parse_value(text: str, kind: object) -> Any:
-  """Returns the value of a setting of a type.
+  """Converts the text of a setting to its type.
 
   Args:
     text: such as "0.1", "true", "(30, 60)", "stem,stage1" or "head=10".
-    kind: type of the field.
+    kind: the type of the setting.
 
   Raises:
-    ValueError: it is no such value.
+    ValueError: the text is not a value of this type.
   """
   return _PARSERS[kind](text)
 
 
 def parse_names(text: str) -> tuple[str, ...]:
-  """Returns ("stem", "stage1") of "stem,stage1"."""
+  """Converts "stem,stage1" to ("stem", "stage1")."""
   return tuple(name.strip() for name in text.split(",")) if text else ()
 
 
 def parse_factors(text: str) -> dict[str, float]:
-  """Returns {"head": 10.0} of "head=10".
+  """Converts "head=10" to {"head": 10.0}.
 
   Raises:
-    ValueError: a part is not NAME=NUMBER, or two have one name.
+    ValueError: a part is not NAME=NUMBER, or two parts have the same name.
   """
   factors: dict[str, float] = {}
   for part in text.split(",") if text else ():
@@ -41,7 +41,7 @@ def parse_factors(text: str) -> dict[str, float]:
 
 
 def parse_scope(text: str) -> int | str:
-  """Returns 4 of "4", and any other text as it is."""
+  """Converts "4" to 4; any other text stays as it is."""
   return int(text) if text.isascii() and text.isdigit() else text
 
 

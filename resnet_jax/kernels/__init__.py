@@ -1,11 +1,11 @@
-"""How convolution and batch norm are computed on each kind of device.
+"""Kernels of convolution and batch norm, and the choice between them.
 
-A model calls `conv2d` and `batch_norm` and does not know which of these runs:
+A model calls `conv2d` and `batch_norm`. One of these kernels runs:
 
-- "plain": XLA's operations as they are. `jax.jvp`, `jax.export` and `vmap` work as on
-  any Flax module. This is what a model does unless someone chooses otherwise.
-- "xla": XLA's operations, with gradients written so that a CPU computes them fast.
-- "native": C++ kernels, on a machine whose only device is a CPU; else as "xla".
+- "plain", the default: XLA's operations, unchanged. `jax.jvp`, `jax.export` and `vmap`
+  work as on any Flax module.
+- "xla": XLA's operations, with gradients that are fast on a CPU.
+- "native": C++ kernels on a machine whose only device is a CPU; elsewhere like "xla".
 
 `resolve` makes the choice before anything is traced, and `use` puts it into effect.
 """

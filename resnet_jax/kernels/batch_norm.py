@@ -1,4 +1,4 @@
-"""Batch normalisation as arithmetic: by XLA, or with sums computed by `native`."""
+"""The arithmetic of batch norm: by XLA, or with sums computed by `native`."""
 
 from collections.abc import Callable
 from functools import partial
@@ -11,15 +11,15 @@ from jax.ad_checkpoint import checkpoint_name
 from resnet_jax.kernels import choice, native
 from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 
-# The result, then mean and variance.
+# The normalised array, its mean and its variance.
 Normalised = tuple[jax.Array, jax.Array, jax.Array]
 Residuals = tuple[jax.Array, jax.Array, jax.Array, jax.Array]  # x, scale, mean, var.
 BatchNorm = Callable[[jax.Array, jax.Array, jax.Array, float], Normalised]
 Moments = Callable[[jax.Array], tuple[jax.Array, jax.Array] | jax.Array]
-# The mean over devices of each of some arrays.
+# Averages each array over devices.
 Pool = Callable[[tuple[jax.Array, jax.Array]], tuple[jax.Array, jax.Array]]
 
-# JAX declares no types of it.
+# A JAX function without declared types.
 _named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
@@ -35,23 +35,24 @@ def batch_norm(
 ]:
   """Normalises each channel of a batch by the batch's own mean and variance.
 
-  Ioffe & Szegedy 2015, algorithm 1; `groups` parts of the batch, one after the other,
-  by the statistics of each ("ghost batch norm", Hoffer et al. 2017, algorithm 1).
+  See Ioffe & Szegedy 2015, algorithm 1. With `groups`, each of that many consecutive
+  parts of the batch is normalised by its own statistics ("ghost batch norm", Hoffer et
+  al. 2017, algorithm 1).
 
   Args:
     x: the batch.
-    scale: of each channel, float32.
-    bias: of each channel, float32.
+    scale: one value per channel, float32.
+    bias: one value per channel, float32.
     epsilon: added to the variance.
-    groups: divides B.
-    pool: averages statistics over the devices of a `pmap` or `shard_map`; None leaves
-      each device its own.
+    groups: number of parts of the batch; it divides B.
+    pool: averages statistics over the devices of a `pmap` or `shard_map`; None
+      keeps those of each device.
 
   Returns:
     The normalised batch, float32 or in the dtype of `x`; mean and variance of each
     group: [C] for one group, else [groups, C].
   """
-  # Without groups no axis for them, whose only effect would be to hinder layouts.
+  # An axis for a single group would only prevent good array layouts.
   parts = x if groups == 1 else x.reshape(groups, -1, *x.shape[1:])
   function: BatchNorm = partial(_batch_norm, moments=partial(_moments, pool=pool))
   is_plain = groups == 1 and pool is None
@@ -70,7 +71,7 @@ def normalize(
   bias: Float[Array, " c"],
   epsilon: float,
 ) -> Float[Array, "*b c"]:
-  """Normalises by given statistics of each channel; float32."""
+  """Normalises by given statistics per channel, in float32."""
   mean, var = prepend_axes(mean, x), prepend_axes(var, x)
   scale, bias = prepend_axes(scale, x), prepend_axes(bias, x)
   return (x - mean) * (lax.rsqrt(var + epsilon) * scale) + bias
@@ -79,9 +80,9 @@ def normalize(
 def _moments(
   x: Float[Array, "*groups b h w c"], pool: Pool | None = None
 ) -> tuple[Float32[Array, "*groups c"], Float32[Array, "*groups c"]]:
-  """Mean and variance over B, H and W, and over what `pool` averages over."""
+  """Returns mean and variance over B, H and W, averaged by `pool`."""
   x, axes = x.astype(jnp.float32), (-4, -3, -2)
-  # Both in one pass; rounding may leave the difference below 0.
+  # One pass computes both. Rounding may make their difference negative.
   moments = x.mean(axes), lax.square(x).mean(axes)
   mean, square = moments if pool is None else pool(moments)
   return mean, jnp.maximum(square - lax.square(mean), 0)
@@ -94,7 +95,7 @@ def _batch_norm(
   epsilon: float,
   moments: Moments = _moments,
 ) -> Normalised:
-  """Returns [..., B, H, W, C] normalised over B, H and W, with its `_moments`."""
+  """Returns [..., B, H, W, C] normalised over B, H and W, and its moments."""
   mean, var = (_named(moment, "moments") for moment in moments(x))
   wide_mean, wide_var = (jnp.expand_dims(value, (-4, -3, -2)) for value in (mean, var))
   return normalize(x, wide_mean, wide_var, scale, bias, epsilon), mean, var
@@ -104,9 +105,9 @@ def _batch_norm(
 def _native_batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> Normalised:
-  """As `_batch_norm`, in the dtype of `x`; sums, and the gradient's, are `native`'s.
+  """`_batch_norm` in the dtype of `x`; `native` computes its sums and its gradient's.
 
-  Reverse-mode differentiable only; its gradient is so in both modes.
+  It is differentiable in reverse mode only; its gradient is differentiable in both.
   """
   return _native_values(x, scale, bias, epsilon)
 
@@ -129,7 +130,7 @@ def _native_forward(
 def _native_backward(
   epsilon: float, residuals: Residuals, gradients: Normalised
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """Ioffe & Szegedy 2015, section 3, with what the two statistics receive."""
+  """The gradient in Ioffe & Szegedy 2015, section 3, plus those of mean and var."""
   (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
 
   def reference(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:
@@ -142,7 +143,7 @@ def _native_backward(
   dy_sum, dy_x_sum = sums(x, mean, dy)
   number = x.size // x.shape[-1]
   rstd = lax.rsqrt(var + epsilon)
-  # Of 1, of x's distance from its mean, and of dy, in the gradient of x.
+  # The gradient of x is constant + (x - mean) * slope + dy * factor.
   constant = (dmean - scale * rstd * dy_sum) / number
   slope = (2 * dvar - scale * rstd**3 * dy_x_sum) / number
   mean, constant, slope, factor = (

@@ -19,13 +19,13 @@ _choice: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 
 def current() -> str:
-  """Returns the choice for what is traced now: "plain", "xla" or "native"."""
+  """Returns the kernels in use: "plain", "xla" or "native"."""
   return _choice.get()
 
 
 @contextlib.contextmanager
 def use(choice: str) -> Iterator[None]:
-  """Has all that is traced within the context use some kernels.
+  """Selects the kernels for everything that is traced within the context.
 
   Args:
     choice: "plain", "xla" or "native".
@@ -38,7 +38,7 @@ def use(choice: str) -> Iterator[None]:
 
 
 def traced_with(choice: str, function: Callable[..., Any]) -> Callable[..., Any]:
-  """Returns a function that uses some kernels whenever it is called or traced."""
+  """Wraps a function so that it always uses the given kernels."""
 
   @functools.wraps(function)
   def traced(*args: Any, **kwargs: Any) -> Any:
@@ -51,7 +51,7 @@ def traced_with(choice: str, function: Callable[..., Any]) -> Callable[..., Any]
 def why_not_native() -> str:
   """Returns why the native kernels cannot run in this process; "" if they can.
 
-  They are compiled here where they are not yet, which takes half a minute.
+  This compiles them if they are not compiled yet, which takes half a minute.
   """
   return _why_unsuited() or native.why_not_loaded()
 
@@ -69,11 +69,11 @@ def _show(text: str) -> None:
 
 
 def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
-  """Returns the kernels that a setting stands for on this machine.
+  """Returns the kernels that a setting means on this machine.
 
   Args:
     choice: "auto", "xla" or "native".
-    show: told once if the native kernels cannot be compiled.
+    show: called once with a warning if the native kernels cannot be compiled.
 
   Returns:
     "xla" or "native".

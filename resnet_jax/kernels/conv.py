@@ -1,15 +1,15 @@
-"""2-D convolution, by the kernels that are chosen.
+"""2-D convolution with the chosen kernels.
 
 "plain" is `lax.conv`. The others have a gradient that stays fast inside `lax.scan` on a
 CPU. XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
-The gradients that JAX derives have such orders, so within any loop they fall to
-a naive kernel, about 20 times slower (jax-ml/jax#12868). Here both gradients
-are written as ordinary NHWC x HWIO convolutions, which every loop runs fast and
-which give the same bits; or, on one CPU, `native` computes them, faster still.
-Other backends keep `lax.conv`'s own gradient.
+The gradients that JAX derives have such orders, so inside a loop they run on a naive
+kernel that is about 20 times slower (jax-ml/jax#12868). Here both gradients are
+ordinary NHWC x HWIO convolutions, which are fast in every loop and give the same bits.
+On a single CPU device, `native` computes them even faster. Other backends keep the
+gradient of `lax.conv`.
 
-Grouped convolutions have no fast kernel on a CPU at all: there they run as a few
-dense ones of `_DENSE_CHANNELS` channels, filled up with zeros between the groups.
+Grouped convolutions have no fast kernel on a CPU. There they run as a few dense ones of
+`_DENSE_CHANNELS` channels, with zeros between the groups.
 
 Shapes: B batch, H height, W width, C input channels, F output channels (features).
 """
@@ -35,10 +35,10 @@ from resnet_jax.runtime.arrays import Array, Float, prepend_axes
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
 
-# From the gradient of a fused convolution to those of its arguments.
+# Maps the gradient of a fused convolution to those of its arguments.
 Pullback = Callable[[jax.Array], tuple[jax.Array, ...]]
 
-# JAX declares no types of it.
+# A JAX function without declared types.
 _named: Callable[[jax.Array, str], jax.Array] = checkpoint_name
 
 
@@ -58,15 +58,16 @@ def conv2d(
   Args:
     x: the images.
     kernel: [height, width, C / groups, F], same dtype as `x`.
-    stride: step along H and W, >= 1; 1 with a dilation.
-    padding: zeros on each side of H and W, >= 0; a multiple of `dilation`.
-    groups: divides C and F; the features of a group see the channels of that group.
-    dilation: distance of the pixels that the kernel sees, >= 1.
+    stride: step along H and W, >= 1; it must be 1 if `dilation` is above 1.
+    padding: number of zeros on each side of H and W, >= 0; a multiple of `dilation`.
+    groups: number of groups; it divides C and F. The features of a group see only the
+      channels of that group.
+    dilation: distance between the pixels that the kernel sees, >= 1.
 
   Returns:
     [B, H', W', F], dtype of `x`. H' = (H + 2 padding - dilation (height - 1) - 1) //
-    stride + 1, and W' by the same formula. Other kernels than "plain" are
-    differentiable in reverse mode only.
+    stride + 1, and W' by the same formula. Kernels other than "plain"
+    are differentiable in reverse mode only.
   """
   if choice.current() == "plain":
     return _lax_conv(x, kernel, stride, padding, groups, dilation)
@@ -87,23 +88,23 @@ def conv2d_then(
   dilation: int = 1,
   relu: bool = False,
 ) -> Float[Array, "b h2 w2 f"]:
-  """`conv2d`, then adds a bias and a residual, then applies ReLU.
+  """Convolves as `conv2d`, then adds a bias and a residual, then applies ReLU.
 
-  By the native kernels it is one pass over the output, where they serve.
+  The native kernels, where they apply, do this in one pass over the output.
 
   Args:
     x: the images.
-    kernel: as of `conv2d`.
-    bias: of each feature, float32.
-    residual: added too, in the dtype of the result; None is nothing.
-    stride: as of `conv2d`.
-    padding: as of `conv2d`.
-    groups: as of `conv2d`.
-    dilation: as of `conv2d`.
-    relu: whether ReLU comes last.
+    kernel: see `conv2d`.
+    bias: one value per feature, float32.
+    residual: also added, in the dtype of the result; None adds nothing.
+    stride: see `conv2d`.
+    padding: see `conv2d`.
+    groups: see `conv2d`.
+    dilation: see `conv2d`.
+    relu: whether to apply ReLU at the end.
 
   Returns:
-    As `conv2d`.
+    See `conv2d`.
   """
   settings = {"stride": stride, "padding": padding}
   if (
@@ -124,7 +125,7 @@ def conv2d_then(
 def _tuned_conv2d(
   x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int = 1
 ) -> jax.Array:
-  # In float32 a 1x1 convolution is faster than a product, where no gradient is taken.
+  # In float32, without a gradient, a 1x1 convolution is faster than a matrix product.
   as_product = x.dtype == jnp.bfloat16
   return _convolve(x, kernel, stride, padding, groups, as_product)
 
@@ -154,14 +155,14 @@ def _is_pointwise(kernel: jax.Array, padding: int) -> bool:
 
 
 def _pointwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """A 1x1 convolution as a matrix product: no layout change in its gradients."""
+  """A 1x1 convolution as a matrix product, whose gradients change no layout."""
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
 def _dilated_conv2d(
   x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
 ) -> jax.Array:
-  """`conv2d` at stride 1, of pixels that are `dilation` apart (à trous)."""
+  """`conv2d` at stride 1 over pixels that are `dilation` apart (à trous)."""
   settings: dict[str, Any] = {"padding": padding, "groups": groups}
   on_cpu = partial(_conv_of_phases, **settings, dilation=dilation)
   default = partial(_lax_conv, stride=1, **settings, dilation=dilation)
@@ -172,7 +173,7 @@ def _dilated_conv2d(
 def _conv_of_phases(
   x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
 ) -> jax.Array:
-  """Every `dilation`-th pixel is an image of its own, which `conv2d` makes fast."""
+  """Splits images into every `dilation`-th pixel, for which convolution is fast."""
   batch, *sizes, channels = x.shape
   x = jnp.pad(x, ((0, 0), *((0, -size % dilation) for size in sizes), (0, 0)))
   height, width = (size // dilation for size in x.shape[1:3])
@@ -193,12 +194,12 @@ def _conv_of_phases(
 def _dense_conv(
   x: jax.Array, kernel: jax.Array, stride: int, padding: int, groups: int
 ) -> jax.Array:
-  """A grouped convolution as dense ones, each of several groups."""
+  """A grouped convolution as dense ones of several groups each."""
   height, width, inputs, features = kernel.shape
   features //= groups
   merged = max(1, _DENSE_CHANNELS // max(inputs, features))
   merged = next(n for n in range(min(merged, groups), 0, -1) if groups % n == 0)
-  # A group's kernel stands at its own inputs, zeros at those of the others.
+  # Each group has its kernel at its own inputs, and zeros at those of the others.
   kernel = kernel.reshape(height, width, inputs, -1, merged, features)
   own = jnp.eye(merged, dtype=kernel.dtype)
   kernel = jnp.einsum("hwicgf,sg->chwsigf", kernel, own)
@@ -223,15 +224,15 @@ def _fused_conv2d(
   padding: int,
   relu: bool,
 ) -> jax.Array:
-  """`conv2d_then` by one native kernel; its gradient is not fused.
+  """`conv2d_then` as one native kernel; its gradient is not fused.
 
   Args:
     x: [B, H, W, C] float32.
     kernel: [height, width, C, F] float32.
-    then: the bias and, if wanted, the residual.
-    stride: as of `conv2d`.
-    padding: as of `conv2d`.
-    relu: whether ReLU comes last.
+    then: the bias and, optionally, the residual.
+    stride: see `conv2d`.
+    padding: see `conv2d`.
+    relu: whether to apply ReLU at the end.
   """
   settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
   bias, *added = then

@@ -10,7 +10,7 @@ from jax import lax
 from resnet_jax.kernels import choice, native
 from resnet_jax.runtime.arrays import Array, Float
 
-Gradients = tuple[jax.Array, jax.Array]  # Of the images and of the kernel.
+Gradients = tuple[jax.Array, jax.Array]  # With respect to images and kernel.
 
 _conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NHWC"))
 
@@ -18,7 +18,7 @@ _conv = partial(lax.conv_general_dilated, dimension_numbers=("NHWC", "HWIO", "NH
 def is_native(
   x: jax.Array, other: jax.Array, shape: tuple[int, ...], stride: int, padding: int
 ) -> bool:
-  """Whether the native kernels are chosen, and serve; see `native.fits`."""
+  """Whether the native kernels are chosen and support this; see `native.fits`."""
   chosen = choice.current() == "native"
   return chosen and native.fits(x, other, shape, stride, padding)
 
@@ -48,7 +48,7 @@ def cpu_conv(
   stride: int,
   padding: int,
 ) -> Float[Array, "b _ _ f"]:
-  """A convolution as one, not as a product: `native`'s where that serves."""
+  """A convolution that is not a matrix product; by `native` if it supports this."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference: native.ArrayFunction = partial(lax_conv, **settings, groups=1)
   if is_native(x, kernel, kernel.shape, **settings):
@@ -63,10 +63,10 @@ def pointwise_gradients(
   dy: Float[Array, "b _ _ f"],
   stride: int,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "1 1 c f"]]:
-  """Both gradients as products of matrices.
+  """Both gradients as matrix products.
 
-  Those that JAX derives from `conv._pointwise_conv` are the same but for the order of
-  axes, for which XLA:CPU writes the whole of `dy` transposed.
+  The gradients that JAX derives from `conv._pointwise_conv` differ only in the order of
+  axes, but for this order XLA:CPU writes a transposed copy of `dy`.
   """
   seen = x[:, ::stride, ::stride]
   input_gradient = (dy.reshape(-1, dy.shape[-1]) @ kernel[0, 0].T).reshape(seen.shape)
@@ -75,7 +75,7 @@ def pointwise_gradients(
     pads.append((0, size - (out - 1) * stride - 1, stride - 1))
   zero = jnp.zeros((), dy.dtype)
   input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
-  # XLA's product is the quicker one from few channels to many, and in bfloat16.
+  # XLA's product is faster from few to many channels, and in bfloat16.
   kernel_gradient: native.ArrayFunction = _pointwise_kernel_gradient
   if kernel.shape[2] >= kernel.shape[3] and x.dtype == jnp.float32:
     kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
@@ -99,7 +99,7 @@ def canonical_gradients(
   stride: int,
   padding: int,
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "kh kw c f"]]:
-  """Both gradients as NHWC x HWIO convolutions, or by the kernels of `native`."""
+  """Both gradients, as NHWC x HWIO convolutions or by `native`."""
   settings = {"stride": stride, "padding": padding}
   reference = _canonical_kernel_gradient
   return (
@@ -115,7 +115,7 @@ def _input_gradient(
   stride: int,
   padding: int,
 ) -> jax.Array:
-  """`dy` spread out by the stride, convolved with the kernel turned by 180 degrees."""
+  """Convolves `dy`, dilated by the stride, with the kernel rotated by 180 degrees."""
   turned = lax.rev(kernel, (0, 1)).swapaxes(2, 3)
   if stride == 1 and kernel.shape[0] == kernel.shape[1] > padding and dy.size:
     return cpu_conv(dy, turned, 1, kernel.shape[0] - 1 - padding)
@@ -135,7 +135,7 @@ def _kernel_gradient(
   padding: int,
   reference: native.ArrayFunction,
 ) -> jax.Array:
-  """`native`'s where that serves, or the reference, which takes the same arguments."""
+  """By `native` if it supports this, else by `reference`; same arguments."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference = partial(reference, kernel_shape=kernel_shape, **settings)
   if is_native(x, dy, kernel_shape, **settings):
@@ -147,7 +147,7 @@ def _kernel_gradient(
 def _canonical_kernel_gradient(
   x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
-  """`x` as [C, H, W, B] convolved with `dy` as [H', W', B, F]: B is summed over."""
+  """Convolves `x` as [C, H, W, B] with `dy` as [H', W', B, F], which sums over B."""
   pads = []
   for size, taps, out in zip(x.shape[1:3], kernel_shape, dy.shape[1:3], strict=False):
     pads.append((padding, (out - 1) * stride + taps - size - padding))

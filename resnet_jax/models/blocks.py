@@ -1,6 +1,6 @@
 """Residual blocks: two 3x3 convolutions, or 1x1, 3x3, 1x1, around a shortcut.
 
-Each is called as `block(x, noise)`; `noise` is None or what `Noise` says.
+Each is called as `block(x, noise)`; `noise` is a `Noise` or None.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -21,11 +21,11 @@ from resnet_jax.runtime.arrays import Array, Float, Float32
 
 @struct.dataclass
 class Noise:
-  """Randomness of one block in training; blocks under a scan get theirs by index.
+  """Randomness of one block in training; in a scan, each block takes its own by index.
 
   Attributes:
     key: PRNG key.
-    drop_path: probability of stochastic depth; None for none.
+    drop_path: probability of dropping the block (stochastic depth); None drops nothing.
   """
 
   key: Array
@@ -33,20 +33,21 @@ class Noise:
 
 
 class Block(TakesOldNames):
-  """What the residual blocks have in common.
+  """Base class of the residual blocks.
 
   Attributes:
     features: channels of the 3x3 convolutions, before `base_width` and `groups`.
-    stride: of the block.
+    stride: stride of the block.
     expansion: the block's output has `expansion * features` channels.
-    zero_init: start with nothing added to the shortcut (Goyal et al. 2017, section
-      5.1): the last batch norm's scale, or the last kernel of a pre-activation
-      block, is 0.
-    shortcut_cls: joins the block's input with what its convolutions made of it.
-    attention_cls: applied to that before it is joined, such as `SqueezeExcite`.
-    dilation: of the 3x3 convolutions.
-    first_dilation: of the one that has the stride, if it differs: a stride that was
-      taken away spreads what comes after it, not the convolution that had it.
+    zero_init: initialise the block to equal its shortcut (Goyal et al. 2017, section
+      5.1). The scale of the last batch norm is then 0, or in a pre-activation block
+      the last kernel.
+    shortcut_cls: combines the block's input with the output of its convolutions.
+    attention_cls: layer between the last convolution and the shortcut, such as
+      `SqueezeExcite`.
+    dilation: dilation of the 3x3 convolutions.
+    first_dilation: dilation of the convolution that carries the stride, if it differs.
+      Where dilation replaces a stride, it starts after the convolution that had it.
   """
 
   features: int
@@ -68,7 +69,7 @@ class Block(TakesOldNames):
   def conv3x3(
     self, features: int, stride: int | None = None, **kwargs: Any
   ) -> nn.Module:
-    """A dilated convolution; with a stride, even of 1, it is the one that has it."""
+    """Returns a 3x3 convolution; pass `stride`, even 1, to the one that carries it."""
     dilation = self.dilation
     if stride is not None and self.first_dilation is not None:
       dilation = self.first_dilation
@@ -84,7 +85,7 @@ class Block(TakesOldNames):
     residual: Float[Array, "b h2 w2 f"],
     noise: Noise | None,
   ) -> Float[Array, "b h2 w2 f"]:
-    """Attention, stochastic depth and the shortcut."""
+    """Applies attention, stochastic depth and the shortcut."""
     if self.attention_cls is not None:
       residual = self.attention_cls(name="se")(residual)
     if noise is not None and noise.drop_path is not None:
@@ -100,7 +101,10 @@ class Block(TakesOldNames):
     x: Float[Array, "b h w c"],
     noise: Noise | None,
   ) -> Float[Array, "b _ _ {self.out_features}"]:
-    """Maps what comes to the last convolution, and the block's input, to its output."""
+    """Returns the block's output for the input `y` of its last convolution.
+
+    `x` is the block's input.
+    """
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
     norm = self.norm_cls(scale_init=scale_init, name=norm_name)
@@ -132,11 +136,11 @@ class BottleneckBlock(Block):
   """1x1, 3x3 and 1x1 convolutions plus a shortcut (He et al. 2015, figure 5).
 
   Attributes:
-    groups: of the 3x3 convolution (ResNeXt: Xie et al. 2016).
-    base_width: channels of the 3x3 convolution for each 64 `features` and group:
-      128 makes Wide ResNet-50-2, 32 groups of 4 make ResNeXt-50 32x4d.
-    stride_on_1x1: put the stride on the first convolution, as the paper did ("v1"),
-      not on the 3x3, as torchvision does ("v1.5").
+    groups: groups of the 3x3 convolution (ResNeXt: Xie et al. 2016).
+    base_width: channels of the 3x3 convolution per group and per 64 `features`. 128
+      gives Wide ResNet-50-2; 4 with 32 groups gives ResNeXt-50 32x4d.
+    stride_on_1x1: put the stride on the first convolution, as in the paper ("v1").
+      Without it, the stride is on the 3x3 convolution, as in torchvision ("v1.5").
   """
 
   expansion: int = 4
@@ -167,7 +171,7 @@ class PreActBlock(Block):
   """
 
   def last_conv_options(self) -> dict[str, Any]:
-    """Of the convolution before the shortcut is joined."""
+    """Returns the arguments of the block's last convolution."""
     return {"kernel_init": nn.initializers.zeros} if self.zero_init else {}
 
   def join_preact(
@@ -177,7 +181,7 @@ class PreActBlock(Block):
     residual: Float[Array, "b h2 w2 f"],
     noise: Noise | None,
   ) -> Float[Array, "b h2 w2 f"]:
-    """As `join`; a shortcut that changes the shape starts from `activated`."""
+    """Like `join`, but a shortcut that changes the shape takes `activated`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
     shortcut = self.shortcut_cls(
       self.out_features, self.stride, name="shortcut", norm_cls=None
@@ -189,7 +193,7 @@ class PreActBasicBlock(PreActBlock):
   """Two 3x3 convolutions, pre-activated.
 
   Attributes:
-    dropout: probability that a value between the convolutions is zeroed in training
+    dropout: probability of zeroing a value between the convolutions in training
       (Zagoruyko & Komodakis 2016, section 2.4).
   """
 

@@ -1,4 +1,4 @@
-"""What goes on top of a `Backbone` to predict something for every place of an image.
+"""Heads for a `Backbone` that predict something at every position of an image.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -20,7 +20,7 @@ from resnet_jax.runtime.errors import UserError
 
 
 class _BiasedConv(Conv):
-  """A convolution that no norm follows."""
+  """A convolution with a bias, where no norm follows."""
 
   @nn.compact
   def __call__(
@@ -33,14 +33,15 @@ class _BiasedConv(Conv):
 class FPN(nn.Module):
   """Feature pyramid network (Lin et al. 2016, arXiv 1612.03144, section 3).
 
-  Each map becomes `features` wide by a 1x1 convolution; from the coarsest on, it is
-  doubled in size and added to the next finer one; a 3x3 convolution follows on each.
+  A 1x1 convolution gives each feature map `features` channels. Then each map, from the
+  coarsest on, is doubled in size and added to the next finer one. Each sum goes through
+  a 3x3 convolution.
 
   Attributes:
-    features: channels of all maps that come out.
-    extra_level: whether one more map follows, every second pixel of the coarsest: for
-      detectors of large things (section 4.1, footnote 2).
-    dtype: of the computation and the output.
+    features: channels of each output map.
+    extra_level: whether to add a coarser map, with every second pixel of the coarsest.
+      Detectors use it for large objects (section 4.1, footnote 2).
+    dtype: dtype of the computation and the output.
   """
 
   features: int = 256
@@ -54,14 +55,14 @@ class FPN(nn.Module):
     """Maps {"c2": ..., "c5": ...} to {"p2": ..., "p5": ...}, for the levels given.
 
     Args:
-      maps: of a `Backbone`, or some of them; each is as large as the next finer one,
-        or half as large, rounded up.
+      maps: all or some feature maps of a `Backbone`. Each is as large as the next finer
+        one, or half as large, rounded up.
 
     Returns:
-      Maps of the same sizes.
+      Feature maps of the same sizes.
 
     Raises:
-      ValueError: other names or sizes.
+      ValueError: a map has another name or size.
     """
     # torchvision's initialisation, `kaiming_uniform_(a=1)`.
     init = nn.initializers.variance_scaling(1.0, "fan_in", "uniform")
@@ -82,7 +83,7 @@ class FPN(nn.Module):
 def _enlarge(
   x: Float[Array, "b _ _ c"], shape: Sequence[int]
 ) -> Float[Array, "b _ _ c"]:
-  """Doubles H and W by repeating pixels, where `shape` has more of them."""
+  """Doubles H and W by repeating pixels, if they are smaller than in `shape`."""
   for axis in (1, 2):
     wanted = shape[axis]
     if x.shape[axis] == wanted:
@@ -97,17 +98,17 @@ def _enlarge(
 
 
 class FCNHead(TakesOldNames):
-  """Classes of all pixels from one map (Long et al. 2014, arXiv 1411.4038).
+  """Predicts the class of each pixel (Long et al. 2014, arXiv 1411.4038).
 
-  As torchvision's `FCNHead`, but for the dropout, of single numbers there: a 3x3
-  convolution to a quarter of the channels, norm, ReLU, dropout, a 1x1 convolution to
-  the classes; enlarged bilinearly.
+  The layers are a 3x3 convolution to a quarter of the channels, norm, ReLU, dropout,
+  and a 1x1 convolution to the classes. The logits are then enlarged bilinearly. This is
+  torchvision's `FCNHead`, except that the dropout there zeroes single values.
 
   Attributes:
-    num_classes: number of logits of each pixel.
-    dropout: probability, in training, that a channel of an image is zeroed.
-    norm_cls: one of `norms.py`.
-    dtype: of the computation; logits are float32.
+    num_classes: number of logits per pixel.
+    dropout: probability of zeroing a channel of an image in training.
+    norm_cls: a norm of `norms.py`.
+    dtype: dtype of the computation; logits are float32.
   """
 
   num_classes: int
@@ -122,10 +123,11 @@ class FCNHead(TakesOldNames):
     """Returns logits.
 
     Args:
-      x: of a `Backbone`.
-      size: height and width of the result, in pixels: those of the image.
-      train: normalise by the batch's own statistics, which needs
-        `mutable=["batch_stats"]`; drop out, which needs `rngs={"dropout": key}`.
+      x: a feature map of a `Backbone`.
+      size: height and width of the image, and so of the result, in pixels.
+      train: whether to normalise by the batch's own statistics, which needs
+        `mutable=["batch_stats"]`, and apply dropout, which needs
+        `rngs={"dropout": key}`.
     """
     norm = self.norm_cls(use_running_average=not train, dtype=self.dtype, name="bn")
     conv = Conv(max(1, x.shape[-1] // 4), 3, dtype=self.dtype, name="conv")

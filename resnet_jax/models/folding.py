@@ -1,7 +1,7 @@
 """Batch norm folded into convolutions, for inference.
 
-In evaluation a batch norm multiplies and adds constants. Where it follows a
-convolution, the kernel takes over the factor and the convolution adds the rest.
+In evaluation, batch norm multiplies by a constant scale and adds a constant bias. After
+a convolution, the scale goes into the kernel, and the convolution adds the bias.
 """
 
 from collections.abc import Collection, Mapping
@@ -23,12 +23,12 @@ def fold_batch_norm(
 ) -> tuple[nn.Module, Variables]:
   """Returns a network for evaluation that computes the same with fewer operations.
 
-  Equal but for rounding. It may be called within `jit`, where it costs a pass over the
+  The results differ by rounding only. Within `jit`, folding costs one pass over the
   parameters.
 
   Args:
-    model: any module. Only a `ResNet` whose norm has `to_affine` changes; in it only
-      the norms that the network makes by its field `norm_cls` are folded.
+    model: any module. Only a `ResNet` whose norm has `to_affine` is changed. Only the
+      norms that it creates by its field `norm_cls` are folded.
     variables: {"params": ..., "batch_stats": ...}, in either layout.
 
   Returns:
@@ -72,7 +72,10 @@ def folded_model(model: nn.Module) -> nn.Module:
 
 
 def _is_affine(norm: type) -> bool:
-  """Whether the class that says how a norm is called also has `to_affine`."""
+  """Whether a class has a `to_affine` that describes its `__call__`.
+
+  A subclass that overrides `__call__` alone does not.
+  """
   for cls in norm.__mro__:
     if "to_affine" in vars(cls):
       return True
@@ -82,7 +85,7 @@ def _is_affine(norm: type) -> bool:
 
 
 def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
-  """Returns the arrays right at a path."""
+  """Returns the arrays directly under a path."""
   size = len(path)
   return {
     key[-1]: value
@@ -92,10 +95,10 @@ def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
 
 
 def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
-  """Returns the path that a norm had when the network was traced.
+  """Returns the path that a norm had when the network was traced, and a block's name.
 
-  A scanned network runs its named blocks from the second on as one, "blocks". Then the
-  name of the block is returned too, else "".
+  A scanned network runs all named blocks from the second on as one, "blocks". For a
+  norm in one of them, the second value is the name of its block; else it is "".
   """
   for place, name in enumerate(path):
     scanned = (*path[:place], "blocks", *path[place + 1 :])
@@ -105,9 +108,9 @@ def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
 
 
 def _find_norms(model: ResNet, variables: Variables) -> dict[Path, Path | None]:
-  """Returns the path of each norm that the network makes by its field `norm_cls`.
+  """Returns the path of each norm that the network creates by its field `norm_cls`.
 
-  Each has the path of the convolution that takes over its scale, or None.
+  The value is the path of the convolution that takes the norm's scale, or None.
   """
   made = []
 

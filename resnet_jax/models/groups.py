@@ -1,4 +1,4 @@
-"""Groups of parameters: which stay frozen, which learn at another rate.
+"""Checks groups of parameters that are frozen or have their own learning rate.
 
 A group is a top-level name of the parameters: "stem", "stage1" ... "head".
 """
@@ -17,7 +17,7 @@ def check_frozen(frozen: Collection[str], groups: Sequence[str]) -> None:
     groups: all groups of the model.
 
   Raises:
-    UserError: the model has no such group, or no other one.
+    UserError: the model has no such group, or all its groups are frozen.
   """
   for name in frozen:
     check_choice("config.freeze", name, groups)

@@ -1,4 +1,4 @@
-"""Whether images have a size that a network is made for."""
+"""Warnings about image sizes that do not suit a network."""
 
 from flax import linen as nn
 
@@ -6,7 +6,7 @@ from resnet_jax.models.resnet import ResNet
 
 # A smaller last feature map is mostly border, and Grad-CAM has nothing to show.
 _SMALLEST_MAP = 3
-# More pixels take long in a stem that keeps all of them.
+# The CIFAR stem keeps all pixels, so larger images take long.
 _LARGEST_FOR_CIFAR = 96
 _LARGEST_RATIO = 1.5
 _SIZES = (
@@ -18,10 +18,10 @@ _SIZES = (
 def size_warnings(
   model: nn.Module, train_shape: tuple[int, ...], eval_shape: tuple[int, ...]
 ) -> list[str]:
-  """Returns a line for each way in which images do not have a suitable size.
+  """Returns one line per problem with the sizes of the images.
 
   Args:
-    model: the network. Only of a `ResNet` are the strides known.
+    model: the network. Strides are known only for a `ResNet`.
     train_shape: (H, W, C) of the training images.
     eval_shape: (H, W, C) of the images for evaluation.
   """
@@ -32,7 +32,7 @@ def size_warnings(
     stem = getattr(model.stem_cls(model.features), "STRIDE", 4)
     stride = stem * 2 ** (len(model.stage_sizes) - 1)
     side = -(-small // stride)
-    # No network takes smaller images than those for CIFAR, whose stride is 4.
+    # Networks for CIFAR, whose stride is 4, take the smallest images of all.
     if side < _SMALLEST_MAP and stride > 4:
       other = "model.stem=cifar" if stem > 1 else "model.name=resnet20"
       found.append(

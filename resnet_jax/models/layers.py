@@ -1,7 +1,7 @@
 """The layers of a residual network: convolution, pooling, squeeze-excite.
 
 Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameters
-are float32; `dtype` is what a layer computes in and returns.
+are float32; `dtype` is the dtype of a layer's computation and output.
 """
 
 import contextlib
@@ -22,24 +22,25 @@ from resnet_jax.runtime.arrays import Array, Float, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
-Path = tuple[str, ...]  # Of a module in its network, by names.
+Path = tuple[str, ...]  # The names that lead to a module of a network.
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (fan-out), as torchvision.
 he_normal_fan_out = nn.initializers.variance_scaling(2.0, "fan_out", "normal")
 
 
 class Conv(nn.Module):
-  """A square convolution without bias, as a batch norm follows it.
+  """A square convolution without bias; the batch norm after it has a bias.
 
   Attributes:
     features: output channels.
     kernel_size: height and width of the kernel, in pixels.
     stride: step along both spatial axes.
-    padding: zeros on each side, times `dilation`; None keeps the size at stride 1 (odd
-      kernels).
-    groups: divides both numbers of channels (Xie et al. 2016, "ResNeXt").
-    dilation: distance of the pixels that a kernel sees, at stride 1.
-    dtype: of the computation and the output.
+    padding: number of zeros on each side, which `dilation` multiplies; None keeps the
+      size at stride 1 (odd kernels only).
+    groups: number of groups of channels (Xie et al. 2016, "ResNeXt"). It divides the
+      input and the output channels.
+    dilation: distance between the pixels that a kernel sees; > 1 needs `stride` 1.
+    dtype: dtype of the computation and the output.
   """
 
   features: int
@@ -51,8 +52,8 @@ class Conv(nn.Module):
   kernel_init: Initializer = he_normal_fan_out
   dtype: DTypeLike = jnp.float32
 
-  # Whether a scale of the output may go into the kernel, and `then` may replace
-  # `__call__`. What is derived from this class and calls otherwise says so itself.
+  # Whether the kernel may be multiplied by a scale of the output, and `then` may
+  # replace `__call__`. False for a subclass that overrides `__call__` and not FOLDS.
   FOLDS: ClassVar[bool] = True
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -67,7 +68,7 @@ class Conv(nn.Module):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), features].
 
     Raises:
-      UserError: both a stride and a dilation.
+      UserError: `stride` and `dilation` are both above 1.
     """
     kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
@@ -106,14 +107,14 @@ class Conv(nn.Module):
     }
 
 
-# The pairs of layers that `conv_norm` meets, while someone wants to know them.
+# The paths of (convolution, norm) that `conv_norm` sees within `recorded_pairs`.
 _pairs: contextvars.ContextVar[list[tuple[Path, Path]] | None]
 _pairs = contextvars.ContextVar("pairs", default=None)
 
 
 @contextlib.contextmanager
 def recorded_pairs() -> Iterator[list[tuple[Path, Path]]]:
-  """Yields a list to which `conv_norm` adds the paths of layers that may be folded."""
+  """Yields a list; `conv_norm` adds the paths of each pair that can be folded."""
   pairs: list[tuple[Path, Path]] = []
   token = _pairs.set(pairs)
   try:
@@ -130,16 +131,16 @@ def conv_norm(
   shortcut: nn.Module | None = None,
   start: Float[Array, "b _ _ _"] | None = None,
 ) -> Float[Array, "b _ _ _"]:
-  """Returns `shortcut(start, norm(conv(x)))` through ReLU.
+  """Returns `relu(shortcut(start, norm(conv(x))))`.
 
-  After `fold_batch_norm` all of it is one call of the convolution.
+  After `fold_batch_norm`, one call of the convolution computes all of this.
 
   Args:
     conv: a bound convolution.
     norm: a bound norm.
-    x: what the convolution takes.
-    relu: whether ReLU comes last.
-    shortcut: a bound one that adds `project(start)`; None for none.
+    x: the input of the convolution.
+    relu: whether to apply ReLU at the end.
+    shortcut: a bound shortcut that adds `project(start)`; None for no shortcut.
     start: the block's input.
   """
   folds = getattr(conv, "FOLDS", False)
@@ -163,16 +164,16 @@ def conv_norm(
 def max_pool_3x3(
   x: Float[Array, "b h w c"],
 ) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
-  """Largest value of each 3x3 window at stride 2, over a border of -inf.
+  """Max-pools 3x3 windows at stride 2, with a border of -inf.
 
-  Written as the maximum of nine shifted images: the gradient is then elementwise,
-  where that of `nn.max_pool` is a slow select-and-scatter on a CPU.
+  This is the maximum of nine shifted images, so the gradient is elementwise. The
+  gradient of `nn.max_pool` is a select-and-scatter, which is slow on a CPU.
 
   Args:
-    x: any images or maps.
+    x: images or feature maps.
 
   Returns:
-    Half as large, rounded up; same dtype.
+    Feature maps of half the size, rounded up; same dtype as `x`.
   """
   height, width = x.shape[1:3]
   x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
@@ -193,7 +194,7 @@ class SqueezeExcite(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Returns the scaled maps."""
+    """Returns the scaled feature maps."""
     channels = x.shape[-1]
     scale = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
     hidden = max(1, channels // self.reduction)
@@ -204,18 +205,18 @@ class SqueezeExcite(nn.Module):
 def drop_path(
   x: Float[Array, "b h w c"], key: PRNGKeyArray, rate: Float[Array, ""]
 ) -> Float[Array, "b h w c"]:
-  """Stochastic depth: zero for whole examples at random, the rest scaled up.
+  """Stochastic depth: sets random examples to zero and scales up the others.
 
-  Scaling while training leaves evaluation as it is, as in torchvision ("row" mode);
-  Huang et al. 2016 scale in evaluation instead (eq. 5).
+  The scaling is done in training, so that evaluation needs none, as in torchvision
+  ("row" mode). Huang et al. 2016 scale in evaluation instead (eq. 5).
 
   Args:
-    x: what a block adds to its shortcut.
-    key: of the block.
+    x: the output of a block's convolutions, before the shortcut is added.
+    key: PRNG key of the block.
     rate: probability that an example is dropped, in [0, 1).
 
   Returns:
-    In the dtype of `x`.
+    [B, H, W, C], same dtype as `x`.
   """
   kept = jax.random.bernoulli(key, 1 - rate, (x.shape[0], 1, 1, 1))
   return jnp.where(kept, x / (1 - rate).astype(x.dtype), 0)

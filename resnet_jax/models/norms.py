@@ -1,8 +1,8 @@
-"""Normalisation layers, all called alike, so that a network takes any of them.
+"""Normalisation layers with one interface, so that a network can use any of them.
 
 A network calls `norm(use_running_average=..., dtype=..., name=...)(x)` and may add
 `scale_init`; the parameters are named `scale` and `bias` in each. All arithmetic is
-float32; `dtype` is what they return.
+float32; `dtype` is the dtype of the output.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -27,24 +27,24 @@ from resnet_jax.runtime.errors import UserError
 class BatchNorm(nn.Module):
   """Batch normalisation (Ioffe & Szegedy 2015) with torchvision's constants.
 
-  Under `jit` the batch is the whole one, over all devices, whatever their number.
+  Under `jit`, the statistics are those of the whole batch, over all devices.
 
   Attributes:
-    momentum: weight of the old running value; torchvision's 0.1 is of the new one.
+    momentum: weight of the old running value. torchvision's 0.1 is the weight of the
+      new one.
     epsilon: added to the variance.
-    unbiased: keep the running variance that divides by n - 1, as PyTorch and the
-      paper's algorithm 2 do; else by n, as Flax and TensorFlow do; n is the number of
-      values that the variance is of.
-    groups: equal parts, one after the other, that the batch is normalised in, each by
-      its own statistics; the running ones move by their average. With as many as
-      there are devices, none waits for another's ("ghost batch norm", Hoffer et al.
-      2017, algorithm 1; the usual one on several GPUs).
-    axis_name: of the axis, or axes, of a `pmap`, `vmap` or `shard_map` over which the
-      statistics are pooled, as in Flax; None pools nothing. Under `jit` alone it must
-      be None.
-    axis_index_groups: lists of indices along that axis, see `jax.lax.pmean`: only the
+    unbiased: divide by n - 1 in the running variance of n values, as PyTorch and the
+      paper's algorithm 2 do. Without it, divide by n, as Flax and TensorFlow do.
+    groups: number of equal, consecutive parts of the batch. Each is normalised by its
+      own statistics; their average updates the running ones. With one part per device,
+      no device waits for another ("ghost batch norm", Hoffer et al. 2017, algorithm 1;
+      the usual batch norm on several GPUs).
+    axis_name: name of the axis, or axes, of a `pmap`, `vmap` or `shard_map` over which
+      the statistics are pooled, as in Flax; None pools nothing. Under `jit` alone it
+      must be None.
+    axis_index_groups: lists of indices along that axis, see `jax.lax.pmean`. Only the
       devices of one list pool their statistics; None pools over all.
-    use_running_average: normalise by the running statistics, and keep them.
+    use_running_average: normalise by the running statistics, and do not update them.
   """
 
   momentum: float = 0.9
@@ -59,10 +59,10 @@ class BatchNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Normalises; `groups` divides B.
+    """Normalises.
 
     Raises:
-      ValueError: it does not.
+      ValueError: `groups` does not divide B.
     """
     features = x.shape[-1:]
     ones, zeros = nn.initializers.ones, nn.initializers.zeros
@@ -98,10 +98,10 @@ class BatchNorm(nn.Module):
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
   ) -> tuple[Float32[Array, "*blocks c"], Float32[Array, "*blocks c"]]:
-    """Returns what evaluation multiplies by and adds.
+    """Returns the scale and the bias of evaluation, `x * scale + bias`.
 
     Args:
-      variables: this layer's own, by collection.
+      variables: variables of this layer, by collection.
     """
     params, stats = variables["params"], variables["batch_stats"]
     scale = params["scale"] * lax.rsqrt(stats["var"] + jnp.float32(self.epsilon))
@@ -109,12 +109,13 @@ class BatchNorm(nn.Module):
 
 
 class GroupNorm(nn.Module):
-  """Group normalisation (Wu & He 2018): no statistics of the batch, none kept.
+  """Group normalisation (Wu & He 2018), without batch or running statistics.
 
   Attributes:
-    num_groups: of channels; where it does not divide C, the largest common divisor:
-      16 channels are 16 groups, which is instance normalisation.
-    use_running_average: has no meaning here.
+    num_groups: number of groups of channels. If it does not divide C, the greatest
+      common divisor is taken: 16 channels are 16 groups, which is instance
+      normalisation.
+    use_running_average: unused.
   """
 
   num_groups: int = 32
@@ -138,14 +139,14 @@ class GroupNorm(nn.Module):
 
 
 class FrozenBatchNorm(nn.Module):
-  """Batch norm that never moves: statistics, scale and bias, in training too.
+  """Batch norm with constant statistics, scale and bias, in training too.
 
-  All four are kept in `batch_stats`, out of the reach of any optimiser and of its
-  weight decay, as torchvision's FrozenBatchNorm2d keeps them in buffers.
+  All four are in `batch_stats`, so that no optimiser and no weight decay changes them.
+  torchvision's FrozenBatchNorm2d keeps them in buffers for that reason.
 
   Attributes:
     epsilon: added to the variance.
-    use_running_average: has no meaning here: always the running ones.
+    use_running_average: unused; the running statistics are always used.
   """
 
   epsilon: float = 1e-5
@@ -173,17 +174,17 @@ class FrozenBatchNorm(nn.Module):
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
   ) -> tuple[Float32[Array, "*blocks c"], Float32[Array, "*blocks c"]]:
-    """As `BatchNorm.to_affine`."""
+    """See `BatchNorm.to_affine`."""
     stats = variables["batch_stats"]
     scale = stats["scale"] * lax.rsqrt(stats["var"] + jnp.float32(self.epsilon))
     return scale, stats["bias"] - stats["mean"] * scale
 
 
 class NoNorm(nn.Module):
-  """What is left of a layer without a norm: the bias that a norm would have.
+  """No normalisation: only adds a bias, as a norm would.
 
   Attributes:
-    use_running_average: has no meaning here.
+    use_running_average: unused.
   """
 
   use_running_average: bool | None = None
@@ -198,13 +199,13 @@ class NoNorm(nn.Module):
 
 
 class FoldedNorm(nn.Module):
-  """A norm in evaluation after `fold_batch_norm`: constants for each channel.
+  """A norm after `fold_batch_norm`: a constant scale and bias per channel.
 
-  Where a convolution before it took over the scale, only the bias is left, and the
+  If the scale is now in the convolution before it, only the bias is left, and the
   convolution adds that too.
 
   Attributes:
-    use_running_average: has no meaning here.
+    use_running_average: unused.
   """
 
   FOLDED: ClassVar[bool] = True

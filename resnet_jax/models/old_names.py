@@ -1,4 +1,4 @@
-"""The former names of fields, which modules take for one more release."""
+"""Former names of fields, which modules accept for one more release."""
 
 import dataclasses
 import functools
@@ -9,9 +9,9 @@ from flax import linen as nn
 
 
 class TakesOldNames(nn.Module):
-  """A module that takes `norm=` for its field `norm_cls`, and the like.
+  """A module that accepts a field by its former name, such as `norm=` for `norm_cls`.
 
-  Such a field can also be read by its former name, as own blocks may do.
+  Such a field can also be read by its former name: a user's own block may do so.
 
   A field must not have the name of a submodule: `flax.nnx.bridge.ToNNX` keeps
   parameters as attributes under the names of the submodules.
@@ -32,7 +32,7 @@ class TakesOldNames(nn.Module):
 
     cls.__init__ = with_old_names  # type: ignore[method-assign]
 
-  if not TYPE_CHECKING:  # Else mypy would take any name.
+  if not TYPE_CHECKING:  # Otherwise mypy would accept any name.
 
     def __getattr__(self, name: str) -> Any:
       if (new := f"{name}_cls") in {field.name for field in dataclasses.fields(self)}:

@@ -47,7 +47,7 @@ _DEEPEST = {200: (3, 24, 36, 3)}
 def _imagenet(
   name: str, sizes: Mapping[int, tuple[int, ...]], block: ModuleDef, **row: Any
 ) -> dict[str, Row]:
-  """Rows of one kind of block, one for each depth; `name` has a {} for it."""
+  """Returns one row per depth for a kind of block; `name` has {} for the depth."""
   return {
     name.format(depth): _IMAGENET | {"block_cls": block, "stage_sizes": size} | row
     for depth, size in sizes.items()
@@ -58,7 +58,8 @@ def _bottleneck(**kwargs: Any) -> ModuleDef:
   return partial(BottleneckBlock, **kwargs)
 
 
-# The nets of He et al. 2015; torchvision's where the paper leaves a choice ("v1.5").
+# The networks of He et al. 2015. Where the paper leaves a choice, they follow
+# torchvision ("v1.5").
 _RESIDUAL = (
   _imagenet("resnet{}", _BASIC, BasicBlock)
   | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)
@@ -68,8 +69,8 @@ _RESIDUAL = (
     for n in (1, 2, 3, 5, 7, 9, 18, 200)
   }
 )
-# Bottlenecks for 32x32 images, 9n + 2 layers, each block at about the cost of a basic
-# one (He et al. 2016, table 3).
+# Bottleneck networks for 32x32 images: 9n + 2 layers. Each block costs about as much as
+# a basic one (He et al. 2016, table 3).
 _SMALL_BOTTLENECK = {
   f"resnet{9 * n + 2}": _CIFAR
   | {"block_cls": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
@@ -78,7 +79,7 @@ _SMALL_BOTTLENECK = {
 
 
 def _twins(kind: str, shortcut: str) -> dict[str, Row]:
-  """Each of those nets with another shortcut in all blocks."""
+  """Returns the rows of `_RESIDUAL` with another shortcut in all blocks."""
   return {
     name.replace("resnet", kind): row | {"shortcut": shortcut}
     for name, row in _RESIDUAL.items()
@@ -90,7 +91,7 @@ MODELS: dict[str, Row] = {
   **_SMALL_BOTTLENECK,
   **_twins("plain", "none"),
   **_twins("highway", "highway"),
-  # The stride on the first 1x1 convolution, as the paper has it.
+  # The stride is on the first 1x1 convolution, as in the paper.
   **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
   # Pre-activation: He et al. 2016, "Identity mappings", table 3 and 5.
   **_imagenet("resnetv2_{}", _BASIC, PreActBasicBlock, pre_activation=True),
@@ -108,7 +109,7 @@ MODELS: dict[str, Row] = {
     }
     for n in (18, 111)
   },
-  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers of k times the width.
+  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers, k times as wide.
   **_imagenet(
     "wide_resnet{}_2",
     {depth: _BOTTLENECK[depth] for depth in (50, 101)},
@@ -119,7 +120,7 @@ MODELS: dict[str, Row] = {
     | {"stage_sizes": (n, n, n), "features": 16 * k}
     for n, k in ((2, 8), (4, 10))
   },
-  # ResNeXt: Xie et al. 2016, cardinality x width of a group.
+  # ResNeXt: Xie et al. 2016; number of groups x width of a group.
   **{
     f"resnext{depth}_{groups}x{width}d": _IMAGENET
     | {
@@ -154,29 +155,32 @@ def create_model(
   """Builds a named architecture.
 
   Args:
-    name: a key of `MODELS`, such as "resnet50", or "plain20" without shortcuts.
-    num_classes: number of logits; None is 1000 for ImageNet nets, 10 for CIFAR's.
+    name: a key of `MODELS`, such as "resnet50", or "plain20" (no shortcuts).
+    num_classes: number of logits; None is 1000 for ImageNet networks, 10 for
+      CIFAR networks.
     stem: "imagenet" (7x7 at stride 2, max-pool), "deep" (three 3x3, max-pool),
-      "cifar" (3x3), or "" for the architecture's own. "cifar" fits images of about
-      64 pixels or less.
+      "cifar" (3x3), or "" for the architecture's own. "cifar" suits images of at most
+      about 64 pixels per side.
     shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "highway",
-      "none", or "" for its own.
-    norm: "batch", "unbiased_batch" (running variance as PyTorch's), "group",
-      "frozen" (batch norm that never moves) or "none" (a bias); see `norms.py`.
-    zero_init_residual: start every block as its shortcut.
+      "none", or "" for the architecture's own.
+    norm: "batch", "unbiased_batch" (running variance as in PyTorch), "group", "frozen"
+      (batch norm with constant statistics, scale and bias) or "none" (only a bias);
+      see `norms.py`.
+    zero_init_residual: initialise every block to equal its shortcut.
     stochastic_depth: see `ResNet`; in [0, 1).
     scan: see `ResNet`.
     remat: see `ResNet`.
-    dtype: of the computation; parameters and logits are float32.
+    dtype: dtype of the computation; parameters and logits are float32.
 
   Returns:
-    A Flax module, to be used by `model.init` and `model.apply`. Other fields, such
-    as `features` and `dropout`, can be changed by `model.clone(features=32)`.
+    A Flax module with the methods `init` and `apply`. To change other fields, such as
+    `features` and `dropout`, use `model.clone(features=32)`.
 
   Raises:
-    ValueError: an unknown name, stem, shortcut or norm; a number out of range;
-      `stochastic_depth` or `zero_init_residual` without shortcuts, where the output
-      would not depend on the images; `zero_init_residual` with a frozen norm or none.
+    ValueError: the name, stem, shortcut or norm is unknown; a number is out of range;
+      `stochastic_depth` or `zero_init_residual` is set without shortcuts, so that the
+      output would not depend on the images; or `zero_init_residual` is set with the
+      norm "frozen" or "none".
   """
   check_choice(
     setting_name("model.name"), name, MODELS, "`resnet-jax models` lists all"
@@ -224,11 +228,11 @@ ResNet152 = partial(create_model, "resnet152")
 
 
 def build_model(config: Config) -> nn.Module:
-  """Builds the network of resolved settings, such as those of a saved `config.json`.
+  """Builds the network that resolved settings describe, such as a saved `config.json`.
 
   Raises:
-    UserError: an unknown architecture, groups of parameters that it does not have, or
-      an own network that is no Flax module.
+    UserError: the architecture is unknown, the network lacks a group of parameters that
+      the settings name, or the user's own network is not a Flax module.
   """
   if config.model.factory:
     settings = config.model
@@ -245,7 +249,7 @@ def build_model(config: Config) -> nn.Module:
 
 
 def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
-  """Returns the network with groups of parameters in evaluation mode in training.
+  """Returns the network with some groups in evaluation mode during training.
 
   Raises:
     UserError: the network has no such groups, or no field `frozen`.
@@ -254,17 +258,18 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
     return model
   _check_fields(model, ["frozen"], "freeze", "a network")
   changed = model.clone(frozen=frozen)
-  if groups := getattr(changed, "groups", ()):  # Else its parameters tell.
+  # Without `groups`, the names are checked once the parameters are known.
+  if groups := getattr(changed, "groups", ()):
     check_frozen(frozen, groups)
   return changed
 
 
 def with_norm(model: nn.Module, setting: str, **values: Any) -> nn.Module:
-  """Returns the network with other values of its norms' fields.
+  """Returns the network with new values of its norms' fields.
 
   Raises:
-    UserError: the network has no field `norm_cls`, or its norms do not have the fields
-      that `setting` needs.
+    UserError: the network has no field `norm_cls`, or its norms lack a field that
+      `setting` needs.
   """
   name = "norm_cls"
   if "norm" in _field_names(model) and name not in _field_names(model):

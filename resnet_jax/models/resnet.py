@@ -1,7 +1,7 @@
 """The residual network: a stem, stages of blocks, global average pooling, a classifier.
 
 Parameter paths are public: `stem/conv/kernel`, `stage2/block1/conv1/kernel`,
-`stage2/block1/shortcut/conv/kernel`, `head/kernel`; all count from 1.
+`stage2/block1/shortcut/conv/kernel`, `head/kernel`. All numbers start at 1.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -30,17 +30,19 @@ _head_init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
 
 
 class Stage(nn.Module):
-  """Equal blocks one after the other; only the first one has the stride.
+  """Identical blocks in a row; only the first one has the stride.
 
   Attributes:
-    num_blocks: how many.
+    num_blocks: number of blocks.
     block_cls: called as `block_cls(stride=..., name=...)`.
-    stride: of the first block.
-    dilation: of the blocks' 3x3 convolutions.
-    first_dilation: of the one that has the stride, where that was taken away.
-    scan: run the others as one under `nn.scan`, with the variables of `scan_layout.py`.
-      For the backward pass all keep convolutions and moments, and normalise anew.
-    remat: keep only the blocks' inputs for the backward pass, compute the rest anew.
+    stride: stride of the first block.
+    dilation: dilation of the blocks' 3x3 convolutions.
+    first_dilation: dilation of the convolution that had the stride, if dilation
+      replaced it.
+    scan: run all blocks but the first as one under `nn.scan`, with the variables of
+      `scan_layout.py`. The backward pass then reuses the outputs of the convolutions
+      and the batch-norm moments of all blocks, and recomputes the rest.
+    remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
   """
 
   num_blocks: int
@@ -58,8 +60,8 @@ class Stage(nn.Module):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), block output].
 
     Args:
-      x: of the stage before.
-      noise: of each block, along the first axis; None in evaluation.
+      x: output of the previous stage.
+      noise: noise of each block, along the first axis; None in evaluation.
     """
 
     def noise_of(blocks: int | slice) -> Noise | None:
@@ -67,10 +69,10 @@ class Stage(nn.Module):
       return taken
 
     def run(block: nn.Module, x: Array, noise: Noise | None) -> tuple[jax.Array, None]:
-      return block(x, noise), None  # What a scan wants: carry and output.
+      return block(x, noise), None  # A scan needs a carry and an output.
 
     if self.remat or self.scan:
-      # A loop copies what is kept; to normalise anew costs no more than that.
+      # A loop copies what it keeps. To normalise again costs no more than that copy.
       names = () if self.remat else ("conv", "moments")
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
@@ -99,29 +101,29 @@ class ResNet(TakesOldNames):
   Attributes:
     stage_sizes: number of blocks of each stage.
     num_classes: number of logits.
-    features: of the first stage's blocks; they double at each stage, where the
-      resolution halves.
+    features: channels of the first stage's blocks. They double at each later stage,
+      and the resolution halves.
     stem_features: channels of the stem; None is `features`.
-    block_cls: one of `blocks.py`; `partial(BottleneckBlock, expansion=2)` and the like
-      change its width.
-    stem_cls: the layers before the first stage; `STRIDE` is theirs, for `Backbone`.
-    norm_cls: one of `norms.py`, or anything that is called like them.
-    shortcut_cls: how blocks join their input with what their convolutions made of it.
-    pre_activation: the blocks start with norm and ReLU, so the stem goes without and
-      both follow the last stage (He et al. 2016).
-    zero_init_residual: start every block as its shortcut.
-    stochastic_depth: probability that the last block is dropped for an example in
-      training; rises linearly from the first (Huang et al. 2016, eq. 4).
-    dropout: inside the blocks, for those that have it.
-    frozen: which of `groups` stay in evaluation mode in training: their norms use and
-      keep the running statistics, and nothing is dropped. Their parameters stay too if
-      the optimiser leaves them, see `training/optimizer.py`.
-    scan: run the equal blocks of a stage as one under `nn.scan`: compilation no
-      longer takes longer for deeper nets. `init` then gives the scanned layout of
-      `scan_layout.py`; `apply` takes either.
+    block_cls: a block of `blocks.py`. `partial(BottleneckBlock, expansion=2)`, for
+      example, changes its width.
+    stem_cls: the layers before the first stage. `Backbone` reads their `STRIDE`.
+    norm_cls: a norm of `norms.py`, or any class with the same interface.
+    shortcut_cls: how blocks combine their input with the output of their convolutions.
+    pre_activation: the blocks start with norm and ReLU. The stem then does not end with
+      them, and both follow the last stage (He et al. 2016).
+    zero_init_residual: initialise every block to equal its shortcut.
+    stochastic_depth: probability of dropping the last block for an example in training.
+      It rises linearly from the first block (Huang et al. 2016, eq. 4).
+    dropout: dropout probability inside the blocks, for blocks that have dropout.
+    frozen: names of `groups` that stay in evaluation mode during training. Their norms
+      use the running statistics and do not update them, and nothing is dropped. The
+      optimiser must freeze their parameters, see `training/optimizer.py`.
+    scan: run the identical blocks of a stage as one under `nn.scan`, so that deeper
+      networks compile as fast. `init` then returns the scanned layout of
+      `scan_layout.py`; `apply` accepts both layouts.
     remat: save memory by computing activations inside blocks twice.
-    dtype: of the computation. Parameters, batch-norm statistics and logits are
-      float32 whatever it is.
+    dtype: dtype of the computation. Parameters, batch-norm statistics and logits are
+      always float32.
   """
 
   stage_sizes: Sequence[int]
@@ -143,7 +145,7 @@ class ResNet(TakesOldNames):
 
   @property
   def groups(self) -> tuple[str, ...]:
-    """Names of the parts that the parameters are in, from the first: "stem" ..."""
+    """Names of the groups of parameters, in order: "stem", "stage1" ... "head"."""
     stages = (f"stage{i + 1}" for i in range(len(self.stage_sizes)))
     return "stem", *stages, *(["bn"] if self.pre_activation else []), "head"
 
@@ -159,9 +161,9 @@ class ResNet(TakesOldNames):
 
     Args:
       images: normalised. C is fixed by the first call (`init`).
-      train: normalise by the batch's own statistics, and update the running ones,
-        for which `apply` needs `mutable=["batch_stats"]`; drop what is to be
-        dropped, for which it needs `rngs={"dropout": key}`.
+      train: whether to normalise by the batch's own statistics and update the running
+        ones; `apply` then needs `mutable=["batch_stats"]`. Stochastic depth and dropout
+        are then on too; they need `rngs={"dropout": key}`.
     """
     x = self.stages(images, train)[-1]
     return self.head(x.astype(jnp.float32).mean(axis=(1, 2)))
@@ -173,7 +175,7 @@ class ResNet(TakesOldNames):
     train: bool = False,
     output_stride: int | None = None,
   ) -> list[Float[Array, "b _ _ _"]]:
-    """Returns what comes out of each stage; all is as in `Backbone`."""
+    """Returns the output of each stage. The arguments are those of `Backbone`."""
     conv = partial(Conv, dtype=self.dtype)
 
     def norm_of(group: str) -> ModuleDef:
@@ -187,7 +189,7 @@ class ResNet(TakesOldNames):
       norm_cls=norm_of("stem"),
       name="stem",
     )
-    kept = len(self.stage_sizes)  # Stages that have their strides.
+    kept = len(self.stage_sizes)  # Number of stages that keep their stride.
     if output_stride is not None:
       strides = [stem.STRIDE * 2**i for i in range(kept)]
       if output_stride not in strides:
@@ -221,7 +223,7 @@ class ResNet(TakesOldNames):
     return outputs
 
   def _noise(self, train: bool) -> Sequence[Noise | None]:
-    """Returns each stage's randomness."""
+    """Returns the noise of each stage."""
     if not train or not (self.stochastic_depth or self.dropout):
       return [None] * len(self.stage_sizes)
     total = sum(self.stage_sizes)
@@ -237,10 +239,10 @@ class ResNet(TakesOldNames):
     return noise
 
   def _stage_type(self, name: str) -> ModuleDef:
-    """Returns `Stage` as it must be to run on the variables that are given.
+    """Returns a `Stage` that can run on the given variables.
 
-    `init` always scans, so that scanned and unrolled nets start with the same
-    numbers, and no net takes longer to initialise for being deeper.
+    `init` always scans. So scanned and unrolled networks start with identical
+    parameters, and deeper networks do not take longer to initialise.
     """
     is_init = self.is_initializing()
     scanned = "blocks" in self.variables.get("params", {}).get(name, {})
@@ -260,14 +262,14 @@ class ResNet(TakesOldNames):
 
 
 def as_resnet(model: nn.Module, purpose: str) -> ResNet:
-  """Returns a network that is a `ResNet`.
+  """Returns `model` if it is a `ResNet`.
 
   Args:
     model: any network.
     purpose: what needs a `ResNet`, for the message.
 
   Raises:
-    UserError: it is another module.
+    UserError: `model` is another module.
   """
   if not isinstance(model, ResNet):
     raise UserError(f"{purpose} need a ResNet, not {type(model).__name__}")
@@ -277,17 +279,17 @@ def as_resnet(model: nn.Module, purpose: str) -> ResNet:
 class Backbone(nn.Module):
   """A residual network without its head, for detection, segmentation and the like.
 
-  Its variables are those of the network: what was trained or loaded for that, such as
-  `weights.load(path, net)`, fits as it is; the head's parameters are not looked at. In
-  a module that calls `net` too, the two do not share theirs.
+  It takes the variables of the full network unchanged, such as those of
+  `weights.load(path, net)`, and ignores the head's parameters. If a module calls both
+  the backbone and `net`, the two do not share parameters.
 
   Attributes:
     net: the network, such as `create_model("resnet50")`.
-    output_stride: of the coarsest map, in pixels of the image: later strides are
-      replaced by dilation of what follows them, so that the same weights see the same
-      pixels at more places (Chen et al. 2017, "Rethinking atrous convolution",
-      section 3.1). None keeps all strides; else that of a stage: 4, 8, 16 or 32 for
-      ImageNet nets, 1, 2 or 4 for CIFAR's.
+    output_stride: stride of the coarsest feature map, in pixels of the image. Dilation
+      of later layers replaces the strides beyond it, so that the same weights see the
+      same pixels at more positions (Chen et al. 2017, "Rethinking atrous convolution",
+      section 3.1). It is the stride of a stage: 4, 8, 16 or 32 for ImageNet networks,
+      1, 2 or 4 for CIFAR networks. None keeps all strides.
   """
 
   net: ResNet
@@ -297,22 +299,22 @@ class Backbone(nn.Module):
   def __call__(
     self, images: Float[AnyArray, "b h w c"], train: bool = False
   ) -> dict[str, Float[Array, "b _ _ _"]]:
-    """Returns the last map of each stage.
+    """Returns the last feature map of each stage.
 
     Args:
       images: normalised.
-      train: as of `ResNet`.
+      train: see `ResNet.__call__`.
 
     Returns:
-      "c2", "c3", "c4" and, of nets with four stages, "c5": [B, ceil(H / stride),
-      ceil(W / stride), features]. Strides are 4, 8, 16 and 32 (1, 2 and 4 with CIFAR's
-      stem), and none more than `output_stride`. Features are 64, 128, 256 and 512 (16,
-      32 and 64 for CIFAR's nets), or with bottleneck blocks 4 times that; wide CIFAR
-      nets have k times as many. All are in the net's dtype, and after ReLU, but for
-      pre-activation nets, of which the last only is.
+      "c2", "c3", "c4" and, for networks with four stages, "c5": [B, ceil(H / stride),
+      ceil(W / stride), features], in the dtype of the network. Strides are 4, 8, 16 and
+      32 (1, 2 and 4 with the CIFAR stem), and at most `output_stride`. Features are 64,
+      128, 256 and 512 (16, 32 and 64 for CIFAR networks). Bottleneck blocks have 4
+      times as many, and wide CIFAR networks k times as many. All maps are after ReLU,
+      except that in pre-activation networks only the last one is.
 
     Raises:
-      UserError: no stage has `output_stride`, or `net` is no `ResNet`.
+      UserError: no stage has `output_stride`, or `net` is not a `ResNet`.
     """
     net = as_resnet(self.net, "backbones").clone(
       parent=self, name=None

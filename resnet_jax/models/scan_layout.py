@@ -1,9 +1,9 @@
 """Two layouts of a network's variables: named and scanned.
 
-Named is what people see, and what checkpoints and weight files hold:
-`stage1/block1`, `stage1/block2`, `stage1/block3`. Scanned is how `nn.scan` runs
-the equal blocks of a stage as one: `stage1/block1`, and `stage1/blocks` with those
-from the second on stacked along a new first axis.
+Users, checkpoints and weight files have the named layout: `stage1/block1`,
+`stage1/block2`, `stage1/block3`. The scanned layout is for `nn.scan`, which runs the
+identical blocks of a stage as one. It has `stage1/block1` and `stage1/blocks`; the
+latter stacks all blocks from the second on along a new first axis.
 """
 
 from collections.abc import Callable, Mapping
@@ -21,7 +21,7 @@ def to_named(tree: Tree) -> Tree:
 
   Args:
     tree: nested dicts of arrays at any depth, such as variables, gradients or an
-      optimiser's state; what is in the named layout already stays.
+      optimiser's state. Parts in the named layout stay as they are.
   """
   return _map_dicts(_name_stage, tree)
 
@@ -59,17 +59,17 @@ def _scan_stage(stage: Mapping[str, Tree]) -> dict[str, Tree]:
 
 
 def laid_out_as(tree: Tree, example: Tree) -> Tree:
-  """Returns a tree of named blocks in the layout of another tree.
+  """Converts a tree with named blocks to the layout of another tree.
 
   Args:
-    tree: with named blocks, as `to_named` gives them.
-    example: parameters, as `init` of a network gives them.
+    tree: a tree with named blocks, as `to_named` returns it.
+    example: parameters, as a network's `init` returns them.
   """
   return to_scanned(tree) if is_scanned(example) else tree
 
 
 def is_scanned(tree: Tree) -> bool:
-  """Whether a tree has any `blocks`."""
+  """Whether any part of a tree has the scanned layout."""
   paths = jax.tree_util.tree_leaves_with_path(tree)
   return any("blocks" in (getattr(k, "key", None) for k in path) for path, _ in paths)
 

@@ -1,6 +1,7 @@
-"""Shortcuts: how a block joins its input with what its convolutions made of it.
+"""Shortcuts: how a block combines its input with the output of its convolutions.
 
-Each is called as `shortcut(features, stride, ...)(x, residual)`.
+Each is called as `shortcut(features, stride, ...)(x, residual)`. `x` is the block's
+input, and `residual` is the output of its convolutions.
 
 Shapes: B batch, H height, W width, C input channels.
 """
@@ -18,14 +19,14 @@ from resnet_jax.runtime.arrays import Array, Float
 
 
 class _Shortcut(TakesOldNames):
-  """What the shortcuts have in common.
+  """Base class of the shortcuts.
 
   Attributes:
     features: output channels.
     stride: step along both spatial axes.
-    dilation: distance of neighbouring pixels, where a stride of 2 was taken away for
-      dilation of what follows; None elsewhere.
-    norm_cls: after a convolution; None for none (pre-activation).
+    dilation: distance between neighbouring pixels, if dilation of the later layers
+      replaced a stride of 2 here; else None.
+    norm_cls: norm after a convolution; None for no norm (pre-activation).
   """
 
   features: int
@@ -34,8 +35,8 @@ class _Shortcut(TakesOldNames):
   conv_cls: ModuleDef = Conv
   norm_cls: ModuleDef | None = BatchNorm
 
-  # Whether it adds `project(x)` and does no more. What is derived from one that does,
-  # and calls otherwise, does not.
+  # Whether a call only adds `project(x)`. False for a subclass that overrides
+  # `__call__` and not ADDS.
   ADDS: ClassVar[bool] = False
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -48,7 +49,7 @@ class IdentityShortcut(_Shortcut):
   """Option A: every `stride`-th pixel, new channels filled with zeros; no parameters.
 
   Half of the zero channels go on each side, as in the widely used CIFAR weights of
-  akamaster/pytorch_resnet_cifar10; the paper (section 4.1) leaves the place open.
+  akamaster/pytorch_resnet_cifar10. The paper (section 4.1) does not say where they go.
   """
 
   ADDS: ClassVar[bool] = True
@@ -56,7 +57,7 @@ class IdentityShortcut(_Shortcut):
   def __call__(
     self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
   ) -> Float[Array, "b h2 w2 f"]:
-    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    """Joins [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     return residual + self.project(x)
 
   def project(
@@ -73,8 +74,9 @@ class ProjectionShortcut(_Shortcut):
 
   Attributes:
     always: option C.
-    pool: average 2x2 pixels and then convolve at stride 1, instead of leaving out
-      three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of tricks").
+    pool: average 2x2 pixels, then convolve at stride 1. A 1x1 convolution at stride 2
+      would skip three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of
+      tricks").
   """
 
   ADDS: ClassVar[bool] = True
@@ -85,7 +87,7 @@ class ProjectionShortcut(_Shortcut):
   def __call__(
     self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
   ) -> Float[Array, "b h2 w2 f"]:
-    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    """Joins [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     return residual + self.project(x)
 
   @nn.compact
@@ -97,7 +99,7 @@ class ProjectionShortcut(_Shortcut):
       return x
     stride = self.stride
     if self.pool and stride > 1:
-      # By name: jax2onnx, which replaces this function, takes nothing else.
+      # By name: jax2onnx replaces this function by one that takes only keywords.
       x = nn.avg_pool(
         x,
         window_shape=(stride, stride),
@@ -116,7 +118,10 @@ class ProjectionShortcut(_Shortcut):
 
 
 def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h w c"]:
-  """Means of pixels and those `distance` right of, below and beside them, if there."""
+  """Averages each pixel with those `distance` to the right, below, and both.
+
+  Pixels outside of the image do not count.
+  """
   _, height, width, _ = x.shape
   padded = jnp.pad(x, ((0, 0), (0, distance), (0, distance), (0, 0)))
   shifts = [(down, right) for down in (0, distance) for right in (0, distance)]
@@ -127,10 +132,10 @@ def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h
 
 
 class HighwayShortcut(ProjectionShortcut):
-  """y = T(x) F(x) + (1 - T(x)) x, T a sigmoid of a 1x1 convolution of the input.
+  """y = T(x) F(x) + (1 - T(x)) x; T is a sigmoid of a 1x1 convolution of the input.
 
-  What residual learning is compared with (Srivastava et al. 2015, eq. 3; He et al.
-  2016, "Identity mappings", section 3.1, exclusive gating).
+  A baseline for residual learning (Srivastava et al. 2015, eq. 3; He et al. 2016,
+  "Identity mappings", section 3.1, exclusive gating).
 
   Attributes:
     gate_bias: initial bias of T; negative values let the input through at first
@@ -143,7 +148,7 @@ class HighwayShortcut(ProjectionShortcut):
   def __call__(
     self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
   ) -> Float[Array, "b h2 w2 f"]:
-    """Maps [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
+    """Joins [B, H, W, C] and [B, ceil(H / stride), ceil(W / stride), features]."""
     bias_init = nn.initializers.constant(self.gate_bias)
     gate = nn.Dense(
       self.features, bias_init=bias_init, dtype=residual.dtype, name="gate"

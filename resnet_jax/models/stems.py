@@ -11,10 +11,10 @@ from resnet_jax.runtime.arrays import Array, Float
 
 
 class Stem(TakesOldNames):
-  """What the stems have in common.
+  """Base class of the stems.
 
   Attributes:
-    STRIDE: of the output's pixels, in those of the image.
+    STRIDE: stride of the output, in pixels of the image.
     features: output channels.
     pre_activation: leave out the last norm and ReLU; the first block has them.
   """
@@ -29,7 +29,7 @@ class Stem(TakesOldNames):
   def last(
     self, conv: nn.Module, norm_name: str, x: Float[Array, "b h w c"]
   ) -> Float[Array, "b _ _ {self.features}"]:
-    """The last convolution, with norm and ReLU unless the first block has them."""
+    """Applies the last convolution; then norm and ReLU, unless the first block does."""
     if self.pre_activation:
       y: Array = conv(x)
       return y
@@ -73,7 +73,7 @@ class CifarStem(Stem):
   def __call__(
     self, x: Float[Array, "b h w c"]
   ) -> Float[Array, "b h w {self.features}"]:
-    """Maps images to as large maps."""
+    """Maps images to feature maps of the same size."""
     return self.last(self.conv_cls(self.features, 3, name="conv"), "bn", x)
 
 

@@ -19,11 +19,11 @@ class Layer:
 
   Attributes:
     name: its path, such as "stage1/block1/conv1".
-    kind: its class.
+    kind: name of its class.
     output_shape: for one image; (H, W, C), or (C,) for the head.
-    params: number of them.
-    multiply_adds: of convolutions and matrix products; norms and biases count 0.
-    output_bytes: of the output.
+    params: number of parameters.
+    multiply_adds: those of convolutions and matrix products; norms and biases count 0.
+    output_bytes: size of the output in bytes.
   """
 
   name: str
@@ -58,7 +58,7 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
     if context.method_name == "__call__" and (
       params or _own_arrays(variables.get("batch_stats", {}), path)
     ):
-      # Each number of a kernel is used once for each pixel of the output.
+      # Each weight of a kernel is used once per pixel of the output.
       pixels = math.prod(output.shape[:-1])
       name = "/".join(path)
       layers[name] = Layer(
@@ -79,7 +79,7 @@ def list_layers(model: ResNet, image_shape: tuple[int, int, int]) -> list[Layer]
 def _own_arrays(
   tree: Mapping[str, Any], path: tuple[str, ...]
 ) -> dict[str, jax.ShapeDtypeStruct]:
-  """Returns the arrays right at a path, not those of modules below it."""
+  """Returns the arrays directly under a path, without those of submodules."""
   for key in path:
     tree = tree.get(key, {})
   return {key: value for key, value in tree.items() if not isinstance(value, dict)}

@@ -18,14 +18,14 @@ Change = Callable[[Variables], Variables]
 def abstract_variables(
   model: nn.Module, image_shape: tuple[int, int, int], sharding: jax.sharding.Sharding
 ) -> Variables:
-  """Shapes and dtypes of what `model.apply` takes, in the named layout.
+  """Returns the shapes and dtypes of a network's variables, in the named layout.
 
-  Nothing is computed.
+  It computes no values.
 
   Args:
     model: called as `model.init(key, images)`.
     image_shape: (H, W, C).
-    sharding: of every leaf.
+    sharding: sharding of every leaf.
   """
   if hasattr(model, "scan"):
     model = model.clone(scan=True)  # The quickest to trace.
@@ -42,6 +42,6 @@ def abstract_variables(
 
 
 def image_channels(variables: Variables) -> int:
-  """Returns C of the images that the variables of a `ResNet` are for."""
+  """Returns the number of image channels that the variables of a `ResNet` need."""
   stem = jax.tree.leaves(variables["params"]["stem"])
   return next(int(x.shape[2]) for x in stem if x.ndim == 4)

@@ -1,1 +1,1 @@
-"""Devices, processes, compilation, signals, files written whole, errors."""
+"""Devices, processes, compilation, signals, atomic files and errors."""

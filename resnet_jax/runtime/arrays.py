@@ -1,12 +1,12 @@
 """Types of arrays, with the shapes and dtypes that the tests check at every call.
 
-`Float[Array, "b h w c"]` is any float of four axes. An axis of one name has one length
-in all arguments and the result of a call; `_` is any length, `*name` any number of
-axes, `...` any axes, and `{name}` the value of an argument. A single name begins with
-a space: linters would take it for a type.
+`Float[Array, "b h w c"]` is a float array with four axes. Axes of the same name have
+the same length in all arguments and the result of a call. `_` is any length, `*name`
+any number of axes, `...` any axes, and `{name}` the value of an argument. A single name
+begins with a space, as linters would otherwise take it for a type.
 
-They are jaxtyping's; without it they are plain arrays, as networks need jax, flax and
-numpy only.
+The types are those of jaxtyping. If it is not installed, they are plain arrays, because
+networks need only jax, flax and numpy.
 """
 
 from typing import TYPE_CHECKING, Any
@@ -31,7 +31,7 @@ except ModuleNotFoundError:
   if not TYPE_CHECKING:
 
     class _Plain:
-      """Stands in for each of jaxtyping's: the type of the array alone."""
+      """Replaces each type of jaxtyping by the type of the array alone."""
 
       def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]
@@ -39,7 +39,7 @@ except ModuleNotFoundError:
     Bool = Float = Float32 = Int = Int32 = Num = Shaped = UInt8 = _Plain
     PRNGKeyArray = Array
 
-# Of the device or of the host.
+# An array on the device or on the host.
 AnyArray = Array | np.ndarray
 
 __all__ = [
@@ -59,5 +59,5 @@ __all__ = [
 
 
 def prepend_axes(values: Array, x: Array) -> Array:
-  """Returns values, such as one for each channel, with as many axes as `x` has."""
+  """Returns values, such as one per channel, with as many axes as `x`."""
   return jnp.expand_dims(values, tuple(range(x.ndim - values.ndim)))

@@ -1,4 +1,4 @@
-"""Files that are there whole or not at all."""
+"""Atomic files: a file is written completely or not at all."""
 
 import contextlib
 import os
@@ -8,12 +8,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def replacing(path: str) -> Iterator[str]:
-  """Yields the path of an empty file that becomes `path`, with ~ expanded, at the end.
+  """Yields the path of an empty file that replaces `path` at the end.
 
-  After an error it is gone, and `path` as it was.
+  `~` in `path` is expanded. After an error, the new file is removed, and `path` is
+  unchanged.
 
   Raises:
-    OSError: nothing can be written there.
+    OSError: the file cannot be written.
   """
   path = os.path.expanduser(path)
   part = f"{path}.{os.getpid()}.part"
@@ -27,9 +28,9 @@ def replacing(path: str) -> Iterator[str]:
 
 
 def write_text(path: Path, text: str) -> None:
-  """Writes a file in UTF-8 that is there whole or not at all.
+  """Writes a UTF-8 file completely or not at all.
 
-  Names of files that are no UTF-8 get a "?".
+  Characters that UTF-8 cannot encode, as in some names of files, become "?".
   """
   with replacing(str(path)) as part:
     Path(part).write_text(text, encoding="utf-8", errors="replace")

@@ -1,4 +1,4 @@
-"""What is chosen for the kind of device: compile options, memory and compute dtype.
+"""Compile options, memory and compute dtype for each kind of device.
 
 The reasons and measurements are in `benchmarks/NOTES.md`.
 """
@@ -21,28 +21,29 @@ from resnet_jax.runtime.private_folder import private_folder
 from resnet_jax.runtime.terminal import printable
 
 Options = dict[str, str | int]
-Function = Callable[..., Any]  # Of trees of arrays, as `jax.jit` takes it.
+Function = Callable[..., Any]  # A function of trees of arrays, for `jax.jit`.
 
-# XLA:CPU hands convolutions to YNNPACK by default, whose kernel gradient is slow.
-# Without "convolution" in this list they go to Eigen; batch norm's reductions stay.
+# By default, YNNPACK computes the convolutions of XLA:CPU; its kernel gradient is slow.
+# Without "convolution" in this list, Eigen computes them. YNNPACK keeps the reductions
+# of batch norm.
 _CPU_OPTIONS: Options = {
   "xla_cpu_experimental_ynn_fusion_type": (
     "LIBRARY_FUSION_TYPE_DOT,LIBRARY_FUSION_TYPE_REDUCE"
   )
 }
 
-# oneDNN's products of bfloat16 are several times as fast as what XLA makes of them,
-# and on a processor without instructions for them many times as slow. For what has no
-# bfloat16 they gain nothing, and a program with them cannot be kept in JAX's
-# compilation cache (jaxlib 0.12).
+# For bfloat16, oneDNN's matrix products are several times as fast as XLA's, but many
+# times as slow on a processor without bfloat16 instructions. For other dtypes they are
+# no faster, and JAX's compilation cache cannot keep a program with them (jaxlib 0.12).
 _ONEDNN_OPTIONS: Options = {
   "xla_cpu_use_onednn": True,
   "xla_cpu_experimental_onednn_custom_call": True,
 }
 _ONEDNN_FLAGS = {"avx512_bf16", "amx_bf16"}
 
-# Twenty random kernels took 8 s to compile well, and run once; but to draw 20 million
-# numbers by what is compiled at level 0 takes longer than to compile it at level 1.
+# To compile the initialisation of 20 kernels at full optimisation took 8 s, and it runs
+# once. But code compiled at level 0 draws 20 million random numbers so slowly that
+# level 1 takes less time in total.
 _CPU_ONCE_OPTION = "xla_backend_optimization_level"
 _LARGE = 10_000_000
 
@@ -51,7 +52,7 @@ _CACHE = "jax_compilation_cache_dir"
 
 @functools.cache
 def _is_known(name: str, value: str | int) -> bool:
-  """Whether this jaxlib has a compile option; one that it has not is an error to it."""
+  """Whether this jaxlib has a compile option; it fails on unknown ones."""
   try:
     jax.jit(lambda x: x, compiler_options={name: value})(jnp.zeros(()))
   except jax.errors.JaxRuntimeError:
@@ -61,7 +62,7 @@ def _is_known(name: str, value: str | int) -> bool:
 
 @functools.cache
 def processor_flags() -> str:
-  """What kinds of instructions the processor has, as Linux lists them."""
+  """Returns the processor's instruction sets, as Linux lists them."""
   try:
     lines = Path("/proc/cpuinfo").read_text().splitlines()
   except OSError:
@@ -82,13 +83,13 @@ def jit(
   dtype: DTypeLike = jnp.float32,
   **kwargs: Any,
 ) -> jax.stages.Wrapped:
-  """`jax.jit` for a function called over and over, tuned for a kind of device.
+  """`jax.jit` for a function called many times, tuned for a kind of device.
 
   Args:
-    function: to be compiled.
-    platform: "cpu", "gpu" or "tpu"; None is the default device's.
-    dtype: that it computes in.
-    **kwargs: of `jax.jit`.
+    function: the function to compile.
+    platform: "cpu", "gpu" or "tpu"; None is that of the default device.
+    dtype: dtype of its computation.
+    **kwargs: arguments of `jax.jit`.
   """
   options, is_bfloat16 = _CPU_OPTIONS, jnp.dtype(dtype) == jnp.bfloat16
   if is_bfloat16 and _ONEDNN_FLAGS & set(processor_flags().split()):
@@ -98,41 +99,42 @@ def jit(
 
 
 def jit_once(function: Function, size: int = 0, **kwargs: Any) -> jax.stages.Wrapped:
-  """`jax.jit` for a function called once: on a CPU it compiles fast, runs slowly.
+  """`jax.jit` for a function called once: on CPU it compiles fast and runs slowly.
 
   Args:
-    function: to be compiled.
-    size: how many numbers it returns, about.
-    **kwargs: of `jax.jit`.
+    function: the function to compile.
+    size: approximate number of values that it returns.
+    **kwargs: arguments of `jax.jit`.
   """
   options = _compile_options({_CPU_ONCE_OPTION: int(size > _LARGE)})
   return jax.jit(function, compiler_options=options, **kwargs)
 
 
 def keep_freed_memory() -> None:
-  """Has the C library keep memory that is given back to it, and hand it out again.
+  """Makes the C library keep freed memory and reuse it.
 
-  A step takes all its memory at once, which by default comes from the system each
-  time, page by page: a fifth of ResNet-50's step on two cores. For the whole process,
-  and to be called before JAX starts, as threads that are there keep heaps of their own.
-  Nothing is done but under glibc, and where JAX has an accelerator: its host has other
-  work, which one heap for all threads would slow down.
+  A step allocates all its memory in one block. By default, the system provides this
+  memory anew at each step, page by page, which takes a fifth of ResNet-50's step on two
+  cores. The setting is for the whole process. Call it before JAX starts, as existing
+  threads keep their own heaps. Nothing happens without glibc, or if JAX has an
+  accelerator: its host has other work, which one heap for all threads would slow down.
   """
   if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
     return
   plugins = importlib.metadata.entry_points(group="jax_plugins")
   if plugins or importlib.util.find_spec("libtpu"):
     return
-  trim_threshold, most_mmaps, most_arenas = -1, -4, -8  # As malloc.h numbers them.
+  trim_threshold, most_mmaps, most_arenas = -1, -4, -8  # Their numbers in malloc.h.
   for option, value in ((trim_threshold, -1), (most_mmaps, 0), (most_arenas, 1)):
     libc.mallopt(option, value)
 
 
 def keep_compiled(folder: Path) -> None:
-  """Has JAX keep in a folder what it compiles, and run what is kept there.
+  """Makes JAX keep compiled programs in a folder and reuse them.
 
-  Nothing changes where the user has chosen a folder for JAX, or where other users may
-  write to this one (`private_folder`): then a line on standard error says so.
+  Nothing changes if the user has chosen a folder for JAX. Nothing changes either if
+  other users may write to this folder (`private_folder`); a line on standard error then
+  says so.
   """
   if getattr(jax.config, _CACHE) is not None:
     return
@@ -147,7 +149,7 @@ def keep_compiled(folder: Path) -> None:
 
 
 def compute_dtype(name: str, platform: str | None = None) -> jnp.dtype:
-  """Returns the dtype named "float32" or "bfloat16"; "auto" chooses by device."""
+  """Returns the dtype named "float32" or "bfloat16"; "auto" depends on the device."""
   if name == "auto":
     is_cpu = (platform or jax.default_backend()) == "cpu"
     name = "float32" if is_cpu else "bfloat16"

@@ -1,6 +1,6 @@
-"""Mistakes of the user become one line and an exit status; bugs keep their traceback.
+"""User mistakes become one line and an exit status; bugs keep their traceback.
 
-Exit status: 0 done, 1 the run failed or a bug, 2 a mistake of the user.
+Exit status: 0 success; 1 the run failed, or a bug; 2 a mistake of the user.
 """
 
 import contextlib
@@ -17,15 +17,15 @@ _flags: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("flag
 
 
 class UserError(ValueError):
-  """A mistake that the user can mend. A command shows it as one line, status 2.
+  """A mistake that the user can fix. A command prints one line and exits with 2.
 
   Attributes:
-    setting: path of the setting that is wrong, such as "data.dir"; "" if none is.
+    setting: path of the wrong setting, such as "data.dir"; "" if no setting is wrong.
     value: its value; None if no setting is wrong.
   """
 
   def __init__(self, message: str, *, setting: str = "", value: object = None):
-    """Takes one line: what is wrong, the value, what is allowed, how to mend it."""
+    """Takes one line: what is wrong, the value, what is allowed, how to fix it."""
     super().__init__(message)
     self.setting, self.value = setting, value
 
@@ -36,9 +36,9 @@ class NotFoundError(UserError, FileNotFoundError):
 
 @contextlib.contextmanager
 def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
-  """Has `setting_name` give the flags of a command within the context.
+  """Makes `setting_name` return the flags of a command within the context.
 
-  Contexts within each other add up.
+  Nested contexts add up.
 
   Args:
     flags: path of a setting -> the flag that sets it, such as "data.dir" -> "--data".
@@ -51,7 +51,7 @@ def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
 
 
 def setting_name(path: str) -> str:
-  """Returns what a message calls a setting: `config.PATH`, or the command's flag."""
+  """Returns the name of a setting in messages: `config.PATH`, or the command's flag."""
   return _flags.get({}).get(path, f"config.{path}")
 
 
@@ -69,10 +69,11 @@ def fail(status: int, error: BaseException | str) -> NoReturn:
 
 @contextlib.contextmanager
 def clean_errors() -> Iterator[None]:
-  """Turns the errors that a user can mend into one line and an exit status.
+  """Turns errors that a user can fix into one line and an exit status.
 
-  A `UserError` ends with status 2; a run that diverged, a full disk, a lost file or too
-  little memory with status 1. Any other exception is a bug and keeps its traceback.
+  A `UserError` ends with status 2. A run that diverged, a full disk, a missing file or
+  too little memory ends with status 1. Any other exception is a bug and keeps its
+  traceback.
   """
   try:
     yield
@@ -85,8 +86,8 @@ def clean_errors() -> Iterator[None]:
     sys.exit(1)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
-  except RuntimeError as error:  # JAX's errors are such; JAX need not be imported.
-    # Ctrl-C within `Condition.wait` may leave a lock free that is then released again.
+  except RuntimeError as error:  # The type of JAX's errors, without JAX.
+    # Ctrl-C within `Condition.wait` may make it release a lock that is already free.
     if isinstance(error.__context__, KeyboardInterrupt):
       fail(1, "interrupted")
     if not is_out_of_memory(error):
@@ -103,7 +104,7 @@ def clean_errors() -> Iterator[None]:
 
 @contextlib.contextmanager
 def naming(path: object) -> Iterator[None]:
-  """Adds a path to errors of the system that name none, as that of a full disk."""
+  """Adds a path to system errors without one, such as that of a full disk."""
   try:
     yield
   except OSError as error:
@@ -113,26 +114,26 @@ def naming(path: object) -> Iterator[None]:
 
 
 def _stdout_is_closed() -> bool:
-  """Whether the reader of standard output, such as `head`, has enough."""
+  """Whether the reader of standard output, such as `head`, has closed it."""
   try:
     sys.stdout.flush()
   except BrokenPipeError:
     return True
   if not hasattr(select, "poll"):  # Windows
     return False
-  # A long text is written past the buffer, and then there is nothing to flush.
+  # A long text does not go through the buffer, so a flush would not fail.
   poll = select.poll()
   poll.register(sys.stdout.fileno(), 0)
   return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether JAX found too little memory on a device, or XLA no room for a program."""
+  """Whether a device, or XLA for a program, had too little memory."""
   return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
 
 
 def out_of_memory_reason(error: BaseException) -> str:
-  """Returns the first line of what XLA says of an error of too little memory."""
+  """Returns the first line of XLA's message for an out-of-memory error."""
   text = getattr(error, "error_message", "") or str(error)
   code = getattr(error, "error_code_string", "")
   return text.removeprefix(f"{code}: ").splitlines()[0].rstrip(".")

@@ -1,6 +1,6 @@
 """The look of all figures: what each colour and each line style means, and the fonts.
 
-All colours are of Okabe and Ito (2008), which the colour-blind tell apart.
+All colours are from Okabe and Ito (2008); colour-blind people can distinguish them.
 """
 
 import contextlib
@@ -12,21 +12,21 @@ if TYPE_CHECKING:
 
   LineStyle = str | tuple[int, tuple[int, ...]]
 
-# The kind of a network. These two colours have no other meaning in any figure.
+# Kinds of network. These two colours have no other meaning in any figure.
 PLAIN = "#D55E00"
 RESIDUAL = "#0072B2"
 
-# The kind of a number, in figures of a single network.
+# Kinds of measurement, in figures of a single network.
 TRAINING = "#8C8C8C"
 EVALUATION = "#009E73"
 EMA = "#CC79A7"
 
-# Whether a prediction is right, or a neighbour has the class of the query. Texts say
-# it too, as red and green are alike to some.
+# Whether a prediction is right, or a neighbour has the class of the query. A text says
+# it too, as some people cannot distinguish red and green.
 RIGHT = "#007A5A"
 WRONG = "#C0392B"
 
-# For what is neither, such as groups that only have a name.
+# Colours without such a meaning, for example for groups that only have a name.
 OTHERS = "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 
 TEXT = "#222222"
@@ -48,7 +48,7 @@ _LINE_STYLES: "tuple[LineStyle, ...]" = (
 )
 
 _SETTINGS: dict[Any, Any] = {
-  "font.family": "DejaVu Sans",  # It comes with matplotlib.
+  "font.family": "DejaVu Sans",  # Part of matplotlib.
   "font.size": 9,
   "axes.titlesize": 10,
   "axes.titlelocation": "left",
@@ -78,7 +78,7 @@ _SETTINGS: dict[Any, Any] = {
 
 
 def kind_color(residual: bool) -> str:
-  """Returns the colour of residual networks, or of plain ones."""
+  """Returns the colour of residual or plain networks."""
   return RESIDUAL if residual else PLAIN
 
 
@@ -94,17 +94,18 @@ def depth_styles(depths: Sequence[int]) -> "dict[int, LineStyle]":
 def styled_figure(width: float, height: float, **arguments: Any) -> "Iterator[Figure]":
   """Opens a figure; draw and save it inside the context, where the style is set.
 
-  A text with a name of the user's in it needs `parse_math=False`, as it may hold a $.
+  A text that contains a user's name for something needs `parse_math=False`: the name
+  may contain a $.
 
   Args:
     width: in inches.
     height: in inches.
-    **arguments: others of `matplotlib.figure.Figure`.
+    **arguments: other arguments of `matplotlib.figure.Figure`.
   """
-  # It takes a fraction of a second to import, and most commands draw nothing.
+  # The import takes a fraction of a second, and most commands draw nothing.
   import matplotlib
 
-  # pyplot would want a display, and would keep every figure for ever.
+  # pyplot would need a display, and would never free a figure.
   from matplotlib.figure import Figure
 
   with matplotlib.rc_context(_SETTINGS):

@@ -1,4 +1,4 @@
-"""How a process ends that a signal took out of a computation."""
+"""Ends a process after a signal interrupted a computation."""
 
 import multiprocessing
 import os
@@ -9,21 +9,21 @@ _interrupted = False
 
 
 def note_interruption() -> None:
-  """Remembers that a computation was left before its end."""
+  """Remembers that a computation was interrupted."""
   global _interrupted
   _interrupted = True
 
 
 def has_interrupted() -> bool:
-  """Whether a computation was left before its end."""
+  """Whether a computation was interrupted."""
   return _interrupted
 
 
 def leave(status: int) -> NoReturn:
-  """Ends the process without what Python does at its end.
+  """Ends the process without Python's cleanup.
 
-  XLA may still compile what was interrupted, in a thread that crashes once XLA's client
-  is gone.
+  XLA may still be compiling the interrupted computation in a thread. This thread would
+  crash during the cleanup, once XLA's client is gone.
   """
   sys.stdout.flush()
   sys.stderr.flush()

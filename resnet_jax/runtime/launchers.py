@@ -1,4 +1,4 @@
-"""What the environment says of the processes of a run: where they are, and how many."""
+"""Reads from the environment how many processes a run has, and where they are."""
 
 import importlib.util
 import os
@@ -12,19 +12,19 @@ from resnet_jax.runtime.errors import UserError
 
 # How long a process waits for the others to start.
 CONNECT_TIMEOUT_S = 300
-# The flags, and the variables that give their values where they are left out.
+# The flags, and the variables that replace omitted flags.
 _FLAGS = {
   "--coordinator": "JAX_COORDINATOR_ADDRESS",
   "--num-processes": "JAX_NUM_PROCESSES",
   "--process-id": "JAX_PROCESS_ID",
 }
-# What JAX itself looks for.
+# The variables that JAX itself reads.
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
-# What launchers set: the number of processes, and that of this process, from 0. Those
-# that tell only of one host come last.
+# The variables that launchers set: the number of processes, and the index of this one,
+# from 0. Variables that cover a single host come last.
 _LAUNCHERS = (
-  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # Without some of what JAX looks for.
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # Without others that JAX needs.
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
   ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH
   ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
@@ -32,7 +32,7 @@ _LAUNCHERS = (
   ("PMI_SIZE", "PMI_RANK"),  # MPICH, Intel MPI
   ("PALS_SIZE", "PALS_RANKID"),
   ("PMIX_SIZE", "PMIX_RANK"),
-  ("", "ALPS_APP_PE"),  # aprun, which tells no number of processes.
+  ("", "ALPS_APP_PE"),  # aprun; it sets no number of processes.
   ("WORLD_SIZE", "RANK"),  # torchrun
   ("JOB_COMPLETIONS", "JOB_COMPLETION_INDEX"),  # Kubernetes
   ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun
@@ -46,8 +46,8 @@ def find_place(
   """Finds the place of this process in a run.
 
   Returns:
-    Address of process 0, number of processes, number of this one, and its devices as
-    JAX takes them; None if the process is alone.
+    Address of process 0, number of processes, index of this process, and its devices
+    in JAX's form; None if the process is alone.
   """
   values: dict[str, Any] = dict(
     zip(_FLAGS, (coordinator, num_processes, process_id), strict=True)
@@ -71,7 +71,7 @@ def find_place(
 
 
 def _check(values: dict[str, Any]) -> tuple[str, int, int]:
-  """Returns the values of the three flags or variables, by whose names they are."""
+  """Returns the checked values of the three flags or variables; the keys are names."""
   (name, address), *numbers = values.items()
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -92,8 +92,8 @@ def _check(values: dict[str, Any]) -> tuple[str, int, int]:
 def _is_launched() -> bool:
   """Whether a launcher that JAX knows started several processes.
 
-  `jax.distributed.initialize` fails where there is none, and asks the network about
-  some; so only these variables are looked at.
+  It reads only these variables, because `jax.distributed.initialize` fails without a
+  launcher, and asks the network about some launchers.
   """
   variables = os.environ
   return (
@@ -108,7 +108,7 @@ def _is_launched() -> bool:
 
 
 def _number(variable: str) -> int:
-  """Returns the number that a variable holds; 0 if it is none."""
+  """Returns the number in a variable; 0 if it has none."""
   text = os.environ.get(variable, "")
   return int(text) if text.isdecimal() else 0
 
@@ -116,8 +116,8 @@ def _number(variable: str) -> int:
 def _refuse_launchers() -> None:
   """Raises `UserError` if a launcher that JAX cannot ask started several processes.
 
-  Each would train the same, or one of them alone. Process 0 is only warned where the
-  launcher tells no number of processes, as it may be the only one.
+  Each process would train the same network, or one would train alone. If the launcher
+  sets no number of processes, process 0 only gets a warning, as it may be the only one.
   """
   for size, rank in _LAUNCHERS:
     if _number(size) > 1 or _number(rank) > 0:
@@ -134,7 +134,7 @@ def _refuse_launchers() -> None:
       )
   if any(size in os.environ for size, _ in _LAUNCHERS):
     return
-  for _, rank in _LAUNCHERS[1:]:  # The script of `sbatch` has SLURM_PROCID=0 too.
+  for _, rank in _LAUNCHERS[1:]:  # A script of `sbatch` also has SLURM_PROCID=0.
     if os.environ.get(rank) == "0":
       text = (
         f"warning: {rank}=0 and no number of processes is told: this one trains alone; "
@@ -148,9 +148,9 @@ def _refuse_launchers() -> None:
 def _ask_launcher(
   values: dict[str, Any], launched: bool
 ) -> tuple[str, int, int, Any] | None:
-  """Returns what JAX learns from the launcher, as `find_place` does."""
+  """Asks JAX for the place that the launcher gave this process; see `find_place`."""
   address, *numbers = values.values()
-  # JAX tells nobody where process 0 is before it connects to it.
+  # JAX has no public function for the address of process 0 before it connects.
   clusters: Any = jax._src.clusters
   try:
     place = clusters.ClusterEnv.auto_detect_unset_distributed_params(
@@ -171,7 +171,7 @@ def _ask_launcher(
       "the launcher's environment is not enough for JAX to find the other processes; "
       "give --coordinator, --num-processes and --process-id"
     )
-  return None  # A TPU host that is no part of a slice.
+  return None  # A TPU host outside of a slice.
 
 
 def _is_installed(package: str) -> bool:
@@ -179,7 +179,7 @@ def _is_installed(package: str) -> bool:
 
 
 def _has_chips() -> bool:
-  """Whether this may be a host of a TPU slice, of which only the network knows."""
+  """Whether this may be a host of a TPU slice, which only the network can tell."""
   paths = Path("/dev/accel0"), Path("/dev/vfio/0")
   platforms = os.environ.get("JAX_PLATFORMS", "tpu").split(",")
   return (

@@ -1,6 +1,6 @@
-"""The device mesh and how arrays lie on it: batches split, everything else copied.
+"""The device mesh and the shardings: batches are split, everything else is copied.
 
-The only file that makes meshes and shardings. One axis, "data".
+Only this file creates meshes and shardings. The mesh has one axis, "data".
 """
 
 import math
@@ -16,7 +16,7 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from resnet_jax.runtime.errors import UserError, setting_name
 
-# What JAX declares no types of.
+# JAX functions without declared types.
 _spec: Callable[..., PartitionSpec] = PartitionSpec
 _constrain: Callable[[Any, Any], Any] = jax.lax.with_sharding_constraint
 
@@ -29,35 +29,35 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def in_process_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
-  """Returns the devices of process 0 first, as `local_rows` has the rows of a batch.
+  """Returns the devices sorted by process, in the order of `local_rows`.
 
-  `jax.make_mesh` would go along the wires of a TPU slice, in and out of its hosts.
+  `jax.make_mesh` would follow the wiring of a TPU slice, and so mix its hosts.
   """
   return sorted(devices, key=lambda device: (device.process_index, device.id))
 
 
 def replicated(mesh: Mesh) -> NamedSharding:
-  """Every device holds the whole array."""
+  """Returns the sharding in which every device holds the whole array."""
   return NamedSharding(mesh, _spec())
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-  """The first axis is split over the devices."""
+  """Returns the sharding that splits the first axis over the devices."""
   return NamedSharding(mesh, _spec("data"))
 
 
 def chunk_sharding(mesh: Mesh) -> NamedSharding:
-  """The second axis is split over the devices: batches one after the other."""
+  """Returns the sharding of K stacked batches: it splits the second axis."""
   return NamedSharding(mesh, _spec(None, "data"))
 
 
 def split_over_devices(tree: Any, mesh: Mesh) -> Any:
-  """Returns a sharding for each array: its last axis that splits evenly is split.
+  """Returns a sharding per array: it splits the last axis that splits evenly.
 
-  Where none does, every device holds the whole.
+  If an array has no such axis, every device holds the whole array.
 
   Args:
-    tree: of arrays or of their shapes and dtypes.
+    tree: a tree of arrays, or of their shapes and dtypes.
     mesh: the devices.
   """
 
@@ -73,10 +73,10 @@ def split_over_devices(tree: Any, mesh: Mesh) -> Any:
 def split_updates(
   tx: optax.GradientTransformation, mesh: Mesh
 ) -> optax.GradientTransformation:
-  """Returns an optimiser of which each device keeps and computes a part.
+  """Splits an optimiser, so that each device stores and computes a part of it.
 
-  Rajbhandari et al. 2020, section 5.1 ("ZeRO-1"). The state is to be placed by
-  `split_over_devices`.
+  This is "ZeRO-1" (Rajbhandari et al. 2020, section 5.1). The state must have the
+  shardings of `split_over_devices`.
 
   Args:
     tx: the optimiser.
@@ -84,8 +84,8 @@ def split_updates(
   """
 
   def split(tree: Any) -> Any:
-    # Whole first: else the compiler splits all that leads to it and comes from it, and
-    # gathers the inputs of each convolution.
+    # Replicate first. Otherwise the compiler also splits the operations before and
+    # after this one, and gathers the inputs of each convolution.
     tree = _constrain(tree, replicated(mesh))
     return _constrain(tree, split_over_devices(tree, mesh))
 
@@ -102,15 +102,16 @@ def split_updates(
 
 
 def count_norm_groups(scope: int | str, batch_size: int, mesh: Mesh) -> int:
-  """Returns the number of parts of a batch that batch norm takes by themselves.
+  """Returns the number of parts of a batch with batch-norm statistics of their own.
 
   Args:
-    scope: "global", "device", or how many devices share their statistics.
-    batch_size: images that are normalised at a time, over all devices.
+    scope: "global", "device", or the number of devices that pool their statistics.
+    batch_size: number of images that are normalised at a time, over all devices.
     mesh: the devices.
 
   Raises:
-    ValueError: the devices do not split into such groups, or the batch into theirs.
+    ValueError: the devices do not split evenly into groups of this size, or the batch
+      does not split evenly over the groups.
   """
   together = {"global": mesh.size, "device": 1}.get(str(scope)) or int(scope)
   if mesh.size % together:
@@ -138,7 +139,7 @@ def check_batch_size(batch_size: int, mesh: Mesh) -> None:
 
 
 def fill_devices(batch_size: int, mesh: Mesh) -> int:
-  """Returns the next batch size that splits evenly over the devices."""
+  """Rounds a batch size up to one that splits evenly over the devices."""
   return math.ceil(batch_size / mesh.size) * mesh.size
 
 
@@ -146,11 +147,11 @@ def put_batches(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.
   """Copies this process's rows of K batches to its devices.
 
   Args:
-    batches: tree of [K, rows of this process, ...].
+    batches: arrays [K, rows of this process, ...].
     mesh: the devices.
 
   Returns:
-    Tree of [K, B, ...], B split over the devices.
+    Arrays [K, B, ...]; B is split over the devices.
   """
   put = partial(jax.make_array_from_process_local_data, chunk_sharding(mesh))
   placed: dict[str, jax.Array] = jax.tree.map(put, batches)
@@ -158,14 +159,14 @@ def put_batches(batches: Mapping[str, np.ndarray], mesh: Mesh) -> dict[str, jax.
 
 
 def local_rows(batch_size: int) -> tuple[int, int]:
-  """Returns the first row, and the last + 1, of a batch that this process loads."""
+  """Returns [first, end) of the rows of a batch that this process loads."""
   rows = batch_size // jax.process_count()
   return jax.process_index() * rows, (jax.process_index() + 1) * rows
 
 
 def of_first_process(text: str) -> str:
   """Returns the text of process 0, in all processes."""
-  escape = "surrogateescape"  # A name may have a byte that is no UTF-8.
+  escape = "surrogateescape"  # A name may have bytes that are not UTF-8.
   data = np.frombuffer(text.encode(errors=escape), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))
   first = bytes(multihost_utils.broadcast_one_to_all(np.resize(data, size)))

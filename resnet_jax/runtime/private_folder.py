@@ -1,19 +1,19 @@
-"""Folders whose files are run as code: only their owner may write there."""
+"""Folders whose files are run as code: only their owner may write to them."""
 
 import os
 from pathlib import Path
 
 
 def private_folder(folder: Path) -> Path:
-  """Makes a folder with mode 0700 if there is none, and checks who can write there.
+  """Checks that only this user can write to a folder; creates it with mode 0700.
 
-  Nothing that is done by the returned path can be led elsewhere: it names the folder by
-  a descriptor that stays open. So the folders above, which another user may be able to
-  rename or replace, are not checked. Where there is no /proc (macOS) it is `folder`
-  itself, and the folders above are trusted.
+  The returned path names the folder by a descriptor that stays open, so it always leads
+  to this folder. For this reason the parent folders, which another user may be able to
+  rename or replace, are not checked. Without /proc (macOS), the path is `folder`
+  itself, and the parent folders are trusted.
 
   Returns:
-    A path of the folder, for this process only.
+    A path to the folder that is valid in this process only.
 
   Raises:
     OSError: the folder cannot be made or read, is a link, belongs to another user, or
@@ -37,5 +37,5 @@ def private_folder(folder: Path) -> Path:
 
 
 def is_private(info: os.stat_result) -> bool:
-  """Whether a file or folder is this user's, and nobody else can write to it."""
+  """Whether this user owns a file or folder, and nobody else can write to it."""
   return info.st_uid == os.getuid() and not info.st_mode & 0o022

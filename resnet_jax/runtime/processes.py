@@ -1,7 +1,7 @@
-"""Several processes as one run: how they find each other, and how they end together.
+"""Connects several processes to one run, and ends them together.
 
-JAX connects the processes; what it lacks is a way to say why one of them failed. The
-others would wait for it in a collective operation, some of them for ever, or abort.
+JAX connects the processes, but does not tell the others why one of them failed. The
+others would abort, or wait for it in a collective operation, some of them for ever.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from resnet_jax.runtime.errors import UserError, clean_errors, show_error
 from resnet_jax.runtime.launchers import CONNECT_TIMEOUT_S, find_place
 from resnet_jax.runtime.terminal import printable
 
-# A process that vanished without a word is noticed after this time.
+# Time after which a silent process counts as lost.
 HEARTBEAT_TIMEOUT_S = 30.0
 # The same after a connection between processes broke.
 _BROKEN_TIMEOUT_S = 3.0
-# JAX itself aborts a process after half of this time, which must be too late.
+# JAX itself aborts a process after half of this time. We must be earlier.
 _JAX_HEARTBEAT_TIMEOUT_S = 120
 _POLL_S = 0.5
-# Errors that no other process can be the cause of.
+# Errors that another process cannot cause.
 _OWN = SystemExit, UserError, FloatingPointError, KeyboardInterrupt
 _ERROR = "resnet_jax/error"
 _BEATS = "resnet_jax/beats/"
@@ -37,14 +37,14 @@ _COUNT = "resnet_jax/num_processes"
 
 @runtime_checkable
 class _Store(Protocol):
-  """What JAX's processes share, as far as it is used here."""
+  """The part of JAX's shared key-value store that is used here."""
 
   def key_value_set(
     self, key: str, value: str, allow_overwrite: bool = False
   ) -> None: ...
 
   def key_value_try_get(self, key: str) -> str:
-    """Raises `JaxRuntimeError` if there is none."""
+    """Raises `JaxRuntimeError` if the key has no value."""
     ...
 
   def key_value_dir_get(self, key: str) -> list[tuple[str, str]]: ...
@@ -60,22 +60,21 @@ def connect(
 ) -> Iterator[None]:
   """Connects the processes of a run; an error in one of them ends all within 10 s.
 
-  Without arguments, the environment is asked: JAX_COORDINATOR_ADDRESS,
-  JAX_NUM_PROCESSES and JAX_PROCESS_ID, then the launcher: Slurm, Open MPI 4, Kubernetes
-  (indexed Jobs and JobSets), GKE and Cloud TPU. Without a launcher, the process is
-  alone. Before any other use of JAX. If some processes have not come after 5 minutes,
-  those that wait for them end with status 1.
+  Call it before any other use of JAX. Without arguments, the values come from
+  JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else from the
+  launcher: Slurm, Open MPI 4, Kubernetes (indexed Jobs and JobSets), GKE or Cloud TPU.
+  Without a launcher, the process is alone. If some processes are missing after 5
+  minutes, those that wait for them end with status 1.
 
   Args:
-    coordinator: HOST:PORT, where process 0 listens; the others need `num_processes`
-      and `process_id` too, and all are to be given or none.
-    num_processes: of the run.
-    process_id: of this one, from 0.
+    coordinator: HOST:PORT at which process 0 listens. Give all three arguments or none.
+    num_processes: number of processes of the run.
+    process_id: index of this process, from 0.
 
   Raises:
-    UserError: arguments that are wrong or incomplete, a launcher that does not tell
-      where process 0 is, or a process 0 with another `num_processes`.
-    OSError: process 0 cannot listen.
+    UserError: the arguments are wrong or incomplete, the launcher does not tell where
+      process 0 is, or process 0 has another `num_processes`.
+    OSError: process 0 cannot listen, or the connection fails.
   """
   place = find_place(coordinator, num_processes, process_id)
   if place is None:
@@ -96,7 +95,7 @@ def connect(
         initialization_timeout=2 * CONNECT_TIMEOUT_S,
         heartbeat_timeout_seconds=_JAX_HEARTBEAT_TIMEOUT_S,
       )
-  except RuntimeError as error:  # Whatever the network says.
+  except RuntimeError as error:  # Any error of the network.
     raise OSError(f"cannot connect at {address}: {error}") from error
   if count == 1:
     yield
@@ -106,14 +105,14 @@ def connect(
 
 
 def _check_port(address: str) -> None:
-  """Raises `OSError` if process 0 cannot listen, where JAX may crash.
+  """Raises `OSError` if process 0 cannot listen.
 
-  JAX also shares a port with another run that listens there, without a word.
+  Without this check, JAX may crash, or silently share the port with another run.
   """
   port = address.rpartition(":")[2]
   bound = os.environ.get("JAX_COORDINATOR_BIND_ADDRESS") or f"[::]:{port}"
   host, _, port = bound.rpartition(":")
-  # Without a host, all addresses of both kinds.
+  # Without a host, listen at all addresses of IPv4 and IPv6.
   host = "" if host == "[::]" else host.strip("[]")
   for family, kind, protocol, _, name in socket.getaddrinfo(
     host or None, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE
@@ -134,7 +133,7 @@ def _check_port(address: str) -> None:
 
 @contextlib.contextmanager
 def _patience(address: str) -> Iterator[None]:
-  """Says after 10 s that this process waits for others, and ends it in the end."""
+  """Prints after 10 s that this process waits; ends it after `CONNECT_TIMEOUT_S`."""
 
   def give_up() -> None:
     show_error(f"some processes did not come to {address} within {CONNECT_TIMEOUT_S} s")
@@ -157,8 +156,8 @@ def _patience(address: str) -> Iterator[None]:
 def _relay(address: str, gone: threading.Event) -> str:
   """Returns an address of this host that leads to `address`.
 
-  JAX aborts the process once its connection to process 0 breaks, before anybody can say
-  why. One to this address stays; instead `gone` is set.
+  JAX aborts a process when its connection to process 0 breaks, before anything can
+  print the reason. A connection to the returned address stays open, and `gone` is set.
   """
   host, _, port = address.rpartition(":")
   listener = socket.create_server(("127.0.0.1", 0))
@@ -200,16 +199,16 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 
 
 class _Silence:
-  """Measures how long processes have not been heard of.
+  """Measures how long other processes have been silent.
 
-  Only the time in which this process itself runs counts, as all may be stopped.
+  Only time in which this process runs counts, because all of them may be suspended.
   """
 
   def __init__(self) -> None:
     self._heard: dict[int, tuple[object, int]] = {}
 
   def of(self, process: int, beat: object) -> float:
-    """Returns seconds since `beat` was another; to be called every `_POLL_S`."""
+    """Returns the seconds since `beat` changed; call it every `_POLL_S`."""
     before, polls = self._heard.get(process, (beat, -1))
     polls = polls + 1 if beat == before else 0
     self._heard[process] = beat, polls
@@ -217,11 +216,11 @@ class _Silence:
 
 
 class _Peers:
-  """The other processes of a run, each of which ends once another one fails."""
+  """The other processes of a run; each process ends when another one fails."""
 
   def __init__(self, count: int, index: int, gone: threading.Event):
-    """Takes the number of processes and of this one; `gone`: process 0 is."""
-    # The store that JAX's processes share has no public name; Orbax uses it like this.
+    """Takes the number of processes, the index of this one, and `gone` of `_relay`."""
+    # JAX's shared store has no public name; Orbax uses it in the same way.
     shared: Any = jax._src.distributed
     self._store: _Store = shared.global_state.client
     self._count, self._index, self._gone = count, index, gone
@@ -230,13 +229,13 @@ class _Peers:
 
   @contextlib.contextmanager
   def ending_together(self) -> Iterator[None]:
-    """Ends all processes if there is an error in one of them."""
+    """Ends all processes if one of them has an error."""
     for function in (self._talk, self._listen) if self._index else (self._talk,):
       threading.Thread(target=function, daemon=True).start()
     try:
       self._check_count()
       yield
-      # None leaves before all have done all, so that a late error too ends all.
+      # Wait for all processes, so that a late error also ends all of them.
       multihost_utils.sync_global_devices("all is done")
     except BaseException as error:
       if isinstance(error, SystemExit) and not error.code:
@@ -244,7 +243,7 @@ class _Peers:
       if not isinstance(error, _OWN):
         self._broken.set()
         if self._told.wait(_BROKEN_TIMEOUT_S + 2):
-          threading.Event().wait()  # The thread that was told ends the process.
+          threading.Event().wait()  # Another thread ends the process.
       status, reason = _show(error)
       self._done.set()
       self._tell(f"process {self._index}: {reason}")
@@ -253,7 +252,7 @@ class _Peers:
       self._done.set()
 
   def _check_count(self) -> None:
-    """Raises `UserError` if process 0 was told of another number of processes."""
+    """Raises `UserError` if process 0 has another number of processes."""
     count = str(self._count)
     if self._index == 0:
       self._store.key_value_set(_COUNT, count)
@@ -266,10 +265,10 @@ class _Peers:
       )
 
   def _talk(self) -> None:
-    """Shows the others that this process lives, and ends it once another has failed."""
+    """Sends heartbeats, and ends this process when another one has failed."""
     while not self._done.wait(_POLL_S):
       self._beat += 1
-      with contextlib.suppress(jax.errors.JaxRuntimeError):  # Nobody has failed.
+      with contextlib.suppress(jax.errors.JaxRuntimeError):  # No process has failed.
         key = f"{_BEATS}{self._index}"
         self._store.key_value_set(key, str(self._beat), allow_overwrite=True)
         if self._index == 0:
@@ -279,11 +278,11 @@ class _Peers:
         self._end(self._store.key_value_try_get(_ERROR), quiet=self._index > 0)
 
   def _listen(self) -> None:
-    """Ends this process once process 0, which has the store, is gone or silent."""
+    """Ends this process when process 0, which has the store, is gone or silent."""
     while not self._done.is_set():
       if self._gone.wait(_POLL_S):
         self._end("process 0 is gone; its own output may say why")
-      self._check_silence(0, self._beat)  # Each needs an answer.
+      self._check_silence(0, self._beat)  # Each beat needs its answer.
 
   def _check_silence(self, process: int, beat: object) -> None:
     """Ends this process if another one is silent."""
@@ -295,11 +294,11 @@ class _Peers:
       )
 
   def _tell(self, text: str) -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was the first.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first.
       self._store.key_value_set(_ERROR, text)
 
   def _end(self, text: str, quiet: bool = False) -> NoReturn:
-    """Ends this process for an error elsewhere."""
+    """Ends this process because of an error in another one."""
     if not quiet:
       show_error(text)
     self._told.set()
@@ -308,17 +307,17 @@ class _Peers:
     self._exit(1)
 
   def _exit(self, status: int) -> NoReturn:
-    """Ends without JAX's farewell, which would wait for the processes that failed."""
+    """Ends without JAX's shutdown, which would wait for the failed processes."""
     sys.stdout.flush()
     sys.stderr.flush()
     if self._index == 0:
-      time.sleep(4 * _POLL_S)  # The store that the others look into is here.
+      time.sleep(4 * _POLL_S)  # The others still read the store here.
     os._exit(status)
 
 
 def _show(error: BaseException) -> tuple[int, str]:
-  """Prints an error as a command does; returns the exit status, and what it is."""
-  if isinstance(error, SystemExit):  # `errors.fail` has printed its reason.
+  """Prints an error as a command does; returns the exit status and the message."""
+  if isinstance(error, SystemExit):  # `errors.fail` has printed the reason.
     status, error = int(str(error.code)), error.__context__ or error
   else:
     try:
@@ -335,6 +334,6 @@ def _show(error: BaseException) -> tuple[int, str]:
 
 
 def _is_of_network(error: BaseException) -> bool:
-  """Whether a collective operation failed; Gloo's errors have the code UNKNOWN."""
+  """Whether a collective operation failed. Gloo's errors have the code UNKNOWN."""
   code = getattr(error, "error_code_string", "")
   return code in ("UNAVAILABLE", "DEADLINE_EXCEEDED", "ABORTED", "UNKNOWN")

@@ -1,4 +1,4 @@
-"""Ending a run early with nothing lost: a signal becomes a request to stop."""
+"""Ends a run early without loss: a signal becomes a request to stop."""
 
 import contextlib
 import os
@@ -15,17 +15,17 @@ from jax.experimental import multihost_utils
 from resnet_jax.runtime.interruption import note_interruption
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
-# For the main thread to come back by itself.
+# Time for the main thread to respond by itself.
 _PATIENCE_S = 0.5
-_END = b"\0"  # The number of no signal.
+_END = b"\0"  # No signal has this number.
 _SHOW_CURSOR = "\x1b[?25h"  # A progress bar hides it.
 
 
 class Stopped(Exception):  # noqa: N818 - nothing went wrong.
-  """Training ended early because it was asked to; its state is saved.
+  """Training ended early on request; its state is saved.
 
   Attributes:
-    step: completed updates.
+    step: number of completed updates.
   """
 
   def __init__(self, step: int):
@@ -34,18 +34,18 @@ class Stopped(Exception):  # noqa: N818 - nothing went wrong.
 
 
 class StopRequest:
-  """Takes the first SIGINT or SIGTERM for a request; the second ends the process.
+  """Treats the first SIGINT or SIGTERM as a request; the second ends the process.
 
-  A context manager. It says at once that it has seen a signal, even while the devices
-  compute. Where JAX connects several processes, a signal to one of them stops all of
-  them after the same step, on which they agree by JAX's preemption notice. A second
-  SIGTERM ends a process only when all have agreed. Outside of the main thread, where
-  Python takes no signals, a `StopRequest` is never asked.
+  This is a context manager. It prints immediately that it received a signal, even while
+  the devices compute. If JAX connects several processes, a signal to one of them stops
+  all after the same step; they agree on this step through JAX's preemption notice. A
+  second SIGTERM then ends a process only after this agreement. Outside of the main
+  thread, Python receives no signals, so there is never a request.
   """
 
   def __init__(self) -> None:
     self._asked, self._calls = False, 0
-    # Of the context `interrupting`: the step, and whether the process may just end.
+    # The `step` and `may_exit` of the context `interrupting`.
     self._saved: int | None = None
     self._may_exit = False
     self._before: dict[int, object] = {}
@@ -53,14 +53,14 @@ class StopRequest:
   def __enter__(self) -> "StopRequest":
     if threading.current_thread() is not threading.main_thread():
       return self
-    # Python runs a handler once the main thread is back from the devices, which may
-    # take minutes; another thread reads at once what arrives in a pipe.
+    # Python runs a handler only when the main thread returns from the devices. This may
+    # take minutes; another thread can read the signal from a pipe immediately.
     self._read_end, self._write_end = os.pipe()
     os.set_blocking(self._write_end, False)
     self._pipe_before = signal.set_wakeup_fd(self._write_end, warn_on_full_buffer=False)
     self._listener = threading.Thread(target=self._listen, daemon=True)
     self._listener.start()
-    # JAX itself listens to SIGTERM where processes are connected.
+    # If processes are connected, JAX itself handles SIGTERM.
     taken = _SIGNALS if jax.process_count() == 1 else (signal.SIGINT,)
     self._before = {number: signal.signal(number, self._ask) for number in taken}
     return self
@@ -71,37 +71,37 @@ class StopRequest:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
     signal.set_wakeup_fd(self._pipe_before)
-    os.write(self._write_end, _END)  # Not closed, as a forked process may have it too.
+    os.write(self._write_end, _END)  # A fork may hold it, so closing is not enough.
     self._listener.join()
     os.close(self._write_end)
     os.close(self._read_end)
     if jax.process_count() > 1:
-      signal.signal(signal.SIGTERM, signal.SIG_DFL)  # There is no step to finish.
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)  # No step is left to finish.
 
   def is_asked(self) -> bool:
-    """Whether to stop now; all processes ask equally often, and get the same answer."""
+    """Whether to stop now. All processes must call it equally often; they agree."""
     if jax.process_count() > 1:
-      self._calls += 1  # Steps with gaps would pass by the one that is agreed on.
+      self._calls += 1  # JAX needs consecutive steps; a gap could skip the agreed one.
       if not multihost_utils.reached_preemption_sync_point(self._calls):
         return False
       for number in _SIGNALS if self._before else ():
-        signal.signal(number, signal.SIG_DFL)  # JAX's handler would take no second one.
+        signal.signal(number, signal.SIG_DFL)  # JAX's handler would ignore the second.
       return True
     return self._asked
 
   @contextlib.contextmanager
   def interrupting(self, step: int, may_exit: bool = False) -> Iterator[None]:
-    """Within the context a request raises `Stopped`, as nothing is lost by that.
+    """Raises `Stopped` on a request within the context, where this loses nothing.
 
-    Of several processes none is interrupted, as the others would wait for it.
+    With several processes, none is interrupted, as the others would wait for it.
 
     Args:
-      step: completed updates, whose state is saved or is being written.
-      may_exit: nothing is being written, so that the process may end at once where it
-        compiles for long.
+      step: number of completed updates; their state is saved or is being written.
+      may_exit: whether the process may end immediately during a long compilation,
+        because nothing is being written.
 
     Raises:
-      Stopped: it was asked for, before or within the context.
+      Stopped: there was a request, before or within the context.
     """
     if jax.process_count() > 1:
       yield
@@ -115,7 +115,7 @@ class StopRequest:
       self._saved, self._may_exit = None, False
 
   def _ask(self, number: int, frame: FrameType | None) -> None:
-    """What Python runs in the main thread, once that is free."""
+    """The signal handler, which Python runs when the main thread is free."""
     del number, frame
     for taken in self._before:
       signal.signal(taken, signal.SIG_DFL)
@@ -127,12 +127,12 @@ class StopRequest:
       raise Stopped(self._saved)
 
   def _listen(self) -> None:
-    """Says that a signal was seen, and ends a process that cannot answer."""
+    """Prints that a signal was received, and ends a process that cannot respond."""
     told = False
     while (read := os.read(self._read_end, 1)) != _END:
       if (number := read[0]) not in self._before:
         continue
-      if told:  # The main thread is not back yet, so that Python still takes it.
+      if told:  # The main thread has not returned to Python yet.
         os._exit(128 + number)
       told = True
       name, may_exit = signal.Signals(number).name, self._may_exit
@@ -148,4 +148,4 @@ class StopRequest:
 
 
 def _say(text: str) -> None:
-  os.write(sys.stderr.fileno(), text.encode())  # `print` may be what was interrupted.
+  os.write(sys.stderr.fileno(), text.encode())  # The signal may interrupt `print`.

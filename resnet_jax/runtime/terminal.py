@@ -1,7 +1,7 @@
-"""What a person reads: text in which no name is a command.
+"""Prints text for people, in which names cannot act as terminal commands.
 
-Names of files and classes, and errors that quote them, may hold codes that a terminal
-obeys, markup of rich, or letters that the terminal's encoding lacks.
+Names of files and classes, and errors that quote them, may contain terminal control
+codes, markup of rich, or letters that the terminal's encoding lacks.
 """
 
 import io
@@ -13,23 +13,23 @@ from rich.text import Text
 
 
 def printable(text: str) -> str:
-  """Replaces what a terminal would obey or refuse, the ends of lines too, by "?"."""
+  """Replaces each character that is not printable, and each line end, by "?"."""
   return "".join(c if c.isprintable() else "?" for c in text)
 
 
 def plain(text: str) -> Text:
-  """Returns one line for rich, which takes the brackets of a `str` for markup."""
+  """Returns one line for rich, which would read brackets in a `str` as markup."""
   return Text(printable(text))
 
 
 def show(*lines: str, console: Console | None = None) -> None:
-  """Prints lines as they are, to standard output or above the bars of a console."""
+  """Prints lines without markup, to standard output or above a console's bars."""
   for line in lines:
     if console is None:
       print(printable(line))
     else:
       text = printable(line)
-      if console.is_terminal:  # It would break lines within words.
+      if console.is_terminal:  # rich would break lines within words.
         text = textwrap.fill(
           text, console.width, break_long_words=False, break_on_hyphens=False
         )
@@ -37,17 +37,17 @@ def show(*lines: str, console: Console | None = None) -> None:
 
 
 def warn(text: str) -> None:
-  """Prints a line to standard error, in the first process."""
-  import jax  # It takes seconds, for which `--help` need not wait.
+  """Prints a line to standard error, in the first process only."""
+  import jax  # The import takes seconds; `--help` need not wait.
 
   if jax.process_index() == 0:
     print(f"warning: {printable(text)}", file=sys.stderr)
 
 
 def escape_unknown_letters() -> None:
-  r"""Has standard output write \xe9 for é where its encoding lacks it.
+  r"""Makes standard output write \xe9 for é if its encoding lacks this letter.
 
-  Standard error does so by default; standard output would raise `UnicodeEncodeError`.
+  Standard error does this by default; standard output would raise `UnicodeEncodeError`.
   """
   if isinstance(sys.stdout, io.TextIOWrapper):
     sys.stdout.reconfigure(errors="backslashreplace")

@@ -1,9 +1,8 @@
-"""Layers in C++, for a CPU: XLA's own convolutions and gradients are slow there.
+"""Layers in C++ for CPUs, on which XLA's convolutions and gradients are slow.
 
-`why_not_loaded` compiles `kernels.cc` once by the machine's C++ compiler, for its own
-processor, and keeps the library in the user's cache directory. Without a compiler XLA's
-layers are used, and nothing else changes. `benchmarks/NOTES.md` says how much faster
-these are.
+`why_not_loaded` compiles `kernels.cc` once, with the machine's C++ compiler and for its
+processor, and keeps the library in the user's cache directory. Without a compiler,
+XLA's layers are used, and nothing else changes. `benchmarks/NOTES.md` has the speed-up.
 
 Letters: B batch, H height, W width, C input channels, F output channels (features).
 """
@@ -25,9 +24,9 @@ _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
 _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _DTYPES = "float32", "bfloat16"
 
-ArrayFunction = Callable[..., jax.Array]  # Of arrays alone.
+ArrayFunction = Callable[..., jax.Array]  # A function of arrays only.
 
-# What JAX declares no types of.
+# A JAX type without declared types.
 _shaped: Callable[[tuple[int, ...], DTypeLike], jax.ShapeDtypeStruct]
 _shaped = jax.ShapeDtypeStruct
 _capsule: Callable[[object], object] = jax.ffi.pycapsule
@@ -41,19 +40,19 @@ def conv2d(
   padding: int,
   relu: bool = False,
 ) -> Float[Array, "b _ _ f"]:
-  """Convolves, if `fits`.
+  """Convolves; only for arguments that `fits` accepts.
 
   Args:
     x: the images.
     kernel: [height, width, C, F].
-    *then: what to multiply the result by and what to add to it, both [F], then what
-      else to add, in its own shape; all, the first two or none.
-    stride: along H and W.
-    padding: zeros on each side.
-    relu: in the end, 0 where it is less.
+    *then: a scale and a bias of the result, both [F], then a residual in the shape of
+      the result. Give all three, the first two or none.
+    stride: step along H and W.
+    padding: number of zeros on each side.
+    relu: whether to apply ReLU at the end.
 
   Returns:
-    In the dtype of `x`.
+    [B, H', W', F], same dtype as `x`.
 
   Raises:
     ValueError: `then` has other shapes, or is not float32.
@@ -78,20 +77,20 @@ def kernel_gradient(
   stride: int,
   padding: int,
 ) -> Float[Array, "_ _ c f"]:
-  """Gradient of `conv2d`'s kernel, of that shape, where `dy` is that of its result."""
+  """Returns the gradient of `conv2d`'s kernel, given that of its result (`dy`)."""
   gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
   return gradient.astype(x.dtype)
 
 
 def moments(x: Float[Array, "... c"]) -> Float32[Array, "2 c"]:
-  """Mean and variance of channels, if `fits_norm`."""
+  """Returns mean and variance per channel, if `fits_norm`."""
   return _call(_MOMENTS, (2, x.shape[-1]), x)
 
 
 def batch_norm_sums(
   x: Float[Array, "*b c"], mean: Float32[Array, " c"], dy: Float[Array, "*b c"]
 ) -> Float32[Array, "2 c"]:
-  """Sums of `dy` and `dy * (x - mean)` over channels."""
+  """Returns the sums of `dy` and `dy * (x - mean)` per channel."""
   return _call(_BATCH_NORM_SUMS, (2, x.shape[-1]), x, mean, dy)
 
 
@@ -116,7 +115,7 @@ def _out_shape(
 
 
 def with_derivatives(call: ArrayFunction, reference: ArrayFunction) -> ArrayFunction:
-  """A custom call, with the derivatives of what computes the same."""
+  """Returns `call` with the derivatives of `reference`, which computes the same."""
   function = jax.custom_jvp(call)
 
   @function.defjvp
@@ -131,17 +130,17 @@ def with_derivatives(call: ArrayFunction, reference: ArrayFunction) -> ArrayFunc
 def fits(
   x: jax.Array, other: jax.Array, shape: tuple[int, ...], stride: int, padding: int
 ) -> bool:
-  """Whether `conv2d` and `kernel_gradient` are there, and serve such a convolution.
+  """Whether `conv2d` and `kernel_gradient` are available for a convolution.
 
   Args:
-    x: its images.
+    x: images of the convolution.
     other: its kernel, or the gradient of its result.
-    shape: of its kernel.
-    stride: along H and W.
-    padding: zeros on each side.
+    shape: shape of its kernel.
+    stride: step along H and W.
+    padding: number of zeros on each side.
   """
   return (
-    _serves(x, shape[-1])  # First, as an export's shapes cannot be compared.
+    _serves(x, shape[-1])  # First: an export's shapes cannot be compared.
     and x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
     and min(_out_shape(x.shape, shape, stride, padding)) > 0
@@ -150,12 +149,12 @@ def fits(
 
 
 def fits_norm(x: jax.Array) -> bool:
-  """Whether `moments` and `batch_norm_sums` are there, and serve such an array."""
+  """Whether `moments` and `batch_norm_sums` are available for an array."""
   return _serves(x, x.shape[-1])
 
 
 def _serves(x: jax.Array, features: int) -> bool:
-  """Whether the kernels are made for the dtype and the number of features."""
+  """Whether the kernels support the dtype and the number of features."""
   return (
     str(x.dtype) in _DTYPES
     and x.size > 0
@@ -166,22 +165,22 @@ def _serves(x: jax.Array, features: int) -> bool:
 
 
 def why_not_loaded() -> str:
-  """Compiles the kernels where need be; returns why that failed, or ""."""
+  """Compiles the kernels if necessary; returns why that failed, or ""."""
   return _load()[1]
 
 
 def is_broken() -> bool:
-  """Whether there is a compiler and it failed."""
+  """Whether a compiler exists and failed."""
   is_named = "CXX" in os.environ or shutil.which("c++") is not None
   return is_named and _load()[0] == 0
 
 
 @functools.cache
 def _load() -> tuple[int, str]:
-  """Compiles where need be, and registers.
+  """Compiles the kernels if necessary, and registers them.
 
   Returns:
-    The number of floats in a vector, 0 if there are no kernels; and why not.
+    The number of floats in a vector, or 0 without kernels; and why there are none.
   """
   try:
     functions = library.load()

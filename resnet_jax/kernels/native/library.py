@@ -1,8 +1,8 @@
-"""The library of kernels: compiled once, and kept in the user's cache folder.
+"""The compiled kernels: a library that is kept in the user's cache folder.
 
-A library is code that this process runs, so the folder must be private
-(`private_folder`), and the library must be whole: the digest of its bytes lies beside
-it. One that does not fit its digest is compiled anew.
+The library is code that this process runs, so the folder must be private
+(`private_folder`). A file next to the library has the digest of its bytes. A library
+that does not match its digest is compiled again.
 """
 
 import contextlib
@@ -28,13 +28,13 @@ from resnet_jax.runtime.private_folder import is_private, private_folder
 from resnet_jax.runtime.terminal import printable
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
-# Half a minute is usual; a compiler that waits for something must not hang a run.
+# Half a minute is usual. A compiler that hangs must not stop a run for ever.
 _COMPILE_LIMIT_S = 300
 _DAY_S = 24 * 3600
 
 
 class CompileError(Exception):
-  """There is no library; says why in a line."""
+  """There is no library; the message is one line."""
 
 
 def cache_dir() -> Path:
@@ -46,12 +46,12 @@ def cache_dir() -> Path:
 def load() -> ctypes.CDLL:
   """Loads the library for this machine, and compiles it if need be.
 
-  Where it cannot be kept in `cache_dir`, a line on standard error says why, and it is
-  compiled for this process only.
+  If the library cannot be kept in `cache_dir`, it is compiled for this process only,
+  and a line on standard error says why.
 
   Raises:
     CompileError: there is no compiler, or it failed.
-    OSError: there is no room for temporary files, or no library came out.
+    OSError: there is no room for temporary files, or the compiler wrote no library.
   """
   command = _command()
   sources = [
@@ -67,7 +67,7 @@ def load() -> ctypes.CDLL:
     with contextlib.suppress(OSError):  # A cache may be read-only.
       os.utime(library)
     return _open(library)
-  except (OSError, RuntimeError) as error:  # RuntimeError: there is no home.
+  except (OSError, RuntimeError) as error:  # RuntimeError: no home folder.
     text = (
       "the kernels are compiled for this process only (XDG_CACHE_HOME can name another "
       f"cache folder): {error}"
@@ -76,7 +76,7 @@ def load() -> ctypes.CDLL:
   with tempfile.TemporaryDirectory() as folder:
     library = Path(folder) / "kernels.so"
     _compile(command, library)
-    return _open(library)  # Stays in memory when its file is gone.
+    return _open(library)  # It stays in memory without its file.
 
 
 def _compiler() -> list[str]:
@@ -98,7 +98,7 @@ def _compiler() -> list[str]:
 
 
 def _command() -> list[str]:
-  """Returns the command that compiles, but for `-o` and its file."""
+  """Returns the command that compiles, without `-o` and its file."""
   is_arm = platform.machine() in ("arm64", "aarch64")
   own = "-mcpu=native" if is_arm else "-march=native"
   flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
@@ -113,7 +113,7 @@ def _open(library: Path) -> ctypes.CDLL:
 
 
 def _is_whole(library: Path) -> bool:
-  """Whether it is a file of this user alone, and has the bytes that were compiled."""
+  """Whether the library belongs to this user alone, and matches its digest."""
   try:
     info = library.lstat()
     return (
@@ -130,10 +130,10 @@ def _digest(library: Path) -> bytes:
 
 
 def _remove_old(folder: Path) -> None:
-  """Removes what is of no use any more.
+  """Removes unused files.
 
-  These are libraries that were not loaded for 30 days (loading one sets the time of its
-  last change), and what a compilation left that was killed more than a day ago.
+  These are libraries that were not loaded for 30 days (loading sets the modification
+  time), and files of compilations that were killed more than a day ago.
   """
   now = time.time()
   for path in [*folder.glob("kernels-*.so"), *folder.glob("tmp*")]:
@@ -147,7 +147,7 @@ def _remove_old(folder: Path) -> None:
 
 
 def _compile_and_keep(command: list[str], library: Path) -> None:
-  # What a process that is being killed still writes there is removed after a day.
+  # Files that a process writes there while it is killed are removed after a day.
   temporary = tempfile.TemporaryDirectory(
     dir=library.parent, ignore_cleanup_errors=True
   )
@@ -157,8 +157,8 @@ def _compile_and_keep(command: list[str], library: Path) -> None:
     made.chmod(0o700)  # Whatever the umask is.
     digest = made.with_suffix(".digest")
     digest.write_bytes(_digest(made))
-    # After a power cut both files have all their bytes, or do not fit. Another process
-    # may have been as quick; both libraries are the same.
+    # After a power cut, both files are complete, or they do not match. Another process
+    # may do the same at the same time; both libraries are identical.
     for path in (digest, made):
       with path.open("rb+") as file:
         os.fsync(file.fileno())
@@ -171,8 +171,9 @@ def _compile(command: list[str], library: Path) -> None:
   )
   log = library.with_name("log")
   try:
-    # To a file, as a helper that the compiler leaves behind could hold a pipe open; in
-    # the folder, as a path of `private_folder` is not one of another process.
+    # The output goes to a file, as a helper process of the compiler could keep a pipe
+    # open. The compiler runs in the folder, as paths of `private_folder` are valid in
+    # one process only.
     with log.open("wb") as output:
       process = subprocess.Popen(
         [*command, "-o", library.name],
@@ -187,7 +188,7 @@ def _compile(command: list[str], library: Path) -> None:
   try:
     status = process.wait(_COMPILE_LIMIT_S)
   except BaseException as error:
-    with contextlib.suppress(OSError):  # With all the processes that it started.
+    with contextlib.suppress(OSError):  # Also kills the processes that it started.
       os.killpg(process.pid, signal.SIGKILL)
     process.wait()
     if not isinstance(error, subprocess.TimeoutExpired):
