@@ -92,7 +92,7 @@ def _models() -> str:
     "| name | parameters | blocks in each stage |\n|---|---|---|",
   ]
   for name in resnet_jax.MODELS:
-    model = resnet_jax.create_model(name, scan=True)  # Scan is traced quickly.
+    model = resnet_jax.create_model(name, scan=True)  # `scan` speeds up tracing.
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))

@@ -13,7 +13,7 @@ from resnet_jax.data.images.auto_augment import (
   trivial_augment,
 )
 
-# Values 1 to 254: black is fill, and solarize at bin 0 would invert white.
+# Values 1 to 254: black is the fill colour, and solarize at bin 0 would invert white.
 IMAGE = np.random.default_rng(0).integers(1, 255, (32, 32, 3), np.uint8)
 TABLE = operations(32, 32)
 POLICIES = [rand_augment, trivial_augment]
