@@ -29,7 +29,7 @@ def paths(tree) -> set[str]:
 @pytest.mark.parametrize(
   ("name", "shortcut", "expected"),
   [
-    # torchvision's counts, and what the other shortcuts make of them.
+    # torchvision's counts, and the counts with other shortcuts.
     ("resnet18", "", 11_689_512),
     ("resnet34", "", 21_797_672),
     ("resnet50", "", 25_557_032),

@@ -1,4 +1,4 @@
-"""A user's own network, task, data and optimiser are trained, resumed and used."""
+"""Runs with a user's own network, task, data and optimiser train, resume and predict."""
 
 import dataclasses
 import json
