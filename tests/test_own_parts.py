@@ -1,4 +1,4 @@
-"""Runs with a user's own network, task, data and optimiser train, resume and predict."""
+"""A user's own network, task, data and optimiser are trained, resumed and used."""
 
 import dataclasses
 import json
