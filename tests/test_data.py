@@ -118,7 +118,7 @@ def test_tfds_reads_every_example(tiny_tfds):
   source = tfds.load_tfds("tiny", str(tiny_tfds), "train")
   assert source.class_names == ("0", "1", "2") and source.images.shape == (7, 4, 4, 3)
   assert source.images.dtype == np.uint8 and source.labels.dtype == np.int32
-  # TFDS shuffles what it stores.
+  # TFDS shuffles the images that it stores.
   values = source.images[:, 0, 0, 0]
   assert sorted(values) == list(range(7))
   np.testing.assert_array_equal(source.labels, values % 3)
@@ -441,7 +441,7 @@ def test_tfds_comes_before_archives_of_cifar(tmp_path):
   path = write_cifar(tmp_path, "cifar10", "python", packed=True)
   folder = tmp_path / "cifar10" / "3.0.2"
   folder.mkdir(parents=True)
-  (folder / "cifar10-train.tfrecord-00000-of-00001").touch()  # It cannot be read.
+  (folder / "cifar10-train.tfrecord-00000-of-00001").touch()  # Not a readable format.
   assert cifar.find_cifar("cifar10", str(tmp_path)) == path
   (folder / "cifar10-train.array_record-00000-of-00001").touch()
   assert cifar.find_cifar("cifar10", str(tmp_path)) is None

@@ -279,7 +279,7 @@ def test_the_page_on_fine_tuning_goes_from_photos_to_an_exported_network(
   output = capsys.readouterr()
   assert "config: --config=finetune_photos:scratch, because" in output.out
   assert "expect images of" not in output.err
-  assert output.err.count("training images have 32 pixels") == 1  # From scratch.
+  assert output.err.count("training images have 32 pixels") == 1  # The scratch run.
   config = load_run_config(str(tmp_path / "runs" / "photos"))
   expected = Preprocessing(resize=36, crop=32, interpolation="bicubic")
   assert preprocessing_of(config.data) == expected

@@ -84,7 +84,7 @@ def test_the_head_is_trained_alone_at_first_and_then_everything():
     np.testing.assert_allclose(
       fall["head"]["kernel"], only["head"]["kernel"], rtol=1e-6
     )
-  first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count, and no momentum yet.
+  first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count; there is no momentum.
   np.testing.assert_allclose(falls[2]["stem"]["kernel"], first, rtol=1e-6)
   with pytest.raises(UserError, match="needs a network with a part called 'head'"):
     create_optimizer(config, rate, warmup_steps=2).init({"stem": params["stem"]})

@@ -646,7 +646,7 @@ def test_imagenets_names_are_for_weights_of_which_nothing_else_is_said(path, cap
 def test_imagenets_ids_are_in_the_order_of_its_names():
   ids, names = imagenet.synsets(), imagenet.class_names()
   assert list(ids) == sorted(set(ids)) and len(ids) == len(set(names)) == 1000
-  # From WordNet: the first, the last, and some in between.
+  # WordNet's names of the first class, the last one, and some in between.
   known = {"n01440764": "tench", "n15075141": "toilet tissue", "n02123045": "tabby"}
   known |= {"n02979186": "cassette player", "n03417042": "garbage truck"}
   assert {synset: names[ids.index(synset)] for synset in known} == known

@@ -326,7 +326,7 @@ def test_curves_have_a_log_axis_for_small_errors_and_mark_what_happened(error, s
   assert loss.get_yscale() == "linear" and top1.get_yscale() == scale
   _, evaluation, drop, best = (line.get_xydata() for line in top1.lines)
   np.testing.assert_allclose(evaluation, [[2, 100 * error], [4, 150 * error]])
-  # The drop of the learning rate that is still to come is not drawn.
+  # A later drop of the learning rate is not drawn.
   np.testing.assert_array_equal(drop, [[3, 0], [3, 1]])
   np.testing.assert_allclose(best, [[2, 100 * error]])
   said = f"best evaluation: top-1 {100 * (1 - error):.2f} % at step 20 (circle)"

@@ -1,4 +1,4 @@
-"""The readers of files that may come from strangers, each as a target for fuzzing.
+"""Fuzzing targets: each runs a reader of files that may come from unknown sources.
 
 A target takes bytes. The reader may accept them or raise the error that it documents.
 Any other exception, more than 10 seconds or too much memory is a finding.

@@ -1,4 +1,4 @@
-"""Fuzzes the readers of files from strangers: `python tests/fuzz/run.py --seconds 60`.
+"""Fuzzes the readers of untrusted files: `python tests/fuzz/run.py --seconds 60`.
 
 Needs atheris, which tells the fuzzer which lines of Python an input reached.
 """
