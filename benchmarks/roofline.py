@@ -48,7 +48,7 @@ def best_time(function: Callable, *arguments) -> float:
 
 
 def measure_peaks(dtype: str) -> tuple[float, float]:
-  """Returns the operations/s of a large matrix product and the bytes/s of a copy."""
+  """Returns operations/s of a large matrix product and bytes/s of a large copy."""
   import jax
   import jax.numpy as jnp
 
