@@ -1,8 +1,9 @@
-"""The networks of ours and of the peers, as processes that `turns.py` compares.
+"""Runs one network, ours or a peer's, as a process that `turns.py` times.
 
-Command: python benchmarks/cases.py PEER TASK MODEL BATCH DTYPE, which `train_step.py`
-and `inference.py` run: it reads how often to run from stdin. Images are random, and on
-the device from the start.
+`train_step.py` and `inference.py` start it with this command:
+python benchmarks/cases.py PEER TASK MODEL BATCH DTYPE
+It reads from stdin how often to run. The images are random, and they are on the device
+from the start.
 """
 
 import sys
@@ -13,7 +14,7 @@ from types import SimpleNamespace
 
 from turns import count_cores, serve
 
-# Blocks of each stage, bottlenecks, side of the images.
+# Blocks per stage, whether they are bottlenecks, side of the images in pixels.
 MODELS = {
   "resnet18": ((2, 2, 2, 2), False, 224),
   "resnet34": ((3, 4, 6, 3), False, 224),
@@ -34,13 +35,13 @@ def side_of(name: str) -> int:
 
 
 def create_experiment(name: str, batch: int, dtype: str = "float32", **options: bool):
-  """Returns an experiment of random images, and what its `train_chunk` is fed.
+  """Returns an experiment on random images, and the feed of its `train_chunk`.
 
   Args:
-    name: of the network.
-    batch: images of a step.
-    dtype: of the computation.
-    **options: of the network: `scan`, `remat`.
+    name: name of the network.
+    batch: images per step.
+    dtype: dtype of the computation.
+    **options: options of the network: `scan`, `remat`.
   """
   from resnet_jax.runtime import compilation
 
@@ -58,7 +59,7 @@ def create_experiment(name: str, batch: int, dtype: str = "float32", **options: 
     data=DataConfig(mean=(0.5,), std=(0.25,)),
     optim=OptimConfig(learning_rate=RATE, momentum=MOMENTUM, weight_decay=DECAY),
   )
-  one_batch = SimpleNamespace(  # What a step asks of a `Dataset`.
+  one_batch = SimpleNamespace(  # The part of a `Dataset` that a step uses.
     num_examples=batch,
     image_shape=(size, size, 3),
     take_batch=lambda feed, step: feed,
@@ -78,7 +79,10 @@ def create_experiment(name: str, batch: int, dtype: str = "float32", **options: 
 def ours_train(
   name: str, batch: int, dtype: str, scan: bool = False
 ) -> Callable[[int], None]:
-  """The trainer's step: uint8 images, normalised in it, in one call for a turn."""
+  """Returns a function that runs the trainer's step `count` times in one call.
+
+  The step normalises the uint8 images itself.
+  """
   experiment, feed = create_experiment(name, batch, dtype, scan=scan)
   import jax
 
@@ -93,7 +97,7 @@ def ours_train(
 
 
 def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """The evaluation forward pass as users get it: norms folded, the same kernels."""
+  """The evaluation forward pass that users get: folded norms and the same kernels."""
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
@@ -123,8 +127,8 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
 def stock_flax(name: str, dtype: str):
   """Returns the stock model, its variables, and the side of its images.
 
-  Where shapes change it has projections, on CIFAR too; the others pad there, as the
-  paper does, which is less work by 1 %.
+  It has projections where shapes change, on CIFAR too. The other networks pad there, as
+  the paper does; padding is 1 % less work.
   """
   import jax
   import jax.numpy as jnp
@@ -200,12 +204,12 @@ def torch_model(name: str, compiled: bool):
   sizes, bottleneck, size = MODELS[name]
   small = size == 32
   device = "cuda" if torch.cuda.is_available() else "cpu"
-  torch.backends.cudnn.benchmark = True  # The fastest kernels, as XLA looks for them.
+  torch.backends.cudnn.benchmark = True  # Picks the fastest kernels, as XLA does.
   if device == "cuda" and not small:
     import torchvision
 
     model = torchvision.models.get_model(name)
-  else:  # There is no torchvision for CPUs everywhere; the same network.
+  else:  # The same network: not every machine has torchvision for CPUs.
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from torch_resnet import ResNet
 

@@ -1,7 +1,7 @@
-"""The paper's CIFAR-10 ResNet-20 in PyTorch, for comparing what a budget reaches.
+"""The paper's CIFAR-10 ResNet-20 in PyTorch, to compare accuracy after equal steps.
 
-Command: python benchmarks/cifar10_torch.py DIR --steps 600 (extra `torch`). The same
-recipe as `configs/cifar10_resnet20.py`, with other random numbers. Prints the same
+Command: python benchmarks/cifar10_torch.py DIR --steps 600 (extra `torch`). It uses the
+recipe of `configs/cifar10_resnet20.py` with other random numbers. It prints the same
 lines as `resnet-jax train`: training metrics every 100 steps, then the test accuracy.
 """
 

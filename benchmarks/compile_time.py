@@ -1,10 +1,11 @@
-"""How long until a network's first step can start: tracing and compiling, over depth.
+"""Measures, by depth, the time to trace and compile before a network's first step.
 
 Command: python benchmarks/compile_time.py [--depths 20 56 110 1202] [--unrolled 110]
-[--json]. CIFAR ResNets at batch 8, float32, SGD with momentum: seconds to the initial
-state, from there to the compiled step, both together, and of a step. Each case is
-in a process of its own that JAX has started in; twice, without and with what JAX's
-persistent cache has kept of it.
+[--json]. The networks are CIFAR ResNets at batch 8 in float32, trained by SGD with
+momentum. The columns are the seconds to the initial state, from there to the compiled
+step, both together, and of one step. Each case runs twice, each time in a new process
+in which JAX has already started: first with an empty persistent cache of JAX, then with
+the cache that the first run has filled.
 """
 
 import argparse
@@ -19,7 +20,7 @@ BATCH = 8
 
 
 def measure(depth: int, scan: bool) -> dict[str, float]:
-  """Returns the seconds of each part."""
+  """Returns the seconds of each part of the start, and of a step."""
   import jax
   from cases import create_experiment
 
@@ -38,7 +39,7 @@ def measure(depth: int, scan: bool) -> dict[str, float]:
 
 
 def run(depth: int, layout: str, cache: str) -> dict[str, float]:
-  """As `measure`, in a new process that keeps what it compiles in `cache`."""
+  """Runs `measure` in a new process with `cache` as JAX's persistent cache."""
   environment = os.environ | {
     "JAX_COMPILATION_CACHE_DIR": cache,
     "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
@@ -57,7 +58,7 @@ def main() -> None:
   if args.one:
     print(json.dumps(measure(int(args.one[0]), args.one[1] == "scanned")))
     return
-  first: dict[str, float] = {}  # Of the first depth, by the state of the cache.
+  first: dict[str, float] = {}  # Seconds of the first depth, by the state of the cache.
   if not args.json:
     print("model       layout    cache   init s  compile s       both   a step s")
   for depth in args.depths:

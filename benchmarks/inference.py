@@ -1,4 +1,4 @@
-"""The evaluation forward pass of ours against PyTorch's and a stock Flax ResNet's.
+"""Compares our evaluation forward pass with PyTorch's and a stock Flax ResNet's.
 
 Command: python benchmarks/inference.py [--cases resnet50:1 resnet50:16] [--dtype
 float32] [--torch PYTHON] [--json]; see `train_step.py`.

@@ -1,12 +1,13 @@
-"""How fast JPEG photos become training batches, against what others use.
+"""Compares how fast ours and other libraries turn JPEG photos into training batches.
 
 python benchmarks/input.py DIR [--cores 1 2] [--tensorflow PYTHON]
 
-DIR holds photos at any depth. Each case reads files, decodes, cuts a random resized
-crop of 224 pixels and stacks uint8 batches of 64, in a process of its own that is bound
-to so many cores. The cases take turns of some batches, all others stopped meanwhile,
-and the median over the turns counts. Prints one JSON line for each case and number of
-cores. The peers are the extra `benchmark`; TensorFlow may have another interpreter.
+DIR holds photos, in folders of any depth. Each case runs in its own process, which is
+bound to the given number of cores. It reads and decodes files, cuts a random resized
+crop of 224 pixels and stacks uint8 batches of 64. The cases take turns of some batches;
+the other processes are stopped meanwhile, and the median over the turns counts. The
+output is one JSON line for each case and number of cores. The extra `benchmark`
+installs the peers; TensorFlow may have another interpreter.
 """
 
 import argparse
@@ -59,14 +60,14 @@ def ours_in_processes(files: list[str], cores: int):
 
 
 def tf_data(files: list[str], cores: int, same_crops: bool = False):
-  """As the Flax ImageNet example reads photos, whose crops are smaller on average."""
+  """Reads photos as Flax's ImageNet example does; its crops are smaller on average."""
   import tensorflow as tf
 
   tf.config.threading.set_intra_op_parallelism_threads(cores)
   tf.config.threading.set_inter_op_parallelism_threads(cores)
 
   def draw_window(height, width):
-    """As `random_resized_box`, but for the image where none of 10 fits."""
+    """Draws as `random_resized_box` does, except if none of 10 boxes fits."""
     area = height * width * tf.random.uniform([10], 0.08, 1.0)
     aspect = tf.exp(tf.random.uniform([10], math.log(3 / 4), math.log(4 / 3)))
     w, h = tf.round(tf.sqrt(area * aspect)), tf.round(tf.sqrt(area / aspect))
@@ -159,7 +160,7 @@ CASES = (
 
 
 def serve(case, files: list[str], cores: int) -> None:
-  """Measures a turn for each line of stdin: a number of batches."""
+  """Measures one turn for each line of stdin; the line is a number of batches."""
   os.sched_setaffinity(0, sorted(os.sched_getaffinity(0))[:cores])
   stream = case(files, cores)
   for line in sys.stdin:
@@ -178,7 +179,7 @@ def serve(case, files: list[str], cores: int) -> None:
 
 
 def cpu_seconds() -> float:
-  """Returns what this process and its running children have used."""
+  """Returns the CPU seconds of this process and its running children."""
   ticks, own = os.sysconf("SC_CLK_TCK"), os.getpid()
   total = 0
   for path in Path("/proc").glob("[0-9]*/stat"):
@@ -204,7 +205,7 @@ def main() -> None:
   files = sorted(str(p) for p in paths if p.suffix.lower() in (".jpg", ".jpeg"))
   if not files:
     parser.error(f"{args.directory!r} has no .jpg or .jpeg files")
-  # As long as a real set's: Grain's shuffle is slow for less than 65,536.
+  # As many files as a real data set has: Grain's shuffle is slow below 65,536.
   files *= math.ceil(100_000 / len(files))
   if args.case:
     (case,) = [case for case in CASES if case.__name__ == args.case]
@@ -215,7 +216,7 @@ def main() -> None:
       python = args.tensorflow if case.__name__.startswith("tf") else sys.executable
       command = [python, __file__, args.directory, "--case", case.__name__]
       cases[case.__name__] = Turns([*command, "--cores", str(cores)])
-      cases[case.__name__].take(args.batches)  # Starts up, alone.
+      cases[case.__name__].take(args.batches)  # Starts while the others are stopped.
     for _ in range(args.turns):
       for case in cases.values():
         case.take(args.batches)

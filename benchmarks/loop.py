@@ -1,11 +1,11 @@
-"""The share of a run's time that is not spent in the training step.
+"""Measures the fraction of a run's time that is spent outside of the training step.
 
 Command: python benchmarks/loop.py [--cifar10 DIR] [--models resnet20 resnet56]
-[--steps-per-call 390] [--json]. Trains the digits' and the CIFAR-10 config by the
-trainer itself, with logs, TensorBoard and the progress bar, from the first step to the
-last without evaluation. Each call of the step is waited for, so that what the trainer
-does meanwhile counts too: the share is an upper bound. Without `--cifar10`, a TFDS
-directory, as many synthetic images take its place.
+[--steps-per-call 390] [--json]. The trainer itself trains the digits config and the
+CIFAR-10 config, with logs, TensorBoard and the progress bar. The time counts from the
+first step to the last, without evaluation. The benchmark waits for each call of the
+step, so work that the trainer would do meanwhile counts too: the fraction is an upper
+bound. `--cifar10` is a TFDS directory; without it, as many synthetic images are used.
 """
 
 import argparse
@@ -22,7 +22,7 @@ from resnet_jax.config.files import load_config_file
 
 
 class Clock:
-  """Wraps a jitted `train_chunk`: seconds in its calls, and around all of them."""
+  """Wraps a jitted `train_chunk` and measures the seconds in its calls and overall."""
 
   def __init__(self, chunk):
     self.chunk, self.inside, self.steps = chunk, 0.0, 0
@@ -31,7 +31,7 @@ class Clock:
   def __call__(self, state, feed, count):
     start = time.perf_counter()
     result = jax.block_until_ready(self.chunk(state, feed, count))
-    if count:  # A call of no steps compiles.
+    if count:  # A call of 0 steps only compiles.
       self.last = time.perf_counter()
       self.first = self.first or start
       self.inside += self.last - start

@@ -1,8 +1,9 @@
-"""The memory of a training step over depth, with and without rematerialisation.
+"""Compares the memory of a training step by depth, with and without rematerialisation.
 
 Command: python benchmarks/memory.py [--depths 20 110 1202] [--batch 128] [--run 1202].
-CIFAR nets in float32. The table is what XLA plans for the step; `--run` then takes one
-step of that depth, with remat, and prints the process's largest resident memory too.
+The networks are CIFAR ResNets in float32. The table shows the memory that XLA plans for
+the step. `--run` then runs one step at that depth, with remat, and also prints the peak
+resident memory of the process.
 """
 
 import argparse

@@ -1,11 +1,11 @@
-"""Where a training step's time goes, layer by layer, against what the device can do.
+"""Compares the time of a training step, layer by layer, with the device's peak speed.
 
 Command: python benchmarks/roofline.py [--case resnet50:256] [--dtype bfloat16]
-[--json]. Each operation of one profiled step is counted to the layer that XLA says it
-comes from, a fusion of several to the last of them. Their time at best is that of their
-multiply-adds at the speed of a large matrix product, or of the bytes of their operands
-and results at that of a large copy, whichever is longer; both speeds are measured
-first. On a CPU XLA runs some products beside other operations, and counts hardly any
+[--json]. One step is profiled. Each operation counts for the layer that XLA names as
+its origin; a fusion of several layers counts for the last one. The best possible time
+is the longer of two: the multiply-adds at the speed of a large matrix product, and the
+bytes of operands and results at the speed of a large copy. Both speeds are measured
+first. On a CPU, XLA runs some products beside other operations and reports hardly any
 time for them.
 """
 
@@ -36,7 +36,7 @@ _BYTES = {
 
 
 def best_time(function: Callable, *arguments) -> float:
-  """Returns seconds of the fastest of some calls."""
+  """Returns the seconds of the fastest of five calls."""
   import jax
 
   seconds = []
@@ -48,7 +48,7 @@ def best_time(function: Callable, *arguments) -> float:
 
 
 def measure_peaks(dtype: str) -> tuple[float, float]:
-  """Returns operations a second of a large product, bytes a second of a large copy."""
+  """Returns operations/s of a large matrix product and bytes/s of a large copy."""
   import jax
   import jax.numpy as jnp
 
@@ -66,7 +66,7 @@ def measure_peaks(dtype: str) -> tuple[float, float]:
 
 
 def array_bytes(shape: str) -> int:
-  """Returns the size of the arrays in XLA's text of a type."""
+  """Returns the size in bytes of the arrays in a type that XLA printed."""
   return sum(
     _BYTES.get(kind, 4) * math.prod(int(n) for n in dims.split(",") if n)
     for kind, dims in _ARRAY.findall(shape)
@@ -74,7 +74,7 @@ def array_bytes(shape: str) -> int:
 
 
 def read_operations(text: str) -> dict[str, tuple[str, int]]:
-  """Returns, for each operation of a compiled module, its origin and bytes."""
+  """Returns the origin and the bytes of each operation in a compiled module."""
   lines = [
     (match, line) for line in text.splitlines() if (match := _OPERATION.match(line))
   ]
@@ -89,11 +89,11 @@ def read_operations(text: str) -> dict[str, tuple[str, int]]:
 
 
 def layer_of(origin: str, layers: dict[str, int]) -> str:
-  """Returns a layer's name, that of a block for what is between layers, or "other"."""
+  """Returns the name of the layer, of the block if it is between layers, or "other"."""
   match = re.search(r"(stem|stage\d+|head)/?.*", origin)
   if not match:
     return "other"
-  # Methods and inner functions are on the way too.
+  # The path contains methods and inner functions too.
   parts = [part for part in match[0].split("/") if "." not in part and "(" not in part]
   for length in range(len(parts), 0, -1):
     if (name := "/".join(parts[:length])) in layers:
@@ -102,7 +102,7 @@ def layer_of(origin: str, layers: dict[str, int]) -> str:
 
 
 def group_of(layer: str) -> str:
-  """The same layers of a stage's blocks make a row."""
+  """Returns a layer's row in the table; the blocks of a stage share their rows."""
   return re.sub(r"/block\d+", "", layer)
 
 
@@ -155,7 +155,7 @@ def main() -> None:
   sizes: Counter[tuple[str, bool]] = Counter()
   for operation, duration in seconds.items():
     origin, size = operations.get(operation, ("", 0))
-    if "while" in operation:  # It holds the others.
+    if "while" in operation:  # A loop contains other operations.
       continue
     row = group_of(layer_of(origin, layers)), "transpose(" in origin
     times[row] += duration

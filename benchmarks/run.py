@@ -1,7 +1,7 @@
-"""All comparisons in one go: a table, a JSON file and a picture.
+"""Runs all comparisons and writes a table, a JSON file and a picture.
 
 Command: python benchmarks/run.py [--quick] [--torch PYTHON] [--out benchmarks/results].
-Writes OUT/<date>-<machine>.json and .png. `--quick` takes about 5 minutes on 2 cores,
+It writes OUT/<date>-<machine>.json and .png. `--quick` takes about 5 minutes on 2 cores
 and leaves out the slow networks.
 """
 
@@ -34,7 +34,7 @@ FULL = [
 
 
 def draw(rows: list[dict], path: Path) -> None:
-  """Draws how often as fast ours is as each peer; the rest is in the JSON file."""
+  """Draws our speed-up over each peer; the other numbers are in the JSON file."""
   from matplotlib.figure import Figure
 
   rows = [row for row in rows if row["peer_name"] in PEERS and "ratio" in row][::-1]
@@ -64,7 +64,7 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=HERE / "results")
   args = parser.parse_args()
   rows: list[dict] = []
-  # In a process that ends: on a GPU JAX takes most of the memory.
+  # In a process of its own, because JAX keeps most of a GPU's memory until it ends.
   describe = [sys.executable, str(HERE / "turns.py")]
   machine = json.loads(subprocess.check_output(describe))
   is_old_cpu = machine["device"] == "cpu" and jax.__version_info__ < (0, 12)

@@ -1,7 +1,8 @@
-"""A ResNet as the Flax ImageNet example writes it: the peer that JAX users start from.
+"""A ResNet like the one in the Flax ImageNet example, from which JAX users start.
 
-`nn.Conv` and `nn.BatchNorm` as they are, NHWC, "SAME" padding but in the stem, one
-`jax.jit` of the step. Written anew from that example's structure.
+It uses the stock `nn.Conv` and `nn.BatchNorm`, NHWC images, "SAME" padding except in
+the stem, and one `jax.jit` of the step. It has the structure of that example, but the
+code is new.
 """
 
 from functools import partial
@@ -39,7 +40,7 @@ class Block(nn.Module):
 
 
 class ResNet(nn.Module):
-  """The whole network; `small` is the CIFAR stem."""
+  """The whole network; `small` selects the CIFAR stem."""
 
   sizes: tuple[int, ...]
   features: int = 64

@@ -1,9 +1,10 @@
-"""A training step of ours against PyTorch's and a stock Flax ResNet's.
+"""Compares our training step with PyTorch's and a stock Flax ResNet's.
 
 Command: python benchmarks/train_step.py [--cases resnet50:16 resnet20:128]
-[--dtype float32] [--torch PYTHON] [--json]. The peers are the extra `torch`; PyTorch
-may have another interpreter. A case is a network and a batch. A ratio above 1 means
-that ours is the faster. The best PyTorch is the faster of eager and `torch.compile`.
+[--dtype float32] [--torch PYTHON] [--json]. The extra `torch` installs the peers;
+PyTorch may have another interpreter. A case is a network and a batch size. A ratio
+above 1 means that ours is faster. The best PyTorch is the faster one of eager mode and
+`torch.compile`.
 """
 
 import argparse
@@ -36,7 +37,7 @@ def compare(task: str, args: argparse.Namespace) -> list[dict]:
 
 
 def create_parser(text: str) -> argparse.ArgumentParser:
-  """Returns the flags of both comparisons of steps."""
+  """Returns the parser that `train_step.py` and `inference.py` share."""
   parser = argparse.ArgumentParser(description=text)
   parser.add_argument("--cases", nargs="+", metavar="MODEL:BATCH")
   parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))

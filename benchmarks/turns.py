@@ -1,7 +1,7 @@
-"""Cases that take turns: each in a process of its own, all others stopped meanwhile.
+"""Runs cases in turns: each in its own process, while all others are stopped.
 
-On a machine that others use too only such a comparison means something: what disturbs
-one case disturbs the next one as much, and medians over the turns are compared.
+On a shared machine only such a comparison is meaningful: a disturbance slows one case
+as much as the next one, and the medians over the turns are compared.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from collections.abc import Callable
 
 
 def serve(run: Callable[[int], None]) -> None:
-  """Runs as often as each line of stdin says; answers with the seconds of one."""
+  """Runs as often as each line of stdin says, and prints the seconds per run."""
   run(1)  # Compiles.
   for line in sys.stdin:
     start, count = time.perf_counter(), int(line)
@@ -28,11 +28,11 @@ def serve(run: Callable[[int], None]) -> None:
 
 
 class Turns:
-  """A case in a process group of its own, which runs in its turns only.
+  """A case in its own process group, which runs only during its turns.
 
   Attributes:
-    turns: what it answered to each.
-    error: its last line of standard error, if it failed.
+    turns: the answer of the process to each turn.
+    error: the last line of its standard error if it failed, else "".
   """
 
   def __init__(self, command: list[str]):
@@ -50,7 +50,7 @@ class Turns:
     )
 
   def take(self, count: int) -> None:
-    """Lets it run `count` times, and stops it."""
+    """Lets the process run `count` times, then stops it."""
     if self.error:
       return
     os.killpg(self._process.pid, signal.SIGCONT)
@@ -66,7 +66,7 @@ class Turns:
       self.error = (self._errors.read().strip() or "it ended").splitlines()[-1]
 
   def end(self) -> None:
-    """Kills it, and what it started."""
+    """Kills the process and its children."""
     if self._process.poll() is None:
       os.killpg(self._process.pid, signal.SIGKILL)
     self._process.wait()
@@ -75,24 +75,24 @@ class Turns:
 def alternate(
   commands: dict[str, list[str]], turns: int, seconds: float
 ) -> dict[str, float | str]:
-  """Returns the median seconds of each case, or what went wrong with it.
+  """Returns the median seconds of each case, or its error message.
 
   Args:
     commands: name -> a command that calls `serve`.
-    turns: of each case; one more is not counted.
-    seconds: that a turn takes at least, in at least three runs: what stood still is
-      slower at first.
+    turns: number of turns of each case; one more, the first, is not counted.
+    seconds: minimum length of a turn. A turn has at least three runs, because a process
+      that was stopped is slower at first.
   """
   cases: dict[str, Turns] = {}
   try:
     for name, command in commands.items():
       cases[name] = Turns(command)
-      cases[name].take(1)  # Starts and compiles alone.
+      cases[name].take(1)  # Starts and compiles while others are stopped.
     for _ in range(turns):
       for case in cases.values():
         first = case.turns[0]["s"] if case.turns else seconds
         case.take(max(3, round(seconds / first)))
-  finally:  # Else they would stay, stopped.
+  finally:  # Otherwise the stopped processes would stay.
     for case in cases.values():
       case.end()
   return {
@@ -109,7 +109,7 @@ def count_cores() -> int:
 
 
 def describe_machine() -> dict[str, object]:
-  """Returns what a result depends on."""
+  """Returns the hardware, versions and date that a result depends on."""
   import jax
 
   processor = platform.processor()
@@ -131,17 +131,17 @@ def describe_machine() -> dict[str, object]:
 def report(
   case: str, seconds: dict[str, float | str], ours: str, as_json: bool
 ) -> list[dict]:
-  """Prints a case: times, and for each peer how often as fast ours is.
+  """Prints the times of a case and our speed-up over each peer.
 
   Args:
     case: what was measured.
-    seconds: of `alternate`.
-    ours: the name of ours in it.
-    as_json: an object for each peer instead of a table.
+    seconds: the result of `alternate`.
+    ours: our name in `seconds`.
+    as_json: whether to print an object for each peer instead of a table.
 
   Returns:
-    {"case", "ours", "peer", "peer_name", "ratio"} for each peer, in seconds; where one
-    failed {"case", "peer_name", "error"}.
+    {"case", "ours", "peer", "peer_name", "ratio"} for each peer, with times in seconds;
+    {"case", "peer_name", "error"} if ours or the peer failed.
   """
   own, rows = seconds[ours], []
   for name, peer in seconds.items():

@@ -1,9 +1,9 @@
-"""What `resnet-jax predict` and `features` take beside the bare network, once warm.
+"""Compares `resnet-jax predict` and `features`, once warm, with the bare network.
 
 Command: python benchmarks/use.py [--photos DIR] [--model resnet50] [--json]
 
 Files are read and decoded, resized, cropped and classified in batches. Without
---photos they are 500x375 JPEGs of noise, which take longer to decode than photos.
+--photos, the files are 500x375 JPEGs of noise, which take longer to decode than photos.
 """
 
 import argparse
@@ -29,7 +29,7 @@ from resnet_jax.runtime.compilation import jit_once
 
 
 def create_classifier(name: str) -> Classifier:
-  """A network with all that belongs to it but training."""
+  """Returns an untrained network with class names and preprocessing."""
   import jax
   import jax.numpy as jnp
 
@@ -49,7 +49,7 @@ def write_photos(folder: str, count: int) -> None:
 
 
 def time_stream(run: Callable[[Callable[[int], None]], None], batch: int) -> float:
-  """Seconds of an image after the first batch; `run` is to be told of each batch."""
+  """Returns the seconds per image after the first batch; `run` reports each batch."""
   times, counts = [], []
 
   def tell(count: int) -> None:

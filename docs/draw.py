@@ -115,7 +115,7 @@ def draw_degradation(folder: Path) -> None:
   known = PAPER_ERRORS["paper"] | PAPER_ERRORS["imagenet"]
   plain = {"color": PLAIN, "marker": "s", "label": "plain"}
   residual = {"color": RESIDUAL, "marker": "o", "label": "residual"}
-  points = {"linestyle": "none", "markersize": 8}  # Two depths are no curve.
+  points = {"linestyle": "none", "markersize": 8}  # Two depths make no curve.
   with plot(folder / "degradation.png", 2) as (_, (left, right)):
     for axes, names, shift, offsets, look in (
       (left, ("plain18", "plain34"), -0.07, ((0, 9), (0, 9)), plain | points),
@@ -144,7 +144,7 @@ def draw_degradation(folder: Path) -> None:
 
 
 def draw_degradation_medium(folder: Path) -> None:
-  """Error over a quarter of the paper's schedule, of the runs in benchmarks/results."""
+  """Error of the runs in benchmarks/results over a quarter of the paper's schedule."""
   styles = depth_styles([20, 56])
   path = folder / "degradation_medium.png"
   with plot(path, 2, 3.4, sharey=True) as (figure, panels):
@@ -158,7 +158,7 @@ def draw_degradation_medium(folder: Path) -> None:
         rows = [json.loads(line) for line in lines]
         look = {"color": color, "linestyle": styles[depth], "linewidth": 1.6}
         for axes, split, every in zip(panels, ("train", "eval"), (4, 1), strict=True):
-          # Four logs at a time: the training error of 100 updates jumps.
+          # The mean of four logs: the training error of 100 updates is noisy.
           chosen = [row for row in rows if row["split"] == split]
           groups = [chosen[i : i + every] for i in range(0, len(chosen), every)]
           steps = [group[-1]["step"] for group in groups]
@@ -174,7 +174,7 @@ def draw_degradation_medium(folder: Path) -> None:
 
 
 def draw_responses(folder: Path) -> None:
-  """Response of each layer after 64,000 updates, of the runs in benchmarks/results."""
+  """Layer responses after 64,000 updates, from the runs in benchmarks/results."""
   styles = depth_styles([20, 56])
   with plot(folder / "responses_trained.png", 2, 3.2, sharey=True) as (figure, panels):
     for depth, seed in ((20, 1), (56, 0)):
@@ -192,7 +192,7 @@ def draw_responses(folder: Path) -> None:
 
 
 def draw_idea(folder: Path) -> None:
-  """The same two layers, with and without what goes around them."""
+  """The same two layers, without and with a shortcut around them."""
   with sheet(folder / "idea.png", 2.7) as axes:
     write(
       axes, 0.1, 2.55, "plain: the layers make all of H(x)", ha="left", weight="bold"
@@ -220,7 +220,7 @@ def draw_blocks(folder: Path) -> None:
 
 
 def draw_shortcuts(folder: Path) -> None:
-  """Four blocks, the third of which halves the resolution, with each option."""
+  """Four blocks with each shortcut option; the third block halves the resolution."""
   with sheet(folder / "shortcuts.png", 3.7) as axes:
     names = "identity", "identity, zeros in new channels", "1x1 convolution"
     styles = IDENTITY, ZEROS, PROJECTION
@@ -242,7 +242,7 @@ def draw_shortcuts(folder: Path) -> None:
 
 
 def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
-  """Returns what comes out of stem and stages: its height, and a text."""
+  """Returns the height and a label of the output of the stem and of each stage."""
   model, image = create_model(name), jnp.zeros((1, side, side, 3))
   maps, _ = jax.eval_shape(Backbone(model).init_with_output, jax.random.key(0), image)
   first = side // model.stem_cls.STRIDE
@@ -255,7 +255,7 @@ def part_outputs(name: str, side: int) -> list[tuple[int, str]]:
 
 
 def draw_network(folder: Path) -> None:
-  """What comes out of each part of three networks."""
+  """The output size of each part of three networks."""
   with sheet(folder / "network.png", 4.2) as axes:
     for i, part in enumerate(("stem", *(f"stage {n}" for n in range(1, 5)), "head")):
       write(axes, 1.48 + 1.1 * i, 4.0, part, 11, weight="bold")

@@ -1,7 +1,8 @@
 """MkDocs hooks: the generated pages, and links to files outside of docs/.
 
 README.md is the start page. The pages of commands, models and Python names are made
-from the package itself. A file of the repository to which a page links becomes a page.
+from the package itself. If a page links to another file of the repository, that file
+becomes a page too.
 """
 
 import os
@@ -43,12 +44,12 @@ def on_files(files: Files, config: Any) -> Files:
 
 
 def on_page_markdown(markdown: str, page: Page, **_: Any) -> str:
-  """Leads links that leave docs/ to the pages made from those files."""
+  """Points links that leave docs/ to the pages generated from those files."""
   return _LINK.sub(lambda match: _inside(match[1]), markdown)
 
 
 def _from_docs(match: re.Match[str]) -> str:
-  """Returns the link of a page in docs/ for one of README.md."""
+  """Turns a link of README.md into a link of a page in docs/."""
   link = match[1]
   return link.removeprefix("docs/") if link.startswith("docs/") else f"../{link}"
 
@@ -91,7 +92,7 @@ def _models() -> str:
     "| name | parameters | blocks in each stage |\n|---|---|---|",
   ]
   for name in resnet_jax.MODELS:
-    model = resnet_jax.create_model(name, scan=True)  # Traced in a moment.
+    model = resnet_jax.create_model(name, scan=True)  # `scan` speeds up tracing.
     images = jax.ShapeDtypeStruct((1, 64, 64, 3), jnp.float32)
     params = jax.eval_shape(model.init, jax.random.key(0), images)["params"]
     count = sum(leaf.size for leaf in jax.tree.leaves(params))
@@ -111,7 +112,7 @@ def _models() -> str:
 
 
 def _names() -> str:
-  """Returns the page of what is imported from `resnet_jax`."""
+  """Returns the page of the names that users can import from `resnet_jax`."""
   lines = ["# API reference", "You can import these names from `resnet_jax`."]
   for file, names in resnet_jax._FILES.items():
     lines += [

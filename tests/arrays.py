@@ -1,4 +1,4 @@
-"""Random arrays by NumPy: JAX would compile for seconds for each shape."""
+"""Random arrays made by NumPy: JAX would compile for seconds for each shape."""
 
 import jax
 import jax.numpy as jnp
@@ -17,12 +17,12 @@ def pixels(*shape: int, low: int = 0, seed: int = 0) -> jax.Array:
 
 
 def variables_of(module, *arguments, spread: float = 0.0):
-  """Returns a module's variables, of as good a start as `init` gives, in no time.
+  """Returns random variables of a module, as good as those of `init` but faster.
 
   Args:
-    module: of Flax.
-    *arguments: of its call.
-    spread: half the width of what is added to all but the kernels.
+    module: a Flax module.
+    *arguments: arguments of its call.
+    spread: half the width of the uniform noise on all arrays but the kernels.
   """
   numbers = np.random.default_rng(0)
 

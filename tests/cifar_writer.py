@@ -58,8 +58,8 @@ def files(
     name: "cifar10" or "cifar100".
     form: "python" or "binary".
     train: images [N, 32, 32, 3] uint8 and labels [N]; N is a multiple of 5.
-    test: likewise.
-    class_names: of every label.
+    test: images and labels of the test split, in the same form.
+    class_names: the name of every label.
   """
   parts = {"train": train, "test": test}
   if name == "cifar10":
@@ -107,7 +107,7 @@ def unpack(content: dict[str, bytes], folder: Path) -> Path:
 
 
 def pack(content: dict[str, bytes], folder: str, path: Path) -> Path:
-  """Writes an archive that has the files in a folder, the names of classes first."""
+  """Writes an archive with the files in a folder; the class names come first."""
   with tarfile.open(path, "w:gz") as archive:
     member = tarfile.TarInfo(folder)
     member.type = tarfile.DIRTYPE

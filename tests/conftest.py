@@ -1,7 +1,7 @@
-"""Eight virtual CPU devices for every test, and one cache of what was compiled.
+"""Gives all tests eight virtual CPU devices and one cache of compiled programs.
 
-With TEST_DEVICES=1 there is one, as on a laptop, and the native kernels run: so
-`.ci/run` runs the tests of layers, steps and the trainer once more.
+With TEST_DEVICES=1 there is one device, as on a laptop, and the native kernels run.
+`.ci/run` runs the tests of layers, steps and the trainer this way once more.
 """
 
 import gc
@@ -13,12 +13,12 @@ import tempfile
 import pytest
 import wheels
 
-# By default it goes through the objects of a long session for a fifth of the time.
+# With its defaults, garbage collection takes a fifth of the time of a long session.
 gc.set_threshold(50_000, 20, 100)
-# A shell's background jobs ignore it, and so would the processes that tests start.
+# Background jobs of a shell ignore SIGINT; the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling what runs for milliseconds.
+# Most of the time goes into compiling programs that run for milliseconds.
 os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 wheels.name_libjpeg_turbo()
 # New for each session; the workers and the commands that tests run inherit it.
@@ -31,10 +31,10 @@ if "PYTEST_XDIST_WORKER" not in os.environ:
 import jax  # noqa: E402 - after the variables it reads
 from jaxtyping import install_import_hook  # noqa: E402 - beside JAX, which it uses
 
-# All annotated arguments and results are checked, shapes and dtypes of arrays too. Not
-# in `config`, whose fields are other things until the dataclass is made, nor in readers
-# of PyTorch's files, which refuse by themselves what a hostile one gives them, within
-# memory that is measured; nor in the processes that tests start.
+# All annotated arguments and results are checked, including shapes and dtypes of
+# arrays. Three parts are not checked: `config`, whose fields have other types until the
+# dataclass is made; the readers of PyTorch's files, which must refuse hostile files by
+# themselves and within measured memory; and the processes that tests start.
 ROOMS = (
   *("runtime", "data", "kernels", "models", "weights.load_save", "weights.torch_names"),
   *("runs", "training", "inference", "analysis", "experiments"),
@@ -43,13 +43,13 @@ install_import_hook([f"resnet_jax.{room}" for room in ROOMS], "typecheck.check")
 
 DEVICES = int(os.environ.get("TEST_DEVICES", "8"))
 jax.config.update("jax_num_cpu_devices", DEVICES)
-# Arrays of fewer axes must be given the axes that they lack.
+# An array with fewer axes than the other must get its missing axes explicitly.
 jax.config.update("jax_numpy_rank_promotion", "raise")
 
 
 @pytest.fixture(autouse=DEVICES == 1)
 def native_kernels():
-  """What is traced in a test uses the kernels that a run would choose here."""
+  """Traces with the kernels that a run on this machine would choose."""
   from resnet_jax import kernels
 
   with kernels.use(kernels.resolve("auto")):
@@ -58,13 +58,13 @@ def native_kernels():
 
 @pytest.fixture
 def one_device(monkeypatch):
-  """Hides the others: programs for one device compile sooner."""
+  """Hides all devices but one: programs for one device compile sooner."""
   devices = jax.devices()[:1]
   monkeypatch.setattr(jax, "devices", lambda: devices)
 
 
 def pytest_collection_modifyitems(items):
-  """Long files first, for the workers to end together."""
+  """Runs long files first, so that the workers end at the same time."""
   long = [
     "test_distributed.py",
     "test_use.py",

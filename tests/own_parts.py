@@ -1,4 +1,4 @@
-"""Parts that a user brings, named by their import path."""
+"""Parts that a user writes; settings name them by their import path."""
 
 import dataclasses
 
@@ -31,7 +31,7 @@ def network(config) -> nn.Module:
 
 
 class NormedNet(nn.Module):
-  """Maps images to logits; has statistics, and few arrays, which compile soon."""
+  """Maps images to logits; has batch-norm statistics and compiles quickly."""
 
   num_classes: int
   norm_cls: ModuleDef = BatchNorm
@@ -49,7 +49,7 @@ def normed_network(config) -> nn.Module:
 
 @dataclasses.dataclass(frozen=True)
 class Margin(Classification):
-  """Another loss, and a metric of its own that chooses the best checkpoint."""
+  """Has another loss, and a metric of its own that chooses the best checkpoint."""
 
   best_metric: str = "confidence"
 
@@ -82,7 +82,7 @@ def brighter(config):
   return lambda key, images: jnp.minimum(images, 254) + 1
 
 
-# Parts of another kind than their setting wants.
+# Parts of the wrong kind for their settings.
 CONSTANT = 3
 
 
@@ -92,7 +92,7 @@ def task_of_two(config) -> Margin:
 
 
 class Misnamed(Classification):
-  """Has a metric with the name of one that training reports itself."""
+  """Has a metric with a name that training uses itself."""
 
   def metrics(self, logits, labels):
     return {"count": logits.argmax(-1) == labels}

@@ -1,4 +1,4 @@
-"""A run from a config, as the command makes it."""
+"""Trains from a config as the command does."""
 
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.trainer import TrainResult, train

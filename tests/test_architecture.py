@@ -1,4 +1,4 @@
-"""The shape of the code: which room imports which, and what no file may do."""
+"""The structure of the code: which folders import which, and what no file may do."""
 
 import ast
 import re
@@ -9,8 +9,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# From the lowest floor up. A file imports from rooms on lower floors, and from its own.
-# A room within a room, such as data/images, stands where its own files may import.
+# Rooms are folders of the package; the lowest floor comes first. A file may import from
+# its own room and from rooms on lower floors. A room within a room has a floor of its
+# own, such as data/images.
 FLOORS = [
   ["runtime"],
   ["config"],
@@ -29,7 +30,7 @@ FLOORS = [
 ]
 FLOOR = {room: floor for floor, rooms in enumerate(FLOORS) for room in rooms}
 FILES = sorted((ROOT / "resnet_jax").rglob("*.py"))
-# What the package depends on, but for what JAX and Flax import too.
+# The package's dependencies, except those that JAX and Flax import too.
 NOT_FOR_NETWORKS = {
   *("PIL", "array_record", "chex", "cv2", "grain", "jaxtyping", "matplotlib", "optax"),
   *("orbax", "safetensors", "scipy", "sklearn", "tensorboardX", "tensorflow_datasets"),
@@ -37,7 +38,7 @@ NOT_FOR_NETWORKS = {
 
 
 def room(module: str) -> str:
-  """Returns the longest name of a room that a dotted module lies in."""
+  """Returns the innermost room of a dotted module, or ""."""
   parts = module.split(".")[1:]
   names = ["/".join(parts[:i]) for i in range(len(parts), 0, -1)]
   return next((name for name in names if name in FLOOR), "")
@@ -72,9 +73,9 @@ WITH_VERSION = "cli", "experiments", "inference"
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))
 def test_imports_go_to_lower_floors(path):
   own = room(module_of(path))
-  if not own:  # The package itself, which exports from all.
+  if not own:  # The package itself exports from all rooms.
     return
-  # It has `__version__`.
+  # The package itself has `__version__`.
   version = {"resnet_jax"} if own.split("/")[0] in WITH_VERSION else set()
   for module in imports(path) - version:
     other = room(module)

@@ -28,7 +28,7 @@ TARGETS = jnp.eye(16)  # each image has a class of its own
 
 @jax.jit
 def augment_all(key, images, targets):
-  """Everything, compiled once; also returns the images before they are mixed."""
+  """Applies everything, compiled once; also returns the images before mixing."""
   images = color_jitter(key, images, 0.4, 0.4, 0.4, 0.1)
   images = random_erasing(key, normalize(images, (0.5,), (0.5,)), 0.5)
   return images, *mix(key, images, targets, 1.0, 1.0)
@@ -189,7 +189,8 @@ def test_some_images_lose_one_rectangle_within_scale_and_ratio():
 
 def test_erasing_clips_a_rectangle_that_does_not_fit():
   erased = random_erasing(jax.random.key(0), FLOATS, 1.0, (0.5, 0.5), (4.0, 4.0))
-  # sqrt(0.5 * 64) times 2 rows, of which 8 are in the image, and divided by 2 columns.
+  # The box has sqrt(0.5 * 64) * 2 rows, of which 8 are in the image, and
+  # sqrt(0.5 * 64) / 2 columns.
   np.testing.assert_array_equal((erased == 0).all(-1).sum((1, 2)), 8 * 3)
 
 

@@ -13,7 +13,7 @@ from resnet_jax.data.images.auto_augment import (
   trivial_augment,
 )
 
-# Values 1 to 254: black is fill, and solarize at bin 0 would invert white.
+# Values 1 to 254: black is the fill colour, and solarize at bin 0 would invert white.
 IMAGE = np.random.default_rng(0).integers(1, 255, (32, 32, 3), np.uint8)
 TABLE = operations(32, 32)
 POLICIES = [rand_augment, trivial_augment]
@@ -82,7 +82,7 @@ def test_translation_moves_whole_pixels_and_fills_with_black(shift):
 
 def test_shear_is_about_the_top_left_corner_and_fills_with_black():
   image = pixels([1, 2, 3, 4], [5, 6, 7, 8], [9, 10, 11, 12])
-  # Row y, of centre y + 1/2, moves by y + 1/2 pixels: 1/2, 3/2, 5/2 rounded down.
+  # The centre of row y is y + 1/2, and it moves by 1/2, 3/2, 5/2 pixels, rounded down.
   left = pixels([1, 2, 3, 4], [6, 7, 8, 0], [11, 12, 0, 0])
   right = pixels([1, 2, 3, 4], [0, 5, 6, 7], [0, 0, 9, 10])
   for slope, expected in ((0.99, left), (-0.99, right)):

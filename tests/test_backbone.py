@@ -1,4 +1,4 @@
-"""Maps of each stage, with strides or with dilation in their place."""
+"""Feature maps of each stage, with strides or with dilation in their place."""
 
 from functools import partial
 
@@ -40,9 +40,9 @@ def create(net: dict) -> ResNet:
 
 
 def init(module, images):
-  """Variables with running statistics unlike those that every net starts with.
+  """Returns variables whose running statistics differ from the initial ones.
 
-  Means of both signs, so that ReLU leaves something of every map.
+  The means have both signs, so that ReLU does not set a whole feature map to 0.
   """
   return variables_of(module, images, spread=0.15)
 

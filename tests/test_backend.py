@@ -1,4 +1,4 @@
-"""What is tuned for a CPU changes no result, and memory stays with the process."""
+"""Tuning for a CPU changes no result, and the process keeps its freed memory."""
 
 import contextvars
 import os
@@ -39,7 +39,7 @@ NETS = {
 @pytest.mark.skipif(bool(native.why_not_loaded()), reason="needs a C++ compiler")
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
-  """Forward, backward and update, with all that is chosen for a CPU and without."""
+  """Compares forward, backward and update with all CPU tuning and without."""
   model = ResNet(**{"stage_sizes": (1, 1), "num_classes": 4} | net)
   sharding = replicated(create_mesh(jax.devices()[:1]))
   feed = {
@@ -81,7 +81,7 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, train):
-  """For every platform, and in forward mode, which custom calls would prevent."""
+  """Custom calls would prevent export to every platform and forward mode."""
   model = ResNet(**{"stage_sizes": (1, 1), "num_classes": 4} | net)
   images = normal(2, 16, 16, 3)
   variables = variables_of(model, images)
@@ -95,16 +95,16 @@ def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, t
     factor = jnp.ones(())
     exported = jax.export.export(jax.jit(logits), platforms=["cpu", "cuda", "tpu"])
     assert jax.export.deserialize(exported(factor).serialize())
-    # Not compiled, but lowered: only then a `custom_vjp` refuses forward mode.
+    # Lowering is enough: in it, a `custom_vjp` refuses forward mode.
     jax.jit(lambda x: jax.jvp(logits, [x], [x])).lower(factor)
     jax.jit(jax.hessian(logits)).lower(factor)
     jax.jit(jax.vmap(logits)).lower(jnp.ones(3))
 
-  contextvars.Context().run(check)  # One in which nobody has chosen kernels.
+  contextvars.Context().run(check)  # No kernels are chosen in this context.
 
 
 def test_onednn_is_for_bfloat16_alone(monkeypatch):
-  """In float32 it gains nothing, and keeps programs out of the compilation cache."""
+  """In float32, it gains nothing and keeps programs out of the compilation cache."""
   given = []
   monkeypatch.setattr(compilation, "processor_flags", lambda: "flags: avx512_bf16")
   monkeypatch.setattr(
@@ -147,8 +147,8 @@ def test_freed_memory_is_kept():
     command = [sys.executable, "-c", FAULTS, mode]
     return int(subprocess.check_output(command, env=environment, text=True))
 
-  # An array is freed by another thread, at times after the next is taken: now and then
-  # the heap grows by one, to ten or so, instead of by one for each of the 80 calls.
+  # Another thread frees the arrays, sometimes after the next one is allocated. So the
+  # heap grows now and then, to about ten arrays, and not in each of the 80 calls.
   default = faults("default")
   if default < 5000:
     pytest.skip("another C library, which keeps it anyway")

@@ -1,4 +1,4 @@
-"""What is saved comes back, the right ones are kept, wrong ones refused."""
+"""Checkpoints: saved states come back, the right ones are kept, wrong ones refused."""
 
 import resource
 import shutil
@@ -140,7 +140,7 @@ def test_a_damaged_newest_is_named_set_aside_and_the_one_before_used(
 
 @pytest.fixture(scope="module")
 def two_evaluated(tmp_path_factory):
-  """Returns a run directory with the steps 4 and 5, and the state of both."""
+  """Returns a run directory with checkpoints 4 and 5, and the state in both."""
   workdir, state = tmp_path_factory.mktemp("run"), make_state(step=4)
   with CheckpointStore(workdir, keep=3) as store:
     for step in (4, 5):
@@ -243,7 +243,8 @@ def test_runs_saved_before_there_were_digests_are_read(two_evaluated, tmp_path):
 )
 def test_a_run_may_have_any_name(tmp_path, monkeypatch, name):
   monkeypatch.chdir(tmp_path)
-  (tmp_path / "axby{1,2}" / "checkpoints" / "7").mkdir(parents=True)  # It matches one.
+  # One of the names would match this directory if it were read as a pattern.
+  (tmp_path / "axby{1,2}" / "checkpoints" / "7").mkdir(parents=True)
   state = make_state(step=2)
   check_storage(name)
   with CheckpointStore(name) as store:
@@ -262,7 +263,7 @@ def test_a_run_may_have_any_name(tmp_path, monkeypatch, name):
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
   tmp_path, monkeypatch, known
 ):
-  """Full as the system says before, and as a limit that only writing meets."""
+  """The system reports the full disk before the save, or only a write fails."""
   state = make_state(step=1)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   with CheckpointStore(tmp_path) as store:
@@ -285,7 +286,7 @@ def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
 
 
 def test_a_save_outlives_a_jump_of_the_clock(tmp_path, monkeypatch):
-  """As where a laptop sleeps while the arrays are written."""
+  """The clock jumps if a laptop sleeps while the arrays are written."""
   state, jump, now = make_state(step=1), 0, time.time
   monkeypatch.setattr("time.time", lambda: now() + jump)
   with CheckpointStore(tmp_path) as store:

@@ -1,4 +1,4 @@
-"""`resnet-jax` as users call it: what it prints, what it refuses."""
+"""`resnet-jax` as users call it: what it prints and what it refuses."""
 
 import argparse
 import contextlib
@@ -35,7 +35,7 @@ DATA = ROOT.parent / "shared" / "data"
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> str:
-  """A short run on small synthetic images, of a scanned net without shortcuts."""
+  """A short run of a scanned plain network on small synthetic images."""
   workdir = str(tmp_path_factory.mktemp("runs") / "run")
   config = Config(
     num_steps=1,
@@ -267,7 +267,7 @@ def test_help_has_examples_and_says_what_each_flag_takes(command):
     if action.help == argparse.SUPPRESS:
       continue
     assert len((action.help or "").split()) > 1, action
-    # What none of these says has no default, and another flag may take its place.
+    # Only these four flags have no default; another flag may take their place.
     if action.option_strings and action.nargs != 0 and not action.required:
       says = "default:" in action.help
       assert says or action.dest in ("workdir", "weights", "model", "out"), action
@@ -307,7 +307,7 @@ def test_former_names_are_taken_with_a_hint(old, new, capsys):
     args, rest = create_parser().parse_known_args(words)
     assert take_former_words(args, rest) == []
     del args.parser, args.root
-    if old[0] == "convert":  # A run or a file: its path tells.
+    if old[0] == "convert":  # The path tells a run from a file.
       assert args.source == ("R" if words is old else None)
       del args.source
     found.append(vars(args))
@@ -390,7 +390,7 @@ def test_bash_completes(line, completed, completion):
 
 @pytest.fixture(scope="module")
 def completion(tmp_path_factory) -> Path:
-  """The script that has bash complete the command."""
+  """The script with which bash completes the command."""
   if shutil.which("bash") is None:
     pytest.skip("needs bash")
   path = tmp_path_factory.mktemp("completion") / "script"

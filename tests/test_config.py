@@ -1,4 +1,4 @@
-"""Settings: what is refused and how it is said; the run in steps."""
+"""Settings: which are refused and with which message; how a run divides into steps."""
 
 import dataclasses
 import importlib
@@ -256,7 +256,7 @@ def test_plan_of_the_imagenet_recipe():
 
 
 def test_the_modern_recipe_is_torchvisions():
-  """As vision/references/classification/README.md has it for ResNet-50, V2."""
+  """Its source is vision/references/classification/README.md, ResNet-50 V2."""
   path = Path(__file__).parents[1] / "configs" / "imagenet_resnet50_modern.py"
   config = load(path).get_config()
   optim, augment, data = config.optim, config.augment, config.data

@@ -1,7 +1,7 @@
 """The files in configs/: their settings, parameters and weight decay, as text in git.
 
-A file in tests/golden/ holds what one config or one of its variants gives. When a
-change there is wanted, `python tests/test_configs.py` writes all of them anew.
+A file in tests/golden/ describes one config or one of its variants. To accept a change,
+run `python tests/test_configs.py`, which rewrites all of them.
 """
 
 import ast
@@ -29,7 +29,7 @@ from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.resolved_config import resolve_settings, with_num_classes
 
 CONFIGS = Path(__file__).parents[1] / "configs"
-# Sides in pixels of the data sets that are in memory.
+# Image sides, in pixels, of the data sets that are kept in memory.
 SIDES = {"cifar10": 32, "digits": 8, "fashion_mnist": 28}
 GOLDEN = Path(__file__).parent / "golden"
 VARIANTS: dict[str, tuple[str, ...]] = {
@@ -91,9 +91,9 @@ def parameter_shapes(
 
 
 def decays(config: Config, paths: dict[str, tuple[int, ...]]) -> dict[str, bool]:
-  """Returns whether weight decay moves a parameter whose gradient is 0.
+  """Returns, by path, whether weight decay changes a parameter whose gradient is 0.
 
-  The config's own optimiser makes an update of parameters of one number each.
+  The config's own optimiser updates parameters of one number each.
   """
   params = unflatten(dict.fromkeys(paths, np.ones((), np.float32)))
   gradients = jax.tree.map(np.zeros_like, params)
@@ -108,7 +108,7 @@ def decays(config: Config, paths: dict[str, tuple[int, ...]]) -> dict[str, bool]
 
 
 def unflatten(leaves: dict[str, np.ndarray]) -> dict:
-  """Returns {"stem": {"conv": ...}} of {"stem/conv": ...}."""
+  """Returns {"stem": {"conv": ...}} for {"stem/conv": ...}."""
   tree: dict = {}
   for path, leaf in leaves.items():
     *groups, last = path.split("/")
@@ -122,7 +122,7 @@ def unflatten(leaves: dict[str, np.ndarray]) -> dict:
 def parameter_lines(
   shapes: dict[str, tuple[int, ...]], decayed: dict[str, bool]
 ) -> Iterator[str]:
-  """Yields a line for each parameter; equal blocks of a stage share a line."""
+  """Yields a line for each parameter; identical blocks of a stage share a line."""
   groups: dict[tuple, list[int]] = {}
   for path, shape in shapes.items():
     block = re.search(r"(?<=/block)\d+", path)
@@ -137,7 +137,7 @@ def parameter_lines(
 
 
 def ranges(numbers: list[int]) -> str:
-  """Returns "1,3-5" of [1, 3, 4, 5]."""
+  """Returns "1,3-5" for [1, 3, 4, 5]."""
   pairs = enumerate(sorted(numbers))
   runs = [
     [number for _, number in run]
@@ -249,7 +249,7 @@ def test_images_of_a_config_have_a_size_that_suits_its_network(name):
 @pytest.mark.parametrize(
   ("model", "train", "evaluation", "expected"),
   [
-    # The config that people took for photos, with an ImageNet network.
+    # The config that people used for photos, with an ImageNet network.
     ({"name": "resnet18"}, 32, 32, ["map is 1x1 .*32 pixels.*config.model.stem=cifar"]),
     ({"name": "resnet50"}, 64, 64, ["map is 2x2"]),
     ({"name": "resnet50", "stem": "deep"}, 224, 64, ["map is 2x2", "224 .* 64"]),
@@ -302,7 +302,7 @@ def test_the_docstring_has_a_title_and_a_command_that_exists(stem):
   assert 0 < len(title) < 88
   assert title.endswith(".")
   doc = ast.get_docstring(ast.parse((CONFIGS / f"{stem}.py").read_text("utf-8")))
-  # Where and for how long it trains, and how accurate it becomes.
+  # The hardware, the training time and the accuracy.
   assert re.search(r"\b(CPU|GPU|H100)\b", doc)
   assert re.search(r"\d (s|min|minutes?|hours?)\b|\b(a|an) (minute|hour)", doc)
   assert re.search(r"\d %", doc)
@@ -314,7 +314,7 @@ def test_the_docstring_has_a_title_and_a_command_that_exists(stem):
 
 
 def write_all() -> None:
-  """Writes the golden files anew and removes those of no config."""
+  """Rewrites the golden files and removes those that belong to no config."""
   GOLDEN.mkdir(exist_ok=True)
   for path in set(GOLDEN.glob("*")) - set(map(golden_path, NAMES)):
     path.unlink()

@@ -21,7 +21,7 @@ SHAPES = [
   (11, 5, 3, 2),
   (10, 3, 2, 0),
 ]
-# The same and the number of groups; 32 of them make several dense convolutions.
+# The same, and the number of groups; 32 groups become several dense convolutions.
 GROUPED = [(8, 3, 1, 1, 2), (9, 3, 2, 1, 4), (8, 1, 2, 0, 2), (8, 3, 1, 1, 32)]
 
 
@@ -44,7 +44,7 @@ def lax_conv(x, kernel, stride, padding, groups=1):
       dimension_numbers=("NHWC", "HWIO", "NHWC"),
     )
 
-  # One by one: a CPU has no fast kernel for the gradients of grouped convolutions.
+  # Group by group: a CPU has no fast kernel for gradients of grouped convolutions.
   parts = zip(jnp.split(x, groups, -1), jnp.split(kernel, groups, -1), strict=True)
   return jnp.concatenate([convolve(*part) for part in parts], axis=-1)
 
@@ -82,12 +82,13 @@ def test_conv2d_and_its_gradients_inside_a_scan(size, taps, stride, padding, gro
   theirs = jit_once(partial(lax_conv, **settings))(x, kernel)
   theirs = theirs, *jit_once(partial(lax_gradients, **settings))(x, kernel, dy)
   for a, b in zip(ours, theirs, strict=True):
-    # 1x1 kernels are matrix products in training, groups dense: equal but for rounding.
+    # Training runs 1x1 kernels as matrix products and groups as dense convolutions, so
+    # the results are equal except for rounding.
     np.testing.assert_allclose(a[0], b, rtol=1e-5, atol=1e-4)
 
 
 def test_gradient_on_cpu_has_only_canonical_convolutions():
-  # Others are 20 times slower inside loops on a CPU.
+  # Other convolutions are 20 times slower inside loops on a CPU.
   def loss(x, kernel):
     return conv.conv2d(x, kernel, 2, 1).sum()
 

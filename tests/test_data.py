@@ -1,4 +1,4 @@
-"""Sources, and the data set that lives on the devices."""
+"""Sources, and the data set that is kept on the devices."""
 
 import hashlib
 import io
@@ -30,7 +30,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh
 from resnet_jax.training.class_pairing import pair_classes
 
-# Of the test split's images and labels.
+# Digest of the images and labels of the test split.
 DIGITS_SHA256 = "eb33daa4a6fa9662"
 SHARED = Path(__file__).parents[2] / "shared" / "data" / "tfds"
 
@@ -62,13 +62,13 @@ def test_unknown_split_is_refused(name):
 
 @pytest.fixture(scope="module")
 def tiny_tfds(tmp_path_factory) -> Path:
-  """A TFDS set of 7 + 5 images of 4x4, and one of images of many sizes."""
+  """A TFDS data set of 7 + 5 images of 4x4 pixels, and one of images of many sizes."""
   import tensorflow_datasets as tfds
   from etils import epath
 
   root = tmp_path_factory.mktemp("tfds")
 
-  # Sets of which TFDS has no code, as strangers' are.
+  # TFDS has no code for these data sets, as for those of other people.
   with tfds.core.registered.skip_registration():
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -118,7 +118,7 @@ def test_tfds_reads_every_example(tiny_tfds):
   source = tfds.load_tfds("tiny", str(tiny_tfds), "train")
   assert source.class_names == ("0", "1", "2") and source.images.shape == (7, 4, 4, 3)
   assert source.images.dtype == np.uint8 and source.labels.dtype == np.int32
-  # TFDS shuffles what it stores.
+  # TFDS shuffles the images that it stores.
   values = source.images[:, 0, 0, 0]
   assert sorted(values) == list(range(7))
   np.testing.assert_array_equal(source.labels, values % 3)
@@ -175,7 +175,7 @@ def test_real_cifar10():
 
 
 def name_a_stranger(way: str, root: Path) -> None:
-  """Has the set in `root` name the class `strangers.Image`."""
+  """Makes the data set in `root` name the class `strangers.Image`."""
   folder = root / "tiny" / "1.0.0"
   path = folder / "features.json"
   features = json.loads(path.read_text())
@@ -274,7 +274,7 @@ def test_tfds_in_another_file_format_says_how_to_convert_it(tiny_tfds):
 def test_array_record_beside_another_format_is_read(
   tiny_tfds, tmp_path, alternative, stream
 ):
-  """As `tfds convert_format` leaves it; it may stop before the description."""
+  """`tfds convert_format` leaves such folders; it may stop before the description."""
   for place in ("old/tiny", "tiny"):
     shutil.copytree(tiny_tfds / place, tmp_path / "tiny", dirs_exist_ok=True)
   info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
@@ -294,7 +294,7 @@ def test_array_record_beside_another_format_is_read(
 
 
 def test_without_array_record_only_tfds_sets_are_not_read(tiny_tfds, tmp_path):
-  """As on Windows, where Grain does not ask for it either."""
+  """It is missing on Windows, where Grain does not require it either."""
   (tmp_path / "photos" / "a").mkdir(parents=True)
   (tmp_path / "photos" / "a" / "1.jpg").touch()
   write_cifar(tmp_path, "cifar10", "python", packed=True)
@@ -329,7 +329,7 @@ except UserError as error:
 
 
 def test_tensorflow_and_torch_are_never_imported(tiny_tfds, tmp_path):
-  """Not even where they are installed, as these stand-ins are."""
+  """They are not imported even if they are installed, as these stand-ins are."""
   for name in ("tensorflow", "torch"):
     (tmp_path / name).mkdir()
     (tmp_path / name / "__init__.py").write_text("__version__ = '2.20'\n")
@@ -358,7 +358,7 @@ CIFAR_SIZES = {"train": 10, "test": 3}
 
 
 def cifar_parts(name: str) -> dict:
-  """Returns different images, and labels with the first and the last one."""
+  """Returns distinct images, and labels that include the first and the last class."""
   rng = np.random.default_rng(0)
   last = 9 if name == "cifar10" else 99
   return {
@@ -427,7 +427,7 @@ def test_parts_of_cifar(tmp_path, small_cifar):
   for split in ("val", "train+test", "train[:0]"):
     with pytest.raises(UserError, match=r"train_split or eval_split='"):
       opening.open_source(config, split)
-  config.train_crop = "random"  # They are cut to one size while training runs.
+  config.train_crop = "random"  # Training cuts them to one size.
   source = opening.open_source(config, "train")
   source = cloudpickle.loads(cloudpickle.dumps(source))  # As Grain's workers do.
   assert source.name(3) == "image 3 of cifar10 train" and len(source) == 10
@@ -441,7 +441,7 @@ def test_tfds_comes_before_archives_of_cifar(tmp_path):
   path = write_cifar(tmp_path, "cifar10", "python", packed=True)
   folder = tmp_path / "cifar10" / "3.0.2"
   folder.mkdir(parents=True)
-  (folder / "cifar10-train.tfrecord-00000-of-00001").touch()  # It cannot be read.
+  (folder / "cifar10-train.tfrecord-00000-of-00001").touch()  # Not a readable format.
   assert cifar.find_cifar("cifar10", str(tmp_path)) == path
   (folder / "cifar10-train.array_record-00000-of-00001").touch()
   assert cifar.find_cifar("cifar10", str(tmp_path)) is None
@@ -451,7 +451,7 @@ def test_tfds_comes_before_archives_of_cifar(tmp_path):
 
 
 def repacked(path: Path, *members: tarfile.TarInfo) -> None:
-  """Adds members to the archive, in front."""
+  """Adds members at the front of the archive."""
   with tarfile.open(path) as archive:
     files = [(m, archive.extractfile(m).read()) for m in archive if m.isfile()]
   with tarfile.open(path, "w:gz") as archive:
@@ -584,7 +584,7 @@ def test_an_epoch_takes_each_example_at_most_once_in_a_new_order():
   first, second = np.concatenate(labels[:5]), np.concatenate(labels[5:])
   assert len(set(first)) == len(set(second)) == 20
   assert (first != second).any()
-  assert set(first) != set(range(20))  # what is left out is random too
+  assert set(first) != set(range(20))  # the dropped images are random too
 
 
 def test_a_batch_is_a_function_of_seed_and_step():
@@ -658,7 +658,7 @@ def test_a_class_without_training_images_is_refused(tmp_path, rows, missing):
   config = DataConfig(name="folder", dir=str(table), train_crop="random", eval_crop=8)
   with pytest.raises(UserError, match=f"has no training image of {missing}"):
     create_dataset(config, 8, create_mesh(), AugmentConfig())
-  create_dataset(config, 8, create_mesh())  # To evaluate on some classes is fine.
+  create_dataset(config, 8, create_mesh())  # Evaluation may have only some classes.
 
 
 def test_a_folder_without_images_is_refused_in_training_only(tmp_path, capsys):

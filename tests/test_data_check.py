@@ -22,7 +22,7 @@ from resnet_jax.data.sources import cifar
 
 
 def save(path: Path, seed: int, mode: str = "RGB", size=(40, 30), **kwargs) -> Path:
-  """Writes an image that is equal to another one only if the seeds are."""
+  """Writes an image; two images are equal only if their seeds are equal."""
   path.parent.mkdir(parents=True, exist_ok=True)
   pixels = np.random.default_rng(seed).integers(0, 256, (*size[::-1], 3), np.uint8)
   Image.fromarray(pixels).convert(mode).save(path, **kwargs)
@@ -42,7 +42,7 @@ def make_clean(root: Path) -> Path:
 
 
 def make_dirty(root: Path) -> Path:
-  """The same, with one of everything that can be wrong."""
+  """The images of `make_clean`, with one example of each possible problem."""
   train, val = make_clean(root) / "train", root / "val"
   (val / "b" / "again.jpg").write_bytes((train / "a" / "0.jpg").read_bytes())
   (val / "b" / "twin.jpg").write_bytes((val / "b" / "0.jpg").read_bytes())
@@ -161,7 +161,7 @@ def test_the_picture_says_how_many_images_a_class_has(tmp_path, monkeypatch):
   )
   with pytest.raises(SystemExit):  # An image is broken.
     main(["data", "check", str(tmp_path), f"--picture={tmp_path / 'sheet.png'}"])
-  # As in the printed report, one that cannot be read counts too.
+  # An unreadable image counts too, as in the printed report.
   assert texts == ["cat\n3 images", "dog\n1 image"]
 
 
@@ -197,7 +197,7 @@ def test_a_table_of_paths_is_checked(tmp_path, capsys):
   for i in range(3):
     save(tmp_path / f"{i}.png", i)
   rows = ["path,label,split", "2.png,dog,test", "0.png,cat,train", "1.png,dog,train"]
-  # Under another name, as one name with two labels is refused.
+  # The copy needs another name, because one name with two labels is refused.
   (tmp_path / "3.png").write_bytes((tmp_path / "0.png").read_bytes())
   (tmp_path / "all.csv").write_text("\n".join([*rows, "3.png,dog,train"]))
   args = (tmp_path / "all.csv", "--json", "--figure=")
@@ -365,7 +365,7 @@ def test_the_scan_is_a_function(tmp_path):
 
 
 def test_ctrl_c_ends_it(tmp_path):
-  """Of a hundred images that take a second each."""
+  """There are a hundred images, which take four seconds each."""
   code = """
 import gc, sys, time
 from resnet_jax.cli.main import main
@@ -393,5 +393,5 @@ main(["data", "check", sys.argv[1], "--figure="])
   )
   assert process.stdout and "begun" in process.stdout.readline()
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=120)  # All of them would take 200 s.
+  _, err = process.communicate(timeout=120)  # All images would take 200 s.
   assert process.returncode == 1 and err == "error: interrupted\n"

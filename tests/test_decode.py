@@ -1,4 +1,4 @@
-"""From the content of image files to pixels, or to one clear error."""
+"""Decodes the content of image files into pixels, or raises one clear error."""
 
 import contextlib
 import gc
@@ -33,14 +33,14 @@ from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.pipelines.host_batches import Batches
 from resnet_jax.data.sources.file_list import FileList
 
-# As the package does outside of pytest, which has filters of its own.
+# The package ignores these warnings too, but pytest has filters of its own.
 pytestmark = pytest.mark.filterwarnings("ignore:::PIL")
 LIMIT = 10**6
 ORIENTATION = 0x0112
 
 
 def picture(width: int = 61, height: int = 43) -> Image.Image:
-  """A colourful image that is smooth and no mirror image or turn of itself."""
+  """A smooth, colourful image that differs from its mirror images and rotations."""
   y, x = np.mgrid[:height, :width] / max(width, height)
   channels = [x, y, (np.sin(9 * x * x + 4 * y) + 1) / 2]
   return Image.fromarray((255 * np.stack(channels, -1)).astype(np.uint8))
@@ -84,7 +84,7 @@ def palette(image: Image.Image, colors: int = 30) -> Image.Image:
 
 
 def ycck() -> bytes:
-  """A JPEG whose four channels are YCC and K, as Photoshop writes them."""
+  """A JPEG whose four channels are YCC and K, like those of Photoshop."""
   data = encode(picture().convert("CMYK"), "JPEG")
   at = data.index(b"Adobe") + 11  # The marker's colour transform.
   assert data[at] == 0
@@ -98,7 +98,7 @@ def alpha() -> Image.Image:
 
 
 def segments(size: int) -> tuple[bytes, bytes]:
-  """Returns what is before the pixels of a square JPEG, and its pixels."""
+  """Returns the header of a square JPEG, without its first marker, and its pixels."""
   data = encode(picture(size, size), "JPEG")
   pixels = data.index(b"\xff\xda")
   return data[2:pixels], data[pixels:]
@@ -160,7 +160,7 @@ OTHERS = {
   "bmp": encode(noisy(), "BMP"),
   "bmp palette": encode(palette(picture()), "BMP"),
 }
-# Which other packages read, or other versions of Pillow.
+# Formats that need another package or another version of Pillow.
 PHONES = [kind for kind in ("HEIF", "AVIF") if kind in READ]
 OTHERS |= {kind.lower(): encode(noisy(), kind) for kind in PHONES}
 
@@ -170,14 +170,14 @@ OTHERS |= {kind.lower(): encode(noisy(), kind) for kind in PHONES}
 
 @pytest.mark.parametrize("name", JPEGS)
 def test_jpeg_is_as_by_pillow(name):
-  """Measured: equal to the last bit with the versions of October 2026."""
+  """Measured with the versions of October 2026: the results are bit-identical."""
   difference = np.abs(decoded(JPEGS[name]).astype(int) - by_pillow(JPEGS[name]))
   assert difference.mean() < 0.5 and difference.max() <= 8
 
 
 @pytest.mark.parametrize("name", OTHERS)
 def test_other_file_equals_pillow(name):
-  for factor in (1, 8):  # Which only JPEG minds.
+  for factor in (1, 8):  # Only JPEG uses the factor.
     pixels = decoded(OTHERS[name], factor)
     np.testing.assert_array_equal(pixels, by_pillow(OTHERS[name]))
 
@@ -215,7 +215,7 @@ def test_sixteen_bits_of_each_colour_keep_the_upper_eight():
 
 
 def sixteen_bits(channels: int, value: int) -> bytes:
-  """A PNG with a pixel of one value; the others are black, their alpha is full."""
+  """A black PNG in which one pixel has `value`; alpha is full everywhere."""
   image = np.zeros((20, 30, channels), np.uint16)
   image[..., 3:] = 65535
   image[3, 4, :3] = value
@@ -249,7 +249,7 @@ def test_bits_that_are_not_in_use_are_said_once_by_the_name_of_an_image(
   files = FileList(tmp_path, names, [0, 0], ["c"])
   Batches(files, transform, order, 2, (0, 2), 0, replace=False, num_threads=1)[0]
   err = capsys.readouterr().err
-  if value in (255, 2**14):  # The first is refused.
+  if value in (255, 2**14):  # 255 is refused.
     assert not err
   else:
     bits = value.bit_length()
@@ -267,7 +267,7 @@ def test_files_of_sixteen_bits_are_known(channels):
 
 
 def test_content_counts_not_the_name():
-  """As there is no name to ask; ImageNet has a PNG that is called JPEG."""
+  """The decoder gets no name; ImageNet has a PNG whose name ends in JPEG."""
   assert [
     open_image(OTHERS[name], LIMIT).format for name in ("png", "webp", "gif")
   ] == [
@@ -304,7 +304,7 @@ def test_exif_of_several_segments_is_one():
 
 
 def test_a_jpeg_that_only_looks_like_several_pictures_is_decoded_quickly(monkeypatch):
-  """As photos with a gain map for displays of high contrast are."""
+  """Photos with a gain map for high-contrast displays look like that."""
   two = OTHERS["two pictures"]
   at = two.index(b"MPF\0") - 4
   end = at + 2 + int.from_bytes(two[at + 2 : at + 4])
@@ -327,14 +327,14 @@ def test_other_file_is_upright(orientation, kind, options):
 @pytest.mark.parametrize("orientation", range(1, 9))
 @pytest.mark.parametrize("kind", PHONES)
 def test_photo_of_a_phone_is_turned_once(orientation, kind):
-  """The picture says how it is turned, and its EXIF says so once more."""
+  """The picture stores its rotation, and its EXIF data stores it once more."""
   lying = picture()
   data = encode(lying, kind, exif=exif(orientation).tobytes(), quality=95)
   lying.getexif()[ORIENTATION] = orientation
   upright = np.asarray(ImageOps.exif_transpose(lying))
   pixels = decoded(data)
   assert pixels.shape == upright.shape
-  assert np.abs(pixels.astype(int) - upright).mean() < 4  # Another turn has 50.
+  assert np.abs(pixels.astype(int) - upright).mean() < 4  # Another rotation gives 50.
   head = open_image(data, LIMIT)
   assert upright_size(head) == upright.shape[1::-1]
   with pytest.raises(ImageError, match=r"\d\dx\d\d pixels, more than 2622"):
@@ -350,7 +350,7 @@ def test_photo_of_a_phone_is_turned_once(orientation, kind):
     exif(0).tobytes(),
     exif(9).tobytes(),
     exif(6).tobytes()[:-9],
-    # Of the type text.
+    # The orientation has the type text.
     exif(6).tobytes().replace(b"\x01\x12\0\x03", b"\x01\x12\0\x02"),
   ],
 )
@@ -362,7 +362,7 @@ def test_senseless_exif_says_nothing(tags):
 
 
 def test_size_is_known_before_all_of_a_file_is_read():
-  """Pillow finds an orientation behind the pixels, or in XMP, but only later."""
+  """Pillow also finds an orientation behind the pixels or in XMP, but only later."""
   png = encode(noisy(), "PNG")
   late = encode(noisy(), "PNG", exif=exif(6))
   chunk = late[late.index(b"eXIf") - 4 : late.index(b"IDAT") - 4]
@@ -376,7 +376,7 @@ def test_size_is_known_before_all_of_a_file_is_read():
     assert decoded(data).shape == (43, 61, 3)
 
 
-# Files that are none
+# Files that are no images
 
 
 @pytest.mark.parametrize(
@@ -386,7 +386,7 @@ def test_size_is_known_before_all_of_a_file_is_read():
     (b"not an image\n" * 99, r"none of JPEG.*begins with b'not an i'"),
     (b"<!DOCTYPE html><html>", "none of JPEG, PNG, WEBP, GIF, BMP.* .*b'<!DOCTYP'"),
     (b"%PDF-1.7\n%\xe2\xe3", "none of .*b'%PDF-1.7'"),
-    (b"\0\0\0\x18ftypqt  \0\0\0\0qt  " + bytes(99), r"none of .*ftyp"),  # A film.
+    (b"\0\0\0\x18ftypqt  \0\0\0\0qt  " + bytes(99), r"none of .*ftyp"),  # A video.
     (b"RIFF\0\0\0\0WAVE", "none of"),
     (bytes(1000), "none of"),
     (encode(picture(), "TIFF"), "none of"),
@@ -425,7 +425,7 @@ def test_what_is_cut_in_its_head_is_called_by_its_format(kind):
 def test_truncated_file_is_refused(name, share, capfd):
   data = JPEGS.get(name) or OTHERS[name]
   if name in ("junk behind", "two pictures", "webp animated", "gif animated"):
-    share *= 0.2  # So that the first picture is cut.
+    share *= 0.2  # Cuts within the first picture.
   with pytest.raises(ImageError, match=r"it is (.*truncated or damaged|none of)"):
     decoded(data[: int(len(data) * share)])
   assert capfd.readouterr().err == ""
@@ -449,7 +449,7 @@ def test_jpeg_without_its_end_marker_decodes_or_is_refused(capfd):
 
 
 def mutations(data: bytes, count: int, seed: int):
-  """Yields damaged copies: cut, with other bytes, with bytes between."""
+  """Yields damaged copies: truncated, with changed bytes or with inserted bytes."""
   rng = np.random.default_rng(seed)
   for i in range(count):
     copy = bytearray(data)
@@ -458,7 +458,7 @@ def mutations(data: bytes, count: int, seed: int):
     elif i % 4 == 1:
       at = int(rng.integers(len(copy)))
       copy[at:at] = rng.bytes(rng.integers(1, 5))
-    else:  # In the head, or anywhere.
+    else:  # Changes bytes anywhere, or in the header.
       size = len(copy) if i % 4 == 2 else min(len(copy), 200)
       for at in rng.integers(0, size, rng.integers(1, 6)):
         copy[at] = rng.integers(256)
@@ -481,9 +481,9 @@ def test_damaged_file_becomes_pixels_or_an_image_error(name, capfd):
       assert len(str(error)) > 10
       bad += 1
     else:
-      np.testing.assert_array_equal(pixels, decoded(copy))  # No stray memory.
+      np.testing.assert_array_equal(pixels, decoded(copy))  # No uninitialised memory.
   assert good > 5 and bad > 5
-  # The libjpeg inside OpenCV has no switch for these lines; all else is silent.
+  # The libjpeg inside OpenCV always prints these lines; nothing else is printed.
   lines = set(capfd.readouterr().err.splitlines())
   spoken = "Corrupt JPEG|.*JFIF revision|Inconsistent progression|Invalid SOS param"
   assert not [line for line in lines if not re.match(spoken, line)]
@@ -531,9 +531,9 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(data, limit, messag
 
 
 THUMBNAIL = b"Exif\0\0" + SMALL_JPEG
-# Two sizes in one file: one that is small enough to be allowed, one that is not.
+# Files with two sizes: one is small enough to be allowed, the other is not.
 TWO_SIZES = {
-  # By a decoder for which a marker has a length the file is small, else it is large.
+  # The file is small for a decoder that reads a length after the marker, else large.
   **{
     f"marker {marker:02X}": SOI + segment(marker, LARGE_JPEG[2:]) + SMALL_JPEG[2:]
     for marker in range(256)
@@ -569,7 +569,7 @@ TWO_SIZES = {
 
 @pytest.mark.parametrize("library", ["libjpeg-turbo", "opencv"])
 def test_no_decoder_is_given_a_jpeg_of_another_size(library, monkeypatch):
-  """Whatever a file does for its size to be read in two ways."""
+  """No file may pass whose size can be read in two ways."""
   if library == "opencv":
     monkeypatch.setattr(turbojpeg, "read_size", lambda _: None)
     monkeypatch.setattr(turbojpeg, "decode_part", lambda *_: None)
@@ -583,7 +583,7 @@ def test_no_decoder_is_given_a_jpeg_of_another_size(library, monkeypatch):
   monkeypatch.setattr(cv2, "imdecode", imdecode)
   opened = set()
   for name, data in TWO_SIZES.items():
-    for copy in (data, data + b"junk"):  # Which Pillow decodes.
+    for copy in (data, data + b"junk"):  # Pillow decodes the one with junk.
       try:
         head = open_image(copy, 16 * 16)
       except ImageError:
@@ -596,7 +596,7 @@ def test_no_decoder_is_given_a_jpeg_of_another_size(library, monkeypatch):
         with contextlib.suppress(ImageError):
           pixels = decode_part(copy, head, (0, 0, 16, 16), factor)
           assert pixels.shape in ((16, 16, 3), (2, 2, 3))
-  # Those that are small by the rules of the format.
+  # These are small by the rules of the format.
   assert {"marker E0", "marker FE", "number of lines behind"} <= opened
 
 
@@ -624,13 +624,13 @@ def test_pixels_of_another_size_than_libjpeg_says_are_refused(factor, monkeypatc
 
 
 def with_scans(kind: str, count: int) -> bytes:
-  """A grey square of 8 pixels a side that is progressive and sent again and again."""
+  """A progressive grey image of 8x8 pixels that has `count` scans."""
   grey = Image.new("L", (8, 8), 128)
   options = {"save_all": True, "append_images": [grey]} if kind == "MPO" else {}
   data = encode(grey, kind, **options).replace(b"\xff\xc0", b"\xff\xc2", 1)
   start = data.index(b"\xff\xda")
   end = data.index(b"\xff\xd9", start)
-  # Only the mean of the block: no difference to 128, and filled up with ones.
+  # The scan has only the mean of the block, which is 128; ones pad it.
   scan = bytes.fromhex("ffda 0008 01 0100 00 00 00 3f")
   more = data.count(b"\xff\xda") - 1
   return data[:start] + scan * (count - more) + data[end:]
@@ -647,7 +647,7 @@ def test_more_scans_than_allowed_are_refused(kind, tail):
 @pytest.mark.parametrize("tail", [b"", b"junk"])
 @pytest.mark.parametrize(("max_pixels", "most"), [(64, 12), (128, 24), (640, 100)])
 def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
-  """There are 8x8 pixels. Without junk at the end, the head is not read by Pillow."""
+  """The image has 8x8 pixels. Pillow reads the header only if junk is at the end."""
   assert open_image(with_scans("JPEG", most) + tail, max_pixels).size == (8, 8)
   where = "" if most == 100 else " of 8x8 pixels"
   with pytest.raises(ImageError, match=f"it has {most + 1} scans{where}, more than"):
@@ -655,7 +655,7 @@ def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
 
 
 def test_scans_of_one_channel_are_counted():
-  """Those of a sequential JPEG; one whose first scan has all channels has no other."""
+  """They count in a sequential JPEG, unless its first scan has all channels."""
   scan = bytes.fromhex("ffda 0008 01 0100 003f00 2b")
   with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
     open_image(SOI + SMALL[0] + scan * 101 + b"\xff\xd9", LIMIT)
@@ -689,7 +689,7 @@ def test_image_without_pixels_is_refused(head):
 
 
 def test_nothing_is_left_open():
-  gc.collect()  # What other tests left.
+  gc.collect()  # Collects what other tests left.
   with warnings.catch_warnings(record=True) as caught:
     warnings.simplefilter("always", ResourceWarning)
     for data in (*JPEGS.values(), *OTHERS.values()):

@@ -14,7 +14,7 @@ from resnet_jax.runtime.compilation import jit_once
 
 
 def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:
-  """Of 8, 16, ... channels."""
+  """Returns random feature maps of 8, 16, ... channels."""
   return {
     f"c{level}": normal(2, *size, 2 * 2**level, seed=level)
     for level, size in enumerate(sizes, start=2)
@@ -25,8 +25,8 @@ def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:
   "sizes",
   [
     [(16, 24), (8, 12), (4, 6)],
-    [(9, 7), (5, 4), (3, 2)],  # Rounded up,
-    [(8, 8), (4, 4), (4, 4)],  # and where dilation is in a stride's place.
+    [(9, 7), (5, 4), (3, 2)],  # Sizes are rounded up.
+    [(8, 8), (4, 4), (4, 4)],  # Dilation replaces a stride.
   ],
 )
 def test_pyramid_adds_what_is_above(sizes):
@@ -34,7 +34,7 @@ def test_pyramid_adds_what_is_above(sizes):
   pyramid = FPN(features=8)
   params = variables_of(pyramid, maps)["params"]
   kernels = jax.tree.map(jnp.zeros_like, params)
-  for level in (2, 3, 4):  # The first channels as they are; a bias for each level.
+  for level in (2, 3, 4):  # Copies the first channels and adds a bias.
     kernel = jnp.eye(2 * 2**level, 8)[None, None]
     kernels[f"lateral{level}"] = {"kernel": kernel, "bias": jnp.full(8, float(level))}
     kernels[f"output{level}"]["kernel"] = (
@@ -104,7 +104,7 @@ def test_dropout_zeroes_channels_in_training():
 
 
 class Segmenter(nn.Module):
-  """All three as layers of one network."""
+  """Backbone, pyramid and head as layers of one network."""
 
   @nn.compact
   def __call__(self, images, train=False):
@@ -128,7 +128,7 @@ def test_gradients_reach_every_parameter():
     return -chosen.mean()
 
   found = gradients(variables["params"])
-  for name in ("output3", "output4"):  # Of maps that are not used here.
+  for name in ("output3", "output4"):  # These outputs are not used here.
     del found["fpn"][name]
   for path, leaf in jax.tree_util.tree_leaves_with_path(found):
     assert jnp.abs(leaf).max() > 0, path

@@ -61,7 +61,7 @@ def test_gradients_pass_a_dead_layer_by_the_shortcut_only(name, flows):
     *(f"stage{s}/block1/conv{c}" for s in (1, 2, 3) for c in (1, 2)),
   ]
   values = np.array(list(gradients.values()))
-  assert (values[3:5] == 0).all()  # In the dead block itself.
+  assert (values[3:5] == 0).all()  # The dead block itself.
   assert (values[5:] > 0).all() or not flows
   assert (values[:3] > 0).all() == flows
 

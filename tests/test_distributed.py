@@ -1,4 +1,4 @@
-"""Several processes as one run, by real ones on this machine."""
+"""Several processes train one run; they are real processes on this machine."""
 
 import contextlib
 import dataclasses
@@ -37,7 +37,7 @@ SETTINGS = [
   "--config.data.image_size=8",
   "--config.data.num_examples=70",  # 4 batches of 16, and 6 more.
   "--config.batch_size=16",
-  # Each process compiles it.
+  # A small network, because each process compiles it.
   "--config.model.factory=own_parts:normed_network",
   "--config.optim.warmup_epochs=0",
   # At 0.05 a change of 1e-7 grows to 0.03 within 20 steps, on one device too.
@@ -59,9 +59,9 @@ def launched(count: int, *args: str, own: dict[int, str] | None = None):
   """Yields `count` processes of one run; they end with the context.
 
   Args:
-    count: of processes.
-    *args: flags of all of them.
-    own: a flag of some process alone.
+    count: number of processes.
+    *args: flags of all processes.
+    own: an extra flag of single processes, by their number.
   """
   port = free_port()
   command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
@@ -94,7 +94,7 @@ def last_evaluation(workdir) -> dict:
   return json.loads(last)
 
 
-# The launches of docs/pods.md, as one machine can run them, by the names of their runs.
+# The launches in docs/pods.md that one machine can run, by the name of their run.
 LAUNCHES = {
   re.search(r"--workdir=runs/(\w+)", block)[1]: block
   for block in re.findall(
@@ -105,7 +105,7 @@ LAUNCHES = {
 
 @contextlib.contextmanager
 def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
-  """Yields (shell that runs a launch of the document, its port or job)."""
+  """Yields the shell that runs a launch of docs/pods.md, and its port."""
   port = free_port()
   block = LAUNCHES[name]
   for old, new in {
@@ -117,7 +117,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   }.items():
     block = block.replace(old, new)
   block = re.sub(r"localhost:\d+", f"localhost:{port}", block)
-  # JAX makes the port of the job's number.
+  # JAX computes the port from the job's number.
   block = block.replace("SLURM_JOB_ID=1", f"SLURM_JOB_ID={port % 4096}")
   path = os.pathsep.join([str(Path(sys.executable).parent), os.environ["PATH"]])
   shell = subprocess.Popen(
@@ -143,7 +143,7 @@ def launched_as_documented(name: str, cwd: Path, *args: str, count=2):
   ids=["2 processes", "4 processes"],
 )
 def shared(request, tmp_path_factory):
-  """A run of 20 steps by several processes; of 4, each has a part of the optimiser."""
+  """A run of 20 steps by several processes; 4 processes shard the optimiser state."""
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
   args = ["--config.num_steps=20"]
@@ -221,7 +221,7 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
   [
     ("--config.data.num_examples=0", "config.data.num_examples=0 must be > 0"),
     (
-      "--config.batch_size=64",  # Arrays of another shape: before any is on devices.
+      "--config.batch_size=64",  # Refused before arrays of other shapes are on devices.
       "process 1 has config.batch_size=64 and process 0 has 16; start all with the "
       "same flags and configs",
     ),
@@ -260,7 +260,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   ("killed", "said"),
   [
     (1, "process 1 has not been heard of for"),
-    # As long again, for the same code but for the end.
+    # It takes as long again, and only the end of the code differs.
     pytest.param(0, "process 0 is gone; its own output may", marks=LONG),
   ],
 )
@@ -278,7 +278,7 @@ def test_a_killed_process_ends_the_others(tmp_path, killed, said):
 
 
 def test_rows_go_to_the_processes_in_their_order():
-  """Along the wires of a 4x4 slice the chips of a host are not neighbours."""
+  """In the wiring order of a 4x4 slice, the chips of a host are not neighbours."""
   hosts = [0, 0, 1, 1, 0, 0, 1, 1, 2, 2, 3, 3, 2, 2, 3, 3]
   chips = [
     Mock(spec=jax.Device, id=i, process_index=host) for i, host in enumerate(hosts)
@@ -346,7 +346,7 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
   ("variables", "shown"),
   [
     ({"PMI_SIZE": "2", "PMI_RANK": "0"}, "PMI_SIZE=2 PMI_RANK=0: "),
-    # Not all that JAX looks for.
+    # JAX needs more variables than these.
     ({"SLURM_STEP_NUM_TASKS": "4", "SLURM_PROCID": "0"}, "--process-id=$SLURM_PROCID"),
     ({"PMIX_RANK": "1"}, "PMIX_RANK=1: "),
     ({"PALS_RANKID": "3", "PALS_SIZE": "4"}, "PALS_SIZE=4 PALS_RANKID=3: "),

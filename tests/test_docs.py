@@ -1,7 +1,7 @@
 """Commands and Python in the README and in docs/ run, or say why not.
 
 A block that a test cannot run has a line `<!-- not run: REASON -->` above it. Words in
-capitals stand for what a reader has, see `given`, or for a new directory: OUT, NEW.
+capitals stand for files of the reader (see `given`) or a new directory (OUT, NEW).
 """
 
 import io
@@ -65,7 +65,7 @@ def test_the_blocks_that_are_not_run_say_why():
   skipped = [block for block in BLOCKS if block.reason]
   assert marks == len(skipped)  # Each stands right above a block.
   assert all(len(block.reason) > 10 for block in skipped)
-  for block in BLOCKS:  # And all that could be run is known as such.
+  for block in BLOCKS:  # Every block of commands has a language that is run.
     is_command = re.match(r"(\$ )?(pip|python|resnet-jax|pytest|srun) ", block.text)
     assert block.language in ("bash", "python") or not is_command
 
@@ -77,7 +77,7 @@ def test_scripts_have_no_syntax_errors():
     assert not found.stderr, f"{text}\n{found.stderr}"
   batch = [text for text in scripts if "#SBATCH" in text]
   assert batch
-  for text in batch:  # Slurm refuses a script without it, and stops at a command.
+  for text in batch:  # Slurm needs the first line and ignores options after a command.
     first, *lines = text.splitlines()
     assert first == "#!/bin/bash"
     commands = [i for i, line in enumerate(lines) if line and line[0] != "#"]
@@ -85,7 +85,7 @@ def test_scripts_have_no_syntax_errors():
 
 
 def commands_shown(page: Path) -> set[str]:
-  """Returns our commands in a page: in its blocks, run or not, and in its text."""
+  """Returns our commands in the text of a page and in its blocks, run or not."""
   text = re.sub(r"\$\w+", "1", page.read_text().replace("\\\n", " "))
   blocks = "".join(block[3] for block in BLOCK.finditer(text))
   in_text = [
@@ -104,7 +104,7 @@ def test_commands_that_are_shown_exist(page):
   for line in commands_shown(page):
     words = [word for word in line.split() if word != "--help"]
     assert words[0] in COMMANDS, line
-    if len(words) > 1:  # Or else the text only names the command.
+    if len(words) > 1:  # Otherwise the text only names the command.
       _, settings = create_parser().parse_known_args(words)
       parse_settings(settings)
 
@@ -118,7 +118,7 @@ def test_links_lead_somewhere():
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory) -> dict[str, str]:
-  """What the words in capitals stand for."""
+  """Returns the paths that the words in capitals stand for."""
   root = tmp_path_factory.mktemp("given")
   photos = root / "photos"
   noise = np.random.default_rng(0)
@@ -168,7 +168,7 @@ def given(tmp_path_factory) -> dict[str, str]:
   }
 
 
-# What makes a command quick without making it another one.
+# Settings that make a command quick but keep its meaning.
 QUICK = {
   "config.num_steps": "1",
   "config.batch_size": "8",
@@ -181,7 +181,7 @@ QUICK = {
 }
 
 
-# Of this the network is a part.
+# The network of a command that contains this must stay.
 NETWORK = re.compile(r"init_from|freeze|config\.model|finetune_photos|=RUN")
 
 
@@ -228,7 +228,7 @@ def commands_of(text: str) -> list[str]:
 @pytest.mark.parametrize("text", those("bash"))
 def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  # It is for whole processes.
+  # The function is for whole processes.
   monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   lines = commands_of(text)
   for line in lines:
@@ -242,7 +242,7 @@ def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
 @pytest.mark.parametrize("text", those("python"))
 def test_python_runs(text, tmp_path, monkeypatch):
   monkeypatch.chdir(tmp_path)
-  # What some of them read.
+  # Some of the blocks read these files.
   if "net." in text:
     for form in ("stablehlo", "onnx"):
       if f"net.{form}" in text:
@@ -279,7 +279,7 @@ def test_the_page_on_fine_tuning_goes_from_photos_to_an_exported_network(
   output = capsys.readouterr()
   assert "config: --config=finetune_photos:scratch, because" in output.out
   assert "expect images of" not in output.err
-  assert output.err.count("training images have 32 pixels") == 1  # From scratch.
+  assert output.err.count("training images have 32 pixels") == 1  # The scratch run.
   config = load_run_config(str(tmp_path / "runs" / "photos"))
   expected = Preprocessing(resize=36, crop=32, interpolation="bicubic")
   assert preprocessing_of(config.data) == expected

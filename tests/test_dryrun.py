@@ -1,4 +1,4 @@
-"""The rehearsed step: what is counted of it, against what is known."""
+"""The rehearsed step: its counts are compared with known numbers."""
 
 import dataclasses
 import importlib.util
@@ -71,7 +71,7 @@ def test_bytes_sent_in_a_ring():
   def sent(kind, size):
     return Collective(kind, 4, 1, size).sent_bytes
 
-  # All have the whole of 100 bytes in the end, or a fourth of it.
+  # In the end, every device has all 100 bytes, or a fourth of them.
   assert sent("all-reduce", 100) == 150 == sent("reduce-scatter", 25) * 2
   assert sent("all-gather", 100) == 75
 
@@ -81,7 +81,7 @@ def cpu(devices: int) -> Topology:
 
 
 def all_reduces(report) -> Collective:
-  """The only kind of collective that there is."""
+  """Returns the only collective of the report, which is an all-reduce."""
   (found,) = report.collectives
   assert found.kind == "all-reduce"
   return found
@@ -98,7 +98,7 @@ def test_global_batch_norm_waits_twice_in_each_layer_and_its_own_never(rehearsed
   alone = all_reduces(rehearse(dataclasses.replace(CONFIG, bn_scope="device"), cpu(4)))
   assert everywhere.count - alone.count >= 2 * NORMS - 1
   assert alone.count <= 3
-  # Gradients and running statistics, each once, and some metrics.
+  # It sums gradients and running statistics once each, and some metrics.
   features = 16 * 3 + 32 * 2 + 64 * 2
   assert PARAMS + 2 * features <= alone.bytes / 4 < PARAMS + 2 * features + 50
 
@@ -117,7 +117,7 @@ def test_operations_are_those_of_the_layers_in_loops_too(rehearsed, loops):
     report = rehearse(dataclasses.replace(CONFIG, optim=optim), cpu(1))
   layers = list_layers(create_model("resnet8"), (8, 8, 3))
   multiply_adds = 16 / report.chips * sum(layer.multiply_adds for layer in layers)
-  # Forward, and two gradients; where padding is multiplied XLA does not count it.
+  # The forward pass and two gradients; XLA does not count products with padding.
   assert 0.7 < report.flops / (2 * 3 * multiply_adds) < 1.0
 
 
@@ -170,7 +170,7 @@ def test_command_prints_an_object_for_each_topology():
   ],
 )
 def test_wrong_usage_is_one_line(args, message, monkeypatch, capsys):
-  # In this process, with its devices.
+  # Runs the command in this process, with its devices.
   monkeypatch.setattr(dryrun_command, "run", dryrun_command._run)
   monkeypatch.setattr(dryrun, "use_cpu_only", lambda names: None)
   with pytest.raises(SystemExit) as exit:

@@ -1,4 +1,4 @@
-"""The examples run; what they reach is in their own output."""
+"""The examples run; their own output says which accuracy they reach."""
 
 import re
 import runpy
@@ -14,7 +14,7 @@ def test_segmentation_of_digits(tmp_path, monkeypatch, capsys):
   picture = tmp_path / "some.png"
   arguments = ["segment_digits.py", "--steps", "2", "--out", str(picture)]
   monkeypatch.setattr("sys.argv", arguments)
-  # It is for whole processes.
+  # The function is for whole processes.
   monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   runpy.run_path(str(EXAMPLES / "segment_digits.py"), run_name="__main__")
   assert re.search(
@@ -25,5 +25,5 @@ def test_segmentation_of_digits(tmp_path, monkeypatch, capsys):
 
 def test_mean_iou():
   mean_iou = runpy.run_path(str(EXAMPLES / "segment_digits.py"))["mean_iou"]
-  # Of class 0, 6 of 6 + 2 + 1 pixels; of class 1, 3 of 3 + 2 + 1.
+  # Class 0 has 6 of 6 + 2 + 1 pixels, class 1 has 3 of 3 + 2 + 1.
   assert mean_iou(np.array([[6, 2], [1, 3]])) == pytest.approx((6 / 9 + 3 / 6) / 2)

@@ -21,7 +21,7 @@ from resnet_jax.models.stems import ImageNetStem
 PAGE = Path(__file__).parents[1] / "docs" / "pretrained.md"
 COLORS = {"mean": (0.4, 0.5, 0.6), "std": (0.5,)}
 SIZES = {
-  # The StableHLO example is written for these; an ONNX file knows its own.
+  # The StableHLO example is written for these sizes; an ONNX file stores its own.
   "stablehlo": Preprocessing(**COLORS, resize=256, crop=224),
   "onnx": Preprocessing(**COLORS, resize=37, crop=32, interpolation="bicubic"),
   "onnx, not resized": Preprocessing(**COLORS, resize=0, crop=48),
@@ -29,7 +29,7 @@ SIZES = {
 
 
 def probabilities_of(trained, file: str) -> np.ndarray:
-  """Returns what `predict` says of a file, by class."""
+  """Returns the probabilities from `predict` for a file, by class."""
   (found,) = predict(trained, find_images([file]), top=len(NAMES))
   ranked = dict(zip(found.classes, found.probabilities, strict=True))
   return np.array([ranked[label] for label in range(len(NAMES))])
@@ -37,21 +37,21 @@ def probabilities_of(trained, file: str) -> np.ndarray:
 
 @pytest.mark.parametrize(("form", "size"), SIZES.items(), ids=SIZES)
 def test_the_documented_use_answers_as_predict(form, size, tmp_path, monkeypatch):
-  """Of a photo that is neither square nor upright."""
+  """The photo is neither square nor upright."""
   monkeypatch.chdir(tmp_path)
   form = form.split(",")[0]
   trained = create(stem_cls=ImageNetStem, preprocessing=size)
   export(trained, f"net.{form}", form)
   small = Image.fromarray(np.asarray(pixels(5, 8, 3)))
   exif = Image.Exif()
-  exif[0x0112] = 6  # To be turned by a quarter.
+  exif[0x0112] = 6  # Must be rotated by a quarter turn.
   small.resize((300, 200)).save("photo.jpg", exif=exif)
   blocks = re.findall(r"```python\n(.*?)```", PAGE.read_text(), re.S)
   (text,) = (block for block in blocks if f"net.{form}" in block)
   variables = {}
   exec(compile(text, "page", "exec"), variables)
   wanted = probabilities_of(trained, "photo.jpg")
-  assert (wanted < 0.9).all()  # It is not all one class, whatever the image.
+  assert (wanted < 0.9).all()  # No class has all the probability.
   np.testing.assert_allclose(variables["probabilities"][0], wanted, atol=1e-4)
 
 
@@ -63,7 +63,7 @@ def test_each_norm_is_exported(norm, form, tmp_path):
 
 
 def test_a_plugin_that_does_not_import_is_not_shown(tmp_path, monkeypatch, caplog):
-  """As some of jax2onnx do on a newer JAX, for operations that it no longer has."""
+  """Some plugins of jax2onnx need operations that a newer JAX no longer has."""
   from jax2onnx.plugins import plugin_system
 
   monkeypatch.setattr(plugin_system, "_already_imported_plugins", False)

@@ -1,4 +1,4 @@
-"""Which files a folder or table of images has, and reading them."""
+"""Lists the files of a folder or table of images, and reads them."""
 
 import os
 import pickle
@@ -55,7 +55,7 @@ def test_folders_are_listed_as_torchvision_does(tmp_path):
   touch(tmp_path, "train/.cache/y.jpg", "train/readme.jpg", "train/dog/jpg")
   files = list_images(tmp_path, "train", 0.1)
   assert files.class_names == ("Cat", "dog")
-  # Capitals first; all files of a folder, then the folders in order of their paths.
+  # Capitals come first; a folder's own files come before its folders, sorted by path.
   dog = ["B.JPEG", "e.bmp", "z.jpg", "sub/a.png", "sub-1/d.gif", "sub/deep/c.WebP"]
   assert dog == _torchvision_order(tmp_path / "train" / "dog")
   expected = [("train/Cat/1.Jpg", 0), *((f"train/dog/{name}", 1) for name in dog)]
@@ -65,7 +65,7 @@ def test_folders_are_listed_as_torchvision_does(tmp_path):
 
 
 def _torchvision_order(folder: Path) -> list[str]:
-  """What `torchvision.datasets.folder.make_dataset` does, less what is hidden."""
+  """Lists as `torchvision.datasets.folder.make_dataset`, without hidden files."""
   suffixes = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
   found = []
   for root, _, names in sorted(os.walk(folder, followlinks=True)):
@@ -84,7 +84,7 @@ def test_val_keeps_the_labels_of_train(tmp_path):
   val = list_images(tmp_path, "val", 0.1)
   assert listed(val) == [("val/b/2.jpg", 1), ("val/c/2.jpg", 2)]
   assert val.class_names == ("a", "b", "c")
-  # "" is the first split for evaluation; the order of a model's classes goes first.
+  # "" is the first split for evaluation; the order of a model's classes has priority.
   files = list_images(tmp_path, "", 0.1, ("c", "x", "b"))
   assert listed(files) == [("val/c/2.jpg", 0), ("val/b/2.jpg", 2)]
   assert files.class_names == ("c", "x", "b")
@@ -157,7 +157,7 @@ def test_links_to_folders_within_a_class_are_followed(tmp_path):
     (tmp_path / name).rename(tmp_path / "root" / name)
   (tmp_path / "root/a/more").symlink_to("../../elsewhere")
   (tmp_path / "elsewhere/x/y").symlink_to("../y")
-  (tmp_path / "elsewhere/y/x").symlink_to("../x")  # The two hold each other.
+  (tmp_path / "elsewhere/y/x").symlink_to("../x")  # Each folder contains the other.
   files = list_images(tmp_path / "root", "train", 0.1)
   names = [files._relative(i) for i in range(len(files))]
   more = ["x/2.jpg", "x/y/3.jpg", "y/3.jpg", "y/x/2.jpg"]
@@ -222,7 +222,8 @@ def test_photos_that_need_a_package_are_not_left_out_silently(
     list_images(tmp_path, "train", 0.1)
   with pytest.raises(UserError, match=re.escape(only.removesuffix("add some or"))):
     find_images([str(tmp_path / "a")])
-  monkeypatch.setattr(file_list, "SUFFIXES", (".jpg", *known.suffixes))  # Installed.
+  # As if the package was installed.
+  monkeypatch.setattr(file_list, "SUFFIXES", (".jpg", *known.suffixes))
   assert len(list_images(tmp_path, "train", 0.1)) == 3
 
 
@@ -253,7 +254,7 @@ def test_splits_by_other_names_are_no_classes(tmp_path, names):
     touch(tmp_path, f"{name}/cat/1.jpg", f"{name}/dog/2.jpg")
   with pytest.raises(UserError, match=rf"folders {sorted(names)[0]}, .* look like spl"):
     list_images(tmp_path, "train", 0.1)
-  # They may be named.
+  # The settings may name them.
   train, last = (list_images(tmp_path, names[i], 0.1) for i in (0, -1))
   assert listed(train) == [(f"{names[0]}/cat/1.jpg", 0), (f"{names[0]}/dog/2.jpg", 1)]
   assert listed(last)[1] == (f"{names[-1]}/dog/2.jpg", 1)
@@ -331,7 +332,7 @@ def test_a_split_without_labels_is_seen_beside_one_with_classes(tmp_path):
     ("cat/1.jpg", "../dog/1.jpg"),
     ("cat/2.jpg", "../dog/sub/2.jpg"),
     ("cat/3.jpg", "../../pool/3.jpg"),
-    ("cat/other", "../../away"),  # Of no other class.
+    ("cat/other", "../../away"),  # In no other class.
     ("cat/4.jpg", "../../pool/4.jpg"),
     ("cat/5.jpg", "0.jpg"),
     ("cat/up", ".."),
@@ -501,7 +502,7 @@ def test_table_of_class_indices(tmp_path):
   files = list_images(path, "train", 0.1)
   assert files.labels.tolist() == [10, 2, 7]
   assert files.class_names == tuple(map(str, range(11)))
-  # With a model's classes, they are indices of those.
+  # With a model's classes, the numbers are indices into them.
   names = tuple("abcdefghijklmno")
   assert list_images(path, "train", 0.1, names).class_names == names
   with pytest.raises(ValueError, match=r"csv, line 2: label 10 .*index below 5"):
@@ -552,14 +553,14 @@ def test_numbers_are_names_of_classes_that_are_numbers(tmp_path):
   assert labels["train"].tolist() == [names.index(str(i)) for i in range(12)]
   with pytest.raises(UserError, match="has classes that training has not: 11"):
     list_images(path, "train", 0.1, [name for name in names if name != "11"])
-  # Where some are words, a number is a name or nothing, and "-1" is one too.
+  # If some names are words, every number must be a name too; "-1" is a valid one.
   mixed = ("-1", "0", "1", "10", "2", "other")
   path = write(tmp_path, "a.jpg,0\nb.jpg,2\nc.jpg,-1\n")
   files = list_images(path, "train", 0.1, mixed)
   assert sorted(files.labels.tolist()) == [0, 1, 4]
   with pytest.raises(UserError, match="has classes that training has not: 3"):
     list_images(write(tmp_path, "a.jpg,0\nb.jpg,3\n"), "train", 0.1, mixed)
-  # "1" and "01" are two classes: only the text tells.
+  # "1" and "01" are two classes: only the text distinguishes them.
   files = list_images(write(tmp_path, "a.jpg,1\nb.jpg,01\n"), "train", 0.1, ("1", "01"))
   assert files.labels.tolist() == [0, 1]
 
@@ -586,7 +587,7 @@ def test_a_file_of_two_labels_is_known_by_its_whole_path(tmp_path, monkeypatch):
     UserError, match=r"line 2: .*/1.jpg' has the label 'dog', but 'ca"
   ):
     list_images(Path("table.csv"), "train", 0.1)
-  # Nor is it both drawn for evaluation and trained on.
+  # No file is both drawn for evaluation and used for training.
   write(tmp_path, f"1.jpg,cat\n2.jpg,cat\n{tmp_path}/1.jpg,cat\nx/../2.jpg,cat\n")
   for split in ("train", "val"):
     assert len(list_images(Path("table.csv"), split, 0.5)) == 2

@@ -1,4 +1,4 @@
-"""A folded network is the unfolded one, and on one CPU a few fused calls."""
+"""A folded network computes the same, on one CPU in a few fused calls."""
 
 from functools import partial
 
@@ -34,8 +34,8 @@ needs_compiler = pytest.mark.skipif(
 )
 CHOICES = ["plain", "xla", pytest.param("native", marks=needs_compiler)]
 
-# What differs from two basic blocks with a CIFAR stem; how many scales of norms are
-# left when it is folded, of all; and how many calls are then fused.
+# Each row has the changes to a network of two basic blocks with a CIFAR stem, its norm
+# scales after folding and before, and its number of fused calls after folding.
 NETS = {
   "basic": ({}, 0, 6, 6),
   "bottleneck": ({"block_cls": BottleneckBlock}, 0, 9, 9),
@@ -54,8 +54,8 @@ NETS = {
   ),
   "frozen": ({"norm_cls": NORMS["frozen"]}, 0, 6, 6),
   "group": ({"norm_cls": NORMS["group"]}, 6, 6, 0),
-  # Their first and last norms follow no convolution, nor has a 3x3 of several groups a
-  # kernel here.
+  # The first and the last norm follow no convolution, and there is no kernel here for a
+  # 3x3 convolution of several groups.
   "pre-activation": ({"block_cls": PreActBasicBlock, "pre_activation": True}, 3, 5, 2),
   "pre-activation 2": (
     {"block_cls": PreActBottleneckBlock, "pre_activation": True},
@@ -88,7 +88,7 @@ def count_scales(variables) -> int:
 
 @pytest.fixture
 def fused(monkeypatch):
-  """The calls that are fused, from now on."""
+  """Returns a list to which each fused call of the test is added."""
   calls = []
 
   def count(*args):
@@ -143,7 +143,7 @@ def test_a_norm_that_kept_its_scale_still_multiplies(monkeypatch):
   ],
 )
 def test_gradients_are_the_same(fused, changes, train):
-  """Of evaluation, as pictures that explain a network need them."""
+  """Heat maps that explain a network need the gradients of evaluation."""
   model, x = net(**changes), images_of(8)
   variables = variables_of(model, x, spread=0.3)
 
@@ -197,11 +197,11 @@ class Half(SHORTCUTS["B"]):
 
 
 class Named(Conv):
-  """Does as its parent, which it does not override."""
+  """Overrides nothing of its parent."""
 
 
 def block_of(layer):
-  """A block of such convolutions, where the network would have its own."""
+  """Returns a basic block that uses `layer` instead of the network's convolutions."""
   return lambda *args, **kwargs: BasicBlock(*args, **kwargs | {"conv_cls": layer})
 
 
@@ -223,7 +223,7 @@ def test_other_layers_are_called(fused, choice):
   expected, _ = evaluate(twice, variables, x, "plain", fold=False)
   ours, folded = evaluate(twice, variables, x, choice, fold=True)
   assert_close(ours, expected)
-  # Only those of the stem and the shortcut follow a convolution of ours.
+  # Only the norms of the stem and the shortcut follow a convolution of ours.
   assert count_scales(folded) == 4
   assert len(fused) == (2 if choice == "native" else 0)
   plain, folded = evaluate(named, variables, x, choice, fold=True)
@@ -244,7 +244,7 @@ def test_other_shortcuts_are_called(fused, choice):
   plain, _ = evaluate(whole, variables, x, "plain", fold=False)
   assert jnp.abs(plain - ours).max() > 0.1
   if choice == "native":
-    # In front of the derived one there is no ReLU, nor after a projection.
+    # No ReLU is fused in front of the derived shortcut or after a projection.
     relu = [relu for *_, relu in fused]
     assert relu == [True, True, False, True, False, False]
 
@@ -281,7 +281,7 @@ def test_wrong_folded_variables_are_an_error(path, choice):
 
 
 class Doubled(BatchNorm):
-  """Is called otherwise, and says nothing of how it is folded."""
+  """Overrides the call, but not how the norm is folded."""
 
   @nn.compact
   def __call__(self, x):
@@ -289,7 +289,7 @@ class Doubled(BatchNorm):
 
 
 class DoubledAffine(Doubled):
-  """Says how it is folded too."""
+  """Also overrides how the norm is folded."""
 
   def to_affine(self, variables):
     return tuple(2 * part for part in super().to_affine(variables))

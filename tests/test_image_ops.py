@@ -1,4 +1,4 @@
-"""From the content of an image file to a square: where it is cut, how it is resized."""
+"""Turns an image file into a square: where it is cut and how it is resized."""
 
 import io
 import math
@@ -73,7 +73,7 @@ def test_random_part_is_inside_and_of_the_wanted_area_and_ratio():
     assert min(left, top) >= 0 and min(w, h) >= 1
     assert left + w <= width and top + h <= height
     ratio = math.log(w / h) / math.log(4 / 3)
-    # Half a pixel of each side is rounding.
+    # Rounding changes each side by up to half a pixel.
     slack = 0.51 * (1 / w + 1 / h)
     area = w * h / (width * height)
     if abs(ratio) <= 1 + 4 * slack and 0.08 - slack <= area <= 1 + slack:
@@ -92,9 +92,9 @@ def test_random_part_of_a_strip_is_its_middle(width, height):
 
 
 def test_random_part_has_the_distribution_of_torchvision():
-  """Areas from [0.08, 1] have a mean of 0.54, but those that do not fit are drawn anew.
+  """Areas from [0.08, 1] have a mean of 0.54, but areas that do not fit are redrawn.
 
-  For 500x375 and the ratio a, a share s fits if it is at most 0.75 a.
+  For 500x375 and the ratio a, a fraction s of the area fits if s is at most 0.75 a.
   """
   rng = generator()
   boxes = np.array([random_resized_box(rng, 500, 375) for _ in range(20_000)])
@@ -109,7 +109,7 @@ def test_random_part_has_the_distribution_of_torchvision():
   assert abs(np.log(w / h).mean()) < 0.05
   assert abs(((left + w / 2) / 500).mean() - 0.5) < 0.01
   assert abs(((top + h / 2) / 375).mean() - 0.5) < 0.01
-  # Every place is drawn, the last as well.
+  # Every position is drawn, including the last one.
   small = [random_resized_box(rng, 4, 4, (0.2, 0.3), (1.0, 1.0)) for _ in range(500)]
   assert {box[:2] for box in small} == {(x, y) for x in range(3) for y in range(3)}
 
@@ -125,7 +125,7 @@ def test_same_generator_gives_the_same_box():
 
 
 def torchvision_sizes(width: int, height: int, resize: int, crop: int):
-  """Size and corner of `Resize(resize)` and `CenterCrop(crop)`, in its arithmetic."""
+  """Returns torchvision's size and corner of `Resize(resize)`, `CenterCrop(crop)`."""
   short, long = sorted((width, height))
   new_long = int(resize * long / short)
   size = (resize, new_long) if width <= height else (new_long, resize)
@@ -182,9 +182,10 @@ def test_one_step_equals_resizing_then_cropping(size, method):
 @pytest.mark.slow
 @pytest.mark.parametrize("method", ["bilinear", "bicubic"])
 def test_photos_are_evaluated_as_by_torchvision(method):
-  """Measured over 100: 0.03 on average, 0.31 at most, as Pillow 13 orders its passes.
+  """Measured over 100 photos: a difference of 0.03 on average and 0.31 at most.
 
-  It does so by the size of the result; with Pillow 12, 0.04 at most.
+  That is because Pillow 13 orders its passes by the size of the result. With Pillow 12,
+  the difference is 0.04 at most.
   """
   photos = sorted((SHARED / "imagenet-sample" / "images").glob("*"))
   if not photos:
@@ -212,7 +213,7 @@ def test_box_of_the_whole_image_and_its_size_is_the_identity():
 
 
 def quadrants(width: int = 400, height: int = 300) -> np.ndarray:
-  """Red, green, blue and white quarters; upright, red is top left."""
+  """An image of red, green, blue and white quarters; red is top left if upright."""
   image = np.zeros((height, width, 3), np.uint8)
   y, x = height // 2, width // 2
   image[:y, :x, 0] = image[:y, x:, 1] = image[y:, :x, 2] = 255
@@ -221,7 +222,7 @@ def quadrants(width: int = 400, height: int = 300) -> np.ndarray:
 
 
 def colours(image: np.ndarray) -> np.ndarray:
-  """The middle of each quarter, in the order of `quadrants`."""
+  """Returns the middle pixel of each quarter, in the order of `quadrants`."""
   near, far = image.shape[0] // 4, image.shape[0] * 3 // 4
   return np.stack([image[y, x] for y in (near, far) for x in (near, far)])
 
@@ -242,7 +243,7 @@ FLIPS = {
 @pytest.mark.parametrize("kind", ["JPEG", "PNG"])
 @pytest.mark.parametrize("size", [16, 90])  # JPEG is decoded at 1/8, and at full size.
 def test_turned_file_becomes_an_upright_picture(orientation, kind, size):
-  """Turned by hand, so that EXIF's turn back is told apart from none or a wrong one."""
+  """The image is rotated by hand, which shows a missing or a wrong rotation by EXIF."""
   expected = quadrants()
   tags = Image.Exif()
   tags[0x0112] = orientation
@@ -299,7 +300,7 @@ def test_grayscale_has_three_equal_channels():
   ("kind", "options"), [("JPEG", {"quality": 95}), ("PNG", {"compress_level": 1})]
 )
 def test_large_image_is_shrunk_about_as_exactly(kind, options):
-  """JPEG is decoded at a part of its size, others averaged; neither moves the part.
+  """JPEG is decoded at reduced size, others are averaged; neither moves the crop.
 
   Measured: a mean difference of at most 1.3, 2.8, 2.7, 3.9 (JPEG) and 3.4 (PNG).
   """
@@ -318,7 +319,7 @@ def test_fine_detail_of_a_large_image_is_averaged():
   noise = generator().integers(0, 256, (800, 1000, 3), np.uint8)
   for kind in ("PNG", "JPEG"):
     image = train_transform(32)(encode(Image.fromarray(noise), kind), generator())
-    assert image.std() < 25  # 74 without.
+    assert image.std() < 25  # 74 without averaging.
 
 
 def test_whole_area_is_a_plain_resize():
@@ -364,7 +365,7 @@ def test_too_many_pixels_are_refused():
 
 
 def transforms(**options):
-  """Every way from a file to a square."""
+  """Yields every transform from a file to a square."""
   yield EvalTransform(40, 32, "bilinear", LIMIT)
   yield train_transform(16, **options)
   yield train_transform(16, crop="random", resize=20, **options)

@@ -69,7 +69,7 @@ def test_option_c_projects_where_the_shape_stays():
 
 
 def test_option_d_averages_before_it_projects():
-  # A border of an odd size counts only the pixels that are there.
+  # At the border of an odd size, the average counts only existing pixels.
   x = jnp.arange(9.0).reshape(1, 3, 3, 1)
   shortcut = shortcuts.SHORTCUTS["D"](1, 2, norm_cls=None)
   residual = jnp.zeros((1, 2, 2, 1))

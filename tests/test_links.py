@@ -43,7 +43,7 @@ def anchors(text: str) -> list[str]:
 
 
 def links(text: str) -> Iterator[str]:
-  """Yields the targets of a page's links that are no URLs."""
+  """Yields the targets of a page's links, except URLs."""
   text = CODE.sub("code", prose(text))
   for target in INLINE_LINK.findall(text) + REFERENCE_LINK.findall(text):
     target = target.strip("<>")

@@ -23,7 +23,7 @@ def test_padding_counts_for_nothing():
     "label": jnp.pad(batch["label"], (0, 3)),
     "mask": jnp.pad(batch["mask"], (0, 3)),
   }
-  # NaN in padding must not leak either.
+  # NaN in the padding must not affect the sums either.
   more = jnp.pad(logits, ((0, 3), (0, 0)), constant_values=jnp.nan)
   a, b = (compute_metrics(TASK, *pair) for pair in ((logits, batch), (more, padded)))
   for name in a:

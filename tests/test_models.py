@@ -29,7 +29,7 @@ def paths(tree) -> set[str]:
 @pytest.mark.parametrize(
   ("name", "shortcut", "expected"),
   [
-    # torchvision's counts, and what the other shortcuts make of them.
+    # torchvision's counts, and the counts with other shortcuts.
     ("resnet18", "", 11_689_512),
     ("resnet34", "", 21_797_672),
     ("resnet50", "", 25_557_032),
@@ -47,19 +47,19 @@ def paths(tree) -> set[str]:
     ("resnet110", "", 1_727_962),
     ("resnet1202", "", 19_421_274),
     ("plain20", "", 269_722),
-    # torchvision's.
+    # torchvision's counts.
     ("resnext50_32x4d", "", 25_028_904),
     ("resnext101_32x8d", "", 88_791_336),
     ("resnext101_64x4d", "", 83_455_272),
     ("wide_resnet50_2", "", 68_883_240),
     ("wide_resnet101_2", "", 126_886_696),
     ("resnetv1_50", "", 25_557_032),
-    # timm's resnetv2; Keras's ResNet50V2, 101, 152 without the biases of its
-    # convolutions.
+    # The counts of timm's resnetv2, and of Keras's ResNet50V2, 101 and 152 without the
+    # biases of their convolutions.
     ("resnetv2_50", "", 25_549_352),
     ("resnetv2_101", "", 44_541_480),
     ("resnetv2_152", "", 60_185_128),
-    # timm's.
+    # timm's counts.
     ("resnet50c", "", 25_576_264),
     ("resnet50d", "", 25_576_264),
     ("seresnet50", "", 28_088_024),
@@ -80,7 +80,7 @@ def test_parameter_counts(name, shortcut, expected):
 
 @pytest.mark.parametrize(
   ("name", "millions"),
-  # In the papers: He et al. 2016 (section 5, table 4 of fb.resnet.torch for 200) and
+  # From the papers: He et al. 2016 (section 5, table 4 of fb.resnet.torch for 200) and
   # Zagoruyko & Komodakis 2016, table 4.
   [("resnetv2_200", 64.7), ("wide_resnet16_8", 11.0), ("resnetv2_164", 1.7)],
 )

@@ -1,4 +1,4 @@
-"""The convolutions in C++ against XLA's, and what happens without a compiler."""
+"""Compares the convolutions in C++ with XLA's; tests the case without a compiler."""
 
 import concurrent.futures
 import errno
@@ -29,28 +29,28 @@ needs_compiler = pytest.mark.skipif(
   bool(native.why_not_loaded()), reason="needs a C++ compiler"
 )
 
-# Images, side, channels, features, taps, stride, padding.
+# Images, side, channels, features, kernel size, stride, padding.
 SHAPES = [
   (2, 8, 16, 16, 3, 1, 1),
   (1, 9, 5, 48, 3, 1, 1),  # Odd sizes, one image.
   (3, 7, 64, 32, 3, 2, 1),
   (2, 10, 32, 64, 3, 2, 1),  # The last column is in no window.
   (1, 33, 3, 64, 7, 2, 3),  # The stem.
-  (2, 5, 160, 128, 3, 1, 1),  # A gradient that is split by channels,
-  (3, 7, 400, 528, 1, 1, 0),  # and by features; in blocks of some images.
+  (2, 5, 160, 128, 3, 1, 1),  # The gradient is split by channels.
+  (3, 7, 400, 528, 1, 1, 0),  # It is split by features, in blocks of some images.
   (2, 6, 8, 16, 3, 1, 0),
   (2, 6, 8, 16, 5, 1, 2),
   (1, 4, 8, 32, 1, 2, 0),
   (2, 1, 8, 16, 3, 1, 1),
-  (1, 70, 70, 16, 3, 1, 1),  # Some blocks of rows.
-  (4, 8, 32, 16, 3, 1, 1),  # Enough tiles for Winograd's algorithm:
-  (3, 11, 32, 48, 3, 1, 1),  # the last of a row has one column,
+  (1, 70, 70, 16, 3, 1, 1),  # Several blocks of rows.
+  (4, 8, 32, 16, 3, 1, 1),  # Enough tiles for Winograd's algorithm.
+  (3, 11, 32, 48, 3, 1, 1),  # The last tile of a row has one column.
   (4, 9, 32, 32, 3, 1, 0),
   (4, 7, 64, 16, 3, 1, 2),
-  (1, 74, 64, 32, 3, 1, 1),  # and the last part fewer tiles.
-  (3, 7, 512, 32, 1, 1, 0),  # Copied pixels are spread over the cache,
-  (4, 8, 512, 16, 3, 1, 1),  # as are transformed ones.
-  (3, 120, 4, 128, 1, 1, 0),  # 22 MB are stored past the cache.
+  (1, 74, 64, 32, 3, 1, 1),  # The last part has fewer tiles.
+  (3, 7, 512, 32, 1, 1, 0),  # Copied pixels are spread over the cache.
+  (4, 8, 512, 16, 3, 1, 1),  # Transformed pixels are spread too.
+  (3, 120, 4, 128, 1, 1, 0),  # 22 MB are stored without the cache.
 ]
 
 
@@ -65,7 +65,7 @@ def arrays(images, side, channels, features, taps, stride, padding, dtype="float
 
 
 def assert_close(ours, expected):
-  """To float32's digits, but for one rounding to bfloat16."""
+  """Asserts equality to float32 precision, except for one rounding to bfloat16."""
   rounding = 2**-8 if ours.dtype == jnp.bfloat16 else 0
   ours, expected = (np.asarray(array, np.float32) for array in (ours, expected))
   scale = np.abs(expected).max()
@@ -108,7 +108,7 @@ def test_what_follows_a_convolution(shape, relu, added):
   expected = jax.nn.relu(expected) if relu else expected
   settings = {"stride": stride, "padding": padding, "relu": relu}
   assert_close(native.conv2d(x, kernel, *then, **settings), expected)
-  # What is wrong is seen, and not turned into 0.
+  # NaN must stay visible and not become 0.
   ours = native.conv2d(x.at[0, 0, 0, 0].set(jnp.nan), kernel, *then, **settings)
   assert jnp.isnan(ours[0, 0, 0]).all()
   assert not jnp.isnan(ours[1:]).any()
@@ -131,7 +131,7 @@ def test_many_tiles_are_done_by_another_algorithm():
   convolve = partial(native.conv2d, stride=1, padding=1)
   ours = convolve(x, kernel)
   direct = jnp.concatenate([convolve(image[None], kernel) for image in x])
-  assert (ours != direct).any()  # Rounded otherwise.
+  assert (ours != direct).any()  # The rounding differs.
   assert_close(ours, direct)
 
 
@@ -231,12 +231,12 @@ def test_batch_norm_and_its_gradient(shape):
 
 @needs_compiler
 def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
-  # Halfway to the next, and about; the largest; infinities; -0 and the smallest; NaNs,
-  # of which one has all its bits in the half that bfloat16 lacks.
+  # Numbers halfway between two bfloat16 and close to it, the largest, infinities, -0,
+  # the smallest, and NaNs. One NaN has its bits only in the half that bfloat16 drops.
   bits = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000]
   bits += [0xFF800000, 0x80000000, 1, 0x7FC00000, 0x7F800001, 0xFFFFFFFF]
   values = jnp.asarray(np.array(bits, np.uint32).view(np.float32))
-  # One tap of weight one: each feature is the shift, in float32, before it is stored.
+  # The input is 0, so each feature is the float32 shift before it is stored.
   zero, one = (
     jnp.zeros((1, 1, 1, 1), jnp.bfloat16),
     jnp.ones((1, 1, 1, 16), jnp.bfloat16),
@@ -250,7 +250,7 @@ def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
 @needs_compiler
 @pytest.mark.parametrize("shape", [(2, 3, 5, 16), (7, 40, 40, 80)])
 def test_batch_norm_in_bfloat16(shape):
-  """Is that in float32, rounded once."""
+  """It equals batch norm in float32, rounded once."""
   x, dy = (jax.random.normal(jax.random.key(i), shape, jnp.bfloat16) for i in range(2))
 
   def step(x, dy):
@@ -301,7 +301,7 @@ def test_further_derivatives_of_batch_norm():
 
 
 def test_channels_that_do_not_match_are_an_error(monkeypatch):
-  # A user's calls are not checked as those of the tests are.
+  # Calls by users are not type-checked, unlike calls in the tests.
   monkeypatch.setattr(jaxtyping.config, "jaxtyping_disable", True)
   x, kernel = jnp.ones((1, 4, 4, 64)), jnp.ones((3, 3, 8, 16))
   with kernels.use("native"), pytest.raises(ValueError, match="feature dimension"):
@@ -329,7 +329,7 @@ def test_only_what_they_serve(monkeypatch):
   assert not fits(x[:0])
 
 
-# Said before each compilation.
+# Printed before each compilation.
 COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
 
 
@@ -379,7 +379,7 @@ def small(tmp_path_factory) -> Path:
 
 @pytest.fixture
 def cache(tmp_path, monkeypatch, small) -> Path:
-  """A cache folder of its own, and a compiler that makes a small library at once."""
+  """Sets a new cache folder and a compiler that makes a small library immediately."""
   compiler = f'while [ "$1" != -o ]; do shift; done; cp {small} "$2"'
   monkeypatch.setenv("CXX", script(tmp_path / "c++", compiler))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
@@ -393,7 +393,7 @@ def said_while_loading(capsys) -> str:
 
 
 def swap(path: Path, data: bytes) -> None:
-  """Writes another file: the one that is there is in use by this process."""
+  """Replaces the file, because this process uses the existing one."""
   path.unlink()
   path.write_bytes(data)
   path.chmod(0o700)
@@ -531,7 +531,7 @@ def test_old_libraries_and_what_was_left_behind_are_removed(cache, capsys, monke
   said_while_loading(capsys)
   (kept,) = cache.glob("*.so")
   os.utime(kept, (0, 0))
-  said_while_loading(capsys)  # Counts as use.
+  said_while_loading(capsys)  # Loading counts as use.
   day = 24 * 3600
   ages = {"kernels-old.so": 31 * day, "kernels-used.so": 29 * day}
   ages |= {"tmpkilled": 1.1 * day, "tmprunning": 0.9 * day, "other": 99 * day}
@@ -626,7 +626,7 @@ def test_a_compiler_that_hangs_ends_with_all_its_processes(tmp_path, monkeypatch
   reader = os.open(alive, os.O_RDONLY | os.O_NONBLOCK)
   with pytest.raises(library.CompileError, match="took more than 1 s to compile"):
     library.load()
-  assert select.select([reader], [], [], 30)[0]  # Nobody has it open to write.
+  assert select.select([reader], [], [], 30)[0]  # No process has it open for writing.
   assert os.read(reader, 1) == b""
   os.close(reader)
   assert list(tmp_path.glob("cache/resnet_jax/*")) == []

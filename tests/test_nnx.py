@@ -1,4 +1,4 @@
-"""Networks in Flax NNX, by its bridge; and the former names of fields."""
+"""Networks in Flax NNX, through its bridge; and the former names of fields."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def variables_of(module: ToNNX) -> dict:
 
 @pytest.mark.parametrize("model", NETS.values(), ids=NETS)
 def test_every_kind_of_network_goes_through_the_bridge(model):
-  """In both modes and under an optimiser; nothing is computed."""
+  """Traces both modes and an optimiser; nothing is computed."""
 
   @nnx.eval_shape
   def bridged():

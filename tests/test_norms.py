@@ -1,4 +1,4 @@
-"""Normalisation layers: what they keep, what moves, and against their formulas."""
+"""Normalisation layers: what they store, what training changes, and their formulas."""
 
 from functools import partial
 
@@ -56,7 +56,7 @@ def test_frozen_batch_norm_is_batch_norm_by_its_running_statistics():
 
 
 def take_step(norm: str):
-  """One update of everything, weight decay included, from random statistics."""
+  """Updates all parameters once, with weight decay, from random statistics."""
   tx = optax.chain(optax.add_decayed_weights(0.1), optax.sgd(0.1, 0.9))
   model = create_model("resnet8", 10, norm=norm)
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
@@ -110,7 +110,7 @@ def leaf_paths(tree) -> list:
 POOLED = {
   "vmap": ("vmap", None),
   "shard_map": ("shard_map", None),
-  "pmap, halves": ("pmap", [[0, 1], [2, 3]]),  # The others of JAX take no groups.
+  "pmap, halves": ("pmap", [[0, 1], [2, 3]]),  # JAX's other maps take no groups.
 }
 
 
@@ -120,12 +120,12 @@ POOLED = {
 def test_statistics_are_pooled_over_a_named_axis_as_by_flax(
   kind, axis_groups, unbiased
 ):
-  """Results, running statistics and gradients."""
+  """Compares results, running statistics and gradients."""
   x, weights = 3 + 2 * normal(4, 2, 3, 3, 5), normal(4, 2, 3, 3, 5, seed=1)
   settings = {"axis_name": "data", "axis_index_groups": axis_groups}
   settings |= {"use_running_average": False, "momentum": 0.9}
   ours = BatchNorm(**settings, unbiased=unbiased)
-  variables = ours.init(jax.random.key(0), x[0])  # Outside of the axis.
+  variables = ours.init(jax.random.key(0), x[0])  # Outside of the named axis.
 
   def run(norm):
     def loss(params, x, weights):

@@ -1,4 +1,4 @@
-"""Learning-rate values at the places that matter, and one step of each optimiser."""
+"""Learning rates at the steps that matter, and one step of each optimiser."""
 
 import dataclasses
 
@@ -78,13 +78,13 @@ def test_the_head_is_trained_alone_at_first_and_then_everything():
   falls = train(create_optimizer(config, rate, warmup_steps=2), params, gradients, 4)
   assert [fall["stem"]["kernel"] for fall in falls[:2]] == [0, 0]
   alone = {"head": params["head"]}, {"head": gradients["head"]}
-  # Only the head counts for the norm that is clipped.
+  # Only the head counts in the gradient norm for clipping.
   expected = train(create_optimizer(config, rate, warmup_steps=2), *alone, 2)
   for fall, only in zip(falls, expected, strict=False):
     np.testing.assert_allclose(
       fall["head"]["kernel"], only["head"]["kernel"], rtol=1e-6
     )
-  first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count, and no momentum yet.
+  first = 0.1 * 3 / np.sqrt(8 * 9)  # All eight gradients count; there is no momentum.
   np.testing.assert_allclose(falls[2]["stem"]["kernel"], first, rtol=1e-6)
   with pytest.raises(UserError, match="needs a network with a part called 'head'"):
     create_optimizer(config, rate, warmup_steps=2).init({"stem": params["stem"]})
@@ -138,20 +138,21 @@ def test_first_step(config, expected):
 
 
 def test_adam_adds_weight_decay_to_the_gradient_and_adamw_to_the_step():
-  # Adam's first step is lr against the sign of the gradient, here -0.5 + 0.5 * 2.
+  # Adam's first step is lr against the sign of the gradient, which is -0.5 + 0.5 * 2.
   adam = changes(OptimConfig(name="adam", weight_decay=0.5), -0.5)
   np.testing.assert_allclose(adam, (0.1, -0.1), rtol=1e-5)
-  # AdamW's adds lr wd w = 0.1 * 0.5 * 2.
+  # AdamW's first step adds lr wd w = 0.1 * 0.5 * 2.
   adamw = changes(OptimConfig(name="adamw", weight_decay=0.5), -0.5)
   np.testing.assert_allclose(adamw, (-0.1 + 0.1, -0.1), rtol=1e-4, atol=1e-6)
 
 
 def test_lars_and_lamb_scale_a_step_by_the_ratio_of_norms():
-  # The kernel's norm is 4; so is that of g + wd w = 1 + 0.5 * 2, over four elements.
+  # The kernel's norm is 4. The norm of g + wd w = 1 + 0.5 * 2 over four elements is 4.
   lars = changes(OptimConfig(name="lars", weight_decay=0.5), 1.0)
-  # A change of parameters of 2 is rounded to 1e-7.
+  # The parameters are 2, so their changes are rounded to 1e-7.
   np.testing.assert_allclose(lars, (0.1 * 0.001 * 2, 0.1), rtol=1e-5, atol=1e-7)
-  # Adam's first step is 1: 2 with the weight decay; of the scale, 1 at a norm twice it.
+  # Adam's first step is 1. With weight decay, the kernel's step is 2. The scale's step
+  # is 1, and its norm is twice that of the step.
   lamb = changes(OptimConfig(name="lamb", weight_decay=0.5), 3.0)
   np.testing.assert_allclose(lamb, (0.1 * 2, 0.1 * 2), rtol=1e-4)
   lamb = changes(OptimConfig(name="lamb", weight_decay=1.5), 3.0)

@@ -1,4 +1,4 @@
-"""Networks and their files of weights against PyTorch, in both directions."""
+"""Compares networks and their weight files with PyTorch's, in both directions."""
 
 from functools import partial
 
@@ -19,7 +19,7 @@ torch.set_num_threads(1)
 
 BOTTLENECK = {"bottleneck": True}
 CIFAR = {"stem": "cifar", "features": 16}
-# Name and shortcut, the options of `torch_resnet.ResNet`, blocks of each stage.
+# Name and shortcut, the options of `torch_resnet.ResNet`, blocks per stage.
 NETS = {
   "resnet18": ({}, (2, 2, 2, 2)),
   "resnet34": ({}, (3, 4, 6, 3)),
@@ -31,7 +31,7 @@ NETS = {
   "resnet56 A": (CIFAR | {"shortcut": "A"}, (9, 9, 9)),
   "resnet56 B": (CIFAR | {"shortcut": "B"}, (9, 9, 9)),
 }
-# Made of other blocks in the same way; fewer of these show it.
+# These networks use other blocks in the same way, so fewer blocks are enough.
 FEW = (1, 2, 1, 1)
 NETS |= {
   "resnetv1_50": (BOTTLENECK | {"stride_on_1x1": True}, FEW),
@@ -42,7 +42,7 @@ NETS |= {
   "resnetv2_50": (BOTTLENECK | {"preact": True}, FEW),
 }
 SCANNED = ("resnet101", "resnet152", "resnet56 A", "resnet56 B")
-# What is run once is not worth optimising: compilation takes half as long.
+# Each program runs once; without optimisation, it compiles in half the time.
 jit = partial(jax.jit, compiler_options={"xla_backend_optimization_level": 0})
 
 
@@ -52,7 +52,7 @@ def make_model(name, fields, **kwargs):
 
 
 def make_torch_net(sizes, options):
-  """Random weights and statistics; weak last convolutions keep activations small."""
+  """Draws weights and statistics; small last convolutions keep activations small."""
   torch.manual_seed(0)
   net = torch_resnet.ResNet(sizes, **options)
   with torch.no_grad():
@@ -115,7 +115,7 @@ def differentiate(model, variables, images, labels):
 
 
 def assert_close(ours, theirs, tolerance=1e-4):
-  """In each array, differences are small against its largest value."""
+  """Asserts that differences are small relative to the largest value of each array."""
   assert jax.tree.structure(ours) == jax.tree.structure(theirs)
   pairs = zip(jax.tree.leaves_with_path(ours), jax.tree.leaves(theirs), strict=True)
   for (path, a), b in pairs:
@@ -142,7 +142,7 @@ def test_stages_and_logits_equal_pytorch_with_its_weights_and_with_ours(name, tm
   path.unlink()  # pytest would keep up to 240 MB.
   assert_close(evaluate(model, variables, images), evaluate_torch(net, images))
 
-  variables = jax.tree.map(np.flip, jax.device_get(variables))  # Other random ones.
+  variables = jax.tree.map(np.flip, jax.device_get(variables))  # Other random weights.
   path = tmp_path / "ours.safetensors"
   weights.save(path, model, variables)
   net.load_state_dict(safetensors.torch.load_file(path), strict=True)

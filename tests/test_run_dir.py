@@ -1,4 +1,4 @@
-"""A run directory: what it keeps, and whom it lets in."""
+"""A run directory: what it stores, and which processes and settings may use it."""
 
 import contextlib
 import json
@@ -84,7 +84,7 @@ def test_a_run_is_resumed_with_the_images_that_it_began_with(tmp_path):
       use(tmp_path, Config(), 9, (), facts)
   with pytest.raises(UserError, match="18 images, and now their names or labels are"):
     use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18, train_digest="b"))
-  # What has no list to compare, and a run of an older version.
+  # Data that has no list to compare, and a run of an older version.
   use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18))
   use(tmp_path, Config(), 9, (), RunFacts())
   use(tmp_path, Config(), 9, (), first)
@@ -191,14 +191,14 @@ def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
   ],
 )
 def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):
-  monkeypatch.setitem(sys.modules, "gcsfs", None)  # As if it were not installed.
+  monkeypatch.setitem(sys.modules, "gcsfs", None)  # As if gcsfs was not installed.
   for function in (read_config, lambda path: use(path, Config(), 5)):
     with pytest.raises(ValueError, match=message):
       function(workdir)
 
 
 def test_settings_on_remote_storage(tmp_path, monkeypatch):
-  """By a bucket that is a folder here."""
+  """A local folder stands in for the bucket."""
 
   def local(path):
     return str(path).replace("gs://bucket", str(tmp_path))
@@ -225,7 +225,7 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
 
 @pytest.fixture
 def become(monkeypatch):
-  """Returns a function that makes this process 0 or 1 of two; 1 hears what 0 said."""
+  """Returns a function that makes this process 0 or 1 of two; 1 gets 0's broadcasts."""
   said, heard = [], []
 
   def broadcast(array):
@@ -251,7 +251,7 @@ def become(monkeypatch):
   ("config", "text"),
   [
     (Config(), ""),
-    # Where the images are may differ.
+    # The place of the images may differ.
     (Config(data=DataConfig(dir="elsewhere", num_threads=3)), ""),
     (Config(seed=1), "config.seed=1 and process 0 has 0"),
     (Config(batch_size=64), "config.batch_size=64 and process 0 has 128"),
@@ -271,7 +271,7 @@ def test_a_setting_that_differs_in_one_process_is_named(become, config, text):
   ("root", "names", "text"),
   [
     ("here", ["a/1.jpg", "b/1.jpg"], ""),
-    ("there", ["a/1.jpg", "b/1.jpg"], ""),  # Where the images are may differ.
+    ("there", ["a/1.jpg", "b/1.jpg"], ""),  # The place of the images may differ.
     ("here", ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "there are 3; give all processes"),
     ("here", ["a/1.jpg", "b/2.jpg"], "their names or labels are others; give all"),
   ],

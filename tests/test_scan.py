@@ -1,4 +1,4 @@
-"""Scanned, rematerialised and unrolled networks are one network."""
+"""Scanned, rematerialised and unrolled networks compute the same."""
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ from resnet_jax import create_model
 from resnet_jax.models.scan_layout import is_scanned, to_named, to_scanned
 from resnet_jax.runtime.compilation import jit_once
 
-SIZES = (1, 3)  # A stage with nothing to scan, and another.
+SIZES = (1, 3)  # A stage with nothing to scan, and one with something.
 MODELS = {
   "highway14": {"stochastic_depth": 0.5, "norm": "unbiased_batch"},
   "resnetv2_164": {},
@@ -25,14 +25,14 @@ def make(name, **kwargs):
 
 def assert_close(a, b, tolerance):
   def check(x, y):
-    # Relative to the largest: single numbers of a gradient may cancel to nothing.
+    # Relative to the largest value: single numbers of a gradient may cancel to 0.
     np.testing.assert_allclose(x, y, rtol=0, atol=tolerance * (1e-3 + abs(x).max()))
 
   jax.tree.map(check, a, b)
 
 
 def run_step(model, variables):
-  """Loss, logits, new statistics and gradients in train mode."""
+  """Returns loss, logits, new statistics and gradients in train mode."""
 
   def loss_fn(params):
     logits, updates = model.apply(
@@ -52,7 +52,7 @@ def test_scanned_and_rematerialised_nets_equal_the_unrolled_one(name):
   named = variables_of(make(name), IMAGES, spread=0.2)
   expected = run_step(make(name), named)
   cases = [({"scan": True, "remat": True}, to_scanned(named))]
-  if name == "highway14":  # Each by itself; once, as each compiles for seconds.
+  if name == "highway14":  # Each option alone; once, as each compiles for seconds.
     cases += [({"scan": True}, named), ({"remat": True}, named)]
   for options, variables in cases:
     result = run_step(make(name, **options), variables)
@@ -83,7 +83,7 @@ def test_layouts_are_each_others_inverse():
   assert is_scanned(scanned) and not is_scanned(named)
   jax.tree.map(np.testing.assert_array_equal, to_named(scanned), named)
   jax.tree.map(np.testing.assert_array_equal, to_named(named), named)
-  state = (named, jnp.zeros(()))  # Such as an optimiser's.
+  state = (named, jnp.zeros(()))  # Like the state of an optimiser.
   jax.tree.map(np.testing.assert_array_equal, to_named(to_scanned(state)), state)
 
 

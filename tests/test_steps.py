@@ -1,4 +1,4 @@
-"""Updates: the same numbers however they are cut up and spread out."""
+"""Updates give the same numbers for any split into calls, parts and devices."""
 
 import dataclasses
 import functools
@@ -72,7 +72,7 @@ class Setup:
     self.feed, self.batches = dataclasses.replace(feeds[0], order=order), len(feeds)
 
   def copy(self):
-    # The state given to `train_chunk` is gone afterwards.
+    # `train_chunk` consumes the state that it gets.
     return jax.tree.map(jnp.copy, self.state)
 
   def train(self, *counts):
@@ -146,7 +146,7 @@ def test_train_step_is_traced_once():
 
 
 def assert_equal_but_for_rounding(state, expected):
-  """Sums in another order, through 20 updates."""
+  """Allows for the rounding of sums in another order, over 20 updates."""
   trees = state.variables, expected.variables
   for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())
@@ -326,7 +326,7 @@ def test_precise_statistics_are_of_all_images_together(one):
   )
   key = jax.random.key(0)
   variables = one.state.variables
-  # In two calls, as training's chunks come.
+  # In two calls, like the chunks of training.
   parts = [
     chunk(variables, one.feed, count, first, key) for count, first in [(1, 0), (2, 1)]
   ]

@@ -87,7 +87,7 @@ def test_handlers_come_back_and_threads_have_none():
 def test_an_interrupt_while_a_command_is_imported_is_one_line(
   command, modules, tmp_path
 ):
-  """Sent once so many modules are imported, of about 2,000."""
+  """The signal is sent after so many of about 2,000 imports."""
   command[0] = str(ROOT / command[0]) if command[0] == "train.py" else command[0]
   process = subprocess.Popen(
     [sys.executable, "-X", "importtime", *command],
@@ -140,5 +140,5 @@ def test_a_request_interrupts_what_may_be_interrupted():
       os.kill(os.getpid(), signal.SIGTERM)
       time.sleep(60)
     assert stopped.value.step == 7
-    with pytest.raises(Stopped), stop.interrupting(8):  # It is still asked for.
+    with pytest.raises(Stopped), stop.interrupting(8):  # The stop is still requested.
       pytest.fail("nothing may begin")

@@ -1,4 +1,4 @@
-"""Images read while the device computes: the same bits whoever reads them."""
+"""Images read while the device computes: identical for any threads and workers."""
 
 import contextlib
 import dataclasses
@@ -34,7 +34,7 @@ from resnet_jax.data.sources.folder import list_images
 from resnet_jax.runtime.mesh import create_mesh
 from resnet_jax.training.clock import Clock
 
-# What is heavy to import is imported where it is used: each worker imports this file.
+# Each worker imports this file, so heavy modules are imported where they are used.
 
 LOADED: list[int] = []  # An entry for each image that was made in this process.
 
@@ -75,7 +75,7 @@ class Noise:
 
 
 class Deadly(Noise):
-  """Ends any other process that takes it up."""
+  """Ends any other process that unpickles it."""
 
   def __setstate__(self, state):
     if multiprocessing.parent_process():
@@ -83,7 +83,7 @@ class Deadly(Noise):
 
 
 class Slow(Noise):
-  """Raises what a full disk or a slow network would."""
+  """Raises an error like that of a full disk or a slow network."""
 
   def __call__(self, data, rng):
     raise TimeoutError("the network is slow")
@@ -139,10 +139,9 @@ def indices(batches) -> list[int]:
 
 @contextlib.contextmanager
 def nothing_left_behind():
-  """Checks that no threads and processes outlive what is done within.
+  """Checks that no threads and processes outlive the block.
 
-  But for two pools that are there for good: the decoders, and grain's that frees
-  shared memory.
+  Two pools may stay: the decoders, and grain's pool that frees shared memory.
   """
   before = set(threading.enumerate())
   yield
@@ -158,7 +157,7 @@ def nothing_left_behind():
 
 @pytest.fixture(scope="module")
 def whole():
-  """Digests of two epochs and a bit, at five steps an epoch."""
+  """Digests of the batches of a little over two epochs, with five steps per epoch."""
   return digests(train_batches(make()))
 
 
@@ -168,7 +167,7 @@ def test_any_number_of_threads_makes_the_same_batches(whole, num_threads):
   assert len(set(whole)) == 12
 
 
-# Two of them are in the test of skipped images.
+# The test of skipped images uses two workers.
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_any_number_of_workers_makes_the_same_batches(whole, num_workers):
   with nothing_left_behind():
@@ -205,7 +204,7 @@ def test_an_epoch_takes_each_image_at_most_once_in_a_new_order():
   assert epochs[0] != epochs[1] != epochs[2]
   left_out = [frozenset(range(23)) - set(epoch) for epoch in epochs]
   assert len(set(left_out)) == 3
-  # The same image again is cropped anew.
+  # An image that comes again gets a new crop.
   images = np.concatenate([batch["image"] for batch in batches])
   assert len(np.unique(images.reshape(60, -1), axis=0)) == 60
 
@@ -220,7 +219,7 @@ def test_chunks_are_as_long_as_the_longest_of_the_run(num_steps, per_call):
 
 @pytest.fixture
 def share(monkeypatch):
-  """Makes data sets work for process i of n."""
+  """Returns a function that makes data sets work for process i of n."""
 
   def become(i, n):
     def rows(batch_size):
@@ -347,7 +346,7 @@ def write_colours(folder, count, names=tuple(COLOURS), suffix="png"):
 
 @pytest.fixture(scope="module")
 def colours(tmp_path_factory):
-  """A folder of 24 images in two classes; half as many to evaluate."""
+  """A folder of 24 images in two classes, and half as many for evaluation."""
   folder = tmp_path_factory.mktemp("colours")
   write_colours(folder / "train", 12)
   write_colours(folder / "val", 6)
@@ -400,7 +399,7 @@ def test_skipped_images_are_replaced_alike_by_any_number_of_workers():
     batches = train_batches(dataset)
     assert all(batch["mask"].all() for batch in batches)
     assert not bad & set(indices(batches))
-    # Two epochs and a bit meet each of them, and tell of each once.
+    # A little over two epochs meet each of them, and report each once.
     assert dataset.skipped == {i: f"image {i}: it is bad" for i in bad}
     runs.append(digests(batches))
   assert runs[0] == runs[1] == runs[2]
@@ -441,10 +440,10 @@ def test_a_process_of_several_allows_the_skipped_of_its_share(monkeypatch):
     errors = [(i, f"image {i}: it is bad") for i in bad]
     dataset._checked(rows | {"errors": errors})
 
-  load(*range(5))  # A quarter of the images in its first epoch: a fifth of them.
-  load(*range(5, 8))  # After the second it has met 7/16 of all.
+  load(*range(5))  # The first epoch meets a quarter of the images; 1/5 of them are bad.
+  load(*range(5, 8))  # After the second epoch, it has met 7/16 of all.
   with pytest.raises(ImageError, match="12 of 100 images cannot be read"):
-    load(*range(8, 12))  # After the third, 58 %.
+    load(*range(8, 12))  # After the third epoch, 58 %.
 
 
 @pytest.mark.parametrize("read", [train_batches, eval_batches])
@@ -456,7 +455,7 @@ def test_where_all_images_are_bad_the_run_ends(read, share):
 
 
 def test_another_error_comes_through_as_it_is():
-  """A `TimeoutError` too, which is what waiting for the batch raises as well."""
+  """Even a `TimeoutError` does, which waiting for the batch raises as well."""
   for read in (train_batches, eval_batches):
     with nothing_left_behind(), pytest.raises(TimeoutError, match="network is slow"):
       read(make(transform=Slow()))
@@ -468,7 +467,7 @@ def test_a_killed_worker_is_told_of():
   with nothing_left_behind():
     next(chunks)
     worker = multiprocessing.active_children()[0].pid
-    os.kill(worker, signal.SIGTERM)  # A scheduler's, for the main process to answer.
+    os.kill(worker, signal.SIGTERM)  # From a scheduler; the main process handles it.
     for _ in range(8):  # More than is read ahead.
       next(chunks)
     os.kill(worker, signal.SIGKILL)
@@ -487,7 +486,7 @@ def test_a_worker_that_cannot_start_is_told_of():
     assert time.monotonic() - start < 30
 
 
-# With workers, in the test of their number.
+# The test of the number of workers covers workers.
 def test_what_is_left_half_way_is_closed():
   dataset = make(transform=Noise(0.01))
   with nothing_left_behind():
@@ -536,7 +535,7 @@ def test_workers_end_with_the_process_however_it_ends(tmp_path):
     assert all(process.stdout.readline() == "training\n" for process in processes)
     killed.kill()
     os.killpg(interrupted.pid, signal.SIGINT)  # The keyboard interrupts workers too.
-    # Returns when the workers, who have the other end of the pipes, are gone too.
+    # Returns once the workers, which hold the other end of the pipes, are gone too.
     killed.communicate(timeout=120)
     error = interrupted.communicate(timeout=120)[1]
     assert error.startswith("Traceback") and error.endswith("KeyboardInterrupt\n")
@@ -548,7 +547,7 @@ def test_workers_end_with_the_process_however_it_ends(tmp_path):
 
 
 class Result:
-  """Of a call that the device computes until `ready` is set."""
+  """The result of a call; the device computes it until `ready` is set."""
 
   def __init__(self):
     self.ready = threading.Event()
@@ -561,9 +560,9 @@ class Result:
 def train_slowly(
   dataset, result, compute_s=0.0, num_steps=10, end=lambda: None
 ) -> tuple[float, float]:
-  """Returns the seconds that it took, and how many were waited for images.
+  """Returns the seconds of training, and the seconds of waiting for images.
 
-  All calls have one result, for which `end` is called after the last call.
+  All calls return `result`. After the last call, `end` is called to complete it.
   """
   plan = make_plan(dataset, num_steps, per_call=1)
   with Clock() as clock:
@@ -579,7 +578,7 @@ def train_slowly(
 
 
 def test_waiting_for_images_is_counted_while_the_device_is_idle():
-  list(make().eval_chunks())  # Loads what is loaded once.
+  list(make().eval_chunks())  # Loads everything that is loaded only once.
   dataset = make(transform=Noise(0.02), num_threads=1)  # 0.08 s a batch.
   seconds, waited = train_slowly(dataset, jnp.zeros(()))
   assert 0.7 * seconds < waited <= seconds
@@ -621,13 +620,13 @@ def test_images_that_are_quicker_than_the_device_are_not_waited_for():
 def test_each_call_has_the_time_to_its_own_end_and_the_wait_for_its_own_images():
   with Clock() as clock:
     clock.dispatched(jnp.zeros(()))
-    time.sleep(0.05)  # Idle, and no images are asked for.
+    time.sleep(0.05)  # Idle, and no images are requested.
     assert list(clock.waiting(time.sleep(0.1) or i for i in range(2))) == [0, 1]
     result = Result()
     clock.dispatched(result)
     time.sleep(0.1)
     result.ready.set()
-    # As on a GPU, where the time is asked for once the next call is over.
+    # As on a GPU, where the time is read once the next call has ended.
     seconds, waited = clock.lap()
     assert seconds < 0.1 and waited == 0
     seconds, waited = clock.lap()
@@ -696,7 +695,7 @@ def test_a_folder_is_learned(trained):
 
 def test_resumed_equals_uninterrupted_to_the_bit(colours, trained, tmp_path):
   config = make_config(colours)
-  train(config, tmp_path, 4)  # Three steps an epoch: within one.
+  train(config, tmp_path, 4)  # Within an epoch, which has three steps.
   assert_states_equal(train(config, tmp_path)[0], trained[1])
 
 
@@ -723,7 +722,7 @@ def test_a_run_is_evaluated_on_some_of_its_classes_and_no_others(trained, tmp_pa
   devices = jax.devices()[:1]
   some = make_config(tmp_path / "some", num_workers=1)
   step, results = evaluate_run(some, str(trained[0]), devices=devices)
-  # Were red class 0, as it is here by itself, none would be right.
+  # If red was class 0, as in this folder alone, no prediction would be right.
   assert step == 7 and results["top1"] == 1 and results["count"] == 5
   with pytest.raises(ValueError, match="green"):
     other = make_config(tmp_path / "other")

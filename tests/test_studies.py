@@ -1,4 +1,4 @@
-"""Studies: their grids, what runs show, and a small one from end to end."""
+"""Studies: their grids, the verdicts on claims, and a small study from end to end."""
 
 import dataclasses
 import html.parser
@@ -148,7 +148,7 @@ def test_spread_and_mean_curve():
 
 
 def finished(job: Job, records: list[dict], **result) -> None:
-  """Leaves what a run of `job` would."""
+  """Writes the files that a run of `job` would leave."""
   job.workdir.mkdir(parents=True)
   lines = "".join(json.dumps(record) + "\n" for record in records)
   (job.workdir / "metrics.jsonl").write_text(lines)
@@ -166,10 +166,10 @@ def test_the_training_error_is_that_of_the_last_quarter(tmp_path):
   ]
   finished(job, records, top1=0.9, loss=0.5, steps=100, params=7)
   row = row_of(job, variant, 3)
-  # 5 updates up to 80, then 20.
+  # The last quarter has 5 updates up to step 80, then 20.
   assert row["train_error"] == pytest.approx(100 - (5 * 50 + 20 * 75) / 25)
   assert row["test_error"] == pytest.approx(10) and row["seed"] == 3
-  # What was asked for otherwise is not done.
+  # A job with other settings does not count as done.
   assert row_of(Job("a", tiny(seed=1), tmp_path / "a"), variant, 3) is None
 
 
@@ -179,7 +179,7 @@ def test_a_run_that_diverged_counts_as_chance(tmp_path):
   finished(job, [], diverged="the loss became nan", num_classes=10)
   row = row_of(job, variant, 0)
   assert row["train_error"] == row["test_error"] == pytest.approx(90)
-  # It has no responses; those of the others are compared.
+  # This run has no responses; only those of other runs are compared.
   claim = Claim("", "plain20", "b", "response")
   others = [{"label": "b", "responses": {"stem/bn": 1.0}}]
   assert not find([claim], [row, *others])
@@ -190,7 +190,7 @@ def test_a_run_that_diverged_counts_as_chance(tmp_path):
 
 @pytest.fixture
 def drawn(monkeypatch) -> dict[str, Figure]:
-  """The figures that are saved, by the name of their file."""
+  """Returns the figures that are saved, by file name."""
   kept: dict[str, Figure] = {}
   save = Figure.savefig
 
@@ -393,7 +393,7 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
   assert not re.search(r"""src=["'](?!data:)|href=["'](?!#|runs/)""", page)
   assert "config.num_steps = 4" in page and "jax 0." in page
 
-  # What is done is not done again; what is new is.
+  # Finished runs are not repeated; new ones run.
   def refuse(*args):
     raise AssertionError("nothing is to be run")
 
@@ -401,7 +401,7 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
     patch.setattr(Job, "start", refuse)
     main(command)
     assert "2 runs are done" in capsys.readouterr().out
-    # Nor by a study that shares the runs and measures nothing of them.
+    # A study that shares the runs but measures nothing in them repeats none either.
     other = tmp_path / "other"
     shared = [f"--out={other}", f"--runs={out / 'runs'}", *command[3:]]
     main(["study", "degradation", *shared])
@@ -437,7 +437,7 @@ def test_jobs_share_the_gpus(monkeypatch, gpus, limit, own, share):
   environments = jobs._environments(limit)
   assert [one.get("CUDA_VISIBLE_DEVICES") for one in environments] == own
   assert {one.get("XLA_CLIENT_MEM_FRACTION") for one in environments} == {share}
-  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")  # Who says so is obeyed.
+  monkeypatch.setenv("XLA_PYTHON_CLIENT_MEM_FRACTION", "0.2")  # The user's value wins.
   for one in jobs._environments(limit):
     assert "XLA_CLIENT_MEM_FRACTION" not in one
 
@@ -462,11 +462,11 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
     assert not has_ended, job.error()
     if running.metrics():
       break
-  runs.close()  # As by Ctrl-C.
+  runs.close()  # As Ctrl-C does.
   assert not job.is_running and job.result() is None
   step = run_dir.latest_step(str(job.workdir))
   assert step > 0
-  # A process whose owner is gone ends by itself, and saves.
+  # A process whose parent is gone saves and ends by itself.
   job.start({})
   while not any(record["step"] > step for record in job.metrics()):
     time.sleep(0.1)

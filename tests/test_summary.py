@@ -14,7 +14,7 @@ from resnet_jax.models.summary import list_layers
     ("resnet50", 224, 25_557_032, 4.09),
     ("resnext50_32x4d", 224, 25_028_904, 4.23),
     ("wide_resnet50_2", 224, 68_883_240, 11.40),
-    # The paper's 3.8 G are of the stride on the first 1x1 convolution.
+    # The paper's 3.8 G are for the stride on the first 1x1 convolution.
     ("resnetv1_50", 224, 25_557_032, 3.86),
     ("resnet20", 32, 269_722, 0.04),
   ],

@@ -1,4 +1,4 @@
-"""Search for settings: spaces, how trials end, going on, and a small one as a whole."""
+"""Search for settings: spaces, ends of trials, resuming, and a small whole search."""
 
 import ast
 import contextlib
@@ -217,7 +217,7 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
   before = search(tmp_path)
   job, done = list(before.jobs(2))
   finish(done, top1=0.5)
-  before.end(done)  # And then it is killed.
+  before.end(done)  # Then the search is killed.
   after = search(tmp_path)
   assert list(after.jobs(2)) == []
   after.take_up()
@@ -232,7 +232,7 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
     ["complete", "0.6000"],
     ["complete", "0.5000"],
   ]
-  # The trials of another directory are another process's.
+  # Trials of another directory belong to another process.
   other = search(tmp_path)
   list(other.jobs(3))
   elsewhere = Search(other._study, RATES, Config(), tmp_path / "other", "top1")
@@ -243,7 +243,7 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
 def test_a_study_is_of_one_config(tmp_path):
   search(tmp_path)
   moved = Config(data=DataConfig(dir="elsewhere"), optim=OptimConfig(learning_rate=0.3))
-  search(tmp_path, moved)  # Neither matters: the rate is what is searched for.
+  search(tmp_path, moved)  # Neither change matters: the search sets the rate.
   with pytest.raises(ValueError, match=r"config.num_epochs was .* and is now 3; name"):
     search(tmp_path, Config(num_epochs=3))
 
@@ -356,7 +356,7 @@ def test_a_resumed_search_draws_other_numbers(tmp_path):
   assert first.config.optim.learning_rate != second.config.optim.learning_rate
 
 
-# Markup and a code that a terminal obeys; in Python, the end of a docstring.
+# Markup, an escape code of a terminal and, in Python, the end of a docstring.
 OUT = '[/b]\x1b[31m"""'
 SPACE = """
 from optuna.distributions import CategoricalDistribution
@@ -443,13 +443,13 @@ def test_a_study_is_for_one_metric(tmp_path):
     search(tmp_path, metric="loss")
 
 
-# A $ would begin a formula; a long name of many would lie over its neighbours.
+# A $ would begin a formula; a long name among many would cover its neighbours.
 LONG = "a_choice_with_a_name_that_is_$longer$_than_any_figure_has_room_for"
 CHOICES = CategoricalDistribution([LONG, None, True, *range(20)])
 
 
 def trained(distributions, metric="top1", number=3, worth=lambda i: 0.5 + i / 10):
-  """A study with finished trials, and one each that was pruned and that failed."""
+  """Returns a study with finished trials, one pruned trial and one failed trial."""
   study = optuna.create_study(
     direction=search_module.DIRECTIONS[metric],
     sampler=optuna.samplers.RandomSampler(seed=0),

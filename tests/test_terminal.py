@@ -1,4 +1,4 @@
-"""What is printed: no name of a file, a class or a directory is a command there."""
+"""A terminal never obeys the printed name of a file, a class or a directory."""
 
 import csv
 import io

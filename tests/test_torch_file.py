@@ -1,4 +1,4 @@
-"""Files of torch.save: read exactly, or refused, and nothing in them is run."""
+"""Files of torch.save are read exactly or refused; no code in them runs."""
 
 import argparse
 import contextlib
@@ -31,7 +31,7 @@ from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 import resnet_jax
 from resnet_jax.weights import load_save, read_class_names, torch_checkpoint
 
-# Bytes that reading may take besides twice the file: what Python needs for any file.
+# Bytes that reading may take besides twice the file: Python needs them for any file.
 SPARE = 2**16
 FLOATS = np.arange(24, dtype=np.float32)
 
@@ -69,7 +69,7 @@ def read(folder: Path, data: bytes):
 
 
 def complaint(folder: Path, data: bytes) -> str:
-  """Returns all that is said to be wrong with a file."""
+  """Returns all problems that are reported for a file."""
   try:
     _, problems = read(folder, data)
   except ValueError as error:
@@ -78,7 +78,7 @@ def complaint(folder: Path, data: bytes) -> str:
 
 
 def change(part: str, edit, container: str) -> bytes:
-  """Returns a file of SMALL with another part, or without it."""
+  """Returns a file of SMALL in which one part is edited or missing."""
   parts = members(SMALL, container)
   parts[part] = edit(parts[part])
   return pack({key: x for key, x in parts.items() if x is not None}, container)
@@ -167,7 +167,7 @@ def test_objects_beside_the_tensors_are_ignored(name, container, tmp_path):
   arrays, problems = read(tmp_path, write(content, container))
   assert not problems
   assert_same(arrays, SMALL)
-  if name != "tensor":  # Among those that are read, it would be named.
+  if name != "tensor":  # Among tensors that are read, it would be reported.
     arrays, problems = read(
       tmp_path, write({**SMALL, "x": NEIGHBOURS[name]}, container)
     )
@@ -287,7 +287,7 @@ def ask(module: str, attribute: str) -> bytes:
 SYSTEM = ask("posix", "system")
 TUPLE, MAP = ask("builtins", "tuple"), ask("builtins", "map")
 GETATTR, IMPORT = ask("builtins", "getattr"), ask("builtins", "__import__")
-# Programs that run the shell command put in for %b, and the globals they ask for.
+# Programs that run the shell command in place of %b, and the globals that they use.
 ATTACKS = {
   "reduce": (SYSTEM + b"%b\x85R", ["posix.system"]),
   "inst": (b"(%biposix\nsystem\n", ["posix.system"]),
@@ -337,7 +337,7 @@ def test_code_is_not_run_and_every_global_is_named(attack, place, tmp_path):
   code = PLACES[place] % (code % text(f"touch {ran}"))
   with contextlib.suppress(Exception):
     pickle.loads(program(code))
-  ran.unlink()  # With pickle it does run.
+  ran.unlink()  # pickle does run it.
   said = complaint(tmp_path, zip_of(code))
   assert not ran.exists()
   assert [name for name in names if name not in said] == []
@@ -379,7 +379,7 @@ def test_a_truncated_file_is_refused_or_whole(container, tmp_path):
     change("data/0", lambda x: x[:-4], "zip"),
     change("data/0", lambda x: x + b"1234", "zip"),
     change("data/0", lambda x: None, "zip"),
-    # The count of the first of them.
+    # The number of elements in the first storage.
     change("numbers", lambda x: b"\x17" + x[1:], "legacy"),
     change("numbers", lambda x: b"\x19" + x[1:], "legacy"),
     change("keys", lambda x: pickle.dumps(["1"]), "legacy"),
@@ -431,7 +431,7 @@ def test_a_tensor_that_is_not_within_its_record_is_named(
   view = View(FLOATS, offset, shape, strides)
   data = write({"wrong": view, "right": SMALL["a"]}, container)
   said = complaint(tmp_path, data)
-  assert "wrong" in said or "a tensor of 65 axes" in said  # A tar has its names last.
+  assert "wrong" in said or "a tensor of 65 axes" in said  # In a tar, names come last.
 
 
 @pytest.mark.parametrize("container", ["zip", "legacy"])
@@ -450,7 +450,7 @@ def test_a_tensor_that_is_not_within_its_record_is_named(
     (0, (1,), (None,)),
     (0, (SMALL["a"],), (1,)),
   ],
-  ids=range(11),  # One of them is too long for a name.
+  ids=range(11),  # One case is too long for an id.
 )
 def test_a_tensor_of_other_than_small_numbers_is_named(
   offset, shape, strides, container, tmp_path
@@ -500,10 +500,10 @@ def test_what_is_no_such_file_is_refused(data, tmp_path):
   assert "no state dict of torch.save" in complaint(tmp_path, data)
 
 
-# What would take forever or all memory. Read in a process of its own: what hangs in C
-# cannot be stopped otherwise.
+# What is refused: endless time or memory. Files are read in a process of their own,
+# because a hang in C cannot be stopped otherwise.
 
-# A tuple of two times a tuple of two times ..., of 2**60 in all.
+# Nested tuples; each holds the previous one twice, so there are 2**60 in all.
 LAUGHS = b"N\x85" + b"".join(bytes([*b"q", i, *b"h", i, 0x86]) for i in range(60))
 STORAGE = text("storage") + ask("torch", "FloatStorage")
 
@@ -526,7 +526,7 @@ def tar_of(storages=b"", tensors=b"", code=b"}") -> bytes:
 
 
 def with_size(data: bytes, member: int, size: int, kind: bytes = b"0") -> bytes:
-  """Returns a tar file whose member says that it has another size."""
+  """Returns the tar file with a false size in the header of one member."""
   at = [m.start() - 257 for m in re.finditer(rb"ustar  ", data)][member]
   header = bytearray(data[at : at + 512])
   header[124:136] = size.to_bytes(12, "big", signed=True)
@@ -553,12 +553,12 @@ def string(size: int) -> bytes:
 
 
 def id_of(kind: bytes, more: bytes = b"") -> bytes:
-  """Returns code for the persistent id of a storage "0", longer by `more`."""
+  """Returns code for the persistent id of a storage "0", followed by `more`."""
   return b"(" + text("storage") + kind + text("0") + b"NK\x00" + more + b"tq\x00"
 
 
 def many_entries(count: int) -> bytes:
-  """Returns a zip of nothing but a directory, of records without a byte."""
+  """Returns a zip that is only a directory, whose records are empty."""
   record = struct.pack("<4s42x", b"PK\1\2")
   record = record[:28] + struct.pack("<H", 8) + record[30:]
   directory = b"".join(record + b"%08x" % i for i in range(count))
@@ -570,14 +570,14 @@ def many_entries(count: int) -> bytes:
 
 
 def tar_storages(*keys: bytes) -> bytes:
-  """Returns code for storages of these keys, without numbers."""
+  """Returns code for storages with these keys and without numbers."""
   kind = ask("torch", "ByteStorage")
   rows = [program(key + text("cpu") + kind + b"\x87") + bytes(8) for key in keys]
   return b"".join([pickle.dumps(len(keys)), *rows, pickle.dumps(None)])
 
 
 def tar_tensor(key: int, rank: int) -> bytes:
-  """Returns code for a tensor of the storage 1."""
+  """Returns code for a tensor in storage 1."""
   numbers = b"\x11" * 8 * (2 * rank + 1)
   row = pickle.dumps((key, 1, None)) + struct.pack("<i4x", rank) + numbers
   return pickle.dumps(1) + row
@@ -712,16 +712,16 @@ def test_a_bomb_takes_neither_time_nor_memory_nor_a_long_message(bomb, tmp_path)
   done = subprocess.run(command, capture_output=True, text=True, timeout=20)
   assert done.returncode == 0, done.stderr
   peak, length = map(int, done.stdout.split())
-  # Python's objects take several bytes for each of a pickle.
+  # Python's objects take several bytes for each byte of a pickle.
   assert peak <= 2 * len(BOMBS[bomb]) + 2**22
   assert length < 3000
 
 
-# What is refused: two meanings.
+# What is refused: files with two meanings.
 
 
 def twice(container: str, part: str, name: str = "") -> bytes:
-  """Returns a file of SMALL whose first part has another's name, and other bytes."""
+  """Returns a file of SMALL with a new first part that has another's name."""
   parts = members(SMALL, container)
   other = "~" * len(part)
   data = pack({other: parts[part][::-1], **parts}, container)
@@ -735,7 +735,7 @@ def second_size() -> bytes:
 
 
 def with_start_before(data: bytes) -> bytes:
-  """Returns a zip with a byte before its directory that the end says nothing of."""
+  """Returns a zip with a byte before its directory that its end record omits."""
   at = data.index(b"PK\1\2")
   return data[:at] + b"x" + data[at:]
 
@@ -768,7 +768,7 @@ def test_a_file_that_readers_could_understand_differently_is_refused(
 
 
 def test_records_of_zip_have_the_names_that_pytorch_takes(tmp_path):
-  """Not those of an extra field, or only up to a zero."""
+  """A name does not come from an extra field and does not end at a zero byte."""
   content = {"a": FLOATS, "b": FLOATS[::-1].copy()}
   file = io.BytesIO()
   with zipfile.ZipFile(file, "w") as archive:
@@ -785,7 +785,7 @@ def test_records_of_zip_have_the_names_that_pytorch_takes(tmp_path):
   assert "a needs record '0': it is not in the file" in complaint(tmp_path, data)
 
 
-# What is refused: anything.
+# What is refused: random damage.
 
 NUMBERS = (0, 1, -1, 127, 128, 255, 2**15, 2**31 - 1, 2**31, 2**32, 2**40, 2**63 - 1)
 PIECES = [
@@ -810,7 +810,7 @@ JSON_PIECES = [
 
 
 def tokens(part: bytes) -> list[bytes]:
-  """Returns the instructions of the pickles in it, and what is between them."""
+  """Returns the instructions of the pickles in it, and the bytes between them."""
   cuts = {0, len(part)}
   for start in (match.start() for match in re.finditer(rb"\x80\x02", part)):
     with contextlib.suppress(ValueError):
@@ -822,7 +822,7 @@ def tokens(part: bytes) -> list[bytes]:
 
 @functools.cache
 def source(container: str):
-  """Returns a file's parts, each as tokens; what makes a file of them; more tokens."""
+  """Returns a file's parts as tokens, a function that joins parts, and more tokens."""
   small = {key: STATE[key] for key in ("fc.weight", "by.column", "counter", "half")}
   if container != "safetensors":
     parts = {key: tokens(part) for key, part in members(small, container).items()}
@@ -898,7 +898,7 @@ def mutant(container: str, seed: int) -> bytes:
 
 
 class HangError(BaseException):
-  """Not caught by what is tested."""
+  """The tested code does not catch this error."""
 
 
 @contextlib.contextmanager
@@ -921,7 +921,7 @@ def read_and_copy(path: Path) -> None:
   for key, array in arrays.items():
     assert array is not None or problems, f"{key} is missing and nothing is said"
     if array is not None:
-      array.copy()  # What is not within the file would crash.
+      array.copy()  # Crashes if the array reaches beyond the file.
 
 
 @pytest.mark.parametrize("container", [*CONTAINERS, "safetensors"])
@@ -929,12 +929,12 @@ def test_of_10_000_damaged_files_each_is_read_or_refused(container, tmp_path):
   path = tmp_path / ("x.safetensors" if container == "safetensors" else "x.pth")
   path.write_bytes(mutant(container, 0))
   with contextlib.suppress(ValueError):
-    read_and_copy(path)  # What is only made once.
+    read_and_copy(path)  # Makes all that is made only once.
   failures, most = {}, 0
   for seed in range(2_500):
     data = mutant(container, seed)
     path.write_bytes(data)
-    measured = seed % 5 == 0  # It makes reading several times slower.
+    measured = seed % 5 == 0  # Measuring makes reading several times slower.
     if measured:
       tracemalloc.start()
     try:

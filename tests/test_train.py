@@ -1,4 +1,4 @@
-"""`python train.py` as a person uses it: what it prints, leaves and refuses."""
+"""`python train.py` as users call it: what it prints, writes and refuses."""
 
 import json
 import os
@@ -18,7 +18,7 @@ from resnet_jax.cli.train import next_commands
 from resnet_jax.config import Config, DataConfig
 
 ROOT = Path(__file__).parents[1]
-# A minute's work made a second's.
+# Reduces a minute of training to a second.
 TINY = [
   "--config.data.name=synthetic",
   "--config.data.image_size=8",
@@ -68,7 +68,7 @@ def test_wrong_usage_is_one_line_and_status_2(
   args, parts, tmp_path, monkeypatch, capsys
 ):
   monkeypatch.chdir(ROOT)
-  # In this process, as if it was the script's.
+  # The command runs in this process, not in its own.
   monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   for name, body in (
     ("BAD", "c = Config(); c.optim.lerning_rate = 1; return c"),

@@ -1,4 +1,4 @@
-"""A run from end to end: resumed equals uninterrupted, and what it leaves."""
+"""A run from end to end: resumed equals uninterrupted; the files that it writes."""
 
 import contextlib
 import dataclasses
@@ -77,7 +77,7 @@ def assert_states_equal(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-# 4 steps an epoch: 7 is within one, and 2 steps a call cut it elsewhere.
+# An epoch has 4 steps, so step 7 is within one; calls of 2 steps cut it elsewhere.
 @pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 3), (7, 2), (4, 3)])
 def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_per_call):
   run(make_config(num_steps=stop, steps_per_call=steps_per_call), tmp_path)
@@ -91,7 +91,7 @@ def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_pe
 
 
 def die_after_saving(last, config, workdir, devices=1):
-  """Runs until the state of step `last` is saved, and not to the run's own end."""
+  """Runs until the state of step `last` is saved, then fails."""
 
   class Die(Hook):
     def on_checkpoint(self, step, state):
@@ -136,7 +136,7 @@ def test_a_signal_while_the_last_save_is_written_loses_nothing(
     return write(directory, *args)
 
   monkeypatch.setattr(checksums, "write_digests", write_slowly)
-  with contextlib.suppress(Stopped):  # If the signal meets the evaluation.
+  with contextlib.suppress(Stopped):  # The signal may come in an evaluation.
     run(make_config(), tmp_path)
   assert len(slowed) == 1 and latest_step(tmp_path) == 11
   state, _, shown = run(make_config(), tmp_path)
@@ -235,7 +235,7 @@ def test_classes_that_the_run_does_not_have_are_refused_in_evaluation(
 def test_metrics_after_a_resume_have_each_step_once(whole, tmp_path):
   config = make_config(checkpoint=CheckpointConfig(every_steps=5))
   run(dataclasses.replace(config, num_steps=6), tmp_path)
-  # As if killed after writing more than it saved, in the middle of a line.
+  # As if the run was killed in the middle of a line, after the last checkpoint.
   with (tmp_path / "metrics.jsonl").open("a") as file:
     file.write('{"step": 8, "epoch": 2, "split": "train", "loss": 9, "top1": 0}\n')
     file.write('{"step": 9, "sp')
@@ -316,7 +316,7 @@ def test_a_run_that_diverges_ends_before_it_is_saved(tmp_path, periods):
   expected = f"last good checkpoint is of step {saved}" if saved else "nothing is saved"
   assert expected in str(error.value)
   assert re.search(r"step \d+, at learning rate 1e\+30", str(error.value))
-  # After one step the parameters are huge, and still numbers.
+  # After one step, the parameters are huge but finite.
   assert latest_step(tmp_path) <= (1 if periods else 0)
   lines = (tmp_path / "metrics.jsonl").read_text()
   assert (tmp_path / "curves.png").exists() == bool(lines)
@@ -358,7 +358,7 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
   assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
   die_after_saving(4, config, tmp_path / "cut", devices=2)
   assert_states_equal(run(config, tmp_path / "cut", devices=2)[0], state)
-  # Both versions are evaluated; what is saved to be used is the average.
+  # Both versions are evaluated; the average is saved for use.
   last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}
   assert set(last) == {"eval", "ema"} and "ema" in shown
   assert last["ema"]["loss"] == results["loss"] != last["eval"]["loss"]

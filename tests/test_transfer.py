@@ -1,4 +1,4 @@
-"""Starting from trained weights, frozen groups, and rates of their own."""
+"""Starting from trained weights, frozen groups, and learning rates per group."""
 
 import dataclasses
 
@@ -46,14 +46,14 @@ def train(config, workdir, devices=1):
 
 
 def named(tree):
-  """Leaves in the named layout by their path."""
+  """Returns the leaves in the named layout, by their path."""
   leaves = jax.tree_util.tree_leaves_with_path(jax.device_get(to_named(tree)))
   return {tuple(key.key for key in path): leaf for path, leaf in leaves}
 
 
 @pytest.fixture(scope="module")
 def source(tmp_path_factory):
-  """A run of another number of classes, and the same weights in a file."""
+  """A run with another number of classes, and a file with the same weights."""
   workdir = tmp_path_factory.mktemp("source") / "run"
   config = digits_config(num_steps=2, seed=1)
   config.model.num_classes = 13
@@ -73,7 +73,7 @@ def test_frozen_groups_stay_to_the_byte_and_the_others_move(
   config = digits_config(
     init_from=str(workdir if kind == "run" else file), freeze=("stem", "stage1")
   )
-  if extra:  # All that touches parameters or statistics besides the gradient.
+  if extra:  # All that changes parameters or statistics besides the gradient.
     config.precise_bn_batches = 2
     config.model.stochastic_depth = 0.3
     config.optim = OptimConfig(
@@ -112,7 +112,7 @@ def test_a_frozen_group_computes_as_in_evaluation():
 
 @pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "lamb"])
 def test_groups_have_learning_rates_of_their_own(name):
-  """As if a group had been trained alone, at its own rate."""
+  """A group changes as if it was trained alone, at its own rate."""
   params = {
     group: {"kernel": normal(5, 3, seed=i)}
     for i, group in enumerate(("stem", "stage1", "head"))
@@ -151,7 +151,7 @@ def test_frozen_groups_do_not_count_for_the_clipped_norm():
 
 
 def test_a_started_run_goes_on_without_what_it_started_from(source, tmp_path):
-  """And ends with the same parameters as if it had never stopped."""
+  """It also ends with the same parameters as an uninterrupted run."""
   workdir, _, _ = source
   config = digits_config(init_from=str(workdir), freeze=("stem",))
   whole, _ = train(config, tmp_path / "whole")
@@ -192,7 +192,7 @@ EXPECTED = Preprocessing((0.25,), (0.75,), resize=10, crop=6, interpolation="bic
 
 @pytest.fixture
 def start(source, tmp_path):
-  """What weights with `EXPECTED` are in: a run, and a file."""
+  """A run and a file whose weights have the preprocessing `EXPECTED`."""
   _, file, _ = source
   config = digits_config(model=MODEL)
   variables = weights.load(file, create_model("resnet8", 13))
@@ -206,7 +206,7 @@ def start(source, tmp_path):
 
 
 def with_empty_fields(config: Config, **data) -> Config:
-  """Returns settings that take the preprocessing of the weights, but for `data`."""
+  """Returns settings that use the preprocessing of the weights, except for `data`."""
   config.data = dataclasses.replace(config.data, **(OF_WEIGHTS | data))
   return config
 
@@ -316,7 +316,7 @@ def test_a_wrong_freeze_is_refused(freeze, error):
 
 
 def multipliers_of(text):
-  """As the command line takes them, and a run checks them."""
+  """Returns multipliers that are parsed and checked as by the command."""
   values = settings.parse_settings([f"--config.optim.learning_rate_multipliers={text}"])
   config = settings.change(digits_config(), values)
   validate(config)

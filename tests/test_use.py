@@ -1,4 +1,4 @@
-"""Predicting, features and exports: what is computed, and what the commands say."""
+"""Predictions, features and exports: their numbers, and the commands' messages."""
 
 import dataclasses
 import json
@@ -46,7 +46,7 @@ from resnet_jax.training.class_pairing import pair_classes
 from resnet_jax.weights import all_class_names, imagenet
 
 CIFAR10 = Path(__file__).parents[2] / "shared" / "data" / "tfds"
-CIFAR10_RIGHT = 919  # Of the first 1,000 test images, by the weights in the package.
+CIFAR10_RIGHT = 919  # Of the first 1,000 test images, with the packaged weights.
 SIZE = Preprocessing(resize=20, crop=16, mean=(0.4, 0.5, 0.6), std=(0.2,))
 NAMES = tuple("abcdefg")
 
@@ -54,7 +54,7 @@ NAMES = tuple("abcdefg")
 def create(
   channels: int = 3, preprocessing: Preprocessing | None = None, **net
 ) -> Classifier:
-  """A net with statistics as if it had been trained."""
+  """Returns a network with statistics like those of a trained one."""
   options = {"stage_sizes": (1, 1), "features": 8, "stem_cls": CifarStem} | net
   model = ResNet(num_classes=len(NAMES), **options)
   variables = to_named(variables_of(model, jnp.zeros((1, 16, 16, channels))))
@@ -87,7 +87,7 @@ def folder(tmp_path_factory) -> Path:
 
 
 def expected(trained: Classifier, path: Path) -> dict:
-  """What the network makes of one file, by other means where there are some."""
+  """Returns the expected output for one file, computed by other code if possible."""
   image = Image.open(path)
   scale = 20 / min(image.size)
   image = image.resize([int(side * scale) for side in image.size], 2)
@@ -120,9 +120,9 @@ def test_each_file_has_its_own_answer_whatever_the_batches(trained, folder):
 
 
 def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
-  """Peak memory of a process that reads them, against one that reads a tenth.
+  """Compares the peak memory of a process with that of one that reads a tenth of them.
 
-  All the images would be 48 MB.
+  All the images together take 48 MB.
   """
   Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / "one.png")
   code = """
@@ -145,7 +145,7 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert int(done) == count
     return int(kilobytes)
 
-  peak(250)  # Compiles, for all of them; that takes memory too.
+  peak(250)  # Compiles for all calls, because compiling takes memory too.
   assert peak(10_000) - peak(1000) < 15_000
 
 
@@ -162,7 +162,7 @@ def test_grey_networks_read_colour_files(folder):
 
 
 def test_grad_cam_is_that_of_the_gradients():
-  """By their mean over the map, as the paper defines it."""
+  """The paper weights each feature map by the mean of its gradients."""
   maps, kernel, bias = normal(3, 4, 5, 6), normal(6, 7, seed=1), normal(7, seed=2)
   classes = jnp.array([2, 0, 6])
 
@@ -181,7 +181,7 @@ def test_a_map_is_as_opaque_as_it_is_high():
   )
   heat = np.zeros((5, 5), np.float32)
   heat[2, 2] = 7
-  # What is left of the image is 1 - opacity.
+  # The fraction of the image that stays is 1 - opacity.
   left = (overlay(white, heat).astype(int) - overlay(black, heat))[..., 0] / 255
   assert left.shape == (300, 300)
   assert (left[:40] == 1).all() and (left[:, :40] == 1).all()
@@ -198,7 +198,7 @@ def test_names_are_cut_in_the_middle():
   assert fit_text("cat.jpg", 1.8) == "cat.jpg"
   long = fit_text("n01440764_ILSVRC2012_val_00010041.JPEG", 1.8)
   assert re.fullmatch(r"n01440764_.*….*10041\.JPEG", long)
-  # Wide letters leave fewer of them, and huge names take no time.
+  # Fewer wide letters fit, and huge names take no time.
   assert len(fit_text("W" * 40, 1.8)) < len(fit_text("i" * 40, 1.8))
   assert len(fit_text("ab" * 10_000, 1.8)) < 40
   assert fit_text("a\nb", 0.0) == "…"
@@ -346,7 +346,7 @@ EXPORTED = {
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 @pytest.mark.parametrize(("net", "image_size"), EXPORTED.values(), ids=EXPORTED)
 def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
-  """At batch sizes that were not those of the export, with none of its code."""
+  """The batch sizes differ from that of the export; none of its code is used."""
   trained, path = create(**net), tmp_path / f"net.{form}"
   assert export(trained, str(path), form, image_size) <= 1e-4
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -385,7 +385,7 @@ def test_an_export_that_comes_back_different_is_not_written(
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory) -> Path:
-  """A run on digits that knows only its beginnings."""
+  """A short run on digits, which has learned little."""
   workdir = tmp_path_factory.mktemp("run") / "run"
   config = Config(num_steps=30, batch_size=64)
   config.model.name = "resnet8"
@@ -583,7 +583,7 @@ def listed(names, labels=None) -> FileList:
 
 
 def paired(names, class_names, num_classes=12, in_order=False, labels=None):
-  """What the network calls each image of a list, and of arrays."""
+  """Returns the network's class of each image, equal for a list and for arrays."""
   files = listed(names, labels)
   images = np.zeros((len(files), 8, 8, 3), np.uint8)
   arrays = ImageArrays(images, files.labels, tuple(names))
@@ -628,7 +628,7 @@ def paired(names, class_names, num_classes=12, in_order=False, labels=None):
     (["0", "2"], ("-1", "0", "1"), 3, None),
     (["1", "2"], ("1.0", "2.0", "x"), 3, None),
     (["00", "01"], ("0", "1", "10"), 3, [0, 1]),
-    (["01", "1"], ("cat", "dog"), 2, None),  # One number, but two classes.
+    (["01", "1"], ("cat", "dog"), 2, None),  # The same number, but two classes.
     (["a", "b"], (), 2, None),
   ],
 )
@@ -673,7 +673,7 @@ def test_images_with_other_labels_can_be_sent_to_workers(folder):
 
 @pytest.fixture(scope="module")
 def perfect(tmp_path_factory):
-  """A net in a file that knows each of 12 images as a class of its own, and these."""
+  """A file with a network that puts each of 12 images in its own class, and these."""
   root = tmp_path_factory.mktemp("perfect")
   images = np.asarray(pixels(12, 8, 8, 3, seed=5))
   model = create_model("resnet8", 12)
@@ -720,7 +720,7 @@ def test_a_perfect_net_is_right_however_the_classes_are_called(
     rows = [f"{folders[i]}/{i}.png,{label}\n" for i, label in enumerate(labels)]
     place.write_text("".join(rows))
   found = evaluated(capsys, *options(path), "--dataset", "folder", "--data-dir", place)
-  # All of them, as the weights were trained on none.
+  # All images count, as the weights were trained on none of them.
   assert found["top1"] == 1 and found["count"] == 12
 
 
@@ -744,7 +744,7 @@ def test_converted_weights_and_runs_know_their_classes(perfect, tmp_path, capsys
 
 
 def refused(capsys, status, *arguments) -> str:
-  """What a command says that ends with a status."""
+  """Returns the error of a command that must end with `status`."""
   with pytest.raises(SystemExit) as end:
     main(list(map(str, arguments)))
   assert end.value.code == status
@@ -782,7 +782,7 @@ def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, c
   path, images, _ = perfect
   model = create_model("resnet8", 12)
   variables = weights.load(path, model)
-  # Finite, but it overflows.
+  # The kernel is finite, but the logits overflow.
   kernel = variables["params"]["head"]["kernel"]
   variables["params"]["head"]["kernel"] = jnp.full_like(kernel, 3e38)
   broken = tmp_path / "broken.safetensors"
@@ -796,7 +796,7 @@ def test_results_that_are_not_finite_are_no_results(perfect, folder, tmp_path, c
   out = tmp_path / "x.stablehlo"
   said = refused(capsys, 1, "export", *options(broken), f"--out={out}")
   assert "outputs for random images are not finite" in said and not out.exists()
-  # What the head makes is no feature.
+  # Features come before the head, so they stay finite.
   arguments = [tmp_path / "images", f"--out={tmp_path}/f.npz", *options(broken)]
   main(["features", *map(str, arguments)])
   capsys.readouterr()
@@ -864,7 +864,7 @@ def test_the_cifar10_weights_know_test_images():
   config = DataConfig(name="cifar10", dir=str(CIFAR10))
   source = open_source(config, "test[:1000]")
   right = count_right(load("resnet20_cifar10"), source.images, source.labels)
-  assert abs(right - CIFAR10_RIGHT) <= 1  # Another processor rounds otherwise.
+  assert abs(right - CIFAR10_RIGHT) <= 1  # Another processor may round otherwise.
 
 
 def test_each_command_takes_weights_by_name(tmp_path, monkeypatch, capsys):

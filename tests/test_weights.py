@@ -1,4 +1,4 @@
-"""Weights: what is saved comes back, others' names are read, wrong files refused."""
+"""Weights: saved ones come back, others' names are read, wrong files are refused."""
 
 import json
 import os
@@ -72,7 +72,7 @@ def path(tmp_path):
 
 
 def named_tensors(path, model=PROJECTED):
-  """Returns variables and what a file of them holds."""
+  """Saves random variables; returns them and the tensors of the file."""
   variables = make_variables(model)
   weights.save(path, model, variables)
   return variables, safetensors.numpy.load_file(path)
@@ -646,7 +646,7 @@ def test_imagenets_names_are_for_weights_of_which_nothing_else_is_said(path, cap
 def test_imagenets_ids_are_in_the_order_of_its_names():
   ids, names = imagenet.synsets(), imagenet.class_names()
   assert list(ids) == sorted(set(ids)) and len(ids) == len(set(names)) == 1000
-  # From WordNet: the first, the last, and some in between.
+  # WordNet's names of the first class, the last one, and some in between.
   known = {"n01440764": "tench", "n15075141": "toilet tissue", "n02123045": "tabby"}
   known |= {"n02979186": "cassette player", "n03417042": "garbage truck"}
   assert {synset: names[ids.index(synset)] for synset in known} == known
@@ -711,7 +711,7 @@ def test_another_network_with_the_same_parameters_is_refused(saved, other, said)
   saved, other = (
     create_model(model) if isinstance(model, str) else model for model in (saved, other)
   )
-  # As it comes from a file.
+  # As a file stores it.
   description = json.loads(json.dumps(describe(saved)))
   check_same(description, saved, "x")
   with pytest.raises(ValueError, match=said):
@@ -781,7 +781,7 @@ def test_another_architecture_than_timm_names_is_refused(config, said, path):
   beside(other, config)
   with pytest.raises(ValueError, match=rf"/config\.json says that the .*{said}"):
     weights.load(other, MODEL)
-  weights.load(path, MODEL)  # It tells itself what it was saved from.
+  weights.load(path, MODEL)  # This file itself names its network.
   harmless = {"drop_rate": 0.1, "num_classes": 10}
   beside(other, {"architecture": "resnet8.tag", "model_args": harmless})
   weights.load(other, MODEL)
@@ -823,7 +823,7 @@ def test_shapes_tell_of_another_stem_than_timms():
   ids=["plain", "other head", "shortcut and norm", "stem", "training only"],
 )
 def test_the_network_of_a_file_is_known(model, settings, path):
-  model = model.clone(features=8)  # Quicker; the registry's rows tell the same.
+  model = model.clone(features=8)  # Quicker; the next test covers the sizes.
   weights.save(path, model, make_variables(model))
   found = weights.complete_model(path, ModelConfig(name=""))
   assert found == ModelConfig(num_classes=model.num_classes, **settings)
@@ -835,7 +835,7 @@ def test_every_architecture_is_found_by_what_it_computes():
   for name in MODELS:
     described = json.loads(json.dumps(describe(create_model(name))))
     assert find_settings(described) == {"name": name}
-    # Such as resnet20 without shortcuts for plain20.
+    # For example, plain20 is found as resnet20 without shortcuts.
     unnamed = find_settings(described | {"name": ""})
     assert describe(create_model(**unnamed)) == described
 
@@ -891,7 +891,7 @@ def test_weights_of_the_package_say_what_they_are(name):
   assert set(training["evaluation"]) == {"loss", "top1", "top5", "count"}
   network, data = name.split("_")
   assert training["data"] == data and read_network(file)["name"] == network
-  # Where the data was, is nobody's business.
+  # The place of the data must stay private.
   assert "data.dir" not in training["settings"] and "/" not in metadata["training"]
   net = load_classifier(name)
   assert net.name == network and len(net.class_names) == 10
@@ -994,7 +994,7 @@ print(json.dumps(found | {"torch": "torch" in sys.modules}))
 """
 
 
-# The hub refuses them by errors of many kinds.
+# The hub refuses these names with errors of many kinds.
 WRONG_NAMES = [
   *("hf://owner/plain/../x.pth", "hf://owner/plain/a/../../x.pth"),
   *("hf://owner/plain//etc/passwd", "hf://owner/plain@../../x", "hf://owner/pl ain"),

@@ -1,4 +1,4 @@
-"""What a run says of itself on the way."""
+"""What a run reports while it trains."""
 
 import io
 import json
@@ -28,7 +28,7 @@ from resnet_jax.training.clock import Clock
 
 
 def four_seconds(share=0.0):
-  """The devices wait for a share of each lap."""
+  """Returns a lap of 4 s, of which the devices wait for the fraction `share`."""
   return lambda: (4.0, 4 * share)
 
 
@@ -64,7 +64,7 @@ def test_tensorboard_is_told_the_numbers_and_what_of_an_earlier_try_to_hide(tmp_
     board.add_scalar("train/loss", 0.25, 4)
   (path,) = tmp_path.glob("events.out.tfevents.*")
   data, events = path.read_bytes(), []
-  while data:  # Length, its check sum, the event, its check sum.
+  while data:  # Length, its checksum, the event, its checksum.
     (length,) = struct.unpack("<Q", data[:8])
     events.append(event_pb2.Event.FromString(data[12 : 12 + length]))
     data = data[16 + length :]
@@ -87,7 +87,7 @@ def test_a_damaged_line_of_the_metrics_is_named(tmp_path, line, shown):
 
 
 class Result:
-  """Of a call that the devices compute until `done`."""
+  """The result of a call; the devices compute it until `done` is set."""
 
   def __init__(self):
     self.done = threading.Event()
@@ -174,7 +174,7 @@ def test_a_result_of_another_structure_is_none(found, tmp_path):
 
 
 class Time:
-  """A clock that a test turns on."""
+  """A clock that a test moves forward."""
 
   def __init__(self, monkeypatch):
     self.now = 100.0
@@ -237,9 +237,9 @@ def test_the_progress_line_fits_into_80_columns(activity, monkeypatch):
 @pytest.mark.parametrize(
   ("start", "eval_every", "text"),
   [
-    # 900 steps of a second each, after 10 s of compilation and the 100 steps.
+    # 900 steps of 1 s each, after 10 s of compilation and the first 100 steps.
     (0, 1000, "estimate: 16 min 50 s for the whole run, without the 1 evaluation"),
-    # An evaluation of 20 s each 50 steps; 2 of 20 are done.
+    # An evaluation of 20 s every 50 steps; 2 of 20 are done.
     (0, 50, "estimate: 23 min 30 s for the whole run, evaluations included"),
     (500, 1000, "estimate: 6 min 40 s for the rest of the run, without the 1 eval"),
   ],
@@ -299,7 +299,7 @@ def test_curves_are_drawn_at_evaluations_and_take_little_time(
   with MetricWriter(
     str(tmp_path), plan, None, 0, console, four_seconds(), draw=draw
   ) as writer:
-    writer.draw_curves()  # At once: it would take longer than the run so far.
+    writer.draw_curves()  # Too early: it would take longer than the run so far.
     for step in range(1, 4):
       clock.now += 60
       writer.evaluation(step, {"loss": 2.0, "images_per_s": 1.0})
@@ -326,7 +326,7 @@ def test_curves_have_a_log_axis_for_small_errors_and_mark_what_happened(error, s
   assert loss.get_yscale() == "linear" and top1.get_yscale() == scale
   _, evaluation, drop, best = (line.get_xydata() for line in top1.lines)
   np.testing.assert_allclose(evaluation, [[2, 100 * error], [4, 150 * error]])
-  # The drop of the learning rate that is still to come is not drawn.
+  # A later drop of the learning rate is not drawn.
   np.testing.assert_array_equal(drop, [[3, 0], [3, 1]])
   np.testing.assert_allclose(best, [[2, 100 * error]])
   said = f"best evaluation: top-1 {100 * (1 - error):.2f} % at step 20 (circle)"

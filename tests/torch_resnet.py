@@ -1,7 +1,7 @@
 """Residual networks in PyTorch, with the module names of torchvision and timm.
 
-What `test_parity.py` compares with: written apart from `resnet_jax`, from the same
-papers and from the names in published files of weights.
+`test_parity.py` compares with these networks. They are written independently of
+`resnet_jax`, from the same papers and from the names in published files of weights.
 
 Shapes: B batch, H height, W width, C channels; images are NCHW.
 """
@@ -28,7 +28,7 @@ class PadShortcut(nn.Module):
 
 
 class SqueezeExcite(nn.Module):
-  """timm's, which rounds the hidden layer to a multiple of 8."""
+  """timm's version, which rounds the hidden layer to a multiple of 8."""
 
   def __init__(self, channels):
     super().__init__()
@@ -68,7 +68,7 @@ class Block(nn.Module):
       self.downsample = self.shortcut(inputs, outputs, stride, options["shortcut"])
 
   def shortcut(self, inputs, outputs, stride, option):
-    """Returns what changes the shape of the block's input."""
+    """Returns the module that changes the shape of the block's input."""
     if option == "A":
       return PadShortcut()
     if self.preact:
@@ -100,15 +100,15 @@ OPTIONS = {
   "bottleneck": False,
   "groups": 1,
   "base_width": 64,
-  "stride_on_1x1": False,  # The paper's place, not torchvision's.
+  "stride_on_1x1": False,  # True is the paper's place, False is torchvision's.
   "shortcut": "B",  # or "A", "D"
   "se": False,
-  "preact": False,  # timm's resnetv2.
+  "preact": False,  # True is timm's resnetv2.
 }
 
 
 class ResNet(nn.Module):
-  """Any of them; `options` are those of `OPTIONS`."""
+  """Any of these networks; `OPTIONS` lists the options."""
 
   def __init__(self, sizes, num_classes=10, **options):
     super().__init__()
@@ -131,7 +131,7 @@ class ResNet(nn.Module):
         blocks.append(Block(inputs, features * 2**i, stride, options))
         inputs = features * 2**i * (4 if options["bottleneck"] else 1)
       stages.append(nn.Sequential(*blocks))
-    self.plain_stages = stages  # A list: registers nothing.
+    self.plain_stages = stages  # A list registers no modules.
     if self.preact:
       self.stem = nn.Sequential(OrderedDict(conv=stem))
       named = [nn.Sequential(OrderedDict(blocks=stage)) for stage in stages]

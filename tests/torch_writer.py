@@ -1,4 +1,4 @@
-"""Writes what `torch.save` writes, without PyTorch; arrays stand for tensors.
+"""Writes files like `torch.save`, without PyTorch; arrays stand for tensors.
 
 Views of one array share its storage, as tensors do.
 """
@@ -30,7 +30,7 @@ _KINDS = {
 
 @dataclasses.dataclass(eq=False)
 class Global:
-  """Pickled as a global, which need not exist."""
+  """Is pickled as a global, which need not exist."""
 
   module: str
   name: str
@@ -40,7 +40,7 @@ class Global:
 
 
 class Call:
-  """Pickled as a call of a global."""
+  """Is pickled as a call of a global."""
 
   def __init__(self, function: Global, *arguments):
     self.function, self.arguments = function, arguments
@@ -51,7 +51,7 @@ class Call:
 
 @dataclasses.dataclass(eq=False)
 class View:
-  """A tensor of an array's numbers that no array could be; in elements."""
+  """A tensor over an array's numbers, impossible in NumPy; its unit is elements."""
 
   array: np.ndarray
   offset: object
@@ -70,7 +70,7 @@ def members(content, container: str) -> dict[str, bytes]:
 
 
 def pack(parts: dict[str, bytes], container: str, compress=zipfile.ZIP_STORED) -> bytes:
-  """Returns a file of its parts."""
+  """Joins the parts of a file."""
   file = io.BytesIO()
   match container:
     case "zip":
@@ -86,7 +86,7 @@ def pack(parts: dict[str, bytes], container: str, compress=zipfile.ZIP_STORED) -
           info.size = len(part)
           archive.addfile(info, io.BytesIO(part))
         size = archive.offset + 2 * tarfile.BLOCKSIZE
-      file.truncate(size)  # Without the zeros that fill up 10 kB.
+      file.truncate(size)  # Drops the zeros that fill 10 kB.
   return file.getvalue()
 
 
@@ -97,7 +97,7 @@ class _Storage:
 
 
 class _Pickler(pickle._Pickler):
-  """The one in Python: only there may globals be missing."""
+  """Python's own pickler, because only it allows missing globals."""
 
   def __init__(self, container: str):
     self.file = io.BytesIO()
@@ -194,7 +194,7 @@ def _tar(content) -> dict[str, bytes]:
   storages = [pickle.dumps(len(pickler.storages), 2)]
   for key, array in enumerate(pickler.storages):
     storages += [_dump((key, "cpu", _kind(array, "Storage")))[0], _counted(array)]
-  storages.append(pickle.dumps([], 2))  # Storages that are views of others.
+  storages.append(pickle.dumps([], 2))  # No storages are views of others.
   return {
     "storages": b"".join(storages),
     "tensors": b"".join(tensors),

@@ -6,7 +6,7 @@ import os
 
 
 def name_libjpeg_turbo() -> None:
-  """Has $TURBOJPEG name the library in the wheel `turbojpeg`, if it names none."""
+  """Sets $TURBOJPEG, if it is not set, to the library in the wheel `turbojpeg`."""
   with contextlib.suppress(importlib.metadata.PackageNotFoundError):
     for file in importlib.metadata.files("turbojpeg") or []:
       if "libturbojpeg" in file.name:

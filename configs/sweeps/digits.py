@@ -1,4 +1,4 @@
-"""Learning rate, weight decay and warmup of the network of `configs/digits.py`.
+"""Searches the learning rate, weight decay and warmup for `configs/digits.py`.
 
 Command:
 resnet-jax sweep --config=digits --space=digits --trials=30 --jobs=2

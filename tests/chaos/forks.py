@@ -1,7 +1,7 @@
-"""Trains in processes that have imported all they need before they are forked.
+"""Trains in forked processes; the parent has imported all modules before the fork.
 
-A line of standard input is {"argv": [...], "environment": {...}, "log": PATH}; the
-answer is a line with the exit status, negative for a signal.
+A line of standard input is {"argv": [...], "environment": {...}, "log": PATH}. The
+answer is a line with the exit status, which is negative for a signal.
 """
 
 import json

@@ -6,7 +6,7 @@ STEPS = 8
 
 
 def train(workdir: str) -> None:
-  """Saves after each of `STEPS` steps, and writes a hash of all of the last state."""
+  """Saves after each of `STEPS` steps, then writes a hash of the whole last state."""
   import io
 
   import jax

@@ -1,6 +1,6 @@
-"""Runs killed at random moments, saves included, end with the bits of one that was not.
+"""Runs killed at random moments, even during a save, resume to bit-identical results.
 
-`CHAOS_RUNS=30 pytest tests/chaos -n0 -s` takes some minutes; the suite does a few.
+`CHAOS_RUNS=30 pytest tests/chaos -n0 -s` takes some minutes; the suite does two runs.
 """
 
 import json
@@ -14,7 +14,7 @@ import pytest
 from killable import STEPS, train
 
 RUNS = int(os.environ.get("CHAOS_RUNS", "2"))
-# Imports once what each process needs; nothing of JAX has started in it.
+# The fork server imports the modules once for all processes; it does not start JAX.
 CONTEXT = multiprocessing.get_context("forkserver")
 CONTEXT.set_forkserver_preload(["resnet_jax.training.trainer"])
 
@@ -36,7 +36,7 @@ def whole(tmp_path_factory):
 
 
 def kill_at_a_random_moment(process, workdir: Path, rng: random.Random) -> bool:
-  """Kills about when some save begins; returns whether the run had not ended."""
+  """Kills near the start of some save; returns False if the run ended before."""
   saves = rng.randrange(STEPS)
   while len(list(workdir.glob("checkpoints/*"))) < min(saves, 2):
     if not process.is_alive():

@@ -1,9 +1,9 @@
-"""Wherever a run fails or is killed in a call of the system, it is resumed to its bits.
+"""A run that fails or is killed in any system call resumes to bit-identical results.
 
 The n-th call that opens, writes, syncs, renames or makes something in the run directory
 fails, or the process is killed there. `CHAOS_EVERY=1 pytest tests/chaos/test_faults.py`
-does it at each call in turn, for hours; CHAOS_EVERY=10 at each tenth. The suite does it
-three times.
+tests every call in turn, which takes hours; CHAOS_EVERY=10 tests every tenth call. The
+suite does three such tests.
 """
 
 import errno
@@ -46,7 +46,7 @@ TRAIN = [f"--config.{name}={value}" for name, value in SETTINGS.items()]
 
 
 class Runs:
-  """Trains, one run at a time, some of them with a fault."""
+  """Trains one run at a time, with or without a fault."""
 
   def __init__(self, folder: Path):
     library = folder / "faults.so"
@@ -83,7 +83,7 @@ def runs(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def whole(runs, tmp_path_factory):
-  """Returns what a run without a fault ends with."""
+  """Returns the `result` of a run without a fault."""
   workdir = tmp_path_factory.mktemp("whole") / "run"
   status, said = runs.train(workdir)
   assert status == 0, said

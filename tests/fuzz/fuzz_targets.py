@@ -1,7 +1,7 @@
-"""The readers of files that may come from strangers, each as a target for fuzzing.
+"""Fuzzing targets: each runs a reader of files that may come from unknown sources.
 
-A target gets bytes. It ends in nothing or in the error that the reader documents; any
-other exception, more than 10 seconds or too much memory is a finding.
+A target takes bytes. The reader may accept them or raise the error that it documents.
+Any other exception, more than 10 seconds or too much memory is a finding.
 """
 
 import contextlib
@@ -36,7 +36,7 @@ from resnet_jax.weights.architecture import describe
 Target = Callable[[bytes], None]
 
 MODEL = create_model("resnet8", 3)
-MOST_PIXELS = 2**20  # Of an image, so that it is decoded in milliseconds.
+MOST_PIXELS = 2**20  # Limit per image, to decode it in milliseconds.
 NUMBERS = np.arange(24, dtype=np.float32)
 STATE = {
   "conv1.weight": NUMBERS.reshape(2, 3, 2, 2),
@@ -62,9 +62,9 @@ def _memory() -> str | None:
 def weights(data: bytes) -> None:
   """Reads all arrays of a file of weights.
 
-  The first byte says what the others are: "s" a .safetensors file, "p" the pickle of a
-  zip whose records and checksums are right, which chance would never give; all else a
-  file of torch.save.
+  The first byte says what follows. "s": a .safetensors file. "p": the pickle of a zip
+  whose records and checksums are right, which random bytes would never be. All others:
+  a file of torch.save.
   """
   kind, data = data[:1], data[1:]
   if kind == b"p":
@@ -77,7 +77,7 @@ def weights(data: bytes) -> None:
     for name, array in arrays.items():
       assert array is not None or problems, f"{name} is missing and nothing is said"
       if array is not None:
-        array.copy()  # What is not within the file would crash.
+        array.copy()  # Crashes if the array reaches beyond the file.
     load_save._check_architecture(path, MODEL)
     read_class_names(path, 3)
     read_preprocessing(path, MODEL)
@@ -86,13 +86,13 @@ def weights(data: bytes) -> None:
 
 
 def images(data: bytes) -> None:
-  """Decodes an image, whole and in part: its pixels are as many as its head says."""
+  """Decodes an image, whole and in part; checks its size against the header."""
   with contextlib.suppress(ImageError):
     head = decode.open_image(data, MOST_PIXELS)
     assert head.size[0] * head.size[1] <= MOST_PIXELS
     width, height = decode.upright_size(head)
     for factor in (1, 8):
-      # At full size whatever the factor, unless it is a JPEG for the fast decoders.
+      # Only a JPEG that the fast decoders read is smaller by the factor.
       with contextlib.suppress(ImageError):
         rounded_up = -(-height // factor), -(-width // factor), 3
         shape = decode.decode(data, head, factor).shape
@@ -129,10 +129,10 @@ def _weights_seeds() -> Iterator[bytes]:
     for container in CONTAINERS:
       yield b" " + write(content, container)
     yield b"p" + members(content, "zip")["data.pkl"]
-  # Two records of one name.
+  # Two records with the same name.
   parts = {"data/9": members(STATE, "zip")["data/0"][::-1], **members(STATE, "zip")}
   yield b" " + pack(parts, "zip").replace(b"data/9", b"data/0")
-  # One tuple of the memo as an id, over and over.
+  # The same tuple of the memo as a persistent id, again and again.
   storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0NK\x18" + b"N" * 99
   yield b"p\x80\2" + storage + b"tq\0" + b"h\0Q" * 99 + b"."
   for metadata in (

@@ -1,4 +1,4 @@
-"""Fuzzes the readers of files from strangers: `python tests/fuzz/run.py --seconds 60`.
+"""Fuzzes the readers of untrusted files: `python tests/fuzz/run.py --seconds 60`.
 
 Needs atheris, which tells the fuzzer which lines of Python an input reached.
 """
@@ -13,17 +13,17 @@ sys.path[:0] = [str(ROOT), str(ROOT / "tests"), str(ROOT / "tests" / "fuzz")]
 import wheels  # noqa: E402 - after the path
 
 NAMES = ("weights", "images", "lists")
-# What is made of Python and read by the targets.
+# The Python code that the targets run.
 INSTRUMENTED = [
   *("resnet_jax.weights", "resnet_jax.data"),
   *("pickletools", "zipfile", "PIL"),
 ]
 SECONDS_EACH = 10
-MEGABYTES = 2048  # Of the process; JAX alone takes some 300.
+MEGABYTES = 2048  # Limit of the process; JAX alone takes some 300.
 
 
 def fuzz(name: str, seconds: int, folder: Path) -> None:
-  """Ends the process, with a status other than 0 if it found something."""
+  """Fuzzes and ends the process; its status is not 0 if there was a finding."""
   import atheris
 
   wheels.name_libjpeg_turbo()

@@ -1,4 +1,4 @@
-"""The targets of fuzzing read their seeds, and find what is not documented."""
+"""The fuzzing targets read their seeds and report undocumented behaviour."""
 
 import fuzz_targets
 import numpy as np

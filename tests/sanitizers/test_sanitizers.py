@@ -12,7 +12,7 @@ from resnet_jax.kernels.native import library
 HERE = Path(__file__).parent
 KERNELS = Path(library.__file__).parent
 RECTANGLES = [(2, 6, 11, 8, 16, *taps, 2, 0) for taps in [(3, 3), (1, 3), (5, 2)]]
-# Memory that nobody has set is NaN, and makes the result that it gets into NaN.
+# Uninitialised memory is NaN, so a result that depends on it is NaN too.
 ENVIRONMENT = os.environ | {
   "ASAN_OPTIONS": "malloc_fill_byte=255:max_malloc_fill_size=1000000000"
 }
