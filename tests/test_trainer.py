@@ -26,6 +26,7 @@ from resnet_jax.config import (
   ModelConfig,
   OptimConfig,
 )
+from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
 from resnet_jax.runs import checksums
