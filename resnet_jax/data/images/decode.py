@@ -20,8 +20,8 @@ from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
 from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
-# The "GRAYSCALE" flags only set the size here. The "COLOR" flags also ask for BGR, which
-# OpenCV 4.12 and later refuse together with RGB.
+# The "GRAYSCALE" flags only set the size here. The "COLOR" flags also ask for BGR, and
+# OpenCV 4.12 and later refuse BGR together with RGB.
 _REDUCED = {
   1: 0,
   2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
@@ -201,8 +201,8 @@ def decode(data: bytes, head: Head, factor: int = 1) -> np.ndarray:
   Args:
     data: content of the file.
     head: from `open_image`.
-    factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its size, which is faster;
-      other formats are decoded at full size.
+    factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its size, which is
+      faster; other formats are decoded at full size.
 
   Returns:
     [H, W, 3] uint8.

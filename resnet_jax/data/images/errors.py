@@ -33,7 +33,7 @@ def image_errors() -> Iterator[None]:
 
 
 def warn_of_few_bits(bits: int) -> None:
-  """Warns once per process that an image uses only `bits` of its 16 bits per channel."""
+  """Warns once per process that an image uses only `bits` of 16 bits per channel."""
   name = image_name.get()
   if name is not None and _has_warned.acquire(blocking=False):
     text = (

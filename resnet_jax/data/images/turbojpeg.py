@@ -45,8 +45,8 @@ class _Library:
 
   def __init__(self, name: str):
     self.name = name
-    # Only decoding releases the interpreter lock. The other functions take microseconds,
-    # and waiting for the lock again would take longer.
+    # Only decoding releases the interpreter lock. The others take microseconds, and
+    # waiting for the lock again would take longer.
     short = ctypes.PyDLL(name)
     handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
     self.init = short.tj3Init
