@@ -42,8 +42,8 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
-    path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a name of
-      weights in the package, a folder or `hf://owner/name`, see `find`.
+    path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a name
+      of weights in the package, a folder or `hf://owner/name`, see `find`.
     model: must have the architecture and the number of classes of the weights.
     head: False leaves out the head, so that its number of classes does not matter.
 

@@ -49,7 +49,7 @@ def find(path: str | Path) -> Path:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: it is not a file of weights, or `hf://` needs huggingface_hub.
+    ValueError: it is not a file of weights, or huggingface_hub is missing for `hf://`.
   """
   name = str(path)
   if name.startswith("hf://"):
@@ -131,4 +131,4 @@ def _fetch(name: str) -> Path:
   raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
 
-_say = functools.cache(warn)  # Warns once, although a source is looked up several times.
+_say = functools.cache(warn)  # Warns once, although a source is found several times.

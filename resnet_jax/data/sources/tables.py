@@ -133,9 +133,9 @@ def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
 
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
-  # Files are chosen by a hash of their names. If a file is added or removed, at most one
-  # other file, at the border, moves between training and evaluation. A table may name a
-  # file twice.
+  # Files are chosen by a hash of their names. If a file is added or removed, at most
+  # one other file, at the border, moves between training and evaluation. A table may
+  # name a file twice.
   names = list(map(files._relative, range(len(files))))
   root = os.path.abspath(files._root)
   paths = [_place(root, name) for name in names]
