@@ -20,7 +20,7 @@ from resnet_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageArrays:
-  """A split in host memory, small enough to live on the devices.
+  """A split in host memory, small enough to be kept on the devices.
 
   Attributes:
     images: uint8 [N, H, W, C], N > 0.

@@ -116,7 +116,7 @@ def read_preprocessing(folder: Path) -> Preprocessing | None:
   values = {key: value for key, value in values.items() if value is not None}
   try:
     return read(values, str(path)) if values else None
-  except Exception as error:  # JSON of any shape raises many types.
+  except Exception as error:  # JSON of any shape raises errors of many types.
     reason = str(error) if isinstance(error, UserError) else repr(error)
     raise UserError(f"the preprocessing in {path} is damaged: {reason:.200}") from error
 

@@ -207,7 +207,7 @@ def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
   """Returns any size, with the number of channels that the first convolution takes."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
     kernel = tensors.get(name)
-    # More channels would be no images, and arrays of the resulting shapes are made.
+    # More channels would be no images, and other shapes are made from this number.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return 32, 32, kernel.shape[1]
   return 32, 32, 3

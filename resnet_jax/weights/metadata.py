@@ -104,7 +104,7 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   if found is not None:
     try:
       return from_dict(found)
-    except Exception as error:  # JSON of any shape raises many types.
+    except Exception as error:  # JSON of any shape raises errors of many types.
       reason = str(error) if isinstance(error, UserError) else repr(error)
       raise UserError(
         f"the preprocessing of {path} is damaged: {reason:.200}"

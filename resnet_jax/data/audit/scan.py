@@ -48,7 +48,7 @@ _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
 _FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
-_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
+_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
 
 
 def scan(
@@ -199,7 +199,7 @@ def _look(
         pixels = decode(data, image, 8)  # All bytes are read, fewer pixels computed.
         if has_16_bits(data, image):
           highest.append(256 * int(pixels.max()) + 255)
-      except Exception as error:  # Libraries raise many types.
+      except Exception as error:  # Libraries raise errors of many types.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
       digest = hashlib.blake2b(data, digest_size=16).digest()

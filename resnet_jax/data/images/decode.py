@@ -160,7 +160,7 @@ def _open_by_pillow(data: bytes) -> Image.Image:
   except Image.DecompressionBombError:  # Twice Pillow's limit, before ours.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
-  except Exception as error:  # Pillow raises many types.
+  except Exception as error:  # Pillow raises errors of many types.
     for name, known in KNOWN.items():
       if re.match(known.beginning, data):
         if known.package:
@@ -183,7 +183,7 @@ def _orientation(exif: bytes) -> int:
   try:
     tags.load(exif)
     value = tags.get(0x0112, 1)
-  except Exception:  # Pillow raises many types. Ignore damaged EXIF.
+  except Exception:  # Pillow raises errors of many types. Ignore damaged EXIF.
     return 1
   return value if value in range(1, 9) else 1
 
@@ -282,7 +282,7 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
       pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(3, axis=2)
     else:
       pixels = np.asarray(image.convert("RGB"))
-  except Exception as error:  # Pillow raises many types.
+  except Exception as error:  # Pillow raises errors of many types.
     raise ImageError(f"it is truncated or damaged ({error})") from error
   if not has_16_bits(data, head):
     return pixels

@@ -11,7 +11,7 @@ from resnet_jax.runtime.terminal import printable
 
 # Returns the name of the image that this thread decodes; None disables warnings.
 image_name: ContextVar[Callable[[], str] | None] = ContextVar("name", default=None)
-_has_warned = threading.Lock()  # The first warning of the process keeps it.
+_has_warned = threading.Lock()  # The first warning of the process takes and keeps it.
 
 
 class ImageError(ValueError):
@@ -28,7 +28,7 @@ def image_errors() -> Iterator[None]:
     yield
   except (ImageError, UserError):
     raise
-  except Exception as error:  # Pillow and OpenCV raise many types.
+  except Exception as error:  # Pillow and OpenCV raise errors of many types.
     raise ImageError(f"it cannot be decoded ({error!r})") from error
 
 

@@ -155,7 +155,7 @@ def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBat
 def _iterate(
   batches: Batches, start: int, num_workers: int, pids: str
 ) -> Generator[HostBatch]:
-  """Like `iterate`; each worker creates a file in `pids` named by its process id."""
+  """Like `iterate`; each worker creates a file in `pids` named after its process id."""
   dataset = grain.MapDataset.source(batches)[start:]
   # Two batches at a time, each decoded by all threads: one is ready while the other is
   # being loaded.

@@ -184,7 +184,7 @@ class ResidentDataset:
   def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
     """Yields (feed, number of batches): every example once, the rest masked.
 
-    A feed has one batch, so that an evaluation can be stopped between batches.
+    Each feed gives one batch, so that an evaluation can be stopped between batches.
     """
     for order in self._eval_orders:
       yield dataclasses.replace(self._feed, order=order), 1

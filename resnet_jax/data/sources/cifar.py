@@ -217,7 +217,7 @@ def _read(
           yield parts[-1], content.read(_MAX_BYTES)
   except UserError:
     raise
-  except Exception as error:  # `tarfile` and decompressors raise many types.
+  except Exception as error:  # `tarfile` and decompressors raise errors of many types.
     reason = getattr(error, "strerror", None) or "it is truncated, or none"
     raise UserError(
       f"{str(path)!r} cannot be read as a .tar.gz archive: {reason}; {again}"
@@ -262,7 +262,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
     found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
   except _DamageError:
     raise
-  except Exception as error:  # `pickle` raises many types.
+  except Exception as error:  # `pickle` raises errors of many types.
     raise _DamageError(f"it is no pickle ({error})") from error
   if not isinstance(found, dict):
     raise _DamageError("it has no dictionary")

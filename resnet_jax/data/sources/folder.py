@@ -145,7 +145,7 @@ def list_images(
 
 
 def _holds_folders(folder: Path) -> bool:
-  """Whether a folder holds folders; a few images may be beside them."""
+  """Whether a folder holds folders, with at most a few images beside them."""
   folders = sub_folders(folder) if folder.is_dir() else []
   return bool(folders) and sum(1 for _ in own_images(folder)) <= len(folders)
 

@@ -54,7 +54,7 @@ class TfdsImages:
     """Reads a record; raises `ImageError` if that fails."""
     try:
       example = self.records[index]
-    except Exception as error:  # array_record raises many types.
+    except Exception as error:  # array_record raises errors of many types.
       raise ImageError(f"it cannot be read ({error})") from error
     if example["label"] < 0:
       raise ImageError("it has no label; name another split")
