@@ -1,6 +1,6 @@
-"""From image files to batches on the devices.
+"""The types and protocols of data sets, from image files to batches on the devices.
 
-The protocols that a data set of one's own satisfies; code asks them and nothing else.
+Your own data set must satisfy one of these protocols; other code uses nothing else.
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
@@ -20,15 +20,15 @@ from resnet_jax.runtime.errors import UserError
 
 @dataclasses.dataclass(frozen=True)
 class ImageArrays:
-  """A split in host memory, small enough to live on the devices.
+  """A split in host memory, small enough to be kept on the devices.
 
   Attributes:
     images: uint8 [N, H, W, C], N > 0.
-    labels: whole numbers [N] in [0, len(class_names)), kept as int32.
-    class_names: of every label of the data set.
+    labels: integers [N] in [0, len(class_names)), converted to int32.
+    class_names: names of all labels of the data set, in order.
 
   Raises:
-    UserError: arrays of another dtype or shape, or a label without a name.
+    UserError: an array has another dtype or shape, or a label has no name.
   """
 
   images: np.ndarray
@@ -60,32 +60,32 @@ class ImageArrays:
 
   @property
   def digest(self) -> str:
-    """Equal for as many images of the same shape with the same labels in that order."""
+    """Hash of the number and shape of the images and of their labels in order."""
     text = f"{self.images.shape}".encode()
     labels = self.labels.astype("<i4").tobytes()
     return hashlib.blake2b(text + labels, digest_size=16).hexdigest()
 
   def name(self, index: int) -> str:
-    """Returns what an image is called where it has no file."""
+    """Returns the name of an image, which has no file, for messages."""
     return f"image {index}"
 
 
 @runtime_checkable
 class ImageSource(Protocol):
-  """A split whose images are decoded when they are needed; it must pickle."""
+  """A split whose images are decoded on demand. It must be picklable."""
 
   @property
   def class_names(self) -> tuple[str, ...]:
     """Names of the labels, in order."""
 
   def __len__(self) -> int:
-    """N."""
+    """Number of images."""
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     """Returns (content of an image file, label), or raises `ImageError`."""
 
   def name(self, index: int) -> str:
-    """Returns the name that a message gives to the image."""
+    """Returns the name of the image for messages."""
 
 
 @runtime_checkable
@@ -97,10 +97,10 @@ class Dataset(Protocol):
     class_names: names of the labels, in order.
     image_shape: (H, W, C) of a batch's images.
     skipped: for each unreadable image that was skipped, its index and the reason.
-    take_batch: (feed, number) -> Batch. It is traced within the compiled step.
+    take_batch: (feed, batch number) -> Batch. It is traced within the compiled step.
 
-  It may have a `digest` too, a text that is equal for equal lists of images: a run is
-  then resumed with the same images only.
+  It may also have a `digest`, a string that is equal for equal lists of images. A run
+  can then be resumed only with the same images.
   """
 
   @property
@@ -126,9 +126,9 @@ class Dataset(Protocol):
     A batch must be a function of (key, step), so that a resumed run is exact.
 
     Args:
-      key: of the order and of random changes.
+      key: PRNG key of the order and of the augmentation.
       step: completed updates.
-      plan: says how far a call may go.
+      plan: limits the number of updates per call.
     """
 
   def eval_chunks(self) -> Iterator[tuple[Any, int]]:
@@ -144,7 +144,7 @@ Source = ImageArrays | ImageSource
 
 
 def is_source(images: Dataset | Source) -> TypeIs[Source]:
-  """Whether images are still to be put into batches."""
+  """Whether the images must still be put into batches."""
   return isinstance(images, ImageArrays | ImageSource)
 
 
@@ -153,7 +153,7 @@ def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
   return isinstance(source, ImageArrays)
 
 
-# The number of images of a split, 0 if it is not known, and their digest or "".
+# (number of images of a split or 0 if unknown, their digest or "").
 ImageCount = tuple[int, str]
 
 
@@ -164,7 +164,7 @@ def count_images(source: Source | Dataset) -> ImageCount:
 
 
 def describe_change(old: ImageCount, new: ImageCount) -> str:
-  """Says how images differ from earlier ones, such as "there are 36"; "" if not."""
+  """Returns how images differ from earlier ones, such as "there are 36"; or ""."""
   if old[0] and new[0] and old[0] != new[0]:
     return f"there are {new[0]:,}"
   is_known = all((*old, *new))

@@ -1,4 +1,4 @@
-"""Trained weights in and out: files of PyTorch and of this package.
+"""Loads and saves trained weights, in files of PyTorch and of this package.
 
 variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """

@@ -1,7 +1,7 @@
-"""Whether weights are of a network, as far as their names and shapes do not tell.
+"""Checks that weights belong to a network, beyond their names and shapes.
 
-Networks may have the same parameters and compute something else: with another
-shortcut that has none, another place of the stride, another epsilon.
+Two networks may have the same parameters and compute different things: they may differ
+in a shortcut without parameters, in the place of the stride or in epsilon.
 """
 
 import dataclasses
@@ -17,10 +17,10 @@ from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
 from resnet_jax.runtime.errors import UserError
 
-# What `describe` returns: values of JSON by the names of fields.
+# The result of `describe`: field name -> JSON value.
 Description = dict[str, Any]
 
-# Fields of parts that do not change what evaluation computes, or that shapes tell.
+# Fields of parts that do not change evaluation, or that shapes already show.
 _NOT_TOLD = {
   *("momentum", "unbiased", "groups", "scale_init", "axis_name", "dtype"),  # Of norms.
   "use_running_average",
@@ -29,10 +29,10 @@ _NOT_TOLD = {
 
 
 def describe(model: ResNet) -> Description:
-  """Returns what a network computes, as far as its parameters do not tell.
+  """Describes what a network computes, as far as its parameters do not show it.
 
-  Parts have the names of the registry or, if they are the user's own, of their class.
-  "name" is that of the architecture, "" if it is none of the registry's.
+  A part has its name in the registry or, if it is the user's own, the name of its
+  class. "name" is the name of the architecture; "" if it is not in the registry.
   """
   found = _describe(model)
   return {"name": _names().get(str(found), ""), **found}
@@ -40,7 +40,7 @@ def describe(model: ResNet) -> Description:
 
 def _describe(model: ResNet) -> Description:
   found: Description = {"stage_sizes": list(model.stage_sizes)}
-  # Of the norms, two differ from the first in training only.
+  # The other two norms differ from "batch" in training only.
   norms = {name: NORMS[name] for name in ("batch", "group", "none")}
   parts: dict[str, Mapping[str, Any]]
   parts = {"block": {}, "stem": STEMS, "shortcut": SHORTCUTS, "norm": norms}
@@ -63,7 +63,7 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
   """
   choices: dict[str, Collection[str]]
   choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
-  # The saved name first: with another shortcut, plain20 is resnet20 too.
+  # Try the saved name first, because plain20 with another shortcut is also resnet20.
   for name in sorted(MODELS, key=lambda name: name != saved.get("name")):
     own = _describe(create_model(name))
     changed = {
@@ -79,12 +79,12 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
 
 @functools.cache
 def _names() -> dict[str, str]:
-  """Returns the names of the architectures by the text of what describes them."""
+  """Returns the name of each architecture by the text of its description."""
   return {str(_describe(create_model(name))): name for name in reversed(MODELS)}
 
 
 def _spell(part: Any) -> str:
-  """Returns a class as text, with those of its fields that a `partial` changes."""
+  """Returns a class as text, with the fields that a `partial` changes."""
   keywords: dict[str, Any] = {}
   if isinstance(part, functools.partial):
     part, keywords = part.func, part.keywords
@@ -104,12 +104,12 @@ def _spell(part: Any) -> str:
 
 
 def check_same(saved: Description, model: ResNet, source: str) -> None:
-  """Raises `UserError` if weights are of another network.
+  """Raises `UserError` if weights belong to another network.
 
   Args:
-    saved: `describe` of the network that they were saved from.
-    model: the network that they are for.
-    source: what the message calls the weights.
+    saved: `describe` of the network that the weights were saved from.
+    model: the network that is to use the weights.
+    source: name of the weights in the message.
   """
   own = describe(model)
   differences = [
@@ -131,14 +131,14 @@ def _name(description: Description) -> str:
 def check_named(architecture: str, model: ResNet, source: str) -> None:
   """Raises `UserError` if a network is not the architecture that timm names.
 
-  Its stem may be another one, which shapes tell.
+  The stem may differ, because shapes show it.
 
   Args:
     architecture: timm's name.
     model: the network.
-    source: what the message calls the place of the name.
+    source: name, in the message, of the file that has timm's name.
   """
-  # timm's former names for the same networks with weights of several origins.
+  # timm's old names of the same networks, which tell the origin of the weights.
   name = re.sub(r"^(tv|ssl|swsl|ig|gluon)_", "", architecture.partition(".")[0])
   name = re.sub(r"_v1b?([cd]?)$", r"\1", name)
   if name not in MODELS:

@@ -1,7 +1,7 @@
-"""What the files of timm and transformers beside weights say of them.
+"""Reads the config files of timm and transformers beside weights.
 
-`config.json` may be timm's, of its present or its first form, or transformers';
-`preprocessor_config.json` is transformers'. A null is as good as no value.
+`config.json` may be timm's, in its current or its first form, or transformers'.
+`preprocessor_config.json` is transformers'. A null counts as no value.
 """
 
 import functools
@@ -23,16 +23,16 @@ Object = dict[str, Any]
 
 # timm's defaults, https://github.com/huggingface/pytorch-image-models, `timm/data`.
 _CROP_SHARE, _SIZE = 0.875, 224
-# Keys by which a file is known to be of timm or transformers, though it is damaged.
+# Keys that show that a file is from timm or transformers, even if it is damaged.
 _THEIRS = (b'"pretrained_cfg"', b'"architecture"', b'"id2label"', b'"image_mean"')
-# Options of timm's networks that change no evaluation, or that shapes tell.
+# Options of timm's networks that do not change evaluation, or that shapes show.
 _HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
 _CLASS_NAMES = ("label_names", "labels", "label_descriptions")
-# Those of evaluation's preprocessing.
+# Keys of the evaluation preprocessing.
 _SIZES = ("test_input_size", "input_size")
 _PREPROCESSING = {*_SIZES, "crop_pct", "mean", "std", "interpolation", "crop_mode"}
 _INTERPOLATIONS = ("nearest", "box", "hamming", "lanczos", "random")
-# Pillow's numbers in transformers' files.
+# The names of Pillow's numbers, which transformers' files have.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
@@ -60,15 +60,15 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   """Returns the names of the classes.
 
   Args:
-    folder: of the weights.
-    num_classes: of the network.
+    folder: folder of the weights.
+    num_classes: number of classes of the network.
 
   Returns:
-    The names; () if they are of another number of classes, which is said; None if
-    nothing is said of them.
+    The names; (), with a warning, if they are for another number of classes; None if
+    the files have no names.
 
   Raises:
-    UserError: they are no names.
+    UserError: the names are not strings.
   """
   path, timm = folder / "config.json", _timm(folder)
   found = {key: timm.get(key) for key in _CLASS_NAMES}
@@ -79,7 +79,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   names: Any = found[key]
   if isinstance(names, dict):
     if "0" not in names:
-      return ()  # Descriptions of names, in no order.
+      return ()  # Descriptions by name, without an order.
     # timm may leave out some numbers.
     is_whole = str(num_classes - 1) in names
     size = max(len(names), num_classes if is_whole else 0)
@@ -89,7 +89,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
       f"{key} in {path} must name the classes 0, 1 ..., not {names!r:.60}"
     )
   if key == "id2label" and names == [f"LABEL_{i}" for i in range(len(names))]:
-    return None  # What transformers writes where nobody named them.
+    return None  # transformers' default for classes without names.
   if len(names) != num_classes:
     _say(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
     return ()
@@ -101,9 +101,9 @@ def is_list_of_names(value: object) -> TypeIs[list[str]]:
 
 
 def read_preprocessing(folder: Path) -> Preprocessing | None:
-  """Returns the preprocessing of evaluation; None if nothing is said of it.
+  """Returns the evaluation preprocessing; None if the files do not have it.
 
-  What this package does not have is said in a line, and replaced.
+  Options that this package does not have are replaced, with a warning.
 
   Raises:
     UserError: a file is damaged.
@@ -116,13 +116,13 @@ def read_preprocessing(folder: Path) -> Preprocessing | None:
   values = {key: value for key, value in values.items() if value is not None}
   try:
     return read(values, str(path)) if values else None
-  except Exception as error:  # JSON of any shape: all kinds.
+  except Exception as error:  # JSON of any shape raises errors of many types.
     reason = str(error) if isinstance(error, UserError) else repr(error)
     raise UserError(f"the preprocessing in {path} is damaged: {reason:.200}") from error
 
 
 def _from_timm(values: Object, path: str) -> Preprocessing:
-  """From `pretrained_cfg`: timm evaluates at the size and share for tests, if any."""
+  """Reads `pretrained_cfg`. Like timm, uses the test size and crop fraction if set."""
   size: Any = next((values[key] for key in _SIZES if key in values), [3, _SIZE, _SIZE])
   share: Any = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
   crop = _side(size[1:], path)
@@ -138,7 +138,7 @@ def _from_timm(values: Object, path: str) -> Preprocessing:
 
 
 def _from_transformers(values: Object, path: str) -> Preprocessing:
-  """From `preprocessor_config.json`, of any image processor that resizes and crops."""
+  """Reads `preprocessor_config.json` of any image processor that resizes and crops."""
   if abs(values.get("rescale_factor", 1 / 255) * 255 - 1) > 0.01:
     raise UserError(f"rescale_factor={values['rescale_factor']} must be 1/255")
   size: Any = values.get("size", _SIZE)
@@ -146,7 +146,7 @@ def _from_transformers(values: Object, path: str) -> Preprocessing:
   is_cut = values.get("do_center_crop", "crop_size" in values)
   if is_cut:
     crop = _short(values.get("crop_size", size), path)
-  elif "crop_pct" in values and resize < 384:  # ConvNeXt's, which ResNets share.
+  elif "crop_pct" in values and resize < 384:  # ConvNeXt's; ResNets use it too.
     resize, is_cut = math.floor(resize / values["crop_pct"]), True
   if not is_cut or (isinstance(size, dict) and "shortest_edge" not in size):
     _say(f"{path} asks for whole images; squares are cut from the middle instead")
@@ -163,7 +163,7 @@ def _from_transformers(values: Object, path: str) -> Preprocessing:
 
 
 def _short(size: int | Object, path: str) -> int:
-  """Returns the short side, of {"shortest_edge": ...} or of height and width."""
+  """Returns the short side, from {"shortest_edge": ...} or from height and width."""
   if not isinstance(size, dict):
     return size
   if "shortest_edge" in size:
@@ -193,7 +193,7 @@ def _timm(folder: Path) -> Object:
   config = _read_object(folder / "config.json")
   kept = config.get("pretrained_cfg")
   if kept is None:
-    # In its first form all was at the top.
+    # In timm's first form, all keys were at the top level.
     return config if isinstance(config.get("architecture"), str) else {}
   if not isinstance(kept, dict):
     raise UserError(
@@ -203,7 +203,10 @@ def _timm(folder: Path) -> Object:
 
 
 def _read_object(path: Path) -> Object:
-  """Returns a JSON object; {} if there is none, with a word if the file is no such."""
+  """Returns a JSON object; {} if there is no file.
+
+  It is also {}, with a warning, if another program's `config.json` is no JSON object.
+  """
   if not path.is_file():
     return {}
   data = path.read_bytes()
@@ -219,4 +222,4 @@ def _read_object(path: Path) -> Object:
   return {}
 
 
-_say = functools.cache(warn)  # A file is read several times.
+_say = functools.cache(warn)  # Warns once, although a file is read several times.

@@ -7,20 +7,21 @@ from pathlib import Path
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-  """Returns the first names in WordNet (Princeton University), each once."""
+  """Returns the first name of each class in WordNet (Princeton University), unique."""
   return _lines("imagenet_classes.txt")
 
 
 @functools.cache
 def synsets() -> tuple[str, ...]:
-  """Returns the ids in WordNet, such as "n01440764", which are sorted."""
+  """Returns the WordNet ids, such as "n01440764". They are sorted."""
   return _lines("imagenet_synsets.txt")
 
 
 def are_classes(names: Sequence[str]) -> bool:
-  """Whether these are the names of ImageNet's classes, as some list has them.
+  """Whether these are the names of ImageNet's classes, from any common list.
 
-  Lists differ in a few names and in how many synonyms follow: "tench, Tinca tinca".
+  Lists differ in a few names and in the number of synonyms, such as "tench, Tinca
+  tinca".
   """
   own = class_names()
   same = sum(a.split(",")[0] == b for a, b in zip(names, own, strict=False))

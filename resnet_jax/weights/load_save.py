@@ -1,4 +1,4 @@
-"""Trained weights in and out: files of torchvision's and timm's names, no PyTorch.
+"""Loads and saves trained weights with torchvision's and timm's names, without PyTorch.
 
 variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 preprocessing = weights.read_preprocessing("resnet50-11ad3fa6.pth", model)
@@ -31,10 +31,10 @@ from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.torch_names import canonical, torch_names
 
-_FEW = 5  # Names of one kind in a message.
-# Of a file that `save` writes.
+_FEW = 5  # Most names of one kind in a message.
+# Dtypes of the tensors that `save` writes.
 DTYPES = ("float32", "float16")
-# Of the tensors that `load` reads.
+# Dtypes of the tensors that `load` reads.
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
@@ -42,18 +42,18 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   """Reads trained weights for a model.
 
   Args:
-    path: `.safetensors`; `.pth`, `.pt`, `.th` as `torch.save` writes them; a name of
-      weights in the package, a folder or `hf://owner/name`, see `find`.
-    model: with the architecture and the number of classes of the weights.
-    head: False leaves the head out, whatever number of classes it has.
+    path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a name
+      of weights in the package, a folder or `hf://owner/name`, see `find`.
+    model: must have the architecture and the number of classes of the weights.
+    head: False leaves out the head, so that its number of classes does not matter.
 
   Returns:
     {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
     `model.apply` takes. Tensors of float16, bfloat16 and float64 are converted.
 
   Raises:
-    ValueError: naming what in the file is not as the model needs it, or a network that
-      it says it was saved from and that is not the model.
+    ValueError: the file does not fit the model, or says that it was saved from another
+      network. The message names the differences.
     FileNotFoundError: there is no such file.
   """
   model = as_resnet(model, "files of weights")
@@ -117,19 +117,19 @@ def save(
   dtype: str = "float32",
   training: Mapping[str, Any] | None = None,
 ) -> None:
-  """Writes weights that PyTorch loads strictly.
+  """Writes weights that PyTorch loads with `strict=True`.
 
   Args:
-    path: a `.safetensors` file; replaced if it is there.
-    model: that the weights are of.
+    path: a `.safetensors` file; replaced if it exists.
+    model: the network of the weights.
     variables: {"params": ..., "batch_stats": ...} in either layout.
-    preprocessing: kept in the file, for `read_preprocessing`.
-    class_names: in the order of the logits; likewise, for `read_class_names`.
-    dtype: of the tensors: "float32" or "float16".
-    training: how the weights were trained, as values of JSON; for `read_training`.
+    preprocessing: stored in the file for `read_preprocessing`.
+    class_names: names in the order of the logits, stored for `read_class_names`.
+    dtype: dtype of the tensors, "float32" or "float16".
+    training: how the weights were trained, as JSON values, stored for `read_training`.
 
   Raises:
-    ValueError: `path` ends differently, there is no head, there are more names than
+    ValueError: `path` has another suffix, there is no head, there are more names than
       logits, or a value is too large for `dtype`.
   """
   check_choice("dtype", dtype, DTYPES)
@@ -172,7 +172,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
       for name in file.keys():  # noqa: SIM118
         try:
           arrays[name] = file.get_tensor(name)
-        except (TypeError, AttributeError):  # NumPy has no such numbers.
+        except (TypeError, AttributeError):  # NumPy has no such dtype.
           arrays[name] = None
           problems.append(f"{name} has dtype {file.get_slice(name).get_dtype()}")
       return arrays, problems
@@ -181,7 +181,7 @@ def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
 
 
 def _check_architecture(path: Path, model: ResNet) -> None:
-  """Raises `UserError` if what a file says of its network is not true of a model."""
+  """Raises `UserError` if the network that a file names is not the model."""
   saved = read_network(path)
   if saved is not None:
     check_same(saved, model, str(path))
@@ -190,13 +190,13 @@ def _check_architecture(path: Path, model: ResNet) -> None:
 
 
 def _few(names: list[str]) -> list[str]:
-  """Returns the first names and how many there are besides, for a message."""
+  """Returns the first names and the number of other names, for a message."""
   more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
   return [f"{name:.200}" for name in names[:_FEW]] + more
 
 
 def _prefix(tensors: Collection[str]) -> str:
-  """Returns what all names begin with, up to a dot; "" if it is nothing."""
+  """Returns the common prefix of all names, up to a dot; "" if there is none."""
   first, last = min(tensors, default=""), max(tensors, default="")
   same = [a == b for a, b in zip(first, last, strict=False)]
   common = first[: [*same, False].index(False)]
@@ -204,10 +204,10 @@ def _prefix(tensors: Collection[str]) -> str:
 
 
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
-  """Any size, and as many channels as the weights' first convolution takes."""
+  """Returns any size, with the number of channels that the first convolution takes."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
     kernel = tensors.get(name)
-    # More channels would be no images, and the shapes that follow are made.
+    # More channels would be no images, and other shapes are made from this number.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return 32, 32, kernel.shape[1]
   return 32, 32, 3
@@ -224,7 +224,7 @@ def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
-  """Yields why PyTorch's array cannot become ours of a shape."""
+  """Yields the reasons why PyTorch's array cannot become ours of this shape."""
   if array.dtype.name not in _FLOATS:
     yield f"has dtype {array.dtype}, not one of {', '.join(_FLOATS)}"
   elif not np.isfinite(_as_dtype(array, "float32")).all():
@@ -232,7 +232,7 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
   elif name.endswith("running_var") and (array < 0).any():
     yield "has negative values"
   needed = _torch_shape(shape)
-  # A matrix may be stored as a 1x1 convolution: timm's squeeze-excite and heads.
+  # A matrix may be stored as a 1x1 convolution, as in timm's squeeze-excite and heads.
   if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):
     yield f"has shape {array.shape}, not {needed}"
 
@@ -246,7 +246,7 @@ def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-  """Returns an array with numbers of another dtype; too large ones become infinite."""
+  """Returns an array in another dtype; values that are too large become infinite."""
   with np.errstate(over="ignore"):
     return array.astype(dtype, copy=False)
 

@@ -13,7 +13,7 @@ from resnet_jax.weights import config_files
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
-# Each file is one that `save` wrote, and can be named without its suffix.
+# `save` wrote each of these files, and users name them without the suffix.
 _TRAINED = Path(__file__).with_name("trained")
 
 
@@ -23,11 +23,11 @@ def names() -> list[str]:
 
 
 def check_exists(source: str | Path, setting: str = "") -> None:
-  """Raises `NotFoundError` if a source is no name, file or folder.
+  """Raises `NotFoundError` if a source is not a known name, a file or a folder.
 
   Args:
     source: a run or weights; `hf://owner/name` is not looked up.
-    setting: what a message puts before it, such as "config.init_from=".
+    setting: text before the source in the message, such as "config.init_from=".
   """
   name = str(source)
   is_known = name.startswith("hf://") or source in names()
@@ -49,7 +49,7 @@ def find(path: str | Path) -> Path:
 
   Raises:
     FileNotFoundError: there is no such file.
-    ValueError: not a file of weights, or `hf://` without huggingface_hub.
+    ValueError: it is not a file of weights, or huggingface_hub is missing for `hf://`.
   """
   name = str(path)
   if name.startswith("hf://"):
@@ -85,12 +85,12 @@ def is_run(path: str | Path) -> bool:
     return False
   path = Path(os.path.expanduser(path))
   has_weights = any((path / file).is_file() for file in HF_FILES)
-  # Weights of a run may be kept in its own directory.
+  # The directory of a run may also hold its weights.
   return path.is_dir() and (not has_weights or (path / "checkpoints").exists())
 
 
 def _advice(source: str) -> str:
-  """Returns the near names for a message about a source that does not exist."""
+  """Returns similar names, for a message about a source that does not exist."""
   is_bare = Path(source).name == source
   near = nearest(source, names()) or names()
   return f"; the package has {', '.join(near)}" if is_bare else ""
@@ -109,7 +109,7 @@ def _fetch(name: str) -> Path:
   repo, _, file = rest.partition("/")
   if not owner or not repo:
     raise UserError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
-  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # Else each retry.
+  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # Hides retries.
   reasons = []
 
   def fetch(file: str) -> Path:
@@ -131,4 +131,4 @@ def _fetch(name: str) -> Path:
   raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
 
-_say = functools.cache(warn)  # A source is found several times.
+_say = functools.cache(warn)  # Warns once, although a source is found several times.

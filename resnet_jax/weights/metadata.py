@@ -1,7 +1,7 @@
 """The metadata of weights: network, preprocessing, class names, training.
 
-`save` puts them into the `.safetensors` file. Other weights have some of them in files
-beside them, or none.
+`save` stores them in the `.safetensors` file. For other weights, files beside them may
+have some of these.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ from resnet_jax.weights import config_files, imagenet
 from resnet_jax.weights.architecture import Description, describe, find_settings
 from resnet_jax.weights.location import find
 
-# torchvision's files with another preprocessing than its first ones, by the hash in
-# their names (torchvision/models/resnet.py, `transforms` of each entry).
+# torchvision's files whose preprocessing differs from that of its first files, by the
+# hash in their names (torchvision/models/resnet.py, `transforms` of each entry).
 _RESIZED_TO_232 = {
   *("11ad3fa6", "cd907fc2", "f82ba261"),  # ResNet-50, 101, 152 IMAGENET1K_V2
   *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
@@ -32,12 +32,12 @@ _RESIZED_TO_232 = {
 
 
 def complete_model(path: str | Path, model: ModelConfig) -> ModelConfig:
-  """Returns the settings of a network, completed by what a file of weights tells.
+  """Completes the settings of a network from a file of weights.
 
   Args:
     path: as for `load`.
-    model: a `name` of "" is the network that the file was saved from; `num_classes` of
-      0 is the number in the file, if `save` wrote it.
+    model: the settings. A `name` of "" stands for the network that the file was saved
+      from. A `num_classes` of 0 stands for the number in the file, if `save` wrote it.
 
   Raises:
     ValueError: the name is "", and the file names no network of this package.
@@ -62,7 +62,7 @@ def read_network(path: Path) -> Description | None:
   """Returns `describe` of the network that a file was saved from; None if unknown.
 
   Raises:
-    ValueError: it is damaged.
+    ValueError: the metadata is damaged.
   """
   return _read_object(path, "resnet_jax_network")
 
@@ -74,10 +74,10 @@ def read_training(path: str | Path) -> dict[str, Any]:
     path: as for `load`.
 
   Returns:
-    What `save` was given as `training`; see `resnet_jax.inference.convert`.
+    The `training` argument of `save`; see `resnet_jax.inference.convert`.
 
   Raises:
-    ValueError: it is damaged.
+    ValueError: the metadata is damaged.
     FileNotFoundError: there is no such file.
   """
   return _read_object(find(path), "training") or {}
@@ -86,10 +86,10 @@ def read_training(path: str | Path) -> dict[str, Any]:
 def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   """Returns the preprocessing that belongs to a file of weights.
 
-  It is, where there is one: what `save` put in; that of the files of timm or
-  transformers beside the file; torchvision's second one for its files of that kind; and
-  otherwise ImageNet's usual one, without resizing for a model with a stem for small
-  images.
+  It comes from the first of these that exists: (1) what `save` stored in the file; (2)
+  the files of timm or transformers beside it; (3) torchvision's second preprocessing,
+  for its files of that kind; (4) ImageNet's usual preprocessing, without resizing if
+  the model has a stem for small images.
 
   Args:
     path: as for `load`.
@@ -104,7 +104,7 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   if found is not None:
     try:
       return from_dict(found)
-    except Exception as error:  # JSON of any shape: all kinds.
+    except Exception as error:  # JSON of any shape raises errors of many types.
       reason = str(error) if isinstance(error, UserError) else repr(error)
       raise UserError(
         f"the preprocessing of {path} is damaged: {reason:.200}"
@@ -118,13 +118,13 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
 
 
 def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
-  """Returns the names of the classes that a file of weights is for.
+  """Returns a name for each class of a file of weights.
 
-  Those of `known_class_names`; "class 7" where there is none.
+  A class without a name in `known_class_names` has a name such as "class 7".
 
   Args:
     path: as for `load`.
-    num_classes: of the model.
+    num_classes: number of classes of the model.
 
   Raises:
     ValueError: the file or the one beside it is damaged.
@@ -136,12 +136,13 @@ def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
 def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
   """Returns the names of the classes, () if they are not known.
 
-  Those that `save` put in; else those in timm's or transformers' `config.json` beside
-  the file; else ImageNet's, if there are 1,000. The last logits may have none.
+  They come from the first of these that exists: (1) what `save` stored in the file; (2)
+  timm's or transformers' `config.json` beside the file; (3) ImageNet, if there are
+  1,000 classes. The last logits may have no name.
 
   Args:
     path: as for `load`.
-    num_classes: of the model.
+    num_classes: number of classes of the model.
 
   Raises:
     ValueError: the file or the one beside it is damaged.
@@ -163,12 +164,12 @@ def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
 
 
 def all_class_names(names: Sequence[str], num_classes: int) -> tuple[str, ...]:
-  """Returns a name for each logit: "class 7" where there is none."""
+  """Returns a name for each logit, such as "class 7" for one without a name."""
   return *names, *(f"class {i}" for i in range(len(names), num_classes))
 
 
 def kept(path: Path, key: str) -> Any:
-  """Returns what `weights.save` put into a file under a key; None if nothing."""
+  """Returns the value that `weights.save` stored under a key; None if there is none."""
   text = _metadata(path).get(key)
   if text is None:
     return None

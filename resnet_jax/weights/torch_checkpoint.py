@@ -1,11 +1,11 @@
-"""Reads what `torch.save` wrote, without PyTorch and without running any of its code.
+"""Reads files of `torch.save` without PyTorch and without running any code in them.
 
-A file of PyTorch is a pickle (`torch_pickle.py`) and the raw numbers beside it. Three
-containers are read: zip (since PyTorch 1.6), the pickles one after the other before
-it, and the tar of the first versions. Numbers stay in the file, mapped into memory,
-until somebody copies them: nobody may shorten the file before that. Files come from
-anywhere: nothing here takes memory or time for what a file only claims to hold, and a
-file that readers could understand differently is refused.
+A PyTorch file holds a pickle (`torch_pickle.py`) and raw numbers. Three containers are
+read: zip (since PyTorch 1.6), consecutive pickles (before 1.6) and the tar of the first
+versions. The numbers stay in the file, mapped into memory, until they are copied; the
+file must not be shortened before that. Files are not trusted: what a file only claims
+to hold takes no memory or time, and a file that readers could interpret differently is
+refused.
 """
 
 import io
@@ -24,7 +24,7 @@ import numpy as np
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights.torch_pickle import Machine, Refused, Storage, Tensor
 
-# Globals that a pickle asked for and may not have, in order.
+# Refused globals that a pickle asked for, in order.
 _Names = dict[str, None]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_AXES = 8
@@ -32,24 +32,24 @@ _MOST_AXES = 8
 _MOST_RECORDS = 30_000
 _LARGEST_DIRECTORY = 2**22
 _LONGEST_NAME = 200
-# How the names of all parameters and statistics of layers end.
+# Endings of the names of all parameters and statistics of layers.
 _ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
   """Reads a state dict, alone or within a checkpoint under "state_dict" or "model".
 
-  Other objects of the checkpoint are not made, and nothing is said of them.
+  Other objects of the checkpoint are not created and are silently ignored.
 
   Args:
     path: a file that `torch.save` wrote.
 
   Returns:
-    The tensors by name, as read-only views of the file, None for each whose numbers
-    are not in the file as they should be; and what is wrong, in a few lines.
+    The tensors by name, as read-only views of the file, or None if their numbers are
+    missing or wrong in the file; and a short list of the problems.
 
   Raises:
-    ValueError: the file is no such file.
+    ValueError: the file holds no state dict of `torch.save`, or is damaged.
   """
   problems: list[str] = []
   refused: _Names = {}
@@ -67,7 +67,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
         raise UserError("it holds no state dict; save its state_dict() instead")
       tensors = _state_dict(content, problems)
     except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
-      # What zipfile, struct and others say of damaged bytes helps nobody.
+      # The messages of zipfile, struct and others about damaged bytes help nobody.
       known = isinstance(error, UserError)
       said = str(error) if known else "it ends early or is no such"
       reasons = "; ".join([*_asks(refused), said])
@@ -89,7 +89,7 @@ def _asks(refused: _Names) -> list[str]:
 
 
 def _few(texts: Sequence[str], most: int = 10) -> list[str]:
-  """Returns the first texts and how many there are besides, for a message."""
+  """Returns the first texts and the number of other texts, for a message."""
   more = [f"and {len(texts) - most} more"] if len(texts) > most else []
   return [*texts[:most], *more]
 
@@ -120,7 +120,7 @@ def _what(value: Any) -> str:
 
 
 def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
-  """Returns a tensor as a view of its storage, if it lies within."""
+  """Returns a tensor as a view of its storage; None if it is not inside the storage."""
   storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
   if not isinstance(storage, Storage):
     problems.append(f"{name} cannot be read: its storage is {_what(storage)}")
@@ -148,7 +148,7 @@ def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   itemsize = storage.dtype.itemsize
   start = tensor.offset * itemsize if size else 0
   steps = [stride * itemsize for stride in strides]
-  # NumPy checks once more that all of it lies within.
+  # NumPy checks again that the view is inside the storage.
   return np.ndarray(shape, storage.dtype, storage.data, start, steps)
 
 
@@ -181,8 +181,8 @@ def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   machine = Machine(storages.find, refused)
   _check_directory(data)
   with zipfile.ZipFile(file) as archive:
-    # PyTorch takes these names, whatever other ones an extra field gives; it finds
-    # records without looking at the case of letters.
+    # PyTorch uses these names, even if an extra field gives others. It ignores the case
+    # of letters when it finds records.
     entries = {info.orig_filename: info for info in archive.infolist()}
     names = Counter(info.orig_filename.lower() for info in archive.infolist())
   ((twice, times),) = names.most_common(1)
@@ -209,11 +209,11 @@ def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
 
 
 def _check_directory(data: np.ndarray) -> None:
-  """Refuses a zip with a large directory, or with one that could be another."""
+  """Refuses a zip whose directory is large or ambiguous."""
   end = len(data) - 22
   magic, count, size, start, comment = struct.unpack("<4s6xHLLH", data[-22:].data)
   whole = magic == b"PK\5\6" and comment == 0
-  if data[end - 20 : end - 16].tobytes() == b"PK\6\7":  # PyTorch writes one of 64 bits.
+  if data[end - 20 : end - 16].tobytes() == b"PK\6\7":  # PyTorch writes zip64.
     (place,) = struct.unpack("<8xQ4x", data[end - 20 : end].data)
     end -= 76
     magic, count, size, start = struct.unpack("<4s28xQQQ", data[end : end + 56].data)
@@ -229,7 +229,7 @@ def _check_directory(data: np.ndarray) -> None:
 def _check_stored(info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
   """Returns the bytes of a zip entry; torch.save does not compress."""
   header = data[info.header_offset :][:30].tobytes()
-  folder = info.external_attr & 0x10  # PyTorch reads nothing of it.
+  folder = info.external_attr & 0x10  # PyTorch reads nothing from a folder.
   if info.compress_type != zipfile.ZIP_STORED or header[:4] != b"PK\3\4" or folder:
     raise UserError("it is compressed or damaged")
   name_size, extra_size = struct.unpack("<HH", header[26:30])
@@ -262,7 +262,7 @@ def _read_counted(file: BinaryIO, data: np.ndarray, storage: Storage) -> None:
 
 
 def _read_legacy(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
-  """Magic, version, machine, object and keys as pickles; then the storages."""
+  """Reads pickles of magic, version, machine, object and keys, then the storages."""
   storages = _Storages()
   machine = Machine(storages.find, refused)
   if (magic := machine.load(file)) != _LEGACY_MAGIC:
@@ -281,7 +281,7 @@ def _read_legacy(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
 
 
 def _read_tar(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
-  """Members `storages`, `tensors` and `pickle`, each a row of pickles and numbers."""
+  """Reads `storages`, `tensors` and `pickle`, each a series of pickles and numbers."""
   objects: dict[int, Storage | Tensor] = {}
 
   def find(persistent_id: Any) -> Storage | Tensor:
@@ -302,7 +302,7 @@ def _read_tar(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
     name = header[:100].partition(b"\0")[0].decode()
     if name in starts:
       raise UserError(f"it has two members of the name {name!r}")
-    # Links, and headers that give another one another name.
+    # Refuses links, and headers that change the name of a member.
     if header[156:157] not in (b"0", b"\0") or header[345]:
       raise UserError(f"its member {name!r} is no plain file")
     starts[name] = at + 512

@@ -1,7 +1,7 @@
-"""What PyTorch calls each parameter and statistic of a network.
+"""The names in PyTorch of each parameter and statistic of a network.
 
-torchvision's names, and timm's for what torchvision does not have (squeeze-excite,
-deep stems, pooled shortcuts, pre-activation); names of our own for the rest.
+They are torchvision's names; timm's for what torchvision does not have (squeeze-excite,
+deep stems, pooled shortcuts, pre-activation); and our own for the rest.
 """
 
 from functools import partial
@@ -20,7 +20,8 @@ _LEAVES = {
   "mean": "running_mean",
   "var": "running_var",
 }
-# timm's deep stem: convolution, norm and ReLU are numbered through, but the last norm.
+# timm's deep stem numbers its convolutions, norms and ReLUs in one series, except the
+# last norm.
 _DEEP_STEM = {
   "conv1": "conv1.0",
   "bn1": "conv1.1",
@@ -35,7 +36,7 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
   """Returns the path of every leaf of `variables` by its name in PyTorch.
 
   Args:
-    model: gives the kind of names.
+    model: decides the kind of names.
     variables: {"params": ..., "batch_stats": ...} in the named layout; may be
       abstract.
   """
@@ -50,9 +51,9 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
 
 
 def canonical(name: str) -> str:
-  """Returns torchvision's name for those of other sources.
+  """Returns torchvision's name for a name of another source.
 
-  `module.` is what DataParallel adds; `linear` and `shortcut` are the names of
+  DataParallel adds `module.`; `linear` and `shortcut` are names of
   kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10.
   """
   name = name.removeprefix("module.").replace(".shortcut.", ".downsample.")
@@ -85,7 +86,7 @@ def _module(path: Path, pooled: bool = False) -> str:
 
 
 def _preact_module(path: Path) -> str:
-  """Names of timm's resnetv2."""
+  """Returns the name in timm's resnetv2."""
   match path:
     case ("head",):
       return "head.fc"

@@ -2,9 +2,9 @@
 
 A pickle is a program for a small stack machine. `Machine` has only the instructions
 that a state dict needs and knows only the globals of `_GLOBALS`; it imports nothing
-and calls nothing by name. Whatever else a pickle makes, such as `argparse.Namespace`,
-becomes a `Refused`, which only matters to a tensor that is made of it. An instruction
-costs about the same whatever it is given, and their number is limited.
+and calls nothing by name. Any other object of a pickle, such as `argparse.Namespace`,
+becomes a `Refused`, which only matters if a tensor is made of it. An instruction costs
+about the same for any argument, and the number of instructions is limited.
 """
 
 import dataclasses
@@ -30,7 +30,7 @@ DTYPES = {
   "CharStorage": np.dtype("i1"),
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
-  # Of no weights. Before zip, numbers that are not used are stepped over by their size.
+  # No weights have these. In files older than zip, unused numbers are skipped by size.
   "ComplexFloatStorage": np.dtype("<c8"),
   "ComplexDoubleStorage": np.dtype("<c16"),
   "QInt8Storage": np.dtype("i1"),
@@ -42,7 +42,7 @@ DTYPES = {
 
 @dataclasses.dataclass
 class Storage:
-  """Numbers of one dtype; `data` is their bytes, or None where they are not found."""
+  """Numbers of one dtype; `data` is their bytes, or None if they are not found."""
 
   name: str
   dtype: np.dtype
@@ -53,7 +53,7 @@ class Storage:
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-  """A view of a storage; all in elements."""
+  """A view of a storage; offset, shape and strides are in elements."""
 
   storage: Storage
   offset: int
@@ -63,12 +63,12 @@ class Tensor:
 
 @dataclasses.dataclass(eq=False, frozen=True, slots=True)
 class Refused:
-  """Stands for an object that is not made; `what` says of which kind it would be."""
+  """Stands for an object that is not created; `what` says what it would be."""
 
   what: str
 
 
-# What a pickle gives to these is anything; whoever uses a tensor checks it.
+# A pickle can pass anything to these functions; the code that uses a tensor checks it.
 def _rebuild_tensor(
   storage: Any,
   offset: Any,
@@ -84,11 +84,11 @@ def _rebuild_tensor(
 
 
 def _size(shape: Any) -> Any:
-  return shape  # Never a copy: a pickle could ask for many.
+  return shape  # Not a copy, because a pickle could ask for many.
 
 
 def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> dict[str | int, Any]:
-  """The way OrderedDict is pickled by Python 2: a list of pairs."""
+  """Makes an OrderedDict from a list of pairs, as Python 2 pickles it."""
   made: dict[str | int, Any] = {}
   for key, value in items:
     _set_item(made, key, value)
@@ -98,8 +98,8 @@ def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> dict[str | int, Any]
 def _set_item(target: dict[str | int, Any], key: Any, value: Any) -> None:
   if not isinstance(target, dict):
     raise UserError(f"a {type(target).__name__} gets a key")
-  # Tuples of tuples could take forever to be hashed, and large numbers collide. No
-  # tensor that anybody wants has such a key.
+  # It could take forever to hash tuples of tuples, and hashes of large numbers collide.
+  # No useful tensor has such a key.
   if isinstance(key, str) or (isinstance(key, int) and 0 <= key < _MOST_INTEGER):
     target[key] = value
 
@@ -114,7 +114,7 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _GLOBALS = (
   _FUNCTIONS
   | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
-  # What the tar of the first versions calls the kinds of tensors; not used.
+  # The kinds of tensors, as the tar of the first versions names them; not used.
   | {
     f"torch.{device}{name.replace('Storage', 'Tensor')}": None
     for name in DTYPES
@@ -128,17 +128,18 @@ _LITERALS = {
   *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# Eight thousand tensors, as ResNet-1202 has, take 250,000. An instruction of one byte
-# may make an object of eighty, so this bounds the memory that a pickle takes.
+# The eight thousand tensors of ResNet-1202 take 250,000. An instruction of one byte may
+# create an object of 80 bytes, so this bounds the memory that a pickle takes.
 _MOST_INSTRUCTIONS = 500_000
 _MOST_ARGUMENTS = 8  # Of a call; `_rebuild_tensor_v2` has seven.
 _MOST_REFUSED = 100  # Names that are kept for a message.
 _MOST_INTEGER = 2**32
-_LONGEST_STRING = 1000  # In bytes. Longer ones are names of nothing, and are skipped.
-# A character may take four bytes, so this many of a string count as an instruction.
+_LONGEST_STRING = 1000  # In bytes. Longer strings name nothing and are skipped.
+# A character may take four bytes, so this many bytes of a string count as one
+# instruction.
 _BYTES_PER_INSTRUCTION = 16
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
-# Bytes of the size that comes before an argument.
+# Number of bytes of the size field before an argument.
 _SIZES = {
   pickletools.TAKEN_FROM_ARGUMENT1: 1,
   pickletools.TAKEN_FROM_ARGUMENT4: 4,
@@ -151,8 +152,8 @@ class Machine:
   """Runs pickles.
 
   Attributes:
-    refused: gets the first globals that are asked for and not allowed, in order.
-    find_persistent: gives the object that a pickle names by its persistent id.
+    refused: collects the first globals that are asked for and not allowed, in order.
+    find_persistent: returns the object that a pickle names by its persistent id.
   """
 
   def __init__(self, find_persistent: Callable[[Any], Any], refused: dict[str, None]):
@@ -188,7 +189,7 @@ class Machine:
         file.seek(size, os.SEEK_CUR)
         return Refused("a long string")
       content += file.read(size)
-    else:  # Of some bytes that are always as many.
+    else:  # Arguments of a fixed size.
       return opcode.arg.reader(file)
     self._count(len(content) // _BYTES_PER_INSTRUCTION)
     return opcode.arg.reader(io.BytesIO(content))
@@ -212,7 +213,7 @@ class Machine:
       self._below.append(stack)
       self._stack = []
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-      if not 0 <= argument < _MOST_INTEGER:  # Large numbers collide.
+      if not 0 <= argument < _MOST_INTEGER:  # Their hashes collide.
         raise UserError("its memo has too large a number")
       self._memo[argument] = stack[-1]
     elif name == "MEMOIZE":
@@ -254,7 +255,7 @@ class Machine:
       stack.append(self._find_persistent(stack.pop()))
     elif name in ("REDUCE", "NEWOBJ", "NEWOBJ_EX"):
       if name == "NEWOBJ_EX":
-        stack.pop()  # Arguments by name, which no function here takes.
+        stack.pop()  # Keyword arguments, which no function here takes.
       stack.append(self._call(*self._pop_pair()))
     elif name == "INST":  # A class and its arguments in one, from protocol 0.
       arguments = self._pop_to_mark()
@@ -263,7 +264,7 @@ class Machine:
       function, *arguments = self._pop_to_mark()
       self._stack.append(self._call(function, arguments))
     elif name == "BUILD":
-      # Attributes: an OrderedDict has `_metadata`, the versions of its modules.
+      # Drops attributes; an OrderedDict has `_metadata`, the versions of its modules.
       stack.pop()
     else:
       raise UserError(f"pickle instruction {name} is not allowed")
@@ -274,7 +275,7 @@ class Machine:
 
   def _joined(self) -> str:
     names = self._pop_pair()
-    # From the memo, a long name could be joined and kept many times over.
+    # A long name from the memo could be joined and stored many times.
     if sum(map(len, names)) > 200:
       raise UserError("it asks for a global of a name too long")
     return " ".join(names)

@@ -1,1 +1,1 @@
-"""A data set read once and reported on, before training on it."""
+"""Checks a data set before training and reports what is wrong."""

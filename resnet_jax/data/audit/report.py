@@ -1,4 +1,4 @@
-"""What was found in a data set, and how it is said; N is the images of a split."""
+"""The report on a data set, and its text. N is the number of images of a split."""
 
 import dataclasses
 import statistics
@@ -13,11 +13,12 @@ class SplitReport:
   """What a split holds.
 
   Attributes:
-    images: N, with those that cannot be read.
-    classes: number of images of each class.
-    sizes: "width" and "height" in pixels, upright: "min", "median", "max"; and
-      "frequent": number of images of the 5 most frequent. Empty if none can be read.
-    modes, formats: number of images of each, as Pillow names them.
+    images: N, including unreadable images.
+    classes: number of images per class.
+    sizes: "width" and "height" of the upright images in pixels, each with "min",
+      "median" and "max". "frequent" has the number of images of each of the 5 most
+      frequent sizes. Empty if no image can be read.
+    modes, formats: number of images per mode and per format, by Pillow's names.
   """
 
   images: int
@@ -32,19 +33,19 @@ class Report:
   """What a data set holds and what is wrong with it.
 
   Attributes:
-    source: its folder, table or name.
-    splits: by name.
-    skipped: splits without images or labels, and why.
-    unreadable: "file" and "reason" of images, and of the folders of splits.
-    duplicates: groups of equal files, those across splits first.
-    across_splits: how many groups are across splits.
-    different_labels: the groups that are of several classes.
-    missing_classes: those of which a split has no images.
-    misnamed: "file" and "format" of images whose suffix is that of another one.
-    ignored: number of files in the folder with each suffix that is no image's.
+    source: folder, table or name of the data set.
+    splits: the report on each split, by name.
+    skipped: splits without images or labels, with the reason.
+    unreadable: "file" and "reason" of each unreadable image or folder of a split.
+    duplicates: groups of identical files; groups across splits come first.
+    across_splits: number of groups across splits.
+    different_labels: the groups whose files belong to several classes.
+    missing_classes: the classes without images, per split.
+    misnamed: "file" and true "format" of images whose suffix is another format's.
+    ignored: number of files in the folder per non-image suffix.
     unlisted: number of images in the folder that are in no class of a split.
-    sixteen_bits: number of images with 16 bits a channel.
-    highest_value: what their values do not exceed, as the upper 8 bits say, such as
+    sixteen_bits: number of images with 16 bits per channel.
+    highest_value: upper bound of their values, computed from the upper 8 bits, such as
       4095 of 65535; 0 if there are no such images.
     picture: path of the contact sheet, or "".
   """
@@ -66,13 +67,13 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether all can be read, nothing is in two splits and no class lacks training."""
+    """Whether all is readable, no file is in two splits and "train" lacks no class."""
     is_whole = "train" not in self.missing_classes
     return is_whole and not self.unreadable and not self.across_splits
 
 
 def describe(report: Report) -> str:
-  """Says what a report holds, in lines."""
+  """Returns the report as text."""
   lines = [report.source]
   for split, part in report.splits.items():
     ranked = sorted((-count, name) for name, count in part.classes.items() if count)

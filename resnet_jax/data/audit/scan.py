@@ -1,6 +1,7 @@
-"""What a data set holds and what is wrong with it, before a run finds out.
+"""Scans a data set for problems before training.
 
-Every image is read and decoded once, as training does. N is the images of a split.
+Every image is read and decoded once, as in training. N is the number of images of a
+split.
 """
 
 import hashlib
@@ -41,29 +42,30 @@ from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
 
 Images = FileList | TfdsImages | EncodedImages
-# All that is kept of an image, so that millions fit in memory; one that cannot be read
-# has no format.
+# All that is kept per image, so that millions fit in memory. An unreadable image has no
+# format.
 _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
 _FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
-_CHUNK = 32  # Images that a thread still reads when it is told to stop.
-_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Of the contact sheet.
+_CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
+_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
 
 
 def scan(
   config: DataConfig, picture: str = "", progress: Progress | None = None
 ) -> Report:
-  """Looks at every image of every split.
+  """Reads and checks every image of every split.
 
   Args:
-    config: `name` ("folder" or a TFDS set), `dir`, `val_share`, `max_pixels` and
-      `num_threads` count.
-    picture: a file to be, .png: some training images of some classes; "" is none.
-    progress: shows how far it is.
+    config: only `name` ("folder" or a TFDS set), `dir`, `val_share`, `max_pixels` and
+      `num_threads` are used.
+    picture: path of a .png file to write, with some training images of some classes; ""
+      writes none.
+    progress: displays the progress.
 
   Raises:
-    ValueError: `picture` can be no such file; or see `list_images` and `load_tfds`.
-    FileNotFoundError: the data set is not there.
+    ValueError: `picture` is no valid .png path; see also `list_images` and `load_tfds`.
+    FileNotFoundError: the data set does not exist.
   """
   sheet = Path(picture)
   if picture and (
@@ -113,7 +115,7 @@ def scan(
 def _open_splits(
   config: DataConfig,
 ) -> tuple[dict[str, Images], dict[str, str], list[dict[str, str]]]:
-  """Returns the splits, those that are skipped, and those that are refused."""
+  """Returns the opened splits, the skipped splits and the refused splits."""
   opened: dict[str, Images] = {}
   skipped, refused = {}, []
   if config.name == "folder":
@@ -138,7 +140,7 @@ def _open_splits(
     whole = load_tfds(config.name, config.dir, "all", stream=True)
     assert isinstance(whole, TfdsImages)
     for split, info in whole.records.dataset_info.splits.items():
-      if not info.num_examples:  # It cannot be opened.
+      if not info.num_examples:  # TFDS cannot open it.
         skipped[split] = "it has no images"
         continue
       records = load_tfds(config.name, config.dir, split, stream=True)
@@ -168,7 +170,7 @@ def _why_skipped(source: Images) -> str:
 
 
 def _count_files(root: Path) -> tuple[dict[str, int], int]:
-  """Returns how many files have each suffix that is no image's, and how many have."""
+  """Returns the number of files per non-image suffix, and the number of images."""
   paths = files_below(root)
   others = count_other_suffixes(paths)
   return dict(sorted(others.items())), len(paths) - others.total()
@@ -177,10 +179,10 @@ def _count_files(root: Path) -> tuple[dict[str, int], int]:
 def _look(
   source: Images, config: DataConfig, split: str, bar: Progress
 ) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]], list[int]]:
-  """Returns [N] `_FACTS`, and what was found besides.
+  """Reads a split and returns [N] `_FACTS` and three lists.
 
-  That is (index, reason) of errors, (index, format) of misnamed files, and the highest
-  value of each image of 16 bits.
+  The lists hold (index, reason) of errors, (index, format) of misnamed files, and the
+  highest value of each 16-bit image.
   """
   facts = np.zeros(len(source), _FACTS)
   facts["label"] = source.labels if isinstance(source, FileList) else -1
@@ -194,16 +196,16 @@ def _look(
         image = open_image(data, config.max_pixels)
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
-        pixels = decode(data, image, 8)  # All is read, less is computed.
+        pixels = decode(data, image, 8)  # All bytes are read, fewer pixels computed.
         if has_16_bits(data, image):
           highest.append(256 * int(pixels.max()) + 255)
-      except Exception as error:  # Libraries raise all kinds.
+      except Exception as error:  # Libraries raise errors of many types.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
       digest = hashlib.blake2b(data, digest_size=16).digest()
       facts[i] = (digest, label, *size, mode, kind)
       suffix = os.path.splitext(source.name(i))[1].lower()
-      # MPO is JPEG with more pictures behind it.
+      # MPO is a JPEG that is followed by more pictures.
       if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
         misnamed.append((i, kind))
 
@@ -213,7 +215,7 @@ def _look(
     for _ in pool.map(look, range(0, len(source), _CHUNK)):
       bar.advance(task, _CHUNK)
   finally:
-    # After Ctrl-C there may be a million left.
+    # After Ctrl-C, a million images may still wait to be read.
     pool.shutdown(wait=False, cancel_futures=True)
   return facts, sorted(errors), sorted(misnamed), highest
 
@@ -242,7 +244,7 @@ def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
 def _find_duplicates(
   opened: dict[str, Images], facts: dict[str, np.ndarray]
 ) -> dict[str, Any]:
-  """Returns the fields of `Report` that are about equal files."""
+  """Returns the fields of `Report` about identical files."""
   every = np.concatenate(list(facts.values()))
   sources = list(opened.values())
   lengths = [len(source) for source in sources]
@@ -269,7 +271,7 @@ def _find_duplicates(
 
 
 def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) -> None:
-  """Writes a contact sheet: a row of squares for each of some classes."""
+  """Writes a contact sheet with some classes, one row of square images per class."""
   rng = np.random.default_rng(0)
   good = facts["format"] != b""
   labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])

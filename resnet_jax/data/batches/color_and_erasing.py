@@ -1,4 +1,4 @@
-"""On-device changes of colour and blanked rectangles: functions of (key, images).
+"""On-device colour jitter and random erasing: functions of (key, images).
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -25,13 +25,13 @@ def _blend(
   other: Array | float,
   factor: Float32[Array, "b 1 1 1"],
 ) -> Float32[Array, "b h w c"]:
-  """Goes from `other` (factor 0) to the images (factor 1) and beyond, in [0, 255]."""
+  """Blends `other` (factor 0) with the images (factor 1) and clips to [0, 255]."""
   return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
 
 
 def _grey(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 1"]:
-  """Returns the luma of ITU-R BT.601, as PIL's mode L."""
-  # Not a matrix product: accelerators would round its factors.
+  """Returns the luma of ITU-R BT.601, like PIL's mode L."""
+  # Not a matrix product, because accelerators would round its factors.
   luma = prepend_axes(jnp.array([0.299, 0.587, 0.114], jnp.float32), images)
   return jnp.sum(images * luma, axis=-1, keepdims=True)
 
@@ -52,13 +52,13 @@ def _adjust_saturation(images: Array, factor: Array) -> Array:
 def _shift_hue(
   images: Float32[Array, "b h w 3"], turns: Float32[Array, "b 1 1 1"]
 ) -> Float32[Array, "b h w 3"]:
-  """Turns the hue of HSV; value and saturation, so also [0, 255], stay."""
+  """Rotates the HSV hue. Value and saturation stay, and so does the range [0, 255]."""
   red, green, blue = jnp.split(images, 3, axis=-1)
   value = jnp.max(images, axis=-1, keepdims=True)
   chroma = value - jnp.min(images, axis=-1, keepdims=True)
   divisor = jnp.where(chroma == 0, 1, chroma)  # grey has no hue; any will do
   # Not by equality with `value`: a compiler may compute the channels twice and round
-  # them differently. Between two that are almost equal either gives the same colour.
+  # them differently. If two channels are almost equal, either gives the same colour.
   hue = jnp.where(  # in sixths of a turn
     red >= jnp.maximum(green, blue),
     (green - blue) / divisor,
@@ -80,19 +80,20 @@ def color_jitter(
 ) -> Float32[Array, "b h w 3"]:
   """Changes the colours of each image at random, as torchvision's ColorJitter does.
 
-  Always in the order of the arguments, where torchvision draws one. The factor of
-  a strength s is uniform in [max(0, 1 - s), 1 + s]; it blends the image with black,
-  with the mean of its grey version, or with its grey version. Clipped to [0, 255]
-  after each. Strength 0 changes nothing.
+  The changes follow the order of the arguments; torchvision draws a random order. A
+  strength s gives a factor that is uniform in [max(0, 1 - s), 1 + s]. It blends the
+  image with black (brightness), with the mean of its grey version (contrast) or with
+  its grey version (saturation). Each result is clipped to [0, 255]. Strength 0 changes
+  nothing.
 
   Args:
     key: the same key always gives the same colours.
     images: in [0, 255].
     brightness: strength, >= 0.
-    contrast: likewise.
-    saturation: likewise.
-    hue: the hue shifts by a uniform draw from [-hue, hue] turns of the colour
-      circle, in [0, 0.5].
+    contrast: strength, >= 0.
+    saturation: strength, >= 0.
+    hue: largest shift of the hue in turns of the colour circle, in [0, 0.5]. The shift
+      is uniform in [-hue, hue].
 
   Returns:
     In [0, 255], not rounded.
@@ -124,7 +125,7 @@ def box_mask(
   right: Int[Array, "*b"],
   image_shape: tuple[int, ...],
 ) -> Bool[Array, "... {image_shape[0]} {image_shape[1]} 1"]:
-  """Returns what is inside of a box; sides [B, 1, 1, 1] give B boxes."""
+  """Returns the mask of the pixels in a box; sides [B, 1, 1, 1] give B masks."""
   rows = prepend_axes(jnp.arange(image_shape[0])[:, None, None], top)
   columns = prepend_axes(jnp.arange(image_shape[1])[None, :, None], top)
   return (top <= rows) & (rows < bottom) & (left <= columns) & (columns < right)
@@ -139,18 +140,20 @@ def random_erasing(
 ) -> Num[Array, "b h w c"]:
   """Sets a random rectangle of some images to 0 (Zhong et al. 2017, algorithm 1).
 
-  As torchvision's RandomErasing, but a rectangle that does not fit is cut to the
-  height or width of the image, where torchvision draws again up to 10 times.
+  It works like torchvision's RandomErasing, except for a rectangle that does not fit.
+  Here it is cut to the height or width of the image; torchvision draws again up to 10
+  times.
 
   Args:
     key: the same key always gives the same rectangles.
     images: normalised, so that 0 is the mean.
-    probability: of each image to lose a rectangle, in [0, 1]; 0 changes nothing.
-    scale: smallest and largest area, as a share of the image; drawn uniformly.
-    ratio: smallest and largest height / width; drawn uniformly in its logarithm.
+    probability: probability that an image loses a rectangle, in [0, 1]; 0 changes
+      nothing.
+    scale: smallest and largest area, as a fraction of the image; drawn uniformly.
+    ratio: smallest and largest height / width; its logarithm is drawn uniformly.
 
   Returns:
-    In the dtype of `images`.
+    Same dtype as `images`.
   """
   if not probability:
     return images

@@ -1,7 +1,7 @@
 """On-device mixing of images and targets within a batch: mixup and cutmix.
 
-Shapes: B batch, H height, W width, C channels, K classes. Targets are
-probabilities of the classes.
+Shapes: B batch, H height, W width, C channels, K classes. Targets are class
+probabilities.
 """
 
 from collections.abc import Callable
@@ -20,7 +20,7 @@ Mix = Callable[[jax.Array, jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
 def _beta(key: PRNGKeyArray, alpha: float) -> Float32[Array, ""]:
   """Draws from Beta(alpha, alpha)."""
-  # jax.random.beta draws the two gammas apart, which takes twice as long to compile.
+  # jax.random.beta draws the two gammas separately and takes twice as long to compile.
   first, second = jax.random.loggamma(key, alpha, (2,))
   return jax.nn.sigmoid(first - second)
 
@@ -40,13 +40,13 @@ def mixup(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, " b *k"]]:
   """Averages each image and its target with another's (Zhang et al. 2018, section 2).
 
-  One weight for the batch and the previous image of the batch as the partner, as in
-  torchvision's MixUp.
+  As in torchvision's MixUp, the whole batch has one weight, and each image is mixed
+  with the previous image of the batch.
 
   Args:
     key: the same key always gives the same weight.
     images: any.
-    targets: of a classification each row sums to 1.
+    targets: for classification, each row sums to 1.
     alpha: the weight is drawn from Beta(alpha, alpha); 0 changes nothing.
 
   Returns:
@@ -66,16 +66,16 @@ def cutmix(
 ) -> tuple[Num[Array, "b h w c"], Float[Array, " b *k"]]:
   """Pastes a box of another image into each (Yun et al. 2019, section 3.1).
 
-  One box for the batch and the previous image of the batch as the partner, as in
-  torchvision's CutMix. The centre is uniform and the box cut at the borders; the
-  targets are weighted by the shares of the pixels that this leaves.
+  As in torchvision's CutMix, the whole batch has one box, and its content comes from
+  the previous image of the batch. The centre of the box is uniform, and the box is cut
+  at the image border. The targets are weighted by the resulting fractions of pixels.
 
   Args:
     key: the same key always gives the same box.
     images: any.
-    targets: of a classification each row sums to 1.
-    alpha: the share outside the uncut box is drawn from Beta(alpha, alpha); 0
-      changes nothing.
+    targets: for classification, each row sums to 1.
+    alpha: the fraction of the area outside the uncut box is drawn from Beta(alpha,
+      alpha); 0 changes nothing.
 
   Returns:
     Images and targets, shapes and dtypes as given.
@@ -88,7 +88,7 @@ def cutmix(
   rows, columns = (half * height).astype(jnp.int32), (half * width).astype(jnp.int32)
   row = jax.random.randint(row_key, (), 0, height)
   column = jax.random.randint(column_key, (), 0, width)
-  # Pixels outside the image are in no mask, which cuts the box.
+  # The mask has only pixels of the image, which cuts the box at the border.
   box = box_mask(
     row - rows, row + rows, column - columns, column + columns, images.shape[1:]
   )

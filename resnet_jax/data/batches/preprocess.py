@@ -32,7 +32,7 @@ Augment = Callable[[jax.Array, jax.Array], jax.Array]
 
 @runtime_checkable
 class Preprocess(Protocol):
-  """`preprocess` with its settings."""
+  """`preprocess` with its settings bound."""
 
   def __call__(
     self, images: UInt8[Array, "b h w c"], key: PRNGKeyArray | None = None
@@ -50,7 +50,7 @@ def random_crop(
     padding: largest shift along each spatial axis, in pixels, >= 0.
 
   Returns:
-    In the dtype of `images`.
+    Same dtype as `images`.
   """
   batch, *image_shape = images.shape
   offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
@@ -80,9 +80,9 @@ def normalize(
   Args:
     images: in [0, 255].
     mean: C values, or one for all channels, of pixels scaled to [0, 1].
-    std: likewise.
+    std: standard deviations, in the same form as `mean`.
   """
-  # One multiplication and one subtraction for each pixel.
+  # One multiplication and one subtraction per pixel.
   scale = 1 / (255 * jnp.array(std, jnp.float32))
   shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
   pixels = images.astype(jnp.float32)
@@ -96,7 +96,7 @@ def resize_and_crop(
 
   Args:
     images: any.
-    resize: new length of the shorter of H and W, in pixels; 0 leaves the size.
+    resize: new length of the shorter of H and W, in pixels; 0 keeps the size.
     crop: side of the square, in pixels; 0 cuts nothing.
     interpolation: "bilinear" or "bicubic", antialiased, rounded to whole grey levels.
 
@@ -138,21 +138,21 @@ def preprocess(
   std: Sequence[float],
   own: Augment | None = None,
 ) -> Float32[Array, "b _ _ c"]:
-  """Normalises; augments too if there is a key.
+  """Normalises the images; with a key, also augments them.
 
   Args:
     images: as stored.
-    key: of the batch in training; None in evaluation.
+    key: PRNG key of the batch in training; None in evaluation.
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
-    brightness: see `color_jitter`; likewise the next three.
-    contrast: strength.
-    saturation: strength.
-    hue: strength.
+    brightness: strength, see `color_jitter`.
+    contrast: strength, see `color_jitter`.
+    saturation: strength, see `color_jitter`.
+    hue: strength, see `color_jitter`.
     erasing: probability, see `random_erasing`.
     mean: see `normalize`.
     std: see `normalize`.
-    own: (key, images) -> images, an own augmentation that comes first.
+    own: (key, images) -> images, the user's augmentation, which is applied first.
   """
   if key is None:
     return normalize(images, mean, std)

@@ -1,7 +1,8 @@
 """RandAugment and TrivialAugment of one image at a time, on the host with Pillow.
 
 Shapes: H height, W width. Images are RGB, uint8 in [0, 255]. All randomness comes
-from the caller's generator and nothing is shared, so worker threads may call at once.
+from the caller's generator and nothing is shared, so several threads may call these
+functions at the same time.
 """
 
 import math
@@ -13,7 +14,7 @@ from PIL import Image, ImageEnhance, ImageOps
 
 from resnet_jax.runtime.errors import UserError
 
-LAST_BIN = 30  # torchvision's 31 strengths
+LAST_BIN = 30  # torchvision has 31 strengths, from 0 to 30
 
 
 Change = Callable[[Image.Image, float], Image.Image]
@@ -25,8 +26,8 @@ class Op(NamedTuple):
   Attributes:
     apply: maps an RGB image and a value to an image of the same size.
     rand: values at both ends in RandAugment.
-    wide: likewise in TrivialAugment's wide space.
-    signed: whether every other draw, on average, negates the value.
+    wide: values at both ends in TrivialAugment's wide space.
+    signed: whether the value is negated with probability 1/2.
   """
 
   apply: Change
@@ -36,7 +37,7 @@ class Op(NamedTuple):
 
 
 def _affine(image: Image.Image, *matrix: float) -> Image.Image:
-  """Reads (x, y) of the result at (a x + b y + c, d x + e y + f), or black."""
+  """Takes pixel (x, y) from (a x + b y + c, d x + e y + f); black if it is outside."""
   return image.transform(image.size, Image.Transform.AFFINE, matrix)
 
 
@@ -47,11 +48,11 @@ def _enhance(kind: Callable[[Image.Image], ImageEnhance._Enhance]) -> Change:
 def operations(width: int, height: int) -> dict[str, Op]:
   """Returns the operations of both policies for images of this size in pixels.
 
-  Shear is a slope about the top left corner, translation in whole pixels to the
-  right or down, rotation in degrees anticlockwise about the centre; they read the
-  nearest pixel and fill with black. The enhancements blend with factor 1 + value.
-  Posterize keeps that many high bits. Solarize inverts pixels at or above its value:
-  at bin 0 that is still white, as in torchvision.
+  Shear is a slope about the top left corner. Translation is in whole pixels to the
+  right or down. Rotation is in degrees anticlockwise about the centre. These operations
+  read the nearest pixel and fill with black. The enhancements blend with factor
+  1 + value. The value of posterize is the number of high bits that it keeps. Solarize
+  inverts pixels at or above its value; as in torchvision, bin 0 still inverts white.
   """
   slope = (0, 0.3), (0, 0.99)
   factor = (0, 0.9), (0, 0.99)
@@ -88,7 +89,7 @@ def _apply(
   rng: np.random.Generator,
 ) -> Image.Image:
   start, stop = ends
-  # Multiplied before divided: whole values stay exact.
+  # Multiply before dividing, so that whole values stay exact.
   value = start + (stop - start) * strength / LAST_BIN
   return op.apply(image, -value if op.signed and rng.integers(2) else value)
 
@@ -96,13 +97,13 @@ def _apply(
 def rand_augment(
   image: np.ndarray, rng: np.random.Generator, num_ops: int = 2, magnitude: int = 9
 ) -> np.ndarray:
-  """Applies random operations of one given strength, one after the other.
+  """Applies random operations of a given strength, one after the other.
 
   Cubuk et al. 2019, arXiv 1909.13719, section 3.
 
   Args:
-    image: [H, W, 3] uint8; left as it is.
-    rng: gives the operations, with repetition, and the signs of their values.
+    image: [H, W, 3] uint8; not modified.
+    rng: draws the operations, with replacement, and the signs of their values.
     num_ops: number of operations, >= 0.
     magnitude: bin of the strength, from 0 to 30.
 
@@ -129,8 +130,8 @@ def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   Müller & Hutter 2021, arXiv 2103.10158, algorithm 1.
 
   Args:
-    image: [H, W, 3] uint8; left as it is.
-    rng: gives the operation, its bin from 0 to 30, and the sign of its value.
+    image: [H, W, 3] uint8; not modified.
+    rng: draws the operation, its bin from 0 to 30, and the sign of its value.
 
   Returns:
     [H, W, 3] uint8, a new array.

@@ -1,4 +1,4 @@
-"""From the content of an image file to a square, on the host, one image at a time.
+"""Turns the content of image files into squares on the host, one image at a time.
 
 Crops are boxes (left, top, width, height) in the pixels of the decoded image.
 """
@@ -27,17 +27,17 @@ def random_resized_box(
   scale: tuple[float, float] = (0.08, 1.0),
   ratio: tuple[float, float] = (3 / 4, 4 / 3),
 ) -> PixelBox:
-  """Draws a part of an image (Szegedy et al. 2014, section 6), as torchvision does.
+  """Draws a box in an image (Szegedy et al. 2014, section 6), as torchvision does.
 
   Args:
     rng: source of randomness.
-    width: of the image, in pixels.
-    height: of the image, in pixels.
-    scale: range of the part's share of the area.
-    ratio: range of its width by its height; drawn evenly in the logarithm.
+    width: width of the image, in pixels.
+    height: height of the image, in pixels.
+    scale: range of the box's fraction of the image area.
+    ratio: range of the box's width / height; its logarithm is drawn uniformly.
   """
   for _ in range(10):
-    # One call of the generator: each costs as much as all the rest.
+    # Only one call of the generator, because a call costs as much as all the rest.
     for_area, for_aspect, for_left, for_top = rng.random(4).tolist()
     area = width * height * (scale[0] + for_area * (scale[1] - scale[0]))
     aspect = ratio[0] * (ratio[1] / ratio[0]) ** for_aspect
@@ -45,7 +45,7 @@ def random_resized_box(
     if 0 < w <= width and 0 < h <= height:
       left, top = int(for_left * (width - w + 1)), int(for_top * (height - h + 1))
       return left, top, w, h
-  # None fitted: the middle, as much as the ratio lets.
+  # No box fitted: take the largest central one of an allowed ratio.
   w = min(width, round(height * ratio[1]))
   h = min(height, round(width / ratio[0]))
   return (width - w) // 2, (height - h) // 2, w, h
@@ -58,20 +58,20 @@ def resized_box(
   crop: int,
   rng: np.random.Generator | None = None,
 ) -> Box:
-  """Returns the part that is left of an image resized, then cropped.
+  """Returns the part of an image that remains after resizing and cropping.
 
   Args:
-    width: of the image, in pixels.
-    height: of the image, in pixels.
-    resize: new length of the short side; 0 leaves the size.
+    width: width of the image, in pixels.
+    height: height of the image, in pixels.
+    resize: new length of the short side; 0 keeps the size.
     crop: side of the square, at most `resize`.
-    rng: where to crop; None is the middle.
+    rng: draws the position of the crop; None crops the middle.
 
   Returns:
-    The box which, resized to `crop` pixels a side, is the square.
+    The box that becomes the square when it is resized to `crop` pixels a side.
 
   Raises:
-    ImageError: the image is smaller than the square, and is not resized.
+    ImageError: the image is not resized and is smaller than the square.
   """
   short = min(width, height)
   resize = resize or short
@@ -97,8 +97,8 @@ def resize_exactly(
 
   Args:
     image: [H, W, 3] uint8.
-    box: the part.
-    size: new side of it, in pixels.
+    box: the part to resize.
+    size: side of the result, in pixels.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
@@ -111,16 +111,17 @@ def resize_exactly(
 
 
 def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
-  """Resizes bilinearly, without antialiasing; averages where it shrinks by 2 or more.
+  """Resizes bilinearly without antialiasing, or by averages if it shrinks 2x or more.
 
   Args:
     image: [H, W, 3] uint8.
-    size: new side, in pixels.
+    size: side of the result, in pixels.
 
   Returns:
     [size, size, 3] uint8.
   """
-  # The decoder has shrunk a JPEG; of the others, most pixels would be left out.
+  # The decoder already shrinks JPEGs. For other formats, bilinear resizing would skip
+  # most pixels.
   much = min(image.shape[:2]) >= 2 * size
   method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
   return cv2.resize(image, (size, size), interpolation=method)
@@ -128,13 +129,13 @@ def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
 
 @dataclasses.dataclass(frozen=True)
 class EvalTransform:
-  """Resizes the short side, cuts the middle.
+  """Resizes the short side and crops the middle.
 
   Attributes:
-    resize: new short side in pixels; 0 leaves the size.
+    resize: new short side in pixels; 0 keeps the size.
     crop: side of the square.
     interpolation: "bilinear" or "bicubic", antialiased.
-    max_pixels: see `decode`.
+    max_pixels: see `open_image`.
   """
 
   resize: int
@@ -148,10 +149,10 @@ class EvalTransform:
     return self.crop
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """Maps the content of a file to [crop, crop, 3] uint8, by no chance.
+    """Maps the content of a file to [crop, crop, 3] uint8, without randomness.
 
     Raises:
-      ImageError: see `decode` and `resized_box`; any other error of theirs is one too.
+      ImageError: see `decode` and `resized_box`; their other errors become one too.
     """
     del rng
     with image_errors():
@@ -162,20 +163,21 @@ class EvalTransform:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-  """Cuts a random part and may distort it.
+  """Crops a random part and may augment it.
 
   Attributes:
-    crop: "random_resized": a part of random size and shape; "random": a square of the
-      resized image.
+    crop: "random_resized" is a part of random size and shape, "random" is a square of
+      the resized image.
     resize: short side for "random", in pixels.
     size: side of the result.
-    min_area: smallest share of the area for "random_resized".
+    min_area: smallest fraction of the image area for "random_resized".
     interpolation: for "random", antialiased.
     policy: "rand", "trivial" or "": see `auto_augment`.
-    magnitude: of "rand".
-    max_pixels: see `decode`.
-    own: (image [size, size, 3] uint8, generator) -> the same, an own augmentation that
-      comes last; it must pickle for worker processes.
+    magnitude: strength of "rand", from 0 to 30.
+    max_pixels: see `open_image`.
+    own: (image [size, size, 3] uint8, generator) -> image of the same shape and dtype,
+      the user's augmentation, which is applied last. It must be picklable for worker
+      processes.
   """
 
   crop: str
@@ -192,7 +194,7 @@ class TrainTransform:
     """Maps the content of a file to [size, size, 3] uint8.
 
     Raises:
-      ImageError: see `decode` and `resized_box`; any other error of theirs is one too.
+      ImageError: see `decode` and `resized_box`; their other errors become one too.
     """
     with image_errors():
       head = open_image(data, self.max_pixels)
@@ -201,7 +203,7 @@ class TrainTransform:
         image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
       else:
         box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
-        # Decoded smaller where the part still has all the pixels that are asked for.
+        # Decode at a smaller size if the part still has `size` pixels a side.
         factor = 1
         while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
           factor *= 2

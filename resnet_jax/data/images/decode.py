@@ -1,8 +1,8 @@
-"""From the content of an image file to pixels, quickly, or to one clear error.
+"""Decodes image files quickly, or raises one clear error.
 
-libjpeg-turbo decodes parts of ordinary JPEG files, OpenCV whole ones: they are the
-fastest that were measured (benchmarks/NOTES.md), and let other threads work meanwhile.
-Pillow has the rest.
+libjpeg-turbo decodes parts of ordinary JPEG files, and OpenCV decodes whole ones. They
+were the fastest in measurements (benchmarks/NOTES.md), and other threads can run
+meanwhile. Pillow decodes all other files.
 """
 
 import io
@@ -20,28 +20,29 @@ from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
 from resnet_jax.data.images.formats import KNOWN, READ
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
-# "Grayscale" only says the size here; the flags called "color" also ask for BGR, which
-# OpenCV from 4.12 on refuses beside RGB.
+# The "GRAYSCALE" flags only set the size here. The "COLOR" flags also ask for BGR, and
+# OpenCV 4.12 and later refuse BGR together with RGB.
 _REDUCED = {
   1: 0,
   2: cv2.IMREAD_REDUCED_GRAYSCALE_2,
   4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
   8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# The parts of a JPEG before its pixels that have a length, by which every decoder steps
-# over them: tables, comments and what applications add.
+# JPEG segments before the pixels that have a length, so that every decoder skips them
+# correctly: tables, comments and application data.
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
-# Its length is 6 and twice the number of channels; the marker alone is also in films
-# that phones put behind a picture.
+# Start of a JPEG scan; its length is 6 + 2 * channels. The marker alone also occurs in
+# videos that phones append to a picture.
 _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
-# The upper 8 of 16 bits stay below it if 14 of them or fewer are in use, as of cameras.
+# The upper 8 of 16 bits stay below this if at most 14 bits are used, as by cameras.
 _DARK = 64
-# In a JPEG of `max_pixels`; a smaller one may have more, up to `MAX_SCANS`.
+# Most scans in a JPEG of `max_pixels`; a smaller one may have up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
 
-# The loader's threads are the parallelism; OpenCV's own would only be in their way.
+# The loader's threads already run in parallel; OpenCV's own would only disturb them.
 cv2.setNumThreads(0)
-# Of large or odd files; here, as `warnings.catch_warnings` is not safe in threads.
+# Pillow warns of large or odd files. This is global, because `warnings.catch_warnings`
+# is not thread-safe.
 warnings.filterwarnings("ignore", module=r"PIL\.")
 if "HEIF" in READ:
   import pillow_heif
@@ -56,14 +57,14 @@ if "AVIF" in READ:
 
 
 class Head(NamedTuple):
-  """What an image file says before its pixels.
+  """The header of an image file.
 
   Attributes:
-    format: as Pillow names it.
-    mode: likewise.
+    format: Pillow's name of the format.
+    mode: Pillow's name of the mode.
     size: (width, height) in pixels, as stored.
-    orientation: what EXIF says, 1 to 8: 1 is upright, 5 and above swap the sides.
-    plain: whether it is a JPEG that the fast decoders may be trusted with.
+    orientation: EXIF orientation, 1 to 8: 1 is upright, 5 and above swap the sides.
+    plain: whether it is a JPEG that the fast decoders decode correctly.
   """
 
   format: str
@@ -74,14 +75,15 @@ class Head(NamedTuple):
 
 
 def open_image(data: bytes, max_pixels: int) -> Head:
-  """Reads the head of an image file.
+  """Reads the header of an image file.
 
   Args:
     data: content of a file of one of the formats in `READ`, whatever its name.
     max_pixels: largest width times height, which bounds the memory of decoding.
 
   Raises:
-    ImageError: it is no such image, or larger, or a JPEG of too many scans.
+    ImageError: it is no such image, has too many pixels, or is a JPEG with too many
+      scans.
   """
   head = _read_jpeg_head(data, max_pixels)
   if head is None or not head.format:
@@ -98,19 +100,19 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 
 
 def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
-  """Does in a tenth of the time what Pillow does for an ordinary JPEG.
+  """Reads the header of an ordinary JPEG in a tenth of the time that Pillow takes.
 
-  It leaves to Pillow whatever a decoder might step over otherwise than this does, and
-  then see another size: markers without a length, bytes between the segments.
+  It leaves to Pillow all files with markers without a length, or with bytes between the
+  segments. A decoder could skip these differently and then see another size.
 
   Returns:
-    The head, or None. Its format is "" if Pillow must tell JPEG from MPO.
+    The header, or None. Its format is "" if Pillow must tell JPEG from MPO.
   """
   if not data.startswith(b"\xff\xd8\xff"):
     return None
   kind, frame, exif, channels, progressive = "JPEG", None, b"", 0, False
   at = 2
-  # A marker, its length in 2 bytes, its body.
+  # Each segment has a marker, its length in 2 bytes, and its body.
   while at + 10 <= len(data) and data[at] == 0xFF:
     marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
     body, end = data[at + 4 : at + 10], at + 2 + length
@@ -120,8 +122,8 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
       # If the first scan has all channels at full detail, it is the only one.
       if frame and (progressive or body[0] != channels):
         _check_scans(data, frame[1], max_pixels)
-      # Without its end marker a JPEG is truncated, or ends in something else: the fast
-      # decoders would fill up with grey, Pillow knows.
+      # A JPEG without its end marker is truncated, or other data follows it. The fast
+      # decoders would fill the rest with grey; Pillow can tell the two cases apart.
       whole = data.endswith(b"\xff\xd9")
       return frame and Head(kind, *frame, _orientation(exif), whole)
     if marker in (0xC0, 0xC1, 0xC2):
@@ -141,9 +143,9 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
 
 
 def _check_scans(data: bytes, size: tuple[int, int], max_pixels: int) -> None:
-  """Refuses a JPEG that would take long: each scan goes through the whole image."""
+  """Refuses a JPEG that would take too long: each scan passes over the whole image."""
   scans, pixels = len(_SCAN.findall(data)), max(1, size[0] * size[1])
-  # What is larger than `max_pixels` is refused for that.
+  # An image of more than `max_pixels` is refused for its size instead.
   most = min(MAX_SCANS, _LARGEST_SCANS * max(max_pixels, pixels) // pixels)
   if scans > most:
     where = f" of {size[0]}x{size[1]} pixels" if most < MAX_SCANS else ""
@@ -155,10 +157,10 @@ def _open_by_pillow(data: bytes) -> Image.Image:
     raise ImageError("it is empty")
   try:
     return Image.open(io.BytesIO(data), formats=READ)
-  except Image.DecompressionBombError:  # Above twice its limit, before any of ours.
+  except Image.DecompressionBombError:  # Twice Pillow's limit, before ours.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
-  except Exception as error:  # Pillow raises all kinds.
+  except Exception as error:  # Pillow raises errors of many types.
     for name, known in KNOWN.items():
       if re.match(known.beginning, data):
         if known.package:
@@ -181,7 +183,7 @@ def _orientation(exif: bytes) -> int:
   try:
     tags.load(exif)
     value = tags.get(0x0112, 1)
-  except Exception:  # Pillow raises all kinds; damaged EXIF says nothing.
+  except Exception:  # Pillow raises errors of many types. Ignore damaged EXIF.
     return 1
   return value if value in range(1, 9) else 1
 
@@ -194,20 +196,20 @@ def upright_size(head: Head) -> tuple[int, int]:
 def decode(data: bytes, head: Head, factor: int = 1) -> np.ndarray:
   """Decodes the first picture of an image file, upright, as RGB.
 
-  Transparency is dropped, as torchvision does; 16 bits become 8.
+  Transparency is dropped, as in torchvision. 16 bits per channel become 8.
 
   Args:
     data: content of the file.
-    head: of `open_image`.
-    factor: 1, 2, 4 or 8: a JPEG is decoded at this part of its size, which is quicker;
-      other formats are not.
+    head: from `open_image`.
+    factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its size, which is
+      faster; other formats are decoded at full size.
 
   Returns:
     [H, W, 3] uint8.
 
   Raises:
-    ImageError: it is truncated or damaged, or not of the size that its head says, or
-      has 16 bits a channel and would become all black.
+    ImageError: the image is truncated or damaged, its size differs from its header, or
+      it has 16 bits per channel and would become all black.
   """
   pixels = None
   if _is_plain(data, head):
@@ -228,17 +230,17 @@ def decode(data: bytes, head: Head, factor: int = 1) -> np.ndarray:
 def decode_part(
   data: bytes, head: Head, box: tuple[int, int, int, int], factor: int
 ) -> np.ndarray:
-  """Decodes a part of an image as `decode` does, sooner and a little less exactly.
+  """Decodes a part of an image like `decode`, but faster and a little less exactly.
 
   Args:
     data: see `decode`.
-    head: likewise.
+    head: see `decode`.
     box: left, top, width and height, in pixels of the upright image.
     factor: see `decode`.
 
   Returns:
-    [height / factor, width / factor, 3] uint8, rounded down; of a format that is
-    decoded at full size only, [height, width, 3].
+    [height / factor, width / factor, 3] uint8, sides rounded down; [height, width, 3]
+    for formats that are decoded at full size only.
 
   Raises:
     ImageError: see `decode`.
@@ -255,10 +257,10 @@ def decode_part(
 
 
 def _is_plain(data: bytes, head: Head) -> bool:
-  """Whether the fast decoders may be trusted with a file.
+  """Whether the fast decoders decode a file correctly.
 
   Raises:
-    ImageError: they would decode another size than the head's.
+    ImageError: they would decode another size than the header says.
   """
   if head.plain:
     _check_size(head, turbojpeg.read_size(data) or head.size)
@@ -276,11 +278,11 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
   image = _open_by_pillow(data)
   _check_size(head, image.size)
   try:
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip what is above 255.
+    if image.mode.startswith("I"):  # 16 bits; Pillow would clip values above 255.
       pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(3, axis=2)
     else:
       pixels = np.asarray(image.convert("RGB"))
-  except Exception as error:  # Pillow raises all kinds.
+  except Exception as error:  # Pillow raises errors of many types.
     raise ImageError(f"it is truncated or damaged ({error})") from error
   if not has_16_bits(data, head):
     return pixels
@@ -288,7 +290,8 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
   if 0 < highest < _DARK:
     warn_of_few_bits(8 + highest.bit_length())
   elif not highest:
-    # Of colours, Pillow has only the upper 8 bits; OpenCV has all, but is not silent.
+    # Of colour images, Pillow reads only the upper 8 bits. OpenCV reads all 16, but
+    # prints messages.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if values is not None and values.any():
@@ -300,6 +303,6 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
 
 
 def has_16_bits(data: bytes, head: Head) -> bool:
-  """Whether a file has 16 bits a channel, of which `decode` drops the lower 8."""
+  """Whether a file has 16 bits per channel, of which `decode` drops the lower 8."""
   start = struct.pack(">IIB", *head.size, 16)
   return head.format == "PNG" and data[16:25] == start

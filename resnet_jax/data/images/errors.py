@@ -1,4 +1,4 @@
-"""The error of an image that cannot be read, and the warning of a dark one."""
+"""The error for an unreadable image and the warning for a dark one."""
 
 import contextlib
 import sys
@@ -9,9 +9,9 @@ from contextvars import ContextVar
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import printable
 
-# Returns the name of the image that this thread decodes; None asks for no warnings.
+# Returns the name of the image that this thread decodes; None disables warnings.
 image_name: ContextVar[Callable[[], str] | None] = ContextVar("name", default=None)
-_has_warned = threading.Lock()  # Taken for good by the first warning of the process.
+_has_warned = threading.Lock()  # The first warning of the process takes and keeps it.
 
 
 class ImageError(ValueError):
@@ -20,20 +20,20 @@ class ImageError(ValueError):
 
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
-  """Turns every exception of a decoder or a resizer within into an `ImageError`.
+  """Turns exceptions of decoders and resizers in its block into `ImageError`.
 
-  A `UserError` stays what it is.
+  A `UserError` is not changed.
   """
   try:
     yield
   except (ImageError, UserError):
     raise
-  except Exception as error:  # Pillow and OpenCV raise all kinds.
+  except Exception as error:  # Pillow and OpenCV raise errors of many types.
     raise ImageError(f"it cannot be decoded ({error!r})") from error
 
 
 def warn_of_few_bits(bits: int) -> None:
-  """Says once a process that an image uses only so many of its 16 bits a channel."""
+  """Warns once per process that an image uses only `bits` of 16 bits per channel."""
   name = image_name.get()
   if name is not None and _has_warned.acquire(blocking=False):
     text = (

@@ -7,12 +7,12 @@ from PIL import features
 
 
 class Format(NamedTuple):
-  """How to know the files of a format.
+  """How to recognise the files of a format.
 
   Attributes:
-    beginning: pattern of the first bytes.
-    suffixes: of the names, in lower case.
-    package: what must be installed to read it; "" if everything is.
+    beginning: regular expression of the first bytes.
+    suffixes: suffixes of the file names, in lower case.
+    package: missing package that reads the format; "" if none is missing.
   """
 
   beginning: bytes
@@ -21,7 +21,7 @@ class Format(NamedTuple):
 
 
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
-# Older versions of Pillow do not know the name, and warn.
+# Older versions of Pillow do not know "avif" and would warn.
 _HAS_AVIF = "avif" in features.modules and bool(features.check("avif"))
 KNOWN = {
   "JPEG": Format(rb"\xff\xd8", (".jpg", ".jpeg", ".jpe", ".jfif")),
@@ -38,12 +38,12 @@ KNOWN = {
     rb"(?s)....ftypavi[fs]", (".avif",), "" if _HAS_AVIF else "'pillow>=11.3'"
   ),
 }
-# The names of those that are read, as Pillow gives them.
+# Pillow's names of the formats that can be read.
 READ = tuple(name for name, known in KNOWN.items() if not known.package)
 SUFFIXES = tuple(suffix for name in READ for suffix in KNOWN[name].suffixes)
 
 
 def needed_package(suffix: str) -> str:
-  """Returns the package that reads files of a suffix, or "" if none is missing."""
+  """Returns the missing package that reads files of a suffix; "" if none is missing."""
   packages = (known.package for known in KNOWN.values() if suffix in known.suffixes)
   return next(packages, "")

@@ -1,6 +1,6 @@
-"""Decoding only the part of a JPEG that is wanted, by libjpeg-turbo's own C interface.
+"""Decodes only the requested part of a JPEG, through libjpeg-turbo's C interface.
 
-Python packages that decode JPEG offer whole images only, which costs a third more
+Python packages decode whole JPEG images only, which costs a third more
 (benchmarks/NOTES.md). The functions and constants are those of `turbojpeg.h` since
 version 3.0.
 """
@@ -13,7 +13,8 @@ import threading
 
 import numpy as np
 
-# In a JPEG. Each goes through the whole image; an ordinary file has about 10 at most.
+# Most scans in a JPEG. Each scan passes over the whole image; an ordinary file has at
+# most about 10.
 MAX_SCANS = 100
 
 _DECOMPRESS = 1  # TJINIT_DECOMPRESS
@@ -35,17 +36,17 @@ class _Factor(ctypes.Structure):
 
 
 class _Library:
-  """Version 3 of the system's library.
+  """Version 3 of libjpeg-turbo on this system.
 
   Raises:
-    OSError: it is not at `name`.
-    AttributeError: version 2 is.
+    OSError: the library cannot be loaded from `name`.
+    AttributeError: it is version 2.
   """
 
   def __init__(self, name: str):
     self.name = name
-    # Only decoding lets other Python threads run: for the others, of microseconds,
-    # waiting for the interpreter's lock again costs more than they do.
+    # Only decoding releases the interpreter lock. The others take microseconds, and
+    # waiting for the lock again would take longer.
     short = ctypes.PyDLL(name)
     handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
     self.init = short.tj3Init
@@ -86,13 +87,13 @@ def why_not() -> str:
 
 
 def library_name() -> str:
-  """Returns the file of the library; a bare name is the system's, "" is none."""
+  """Returns the file of the library; a bare name is a system library, "" is none."""
   library, _ = _library()
   return library.name if library else ""
 
 
 class _Decoder(threading.local):
-  """A handle of the library for each thread; kept to the end of the process."""
+  """One handle of the library per thread, kept until the process ends."""
 
   def __init__(self) -> None:
     self.start()
@@ -110,13 +111,13 @@ _decoder = _Decoder()
 def read_size(data: bytes) -> tuple[int, int] | None:
   """Returns (width, height) of a JPEG in pixels, without decoding it.
 
-  None if the library is not there, or the file is damaged.
+  Returns None if the library is missing or the file is damaged.
   """
   (library, _), handle = _library(), _decoder.handle
   if library is None or handle is None:
     return None
   if library.read_header(handle, data, len(data)):
-    # After an error here some versions refuse every other file.
+    # After an error here, some versions refuse all later files.
     library.destroy(handle)
     _decoder.start()
     return None
@@ -129,23 +130,23 @@ def decode_part(
   """Decodes a part of a JPEG.
 
   Args:
-    data: content of the file; EXIF's rotation is not heeded.
+    data: content of the file; the EXIF rotation is ignored.
     x: left side of the part, in pixels of the image at 1 / `factor` of its size.
-    y: top of it, likewise.
-    width: likewise.
-    height: likewise.
+    y: top of the part, in the same pixels.
+    width: width of the part, in the same pixels.
+    height: height of the part, in the same pixels.
     factor: 1, 2, 4 or 8.
 
   Returns:
-    [height, width, 3] uint8; None if the library is not there, or the file is damaged
-    or of a kind that it does not turn to RGB, or the part is empty or not within it.
+    [height, width, 3] uint8. None if the library is missing or cannot convert the file
+    to RGB, the file is damaged, or the part is empty or not inside the image.
   """
   (library, _), handle, size = _library(), _decoder.handle, read_size(data)
   if library is None or size is None:
     return None
   # Rounded up, as the library does.
   full_width, full_height = (-(-pixels // factor) for pixels in size)
-  # To the library a height of 0 is all down to the bottom: more than the array holds.
+  # The library takes a height of 0 as all rows to the bottom, too many for the array.
   if not (0 <= x < x + width <= full_width and 0 <= y < y + height <= full_height):
     return None
   get = functools.partial(library.get, handle)
@@ -157,8 +158,8 @@ def decode_part(
   ):
     return None
   block = max(1, _BLOCK_WIDTHS[subsampling] // factor)
-  # Chroma is interpolated with its neighbours: one block more on either side makes the
-  # pixels of the part those of the whole image.
+  # Chroma is interpolated between neighbours. With one more block on either side, the
+  # pixels of the part are identical to those of the whole image.
   start = max(0, x // block - 1) * block
   end = min(full_width, x + width + block)
   region = _Region(start, y, end - start, height)

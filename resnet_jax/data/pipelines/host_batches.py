@@ -1,4 +1,4 @@
-"""Batches of images as a function of their number, read ahead by threads or processes.
+"""Loads batches of images by their number, ahead of time, by threads or processes.
 
 Host side only: nothing here touches a device, so that worker processes start quickly.
 Letters: N images of a split, B batch, S side of the images.
@@ -26,7 +26,7 @@ from resnet_jax.data.images.errors import ImageError, image_name
 
 @runtime_checkable
 class Transform(Protocol):
-  """From content to pixels; must pickle."""
+  """Maps the content of an image file to pixels. It must be picklable."""
 
   @property
   def size(self) -> int: ...
@@ -35,13 +35,13 @@ class Transform(Protocol):
 
 
 class HostBatch(TypedDict):
-  """A batch of this process.
+  """The part of a batch that this process loads.
 
   Attributes:
     image: [B, S, S, 3] uint8.
     label: [B] int32.
     mask: [B] bool, False where an image is missing.
-    errors: (index, text) of those that could not be read.
+    errors: (index, text) of each image that could not be read.
   """
 
   image: np.ndarray
@@ -52,18 +52,19 @@ class HostBatch(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """The batches of a split: [i] is batch number i, whoever asks, in any order.
+  """The batches of a split: [i] is always the same batch, in any order and any worker.
 
   Attributes:
     source: the images.
-    transform: applied to each, with random numbers of (seed, position in the stream).
+    transform: applied to each image, with random numbers that are a function of (seed,
+      position in the stream).
     order: position in the stream -> index of an image; N and above is padding.
     batch_size: over all processes.
-    rows: first and last row + 1 of each batch that this process loads.
-    seed: of the transform.
-    replace: load the next image in place of one that cannot be read; else it is
-      masked.
-    num_threads: that decode.
+    rows: (first, last + 1) row of each batch that this process loads.
+    seed: seed of the transform.
+    replace: whether the next image replaces an unreadable one, which is masked
+      otherwise.
+    num_threads: number of threads that decode.
   """
 
   source: ImageSource
@@ -87,8 +88,9 @@ class Batches:
       "mask": np.zeros(rows, bool),
       "errors": [],
     }
-    # All here and in shares, as handing over every image would cost more; Philox takes
-    # its key as it is: the cheapest generator to make.
+    # All generators are made here, and each thread gets one task with many rows: a task
+    # per image would cost more. Philox is the cheapest generator to make, because it
+    # uses its key unchanged.
     keys = np.array([(self.seed, i) for i in range(first, last)], np.uint64)
     work = [
       (int(self.order[first + row]), np.random.Generator(np.random.Philox(key=key)))
@@ -103,7 +105,7 @@ class Batches:
   def _load(
     self, batch: HostBatch, work: list[tuple[int, np.random.Generator]], rows: range
   ) -> list[tuple[int, str]]:
-    """Fills rows of a batch with their (index, generator); returns what failed."""
+    """Loads rows of a batch from their (index, generator); returns the errors."""
     errors: list[tuple[int, str]] = []
     num_classes = len(self.source.class_names)
     lowest = 0 if num_classes else -1  # Images without classes have the label -1.
@@ -136,12 +138,12 @@ def _pool(num_threads: int) -> ThreadPoolExecutor:
 
 
 def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBatch]:
-  """Yields batches from number `start` on, loaded ahead.
+  """Yields batches from number `start` on, loading ahead.
 
   Args:
     batches: see `Batches`.
     start: number of the first batch.
-    num_workers: processes; 0 is the threads of this one.
+    num_workers: number of worker processes; 0 uses the threads of this process.
 
   Raises:
     OSError: a worker process died.
@@ -153,13 +155,14 @@ def iterate(batches: Batches, start: int, num_workers: int) -> Generator[HostBat
 def _iterate(
   batches: Batches, start: int, num_workers: int, pids: str
 ) -> Generator[HostBatch]:
-  """As `iterate`; each worker leaves a file in `pids` that has its number as a name."""
+  """Like `iterate`; each worker creates a file in `pids` named after its process id."""
   dataset = grain.MapDataset.source(batches)[start:]
-  # Two at a time, each decoded by all threads: one is ready while the other is made.
+  # Two batches at a time, each decoded by all threads: one is ready while the other is
+  # being loaded.
   options = grain.ReadOptions(num_threads=2, prefetch_buffer_size=2)
   ahead = dataset.to_iter_dataset(options)
   if num_workers:
-    if not flags.FLAGS.is_parsed():  # By a program whose flags are not absl's.
+    if not flags.FLAGS.is_parsed():  # The program does not use absl's flags.
       flags.FLAGS.mark_as_parsed()
     ahead = ahead.mp_prefetch(
       grain.MultiprocessingOptions(num_workers),
@@ -171,7 +174,7 @@ def _iterate(
   except RuntimeError as error:
     started = os.listdir(pids)
     if len(started) == num_workers and all(map(_is_alive, started)):
-      raise  # It is the error of a worker that goes on.
+      raise  # The error comes from a worker that is alive.
     raise OSError(
       f"a worker process of the input died, perhaps for want of memory or of space in "
       f"/dev/shm; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
@@ -181,9 +184,10 @@ def _iterate(
 
 
 def _copied(batch: HostBatch) -> HostBatch:
-  """Takes a batch out of memory shared with a worker, which goes only with its arrays.
+  """Copies a batch out of memory that is shared with a worker.
 
-  Those that an exception holds until the end would be freed too late, with a warning.
+  That memory is freed with its arrays. If an exception held them until the process
+  ends, it would be freed too late, with a warning.
   """
   return {
     "image": np.array(batch["image"]),
@@ -202,9 +206,9 @@ def _is_alive(pid: str) -> bool:
 
 
 def _start_worker(pids: str, index: int, count: int) -> None:
-  """Makes a worker process end with the main process, not before it at a signal.
+  """Makes a worker process ignore signals and end with the main process.
 
-  The keyboard and schedulers send theirs to every process of a run.
+  The keyboard and schedulers send their signals to every process of a run.
   """
   Path(pids, str(os.getpid())).touch()
   signal.signal(signal.SIGINT, signal.SIG_IGN)
@@ -220,7 +224,7 @@ def _end_with_parent() -> None:
 
 
 def count_threads() -> int:
-  """Returns how many cores this process may use."""
+  """Returns the number of cores that this process may use."""
   if hasattr(os, "sched_getaffinity"):
     return len(os.sched_getaffinity(0))
   return os.cpu_count() or 1

@@ -1,4 +1,4 @@
-"""Data sets: where images come from, and how batches of them reach the step."""
+"""Opens data sets: chooses the source of the images and the pipeline of the batches."""
 
 import json
 from collections.abc import Sequence
@@ -39,20 +39,20 @@ def create_dataset(
 ) -> Dataset:
   """Opens the training or the evaluation split of the configured data set.
 
-  What fits is put on the devices at once; the rest is read as it is needed.
+  Images that fit are copied to the devices immediately; others are read during the run.
 
   Args:
-    config: which data set.
+    config: names the data set.
     batch_size: over all devices.
     mesh: the devices.
-    augment: of training; None is evaluation.
-    class_names: those of a model to evaluate, if they are known.
-    source: images in place of those that `config` names.
+    augment: augmentation of training; None opens the evaluation split.
+    class_names: class names of a model to evaluate, if known.
+    source: images to use instead of those that `config` names.
 
   Raises:
-    ValueError: a mean or std that does not fit the channels, a batch that does not
-      split over the devices, a size that is missing, or what `open_source` refuses.
-    FileNotFoundError: the data set is not there.
+    ValueError: mean or std do not match the channels, the batch cannot be split over
+      the devices, an image size is missing, or `open_source` refuses the data set.
+    FileNotFoundError: the data set does not exist.
   """
   check_batch_size(batch_size, mesh)
   where = "the images"
@@ -115,7 +115,7 @@ def _check_same_images(source: Source, where: str) -> None:
 
 
 def _check_all_classes(files: FileList, where: str) -> None:
-  """Raises `UserError` if a class has no training image, as by a slip in a list."""
+  """Raises `UserError` if a class has no training image, as after a typo in a list."""
   counts = np.bincount(files.labels, minlength=len(files.class_names))
   if missing := [files.class_names[i] for i in np.flatnonzero(counts == 0)]:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
@@ -127,7 +127,7 @@ def _check_all_classes(files: FileList, where: str) -> None:
 
 
 def require_train_crop(config: DataConfig) -> None:
-  """Raises `ValueError` if images of many sizes are not cut to one."""
+  """Raises `ValueError` if images of many sizes are not cropped to one size."""
   if not config.train_crop:
     raise UserError(
       "config.data.train_crop='' must be 'random_resized' or 'random', with "
@@ -143,7 +143,7 @@ def create_streaming(
   mesh: Mesh,
   augment: AugmentConfig | None,
 ) -> StreamingDataset:
-  """Returns a data set that is read as it is needed; arguments and errors as above."""
+  """Returns a streamed data set; arguments and errors as for `create_dataset`."""
   transform: Transform
   if augment is None:
     if not config.eval_crop:

@@ -25,12 +25,12 @@ from resnet_jax.runtime.mesh import batch_sharding, replicated
 
 @flax.struct.dataclass
 class Feed:
-  """Images on the device and the order in which they are taken.
+  """Images on the device and their order.
 
   Attributes:
     image: all images.
-    label: theirs.
-    order: at least one batch of indices of examples; N and above is padding.
+    label: labels of the images.
+    order: indices of the examples, at least one batch; N and above is padding.
   """
 
   image: UInt8[Array, "n h w c"]
@@ -39,7 +39,7 @@ class Feed:
 
 
 Resize = Callable[[Array], Array]
-# JAX declares no types of it.
+# JAX declares no types for it.
 _constrain: Callable[[Any, jax.sharding.Sharding], Any]
 _constrain = jax.lax.with_sharding_constraint
 
@@ -52,14 +52,14 @@ def take_batch(
   sharding: jax.sharding.Sharding,
   resize: Resize = lambda images: images,
 ) -> Batch:
-  """Returns batch number `step` of the order, which starts again where it ends.
+  """Returns batch number `step` of the order, which repeats after its end.
 
   Args:
     feed: see `Feed`.
     step: number of the batch.
     batch_size: B.
-    sharding: of each array's first axis.
-    resize: maps the batch's images to the size that the model is to see.
+    sharding: sharding of each array's first axis.
+    resize: resizes the batch's images to the input size of the model.
 
   Returns:
     {"image": [B, H, W, C] uint8, "label": [B] int32, "mask": [B] bool}.
@@ -84,15 +84,15 @@ def bind_take_batch(
   crop: int = 0,
   interpolation: str = "bilinear",
 ) -> tuple[TakeBatch[Feed], tuple[int, int, int]]:
-  """Returns `take_batch` of (feed, step) alone, and (H, W, C) of what it takes.
+  """Returns `take_batch` as a function of (feed, step), and (H, W, C) of its images.
 
   Args:
-    images: those of `Feed`.
+    images: the images of the `Feed`.
     batch_size: B.
     mesh: the devices.
     resize: see `resize_and_crop`, which is part of the step.
-    crop: likewise.
-    interpolation: likewise.
+    crop: see `resize_and_crop`.
+    interpolation: see `resize_and_crop`.
   """
   resized = partial(
     resize_and_crop, resize=resize, crop=crop, interpolation=interpolation
@@ -104,13 +104,13 @@ def bind_take_batch(
 
 
 class ResidentDataset:
-  """One split as uint8 on every device.
+  """One split, kept as uint8 on every device.
 
   Attributes:
     num_examples: N.
-    class_names: of the labels.
+    class_names: names of the labels, in order.
     image_shape: (H, W, C) of a batch's images.
-    skipped: empty, as every image was read.
+    skipped: empty, because every image was read.
     digest: see `ImageArrays`.
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
   """
@@ -128,7 +128,7 @@ class ResidentDataset:
       source: see `ImageArrays`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
-      **resizing: of `bind_take_batch`.
+      **resizing: `resize`, `crop` and `interpolation` of `bind_take_batch`.
     """
     self.num_examples = len(source.images)
     self.class_names = source.class_names
@@ -138,7 +138,7 @@ class ResidentDataset:
       source.images, batch_size, mesh, **resizing
     )
     self._num_batches = math.ceil(self.num_examples / batch_size)
-    # Evaluation's order; the indices past the last example are padding.
+    # Order of the evaluation; the indices past the last example are padding.
     order = np.arange(self._num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
@@ -157,13 +157,13 @@ class ResidentDataset:
   ) -> Iterator[tuple[int, Feed, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
-    Each epoch is a new order of all examples, a function of (key, epoch); those
-    that do not fill its last batch are left out of that epoch.
+    Each epoch has a new order of all examples, a function of (key, epoch). The last
+    incomplete batch of an epoch is dropped.
 
     Args:
-      key: of shuffling.
+      key: PRNG key of the shuffling.
       step: completed updates.
-      plan: how far a call may go.
+      plan: limits the number of updates per call.
     """
     feed, epoch = self._feed, -1
     while step < plan.num_steps:
@@ -176,7 +176,7 @@ class ResidentDataset:
 
   @functools.cached_property
   def _eval_orders(self) -> list[Array]:
-    """The order of evaluation, one array on the devices for each batch."""
+    """The order of the evaluation, as one array on the devices per batch."""
     parts = np.split(np.asarray(self._feed.order), self._num_batches)
     orders: list[Array] = jax.device_put(parts, self._feed.order.sharding)
     return orders
@@ -184,7 +184,7 @@ class ResidentDataset:
   def eval_chunks(self) -> Iterator[tuple[Feed, int]]:
     """Yields (feed, number of batches): every example once, the rest masked.
 
-    One batch at a time, so that an evaluation can be stopped.
+    Each feed gives one batch, so that an evaluation can be stopped between batches.
     """
     for order in self._eval_orders:
       yield dataclasses.replace(self._feed, order=order), 1

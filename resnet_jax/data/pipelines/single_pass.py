@@ -1,4 +1,4 @@
-"""Images read once, in order, for what is to be said of each: no labels needed.
+"""Single-pass image loading for inference, in order and without labels.
 
 Letters: N images, B batch, S side, C channels.
 """
@@ -34,16 +34,16 @@ from resnet_jax.runtime.errors import NotFoundError
 
 
 def find_images(places: Sequence[str]) -> FileList:
-  """Lists files, and all images in folders and the folders below them.
+  """Lists files, and all images in folders and their subfolders.
 
   Args:
-    places: files, whatever their suffix, and folders.
+    places: files with any suffix, and folders.
 
   Returns:
-    Their paths, the folders' in order of their names; the labels are all 0.
+    The files; those of a folder are sorted by name. All labels are 0.
 
   Raises:
-    FileNotFoundError: there is no such place.
+    FileNotFoundError: a file or folder does not exist.
     ValueError: a folder has no images.
   """
   paths: list[str] = []
@@ -67,20 +67,20 @@ def read_batches(
   batch_size: int,
   max_pixels: int,
 ) -> Iterator[HostBatch]:
-  """Yields all images, resized and cropped as evaluation does.
+  """Yields all images, resized and cropped as in evaluation.
 
   Args:
     source: the images.
-    preprocessing: their size.
-    batch_size: B; the last batch is filled up.
-    max_pixels: see `decode`.
+    preprocessing: how to resize and crop them.
+    batch_size: B; the last batch is padded.
+    max_pixels: see `open_image`.
 
   Yields:
-    "image" [B, S, S, C] uint8, "label" [B] int32, "mask" [B] bool, False at what fills
-    up and where an image cannot be read; and "errors", a list of (index, text).
+    "image" [B, S, S, C] uint8, "label" [B] int32, "mask" [B] bool and "errors", a list
+    of (index, text). The mask is False for padding and for unreadable images.
 
   Raises:
-    ValueError: arrays that are smaller than the crop.
+    ValueError: the source is arrays whose images are smaller than the crop.
   """
   if is_in_memory(source):
     yield from _slices(source, preprocessing, batch_size)
@@ -105,7 +105,7 @@ def read_image(
   preprocessing: Preprocessing,
   max_pixels: int,
 ) -> UInt8[np.ndarray, "s s c"]:
-  """Returns an image as `read_batches` does.
+  """Returns one image, resized and cropped as in `read_batches`.
 
   Raises:
     ImageError: it cannot be read.

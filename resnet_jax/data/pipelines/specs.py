@@ -1,4 +1,4 @@
-"""What a data set gives to the step, as shapes, to compile for devices not here.
+"""Shapes of the data that the step gets, to compile for devices that are not present.
 
 Letters: N examples, K batches of a call, B batch, S side of the images.
 """
@@ -23,7 +23,7 @@ from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.mesh import chunk_sharding, replicated
 
-# A streamed set is not opened; its size changes nothing that is compiled but constants.
+# A streamed data set is not opened; its size changes only constants in the program.
 _NUM_STREAMED = 1_281_167
 
 # (shape, dtype) -> `jax.ShapeDtypeStruct`, which stands for an array of a feed.
@@ -32,13 +32,13 @@ _Abstract = Callable[[tuple[int, ...], DTypeLike], Any]
 
 @dataclasses.dataclass(frozen=True)
 class AbstractDataset:
-  """What compiling needs of a training set.
+  """The parts of a training set that compilation needs.
 
   Attributes:
     feed: argument of `train_chunk`, shapes only.
     take_batch: see `train_chunk`.
     image_shape: (H, W, C).
-    num_examples: N, or some number if the images are streamed.
+    num_examples: N, or an arbitrary number if the images are streamed.
     num_classes: 0 if the images are streamed.
   """
 
@@ -60,11 +60,11 @@ class AbstractDataset:
 
 
 def open_resident(config: DataConfig) -> ImageArrays | None:
-  """Opens a training set that is to live on the devices; None if it is streamed.
+  """Opens a training set that is kept on the devices; returns None if it is streamed.
 
   Raises:
-    ValueError: as `open_source`.
-    FileNotFoundError: it is not there.
+    ValueError: see `open_source`.
+    FileNotFoundError: the data set does not exist.
   """
   if config.train_crop:
     return None
@@ -83,7 +83,7 @@ def create_abstract_dataset(
   Args:
     config: the settings.
     source: from `open_resident`.
-    mesh: the devices, which may be only described.
+    mesh: the devices; descriptions of devices are enough.
   """
   data, batch_size = config.data, config.batch_size
   whole: _Abstract = partial(jax.ShapeDtypeStruct, sharding=replicated(mesh))

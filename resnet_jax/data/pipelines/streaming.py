@@ -56,15 +56,15 @@ def take_batch(chunk: Chunk, step: int | Int[Array, ""]) -> Batch:
 
 
 class StreamingDataset:
-  """One split, read from disk again and again.
+  """One split, read from disk in every epoch.
 
   Attributes:
     num_examples: N.
-    class_names: of the labels.
+    class_names: names of the labels, in order.
     image_shape: (S, S, 3).
     take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
-    skipped: index -> what was wrong with it, of images that could not be read.
-    digest: of the source, if it has one.
+    skipped: index -> reason, for each image that could not be read.
+    digest: digest of the source; "" if it has none.
   """
 
   def __init__(
@@ -82,12 +82,13 @@ class StreamingDataset:
 
     Args:
       source: the images.
-      transform: from the content of a file to [S, S, 3] uint8.
+      transform: maps the content of a file to [S, S, 3] uint8.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
-      max_skip_share: largest share of N that may be skipped; None allows none.
-      num_threads: that decode, over all workers; 0 is one for each core.
-      num_workers: processes that decode for training; 0 is the threads of this one.
+      max_skip_share: largest fraction of N that may be skipped; None allows none.
+      num_threads: number of decoding threads over all workers; 0 is one per core.
+      num_workers: number of processes that decode for training; 0 uses the threads of
+        this process.
     """
     self.num_examples = len(source)
     self.class_names = source.class_names
@@ -120,17 +121,18 @@ class StreamingDataset:
   ) -> Iterator[tuple[int, Chunk, int]]:
     """Yields (step after the call, chunk, number of updates) from `step` to the end.
 
-    Each epoch is a new order of all examples, a function of (key, epoch); those
-    that do not fill its last batch are left out of that epoch. What happens to an
-    example is a function of (key, step, place in the batch).
+    Each epoch has a new order of all examples, a function of (key, epoch). The last
+    incomplete batch of an epoch is dropped. The augmentation of an example is a
+    function of (key, step, place in the batch).
 
     Args:
-      key: of shuffling and of the transform.
+      key: PRNG key of the shuffling and of the transform.
       step: completed updates.
-      plan: how far a call may go.
+      plan: limits the number of updates per call.
 
     Raises:
-      ValueError: an image cannot be read and must not be skipped, or too many.
+      ValueError: an image cannot be read and must not be skipped, or too many images
+        cannot be read.
       OSError: a worker process died.
     """
     seed = int(jax.random.bits(key))
@@ -139,8 +141,9 @@ class StreamingDataset:
     replace, workers = self._max_skip_share is not None, self._num_workers
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
-    # A call runs on the device while the next one's images are read and copied to it.
-    # In a thread, so that Ctrl-C does not interrupt Grain between its processes.
+    # A call runs on the device while the images of the next call are read and copied.
+    # They are read in a thread, so that Ctrl-C does not interrupt Grain between its
+    # processes.
     with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
       while step < plan.num_steps:
         end = plan.call_end(step)
@@ -152,13 +155,14 @@ class StreamingDataset:
     """Yields (chunk, number of batches): every example once, the rest masked.
 
     Raises:
-      ValueError: as `train_chunks`; images that are skipped are masked.
+      ValueError: as in `train_chunks`. Skipped images are masked.
       OSError: a worker process died.
     """
     length = math.ceil(self.num_examples / self._batch_size) * self._batch_size
     order = grain.MapDataset.range(length)
     batches = self._batches(order, seed=0, replace=False, num_workers=0)
-    # In threads: new processes would take longer to start than most sets to read.
+    # In threads, because new processes would take longer to start than it takes to read
+    # most data sets.
     for host in iterate(batches, 0, num_workers=0):
       yield self._put([host], 0, 1), 1
 
@@ -173,9 +177,9 @@ class StreamingDataset:
         f"{errors[0][1]}; mend or remove it, or set config.data.on_error=skip"
       )
     self.skipped.update(errors)
-    # Even a share of 1 must leave something to compute with.
+    # Even a fraction of 1 must leave one readable image.
     allowed = min(self._max_skip_share * self.num_examples, self.num_examples - 1)
-    # One of P processes meets 1 / P of the images in an epoch, other ones in the next.
+    # One of P processes reads 1 / P of the images in an epoch, and others in the next.
     others = 1 - 1 / jax.process_count()
     allowed *= 1 - others ** max(1, self._loaded / (self.num_examples * (1 - others)))
     if len(self.skipped) > allowed:
@@ -187,7 +191,7 @@ class StreamingDataset:
     return arrays
 
   def _put(self, host: Iterable[HostBatch], first: int, length: int) -> Chunk:
-    """Checks batches, fills up to `length` and copies to the devices."""
+    """Checks batches, pads them to `length` batches and copies them to the devices."""
     checked = [self._checked(batch) for batch in host]
 
     def stack(*arrays: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""What the readers of data sets share."""
+"""Helpers that the readers of data sets share."""
 
 import dataclasses
 import re
@@ -11,34 +11,34 @@ from resnet_jax.runtime.errors import UserError, setting_name
 
 # Largest split that is kept on the device, in GiB; CIFAR-10 has 0.14.
 MAX_GIB = 8
-# Of the sets that are read without TFDS.
+# The splits of data sets that are read without TFDS.
 SPLITS = "train", "test"
-# What an evaluation takes where no split is named, the first that is there.
+# If no split is named, evaluation uses the first of these that exists.
 EVAL_SPLITS = ("val", "validation", "valid", "test")
 
 
 def split_name() -> str:
-  """Returns what a message calls the setting that names a split."""
+  """Returns the name, for messages, of the setting that names a split."""
   name = setting_name("data.eval_split")
   is_flag = name != "config.data.eval_split"
   return name if is_flag else "config.data.train_split or eval_split"
 
 
 def is_number(name: str) -> bool:
-  """Whether a class is called by a number, which need not be whole."""
+  """Whether a class name is a number, whole or with decimals."""
   return re.fullmatch(r"[+-]?\d+([.,]\d+)?", name) is not None
 
 
 def plain_number(text: str) -> str:
-  """Returns a whole number without leading zeros, and any other text as it is."""
+  """Returns a whole number without leading zeros, and any other text unchanged."""
   return (text.lstrip("0") or "0") if text.isdecimal() else text
 
 
 def whole_split(split: str) -> str:
-  """Returns the one of `SPLITS` that is meant, or that a part is taken of.
+  """Returns the one of `SPLITS` that is named, alone or in a part of it.
 
   Raises:
-    UserError: it is another one.
+    UserError: another split is named.
   """
   name = split.partition("[")[0]
   check_choice(split_name(), name, SPLITS)
@@ -46,15 +46,15 @@ def whole_split(split: str) -> str:
 
 
 def take_part(source: ImageArrays, name: str, split: str) -> ImageArrays:
-  """Returns the part of a split that TFDS's syntax names.
+  """Returns a part of a split, named in TFDS's syntax.
 
   Args:
     source: the whole split.
-    name: of it.
-    split: such as "train[:80%]".
+    name: name of the whole split.
+    split: name of the part, such as "train[:80%]".
 
   Raises:
-    UserError: it is none.
+    UserError: `split` names no part, or an empty one.
   """
   if split == name:
     return source

@@ -12,7 +12,8 @@ def load_digits(split: str) -> ImageArrays:
   """scikit-learn's handwritten digits: 1,437 training and 360 test images, 8x8x1.
 
   Args:
-    split: "train" or "test", fixed, stratified by digit; or a part, "train[:80%]".
+    split: "train" or "test", which are fixed and stratified by digit; or a part, such
+      as "train[:80%]".
 
   Raises:
     ValueError: another split.
@@ -32,7 +33,7 @@ def load_digits(split: str) -> ImageArrays:
 
 
 def load_synthetic(split: str, image_size: int, num_examples: int) -> ImageArrays:
-  """Noise around a random pattern for each of 10 classes: easy to learn, free to make.
+  """Makes noise around a random pattern for each of 10 classes, which is easy to learn.
 
   Args:
     split: "train" or "test", which differ in their noise only; or a part of one.

@@ -1,7 +1,8 @@
-"""CIFAR-10 and CIFAR-100 as their authors give them: packed or unpacked, two forms.
+"""Reads CIFAR-10 and CIFAR-100 in their authors' files, packed or unpacked.
 
-The form for Python holds pickles, the one for C holds records of bytes. Nothing is
-written to disk, and a pickle makes only numbers, texts, lists and dictionaries.
+There are two forms: the Python form holds pickles, the C form holds records of bytes.
+Nothing is written to disk, and a pickle can create only numbers, strings, lists and
+dictionaries.
 Letters: N images of a split, K images of a file.
 """
 
@@ -23,23 +24,24 @@ from resnet_jax.data.sources.base import SPLITS, take_part, whole_split
 from resnet_jax.runtime.errors import UserError, setting_name
 
 NUM_IMAGES = {"train": 50_000, "test": 10_000}
-_BYTES = 3 * 32 * 32  # Of an image: all of red, then green, then blue.
-# Of a file: the pixels of a whole split, and the names of its images.
+_BYTES = 3 * 32 * 32  # Of an image: the red plane, then green, then blue.
+# Of the largest file: the pixels of a whole split, and the names of its images.
 _MAX_BYTES = 50_000 * (_BYTES + 100)
 _MAX_MEMO = 1_000_000  # A pickle could ask for memory for more objects than it has.
 
 
 @dataclasses.dataclass(frozen=True)
 class _Set:
-  """How the files of a data set are named; those of the form for C end in .bin.
+  """The file names of a data set. Files of the C form end in .bin.
 
   Attributes:
     places: the files and folders that hold the set, in order of preference.
-    splits: the files of each split, in the form for Python.
-    meta: the files of the class names, one for each form.
-    keys: of the labels and of the class names in pickles.
+    splits: the files of each split, in the Python form.
+    meta: the file of the class names in the Python form, and in the C form.
+    keys: keys of the labels and of the class names in pickles.
     num_classes: number of classes.
-    label_bytes: before each image in the form for C; the last one is the label.
+    label_bytes: number of label bytes before each image in the C form; the last one is
+      used.
   """
 
   places: tuple[str, ...]
@@ -50,7 +52,7 @@ class _Set:
   label_bytes: int
 
   def files(self, split: str) -> tuple[tuple[str, ...], tuple[str, ...]]:
-    """Returns the files that a split needs, in each form, that of the names last."""
+    """Returns the files of a split in the Python and the C form, class names last."""
     python, binary = self.meta
     names = self.splits[split]
     return (*names, python), (*(f"{name}.bin" for name in names), binary)
@@ -95,7 +97,7 @@ class EncodedImages:
 
   Attributes:
     arrays: the images.
-    where: the split, for messages.
+    where: name of the split for messages.
   """
 
   arrays: ImageArrays
@@ -110,12 +112,12 @@ class EncodedImages:
     return len(self.arrays)
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
-    """Encodes an image."""
+    """Returns (content of a PNG file, label)."""
     image = cv2.cvtColor(self.arrays.images[index], cv2.COLOR_RGB2BGR)
     return cv2.imencode(".png", image)[1].tobytes(), int(self.arrays.labels[index])
 
   def name(self, index: int) -> str:
-    """Returns what a message calls the image."""
+    """Returns the name of the image for messages."""
     return f"image {index} of {self.where}"
 
 
@@ -123,9 +125,10 @@ def find_cifar(name: str, data_dir: str) -> Path | None:
   """Returns the archive or folder of the data set, if there is one.
 
   Args:
-    name: of a data set; others than "cifar10" and "cifar100" have none.
+    name: name of a data set; the result is None unless it is "cifar10" or "cifar100".
     data_dir: an archive, a folder of unpacked files, or a folder that holds either;
-      "" is TFDS's default. A set in TFDS's layout is preferred, which gives None.
+      "" is TFDS's default. If that folder holds the set in TFDS's layout, that set is
+      preferred and the result is None.
   """
   if name not in _SETS:
     return None
@@ -150,11 +153,11 @@ def load_cifar(
     name: "cifar10", or "cifar100" with its fine labels.
     path: from `find_cifar`.
     split: "train" or "test", or a part in TFDS's syntax, such as "train[:45000]".
-    stream: give the images one by one.
+    stream: whether the images are given one by one.
 
   Raises:
-    UserError: another split; files that are missing, damaged or not of this data set;
-      an archive with links, or with names outside of its folder.
+    UserError: the split is unknown; files are missing, damaged or of another data set;
+      an archive has links, or names outside of its folder.
   """
   kind, whole = _SETS[name], whole_split(split)
   forms = kind.files(whole)
@@ -214,7 +217,7 @@ def _read(
           yield parts[-1], content.read(_MAX_BYTES)
   except UserError:
     raise
-  except Exception as error:  # `tarfile` and what decompresses raise all kinds.
+  except Exception as error:  # `tarfile` and decompressors raise errors of many types.
     reason = getattr(error, "strerror", None) or "it is truncated, or none"
     raise UserError(
       f"{str(path)!r} cannot be read as a .tar.gz archive: {reason}; {again}"
@@ -222,11 +225,11 @@ def _read(
 
 
 class _DamageError(Exception):
-  """A file is not as the authors wrote it."""
+  """A file differs from what the authors wrote."""
 
 
 class _Made:
-  """What a pickle gets for NumPy's classes: it keeps what it is given."""
+  """Replaces NumPy's classes in a pickle; it keeps its arguments and its state."""
 
   state: object = None
 
@@ -251,7 +254,7 @@ _CLASSES = {
 
 
 def _unpickle(content: bytes) -> dict[Any, Any]:
-  """Returns the dictionary of a pickle, with text for the strings of Python 2."""
+  """Returns the dictionary of a pickle; strings of Python 2 become `str`."""
   try:
     for opcode, argument, _ in pickletools.genops(content):
       if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > _MAX_MEMO:
@@ -259,7 +262,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
     found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
   except _DamageError:
     raise
-  except Exception as error:  # `pickle` raises all kinds.
+  except Exception as error:  # `pickle` raises errors of many types.
     raise _DamageError(f"it is no pickle ({error})") from error
   if not isinstance(found, dict):
     raise _DamageError("it has no dictionary")
@@ -310,7 +313,7 @@ def _from_pickle(
 def _from_records(
   content: bytes, kind: _Set, count: int
 ) -> tuple[np.ndarray, np.ndarray]:
-  """Returns the same of records of the label or labels and the pixels."""
+  """Like `_from_pickle`, for records of one or two labels and the pixels."""
   size = kind.label_bytes + _BYTES
   if len(content) != count * size:
     raise _DamageError(f"it has {len(content) / size:,g} images, not {count:,}")

@@ -1,4 +1,4 @@
-"""The image files of one split, and how folders are listed."""
+"""Holds the image files of one split, and lists folders of images."""
 
 import errno
 import hashlib
@@ -16,7 +16,7 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES, needed_package
 from resnet_jax.runtime.errors import UserError
 
-# What systems and programs leave beside the user's files, in lower case.
+# Names of what systems and programs leave beside the user's files, in lower case.
 _LEFT_BY_SYSTEMS = {
   *("@eadir", "__macosx", "lost+found", "found.000", "__pycache__"),
   *("#recycle", "@recycle", "$recycle.bin", "recycler", "recycled"),
@@ -27,7 +27,7 @@ _LEFT_BY_SYSTEMS = {
 _MAX_CLASSES = 100_000
 
 
-# Of images whose layout has no splits.
+# The splits of images whose layout has no splits of its own.
 _PARTS = ["train", "val"]
 
 
@@ -36,8 +36,8 @@ class FileList:
 
   Attributes:
     labels: [N] int32 in [0, len(class_names)).
-    class_names: of every label.
-    left_out: what was found beside the images and is not read, such as "10 .tif".
+    class_names: names of all labels, in order.
+    left_out: ignored files and folders beside the images, such as "10 .tif".
   """
 
   def __init__(
@@ -52,7 +52,8 @@ class FileList:
     self.class_names = tuple(class_names)
     self.left_out: tuple[str, ...] = ()
     self._root = str(root)
-    # A million names in one piece: small, and quick to send to worker processes.
+    # One piece of memory holds all names. Even a million are small and quick to send to
+    # worker processes.
     encoded = [os.fsencode(path) for path in paths]
     self._names = b"".join(encoded)
     self._ends = np.cumsum([0, *map(len, encoded)])
@@ -62,7 +63,7 @@ class FileList:
 
   @property
   def digest(self) -> str:
-    """Equal for the same paths below the root, with the same labels, in that order."""
+    """Hash of the paths below the root and of their labels, in order."""
     digest = hashlib.blake2b(self._names, digest_size=16)
     digest.update(self._ends.astype("<i8").tobytes())
     digest.update(self.labels.astype("<i4").tobytes())
@@ -77,7 +78,7 @@ class FileList:
     return os.fsdecode(self._names[start:end])
 
   def select(self, chosen: Sequence[bool] | np.ndarray) -> "FileList":
-    """Returns the files whose place in `chosen`, [N] bool, is true."""
+    """Returns the files for which `chosen`, [N] bool, is true."""
     index = np.flatnonzero(chosen)
     paths = [self._relative(i) for i in index]
     files = FileList(self._root, paths, self.labels[index], self.class_names)
@@ -85,7 +86,7 @@ class FileList:
     return files
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
-    """Reads a file; raises `ImageError` if it cannot."""
+    """Reads a file; raises `ImageError` if that fails."""
     path = self.name(index)
     try:
       return _read(path), int(self.labels[index])
@@ -97,7 +98,7 @@ class FileList:
 
 
 def _read(path: str) -> bytes:
-  """Reads a file with as few system calls as it takes, and never waits for a pipe."""
+  """Reads a file with as few system calls as possible, and never waits for a pipe."""
   if "\0" in path:
     raise FileNotFoundError
   flags = os.O_RDONLY | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
@@ -134,7 +135,7 @@ def sub_folders(folder: Path) -> list[str]:
 
 
 def own_images(folder: Path) -> Iterator[str]:
-  """Yields the names of the images that a folder holds itself, not below it."""
+  """Yields the names of the images in a folder, without those in its subfolders."""
   for entry in os.scandir(folder):
     name = entry.name
     if is_image(name) and not is_left_over(name) and not _is_folder(entry):
@@ -156,10 +157,10 @@ def _classes(folder: Path) -> list[str]:
 
 
 def files_below(folder: Path) -> list[str]:
-  """Returns paths relative to the folder's parent, whether readable or not.
+  """Returns all files below a folder, readable or not, relative to its parent.
 
-  They are in torchvision's order: all of a folder, then those below it. Links are
-  followed, but for those to a folder that they are in.
+  They are in torchvision's order: the files of a folder come before those of its
+  subfolders. Links are followed, except links to a folder that contains them.
   """
   return _files_of(_walk(folder), folder.parent)
 
@@ -170,7 +171,7 @@ class _Place(NamedTuple):
   path: str
   real: str  # The path without links.
   names: list[str]
-  links: dict[str, str]  # Of the images that are links, from path to target.
+  links: dict[str, str]  # Path -> target of the images that are links.
 
 
 def _files_of(places: Iterable[_Place], root: Path) -> list[str]:
@@ -198,21 +199,21 @@ def _walk(folder: Path) -> Iterator[_Place]:
       else:
         names.append(entry.name)
         if is_image(entry.name) and entry.is_symlink():
-          # One step only, as there may be a million.
+          # Follows one link only, as there may be a million.
           end = os.path.join(target, os.readlink(entry.path))
           links[entry.path] = os.path.normpath(end)
     yield _Place(place, target, names, links)
 
 
 def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
-  """Returns how many files have each suffix, in lower case, that is no image's."""
+  """Returns the number of files per non-image suffix, in lower case."""
   return Counter(
     os.path.splitext(path)[1].lower() for path in paths if not is_image(path)
   )
 
 
 def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
-  """Returns texts such as "10 .tif", by suffix, with the packages that are missing."""
+  """Returns texts such as "10 .tif", sorted by suffix, with the missing packages."""
   texts = []
   for suffix, count in sorted(counts.items()):
     package = needed_package(suffix)
@@ -222,7 +223,7 @@ def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
 
 
 def no_images(folder: Path, paths: Iterable[str], remedy: str) -> UserError:
-  """Returns the error of a folder whose files, `paths`, are no images."""
+  """Returns the error for a folder whose files, `paths`, include no images."""
   others = describe_suffixes(count_other_suffixes(paths))
   found = f", only {', '.join(others)}" if others else ""
   return UserError(
@@ -258,7 +259,7 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
 
 
 def _check_one_class(places: Mapping[str, Sequence[_Place]]) -> None:
-  """Raises `UserError` if links give a folder or an image to two classes."""
+  """Raises `UserError` if links put a folder or an image into two classes."""
   owners: dict[str, tuple[str, str]] = {}
 
   def claim(real: str, name: str, path: str) -> None:

@@ -1,7 +1,7 @@
-"""Images as files: which there are, of which class, in which split.
+"""Finds image files, their classes and their splits.
 
-Four layouts: a folder for each class, below `train/`, `val/` ... or with no splits;
-Tiny-ImageNet's own; and a table of paths and labels.
+There are four layouts: a folder per class below `train/`, `val/` ...; a folder per
+class without splits; Tiny-ImageNet's own; and a table of paths and labels.
 """
 
 import os
@@ -22,7 +22,7 @@ from resnet_jax.data.sources.tables import _list_table, _part, _read_table
 from resnet_jax.data.sources.tiny_imagenet import _list_tiny_imagenet
 from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
-# A word of a folder's name by which it is a part of a data set rather than a class.
+# A word in a folder's name that shows that it is a split and not a class.
 _SPLIT_WORD = re.compile(
   r"(^|[^a-z])(train|training|val|valid|validation|test|testing|eval|evaluation|dev"
   r"|pred|prediction|holdout)([^a-z]|$)"
@@ -33,7 +33,7 @@ def find_root(config_dir: str) -> Path:
   """Returns the folder or table that `config.data.dir` names.
 
   Raises:
-    ValueError: it names none.
+    ValueError: the setting is empty.
   """
   if not config_dir:
     raise UserError(
@@ -53,7 +53,7 @@ def list_splits(root: Path) -> list[str]:
 
 
 def _find_splits(root: Path) -> dict[str, str]:
-  """Returns the folder of each split, "" where it has none of its own."""
+  """Returns the folder of each split, "" if the split has no folder of its own."""
   if not root.exists():
     raise NotFoundError(
       f"no {setting_name('data.dir')}={str(root)!r}: name a folder with a folder for "
@@ -68,10 +68,10 @@ def _find_splits(root: Path) -> dict[str, str]:
 
 
 def _split_folders(root: Path) -> dict[str, str]:
-  """Returns the folders of the splits by the splits' names, whatever their case.
+  """Returns the folder of each split; the case of the names does not matter.
 
-  A class may be called "train" or "test": folders are splits if one of them holds
-  folders.
+  A class may also be called "train" or "test", so such folders are splits only if one
+  of them holds folders.
   """
   # Tiny-ImageNet's test images have no labels.
   tiny = (root / "wnids.txt").is_file()
@@ -93,19 +93,20 @@ def _split_folders(root: Path) -> dict[str, str]:
 def list_images(
   root: Path, split: str, val_share: float, class_names: Sequence[str] = ()
 ) -> FileList:
-  """Lists a split.
+  """Lists the images of a split.
 
   Args:
-    root: a folder, or a .csv file with the columns path, label and, if wanted, split;
-      a label is a class index if all are whole numbers, else a class name.
-    split: one of `list_splits`, or "" for the first of `EVAL_SPLITS`.
-    val_share: of images whose layout has no splits: the share of each class that is
-      "val", drawn by a hash of the file's name; "train" is the rest.
-    class_names: in the order of their labels; else those of "train", sorted.
+    root: a folder, or a .csv file with the columns path, label and, optionally, split.
+      Labels are class indices if all are whole numbers, otherwise class names.
+    split: one of `list_splits`, or "" for the first of `EVAL_SPLITS` that exists.
+    val_share: fraction of each class that is "val" if the layout has no splits, chosen
+      by a hash of the file names; "train" is the rest.
+    class_names: names in the order of their labels; by default the sorted names of
+      "train".
 
   Raises:
-    ValueError: no such split, a class that has no images or that is not among
-      `class_names`, or a table that is none.
+    ValueError: the split does not exist, a class has no images or is not in
+      `class_names`, or the table is not valid.
     FileNotFoundError: there is no such folder or table.
   """
   splits = _find_splits(root)
@@ -119,7 +120,7 @@ def list_images(
     )
   is_table, is_tiny = root.is_file(), (root / "wnids.txt").is_file()
   folder = splits.get(split.lower(), "")
-  # Any folder of folders may be named as a split.
+  # The user may name any folder of folders as a split.
   if not (folder or is_table or is_tiny) and _holds_folders(root / split):
     folder = split
   asked = split.lower() if is_table else split
@@ -144,13 +145,13 @@ def list_images(
 
 
 def _holds_folders(folder: Path) -> bool:
-  """Whether what a folder holds is folders; a few images may lie beside them."""
+  """Whether a folder holds folders, with at most a few images beside them."""
   folders = sub_folders(folder) if folder.is_dir() else []
   return bool(folders) and sum(1 for _ in own_images(folder)) <= len(folders)
 
 
 def _check_not_splits(root: Path) -> None:
-  """Raises `UserError` if some folders that would be classes are rather splits."""
+  """Raises `UserError` if some of the class folders look like splits."""
   names = sub_folders(root)
   named = [name for name in names if _SPLIT_WORD.search(name.lower())]
   holding = [name for name in names if _holds_folders(root / name)]
@@ -158,7 +159,8 @@ def _check_not_splits(root: Path) -> None:
   splits = []
   if named == names or (len(named) > 1 and set(named) & set(holding)):
     splits = named
-  # A class may have a folder "images", but classes are at least two.
+  # Splits share the names of at least two class folders. A single shared name may be a
+  # folder "images" in each class.
   elif 1 < len(set(below)) < len(below):
     splits = holding
   if splits:

@@ -25,14 +25,14 @@ from resnet_jax.runtime.terminal import printable
 
 
 def check_data(config: DataConfig) -> dict[str, ImageCount]:
-  """Opens both splits and starts no device; errors as `open_source`.
+  """Opens both splits without starting a device; errors as in `open_source`.
 
   Returns:
-    The number of "training" and of "evaluation" images; {} of an own data set.
+    The `ImageCount` of "training" and of "evaluation"; {} for the user's own data set.
   """
   if config.factory:
     return {}
-  config = dataclasses.replace(config, train_crop="random")  # Decoded when read.
+  config = dataclasses.replace(config, train_crop="random")  # Decodes nothing yet.
   found = {}
   splits = {"training": config.train_split, "evaluation": config.eval_split}
   for kind, split in splits.items():
@@ -45,12 +45,12 @@ def check_data(config: DataConfig) -> dict[str, ImageCount]:
 def open_source(
   config: DataConfig, split: str, class_names: Sequence[str] = ()
 ) -> Source:
-  """Opens a split of the configured data set; errors as the loaders above.
+  """Opens a split of the configured data set; errors as in the loaders that it calls.
 
   Args:
-    config: which data set.
-    split: "" is the data set's own for evaluation.
-    class_names: those of a model; a folder may have some of them only.
+    config: names the data set.
+    split: name of the split; "" is the data set's evaluation split.
+    class_names: class names of a model; a folder may have only some of them.
   """
   source = _find_source(config, split, class_names)
   if isinstance(source, FileList) and source.left_out and jax.process_index() == 0:

@@ -71,7 +71,7 @@ def _list_table(
   _check_rows(path, rows)
   texts = [row.label for row in rows]
   if class_names and all(name.isdecimal() for name in class_names):
-    # Folders "0" to "11" are the classes 0, 1, 10, 11, 2 ..., so a number is a name.
+    # Folders "0" to "11" are sorted as 0, 1, 10, 11, 2 ..., so a number is a name here.
     plain = (
       plain_number
       if len(set(map(plain_number, class_names))) == len(class_names)
@@ -81,7 +81,7 @@ def _list_table(
     _check_known(texts, list(map(plain, classes)), path)
     number = {plain(name): i for i, name in enumerate(classes)}
     labels = [number[text] for text in texts]
-  # Where some classes are called by numbers, a number is never an index.
+  # If some class names are numbers, a number is never an index.
   elif all(text.removeprefix("-").isdecimal() for text in texts) and not any(
     map(is_number, class_names)
   ):
@@ -106,12 +106,12 @@ def _list_table(
 
 
 def _place(root: str, path: str) -> str:
-  """Returns the one path of a file below an absolute root."""
+  """Returns the normalised path of a file below an absolute root."""
   return os.path.normpath(os.path.join(root, path))
 
 
 def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
-  """Raises `UserError` if a file has two labels, or is trained on and evaluated."""
+  """Raises `UserError` if a file has two labels, or is in training and evaluation."""
   root = os.path.abspath(path.parent)
   first_rows: dict[str, _Row] = {}
   for row in rows:
@@ -133,8 +133,9 @@ def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
 
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
-  # By a hash of the name, so that a file that comes or goes moves no others between
-  # training and evaluation, but for one at the border. A table may name a file twice.
+  # Files are chosen by a hash of their names. If a file is added or removed, at most
+  # one other file, at the border, moves between training and evaluation. A table may
+  # name a file twice.
   names = list(map(files._relative, range(len(files))))
   root = os.path.abspath(files._root)
   paths = [_place(root, name) for name in names]
@@ -147,7 +148,7 @@ def _part(files: FileList, split: str, val_share: float) -> FileList:
   order = order[np.argsort(labels[order], kind="stable")]
   counts = np.bincount(labels)
   first = np.cumsum(counts) - counts
-  place = np.empty(len(unique), int)  # Of each file in the shuffled order of its class.
+  place = np.empty(len(unique), int)  # Rank of each file in its shuffled class.
   place[order] = np.arange(len(unique)) - np.repeat(first, counts)
   is_val = dict(zip(unique, place < np.round(counts * val_share)[labels], strict=True))
   return files.select(np.array([is_val[path] for path in paths]) == (split == "val"))

@@ -1,4 +1,4 @@
-"""Where images come from: a split as two arrays, or to be read bit by bit.
+"""Opens splits of TFDS data sets, as two arrays or to be read image by image.
 
 Letters: N examples, H height, W width, C channels.
 """
@@ -26,7 +26,7 @@ from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 if TYPE_CHECKING:  # It takes seconds to import.
   import tensorflow_datasets as tfds
 
-# What TFDS raises for files that are not as it writes them.
+# The errors that TFDS raises for files that differ from what it writes.
 _DAMAGE = (
   *(ParseError, json.JSONDecodeError, UnicodeDecodeError, RecursionError),
   *(AttributeError, KeyError, TypeError),
@@ -39,8 +39,8 @@ class TfdsImages:
 
   Attributes:
     records: TFDS's data source.
-    class_names: of the labels.
-    where: the set, for messages.
+    class_names: names of the labels, in order.
+    where: name of the data set for messages.
   """
 
   records: Any
@@ -51,17 +51,17 @@ class TfdsImages:
     return len(self.records)
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
-    """Reads a record; raises `ImageError` if it cannot."""
+    """Reads a record; raises `ImageError` if that fails."""
     try:
       example = self.records[index]
-    except Exception as error:  # array_record raises all kinds.
+    except Exception as error:  # array_record raises errors of many types.
       raise ImageError(f"it cannot be read ({error})") from error
     if example["label"] < 0:
       raise ImageError("it has no label; name another split")
     return example["image"], int(example["label"])
 
   def name(self, index: int) -> str:
-    """Returns what a message calls the image."""
+    """Returns the name of the image for messages."""
     return f"image {index} of {self.where}"
 
 
@@ -73,17 +73,17 @@ def load_tfds(
   Args:
     name: such as "cifar10" or "mnist:3.0.1".
     data_dir: TFDS data directory; "" is TFDS's default.
-    split: in TFDS's syntax, such as "train[:45000]"; "" is "validation" or, where
-      there is none, "test".
-    stream: read bit by bit even what would fit on the device.
+    split: in TFDS's syntax, such as "train[:45000]"; "" is "validation" or, if that
+      does not exist, "test".
+    stream: whether to read image by image even what would fit on the device.
 
   Returns:
-    Arrays, if the images are of one size and no more than `MAX_GIB`.
+    Arrays, if `stream` is False and the images have one size and at most `MAX_GIB`.
 
   Raises:
-    ValueError: an unknown or empty split, damaged files, or a set that is no image
-      classification.
-    FileNotFoundError: the set is not there in array_record form.
+    ValueError: the split is unknown or empty, files are damaged, or the data set is not
+      for image classification.
+    FileNotFoundError: the data set does not exist in array_record form.
   """
   import absl.logging
   import tensorflow_datasets as tfds
@@ -96,7 +96,7 @@ def load_tfds(
   if not split:
     split = "validation" if "validation" in builder.info.splits else "test"
   verbosity = absl.logging.get_verbosity()
-  absl.logging.set_verbosity(absl.logging.ERROR)  # It advises to install OpenCV.
+  absl.logging.set_verbosity(absl.logging.ERROR)  # TFDS advises to install OpenCV.
   try:
     for part in split.split("+"):  # TFDS counts the images of train[9:5] as -4.
       if builder.info.splits[part.strip()].num_examples <= 0:
@@ -176,7 +176,7 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
 
 
 def _read_as_array_record(builder: "tfds.core.DatasetBuilder", where: str) -> None:
-  """Chooses the array_record files of a set, which may be there beside others.
+  """Chooses the array_record files of a set, which may have other files beside them.
 
   Raises:
     UserError: there are none, or the package that reads them is not installed.
@@ -185,7 +185,7 @@ def _read_as_array_record(builder: "tfds.core.DatasetBuilder", where: str) -> No
 
   wanted, found = tfds.core.FileFormat.ARRAY_RECORD, builder.info.file_format
   if found != wanted:
-    # `tfds convert_format` leaves the former format in the set's description.
+    # `tfds convert_format` keeps the old format in the set's description.
     if not any(Path(builder.data_dir).glob(f"*.{wanted.file_suffix}*")):
       raise NotFoundError(
         f"{where} is stored as {found.value if found else 'an unknown format'}, but "
@@ -205,10 +205,10 @@ def _read_as_array_record(builder: "tfds.core.DatasetBuilder", where: str) -> No
 
 
 def _own_classes_only(where: str) -> AbstractContextManager[object]:
-  """Has TFDS refuse classes of other packages, which the files of a set may name.
+  """Makes TFDS refuse classes of other packages, which the files of a set may name.
 
-  TFDS would import their modules. Several files can name them, in several ways, so
-  that the name is checked where TFDS has found it.
+  TFDS would import their modules. Several files can name them in several ways, so the
+  name is checked where TFDS looks up the class.
   """
   import tensorflow_datasets as tfds
 

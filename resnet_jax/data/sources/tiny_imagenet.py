@@ -7,7 +7,7 @@ from resnet_jax.runtime.errors import UserError
 
 
 def _list_tiny_imagenet(root: Path, split: str, folder: str) -> FileList:
-  """Tiny-ImageNet as it is downloaded; classes in the order of their WordNet ids."""
+  """Lists a split of Tiny-ImageNet, with classes in the order of their WordNet ids."""
   classes = sorted(_read_lines(root / "wnids.txt"))
   label = {wnid: i for i, wnid in enumerate(classes)}
   words = {}
@@ -18,7 +18,7 @@ def _list_tiny_imagenet(root: Path, split: str, folder: str) -> FileList:
     words = dict(line.split("\t", 1) for line in lines if "\t" in line)
   names = [words.get(wnid, wnid) for wnid in classes]
   table = root / folder / "val_annotations.txt"
-  if split != "val" or not table.is_file():  # Many sort it into folders.
+  if split != "val" or not table.is_file():  # Many users sort it into folders.
     files = _list_folder(root / folder, classes)
     files.class_names = tuple(names)
     return files
