@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Inches.
 _SIDE, _GAP, _LINE = 1.8, 0.14, 0.17
 _FONT_SIZE = 8
-_LONGEST = 200  # Letters; the rest of a longer text is ignored.
+_LONGEST = 200  # Letters; a longer text is always cut.
 _BAR = "#D5E3EE"
 
 
