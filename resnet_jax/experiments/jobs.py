@@ -68,7 +68,7 @@ class Job:
         stderr=log,
         text=True,
         env=os.environ | environment,
-        start_new_session=True,  # Only this process gets Ctrl-C; it tells the run once.
+        start_new_session=True,  # Ctrl-C reaches only us; we signal the run once.
       )
     stdin = self._process.stdin
     assert stdin is not None
@@ -226,7 +226,7 @@ class Display:
 
     Args:
       total: number of runs.
-      console: where to show.
+      console: console for the output.
     """
     self._console, self._total = console, total
     self._done = 0

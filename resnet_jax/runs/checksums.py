@@ -39,7 +39,7 @@ def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
 
 
 def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
-  """Writes the digests of a checkpoint's files beside them.
+  """Writes the digests of a checkpoint's files into its directory.
 
   Args:
     directory: directory of the checkpoint.

@@ -71,7 +71,7 @@ class MetricWriter:
       plan: when to write.
       learning_rate: step -> learning rate of the next update; None if it is not known.
       start_step: completed updates.
-      console: where to show.
+      console: console for the output.
       lap: returns how long each call took; see `Lap`.
       skipped: for each data set, the images that it skipped so far, with the reasons.
       tell: called with (step, split, values) after they are written.

@@ -330,8 +330,7 @@ class Experiment:
   def saved_config(self) -> Config:
     """The settings to save with a run, including the size of the evaluation images.
 
-    If no setting resizes the images, their size must be recorded: `predict` resizes
-    photos to it.
+    If no setting resizes the images, only this size says how to resize photos later.
     """
     height, width, _ = self.eval_data.image_shape
     data = self.config.data

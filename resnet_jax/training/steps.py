@@ -1,6 +1,6 @@
 """One update, one evaluation step, and the compiled loops over them.
 
-This module holds all compiled code of the training loop.
+Everything that is compiled for the hot path is here.
 """
 
 from collections.abc import Callable
