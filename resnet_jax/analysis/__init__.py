@@ -1,1 +1,1 @@
-"""A run looked into without training it: the dry run, the responses of layers."""
+"""Analysis without training: the dry run, and the responses of layers."""

@@ -1,15 +1,15 @@
 """Published peak rates of accelerators, for rooflines.
 
-Of Google's TPU pages, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, as read in
-November 2026. The network's rate is a pod's published all-reduce bandwidth over its
-chips; v5p's page has none, and half of its bidirectional bandwidth stands in, as it
-would be for v5e and v6e.
+Source: Google's TPU pages, docs.cloud.google.com/tpu/docs/{v4,v5e,v5p,v6e}, read in
+November 2026. The rate of the network is the published all-reduce bandwidth of a pod
+divided by its chips. The page of v5p has no such number; half of its bidirectional
+bandwidth is used instead, a rule that holds for v5e and v6e.
 """
 
 import dataclasses
 
-# "How to Scale Your Model" (Austin et al. 2025) counts about this much for each chip
-# that a message passes.
+# Latency per chip that a message passes, about the value in "How to Scale Your Model"
+# (Austin et al. 2025).
 HOP_S = 1e-6
 
 
@@ -18,10 +18,10 @@ class Chip:
   """Peaks of one chip.
 
   Attributes:
-    flops_per_s: in bfloat16; a multiplication and an addition are two.
-    memory_bytes: capacity.
-    memory_bytes_per_s: to and from memory.
-    network_bytes_per_s: sent to other chips of the pod, over all links.
+    flops_per_s: in bfloat16; a multiplication and an addition count as two.
+    memory_bytes: capacity of the memory.
+    memory_bytes_per_s: rate to and from memory.
+    network_bytes_per_s: rate to other chips of the pod, over all links.
   """
 
   flops_per_s: float

@@ -1,7 +1,7 @@
-"""What a compiled program says of itself in XLA's text form: its collectives.
+"""Counts the collectives of a compiled program, from XLA's text form.
 
-A loop's body is written once and runs many times; here it counts as often as it runs,
-where XLA knows how often that is.
+The text has the body of a loop once. Its collectives count once per iteration if XLA
+knows the number of iterations.
 """
 
 import dataclasses
@@ -21,8 +21,8 @@ _CALLED = re.compile(
 _BRANCHES = re.compile(r"branch_computations=\{([^}]*)\}")
 _TRIPS = re.compile(r'"known_trip_count":\{"n":"(\d+)"')
 _CHANNEL = re.compile(r"channel_id=(\d+)")
-# {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'}, or of a part of an axis
-# mesh['a'=4] {'a':(2)2}: XLA's ways to say it.
+# XLA's notations for groups: {{0,1},{2,3}}, [2,2]<=[4], mesh['a'=2,'b'=2] {'b'} and,
+# for a part of an axis, mesh['a'=4] {'a':(2)2}.
 _GROUP = re.compile(
   r"replica_groups=(?:\{\{([\d,]*)\}|\[\d+,(\d+)\]|mesh\[([^\]]*)\] *\{([^}]*)\})"
 )
@@ -30,13 +30,13 @@ _GROUP = re.compile(
 
 @dataclasses.dataclass(frozen=True)
 class Collective:
-  """One kind of exchange between devices.
+  """One kind of communication between devices.
 
   Attributes:
     kind: "all-reduce", "all-gather" and so on.
-    group: number of devices that exchange.
-    count: how often, in one run of the program.
-    bytes: of the results on one device, all together.
+    group: number of devices that communicate.
+    count: number of calls in one run of the program.
+    bytes: total size of the results on one device.
   """
 
   kind: str
@@ -46,12 +46,12 @@ class Collective:
 
   @property
   def sent_bytes(self) -> float:
-    """What each device sends, at least: a ring's number."""
+    """Bytes that each device sends at least, as in a ring."""
     n = self.group
     passes = {
-      "all-reduce": 2 * (n - 1) / n,  # Of the result, which is as large as the operand.
-      "all-gather": (n - 1) / n,  # The result is the whole,
-      "reduce-scatter": n - 1,  # and here a part.
+      "all-reduce": 2 * (n - 1) / n,  # The result is as large as the operand.
+      "all-gather": (n - 1) / n,  # The result is the whole array,
+      "reduce-scatter": n - 1,  # here it is a part.
       "all-to-all": (n - 1) / n,
       "collective-permute": 1,
     }
@@ -62,8 +62,8 @@ def count_collectives(text: str, num_devices: int) -> list[Collective]:
   """Adds up the collectives of a program by kind and number of devices.
 
   Args:
-    text: of a compiled module.
-    num_devices: that exchange where the text does not say it.
+    text: text of a compiled module.
+    num_devices: number of devices in a group if the text does not give it.
   """
   lines: dict[str, list[str]] = defaultdict(list)
   entry = current = ""
@@ -81,7 +81,7 @@ def count_collectives(text: str, num_devices: int) -> list[Collective]:
   def walk(computation: str, times: int) -> None:
     for line in lines[computation]:
       channel = _CHANNEL.search(line)
-      # TPUs write one that overlaps with computation once for each of its pieces.
+      # On TPUs, the text repeats an overlapped collective once for each of its pieces.
       seen = channel is not None and channel[1] in channels
       if (match := _COLLECTIVE.search(line)) and not seen:
         channels.update([channel[1]] if channel else [])
@@ -117,7 +117,7 @@ def _group_size(line: str, num_devices: int) -> int:
 
 def _result_bytes(match: re.Match[str]) -> int:
   arrays = _ARRAY.findall(match[1])
-  if match[3] and match[2] != "all-reduce":  # Operands, results, and scalars for XLA.
+  if match[3] and match[2] != "all-reduce":  # Operands, results, XLA's scalars.
     arrays = [array for array in arrays if array != ("u32", "")]
     arrays = arrays[len(arrays) // 2 :]
   return sum(_bytes(dtype, shape) for dtype, shape in arrays)

@@ -1,7 +1,8 @@
-"""A training step rehearsed: compiled for devices that are not here, and looked at.
+"""Dry run: compiles a training step for devices that this machine does not have.
 
-The step is the trainer's own, from the same settings. TPUs are described by libtpu
-(`pip install 'flax-resnet[tpu]'`), which compiles for them on any Linux machine.
+The step is identical to the trainer's, from the same settings. For TPUs, libtpu
+(`pip install 'flax-resnet[tpu]'`) describes the devices and compiles for them on any
+Linux machine.
 """
 
 import dataclasses
@@ -36,26 +37,25 @@ _EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:16x16 or cpu:8"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """What a step needs; of one chip unless said. None where the peaks are not known.
+  """The needs of one step, per chip unless stated. None if the peaks are not known.
 
   Attributes:
-    topology: as asked for.
-    chips: their number.
-    batch_size: over all chips.
-    dtype: of the computation.
-    fits: whether the compiler found room for it; if not, there is nothing after
-      `problem` but zeros.
-    problem: what it said if not.
-    compile_s: wall time of compiling here.
-    memory: bytes of "arguments", "temporaries", "code" and "peak", all of them.
-    flops: a multiplication and an addition are two.
-    memory_traffic: bytes read and written, as XLA estimates.
-    collectives: of one step.
-    compute_s, memory_s, network_s: what each would take at the chip's peak; float32
-      convolutions and products run at bfloat16's rate on TPUs, by JAX's default.
-    step_s: the largest of them: all overlap.
-    bound: which that is.
-    images_per_s: of all chips, by `step_s`.
+    topology: the requested topology.
+    chips: number of chips.
+    batch_size: number of images over all chips.
+    dtype: dtype of the computation.
+    fits: whether the step fits in memory. If not, the fields after `problem` are 0.
+    problem: the compiler's message if the step does not fit.
+    compile_s: wall time of compiling on this machine.
+    memory: bytes of "arguments", "temporaries" and "code", and the "peak" of all.
+    flops: a multiplication and an addition count as two.
+    memory_traffic: bytes read and written, as estimated by XLA.
+    collectives: the collectives of one step.
+    compute_s, memory_s, network_s: time of each at the chip's peak. On TPUs, float32
+      convolutions and products run at the rate of bfloat16, JAX's default.
+    step_s: the largest of these times, as if all overlap perfectly.
+    bound: which of the three is the largest.
+    images_per_s: images per second of all chips, from `step_s`.
   """
 
   topology: str
@@ -79,13 +79,13 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices that are only described, or this machine's CPU as several.
+  """Devices that are only described, or this machine's CPU as several devices.
 
   Attributes:
-    name: as asked for.
-    devices: one for each chip.
-    shape: chips along each axis of the network.
-    chip: peak rates; None for a CPU.
+    name: the requested topology.
+    devices: one device per chip.
+    shape: number of chips along each axis of the network.
+    chip: peak rates of a chip; None for a CPU.
   """
 
   name: str
@@ -95,14 +95,14 @@ class Topology:
 
 
 def use_cpu_only(topologies: list[str]) -> None:
-  """Makes JAX leave accelerators alone; to be called before its first use."""
+  """Makes JAX use only the CPU. Call it before the first use of JAX."""
   counts = [int(name[4:]) for name in topologies if re.fullmatch(r"cpu:\d+", name)]
   jax.config.update("jax_platforms", "cpu")
   jax.config.update("jax_num_cpu_devices", max([1, *counts]))
-  # libtpu would ask Google's cloud where it is, and tell that it is not there.
+  # Otherwise libtpu asks Google's cloud for its location, and reports a failure.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is opened.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # It opens no chip.
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
@@ -111,7 +111,7 @@ def describe_topology(name: str) -> Topology:
   """Returns the devices of a topology such as "v5e:4x4" or "cpu:8".
 
   Raises:
-    ValueError: it is unknown, or libtpu is not installed.
+    ValueError: the topology is unknown, or libtpu is not installed.
   """
   kind, _, shape = name.partition(":")
   if not re.fullmatch(r"\d+(x\d+)*", shape) or kind not in {"cpu", *CHIPS}:
@@ -128,7 +128,7 @@ def describe_topology(name: str) -> Topology:
     )
   from jax.experimental import topologies
 
-  # The two cores of a chip as one device, as they are used; v5p's are by default.
+  # Training uses the two cores of a chip as one device, which is v5p's default.
   options = {"chip_config_name": "megacore"} if kind == "v4" else {}
   try:
     described = topologies.get_topology_desc(name, "tpu", **options)
@@ -148,16 +148,16 @@ def rehearse(config: Config, topology: Topology) -> Report:
     topology: from `describe_topology`.
 
   Raises:
-    ValueError: settings that are wrong or do not fit the topology.
-    FileNotFoundError: a data set that is to live on the devices is not there.
+    ValueError: the settings are wrong or do not fit the topology.
+    FileNotFoundError: a data set for the devices' memory does not exist.
   """
   check_settings(config)
   mesh = create_mesh(topology.devices)
   check_batch_size(config.batch_size, mesh)
   platform = topology.devices[0].platform
   dtype = str(compilation.compute_dtype(config.model.dtype, platform))
-  # The operations of the native kernels could not be counted.
-  # Weights to start from change nothing here, and may not be there.
+  # XLA cannot count the operations of the native kernels. Weights to start from change
+  # nothing here, and may not exist.
   config = dataclasses.replace(
     _with(config, "model", dtype=dtype), kernels="xla", init_from=""
   )
@@ -191,9 +191,9 @@ def rehearse(config: Config, topology: Topology) -> Report:
 
   # XLA counts the body of a loop once, so the operations are counted without loops.
   unrolled = _with(_with(config, "model", scan=False), "optim", accumulate=1)
-  # One device has no groups of batch norm; they change no operation that counts.
+  # One device has no batch-norm groups; groups do not change the counted operations.
   unrolled = dataclasses.replace(unrolled, bn_scope="global")
-  # Only a lowering for devices that are here can be counted.
+  # XLA can count operations only for devices that this machine has.
   cost: Any = lower(unrolled, create_mesh(jax.devices()[:1])).cost_analysis()
   flops = cost["flops"] / len(topology.devices)
 
@@ -218,7 +218,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
     "temporaries": memory.temp_size_in_bytes,
     "code": memory.generated_code_size_in_bytes,
   }
-  # The new state takes the place of the old one.
+  # The new state reuses the memory of the old one.
   new = memory.output_size_in_bytes - memory.alias_size_in_bytes
   collectives = count_collectives(compiled.as_text(), len(topology.devices))
   return _add_roofline(
@@ -241,12 +241,12 @@ def _with(config: Config, group: str, **values: Any) -> Config:
 
 
 def _add_roofline(report: Report, topology: Topology) -> Report:
-  """Adds the least times by the chip's peaks (Williams et al. 2009)."""
+  """Adds lower bounds of the times, from the chip's peaks (Williams et al. 2009)."""
   if topology.chip is None:
     return report
   chip = topology.chip
   sent = sum(c.sent_bytes for c in report.collectives)
-  # Along each axis a message goes half way round in both directions, there and back.
+  # Along each axis a message goes half way round in both directions, and back.
   around = sum(topology.shape)
   hops = sum(c.count * min(c.group, around) for c in report.collectives)
   seconds = {

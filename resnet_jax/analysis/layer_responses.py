@@ -1,4 +1,4 @@
-"""What goes on inside a network: how strongly its layers respond, and how they learn.
+"""Measures how strongly the layers of a network respond, and their gradients.
 
 Letters: B batch, H height, W width, C channels.
 """
@@ -27,10 +27,10 @@ _NORM = re.compile(r"bn\d*")
 def layer_responses(
   model: nn.Module, variables: Variables, images: Float[Array, "b h w c"]
 ) -> dict[str, float]:
-  """Standard deviation of each layer's response (He et al. 2015, figure 7).
+  """Returns the standard deviation of each layer's response (He et al. 2015, figure 7).
 
-  The response is what comes out of the batch norm after each convolution of the stem
-  and the blocks, before ReLU and the shortcut; batch norm uses the batch's statistics.
+  The response is the output of the batch norm after each convolution of the stem and
+  the blocks, before ReLU and the shortcut. Batch norm uses the batch's statistics.
 
   Args:
     model: the network.
@@ -38,8 +38,8 @@ def layer_responses(
     images: normalised.
 
   Returns:
-    Standard deviations over B, H, W and C by the path of the norm, such as
-    "stage1/block2/bn1", from the first layer to the last.
+    {path of the norm: standard deviation over B, H, W and C}, from the first layer to
+    the last. A path is such as "stage1/block2/bn1".
   """
 
   def is_norm(module: nn.Module, method: str) -> bool:
@@ -48,7 +48,7 @@ def layer_responses(
 
   @jax.jit
   def respond(variables: Variables, images: Array) -> dict[str, Float32[Array, ""]]:
-    # As they train: deep plain nets' running statistics may be far from the batch's.
+    # Train mode: in deep plain nets, running statistics may differ from the batch's.
     _, kept = model.clone(scan=False, remat=False).apply(
       variables,
       images,
@@ -70,16 +70,16 @@ def layer_responses(
 def layer_gradients(
   model: nn.Module, variables: Variables, batch: Batch
 ) -> dict[str, float]:
-  """Norm of the loss's gradient by each layer's kernel, in train mode.
+  """Returns the norm of the loss's gradient for each layer's kernel, in train mode.
 
   Args:
     model: the network.
-    variables: as of `layer_responses`.
+    variables: as in `layer_responses`.
     batch: "image" [B, H, W, C] normalised, "label" [B], "mask" [B].
 
   Returns:
-    L2 norms by the path of the convolution, such as "stage1/block2/conv1", from the
-    first layer to the last; without those in shortcuts, and without the head.
+    {path of the convolution: L2 norm}, from the first layer to the last, without
+    shortcuts and head. A path is such as "stage1/block2/conv1".
   """
 
   @jax.jit
@@ -119,7 +119,7 @@ def measure_responses(workdir: str, trust_code: bool = False) -> dict[str, float
 
   Args:
     workdir: the run directory.
-    trust_code: whether code outside this package that the run names may run.
+    trust_code: whether to allow code outside this package that the run names.
   """
   model, load, batch = _open(workdir, trust_code)
   return layer_responses(model, load("latest"), batch["image"])
@@ -128,13 +128,13 @@ def measure_responses(workdir: str, trust_code: bool = False) -> dict[str, float
 def measure_gradients(
   workdir: str, trust_code: bool = False
 ) -> dict[str, dict[str, float]]:
-  """Returns `layer_gradients` on a training batch, by the step.
+  """Returns {step: `layer_gradients` on a training batch}.
 
-  Step 0 is a state as the run could have begun with, the others are its checkpoints.
+  Step 0 is a possible initial state of the run; the other steps are its checkpoints.
 
   Args:
     workdir: the run directory.
-    trust_code: whether code outside this package that the run names may run.
+    trust_code: whether to allow code outside this package that the run names.
   """
   model, load, batch = _open(workdir, trust_code)
   key = jax.random.key(run_dir.load_run_config(workdir, trust_code).seed)
@@ -149,12 +149,12 @@ def measure_gradients(
 def _open(
   workdir: str, trust_code: bool
 ) -> tuple[nn.Module, Callable[[str], Variables], Batch]:
-  """Returns a run's model, what loads its states, and a batch of its training images.
+  """Returns a run's model, a loader of its states, and a batch of training images.
 
   The batch is shuffled and normalised, but not augmented.
   """
   config = run_dir.load_run_config(workdir, trust_code)
-  config.kernels = "auto"  # As suits this machine, not the one that trained.
+  config.kernels = "auto"  # For this machine, not the one that trained.
   experiment = Experiment.create(config, devices=jax.local_devices()[:1])
   data, key = experiment.train_data, jax.random.key(config.seed)
   _, feed, _ = next(iter(data.train_chunks(key, 0, experiment.plan)))
@@ -168,7 +168,7 @@ def _open(
   return experiment.model, load, batch
 
 
-# Of a run directory, and whether its code is trusted.
+# (run directory, whether to trust its code) -> measurement.
 MEASUREMENTS: dict[str, Callable[[str, bool], Any]] = {
   "responses": measure_responses,
   "gradients": measure_gradients,

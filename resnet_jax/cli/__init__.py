@@ -1,1 +1,1 @@
-"""The commands of `resnet-jax`: flags in, one line or a table out."""
+"""The commands of `resnet-jax`. Each takes flags, and prints one line or a table."""

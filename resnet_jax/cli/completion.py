@@ -1,4 +1,4 @@
-"""`resnet-jax completion`: has a shell complete the command line."""
+"""`resnet-jax completion`: prints a shell's completion of the command line."""
 
 import argparse
 
@@ -18,7 +18,7 @@ EXAMPLES = (
   "resnet-jax completion fish > ~/.config/fish/completions/resnet-jax.fish",
 )
 _SHELLS = "bash", "zsh", "fish"
-# What a flag takes, by what its help calls it.
+# Names of values in the help of flags that take folders, and other paths.
 _FOLDERS = {"RUN", "DIR"}
 _PATHS = {"FILE", "FILE.png", "FILE.npz", "PATH", "IMAGE_OR_DIR", "SOURCE"}
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
-  """Adds all settings to the parser of all commands, and what to complete."""
+  """Adds to each command's parser its settings and the values to complete."""
   import shtab
 
   from resnet_jax.experiments.studies.grids import STUDIES

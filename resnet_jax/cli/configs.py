@@ -1,4 +1,4 @@
-"""`resnet-jax configs`: the config files that come with the package."""
+"""`resnet-jax configs`: lists the config files of the package."""
 
 import argparse
 
@@ -13,7 +13,7 @@ EXAMPLES = ("resnet-jax configs",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags, of which there are none."""
+  """Adds no flags."""
 
 
 def run(args: argparse.Namespace) -> None:

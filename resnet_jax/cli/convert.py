@@ -1,4 +1,4 @@
-"""`resnet-jax convert`: converts weights from a run or to one."""
+"""`resnet-jax convert`: converts a run to weights, or weights to a run."""
 
 import argparse
 

@@ -1,4 +1,4 @@
-"""`resnet-jax data check`: looks at a data set before training on it."""
+"""`resnet-jax data check`: checks a data set before training on it."""
 
 import argparse
 import dataclasses

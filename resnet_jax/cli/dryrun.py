@@ -1,4 +1,4 @@
-"""`resnet-jax dryrun`: its flags, and what it prints."""
+"""`resnet-jax dryrun`: its flags and its output."""
 
 import argparse
 import copy
@@ -57,18 +57,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Rehearses on each topology; `args.settings` are the flags of the settings.
+  """Runs the dry run for each topology; `args.settings` are the flags of the settings.
 
   Raises:
-    OSError: libtpu's compiler crashed, in the process that is made for it.
-    SystemExit: always otherwise.
+    OSError: libtpu's compiler crashed, in its own process.
+    SystemExit: in all other cases.
   """
-  # Forked, not spawned: JAX has not started here, and need not be imported again.
+  # Forking is safe, as JAX has not started here, and saves a second import.
   process = multiprocessing.get_context("fork").Process(target=_run, args=(args,))
   process.start()
   try:
     process.join()
-  except KeyboardInterrupt:  # It got the signal as well, and says so.
+  except KeyboardInterrupt:  # The process got it too, and prints a message.
     process.join()
   status = process.exitcode or 0
   if status < 0:
@@ -99,12 +99,12 @@ def _run(args: argparse.Namespace) -> None:
     elif len(names) == 1:
       show(*describe(report, topology).split("\n"))
   if not args.json and len(names) > 1:
-    # Not folded to the terminal's width: rows are to be read, and copied.
+    # Wider than a terminal, so that no row is wrapped and all can be copied.
     Console(width=150).print(tabulate(reports))
 
 
 def describe(report: "Report", topology: "Topology") -> str:
-  """Says a report in some lines."""
+  """Describes a report in a few lines."""
   title = (
     f"{report.topology}: {report.chips} chips, {report.batch_size} images a step, "
     f"{report.dtype}"
@@ -185,7 +185,7 @@ def _ms(seconds: float | None) -> str:
 
 
 def _short(number: float) -> str:
-  """Three digits and a prefix: 12.3 M, of bytes or operations."""
+  """Returns a number with three digits and a prefix, such as "12.3 M"."""
   for prefix in ("", "k", "M", "G"):
     if number < 1000:
       return f"{number:.3g} {prefix}"

@@ -1,4 +1,4 @@
-"""`resnet-jax evaluate`: how good a run or a file of weights is."""
+"""`resnet-jax evaluate`: evaluates a run or a file of weights."""
 
 import argparse
 import json
@@ -18,8 +18,8 @@ from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
-_NAMES = "digits", "synthetic", "folder"  # They come before a path of that name.
-# The settings that these flags stand for.
+_NAMES = "digits", "synthetic", "folder"  # They take precedence over paths.
+# The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
   "dataset": "name",
   "data-dir": "dir",
@@ -89,7 +89,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
-  """Returns the step of a run that is evaluated, None for weights, and the metrics."""
+  """Returns (step of the evaluated run, or None for weights; metrics)."""
   from resnet_jax import weights
   from resnet_jax.config.preprocessing import with_preprocessing
   from resnet_jax.models.registry import create_model
@@ -99,7 +99,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
 
   if args.workdir is not None:
     config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
-    config.kernels = "auto"  # As suits this machine, not the one that trained.
+    config.kernels = "auto"  # For this machine, not the one that trained.
     _apply(config, args)
     return evaluator.evaluate_run(
       config, args.workdir, args.checkpoint, trust_code=args.trust_code
@@ -118,9 +118,9 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
 
 
 def _apply(config: Config, args: argparse.Namespace) -> None:
-  """Puts the flags that were given into the settings."""
+  """Copies the given flags into the settings."""
   if args.dataset is not None:
-    # The run's own images and split are no part of another set.
+    # Another data set has neither the run's own images nor its split.
     config.data.factory = config.data.eval_split = ""
   for flag, name in _DATA_FLAGS.items():
     value = getattr(args, flag.replace("-", "_"))

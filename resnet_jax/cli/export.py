@@ -1,4 +1,4 @@
-"""`resnet-jax export`: a network as one file that needs none of this package."""
+"""`resnet-jax export`: writes a network to a file that runs without this package."""
 
 import argparse
 import os
@@ -56,7 +56,7 @@ def _size(text: str) -> tuple[int, int]:
 
 
 def _format(args: argparse.Namespace) -> str:
-  """Returns --format, or else what the suffix of --out says."""
+  """Returns --format, or else the format that the suffix of --out names."""
   suffix = Path(args.out).suffix[1:]
   form: str = args.format or suffix
   if form not in _FORMATS:

@@ -1,4 +1,4 @@
-"""`resnet-jax features`: what a network sees in images, as vectors or maps."""
+"""`resnet-jax features`: writes a network's features of images, vectors or maps."""
 
 import argparse
 import os
@@ -22,7 +22,7 @@ from resnet_jax.cli.photos import (
 )
 from resnet_jax.runtime.errors import flags_of_settings
 
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.data import Source
 
 TEXT = (

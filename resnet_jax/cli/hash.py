@@ -1,4 +1,4 @@
-"""`resnet-jax hash`: a hash of what a run has learned."""
+"""`resnet-jax hash`: prints a hash of a run's weights."""
 
 import argparse
 import json

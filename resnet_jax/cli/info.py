@@ -1,4 +1,4 @@
-"""`resnet-jax info`: what a bug report needs."""
+"""`resnet-jax info`: prints what a bug report needs."""
 
 import argparse
 import importlib.metadata
@@ -40,7 +40,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def collect() -> dict[str, Any]:
-  """Returns what the command prints, by title."""
+  """Returns the values that the command prints, by title."""
   import jax
 
   from resnet_jax import __version__

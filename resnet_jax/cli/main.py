@@ -38,7 +38,7 @@ from resnet_jax.config.allowed import suggest
 from resnet_jax.runtime.errors import UserError, clean_errors
 from resnet_jax.runtime.terminal import escape_unknown_letters
 
-# In the order of a first look. Each has TEXT, EXAMPLES, `add_arguments` and `run`.
+# In the order of the help. Each module has TEXT, EXAMPLES, `add_arguments`, `run`.
 COMMANDS = {
   "train": train,
   "configs": configs,
@@ -59,7 +59,7 @@ COMMANDS = {
 }
 # These take the settings of an experiment: --config.a.b=value.
 _WITH_SETTINGS = {"train", "study", "sweep", "dryrun"}
-# What other programs call our commands.
+# Other programs' names for our commands.
 _OTHER_NAMES = {
   "train": "fit finetune fine-tune resume",
   "configs": "recipes",
@@ -74,12 +74,12 @@ _OTHER_NAMES = {
 
 
 def main(argv: Sequence[str] | None = None) -> None:
-  """Runs the command line `argv`, or the process's own.
+  """Runs the command line `argv`; None is the command line of the process.
 
-  Exit status: 0 done, 1 it failed, 2 wrong usage.
+  Exit status: 0 for success, 1 for failure, 2 for wrong usage.
   """
   escape_unknown_letters()
-  absl.logging.set_verbosity(absl.logging.FATAL)  # What is raised is shown once.
+  absl.logging.set_verbosity(absl.logging.FATAL)  # Errors are shown once, when raised.
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   words = _with_hyphens(sys.argv[1:] if argv is None else argv)
   with clean_errors():
@@ -96,7 +96,7 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 
 def _with_hyphens(words: Sequence[str]) -> list[str]:
-  """Returns the words with `--num_classes` as `--num-classes`; settings stay."""
+  """Writes flags like `--num_classes` as `--num-classes`; leaves settings alone."""
   return [
     re.sub(
       r"^--(?!(no)?config\.)[a-z_-]+", lambda flag: flag[0].replace("_", "-"), word
@@ -106,7 +106,7 @@ def _with_hyphens(words: Sequence[str]) -> list[str]:
 
 
 def _check_command(words: Sequence[str]) -> None:
-  """Raises `UserError` with the nearest commands if the first word is no command."""
+  """Raises `UserError`, naming similar commands, if the first word is no command."""
   word = words[0] if words else ""
   if word in {*COMMANDS, "-h", "--help", "--version"}:
     return

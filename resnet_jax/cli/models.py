@@ -1,4 +1,4 @@
-"""`resnet-jax models`: the networks that come with the package."""
+"""`resnet-jax models`: lists the networks of the package."""
 
 import argparse
 
@@ -9,7 +9,7 @@ EXAMPLES = ("resnet-jax models",)
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-  """Adds the flags, of which there are none."""
+  """Adds no flags."""
 
 
 def run(args: argparse.Namespace) -> None:

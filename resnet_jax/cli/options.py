@@ -1,7 +1,7 @@
-"""Flags that several commands of `resnet-jax` have, their former names, and mistakes.
+"""Flags that commands of `resnet-jax` share, their former names, and usage errors.
 
-One thing has one name in all commands: `--workdir` a run, `--weights` a file of
-weights, `--out` what a command writes, `--data-dir` where TFDS data sets are.
+A flag has the same meaning in all commands: `--workdir` is a run, `--weights` a file of
+weights, `--out` the output, `--data-dir` the directory of TFDS data sets.
 """
 
 import argparse
@@ -17,7 +17,7 @@ from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import printable
 
 _OWN = "(default: the architecture's own)"
-# What messages call the settings that `add_weights` sets.
+# The names in messages of the settings that `add_weights` sets.
 MODEL_FLAGS = {
   f"model.{name}": f"--{flag}"
   for name, flag in (
@@ -32,14 +32,14 @@ SOURCE = "folder of images, .csv file of path,label, or name of a TFDS data set"
 
 
 class Parser(argparse.ArgumentParser):
-  """A parser that says a mistake in one line and knows its own flags.
+  """A parser that reports an error in one line, and knows its flags.
 
   Attributes:
     flags: the flags that its help shows.
   """
 
   def __init__(self, **kwargs: Any) -> None:
-    """Takes what `argparse.ArgumentParser` takes."""
+    """Takes the arguments of `argparse.ArgumentParser`."""
     self.flags: list[str] = []
     super().__init__(
       allow_abbrev=False,
@@ -48,7 +48,7 @@ class Parser(argparse.ArgumentParser):
     )
 
   def add_argument(self, *names: Any, **kwargs: Any) -> argparse.Action:
-    """Adds a flag or a word, as `argparse` does."""
+    """Adds a flag or a positional argument, like `argparse`."""
     if kwargs.get("help") != argparse.SUPPRESS:
       self.flags += [name for name in names if name.startswith("--")]
     return super().add_argument(*names, **kwargs)
@@ -61,7 +61,7 @@ class Parser(argparse.ArgumentParser):
 def parsers_of_commands(
   parser: argparse.ArgumentParser,
 ) -> Iterator[argparse.ArgumentParser]:
-  """Yields the parser of each command below `parser`, also that of `data check`."""
+  """Yields the parser of each command below `parser`, including `data check`."""
   for action in parser._actions:
     if isinstance(action, argparse._SubParsersAction):
       for command in action.choices.values():
@@ -70,7 +70,7 @@ def parsers_of_commands(
 
 
 class _FormerName(argparse.Action):
-  """Stores the value of a flag that was given by a former name, and says the new."""
+  """Stores the value of a flag with a former name; prints the new name as a hint."""
 
   def __init__(self, *args: Any, new: str, **kwargs: Any) -> None:
     super().__init__(*args, **kwargs)
@@ -105,15 +105,17 @@ def add_former_names(
 
 
 def take_former_words(args: argparse.Namespace, rest: Sequence[str]) -> list[str]:
-  """Gives words to the flags that replaced them, with a hint, until the next release.
+  """Assigns former positional arguments to the flags that replaced them, with a hint.
+
+  The next release will not accept them.
 
   Args:
-    args: what was parsed. A command sets its `former_words`: {destination: flag}, in
+    args: the parsed arguments. A command sets `former_words`, {destination: flag}, in
       the order of the words.
     rest: the words that were not parsed.
 
   Returns:
-    The words that are left.
+    The remaining words.
   """
   former = list(getattr(args, "former_words", {}).items())
   if not 0 < len(rest) <= len(former) or any(word.startswith("-") for word in rest):
@@ -132,7 +134,7 @@ def refuse_unknown(
 ) -> None:
   """Raises `UserError` for a word that is no flag of the command.
 
-  The words of settings are left to `parse_settings`.
+  `parse_settings` checks the words of settings.
   """
   for word in rest:
     flag = word.partition("=")[0]
@@ -153,7 +155,7 @@ def refuse_unknown(
 
 
 def list_examples(lines: Sequence[str]) -> str:
-  """Returns the end of a help text: commands as one types them."""
+  """Returns the end of a help text: commands to type."""
   return "\n".join(["examples:", *(f"  {line}" for line in lines)])
 
 
@@ -164,7 +166,7 @@ def require(args: argparse.Namespace, flag: str, what: str) -> None:
 
 
 def hint(text: str) -> None:
-  """Prints a line to standard error that tells a better way."""
+  """Prints a line to standard error that says what to do instead."""
   print(f"hint: {printable(text)}", file=sys.stderr)
 
 
@@ -182,14 +184,14 @@ def add_number(
 
 
 def add_json(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag that has a command print JSON."""
+  """Adds the flag for JSON output."""
   parser.add_argument(
     "--json", action="store_true", help="print one JSON object instead of text"
   )
 
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
-  """Adds the settings of `ModelConfig` that change which parameters there are."""
+  """Adds the settings of `ModelConfig` that change the set of parameters."""
   add_number(parser, "--num-classes", f"number of classes, > 0 {_OWN}")
   parser.add_argument(
     "--stem", default="", help=f"first layers: imagenet, deep or cifar {_OWN}"
@@ -202,7 +204,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
 
 
 def add_config(parser: argparse.ArgumentParser, default: str = "") -> None:
-  """Adds the flag that names a config; it is needed unless there is a default."""
+  """Adds the flag that names a config; it is required unless there is a default."""
   parser.add_argument(
     "--config",
     metavar="NAME",
@@ -236,7 +238,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
 
 
 def add_checkpoint(parser: argparse.ArgumentParser) -> None:
-  """Adds which state of a run is meant."""
+  """Adds the flag that chooses a checkpoint of a run."""
   parser.add_argument(
     "--checkpoint",
     default="latest",
@@ -247,7 +249,7 @@ def add_checkpoint(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trust_code(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag that lets the code run that a run or a config.json names."""
+  """Adds the flag that allows code named by a run or a config.json."""
   parser.add_argument(
     "--trust-code",
     action="store_true",
@@ -256,7 +258,7 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
 
 
 def add_trained(parser: argparse.ArgumentParser) -> None:
-  """Adds what names a trained network, and what changes its preprocessing."""
+  """Adds the flags that name a trained network and change its preprocessing."""
   add_workdir(parser)
   add_weights(parser)
   add_checkpoint(parser)
@@ -285,7 +287,7 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
 
 
 def add_data_dir(parser: argparse.ArgumentParser) -> None:
-  """Adds where TFDS data sets are."""
+  """Adds the flag for the directory of TFDS data sets."""
   parser.add_argument(
     "--data-dir",
     metavar="DIR",
@@ -294,9 +296,9 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 
 
 def data_config(source: str, data_dir: str | None) -> DataConfig:
-  """Returns the data set that SOURCE names: an existing path, or else a TFDS set.
+  """Returns the data set that SOURCE names: an existing path, or else a TFDS data set.
 
-  With `data_dir`, it is always a TFDS set in that directory.
+  With `data_dir`, it is always a TFDS data set in that directory.
   """
   if data_dir is None and os.path.exists(source):
     return DataConfig(name="folder", dir=source)
@@ -304,7 +306,7 @@ def data_config(source: str, data_dir: str | None) -> DataConfig:
 
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
-  """Returns the model that the flags name; one without a name if they name none."""
+  """Returns the model that the flags name; its name is "" if they name none."""
   if not args.model and (args.num_classes or args.stem or args.shortcut):
     raise UserError("--num-classes, --stem and --shortcut need --model")
   return ModelConfig(

@@ -1,4 +1,4 @@
-"""What the commands share that look at images with a trained network."""
+"""Code shared by the commands that run a trained network on images."""
 
 import argparse
 import dataclasses
@@ -15,14 +15,14 @@ from resnet_jax.config.preprocessing import check_fits
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import printable
 
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.inference.classifier import Classifier
 
 BATCH_SIZE = 32
 
 
 def load_classifier(args: argparse.Namespace) -> "Classifier":
-  """Loads the network that the flags name, with the preprocessing that they change."""
+  """Loads the network and the preprocessing that the flags name."""
   from resnet_jax.inference import classifier
   from resnet_jax.runtime import compilation
 
@@ -51,11 +51,11 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
 
 
 def show_left_out(folder: str, number: int | None = None) -> None:
-  """Says on standard error which files of a folder are not read.
+  """Prints to standard error which files of a folder are not read.
 
   Args:
-    folder: with those below it.
-    number: how many of its images are read; None is all.
+    folder: the folder; its subfolders are included.
+    number: number of its images that are read; None is all.
   """
   from resnet_jax.data.sources.file_list import (
     count_other_suffixes,
@@ -74,7 +74,7 @@ def show_left_out(folder: str, number: int | None = None) -> None:
 
 
 class Meter:
-  """A progress bar on standard error, and the speed once all is compiled."""
+  """A progress bar on standard error, and the speed after compilation."""
 
   def __init__(self, total: int, batch_size: int):
     from rich.progress import Progress
@@ -84,7 +84,7 @@ class Meter:
       console=console,
       transient=True,
       disable=not console.is_terminal,
-      # It would send to the terminal what is meant for a file.
+      # If standard output is a file, Rich must not redirect it to the terminal.
       redirect_stdout=sys.stdout.isatty(),
     )
     self._task = self.progress.add_task("images", total=total)
@@ -92,18 +92,18 @@ class Meter:
     self._first = self._count = self._failed = 0
 
   def advance(self, count: int, errors: list[str]) -> None:
-    """Counts images that were done, and names those that could not be read."""
+    """Counts processed images, and prints the errors of unreadable ones."""
     for error in errors:
       print(f"error: {printable(error)}", file=sys.stderr)
     self._count += count
     self._failed += len(errors)
-    # Before the end of the first batch, what is compiled is waited for too.
+    # The first batch does not count for the speed, as it includes compilation.
     if not self._start and self._count + self._failed >= self._batch_size:
       self._start, self._first = time.monotonic(), self._count + self._failed
     self.progress.advance(self._task, count + len(errors))
 
   def finish(self) -> None:
-    """Says how many and how fast; exits with status 1 if any could not be read."""
+    """Prints number and speed; exits with status 1 if an image was unreadable."""
     text = f"{self._count:,} images"
     rest = self._count + self._failed - self._first
     if self._start and rest:
@@ -117,7 +117,7 @@ class Meter:
 
 
 def check_figure(path: str | None) -> None:
-  """Raises `UserError` if no .png file can be written there."""
+  """Raises `UserError` if `path` is no .png file that can be written."""
   if path is None:
     return
   folder = os.path.dirname(os.path.abspath(path))

@@ -1,4 +1,4 @@
-"""`resnet-jax predict`: the classes of images."""
+"""`resnet-jax predict`: predicts the classes of images."""
 
 import argparse
 import json
@@ -17,7 +17,7 @@ from resnet_jax.cli.photos import (
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
-if TYPE_CHECKING:  # JAX takes seconds, for which `--help` need not wait.
+if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.inference.image_grid import Picture
   from resnet_jax.inference.predict import Prediction
 
@@ -119,7 +119,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _classes_of_folders(names: tuple[str, ...]) -> dict[str, int]:
-  """Returns the class of each folder's name that tells one."""
+  """Returns {folder name: class} for all names that a folder of a class may have."""
   from resnet_jax.weights import imagenet
 
   ids = imagenet.synsets() if imagenet.are_classes(names) else ()

@@ -13,12 +13,13 @@ _TYPES = {path: field.type for path, field, _ in fields.walk(Config())}
 
 
 def parse_settings(args: Sequence[str]) -> dict[str, object]:
-  """Returns the values of `--config.PATH=VALUE` flags by their path.
+  """Returns {path: value} for flags `--config.PATH=VALUE`.
 
-  A flag without a value sets what is true or false to true, `--noconfig.PATH` to false.
+  A flag without a value sets a bool to true, `--noconfig.PATH` sets it to false.
 
   Raises:
-    UserError: another word, an unknown setting, or a value of another type.
+    UserError: a word is no such flag, a setting is unknown, or a value has a wrong
+      type.
   """
   values: dict[str, object] = {}
   words = list(args)
@@ -64,12 +65,12 @@ def change(config: Config, values: Mapping[str, object]) -> Config:
 
 
 def default_config(values: Mapping[str, object]) -> str:
-  """Returns the name of the config that is used where nobody names one.
+  """Returns the name of the default config.
 
-  It is that of the digits, unless the settings name a folder of images.
+  It is the config of the digits, unless the settings name a folder of images.
 
   Args:
-    values: as `parse_settings` returns them.
+    values: values from `parse_settings`.
   """
   is_folder = values.get("data.name", "folder") == "folder"
   if not values.get("data.dir") or not is_folder or values.get("data.factory"):
@@ -86,13 +87,13 @@ def load_config(
   """Returns the settings that a command line asks for.
 
   Args:
-    name: what `--config` names; None is `saved`, or `default_config` without one.
+    name: value of `--config`; None is `saved`, or `default_config` if that is None.
     args: `--config.PATH=VALUE` flags.
     saved: the settings of the run in `--workdir`.
-    trust_code: whether code that only `saved` or a config.json names may run.
+    trust_code: whether to allow code that only `saved` or a config.json names.
 
   Raises:
-    UserError: a flag is wrong, there is no such file, or code is not trusted.
+    UserError: a flag is wrong, the file does not exist, or code is not trusted.
   """
   values = parse_settings(args)
   if name is None and saved is not None:

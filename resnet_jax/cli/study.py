@@ -1,4 +1,4 @@
-"""`resnet-jax study`: its flags, and what it prints."""
+"""`resnet-jax study`: its flags and its output."""
 
 import argparse
 import contextlib
@@ -69,7 +69,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the study; `args.settings` are the flags of the settings.
 
-  Exit status 1 if a run failed.
+  The exit status is 1 if a run failed.
   """
   # JAX takes seconds to import.
   from resnet_jax.data.sources.opening import check_data
@@ -113,19 +113,19 @@ def plan(
   only: str | None = None,
   settings: dict[str, Any] | None = None,
 ) -> list[Planned]:
-  """Returns the runs of a study: all networks with the first seed, and so on.
+  """Returns the runs of a study: all networks with the first seed, then the next seed.
 
   Args:
-    study: what is asked.
-    scale: one that it has.
-    runs: for their directories.
-    seeds: number of runs of each network; None is the scale's.
-    only: labels, with commas between; None is all.
-    settings: for all runs, by path.
+    study: the study.
+    scale: one of the study's scales.
+    runs: directory in which the runs' directories are created.
+    seeds: number of runs per network; None is the number of the scale.
+    only: labels of networks, separated by commas; None is all.
+    settings: settings for all runs, by path.
 
   Raises:
-    ValueError: an unknown label, a value that is not allowed, or a setting that the
-      study makes itself.
+    ValueError: a label is unknown, a value is not allowed, or the study itself sets the
+      setting.
   """
   variants = study.variants[scale]
   if only is not None:
@@ -154,7 +154,7 @@ def plan(
 
 
 def _train(planned: list[Planned], limit: int, console: Console) -> dict[str, str]:
-  """Trains what is not done; returns the error of each run that failed, by its name."""
+  """Trains the runs that are not done; returns {name: error} of failed ones."""
   todo = [run for run in planned if run.job.result() is None]
   if len(todo) < len(planned):
     show(f"{len(planned) - len(todo)} runs are done")

@@ -1,4 +1,4 @@
-"""`resnet-jax sweep`: its flags, and what it prints and leaves."""
+"""`resnet-jax sweep`: its flags, its output and its files."""
 
 import argparse
 import contextlib
@@ -100,9 +100,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs trials until there are enough; `args.settings` are flags of settings.
+  """Runs trials until there are enough; `args.settings` are the flags of the settings.
 
-  Exit status 1 if no trial ended.
+  The exit status is 1 if no trial ended.
   """
   if importlib.util.find_spec("optuna") is None:
     raise UserError("a sweep needs optuna: pip install 'flax-resnet[sweep]'")
@@ -170,7 +170,7 @@ def _run_trials(trials: "Search", total: int, limit: int) -> None:
 def _write(
   study: "optuna.Study", base: "Config", out: Path, args: argparse.Namespace
 ) -> None:
-  """Writes table, figures and the best config, and says what was found."""
+  """Writes table, figures and the best config, and prints a summary."""
   from optuna.trial import TrialState
 
   from resnet_jax.experiments.sweeps import figures, results, space

@@ -25,7 +25,7 @@ EXAMPLES = (
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
-  # Not argparse's own: the defaults that it shows are those of the chosen config.
+  # Not argparse's help: this one shows the defaults of the chosen config.
   parser.add_argument(
     "-h", "--help", action="store_true", help="show this text, with all settings"
   )
@@ -74,7 +74,7 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.settings, trust_code=args.trust_code)
     print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
     return
-  # Only here: JAX, Orbax and the rest take seconds to import.
+  # Imported here, because JAX, Orbax and the rest take seconds to import.
   from resnet_jax.runtime import compilation, processes
 
   compilation.keep_freed_memory()
@@ -95,7 +95,7 @@ def _run(args: argparse.Namespace) -> None:
   if args.mode == "eval":
     if workdir is None:
       raise UserError("--mode=eval needs --workdir, the directory of a run")
-    # With several processes JAX would take it for a notice to save.
+    # With several processes, JAX would read SIGTERM as a notice to save.
     signal.signal(signal.SIGTERM, signal.SIG_DFL)
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
@@ -107,7 +107,7 @@ def _run(args: argparse.Namespace) -> None:
 
 
 def _explain(name: str, config: Config) -> list[str]:
-  """Says which config was taken for a folder of images, and why."""
+  """Explains which config is used for a folder of images, and why."""
   lines = [
     f"config: --config={name}, because --config.data.dir is given and --config is not",
     f"        {config.model.name} at {config.data.image_size} pixels, "
@@ -123,12 +123,12 @@ def _explain(name: str, config: Config) -> list[str]:
 
 
 def _train(config: Config, workdir: str, default: str) -> None:
-  """Trains, and says what it came to.
+  """Trains, and prints the result.
 
   Args:
     config: the settings.
     workdir: the run directory.
-    default: name of the config that was taken as nobody named one; "" if one was.
+    default: name of the config that is used by default; "" if the user named one.
   """
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
@@ -160,7 +160,7 @@ def _train(config: Config, workdir: str, default: str) -> None:
 
 
 def next_commands(config: Config, run: str) -> list[str]:
-  """Returns what else to do after a run: another recipe, or using the network."""
+  """Returns what to do after a run: try another recipe, or use the network."""
   if config.data.factory or config.data.name == "synthetic":
     return []
   if config.data.name == "digits":

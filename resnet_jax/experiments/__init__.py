@@ -1,1 +1,1 @@
-"""Many runs: studies of the paper's claims, sweeps, and the jobs they start."""
+"""Experiments of many runs: studies of the paper's claims, sweeps, and their jobs."""

@@ -1,7 +1,7 @@
-"""Training runs in processes of their own, several at once, watched by their metrics.
+"""Runs several trainings in parallel, each in its own process, and shows their metrics.
 
-A run's directory then also has `log.txt`, what the run printed, and `result.json`,
-written once it is done.
+Each run directory also gets `log.txt`, the output of the run, and `result.json`, which
+is written when the run is done.
 """
 
 import dataclasses
@@ -26,21 +26,21 @@ from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
 INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
-# What JSON of another structure, or none, leads to.
+# Errors from reading a file that is not JSON, or has another structure.
 _DAMAGE = AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError
-# After this a process that was asked to save and end is killed.
+# A process that was asked to save and end is killed after this time.
 PATIENCE_S = 120
 
 
 @dataclasses.dataclass(eq=False)
 class Job:
-  """One training run, in a process of its own once it is started.
+  """One training run, which `start` runs in its own process.
 
   Attributes:
-    name: shown to the person who watches.
-    config: of the run.
-    workdir: of the run; it goes on with what is there.
-    measure: what to measure when it is trained: see `worker.py`; "" is nothing.
+    name: name to show to the user.
+    config: settings of the run.
+    workdir: directory of the run; an existing run is resumed.
+    measure: what to measure after training, see `worker.py`; "" is nothing.
   """
 
   name: str
@@ -52,12 +52,12 @@ class Job:
 
   @property
   def request(self) -> dict[str, Any]:
-    """What `worker.py` is asked for, but for the directory."""
+    """The request to `worker.py`, without the directory."""
     config = json.loads(serialization.to_json(self.config))
     return {"config": config, "measure": self.measure}
 
   def start(self, environment: dict[str, str]) -> None:
-    """Starts the process; its standard input stays open as long as this one lives."""
+    """Starts the process. Its standard input stays open while this process lives."""
     self.workdir.mkdir(parents=True, exist_ok=True)
     with (self.workdir / "log.txt").open("a") as log:
       self._log_start = log.tell()
@@ -68,29 +68,29 @@ class Job:
         stderr=log,
         text=True,
         env=os.environ | environment,
-        start_new_session=True,  # Ctrl-C comes here, and is passed on once.
+        start_new_session=True,  # Ctrl-C reaches only us; we signal the run once.
       )
     stdin = self._process.stdin
     assert stdin is not None
     try:
       stdin.write(json.dumps(self.request | {"workdir": str(self.workdir)}) + "\n")
       stdin.flush()
-    except BrokenPipeError:  # It ended at once; its log says why.
+    except BrokenPipeError:  # It ended immediately; its log says why.
       pass
 
   @property
   def is_running(self) -> bool:
-    """Whether the process is there."""
+    """Whether the process is running."""
     return self._process is not None and self._process.poll() is None
 
   def stop(self) -> None:
-    """Asks the process to save and end; `wait` waits for that."""
+    """Asks the process to save and end, without waiting for it; see `wait`."""
     if self.is_running:
       assert self._process is not None
       self._process.terminate()
 
   def wait(self) -> None:
-    """Waits for the process's end."""
+    """Waits for the end of the process; kills it after `PATIENCE_S` seconds."""
     if self._process is None:
       return
     try:
@@ -100,10 +100,10 @@ class Job:
       self._process.wait()
 
   def metrics(self) -> list[dict[str, Any]]:
-    """Returns the whole lines of `metrics.jsonl`, so far.
+    """Returns the records in the complete lines of `metrics.jsonl` so far.
 
     Raises:
-      UserError: one of them is damaged.
+      UserError: a line is damaged.
     """
     path = self.workdir / "metrics.jsonl"
     if not path.exists():
@@ -112,16 +112,16 @@ class Job:
     return parse_lines(path, lines)
 
   def result(self) -> dict[str, Any] | None:
-    """Returns what the run ended with, if it did, as it is asked for here."""
+    """Returns the result of this config and measurement; None if there is none."""
     found = read_result(self.workdir, self.request["config"])
-    # Studies that share runs measure different things of them.
+    # Studies that share a run may measure different things.
     is_measured = not self.measure or self.measure in found or "diverged" in found
     return found if found and is_measured else None
 
   def error(self) -> str:
-    """Returns why the process ended without a result, in a line."""
+    """Returns in one line why the process ended without a result."""
     with (self.workdir / "log.txt").open("rb") as log:
-      log.seek(self._log_start)  # What is above is of earlier tries.
+      log.seek(self._log_start)  # The text before it is from earlier tries.
       text = log.read().decode(errors="replace")
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     errors = [line for line in lines if line.startswith("error: ")]
@@ -133,7 +133,7 @@ class Job:
 
 
 def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
-  """Returns what a run of `config`, as JSON, ended with; nothing if it did not."""
+  """Returns the result of a run with `config`, given as JSON; {} if there is none."""
   try:
     found = json.loads((workdir / "result.json").read_text())
     is_of_config = found.pop("request")["config"] == config
@@ -145,15 +145,16 @@ def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
 def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
   """Runs jobs, `limit` at a time.
 
-  A job is taken from `jobs` when there is room for it. What still runs when the
-  generator is closed is asked to save and end, and waited for.
+  The next job is taken from `jobs` when fewer than `limit` run. If the generator is
+  closed, it asks the running jobs to save and end, and waits for them.
 
   Args:
-    jobs: not started.
-    limit: of processes.
+    jobs: jobs that are not started.
+    limit: largest number of processes.
 
   Yields:
-    Those that run, in turn, and whether they have ended: once, as the last.
+    (job, whether it has ended), for all running jobs in turn. The last pair of each job
+    says that it has ended.
   """
   environments = _environments(limit)
   queue = iter(jobs)
@@ -163,7 +164,7 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
       while len(running) < limit:
         if (job := next(queue, None)) is None:
           break
-        running[job] = environments.pop(0)  # Before it starts: it must end if we do.
+        running[job] = environments.pop(0)  # First, so that `finally` ends it too.
         job.start(running[job])
       if not running:
         return
@@ -183,8 +184,9 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
 def _environments(limit: int) -> list[dict[str, str]]:
   """Returns what each of `limit` processes needs to share this machine's GPUs.
 
-  With as many GPUs as processes or more, each process has some to itself; else several
-  processes share one, and its memory, unless the user has said how much they may take.
+  If there are at least as many GPUs as processes, each process gets its own GPUs.
+  Otherwise several processes share a GPU and its memory. The memory is divided equally,
+  unless the user has set how much a process may use.
   """
   gpus = _gpus()
   if limit == 1 or not gpus:
@@ -193,13 +195,13 @@ def _environments(limit: int) -> list[dict[str, str]]:
   if limit <= len(gpus):
     return own
   share = {"XLA_CLIENT_MEM_FRACTION": f"{0.9 / math.ceil(limit / len(gpus)):.3f}"}
-  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():  # New and old.
+  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():  # New, old name.
     share = {}
   return [share | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(limit)]
 
 
 def _gpus() -> list[str]:
-  """Returns the NVIDIA GPUs that may be used; JAX, asked for them, would take them."""
+  """Returns the usable NVIDIA GPUs. Asking JAX for them would occupy them."""
   said = os.environ.get("CUDA_VISIBLE_DEVICES")
   if said is not None:
     return [gpu for gpu in said.split(",") if gpu]
@@ -213,17 +215,18 @@ def _gpus() -> list[str]:
 
 
 class Display:
-  """Shows the runs: a bar for all and one for each on a terminal, else lines.
+  """Shows the runs. A context manager.
 
-  A context manager.
+  A terminal shows one progress bar for all runs and one per run. Other outputs show
+  lines.
   """
 
   def __init__(self, total: int, console: Console):
-    """Nothing is shown yet.
+    """Shows nothing yet.
 
     Args:
       total: number of runs.
-      console: where to show.
+      console: console for the output.
     """
     self._console, self._total = console, total
     self._done = 0
@@ -247,7 +250,7 @@ class Display:
     self._bar.stop()
 
   def update(self, job: Job) -> None:
-    """Shows how far a job is that runs."""
+    """Shows the progress of a running job."""
     if job not in self._tasks:
       self._tasks[job] = self._bar.add_task(job.name, total=1.0, text="starting")
     if records := job.metrics():
@@ -260,7 +263,7 @@ class Display:
       self._bar.update(self._tasks[job], completed=done, text=text)
 
   def end(self, job: Job, text: str) -> None:
-    """Says how a job ended."""
+    """Shows how a job ended."""
     if job in self._tasks:
       self._bar.remove_task(self._tasks.pop(job))
     self._done += 1

@@ -1,4 +1,4 @@
-"""Tables as text."""
+"""Writes tables as Markdown and CSV."""
 
 import csv
 import io
@@ -8,15 +8,15 @@ from pathlib import Path
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.terminal import printable
 
-# What would end a cell of Markdown, or begin a tag, a link or an image in it.
+# Characters that end a cell in Markdown, or begin a tag, a link or an image.
 _ENTITIES = str.maketrans({c: f"&#{ord(c)};" for c in "&<|["})
 
-# What begins a formula; in Japanese settings, its wide form does too.
+# Characters that begin a formula; in Japanese settings, their wide forms do too.
 _FORMULA = tuple("=+-@\uff1d\uff0b\uff0d\uff20")
 
 
 def markdown(table: Sequence[Sequence[str]]) -> str:
-  """Returns a table in GitHub's Markdown, in which cells are text and nothing else.
+  """Returns a table in GitHub's Markdown. Cells are escaped, to be shown as plain text.
 
   Args:
     table: rows of equal length, the header first.
@@ -27,11 +27,11 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
 
 
 def as_csv(table: Sequence[Sequence[str]]) -> str:
-  """Returns a table as CSV, in which a spreadsheet finds no formula.
+  """Returns a table as CSV, without formulas for spreadsheets.
 
   Args:
-    table: as for `markdown`. A cell that begins like a formula and is no number gets a
-      "'" before it, which spreadsheets take for the sign of text.
+    table: as in `markdown`. A cell that begins like a formula and is not a number gets
+      a "'" before it, by which spreadsheets mark text.
   """
   buffer = io.StringIO()
   csv.writer(buffer).writerows([_as_text(printable(c)) for c in row] for row in table)
@@ -47,6 +47,6 @@ def _as_text(cell: str) -> str:
 
 
 def write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
-  """Writes a table, as for `markdown`, to `path` with .md and with .csv behind it."""
+  """Writes a table, as in `markdown`, to `path`.md and `path`.csv."""
   write_text(path.with_name(f"{path.name}.md"), markdown(table))
   write_text(path.with_name(f"{path.name}.csv"), as_csv(table))

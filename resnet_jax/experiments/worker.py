@@ -1,9 +1,9 @@
-"""A training run that another process asked for.
+"""Trains one run on request of another process.
 
-Started by `jobs.py` as `python -m resnet_jax.experiments.worker`.
-The first line of standard input is the request, a JSON object: `config`, `workdir`,
-and `measure`, one of `layer_responses.MEASUREMENTS` or "". When standard input ends,
-the one who asked is gone, and the run saves and ends as if by SIGTERM.
+`jobs.py` starts it as `python -m resnet_jax.experiments.worker`. The first line of
+standard input is the request, a JSON object with `config`, `workdir`, and `measure`,
+which is one of `layer_responses.MEASUREMENTS` or "". When standard input ends, the
+requesting process is gone; the run then saves and ends as after SIGTERM.
 """
 
 import json
@@ -28,7 +28,7 @@ from resnet_jax.runtime.terminal import escape_unknown_letters
 
 
 def main() -> None:
-  """Does what is asked; exit status as in `runtime/errors.py`, 3 if it was stopped."""
+  """Runs the request. Exit status: see `runtime/errors.py`, or 3 if it was stopped."""
   escape_unknown_letters()
   compilation.keep_freed_memory()
   with errors.clean_errors():
@@ -46,8 +46,8 @@ def run(request: dict[str, Any]) -> None:
   """Trains, measures, and writes `result.json`.
 
   Args:
-    request: see above. A run whose loss is no longer finite has a result too, with the
-      reason as `diverged`.
+    request: see the module docstring. A run whose loss is no longer finite also gets a
+      result, with the reason in `diverged`.
   """
   from resnet_jax.analysis import layer_responses
   from resnet_jax.runtime.signals import Stopped
@@ -56,10 +56,10 @@ def run(request: dict[str, Any]) -> None:
 
   config = serialization.from_json(json.dumps(request["config"]))
   workdir = Path(request.pop("workdir"))
-  # One whose owner was killed may still be saving there.
+  # An earlier worker, whose parent was killed, may still be saving there.
   with hold(str(workdir), str(workdir), PATIENCE_S):
     known = read_result(workdir, request["config"])
-  # Runs that differ by their seed only compile nothing anew.
+  # Runs that differ only in their seed reuse the compiled programs.
   compilation.keep_compiled(workdir.parent / "compiled")
   start = time.monotonic()
   result: dict[str, Any] = known | {"request": request}

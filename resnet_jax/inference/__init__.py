@@ -1,1 +1,1 @@
-"""One trained network in use: predict, embed, Grad-CAM, export, convert."""
+"""Inference with a trained network: predict, embed, Grad-CAM, export, convert."""

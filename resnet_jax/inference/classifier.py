@@ -1,4 +1,4 @@
-"""A trained network with all that belongs to it, from a run or from a file of weights.
+"""Loads a trained network and its preprocessing from a run or a file of weights.
 
 Letters: B batch, S side of the images, C channels, K classes, F features.
 """
@@ -38,22 +38,23 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
 
-# From what `Classifier` returns to what of it is wanted, a pytree.
+# Selects what is wanted from the outputs of `Classifier`; returns a pytree.
 Outputs = Callable[[dict[str, Array]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
 class Classifier:
-  """A trained network with all that belongs to it.
+  """A trained network with its weights, preprocessing and class names.
 
   Attributes:
-    name: of the architecture.
+    name: name of the architecture.
     model: the network.
     variables: {"params": ..., "batch_stats": ...} in the named layout.
-    preprocessing: of images.
+    preprocessing: how images are resized, cropped and normalised.
     class_names: in the order of the logits.
-    channels: C of the images that it takes: 1 is grey, 3 is RGB.
-    max_pixels: of an image file; one with more counts as unreadable.
+    channels: C of the images that the network takes: 1 is grey, 3 is RGB.
+    max_pixels: largest number of pixels of an image file; larger ones count as
+      unreadable.
   """
 
   name: str
@@ -67,20 +68,21 @@ class Classifier:
   def __call__(
     self, images: UInt8[AnyArray, "b h w c"]
   ) -> dict[str, Float[Array, "b ..."]]:
-    """Computes what the network makes of images that are resized and cropped.
+    """Computes the network's outputs for images that are already resized and cropped.
 
-    Batch norm is folded, and on a CPU the native kernels run; `apply` has neither.
+    Batch norm is folded, and a CPU uses the native kernels. `apply` does neither.
 
     Args:
-      images: grey ones for a network of colour, or the reverse.
+      images: resized and cropped images. Grey images are converted for a network that
+        takes colour, and the reverse.
 
     Returns:
-      "probabilities": [B, K] float32; of a `ResNet` also "pooled": [B, F] float32, what
-      the head sees, and "c2" to "c5": see `Backbone`.
+      "probabilities": [B, K] float32. A `ResNet` also returns "pooled": [B, F] float32,
+      the input of the head, and the feature maps "c2" to "c5", see `Backbone`.
 
     Raises:
-      UserError: images with another number of channels, or a mean or std of another
-        number than the network's images have.
+      UserError: the images have another number of channels, or the number of values in
+        mean or std differs from the network's channels.
     """
     folded = self.folded
     found: dict[str, Array] = folded._compiled(folded.variables, images)
@@ -88,7 +90,7 @@ class Classifier:
 
   @functools.cached_property
   def folded(self) -> "Classifier":
-    """The same with batch norm folded into the convolutions."""
+    """The same classifier with batch norm folded into the convolutions."""
     fold = jax.jit(lambda variables: fold_batch_norm(self.model, variables)[1])
     return dataclasses.replace(
       self, model=folded_model(self.model), variables=fold(self.variables)
@@ -102,26 +104,26 @@ class Classifier:
 
   @property
   def has_maps(self) -> bool:
-    """Whether the network is a `ResNet`, whose logits come from its last map."""
+    """Whether the network is a `ResNet`, with logits from its last feature map."""
     model = self.model
     return isinstance(model, ResNet) and type(model).__call__ is ResNet.__call__
 
   @property
   def dtype(self) -> Any:
-    """Of the computation."""
+    """The dtype of the computation."""
     return getattr(self.model, "dtype", jnp.float32)
 
   def apply(
     self, variables: Variables, images: Num[Array, "b h w c"]
   ) -> dict[str, Float[Array, "b ..."]]:
-    """Does the same as a pure function, which can be traced, exported and derived."""
+    """Does the same as `__call__`, as a pure function to trace, export or derive."""
     preprocessing, model = self.preprocessing, self.model
     check_fits(preprocessing, self.channels)
     given = images.shape[-1]
     if given == 1 and self.channels == 3:
       images = images.repeat(3, axis=-1)
     elif given == 3 and self.channels == 1:
-      # ITU-R 601, as Pillow's "L" and `tf.image.rgb_to_grayscale`.
+      # ITU-R 601, as in Pillow's "L" and `tf.image.rgb_to_grayscale`.
       grey = images.astype(jnp.float32) @ jnp.array([0.299, 0.587, 0.114])
       images = jnp.round(grey)[..., None]
     elif given != self.channels:
@@ -129,11 +131,11 @@ class Classifier:
         f"images have {given} channels, the network takes {self.channels}"
       )
     images = normalize(images, preprocessing.mean, preprocessing.std)
-    if not self.has_maps:  # An own network, which gives logits only.
+    if not self.has_maps:  # A custom network, which returns logits only.
       own_logits: Any = model.apply(variables, images, train=False)
       return {"probabilities": jax.nn.softmax(own_logits)}
     maps: Any = model.apply(variables, images, method="stages")
-    # As the network does it itself.
+    # The same operations as in the network.
     pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
     logits: Any = model.apply(variables, pooled, method=lambda net, x: net.head(x))
     named = {f"c{i}": x for i, x in enumerate(maps, start=2)}
@@ -151,16 +153,17 @@ def load(
   """Loads a trained network: a run, or a file of weights.
 
   Args:
-    path: directory of a run; or weights: a name in the package such as
-      "resnet20_cifar10", a file or folder that `weights.load` reads, or hf://owner/name.
-    model: architecture of weights, such as "resnet50", if their file does not name it;
-      a run knows its own.
-    num_classes: of weights; 0 is the file's number or else the architecture's own.
-    checkpoint: of a run: "latest", "best" or a step.
-    trust_code: whether code outside this package that a run names may run.
+    path: directory of a run, or weights: a name in the package such as
+      "resnet20_cifar10", a file or folder for `weights.load`, or hf://owner/name.
+    model: architecture of the weights, such as "resnet50", if their file does not name
+      it. Not needed for a run.
+    num_classes: number of classes of the weights; 0 takes it from the file, or else
+      from the architecture.
+    checkpoint: checkpoint of a run: "latest", "best" or a step.
+    trust_code: whether to allow code outside this package that a run names.
 
   Raises:
-    NotFoundError: there is no such run, checkpoint or file.
+    NotFoundError: the run, checkpoint or file does not exist.
     UserError: the weights do not fit, or the path and `model` do not go together.
     OSError: the checkpoint is damaged.
   """
@@ -179,12 +182,12 @@ def load_run(
   """Loads a run.
 
   Args:
-    workdir: its directory.
+    workdir: the run directory.
     which: "latest", "best" or a step.
-    trust_code: whether code outside this package that the run names may run.
+    trust_code: whether to allow code outside this package that the run names.
 
   Raises:
-    FileNotFoundError: no such run or checkpoint.
+    FileNotFoundError: the run or checkpoint does not exist.
     OSError: the checkpoint is damaged.
     ValueError: the run's settings are damaged.
   """
@@ -206,15 +209,15 @@ def load_run(
 
 
 def load_weights(path: str, model: ModelConfig) -> Classifier:
-  """Loads a file of weights, with what `weights.read_preprocessing` says of it.
+  """Loads a file of weights, and their preprocessing (`weights.read_preprocessing`).
 
   Args:
-    path: as for `weights.load`.
+    path: as in `weights.load`.
     model: the architecture, see `weights.complete_model`.
 
   Raises:
-    FileNotFoundError: there is no such file.
-    ValueError: an unknown architecture, or weights that do not fit it.
+    FileNotFoundError: the file does not exist.
+    ValueError: the architecture is unknown, or the weights do not fit it.
   """
   model = weights.complete_model(path, model)
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
@@ -230,7 +233,7 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
 
 
 def check_finite(outputs: np.ndarray, name: str) -> None:
-  """Raises `FloatingPointError` if what a network makes of an image is not finite."""
+  """Raises `FloatingPointError` if a network's outputs for an image are not finite."""
   if not np.isfinite(outputs).all():
     raise FloatingPointError(
       f"the network's outputs for {name} are not finite; check its weights, and the "
@@ -244,14 +247,14 @@ def run_batches(
   outputs: Outputs,
   mesh: Mesh,
 ) -> Iterator[tuple[HostBatch, Any]]:
-  """Yields batches with what the network makes of them.
+  """Yields batches with the network's outputs for them.
 
-  The next batch is read while the devices compute, so that three at most are held.
+  The next batch is read while the devices compute; at most three are in memory.
 
   Args:
     classifier: the network.
-    batches: as of `read_batches`; B is a multiple of the number of devices.
-    outputs: function of what `Classifier` returns, traced: what of it is wanted.
+    batches: batches from `read_batches`; B is a multiple of the number of devices.
+    outputs: traced function that selects from the outputs of `Classifier`.
     mesh: the devices.
   """
   folded = classifier.folded

@@ -1,4 +1,4 @@
-"""From a run to a file of weights that PyTorch loads, and back."""
+"""Converts a run to a file of weights that PyTorch loads, and back."""
 
 import dataclasses
 from pathlib import Path
@@ -28,19 +28,19 @@ def convert(
 
   Args:
     source: a run directory, `RUN/checkpoints/STEP`, or what `weights.load` reads.
-    target: a `.safetensors` file, replaced if it is there; or, for a source that is
-      no run, a new run directory.
-    model: the architecture of a source that is no run, if its file does not name it.
-    which: of a run directory: "latest", "best" or a step.
-    trust_code: whether code outside this package that a run names may run.
-    dtype: of the tensors of a `.safetensors` file: "float32" or "float16".
+    target: a `.safetensors` file, which is replaced if it exists; or, for a source that
+      is not a run, a new run directory.
+    model: architecture of a source that is not a run, if its file does not name it.
+    which: checkpoint of a run directory: "latest", "best" or a step.
+    trust_code: whether to allow code outside this package that a run names.
+    dtype: dtype of the tensors in a `.safetensors` file: "float32" or "float16".
 
   Returns:
-    What was done, in a line.
+    A line that says what was done.
 
   Raises:
-    ValueError: weights that do not fit, or a source, target or model too many.
-    FileNotFoundError: the source is not there.
+    ValueError: the weights do not fit, or source, target and model do not go together.
+    FileNotFoundError: the source does not exist.
   """
   path, suffix = Path(target), Path(target).suffix
   if suffix == ".safetensors":
@@ -81,7 +81,7 @@ def _export_run(
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
     dtype=dtype,
-    # A file that was made a run is at step 0.
+    # A run that was converted from a file is at step 0.
     training=_describe_training(config, step, evaluation) if step else None,
   )
   name = part_name(config.model.factory, config.model.name)
@@ -93,14 +93,14 @@ def _describe_training(
 ) -> dict[str, Any]:
   """Returns how a run trained its weights, for `weights.read_training`.
 
-  All is from the run's own files, but for the package that converts it. "settings" are
-  those that differ from the defaults.
+  Everything is from the run's files, except the version of the package that converts
+  it. "settings" are the settings that differ from the defaults.
   """
   defaults = flatten(Config())
   settings = {
     path: value
     for path, field, value in walk(config)
-    # Without paths of this machine and settings that change no number of a step.
+    # Leave out paths of this machine, and settings that do not change the result.
     if value != defaults[path] and path != "init_from" and not may_change(field, config)
   }
   return {
@@ -115,7 +115,7 @@ def _describe_training(
 
 def _convert_file(source: str, target: str, model: ModelConfig, dtype: str) -> str:
   model = weights.complete_model(source, model)
-  # No name: these weights come with no data set, and evaluation must be told one.
+  # No name: these weights have no data set; the user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)
   variables = weights.load(source, network)

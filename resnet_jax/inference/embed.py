@@ -1,6 +1,6 @@
-"""What a trained network sees in images, as vectors or maps to keep: embeddings.
+"""Embeddings: writes a trained network's features of images to a file.
 
-Letters: N images that can be read, F features, H x W of a map.
+Letters: N images that can be read, F features, H x W size of a feature map.
 """
 
 import contextlib
@@ -25,18 +25,18 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 _QUERIES, _NEIGHBOURS = 8, 7
-# Told of each batch: the number of images, and what could not be read.
+# Called after each batch with the number of images and the reading errors.
 Advance = Callable[[int, list[str]], object]
 
 
 def list_all(root: Path, val_share: float) -> FileList:
   """Lists the images of all splits of a folder or table, see `folder.list_images`.
 
-  A folder that has no folders is images without labels: those are -1.
+  A folder without subfolders has images without labels; their label is -1.
 
   Raises:
-    ValueError: as `list_images`.
-    FileNotFoundError: there is no such folder or table.
+    ValueError: as in `list_images`.
+    FileNotFoundError: the folder or table does not exist.
   """
   if root.is_dir():
     if not sub_folders(root):
@@ -70,23 +70,23 @@ def extract(
 ) -> int:
   """Writes the features of all images that can be read, in bounded memory.
 
-  The file holds "features" [N, F], or [N, H, W, F] of a map, float32; "files" [N];
-  "labels" [N] int32, -1 where there are none; "class_names" of the labels.
+  The file contains "features" float32 [N, F], or [N, H, W, F] for a feature map;
+  "files" [N]; "labels" [N] int32, -1 for images without label; and "class_names".
 
   Args:
     classifier: the network.
     source: the images.
-    path: of the .npz file; replaced if it is there, once all is done.
-    layer: "pooled", what the head sees, or a stage's map, "c2" to "c5".
-    batch_size: images at once, at most, over all devices.
-    figure: path of a PNG file: some images, each with those of the nearest features.
-    advance: told of each batch: number of images, and what could not be read.
+    path: the .npz file; an existing one is replaced at the end.
+    layer: "pooled", the input of the head, or the feature map of a stage, "c2" to "c5".
+    batch_size: largest number of images per batch, over all devices.
+    figure: path of a PNG file that shows some images and their nearest neighbours.
+    advance: called after each batch with the number of images and the reading errors.
 
   Returns:
     N.
 
   Raises:
-    ValueError: `path` ends differently, the network has no such layer, or no image
+    ValueError: `path` does not end in .npz, the network has no such layer, or no image
       can be read.
     FloatingPointError: a feature is not finite.
   """
@@ -138,7 +138,7 @@ def extract(
         labels=np.array(labels, np.int32),
         class_names=np.array(source.class_names, dtype=np.str_),
       )
-    stack.close()  # All is there, whatever becomes of the picture.
+    stack.close()  # The file is complete, even if the picture fails.
     if figure:
       _draw_neighbours(figure, classifier, source, stored, index, labels)
   return len(index)
@@ -147,15 +147,15 @@ def extract(
 def find_neighbours(
   features: Float[np.ndarray, "n ..."], queries: Int[np.ndarray, " q"], count: int
 ) -> tuple[Int[np.ndarray, "q {count}"], Float[np.ndarray, "q {count}"]]:
-  """Returns the rows of the highest cosine similarity to some rows, and it.
+  """Finds the rows with the highest cosine similarity to each query row.
 
   Args:
-    features: read in parts, as it may not fit in memory.
-    queries: rows of it.
-    count: of neighbours of each, at most N - 1; a row is none of its own.
+    features: the rows; they are read in parts, as they may not fit in memory.
+    queries: indices of the query rows.
+    count: neighbours per query, at most N - 1. A row is not its own neighbour.
 
   Returns:
-    Rows, from the most similar on, and their similarity in [-1, 1].
+    Indices of the neighbours, the most similar first, and similarities in [-1, 1].
   """
 
   def unit(rows: np.ndarray) -> np.ndarray:
@@ -183,7 +183,7 @@ def _draw_neighbours(
   index: list[int],
   labels: list[int],
 ) -> None:
-  """Draws rows: an image, and those nearest to it; those of its class are green."""
+  """Draws rows of an image and its neighbours; those of the same class are green."""
   rng = np.random.default_rng(0)
   queries = np.sort(rng.permutation(len(index))[:_QUERIES])
   count = min(_NEIGHBOURS, len(index) - 1)

@@ -1,9 +1,9 @@
-"""A trained network as one file that runs without this package: StableHLO or ONNX.
+"""Exports a trained network to a file that runs without this package.
 
-Either takes `images` [batch, H, W, C] uint8 of any batch size, resizes, crops and
-normalises them as evaluation does, but for rounding, and gives `probabilities`
-[batch, K] float32. Without a size of images it leaves resizing and cropping to whoever
-calls it; an ONNX file says in its metadata how.
+The formats are StableHLO and ONNX. The exported network takes `images` [batch, H, W, C]
+uint8 of any batch size, and returns `probabilities` [batch, K] float32. It resizes,
+crops and normalises like the evaluation, except for rounding. If no image size is given
+at export, the caller must resize and crop; the metadata of an ONNX file say how.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -30,13 +30,13 @@ from resnet_jax.runtime.errors import UserError
 
 PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
-_GROUP_NORM_OPSET = 21  # The first whose group norm has a scale for each channel.
-# Largest difference to this package's own probabilities, at these batch sizes.
+_GROUP_NORM_OPSET = 21  # The first opset whose group norm has a scale per channel.
+# Largest allowed difference to this package's probabilities, at these batch sizes.
 TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
-Function = Callable[[Array], Array]  # From images to probabilities.
+Function = Callable[[Array], Array]  # Images -> probabilities.
 Metadata = dict[str, str | int]  # How images must be resized and cropped.
 
 
@@ -46,33 +46,32 @@ def export(
   form: str,
   image_size: tuple[int, int] | None = None,
 ) -> float:
-  """Writes a network, reads it again and compares what it says of random images.
+  """Exports a network, reads the file again, and compares outputs on random images.
 
-  All is computed in float32, and compared on the CPU.
+  The exported network computes in float32. The comparison runs on the CPU.
 
   Args:
     classifier: the network.
-    path: of the file; replaced if it is there, once all is well.
-    form: "stablehlo", what `jax.export.deserialize` reads, for CPU, CUDA and TPU; or
-      "onnx".
-    image_size: (H, W) of the images that it will be given; None is the crop, which
-      they then are.
+    path: the file; an existing one is replaced if the comparison succeeds.
+    form: "stablehlo", for `jax.export.deserialize` on CPU, CUDA and TPU; or "onnx".
+    image_size: (H, W) of the exported network's input images; None means images that
+      are already cropped.
 
   Returns:
-    The largest difference of a probability.
+    The largest difference between two probabilities.
 
   Raises:
-    UserError: an unknown form, images smaller than the crop, or a package that is
-      missing.
-    FloatingPointError: the network's own outputs are not finite.
-    RuntimeError: the network comes back different.
+    UserError: the form is unknown, the images are smaller than the crop, or a package
+      is missing.
+    FloatingPointError: the outputs of the original network are not finite.
+    RuntimeError: the outputs of the exported network differ.
   """
   check_choice("format", form, ["stablehlo", "onnx"])
   crop = classifier.preprocessing.crop
   shape = *(image_size or (crop, crop)), classifier.channels
   if min(shape[:2]) < crop and not classifier.preprocessing.resize:
     raise UserError(f"images of {shape[:2]} are smaller than the crop, {crop}")
-  # Where float32 is float32: accelerators multiply with fewer bits.
+  # The CPU computes in full float32; accelerators multiply with fewer bits.
   cpu = jax.local_devices(backend="cpu")[0]
   variables = jax.device_put(classifier.variables, cpu)
   function = _create_function(
@@ -116,18 +115,18 @@ def _create_function(
 def _resize(
   images: Num[Array, "b h w c"], rows: Array, columns: Array
 ) -> Float32[Array, "b _ _ c"]:
-  """Mixes rows and columns; not rounded, as ties would fall this way or that."""
+  """Resizes by mixing rows and columns. No rounding: ties could round differently."""
   images = images.astype(jnp.float32)
   mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
-  return lax.max(lax.min(mixed, 255.0), 0.0)  # In jax2onnx `lax.clamp` fails.
+  return lax.max(lax.min(mixed, 255.0), 0.0)  # jax2onnx fails on `lax.clamp`.
 
 
 def _resizing(
   old: int, short: int, classifier: Classifier
 ) -> Float32[Array, "_ {old}"]:
-  """How `resize_and_crop` makes the lines that it keeps.
+  """Returns the matrix by which `resize_and_crop` computes the lines that it keeps.
 
-  By a matrix, made here, as jax2onnx resizes no batch of unknown size.
+  The matrix is needed because jax2onnx cannot resize a batch of unknown size.
   """
   size = classifier.preprocessing
   new = old * (size.resize or short) // short
@@ -150,7 +149,7 @@ def _difference(
 def _to_stablehlo(
   function: Function, shape: tuple[int, ...], metadata: Metadata
 ) -> tuple[bytes, Run]:
-  del metadata  # It has no place for them.
+  del metadata  # StableHLO has no metadata.
   batch = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -208,11 +207,11 @@ def _to_onnx(
 
 @contextlib.contextmanager
 def _without_warnings(*names: str) -> Iterator[None]:
-  """Has loggers show errors only.
+  """Makes loggers show errors only.
 
-  jax2onnx warns, with a traceback, of each of its plugins for what the installed JAX no
-  longer has, and onnx_ir of each array whose type it leaves out of the file. Neither
-  matters: the file is compared with the network.
+  jax2onnx warns, with a traceback, about each plugin for functions that the installed
+  JAX no longer has. onnx_ir warns about each array whose type it leaves out of the
+  file. Neither warning matters, because the file is compared with the network.
   """
   levels = {logger: logger.level for logger in map(logging.getLogger, names)}
   for logger in levels:

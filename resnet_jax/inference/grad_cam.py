@@ -1,4 +1,4 @@
-"""Where in an image a network sees a class."""
+"""Grad-CAM: where in an image a network sees a class."""
 
 import jax
 import jax.numpy as jnp
@@ -7,7 +7,7 @@ from PIL import Image
 
 from resnet_jax.runtime.arrays import Array, Float, Float32, Int, UInt8
 
-# Of an overlay, where the map is highest.
+# Opacity of an overlay where the map is highest.
 _OPACITY = 0.75
 # Small images are enlarged to at least this many pixels, so that the map is smooth.
 _SMALLEST_OVERLAY = 256
@@ -18,19 +18,20 @@ def grad_cam(
   kernel: Float32[Array, "f k"],
   classes: Int[Array, " b"],
 ) -> Float32[Array, "b h w"]:
-  """Grad-CAM of the last maps (Selvaraju et al. 2016, arXiv 1610.02391, eq. 1 and 2).
+  """Grad-CAM of the last stage (Selvaraju et al. 2016, arXiv 1610.02391, eq. 1 and 2).
 
-  The weight of a feature is the mean gradient of the class's logit by its map. Between
-  map and logit are only a mean and one linear layer here, so that it is the layer's
-  own number over H W; no gradient has to be computed (section 3.1).
+  The weight of a feature is the mean gradient of the class's logit with respect to its
+  feature map. Here only a mean and one linear layer lie between map and logit, so the
+  weight is the layer's kernel entry divided by H W. No gradient has to be computed
+  (section 3.1).
 
   Args:
-    maps: of the last stage.
-    kernel: of the head.
-    classes: of which logit.
+    maps: feature maps of the last stage.
+    kernel: kernel of the head.
+    classes: the class of each image to explain.
 
   Returns:
-    >= 0.
+    Heat maps, >= 0.
   """
   _, height, width, _ = maps.shape
   weights = kernel.T[classes] / (height * width)
@@ -45,16 +46,16 @@ def overlay(
   Where the map is 0 the image keeps its own colours.
 
   Args:
-    image: what the network saw.
-    heat: its map of `grad_cam`, >= 0.
+    image: the network's input image.
+    heat: its map from `grad_cam`, >= 0.
 
   Returns:
-    The image, whole times larger if it is small; None if the map has one value, such as
-    a map of one pixel or of zeros, which shows no place.
+    The image with its overlay, enlarged by an integer factor if it is small. None if
+    the map is constant, such as a map of one pixel or of zeros.
   """
   if heat.min() == heat.max():
     return None
-  from matplotlib import colormaps  # It takes a fraction of a second to import.
+  from matplotlib import colormaps  # The import takes a fraction of a second.
 
   height, width = image.shape[:2]
   scale = -(-_SMALLEST_OVERLAY // min(height, width))

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 # Inches.
 _SIDE, _GAP, _LINE = 1.8, 0.14, 0.17
 _FONT_SIZE = 8
-_LONGEST = 200  # Letters of a text that are looked at.
+_LONGEST = 200  # Letters; a longer text is always cut.
 _BAR = "#D5E3EE"
 
 
@@ -27,7 +27,7 @@ class Picture(NamedTuple):
   Attributes:
     image: [H, W, 3] or [H, W, 1] uint8.
     lines: captions below it, each on one line.
-    color: of a frame and of the last caption; "" draws no frame.
+    color: colour of a frame and of the last caption; "" draws no frame.
     bars: names with fractions in [0, 1], drawn as bars below the captions.
     heat: [h, w] >= 0, drawn over a second copy of the image; None draws no copy.
     heat_title: caption of the copy.
@@ -45,9 +45,9 @@ def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
   """Writes pictures row by row.
 
   Args:
-    path: of the PNG file, which is replaced if it exists.
-    pictures: at least one.
-    columns: of the grid, at most.
+    path: the PNG file; it is replaced if it exists.
+    pictures: at least one picture.
+    columns: largest number of columns.
   """
   columns = min(columns, len(pictures))
   rows = -(-len(pictures) // columns)
@@ -104,7 +104,7 @@ def _draw_photo(
   axes = figure.add_axes(
     (left / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
   )
-  # Small images would be a blur, and large ones jagged.
+  # Interpolation would blur small images; without it, large ones would be jagged.
   smooth = "nearest" if rgb.shape[1] < 64 else "antialiased"
   axes.imshow(rgb, interpolation=smooth, extent=(0, 1, 0, 1), aspect="auto")
   axes.set(xticks=[], yticks=[])
@@ -121,7 +121,7 @@ def _write(
   color: str = "",
   **arguments: Any,
 ) -> None:
-  """Writes one line in at most `most` inches; its middle is at y, in inches."""
+  """Writes one line, at most `most` inches wide; its middle is at y, in inches."""
   width, height = figure.get_size_inches()
   figure.text(
     x / width,
@@ -156,7 +156,7 @@ def _fill(
 
 
 def fit_text(text: str, most: float, weight: str = "normal") -> str:
-  """Returns a printable line, without its middle if it is wider than `most` inches."""
+  """Returns a printable line; cuts its middle if it is wider than `most` inches."""
   from matplotlib.font_manager import FontProperties
   from matplotlib.textpath import text_to_path
 

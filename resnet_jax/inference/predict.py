@@ -1,4 +1,4 @@
-"""What a trained network says of images: classes, probabilities, and where it looks.
+"""Predicts classes, probabilities and Grad-CAM maps of images.
 
 Letters: N images, B batch, S side of the images, K classes.
 """
@@ -20,15 +20,15 @@ from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 @dataclasses.dataclass(frozen=True)
 class Prediction:
-  """What a network says of an image.
+  """The prediction for one image.
 
   Attributes:
-    file: its path.
-    error: why it cannot be read, or "": then the rest is empty.
-    classes: of the highest probabilities, from the highest on.
-    probabilities: theirs, in [0, 1].
-    image: as the network sees it; None unless asked for.
-    heat: `grad_cam` of the first class, >= 0; None unless asked for.
+    file: path of the image.
+    error: why the image cannot be read; all other fields are then empty. "" if it can.
+    classes: the classes with the highest probabilities, the highest first.
+    probabilities: probabilities of `classes`, in [0, 1].
+    image: the network's input image; None unless requested.
+    heat: `grad_cam` of the first class, >= 0; None unless requested.
   """
 
   file: str
@@ -47,14 +47,15 @@ def predict(
   batch_size: int = 32,
   num_pictures: int = 0,
 ) -> Iterator[Prediction]:
-  """Yields what a network says of each image, in order, in bounded memory.
+  """Yields the prediction for each image, in order, in bounded memory.
 
   Args:
     classifier: the network.
     files: the images.
-    top: number of classes, at most; >= 1.
-    batch_size: images at once, at most, over all devices.
-    num_pictures: of so many, the first that can be read, the picture and heat too.
+    top: largest number of classes per image; >= 1.
+    batch_size: largest number of images per batch, over all devices.
+    num_pictures: number of images, the first that can be read, that also get `image`
+      and `heat`.
 
   Raises:
     FloatingPointError: a probability is not finite.
@@ -65,7 +66,7 @@ def predict(
     probabilities = found["probabilities"]
     top_k = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
     maps = [name for name in found if name.startswith("c")]
-    if not maps:  # An own network.
+    if not maps:  # A custom network.
       return *top_k, jnp.zeros((len(top_k[0]), 1, 1))
     kernel = classifier.variables["params"]["head"]["kernel"]
     return *top_k, grad_cam(found[max(maps)], kernel, top_k[1][:, 0])

@@ -1,4 +1,4 @@
-"""What all processes of a run agree on before they train."""
+"""Checks that all processes of a run have the same settings before training."""
 
 import dataclasses
 
@@ -15,10 +15,10 @@ from resnet_jax.runtime.mesh import of_first_process
 def check_same_settings(config: Config) -> None:
   """Compares the settings of all processes; each waits for the others.
 
-  Where the images are and how they are read may differ from host to host.
+  The settings for where the images are and how they are read may differ per host.
 
   Raises:
-    UserError: this process has other settings than process 0. The others go on waiting.
+    UserError: this process has other settings than process 0. The others keep waiting.
   """
   data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
   text = serialization.to_json(dataclasses.replace(config, data=data))

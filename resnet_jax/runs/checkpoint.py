@@ -1,9 +1,9 @@
-"""The states of a run on disk, to go on from or to evaluate.
+"""Checkpoints of a run, to resume training or to evaluate.
 
-`checkpoints/STEP` in the run directory holds "model" and "training". "model" is all
-that evaluation needs; where that is an average, this is in "evaluated" beside it, and
-with statistics computed anew for the evaluation in "refreshed". The evaluation's
-"metrics" are added last.
+`checkpoints/STEP` in the run directory holds the parts "model" and "training".
+Evaluation needs only "model". If an average (EMA) is evaluated, it is in "evaluated".
+Variables with re-estimated batch-norm statistics are in "refreshed". The "metrics" of
+the evaluation are added last.
 """
 
 import contextlib
@@ -48,29 +48,29 @@ class State(Protocol):
     """What the model is applied to."""
 
   def to_saved(self) -> dict[str, Any]:
-    """Returns the "model" and the "training" part, as pytrees of named blocks."""
+    """Returns the "model" and "training" parts, as pytrees of named blocks."""
 
   def from_saved(self: S, parts: Mapping[str, Any]) -> S:
     """Returns this state with the two parts replaced."""
 
 
-Show = Callable[[str], None]  # Of a line of text to the person who watches.
+Show = Callable[[str], None]  # Shows a line of text to the user.
 
 
 class CheckpointStore:
-  """The states of one run, saved in the background; a context manager.
+  """Saves the states of one run in the background. A context manager.
 
-  Its end waits for the last save, and raises `OSError` if that fails.
+  Leaving the context waits for the last save, and raises `OSError` if that fails.
   """
 
   def __init__(self, workdir: str | Path, keep: int = 1, best: str = ""):
-    """Opens `workdir/checkpoints`, or makes it.
+    """Opens `workdir/checkpoints`, or creates it.
 
     Args:
       workdir: the run directory.
-      keep: number of newest states kept, next to the best one.
-      best: the metric whose highest value in an evaluation makes a state the best; ""
-        is the one that the run was trained with.
+      keep: number of newest states to keep, in addition to the best one.
+      best: the metric that chooses the best state; higher is better. "" is the metric
+        that the run was trained with.
     """
     hide_late_results()
     facts = read_facts(workdir)
@@ -96,10 +96,10 @@ class CheckpointStore:
     )
 
   def _digest(self) -> None:
-    """Adds digests to the checkpoint that is about to be put in its place.
+    """Adds digests to the checkpoint that Orbax is about to commit.
 
     Raises:
-      OSError: it is not whole. Orbax then gives it up, and deletes no older one.
+      OSError: it is incomplete. Orbax then abandons it, and deletes no older one.
     """
     if jax.process_index() == 0:
       directory = self._directory / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
@@ -116,18 +116,18 @@ class CheckpointStore:
         self._manager.close()
 
   def save(self, step: int, state: State, evaluated: Variables | None = None) -> bool:
-    """Saves a state; returns once it is copied, before it is written.
+    """Saves a state; returns as soon as it is copied, before it is written.
 
     Args:
       step: completed updates.
       state: may be given away (donated) afterwards.
-      evaluated: what is evaluated; None is the state's own variables.
+      evaluated: the variables to evaluate; None is `state.variables`.
 
     Returns:
-      Whether the state was not there yet.
+      Whether the state was new: False if this step was saved before.
 
     Raises:
-      OSError: the save before this one failed, such as for want of space.
+      OSError: the save before this one failed, for example because the disk is full.
     """
     if step == self._manager.latest_step():
       return False
@@ -140,7 +140,7 @@ class CheckpointStore:
   def _save(self, step: int, items: dict[str, Any]) -> None:
     saved = {name: ocp.args.StandardSave(x) for name, x in items.items()}
     with self._save_errors():
-      self._manager.wait_until_finished()  # `_digest` has the name of one at a time.
+      self._manager.wait_until_finished()  # `_digest` handles one save at a time.
       self._saving, self._parts = step, tuple(items)
       self._check_space(items)
       self._manager.save(step, args=ocp.args.Composite(**saved))
@@ -148,15 +148,15 @@ class CheckpointStore:
   def add_evaluation(
     self, step: int, metrics: dict[str, float], refreshed: Variables | None = None
   ) -> None:
-    """Adds an evaluation to a saved state: only such states can be the best.
+    """Adds an evaluation to a saved state. Only evaluated states can be the best.
 
     Args:
-      step: of the newest state; its save is waited for.
-      metrics: of the evaluation.
-      refreshed: what was evaluated, if its statistics were computed anew.
+      step: the newest step; this waits for its save to end.
+      metrics: the metrics of the evaluation.
+      refreshed: the evaluated variables, if their statistics were re-estimated.
 
     Raises:
-      OSError: it cannot be written.
+      OSError: the evaluation cannot be written.
     """
     self._saving, directory = step, self._directory / str(step)
     with self._save_errors():
@@ -177,7 +177,7 @@ class CheckpointStore:
     return bool((self._directory / str(step) / "metrics" / "metrics").exists())
 
   def _check_space(self, items: dict[str, Any]) -> None:
-    """Raises `OSError` if a disk is nearly full; Orbax's threads do it noisily."""
+    """Raises `OSError` if the disk is nearly full; Orbax's threads fail noisily."""
     if "://" in str(self._directory):
       return
     free = shutil.disk_usage(self._directory).free
@@ -190,15 +190,15 @@ class CheckpointStore:
     try:
       yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
-      # After one array failed, Orbax's threads still write others, for which they also
-      # make directories anew. What is left at last does not hide why the save failed.
+      # After one array fails, Orbax's threads still write others, and create their
+      # directories again. Leftover files must not hide the reason of the failure.
       for _ in range(20):
         with contextlib.suppress(Exception):
           if not self._delete_unfinished():
             break
         time.sleep(0.1)
       reason = getattr(error, "strerror", None)
-      if not reason:  # tensorstore tells the operating system's reason last.
+      if not reason:  # tensorstore puts the system's reason last.
         reason = str(error).split(" [")[0].rsplit(": ", 1)[-1]
       newest = max(ocp.utils.checkpoint_steps(self._directory), default=None)
       left = "none is" if newest is None else f"{newest} is the newest that is"
@@ -208,7 +208,7 @@ class CheckpointStore:
       ) from error
 
   def _delete_unfinished(self) -> bool:
-    """Removes what a save left that failed or was killed; returns if there was any."""
+    """Removes unfinished checkpoints of failed or killed saves; True if any existed."""
     if jax.process_index() != 0:
       return False
     if not self._directory.exists():
@@ -221,17 +221,17 @@ class CheckpointStore:
     return bool(unfinished)
 
   def restore_latest(self, state: S, show: Show = print) -> S:
-    """Returns the newest whole state, or `state` itself if there is none.
+    """Returns the newest complete state, or `state` itself if there is none.
 
-    Damaged ones are moved to `damaged/` in the run directory.
+    Damaged checkpoints are moved to `damaged/` in the run directory.
 
     Args:
       state: gives structure, shapes and shardings.
-      show: told of what is moved.
+      show: called with a message about each checkpoint that is moved.
 
     Raises:
       ValueError: only weights were saved, by `save_weights`.
-      OSError: it is damaged.
+      OSError: the checkpoint is damaged.
     """
     self._delete_unfinished()
     if jax.process_index() == 0:
@@ -258,7 +258,8 @@ class CheckpointStore:
   def _set_damaged_aside(self, show: Show) -> None:
     """Moves damaged checkpoints out of the way.
 
-    Of those before the newest whole one, only the metrics matter: Orbax reads them.
+    For those older than the newest complete one, only damaged metrics matter, because
+    Orbax reads them.
     """
     steps = saved_steps(self._workdir)
     has_digests, is_newest = self._with_digests(steps), True
@@ -274,30 +275,30 @@ class CheckpointStore:
         show(f"checkpoint {step} is damaged: {damage}; it was moved to {aside}")
 
   def _with_digests(self, steps: Sequence[int]) -> bool:
-    """Whether the checkpoints were saved with digests, as all but early ones were."""
+    """Whether the checkpoints have digests; those of early versions have none."""
     return self._has_digests or any(
       checksums.has_digests(self._directory / str(step)) for step in steps
     )
 
   def save_weights(self, variables: Variables) -> None:
-    """Saves trained weights as step 0, without a state of training to go on from."""
+    """Saves trained weights as step 0, without a training state to resume from."""
     self._save(0, {"model": variables})
 
   def restore_model(
     self, which: str, sharding: jax.sharding.Sharding | None = None
   ) -> tuple[int, Variables]:
-    """Restores what evaluation needs.
+    """Restores the variables to evaluate.
 
     Args:
       which: "latest", "best" (the highest evaluation), or a step.
-      sharding: of every array; None is one device.
+      sharding: sharding of every array; None is one device.
 
     Returns:
       (step, {"params": ..., "batch_stats": ...} in the named layout).
 
     Raises:
-      FileNotFoundError: there is no such state.
-      OSError: it is damaged.
+      FileNotFoundError: the state does not exist.
+      OSError: the state is damaged.
     """
     steps = saved_steps(self._workdir)
     named = {"latest": lambda: max(steps, default=None), "best": self._best_step}

@@ -1,6 +1,6 @@
-"""Digests: of a checkpoint's files, to notice later damage, and of arrays, to compare.
+"""Digests of a checkpoint's files, to detect damage, and of arrays, to compare them.
 
-A flipped byte of a number is a number: what reads a checkpoint cannot tell.
+Reading a checkpoint cannot detect a flipped byte in a number: the result is a number.
 """
 
 import hashlib
@@ -18,7 +18,7 @@ from resnet_jax.runs.run_dir import write_file
 _NAME = "digests.json"
 # The file by which Orbax finds all arrays of a part.
 _INDEX = "manifest.ocdbt"
-# Orbax writes the time of the commit into it, after all else.
+# Orbax writes the commit time into this file, after all others.
 _CHANGING = "_CHECKPOINT_METADATA"
 
 
@@ -27,7 +27,7 @@ def _digest_file(path: epath.Path) -> str:
 
 
 def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
-  """Returns a digest of each file below a directory, by its path there."""
+  """Returns {path relative to the directory: digest} for each file below it."""
   found: dict[str, str] = {}
   for path in directory.iterdir():
     name = below + path.name
@@ -39,14 +39,14 @@ def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
 
 
 def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
-  """Writes the digests of a checkpoint's files beside them.
+  """Writes the digests of a checkpoint's files into its directory.
 
   Args:
-    directory: of the checkpoint.
+    directory: directory of the checkpoint.
     parts: the names of its trees of arrays.
 
   Raises:
-    OSError: a part is missing, or cannot be read as Orbax has left it.
+    OSError: a part is missing, or cannot be read as Orbax wrote it.
   """
   digests = _digest_files(directory)
   for name in (f"{part}/{_INDEX}" for part in parts):
@@ -56,7 +56,7 @@ def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
 
 
 def add_digests(directory: epath.Path, parts: Collection[str]) -> None:
-  """Adds the digests of parts that came later, or anew, to those of a checkpoint."""
+  """Adds digests of parts that were added or replaced after the checkpoint's save."""
   old = _read_object(directory / _NAME) or {}
   digests = {name: old[name] for name in old if name.split("/")[0] not in parts}
   for part in parts:
@@ -66,7 +66,7 @@ def add_digests(directory: epath.Path, parts: Collection[str]) -> None:
 
 
 def digest_arrays(tree: Any) -> str:
-  """Returns a digest of arrays: equal for equal paths, shapes, dtypes and bits."""
+  """Returns a digest of the paths, shapes, dtypes and bits of arrays."""
   digest = hashlib.blake2b(digest_size=16)
   for path, leaf in jax.tree_util.tree_leaves_with_path(tree):
     if jnp.issubdtype(leaf.dtype, jax.dtypes.prng_key):
@@ -86,14 +86,14 @@ def has_digests(directory: epath.Path) -> bool:
 def find_damage(
   directory: epath.Path, expects_digests: bool, parts: Collection[str] = ()
 ) -> str:
-  """Returns what is wrong with a checkpoint's files; "" if nothing is known to be.
+  """Returns what is wrong with a checkpoint's files; "" if no damage is found.
 
   Args:
-    directory: of the checkpoint.
+    directory: directory of the checkpoint.
     expects_digests: whether the checkpoint was saved with digests.
-    parts: looks only at these, such as "metrics"; none is all.
+    parts: the parts to check, such as "metrics"; empty is all.
   """
-  # These two are read of every checkpoint, and may be missing among its digests.
+  # Orbax reads these two files of every checkpoint; they may have no digests.
   for name in (_CHANGING, "metrics/metrics"):
     if (directory / name).exists() and _read_object(directory / name) is None:
       return f"{name} is damaged"

@@ -1,6 +1,6 @@
-"""What a run directory tells of its run beside the settings: `run.json`.
+"""Facts about a run that are not settings, stored in `run.json`.
 
-Runs of earlier versions have no such file, and the defaults are true of them.
+Runs of earlier versions have no such file; the defaults are correct for them.
 """
 
 import dataclasses
@@ -14,7 +14,7 @@ from resnet_jax.config.validation import has_type
 from resnet_jax.data import ImageCount
 from resnet_jax.runtime.errors import UserError
 
-# The settings that could have named a part -> the argument that gave it.
+# The setting that names a part -> the argument that gives it as an object.
 _ARGUMENTS = {
   "model.factory": "model",
   "task": "task",
@@ -25,16 +25,16 @@ _ARGUMENTS = {
 
 @dataclasses.dataclass(frozen=True)
 class RunFacts:
-  """What a run was trained with, as far as its settings do not tell.
+  """Facts about the training of a run that are not in its settings.
 
   Attributes:
-    kernels: "xla" or "native"; "" if that is not known.
+    kernels: "xla" or "native"; "" if not known.
     best_metric: the metric that chooses the best checkpoint.
-    image_shape: (H, W, C) of the images for evaluation; () if that is not known.
-    own_parts: the settings that could name a part, such as "model.factory", where the
-      part was an object in Python and so has no name.
-    num_train_images: number of training images; 0 if that is not known.
-    train_digest: of the list of training images; "" if they have none.
+    image_shape: (H, W, C) of the evaluation images; () if not known.
+    own_parts: names of the parts that were given as Python objects, each written as
+      the setting that it replaces, such as "model.factory".
+    num_train_images: number of training images; 0 if not known.
+    train_digest: digest of the list of training images; "" if they have none.
     has_digests: whether all checkpoints of the run have digests of their files.
   """
 
@@ -48,12 +48,12 @@ class RunFacts:
 
   @property
   def images(self) -> ImageCount:
-    """The training images."""
+    """Number and digest of the training images."""
     return self.num_train_images, self.train_digest
 
 
 def read_facts(workdir: str | Path) -> RunFacts:
-  """Returns what the run in `workdir` has in its `run.json`, or the defaults.
+  """Returns the facts in `run.json` of the run in `workdir`, or the defaults.
 
   Raises:
     UserError: the file is damaged.
@@ -88,5 +88,5 @@ def to_json(facts: RunFacts) -> str:
 
 
 def describe_parts(own_parts: tuple[str, ...]) -> str:
-  """Returns how `Experiment.create` was given parts, such as "model=..., task=..."."""
+  """Returns the arguments of `Experiment.create`, such as "model=..., task=..."."""
   return ", ".join(f"{_ARGUMENTS[part]}=..." for part in own_parts)

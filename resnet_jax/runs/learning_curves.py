@@ -1,4 +1,4 @@
-"""The picture of a run: loss and error over epochs."""
+"""Learning curves of a run: loss and error over epochs."""
 
 import textwrap
 from collections.abc import Sequence
@@ -18,7 +18,7 @@ _STYLES = {
   "ema": ("evaluation of the EMA", figure_style.EMA, figure_style.BOLD),
 }
 _MOST_MARKERS = 30
-# Below this fraction of the highest value, a curve would lie flat on a linear axis.
+# Below this fraction of the highest value, a curve looks flat on a linear axis.
 _LOG_BELOW = 0.1
 
 
@@ -29,8 +29,8 @@ def draw_curves(
 
   Args:
     records: lines of `metrics.jsonl`.
-    path: of the PNG file, which is there whole or not at all.
-    **arguments: others of `plot_curves`.
+    path: the PNG file, which is written completely or not at all.
+    **arguments: further arguments of `plot_curves`.
   """
   if not records:
     return
@@ -49,16 +49,16 @@ def plot_curves(
   decays: Sequence[float] = (),
   smoothed: bool = False,
 ) -> None:
-  """Draws training (thin) and evaluation (bold) curves, as the paper's figures do.
+  """Draws training (thin) and evaluation (bold) curves, like the paper's figures.
 
   Args:
-    figure: an empty one.
+    figure: an empty figure.
     records: at least one line of `metrics.jsonl`; "epoch", "step", "split", "loss" and
       the best metric are used.
-    title: such as the network and the data.
+    title: title, such as the network and the data.
     best_metric: the metric that chooses the best checkpoint; more is better.
     decays: epochs at which the learning rate drops.
-    smoothed: whether the training loss is that of smoothed labels.
+    smoothed: whether the training loss uses label smoothing.
   """
   series: dict[str, list[dict[str, Any]]] = {
     split: [record for record in records if record["split"] == split]
@@ -83,7 +83,7 @@ def plot_curves(
     record for record in series["ema"] or series["eval"] if best_metric in record
   ]
   if evaluated:
-    # Of equal ones the newest, as the checkpoints have it.
+    # Ties go to the newest, as for checkpoints.
     best = max(evaluated, key=lambda record: (record[best_metric], record["step"]))
     value = best[best_metric]
     number = f"{best_metric} {value:.4g}"

@@ -1,4 +1,4 @@
-"""Paths for Orbax in which no character of a directory's name is a pattern."""
+"""Paths for Orbax that never read a directory's name as a glob pattern."""
 
 import glob
 from collections.abc import Iterator
@@ -11,8 +11,8 @@ from etils import epath
 class LiteralPath(type(epath.Path())):  # type: ignore[misc]
   """A local path whose `glob` reads only its argument as a pattern.
 
-  Etils reads the whole path as one. With that, Orbax finds none of the files that it
-  has just written to `run[1]`, and saves a checkpoint that nobody can read.
+  Etils reads the whole path as a pattern. Orbax would then not find the files that it
+  has just written to `run[1]`, and would save an unreadable checkpoint.
   """
 
   def glob(self, pattern: str) -> Iterator[Self]:
@@ -23,5 +23,5 @@ class LiteralPath(type(epath.Path())):  # type: ignore[misc]
 def literal_path(path: str | Path) -> epath.Path:
   """Returns a path for Orbax; a local one becomes absolute."""
   found = epath.Path(path)
-  # Of a remote path, Etils' `resolve` would make a local one.
+  # Etils' `resolve` would turn a remote path into a local one.
   return found if "://" in str(found) else LiteralPath(found.resolve())

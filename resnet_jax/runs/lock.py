@@ -1,4 +1,4 @@
-"""A directory that one process at a time may use."""
+"""A lock that lets one process at a time use a directory."""
 
 import contextlib
 import errno
@@ -15,7 +15,7 @@ try:
 except ImportError:  # Windows.
   fcntl = None  # type: ignore[assignment]
 
-# No locks there, as on some network file systems.
+# Errors of file systems without locks, such as some network file systems.
 _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 
 
@@ -23,16 +23,16 @@ _NO_LOCKS = {errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOLCK}
 def hold(directory: str | Path, name: str, patience_s: float = 0.0) -> Iterator[None]:
   """Keeps other processes from a directory until the end of the context.
 
-  The lock is the operating system's, and goes with the process however that ends;
-  there is none on remote storage, on file systems without locks, and on Windows.
+  The operating system holds the lock, and releases it however the process ends. There
+  is no lock on remote storage, on file systems without locks, and on Windows.
 
   Args:
-    directory: made if it is not there.
-    name: what the user calls it, for the message.
-    patience_s: how long to wait for another process that has it.
+    directory: the directory; it is created if it does not exist.
+    name: the user's name for the directory, for the message.
+    patience_s: how long to wait for another process that holds the lock.
 
   Raises:
-    UserError: another process has it, or it is a file.
+    UserError: another process holds the lock, or `directory` is a file.
   """
   path = epath.Path(directory)
   if path.exists() and not path.is_dir():

@@ -1,4 +1,4 @@
-"""The lines of `metrics.jsonl`, as they are read again."""
+"""Parses the lines of `metrics.jsonl`."""
 
 import json
 import os
@@ -10,15 +10,14 @@ from resnet_jax.runtime.errors import UserError
 
 
 def parse_lines(path: os.PathLike[str], lines: Iterable[bytes]) -> list[dict[str, Any]]:
-  """Returns the records of whole lines.
+  """Returns the records of complete lines.
 
   Args:
-    path: of the file, for messages.
-    lines: of it.
+    path: path of the file, for messages.
+    lines: the lines of the file.
 
   Raises:
-    UserError: a line that is no record of a split with step, epoch, loss and other
-      numbers.
+    UserError: a line is not a record with split, step, epoch, loss and other numbers.
   """
   records = []
   for number, line in enumerate(lines, start=1):

@@ -1,7 +1,7 @@
-"""Where the numbers of a run go: its files, and the person who watches.
+"""Writes the metrics of a run to files, and shows them to the user.
 
-`metrics.jsonl` (one JSON object a line), TensorBoard files and `curves.png` in the run
-directory; a live progress bar on a terminal, plain lines elsewhere.
+The run directory gets `metrics.jsonl` (one JSON object per line), TensorBoard files and
+`curves.png`. A terminal shows a live progress bar, other outputs show plain lines.
 """
 
 import contextlib
@@ -36,16 +36,16 @@ DIVERGENCE_ADVICE = (
   "try a lower config.optim.learning_rate, a longer warmup or config.optim.clip_norm"
 )
 
-# From completed updates to the learning rate of the next one.
+# Completed updates -> learning rate of the next update.
 LearningRate = Callable[[int], float]
 # Called with the step, the split and its values.
 Tell = Callable[[int, str, dict[str, float]], None]
-# Returns the seconds of the oldest call that it has not told yet, and how many of them
-# the devices waited.
+# Returns the seconds of the oldest call that it has not returned yet, and how many of
+# them the devices waited; see `Clock.lap`.
 Lap = Callable[[], tuple[float, float]]
 # Draws the lines of `metrics.jsonl` into a PNG file.
 Draw = Callable[[list[dict[str, Any]], epath.Path], None]
-_DRAW_AT_MOST = 0.02  # Of the time of the run.
+_DRAW_AT_MOST = 0.02  # Fraction of the run's time.
 
 
 class MetricWriter:
@@ -64,19 +64,19 @@ class MetricWriter:
     evaluates_first: bool = False,
     draw: Draw = draw_curves,
   ):
-    """Opens the files; what an earlier try wrote past `start_step` is dropped.
+    """Opens the files; drops lines that an earlier try wrote after `start_step`.
 
     Args:
       workdir: the run directory.
       plan: when to write.
       learning_rate: step -> learning rate of the next update; None if it is not known.
       start_step: completed updates.
-      console: where to show.
-      lap: tells how long each call took; see `Lap`.
-      skipped: for each data set the images that it skipped so far, with the reasons.
-      tell: called with (step, split, values) once they are written.
-      evaluates_first: the evaluation of `start_step` is still to come; what an earlier
-        try wrote of it is dropped too.
+      console: console for the output.
+      lap: returns how long each call took; see `Lap`.
+      skipped: for each data set, the images that it skipped so far, with the reasons.
+      tell: called with (step, split, values) after they are written.
+      evaluates_first: whether the run starts with the evaluation of `start_step`; lines
+        that an earlier try wrote about it are then dropped too.
       draw: draws `curves.png`.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
@@ -89,7 +89,7 @@ class MetricWriter:
     self._records: list[dict[str, Any]] = []
     if self._writes:
       self._records = self._drop_later_lines(start_step, evaluates_first)
-    # Of several processes the first one writes.
+    # With several processes, only the first one writes.
     self._files = contextlib.ExitStack()
     self._file = None
     if self._writes:
@@ -113,8 +113,8 @@ class MetricWriter:
   def __exit__(self, *exc_info: object) -> None:
     self._line.end()
     self._live.stop()
-    self._show_skipped()  # Too many may be what ended the run.
-    # What ended the run says more than the same disk's next error.
+    self._show_skipped()  # Too many of them may have ended the run.
+    # The error that ended the run says more than a later error of the same disk.
     hidden = (OSError,) if exc_info[0] else ()
     with contextlib.suppress(*hidden), naming(self._workdir):
       self._files.close()
@@ -135,13 +135,13 @@ class MetricWriter:
     return records
 
   def train(self, step: int, metrics: Metrics) -> None:
-    """Takes the metrics of a call just started, and shows those of the one before.
+    """Takes the metrics of a new call, and shows those of the call before it.
 
-    The device is never left waiting for this: it already works on the new call.
+    The device never waits for this: it already works on the new call.
 
     Args:
       step: completed updates after the call.
-      metrics: its sums, still being computed.
+      metrics: the metric sums of the call, still being computed.
 
     Raises:
       FloatingPointError: the loss of the earlier call is not finite.
@@ -151,7 +151,7 @@ class MetricWriter:
     self._line.begin_training()
 
   def flush(self) -> None:
-    """Waits for the last call given to `train`; raises as that does."""
+    """Waits for the last call given to `train`; raises the same errors as `train`."""
     if self._pending is None:
       return
     (step, metrics), self._pending = self._pending, None
@@ -190,14 +190,14 @@ class MetricWriter:
       name: what was evaluated: "eval", or "ema" for the moving average.
 
     Raises:
-      FloatingPointError: its loss is not finite.
+      FloatingPointError: the loss is not finite.
     """
     self._check_finite(step, values["loss"])
     self._line.evaluated()
     self._write(step, name, values)
 
   def draw_curves(self) -> None:
-    """Draws `curves.png`, unless that takes more than 2 % of the time of the run."""
+    """Draws `curves.png`, unless drawing takes more than 2 % of the run's time."""
     if self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at):
       with naming(self._workdir):
         self._draw_now()
@@ -222,7 +222,7 @@ class MetricWriter:
     skipped = [text for images in self._all_skipped for text in images.values()]
     for text in dict.fromkeys(skipped):
       if text not in self._skipped:
-        # Only the process knows that reads it, and the others' consoles are quiet.
+        # Only the process that reads the image knows. Other consoles are quiet.
         console = self._console if self._writes else Console(stderr=True)
         show(f"skipped {text}", console=console)
     self._skipped.update(skipped)
@@ -236,7 +236,7 @@ class MetricWriter:
       values = values | {"learning_rate": self._line.learning_rate}
     if self._writes:
       self._record(step, split, values)
-    self._tell(step, split, values)  # Last, as it is the user's code, which may fail.
+    self._tell(step, split, values)  # Last: user code may fail.
 
   def _record(self, step: int, split: str, values: dict[str, float]) -> None:
     epoch = round(step / self._plan.steps_per_epoch, 4)
@@ -257,13 +257,13 @@ class MetricWriter:
     total, rate = f"/{self._plan.num_steps}", ""
     if (lr := values.get("learning_rate")) is not None:
       rate = f"  lr {lr:.3g}"
-    if self._console.is_terminal:  # The line below has both, and 80 columns are few.
+    if self._console.is_terminal:  # The progress line has both; 80 columns are few.
       total = rate = ""
     place = f"step {step}{total}  epoch {epoch:.1f}"
     show(f"{place}  {split:5}  {_describe(values)}{rate}", console=self._console)
 
 
-# Shown in a form of their own, or not at all.
+# Metrics with their own format, or not shown.
 _KNOWN = {
   *("loss", "top1", "top5", "count", "images_per_s", "learning_rate", "input_wait"),
   *("skipped", "skipped_updates"),

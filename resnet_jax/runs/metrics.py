@@ -1,4 +1,4 @@
-"""Metrics as sums that add up over batches and devices, divided once on the host."""
+"""Metrics as sums: added over batches and devices, divided once on the host."""
 
 import operator
 from typing import TypeVar
@@ -14,7 +14,7 @@ AnyMetrics = TypeVar("AnyMetrics", Metrics, HostMetrics)
 
 
 def add_metrics(a: AnyMetrics, b: AnyMetrics) -> AnyMetrics:
-  """Sums of two disjoint sets of examples together."""
+  """Adds the sums of two disjoint sets of examples."""
   sums: AnyMetrics = jax.tree.map(operator.add, a, b)
   return sums
 
@@ -25,7 +25,7 @@ def to_host(metrics: Metrics) -> HostMetrics:
 
 
 def summarize(metrics: Metrics | HostMetrics) -> dict[str, float]:
-  """Means over the examples, and "count" as an int. Waits for the device."""
+  """Returns means over the examples, and "count" as an int. Waits for the device."""
   sums = {name: float(value) for name, value in jax.device_get(metrics).items()}
   count = sums.pop("count")
   return {name: value / count for name, value in sums.items()} | {"count": int(count)}

@@ -1,4 +1,4 @@
-"""How Orbax saves: patiently, with one message of an error, and the best state kept."""
+"""Options of Orbax: no timeout, one message per error, and the best state is kept."""
 
 import asyncio
 import dataclasses
@@ -19,11 +19,11 @@ _HAND_OVER = asyncio.BaseEventLoop.call_soon_threadsafe.__code__
 
 @functools.cache
 def hide_late_results() -> None:
-  """Prints no traceback for each array that is still written or read.
+  """Suppresses tracebacks for arrays that are still written or read after an error.
 
-  Orbax closes its event loop at the first error, which it raises. tensorstore's threads
-  then cannot hand over the other results. Only they call the loop from no Python
-  function, so that the traceback begins there.
+  At the first error, Orbax closes its event loop and raises. tensorstore's threads then
+  cannot deliver the other results, and each prints a traceback. Only these threads call
+  the loop from outside any Python function, so that their traceback begins in the loop.
   """
   show = sys.unraisablehook
 
@@ -36,9 +36,10 @@ def hide_late_results() -> None:
 
 
 def async_options(**options: Any) -> ocp.AsyncOptions:
-  """Returns how Orbax saves: one process alone waits for its threads without an end.
+  """Returns options for saving; a single process waits for its threads without limit.
 
-  Orbax measures its timeout by the clock, which may be set, or stop with a laptop.
+  Orbax measures its timeout by the clock, which can be set, and which may stop while a
+  laptop sleeps.
   """
   if jax.process_count() == 1:
     options["timeout_secs"] = _FOREVER_S
@@ -47,7 +48,7 @@ def async_options(**options: Any) -> ocp.AsyncOptions:
 
 @dataclasses.dataclass(frozen=True)
 class KeepBest:
-  """Orbax's policy to keep the best state, whose evaluation came after it was saved."""
+  """Orbax policy that keeps the best state, though it is evaluated after its save."""
 
   best_step: Callable[[], int | None]
 

@@ -1,4 +1,4 @@
-"""How far a run is: the line that a terminal shows, and the time that is left."""
+"""The progress line of a run on a terminal, and the time left."""
 
 import time
 
@@ -12,39 +12,40 @@ _ESTIMATE_AFTER = 100  # Steps; the first ones can be slower.
 
 
 class ProgressLine:
-  """How far a run is. Rich draws it as one line of at most 80 columns.
+  """The progress of a run. Rich draws it as one line of at most 80 columns.
 
   Attributes:
-    activity: what the run does now instead of training, such as "compiling", or "".
-    learning_rate: of the last update, if it is known.
+    activity: what the run does instead of training, such as "compiling"; "" if it
+      trains.
+    learning_rate: learning rate of the last update, if it is known.
   """
 
   def __init__(self, plan: Plan, start_step: int):
-    """The time of the run counts from now on."""
+    """Starts to count the time of the run."""
     self.activity = "compiling"
     self.learning_rate: float | None = None
     self._plan, self._start = plan, start_step
-    self._step = self._evaluated = start_step  # The last ones.
+    self._step = self._evaluated = start_step  # The last step.
     self._opened = time.monotonic()
-    self._began: float | None = None  # Training, when all is compiled.
-    # Since then: in training, and in evaluations with what belongs to them.
+    self._began: float | None = None  # Start of training, after compilation.
+    # Seconds since then: of training, and of evaluations with all that they need.
     self._train_seconds = self._eval_seconds = 0.0
     self._has_estimated = self._has_ended = False
     self._spinner = Spinner("dots")
 
   def begin_training(self) -> None:
-    """Takes note that the run trains from now on, or again after an evaluation."""
+    """Records that the run trains from now on, or again after an evaluation."""
     self.activity = ""
     if self._began is None:
       self._began = time.monotonic()
 
   def trained(self, step: int, seconds: float) -> None:
-    """Takes note of training that ended at `step` and took `seconds`."""
+    """Records training that ended at `step` and took `seconds`."""
     self._step = step
     self._train_seconds += seconds
 
   def evaluated(self) -> None:
-    """Takes note of the end of an evaluation of the last step."""
+    """Records the end of an evaluation of the last step."""
     self._evaluated = self._step
     if self._began is not None:
       seconds = time.monotonic() - self._began
@@ -57,7 +58,7 @@ class ProgressLine:
   def seconds_left(self) -> float | None:
     """Returns the seconds to the end of the run, or None before the first step.
 
-    Evaluations count as soon as there was one.
+    The time of evaluations is included as soon as there was one.
     """
     steps = self._step - self._start
     if not steps:
@@ -68,7 +69,7 @@ class ProgressLine:
     return train_seconds + evals_left * self._eval_seconds / max(1, evals)
 
   def estimate(self) -> str:
-    """Returns a line with the time of the whole run, once; "" if it is not due."""
+    """Returns a line with the estimated total time, once; "" if it is not due."""
     left = self.seconds_left()
     if self._has_estimated or self._step - self._start < _ESTIMATE_AFTER or not left:
       return ""

@@ -1,7 +1,8 @@
-"""A run directory: its settings and class names, held by one run at a time.
+"""A run directory: its settings and class names. One run at a time uses it.
 
-It holds `config.json`, `run.json`, `classes.txt`, `lock`, and what `checkpoint.py` and
-`metric_writer.py` put there. Several processes of one run share it; process 0 writes.
+It contains `config.json`, `run.json`, `classes.txt`, `lock`, and the files of
+`checkpoint.py` and `metric_writer.py`. Several processes of one run share the
+directory; process 0 writes.
 """
 
 import contextlib
@@ -32,7 +33,7 @@ from resnet_jax.runtime.terminal import printable
 def read_config(workdir: str | Path) -> Config | None:
   """Returns the settings of the run in `workdir`; None if there is no run.
 
-  They may name code of somebody else, see `load_run_config`.
+  The settings may name somebody else's code, see `load_run_config`.
 
   Raises:
     ValueError: the file is damaged.
@@ -57,13 +58,13 @@ def load_run_config(
 
   Args:
     workdir: the run directory.
-    trust_code: whether code outside this package that they name may run.
-    used: of the settings that can name code, those whose parts are used.
+    trust_code: whether to allow code outside this package that the settings name.
+    used: those settings that can name code and whose parts are used.
 
   Raises:
     NotFoundError: there is no run.
-    UserError: the file is damaged, names code that is not trusted, or cannot name a
-      part that was given as an object.
+    UserError: the file is damaged or names code that is not trusted, or a part was
+      given as an object, which the file cannot name.
   """
   config = read_config(workdir)
   if config is None:
@@ -87,10 +88,10 @@ def split_checkpoint(path: str) -> tuple[str, str]:
 
 
 def saved_steps(workdir: str | Path) -> list[int]:
-  """Returns the steps saved in `workdir`, from the first.
+  """Returns the steps saved in `workdir`, in increasing order.
 
   Raises:
-    ValueError: as `check_storage`.
+    ValueError: as in `check_storage`.
   """
   check_storage(workdir)
   path = epath.Path(workdir) / "checkpoints"
@@ -101,7 +102,7 @@ def latest_step(workdir: str | Path) -> int:
   """Returns the newest step saved in `workdir`; 0 if there is none.
 
   Raises:
-    ValueError: as `check_storage`.
+    ValueError: as in `check_storage`.
   """
   return max(saved_steps(workdir), default=0)
 
@@ -144,21 +145,21 @@ def open_run(
   class_names: Sequence[str] = (),
   facts: RunFacts | None = None,
 ) -> Iterator[None]:
-  """Makes the run directory, or checks that its run may go on with these settings.
+  """Creates the run directory, or checks that its run can resume with these settings.
 
   Until the end of the context no other process can open it: see `hold`.
 
   Args:
-    workdir: a directory that holds a run, or none.
-    config: fully resolved; it is saved.
+    workdir: the run directory; it may be new.
+    config: fully resolved settings; they are saved.
     num_steps: length of the run.
-    class_names: in the order of the labels; saved too.
-    facts: what the settings do not tell; saved too. None is what is true by default.
+    class_names: in the order of the labels; they are saved.
+    facts: facts that are not in the settings; they are saved. None is the defaults.
 
   Raises:
-    ValueError: `workdir` is a file or in use, the run there has other settings or
-      classes or is further than `num_steps`, a class name is no line of text, or
-      the processes have other settings or do not see one directory.
+    ValueError: `workdir` is a file or in use; the run there has other settings or
+      classes, or is past `num_steps`; a class name is not one line of text; or the
+      processes have different settings or do not share one directory.
   """
   check_storage(workdir)
   path = epath.Path(workdir)
@@ -167,7 +168,7 @@ def open_run(
       for name in class_names:
         if "\n" in name or name != name.encode(errors="replace").decode():
           raise UserError(f"class {name!r} must be one line of UTF-8; rename it")
-      # It makes the directory; nothing below refuses one that was not there.
+      # `hold` creates the directory; no check below refuses a new one.
       stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       facts = facts or RunFacts()
       _check_resumable(workdir, config, num_steps, class_names, facts)
@@ -178,11 +179,11 @@ def open_run(
       write_file(path / "run.json", to_json(facts))
       write_file(path / "config.json", serialization.to_json(config))
     if jax.process_count() > 1:
-      # A new name: a network file system may remember what an old one was.
+      # A new name each time: a network file system may cache the state of an old one.
       sign = path / of_first_process(f".of-process-0-{secrets.token_hex(8)}")
       if jax.process_index() == 0:
         sign.touch()
-      check_same_settings(config)  # Comes back once process 0 is ready.
+      check_same_settings(config)  # Returns once process 0 is ready.
       if not sign.exists():
         raise UserError(
           f"--workdir={workdir} is not the directory of process 0; name one on storage "
@@ -201,10 +202,10 @@ def _check_resumable(
   class_names: Sequence[str],
   facts: RunFacts,
 ) -> None:
-  """Raises `UserError` if what is in `workdir` cannot go on as asked.
+  """Raises `UserError` if the run in `workdir` cannot resume with these settings.
 
-  A first try that ended before its first checkpoint leaves nothing to go on from, and
-  may be followed by one with other settings.
+  A run without a checkpoint has nothing to resume; it may start again with other
+  settings.
   """
   old, steps = read_config(workdir), saved_steps(workdir)
   if not steps:
@@ -242,7 +243,7 @@ def _check_resumable(
 def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -> None:
   """Raises `UserError` if a run would be resumed with other training images.
 
-  All that is counted in epochs would move, the learning rate's schedule too.
+  They would shift everything that is counted in epochs, such as the learning rate.
   """
   if change := describe_change(before.images, facts.images):
     raise UserError(
@@ -253,7 +254,7 @@ def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -
 
 
 def write_file(path: epath.Path, text: str) -> None:
-  """Writes apart and then renames: a kill leaves the old file or the new one."""
+  """Writes a new file, then renames it: a kill leaves the old file or the new one."""
   new = path.with_name(path.name + ".new")
   with naming(path):
     new.write_text(text)

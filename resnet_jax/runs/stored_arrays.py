@@ -1,4 +1,4 @@
-"""The arrays of a checkpoint before they are read: their shapes and dtypes."""
+"""Shapes and dtypes of the arrays in a checkpoint, without reading the arrays."""
 
 import contextlib
 from collections.abc import Iterator
@@ -14,7 +14,7 @@ from resnet_jax.runtime.errors import UserError
 
 @runtime_checkable
 class StoredArray(Protocol):
-  """What Orbax tells of an array in a checkpoint."""
+  """Orbax's description of an array in a checkpoint."""
 
   @property
   def shape(self) -> tuple[int, ...]: ...
@@ -27,14 +27,14 @@ def read_shapes(directory: epath.Path, part: str) -> Any:
   """Returns a part of a checkpoint with a `StoredArray` for each array.
 
   Raises:
-    OSError: it is damaged.
+    OSError: the checkpoint is damaged.
   """
   with clean_errors(directory), ocp.StandardCheckpointer() as checkpointer:
     return checkpointer.metadata(directory / part).item_metadata.tree
 
 
 def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
-  """Raises `UserError` if a part of a checkpoint has other arrays than are wanted."""
+  """Raises `UserError` if the arrays of a part differ from the wanted ones."""
   found, own = _shapes(read_shapes(directory, part)), _shapes(wanted)
   for path in sorted(found.keys() | own.keys()):
     has, takes = found.get(path, "nothing"), own.get(path, "nothing")
@@ -48,7 +48,7 @@ def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def clean_errors(directory: epath.Path) -> Iterator[None]:
-  """Turns what Orbax raises while it reads a checkpoint into `OSError`."""
+  """Turns errors of Orbax while it reads a checkpoint into `OSError`."""
   try:
     yield
   except Exception as error:  # Orbax and tensorstore raise all kinds.
@@ -59,7 +59,7 @@ def clean_errors(directory: epath.Path) -> Iterator[None]:
 
 
 def _shapes(tree: Any) -> dict[str, str]:
-  """Returns the shape of each array of a tree, by its path."""
+  """Returns {path: shape} for the arrays of a tree."""
   leaves = jax.tree_util.tree_leaves_with_path(tree)
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): str(list(leaf.shape))

@@ -15,12 +15,12 @@ _FLUSH_EVERY_S = 30
 class Board:
   """Writes numbers for TensorBoard; a context manager.
 
-  The thread of tensorboardX's own `SummaryWriter` ends at the first error, such as a
-  full disk. The run then waits for ever to hand over the next number.
+  tensorboardX's `SummaryWriter` is not used: its thread ends at the first error, such
+  as a full disk, and the run would then wait forever to write the next number.
   """
 
   def __init__(self, directory: epath.Path, start_step: int):
-    """Opens a new event file, and hides what earlier ones have past `start_step`."""
+    """Opens a new event file; hides values of earlier files after `start_step`."""
     tensorboard = _import_tensorboard()
     self._proto, self._scalar = tensorboard.proto.event_pb2, tensorboard.summary.scalar
     writer = tensorboard.event_file_writer
@@ -49,8 +49,8 @@ class Board:
 
 
 def _import_tensorboard() -> "tensorboardX":
-  # tensorboardX imports all of PyTorch where it finds it (seconds), only to tell its
-  # tensors from other arrays.
+  # If PyTorch is installed, tensorboardX imports all of it, which takes seconds, only
+  # to tell PyTorch's tensors from other arrays.
   hidden = "torch" not in sys.modules
   if hidden:
     sys.modules["torch"] = None  # type: ignore[assignment]

@@ -1,4 +1,4 @@
-"""The path of a run directory: makes a new one, refuses one that cannot be used."""
+"""The path of a run directory: creates a new one, refuses an unusable one."""
 
 import contextlib
 import importlib
@@ -14,19 +14,20 @@ from etils import epath
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import of_first_process
 
-# What epath and TensorBoard's files need for gs://; Orbax brings its own.
+# Modules that epath and TensorBoard's files need for gs://; Orbax has its own.
 _FOR_GCS = ("gcsfs", "google.cloud.storage")
 
 
 @contextlib.contextmanager
 def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
-  """Yields `workdir`; without one, that of process 0, which makes a new one if needed.
+  """Yields `workdir`; if it is None, yields that of process 0.
 
-  No other process can make the same one. It is removed if nothing is put into it.
+  Process 0 creates a new directory if it has none. No other process can create the same
+  one. The new directory is removed if it stays empty.
 
   Args:
-    workdir: what this process was given.
-    name: what the name of a new directory in `runs` begins with; the time follows.
+    workdir: the directory that this process was given, if any.
+    name: beginning of the new directory's name in `runs`; the time follows.
   """
   made = ""
   if not workdir and jax.process_index() == 0:
@@ -41,7 +42,7 @@ def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
 
 
 def _make_workdir(path: str) -> str:
-  """Makes a directory at `path` or, if that exists, at `path`-2, `path`-3, ..."""
+  """Creates a directory at `path` or, if that exists, at `path`-2, `path`-3, ..."""
   Path(path).parent.mkdir(parents=True, exist_ok=True)
   for end in itertools.chain([""], (f"-{i}" for i in itertools.count(2))):
     with contextlib.suppress(FileExistsError):
@@ -77,7 +78,7 @@ def check_storage(workdir: str | Path) -> None:
 
 
 def _problem_of_orbax(path: str) -> str:
-  """Returns what Orbax, or a library below it, misreads in a path; "" if nothing."""
+  """Returns what Orbax, or a library that it uses, misreads in a path, or ""."""
   if "://" in str(epath.Path(path)):
     return "it takes /gs, /s3, /az and /hf for remote storage"
   if "gs:/" in f"{path}/":

@@ -1,1 +1,1 @@
-"""One run: the experiment, its trainer, evaluator, steps and state."""
+"""Training one run: experiment, trainer, evaluator, steps and state."""

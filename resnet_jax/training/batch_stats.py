@@ -1,4 +1,4 @@
-"""Batch-norm statistics computed anew from training batches."""
+"""Re-estimates batch-norm statistics from training batches."""
 
 import dataclasses
 import functools
@@ -21,7 +21,7 @@ from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Int, PRNGKeyArray
 from resnet_jax.training.steps import Preprocess, TakeBatch
 
-# {"mean": ..., "var": ...} of each batch norm, nested as the modules are.
+# {"mean": ..., "var": ...} of each batch norm, nested like the modules.
 Statistics = dict[str, Any]
 _ChangeMoments = Callable[[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]
 
@@ -39,7 +39,7 @@ class StatisticsChunk(Protocol):
     key: PRNGKeyArray,
     /,
   ) -> Statistics:
-    """Sums the moments of `count` batches from `first` on."""
+    """Sums the moments of `count` batches, starting at batch `first`."""
 
 
 def compile_statistics_chunk(
@@ -52,17 +52,17 @@ def compile_statistics_chunk(
 ) -> StatisticsChunk:
   """Returns jitted (variables, feed, count, first, key) -> sums of moments.
 
-  The sums are over batches `first` to `first + count - 1` of `feed`: of the mean and of
-  the mean square of each batch norm's input, for `precise_statistics`.
+  The function sums the mean and the mean square of each batch norm's input over the
+  batches `first` to `first + count - 1` of `feed`. `precise_statistics` takes the sums.
 
   Args:
-    model: with batch norms.
+    model: a network with batch norms.
     preprocess: see `train_step`.
     take_batch: see `train_chunk`.
-    sharding: of the result.
-    kernel_choice: "xla" or "native", of `kernels.resolve`.
+    sharding: sharding of the result.
+    kernel_choice: "xla" or "native", from `kernels.resolve`.
   """
-  # The running values after a batch are then those of the batch, the whole of it.
+  # With momentum 0 and one group, the running values are those of the whole batch.
   model = with_norm(model, "precise_bn_batches", momentum=0.0, groups=1)
   dtype = getattr(model, "dtype", jnp.float32)
 
@@ -101,14 +101,14 @@ def compile_statistics_chunk(
 
 
 def precise_statistics(sums: Statistics, num_batches: int) -> Statistics:
-  """Returns `batch_stats` of all batches together (Wu & Johnson 2021, section 3).
+  """Returns `batch_stats` over all batches together (Wu & Johnson 2021, section 3).
 
   Args:
-    sums: of `compile_statistics_chunk`.
-    num_batches: that they are over.
+    sums: sums from the function that `compile_statistics_chunk` returns.
+    num_batches: number of batches in the sums.
   """
   means = jax.tree.map(lambda x: x / num_batches, sums)
-  # The difference of a channel that hardly varies may round to less than 0.
+  # If a channel hardly varies, rounding may make the difference negative.
   return _map_statistics(
     lambda mean, square: (mean, jnp.maximum(square - mean**2, 0)), means
   )
@@ -136,14 +136,14 @@ def create_refresh(
   """Returns a function that re-estimates batch-norm statistics.
 
   Args:
-    model: as trained.
-    train_data: whose batches are taken, in an order of their own.
-    plan: of training.
-    num_batches: how many batches; 0 leaves the running statistics.
+    model: the network that is trained.
+    train_data: the training images; their order here differs from that of training.
+    plan: the plan of training.
+    num_batches: number of batches to use; 0 keeps the running statistics.
     preprocess: (images, key) -> images, as in training.
-    key: of training's order.
-    sharding: of the statistics.
-    kernel_choice: "xla" or "native", of `kernels.resolve`.
+    key: PRNG key of the order in training.
+    sharding: sharding of the statistics.
+    kernel_choice: "xla" or "native", from `kernels.resolve`.
   """
   if not num_batches:
     return lambda variables: variables

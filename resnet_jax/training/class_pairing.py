@@ -1,4 +1,4 @@
-"""Pairs the classes of images with those of a network, by their names."""
+"""Matches the classes of images with the classes of a network, by name."""
 
 import dataclasses
 from collections import Counter
@@ -17,12 +17,12 @@ from resnet_jax.weights import imagenet
 
 @dataclasses.dataclass(frozen=True)
 class Relabelled:
-  """Images with the labels of a network in place of their own.
+  """Images with a network's labels in place of their own.
 
   Attributes:
     source: the images.
-    labels: the network's, by the labels of the images.
-    class_names: of the network.
+    labels: label of an image -> label of the network.
+    class_names: the network's class names.
   """
 
   source: ImageSource
@@ -34,7 +34,7 @@ class Relabelled:
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     content, label = self.source[index]
-    return content, self.labels.get(label, -1)  # It refuses what has no name.
+    return content, self.labels.get(label, -1)  # The reader refuses -1.
 
   def name(self, index: int) -> str:
     return self.source.name(index)
@@ -47,33 +47,32 @@ def pair_classes(
   owner: str,
   in_order: bool,
 ) -> Source:
-  """Gives images the labels by which a network knows their classes.
+  """Relabels images with a network's class indices.
 
-  Names that are equal are one class. A whole number is the index of a class, unless the
-  network's classes are called by numbers. ImageNet's classes have their WordNet ids,
-  too.
+  Classes with identical names match. A class name that is a whole number is the index
+  of a class, unless the network's class names are numbers. ImageNet's classes may also
+  be named by their WordNet ids.
 
   Args:
     source: the images.
-    class_names: of the network, in order; () if they are not known.
-    num_classes: K, of the network.
-    owner: what a message calls the network.
-    in_order: whether the order of the images' classes has a meaning, so that it may be
-      taken for the network's where the names of one are not known.
+    class_names: the network's class names, in order; () if they are not known.
+    num_classes: K, the network's number of classes.
+    owner: the name of the network in messages.
+    in_order: whether the order of the images' classes has a meaning. If so, and the
+      network's class names are not known, its classes are taken to be in that order.
 
   Returns:
     The images with labels in [0, K).
 
   Raises:
-    UserError: a class of the images that the network does not have, or not by that
-      name.
+    UserError: the network has no class with the name of a class of the images.
   """
   names = source.class_names
   if tuple(names) == tuple(class_names)[: len(names)]:
     return source
   used: Sequence[int] = range(len(names))
   if isinstance(source, ImageArrays | FileList):
-    # A list of numbers has names for those between, too.
+    # A list with numeric labels also has names for the unused numbers between them.
     used = sorted(set(source.labels.tolist()))
   numbers = _numbers(class_names, num_classes)
   look_ups = (
@@ -114,13 +113,13 @@ def _relabel(
 
 
 def _unique(names: Sequence[str]) -> dict[str, int]:
-  """Returns the indices of the names that are there once."""
+  """Returns the indices of the names that occur once."""
   counts = Counter(names)
   return {name: i for i, name in enumerate(names) if counts[name] == 1}
 
 
 def _numbers(class_names: Sequence[str], num_classes: int) -> dict[str, int]:
-  """Returns the classes of whole numbers."""
+  """Returns the class index of each class name that is a whole number."""
   if class_names and all(name.isdecimal() for name in class_names):
     return _unique([*map(plain_number, class_names)])
   if any(map(is_number, class_names)):  # Is a number the name or the index?
@@ -129,7 +128,7 @@ def _numbers(class_names: Sequence[str], num_classes: int) -> dict[str, int]:
 
 
 def _synsets(class_names: Sequence[str]) -> dict[str, int]:
-  """Returns the classes of ImageNet's WordNet ids."""
+  """Returns the class index of each WordNet id, if the classes are ImageNet's."""
   if not imagenet.are_classes(class_names):
     return {}
   return {synset: i for i, synset in enumerate(imagenet.synsets())}

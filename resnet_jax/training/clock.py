@@ -1,4 +1,4 @@
-"""The time of training, and how much of it the devices waited for images."""
+"""Measures the time of training, and the time that devices wait for images."""
 
 import time
 from collections import deque
@@ -12,17 +12,17 @@ T = TypeVar("T")
 
 
 class Clock:
-  """Measures the calls of training, without ever making the devices wait.
+  """Times the training calls without making the devices wait. A context manager.
 
-  The loop tells it what happens: `waiting` around the data, `dispatched` after each
-  call, `start` after anything that is not training. A context manager.
+  The training loop wraps its data in `waiting`, and calls `dispatched` after each call
+  and `start` after anything that is not training.
   """
 
   def __init__(self) -> None:
-    """Measures from now on."""
+    """Starts to measure."""
     self._watcher = futures.ThreadPoolExecutor(1, "clock")
     self._idle_since: futures.Future[float] | None = None
-    # When each call that `lap` has not told yet ends, and how long it was waited for.
+    # For each call not yet returned by `lap`: its end, and the wait for its images.
     self._calls: deque[tuple[futures.Future[float], float]] = deque()
     self._mark, self._waited = time.monotonic(), 0.0
 
@@ -55,22 +55,23 @@ class Clock:
         iterator.close()
 
   def dispatched(self, result: Any) -> None:
-    """Takes note of a call that the devices now compute.
+    """Records a call that the devices now compute.
 
     Args:
-      result: of the call, a tree of arrays.
+      result: the result of the call, a tree of arrays.
     """
     self._idle_since = self._watcher.submit(_time_when_ready, result)
     self._calls.append((self._idle_since, self._waited))
     self._waited = 0.0
 
   def lap(self) -> tuple[float, float]:
-    """Waits for the end of the oldest call that no lap has told yet.
+    """Waits for the end of the oldest call that no `lap` has returned yet.
 
     Returns:
-      The seconds from the end of the call before it, or from the last start, to its
-      end, and how many of them the devices waited for its images. It does not matter
-      when this is asked, as on a GPU the next call may be over by then.
+      The seconds from the end of the previous call, or from the last `start`, to the
+      end of this call, and how many of them the devices waited for its images. The
+      time at which `lap` is called does not change the result: on a GPU the next call
+      may have ended by then.
     """
     end, waited = self._calls.popleft()
     seconds = end.result() - self._mark

@@ -1,4 +1,4 @@
-"""How good a model is: of a state, a run, or weights from elsewhere."""
+"""Evaluates a training state, a run, or weights from elsewhere."""
 
 import dataclasses
 import math
@@ -31,7 +31,7 @@ from resnet_jax.training.resolved_config import (
 )
 from resnet_jax.weights import imagenet
 
-# The settings that can name code that every evaluation of a run uses.
+# Settings that may name code; every evaluation of a run uses that code.
 USED = ("model.factory", "task")
 
 
@@ -39,21 +39,21 @@ def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
   """Evaluates on every image of `experiment.eval_data`, each counted once.
 
   Args:
-    experiment: with the model, the task and the images.
+    experiment: gives the model, the task and the images.
     variables: {"params": ..., "batch_stats": ...}.
 
   Returns:
     "loss" in nats, "top1" and, for more than 5 classes, "top5" as fractions, or the
-    metrics of an own task; "count", "images_per_s".
+    metrics of a custom task; "count", "images_per_s".
   """
   start = time.monotonic()
-  # Those that the user restored may be on one device.
+  # Variables that the user restored may be on one device.
   variables = jax.device_put(variables, replicated(experiment.mesh))
   variables = experiment.fold(variables)
   total: Metrics | None = None
   for chunk in experiment.eval_data.eval_chunks():
     metrics = experiment.eval_chunk(variables, *chunk)
-    # One call ahead of the device, not more: each holds its images in memory.
+    # At most one call ahead of the device: each holds its images in memory.
     total = add_metrics(jax.block_until_ready(total), metrics) if total else metrics
   assert total is not None  # No split is empty.
   values = summarize(total)
@@ -70,19 +70,19 @@ def evaluate_run(
   """Evaluates a saved state of a run.
 
   Args:
-    config: with the run's own model; `data` may name other images.
+    config: the settings, with the run's model; `data` may name other images.
     workdir: the run directory.
     which: "latest", "best" (by the task's `best_metric`), or a step.
     devices: None is all of them.
-    trust_code: whether code that the run names may run.
+    trust_code: whether to allow code that the run's settings name.
 
   Returns:
-    (completed steps, the same as `evaluate`).
+    (completed steps, the results of `evaluate`).
 
   Raises:
-    UserError: settings that are wrong, do not fit the data or are not the run's, or
-      images of other classes.
-    NotFoundError: there is no such run, state or data set.
+    UserError: a setting is wrong, does not fit the data or differs from the run's, or
+      the images have other classes.
+    NotFoundError: the run, the state or the data set does not exist.
     FloatingPointError: a metric is not finite.
   """
   workdir = os.path.expanduser(workdir)
@@ -98,7 +98,7 @@ def evaluate_run(
   has_data = bool(saved.data.name or saved.data.factory)
   names = load_class_names(workdir)
   if not names and not has_data and config.model.num_classes == 1000:
-    names = imagenet.class_names()  # As those of the weights that it was made of.
+    names = imagenet.class_names()  # As in the converted weights.
   source = _open_images(config, names, f"the run {workdir}", has_data)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
@@ -117,21 +117,21 @@ def evaluate_weights(
 ) -> dict[str, float]:
   """Evaluates weights from elsewhere.
 
-  They were trained on none of the images: where a folder or list has no splits and
-  `data.eval_split` is "", all of it counts.
+  The weights were not trained on these images. If a folder or list has no splits and
+  `data.eval_split` is "", all of its images are evaluated.
 
   Args:
-    config: `model.num_classes` 0 is the architecture's own; `data` names the images
-      and their preprocessing.
+    config: the settings. If `model.num_classes` is 0, the architecture's number is
+      used; `data` names the images and their preprocessing.
     path: see `weights.load`.
     devices: None is all of them.
 
   Returns:
-    The same as `evaluate`.
+    The results of `evaluate`.
 
   Raises:
-    UserError: settings that are wrong or do not fit the data, weights that do not
-      fit the model, or images of other classes.
+    UserError: a setting is wrong or does not fit the data, the weights do not fit the
+      model, or the images have other classes.
     NotFoundError: the weights or the data set do not exist.
     FloatingPointError: a metric is not finite.
   """
@@ -150,19 +150,19 @@ def evaluate_weights(
 def _open_images(
   config: Config, class_names: Sequence[str], owner: str, has_data: bool
 ) -> Source:
-  """Opens the images to evaluate, with the labels that the network has for them.
+  """Opens the images to evaluate, labelled with the network's class indices.
 
   Args:
     config: the settings.
-    class_names: of the network; () if they are not known.
-    owner: what a message calls the network.
+    class_names: the network's class names; () if they are not known.
+    owner: the name of the network in messages.
     has_data: whether the network may have been trained on a part of the images.
   """
   data, num_classes = config.data, config.model.num_classes
   if not has_data and not data.eval_split:
     data = dataclasses.replace(data, val_share=1.0)
   source = open_source(data, data.eval_split)
-  if not class_names and config.task:  # Labels may be no classes.
+  if not class_names and config.task:  # Labels need not be classes.
     return source
   in_order = bool(data.factory) or data.name != "folder"
   return pair_classes(source, class_names, num_classes, owner, in_order)
@@ -189,7 +189,7 @@ def _check_finite(results: dict[str, float]) -> dict[str, float]:
 
 
 def describe(results: dict[str, float]) -> str:
-  """Says an evaluation in a line."""
+  """Describes an evaluation in one line."""
   parts: dict[str, Callable[[float], str]] = {
     "top1": lambda v: f"top-1 {100 * v:.2f} %",
     "top5": lambda v: f"top-5 {100 * v:.2f} %",

@@ -1,4 +1,4 @@
-"""Everything that is built from a config, each part once."""
+"""Builds every part of a run from its config, each part once."""
 
 import dataclasses
 import functools
@@ -48,7 +48,7 @@ from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
 
 Devices = Sequence[jax.Device]
-# A split as the user gives it: ready to train on, or where its images come from.
+# A split given by the user: a data set ready to train on, or a source of its images.
 Images = Dataset | Source
 
 _GIVE_BOTH = "one of train_data and eval_data was given; give both"
@@ -58,18 +58,18 @@ _GIVE_BOTH = "one of train_data and eval_data was given; give both"
 class Experiment:
   """One experiment, with every part that its settings describe or that the user gives.
 
-  A part is built when it is first used, and then kept. `create` makes an experiment.
+  A part is built when it is first used, and then kept. Use `create` to make one.
 
   Attributes:
-    config: checked settings; the number of classes and the dtype are those in use.
+    config: the checked settings, with the number of classes and the dtype filled in.
     mesh: the devices.
     model: the network.
     task: what the network is trained for.
     kernels: "xla" or "native": how convolution and batch norm are computed.
-    class_names: of the network's outputs, in order; () if they are not known; None
-      takes them from the training images.
-    own_parts: the settings that could name a part, such as "model.factory", where the
-      user gave the part as an object.
+    class_names: names of the network's outputs, in order; () if they are not known;
+      None takes them from the training images.
+    own_parts: names of the parts that the user gave as objects, each written as the
+      setting that it replaces, such as "model.factory".
   """
 
   config: Config
@@ -98,7 +98,7 @@ class Experiment:
   ) -> "Experiment":
     """Checks the settings, and builds the network and the task.
 
-    The training images are opened here if only they tell the number of classes.
+    If the settings do not give the number of classes, this opens the training images.
 
     Args:
       config: the settings; they are copied, not changed.
@@ -114,7 +114,7 @@ class Experiment:
       class_names: see `Experiment`.
 
     Raises:
-      UserError: wrong settings, or that do not fit each other, the data or process 0.
+      UserError: a setting is wrong, or does not fit the others, the data or process 0.
       NotFoundError: the data set does not exist.
     """
     config = resolve_settings(config, model)  # Before any image is read.
@@ -170,7 +170,7 @@ class Experiment:
         class_names=self.train_data.class_names if names is None else names,
         source=data,
       )
-    # Any label of another task may be a number of its own meaning.
+    # In other tasks a label need not be a class.
     is_class = isinstance(self.task, Classification)
     if is_class and len(data.class_names) > self.task.num_classes:
       raise UserError(
@@ -199,7 +199,7 @@ class Experiment:
 
   @functools.cached_property
   def plan(self) -> Plan:
-    """The run in steps."""
+    """The schedule of the run, in steps."""
     return Plan.create(self.config, self.train_data.num_examples)
 
   @functools.cached_property
@@ -235,7 +235,7 @@ class Experiment:
     return init
 
   def _check_network(self, shapes: TrainState) -> None:
-    """Checks what only the parameters and outputs of an own network tell."""
+    """Checks the parameters and outputs of a custom network."""
     groups = tuple(shapes.params)
     check_multipliers(self.config.optim.learning_rate_multipliers, groups)
     check_frozen(self.config.freeze, groups)
@@ -252,7 +252,7 @@ class Experiment:
 
   @functools.cached_property
   def data_key(self) -> PRNGKeyArray:
-    """Key of the order of the training images and of their augmentation."""
+    """PRNG key for the order of the training images and for their augmentation."""
     return jax.random.split(jax.random.key(self.config.seed))[1]
 
   def initial_state(self) -> TrainState:
@@ -300,7 +300,7 @@ class Experiment:
 
   @functools.cached_property
   def fold(self) -> Change:
-    """Returns variables as `eval_chunk` takes them, with batch norm folded."""
+    """Folds batch norm; returns the variables that `eval_chunk` takes."""
     return jax.jit(
       lambda variables: fold_batch_norm(self.model, variables)[1],
       out_shardings=replicated(self.mesh),
@@ -322,15 +322,15 @@ class Experiment:
 
   @property
   def facts(self) -> RunFacts:
-    """What to keep with a run beside its settings."""
+    """What to save with a run in addition to its settings."""
     shape, images = self.eval_data.image_shape, count_images(self.train_data)
     return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
 
   @property
   def saved_config(self) -> Config:
-    """The settings to keep with a run: with the size of the images for evaluation.
+    """The settings to save with a run, including the size of the evaluation images.
 
-    No other setting tells it where none resizes, and photos must be resized to it.
+    If no setting resizes the images, only this size says how to resize photos later.
     """
     height, width, _ = self.eval_data.image_shape
     data = self.config.data

@@ -1,4 +1,4 @@
-"""Own code at the moments of a run: logs, evaluations and checkpoints."""
+"""User code that runs at logs, evaluations and checkpoints."""
 
 from collections.abc import Mapping
 
@@ -6,10 +6,10 @@ from resnet_jax.training.state import TrainState
 
 
 class Hook:
-  """Does nothing; derive from it, and replace what is needed.
+  """A hook that does nothing. Subclass it and override the methods that you need.
 
-  With several processes each of them calls its own hooks, so that a hook may use all
-  devices; `jax.process_index() == 0` is the one that writes files.
+  With several processes, each process calls its own hooks, so that a hook may use all
+  devices. Write files only in the process where `jax.process_index() == 0`.
   """
 
   def on_log(self, step: int, values: Mapping[str, float]) -> None:
@@ -30,10 +30,10 @@ class Hook:
     """
 
   def on_checkpoint(self, step: int, state: TrainState) -> None:
-    """Called once a state is copied to be saved, and is being written.
+    """Called after a state was copied for saving, while it is being written.
 
     Args:
       step: completed updates.
-      state: as it is saved. Copy what must outlive the call, as the next update takes
-        over its memory.
+      state: the saved state. Copy what you need after the call: the next update reuses
+        its memory.
     """

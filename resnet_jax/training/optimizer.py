@@ -1,4 +1,4 @@
-"""Learning-rate schedules and optimisers, put together from optax."""
+"""Learning-rate schedules and optimisers, built from optax."""
 
 import operator
 from collections.abc import Collection
@@ -15,16 +15,16 @@ from resnet_jax.runtime.errors import UserError
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
-  """Warmup, then step decay or a cosine.
+  """Returns a schedule: warmup, then step decay or a cosine.
 
   Args:
     config: kind and shape of the schedule.
-    plan: its lengths and boundaries in steps.
-    batch_size: scales the learning rate where `reference_batch_size` is given.
+    plan: lengths and boundaries of the schedule, in steps.
+    batch_size: scales the learning rate if `reference_batch_size` is given.
 
   Returns:
-    step -> learning rate of the update that follows `step` completed ones. At a
-    boundary the rate is already the lower one.
+    step -> learning rate of the update after `step` completed updates. A boundary step
+    already has the lower rate.
   """
   scale = batch_size / (config.reference_batch_size or batch_size)
   if config.batch_scaling == "sqrt":
@@ -38,7 +38,7 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   else:
     warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
   if config.schedule == "cosine":
-    # A run may be shorter than its warmup; then it never comes to this.
+    # A run may be shorter than its warmup; it then never uses this schedule.
     length = max(1, plan.num_steps - plan.warmup_steps)
     main = optax.cosine_decay_schedule(learning_rate, length)
   else:
@@ -68,17 +68,18 @@ def create_optimizer(
   own: optax.GradientTransformation | None = None,
   warmup_steps: int = 0,
 ) -> optax.GradientTransformation:
-  """Gradient clipping, weight decay and the optimiser, in that order.
+  """Chains gradient clipping, weight decay and the optimiser, in that order.
 
   Args:
-    config: which.
-    schedule: of the learning rate; None with an `own` one.
-    frozen: top-level groups of parameters that stay as they are, to the bit.
+    config: names the optimiser and its settings.
+    schedule: the learning-rate schedule; None if `own` is given.
+    frozen: top-level groups of parameters that must not change, not even in one bit.
     own: an optimiser in place of the one that `config` names.
     warmup_steps: length of warmup.
 
   Raises:
-    UserError: in `init`, the parameters have no group "head", which `config` trains.
+    UserError: `init` raises it if `config` trains the group "head" and the parameters
+      have no such group.
   """
   if own is not None:
     tx = own
@@ -98,7 +99,8 @@ def create_optimizer(
     optax.masked(optax.scale(factor), partial(_within, {group}))
     for group, factor in config.learning_rate_multipliers.items()
   ]
-  # Before, so that they count for no norm, and after, for weight decay.
+  # Freezing before the optimiser keeps frozen groups out of gradient norms; freezing
+  # after it undoes their weight decay.
   rows = [*freeze, tx, *scales, *freeze]
   return optax.chain(*rows) if len(rows) > 1 else tx
 
@@ -125,11 +127,12 @@ def _outside_head(params: optax.Params) -> optax.Params:
 def _create_optimizer(
   config: OptimConfig, schedule: optax.Schedule
 ) -> optax.GradientTransformation:
-  """The same for all groups.
+  """Returns the optimiser that `config` names, identical for all groups.
 
   SGD is PyTorch's: v = momentum v + (g + weight_decay w); w = w - learning_rate v.
-  LARS scales the step of each kernel, with its weight decay, by 0.001 of the kernel's
-  norm over the step's; LAMB scales Adam's of every leaf by the ratio of the norms.
+  LARS scales the update of each kernel, including weight decay, by 0.001 times the norm
+  of the kernel divided by the norm of the update. LAMB scales Adam's update of each
+  leaf by the norm of the leaf divided by the norm of the update.
   """
   mask = None if config.decay_all else kernels_only
   clip = optax.identity()

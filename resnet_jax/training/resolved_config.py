@@ -1,4 +1,4 @@
-"""Settings checked, and completed by what the machine and the data tell."""
+"""Checks settings, and completes them from the machine, the data and the weights."""
 
 import copy
 import dataclasses
@@ -14,14 +14,14 @@ from resnet_jax.training.transfer import read_preprocessing
 
 
 def check_settings(config: Config, own_model: bool = False) -> None:
-  """Checks settings, and the names that the architecture gives a meaning to.
+  """Checks settings, including the names that depend on the architecture.
 
   Args:
     config: the settings.
-    own_model: whether a network is given, so that `config.model` names none.
+    own_model: whether the user gives a network, so that `config.model` is not used.
 
   Raises:
-    UserError: a setting is wrong, whatever the data.
+    UserError: a setting is wrong for any data.
   """
   validate(config)
   if not config.model.factory and not own_model:
@@ -29,13 +29,13 @@ def check_settings(config: Config, own_model: bool = False) -> None:
 
 
 def resolve_model(config: Config) -> tuple[Config, nn.Module]:
-  """Checks settings that have no data; the classes are the architecture's own.
+  """Checks settings without data; the architecture gives the number of classes.
 
   Returns:
     The settings with the number of classes and the dtype, and the network.
 
   Raises:
-    UserError: as `check_settings`.
+    UserError: as in `check_settings`.
   """
   check_settings(config)
   number = create_model(config.model.name).num_classes
@@ -44,16 +44,16 @@ def resolve_model(config: Config) -> tuple[Config, nn.Module]:
 
 
 def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:
-  """Checks settings, and fills in the preprocessing that the weights tell.
+  """Checks settings, and fills in the preprocessing of the weights to start from.
 
   Args:
-    config: the empty fields of its data, see `fields_of_weights`, take the values of
-      the weights in `config.init_from`, or of ImageNet's if there are none.
-    model: the network; None builds that of `config`.
+    config: the settings. The empty fields of its data (see `fields_of_weights`) take
+      the values of the weights in `config.init_from`, or ImageNet's without weights.
+    model: the network; None builds the one that `config` names.
 
   Raises:
     UserError: a setting is wrong, or the weights are damaged.
-    NotFoundError: there are no such weights.
+    NotFoundError: the weights do not exist.
   """
   check_settings(config, own_model=model is not None)
   if not fields_of_weights(config.data):
@@ -69,7 +69,7 @@ def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:
 
 
 def with_num_classes(config: Config, num_classes: int) -> Config:
-  """Returns settings with a number of classes, where they have none."""
+  """Returns settings with `num_classes` filled in, if they have none."""
   model = dataclasses.replace(
     config.model, num_classes=config.model.num_classes or num_classes
   )

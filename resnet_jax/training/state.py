@@ -17,12 +17,12 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Int32, PRNGKeyArray
 
-# A closed one: since JAX 0.12 there is one class of jaxprs, before there were two.
+# A closed jaxpr. JAX has one class of jaxprs since 0.12; before there were two.
 _Jaxpr = Any
 
 
 class TrainState(train_state.TrainState):
-  """Flax's `step`, `params` and `opt_state`, and three more.
+  """Flax's `step`, `params` and `opt_state`, and three more fields.
 
   Attributes:
     batch_stats: running mean and variance of the batch norms, float32; empty if the
@@ -32,7 +32,7 @@ class TrainState(train_state.TrainState):
     ema: exponential moving average of `variables`, or None.
   """
 
-  step: Int32[Array, ""]  # For Flax it may be an int too.
+  step: Int32[Array, ""]  # Flax also allows an int.
   batch_stats: Any
   key: PRNGKeyArray
   ema: Variables | None = None
@@ -43,7 +43,7 @@ class TrainState(train_state.TrainState):
     return {"params": self.params, "batch_stats": self.batch_stats}
 
   def to_saved(self) -> dict[str, Any]:
-    """Returns the "model" and the "training" part, as trees of named blocks."""
+    """Returns the "model" and "training" parts, as trees of named blocks."""
     training = {"step": self.step, "opt_state": self.opt_state, "key": self.key}
     if self.ema is not None:
       training["ema"] = self.ema
@@ -51,23 +51,23 @@ class TrainState(train_state.TrainState):
     return named
 
   def from_saved(self, parts: Mapping[str, Any]) -> "TrainState":
-    """Returns the state whose `to_saved` gave `parts`, laid out as this one."""
+    """Returns the state that `to_saved` turned into `parts`, in this one's layout."""
     parts = laid_out_as(parts, self.params)
     return self.replace(**parts["model"], **parts["training"])
 
 
 @dataclasses.dataclass(frozen=True)
 class StateInit:
-  """Makes the first state of a run, born under its shardings: called with a PRNG key.
+  """Creates the first state of a run from a PRNG key, directly under its shardings.
 
   Attributes:
     model: called as `model.init(key, images)`.
     tx: the optimiser.
     image_shape: (H, W, C).
-    replicated: sharding of every leaf but those of the optimiser.
-    ema: keep a moving average too.
-    shard_opt_state: from the shapes of the optimiser's state to their shardings; None
-      is `replicated`.
+    replicated: sharding of every leaf outside the optimiser's state.
+    ema: whether to keep a moving average (EMA).
+    shard_opt_state: shapes of the optimiser's state -> their shardings; None is
+      `replicated`.
   """
 
   model: nn.Module
@@ -102,7 +102,7 @@ class StateInit:
       params=variables["params"],
       batch_stats=variables.get("batch_stats", {}),
     )
-    # Flax starts with a Python int, which would be compiled once more as an array.
+    # Flax starts with a Python int; the array after it would be compiled again.
     step = jnp.zeros((), jnp.int32)
     return state.replace(step=step, ema=state.variables if self.ema else None)
 
@@ -116,7 +116,7 @@ class StateInit:
     return self._trace(jax.random.key(0))
 
   def _trace(self, key: PRNGKeyArray) -> tuple[_Jaxpr, TrainState]:
-    """`_create` as a jaxpr, and its shapes: both at once, as it takes seconds."""
+    """Returns `_create` as a jaxpr and its shapes, from one trace: it takes seconds."""
     return jax.make_jaxpr(self._create, return_shape=True)(key)
 
   def sharding(self) -> TrainState:

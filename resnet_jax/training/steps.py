@@ -1,6 +1,6 @@
-"""One update, one evaluation, and the compiled loops over them.
+"""One update, one evaluation step, and the compiled loops over them.
 
-All that is compiled for the hot path.
+Everything that is compiled for the hot path is here.
 """
 
 from collections.abc import Callable
@@ -36,7 +36,7 @@ _Gradient = Callable[
 
 @runtime_checkable
 class TrainChunk(Protocol):
-  """Compiled `train_chunk`; it takes over the memory of the state given to it."""
+  """Compiled `train_chunk`; it donates the memory of its input state."""
 
   def __call__(
     self, state: TrainState, feed: Any, count: int | Int[Array, ""], /
@@ -72,16 +72,17 @@ def train_step(
     batch: images as stored, uint8.
     task: gives targets, loss and metrics.
     preprocess: (images, key) -> augmented and normalised float32 images.
-    mix: (key, images, targets) -> both, mixed; None mixes nothing.
-    accumulate: number of equal parts of the batch whose gradients are computed one
-      after the other and added. Batch norm sees the parts, not the whole.
-    ema_decay: of `state.ema`, if there is one.
-    skip_nonfinite: change nothing but the counts of steps if the loss or a gradient
-      is not finite.
+    mix: (key, images, targets) -> mixed images and targets; None mixes nothing.
+    accumulate: number of equal parts to split the batch into. Their gradients are
+      computed one after the other and added. Batch norm sees each part on its own.
+    ema_decay: decay of `state.ema` per update, if the state has an EMA.
+    skip_nonfinite: if the loss or a gradient is not finite, skip the update: only the
+      step counts change.
 
   Returns:
-    The state after it, and metrics of the batch in train mode, before it; with
-    "skipped_updates", 1 if this one was skipped: then it has no other metrics.
+    The state after the update, and the batch's metrics in train mode, computed with
+    the parameters before the update. "skipped_updates" is 1 if the update was skipped;
+    the other metrics are then 0.
   """
   chex.assert_rank(batch["image"], 4)
   chex.assert_type(batch["image"], jnp.uint8)
@@ -123,9 +124,9 @@ def train_step(
     grads=grads, batch_stats=batch_stats
   )
   if state.ema is not None:
-    # As TensorFlow's: early on a shorter memory, so that it forgets the first values.
+    # As in TensorFlow, the decay is lower in early steps, to forget the first values.
     decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    # Not `optax.incremental_update`, which moves by a rounding what is as it was.
+    # `optax.incremental_update` would change even constant values, by rounding.
     ema = jax.tree.map(
       lambda new, old: old + (1 - decay) * (new - old), state.variables, state.ema
     )
@@ -135,7 +136,7 @@ def train_step(
   is_finite = all_finite((metrics["loss"], grads))
 
   def keep(new: jax.Array, old: jax.Array) -> jax.Array:
-    # Counts move on, so that the learning rate stays a function of the step.
+    # Step counts still advance: the learning rate stays a function of the step.
     is_float = jnp.issubdtype(new.dtype, jnp.floating)
     return jnp.where(is_finite, new, old) if is_float else new
 
@@ -160,11 +161,11 @@ def _accumulate(
 
   Args:
     gradient: (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
-    batch_stats: before the batch.
-    batch: whole; part i has the rows i, i + parts ..., so that each device has its
-      share of each part.
+    batch_stats: the batch-norm statistics before the batch.
+    batch: the whole batch. Part i has the rows i, i + parts, ..., so that each part is
+      spread over all devices.
     key: PRNG key of dropout.
-    parts: their number, a divisor of B.
+    parts: number of parts, a divisor of B.
   """
   split = jax.tree.map(
     lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
@@ -179,7 +180,7 @@ def _accumulate(
     return (batch_stats, grads, add_metrics(metrics, more)), None
 
   inputs = split, jax.random.split(key, parts)
-  # All parts in the loop: the first before it would be compiled a second time.
+  # The loop starts from zeros: a first part outside it would be compiled twice.
   first = jax.tree.map(lambda x: x[0], inputs)
   shapes = jax.eval_shape(gradient, batch_stats, *first)
   grads, (_, metrics) = jax.tree.map(jnp.zeros_like, shapes)
@@ -196,7 +197,7 @@ def eval_step(
   apply_fn: Apply,
   preprocess: Preprocess,
 ) -> Metrics:
-  """Metrics of a batch by the running batch-norm statistics.
+  """Computes a batch's metrics with the running batch-norm statistics.
 
   Args:
     variables: {"params": ..., "batch_stats": ...}.
@@ -220,17 +221,17 @@ def train_chunk(
 ) -> tuple[TrainState, Metrics]:
   """Applies `count` updates in one call; metrics are summed over them.
 
-  A loop whose length is an argument, not a shape: any stretch of a run, from any
-  step, is the same compiled program, so that where a run was cut leaves no trace in
-  its bits. With `count` 0 the state comes back as it was.
+  The length of the loop is an argument, not a shape. One compiled program therefore
+  runs any number of steps from any step, and a resumed run is bit-identical to an
+  uninterrupted one. With `count` 0 the state is returned unchanged.
 
   Args:
     state: before the first update.
-    feed: where `take_batch` finds images.
+    feed: the data from which `take_batch` takes images.
     count: number of updates, >= 0.
     train_step: (state, batch) -> (state, metrics).
     take_batch: (feed, step) -> the batch of the update after `step` completed ones.
-    task: whose metrics are added.
+    task: defines the metrics.
   """
 
   def body(
@@ -275,22 +276,22 @@ def compile_train_chunk(
 ) -> TrainChunk:
   """Returns jitted `train_chunk(state, feed, count)`.
 
-  It takes over the memory of the state given to it.
+  The function donates the memory of its input state.
 
   Args:
     task: gives targets, loss and metrics.
     take_batch: see `train_chunk`; it places each batch on the devices.
-    sharding: of the metrics.
-    state_sharding: of the state's leaves; None is `sharding`.
-    dtype: of the model.
-    kernel_choice: "xla" or "native", of `kernels.resolve`.
-    **options: those of `train_step`.
+    sharding: sharding of the metrics.
+    state_sharding: shardings of the state's leaves; None is `sharding`.
+    dtype: dtype of the model.
+    kernel_choice: "xla" or "native", from `kernels.resolve`.
+    **options: further arguments of `train_step`.
   """
   shardings = state_sharding or sharding, sharding
 
   def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
     state, metrics = train_step(state, batch, task=task, **options)
-    # Without this, the loop could carry the parameters as the optimiser has its state.
+    # Without this, the loop could shard the parameters like the optimiser's state.
     return lax.with_sharding_constraint(state, shardings[0]), metrics
 
   chunk = partial(train_chunk, train_step=step, take_batch=take_batch, task=task)
@@ -314,7 +315,7 @@ def compile_eval_chunk(
   dtype: DTypeLike = jnp.float32,
   kernel_choice: str = "xla",
 ) -> EvalChunk:
-  """Returns jitted `eval_chunk(variables, feed, count)`; arguments as above."""
+  """Returns jitted `eval_chunk`; see `compile_train_chunk` and `eval_step`."""
   step = partial(eval_step, task=task, apply_fn=apply_fn, preprocess=preprocess)
   chunk = partial(eval_chunk, eval_step=step, take_batch=take_batch, task=task)
   return compilation.jit(

@@ -1,7 +1,7 @@
-"""What a network is trained for: targets, a loss for each example, and metrics.
+"""Tasks: what a network is trained for, as targets, a loss per example and metrics.
 
-Metrics are sums over the valid examples of a batch and their count, so that they add up
-over batches, devices and hosts. Letters: B batch, K outputs.
+Metrics are sums over the valid examples of a batch and their count, so that they can be
+added over batches, devices and hosts. Letters: B batch, K outputs.
 """
 
 import dataclasses
@@ -19,7 +19,7 @@ from resnet_jax.runs.metrics import Metrics
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError
 
-# What the log of a run has beside the metrics of a task.
+# Names that the log of a run uses besides the metrics of a task.
 RESERVED = {
   *("loss", "count", "skipped_updates", "skipped", "images_per_s", "input_wait"),
   *("step", "epoch", "split", "learning_rate"),
@@ -28,7 +28,7 @@ RESERVED = {
 
 @runtime_checkable
 class Task(Protocol):
-  """What a network is trained for. All methods are traced within the compiled step.
+  """What a network is trained for. JAX traces all methods inside the compiled step.
 
   Attributes:
     num_classes: K, the number of outputs of the network.
@@ -50,15 +50,15 @@ class Task(Protocol):
     """Returns the loss of each example, to be minimised.
 
     Args:
-      logits: of the network.
-      targets: of `targets`, perhaps mixed.
-      train: whether it is minimised, or reported by an evaluation.
+      logits: the network's outputs.
+      targets: from `targets`, perhaps mixed.
+      train: True if the loss is minimised, False if an evaluation reports it.
     """
 
   def metrics(
     self, logits: Float32[Array, "b k"], labels: Int[Array, " b"]
   ) -> dict[str, Shaped[Array, " b"]]:
-    """Returns further values of each example by name, in [0, 1], bools, or any."""
+    """Returns further values per example, by name: fractions, bools or any numbers."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +96,8 @@ class Classification:
     """Returns whether the label is the highest logit, and among the highest five."""
     values = {"top1": logits.argmax(-1) == labels}
     if self.num_classes > 5:
-      # By comparisons, as `top_k` would gather all logits on all devices; the first of
-      # equals comes first, as there.
+      # Comparisons, because `top_k` would gather all logits on all devices. Ties go to
+      # the first class, as in `top_k`.
       own = jnp.take_along_axis(logits, labels[:, None], axis=1)
       earlier = jnp.arange(self.num_classes)[None] < labels[:, None]
       better = (logits > own) | ((logits == own) & earlier)
@@ -106,7 +106,7 @@ class Classification:
 
 
 def create_task(config: Config) -> Task:
-  """Returns the task that a config names; its number of classes is known."""
+  """Returns the task that a config names; the config has its number of classes."""
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
     return task
@@ -120,14 +120,14 @@ def compute_metrics(
   targets: Float32[Array, "b ..."] | None = None,
   train: bool = False,
 ) -> Metrics:
-  """Sums over the valid examples of a batch.
+  """Sums loss and metrics over the valid examples of a batch.
 
   Args:
-    task: says what is computed.
-    logits: of the network.
-    batch: `label` and `mask` are used.
-    targets: what the loss compares with; None is `task.targets` of the labels.
-    train: as of `Task.loss`.
+    task: defines the loss and the metrics.
+    logits: the network's outputs.
+    batch: its `label` and `mask` are used.
+    targets: the targets of the loss; None is `task.targets` of the labels.
+    train: as in `Task.loss`.
 
   Returns:
     "loss", the sums of `task.metrics`, and "count", the number of valid examples.
@@ -153,7 +153,7 @@ def compute_metrics(
 
 
 def zero_metrics(task: Task) -> Metrics:
-  """Returns the metrics of no examples."""
+  """Returns the metrics of zero examples."""
   logits = jax.ShapeDtypeStruct((1, task.num_classes), jnp.float32)
   batch = {
     "label": jax.ShapeDtypeStruct((1,), jnp.int32),

@@ -1,4 +1,4 @@
-"""The story of a run: from an experiment to a trained, evaluated and saved model."""
+"""Training: from an experiment to a trained, evaluated and saved model."""
 
 import contextlib
 import dataclasses
@@ -30,12 +30,12 @@ T = TypeVar("T")
 
 
 class TrainResult(NamedTuple):
-  """What a run ends with.
+  """The result of a run.
 
   Attributes:
-    state: after the last update.
-    metrics: of its last evaluation: "loss", "top1" (a fraction), "top5" for more than 5
-      classes, "count", "images_per_s".
+    state: the state after the last update.
+    metrics: the metrics of the last evaluation: "loss", "top1" (a fraction), "top5" if
+      there are more than 5 classes, "count", "images_per_s".
   """
 
   state: TrainState
@@ -53,15 +53,15 @@ def train(
 
   Args:
     experiment: what to train.
-    workdir: the run directory, which is made if it does not exist.
+    workdir: the run directory, which is created if it does not exist.
     console: where progress is shown; None is standard output of the first process.
-    hooks: own code that is called at logs, evaluations and checkpoints.
+    hooks: user code that is called at logs, evaluations and checkpoints.
 
   Raises:
     UserError: the directory holds a run with other settings, or is in use.
     FloatingPointError: the loss is no longer finite.
-    OSError: a state cannot be saved, such as for lack of space.
-    Stopped: a signal asked for it; the state is saved.
+    OSError: a state cannot be saved, for example because the disk is full.
+    Stopped: a signal asked the run to stop; the state is saved.
   """
   workdir = os.path.expanduser(workdir)
   console = console or Console(quiet=jax.process_index() > 0)
@@ -106,10 +106,10 @@ def train(
 
 
 def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
-  """Builds the parts, so that what does not fit is refused before there is a run.
+  """Builds the parts, so that a misfit is an error before the run is created.
 
   Returns:
-    The weights that a new run starts from, if any are named.
+    The weights that a new run starts from, if the settings name any.
   """
   for part in ("state_init", "preprocess", "refresh"):
     getattr(experiment, part)
@@ -119,11 +119,12 @@ def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
 def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterator[T]:
   """Yields the items; saves before an error of the input ends the run.
 
-  Several processes save together only, and such an error is of one of them.
+  With several processes nothing is saved: they can only save together, and such an
+  error happens in one of them.
   """
   try:
     yield from items
-  except Exception:  # Whatever reads the images may raise; it goes on to the caller.
+  except Exception:  # Readers of images may raise anything; it is raised again.
     if jax.process_count() == 1:
       save()
     raise
@@ -150,13 +151,13 @@ class _Keeper:
         hook.on_checkpoint(step, state)
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-    """Evaluates the versions of a saved state, and adds that to its checkpoint.
+    """Evaluates the versions of a saved state, and adds the result to its checkpoint.
 
     Returns:
       The metrics of the last version.
 
     Raises:
-      Stopped: it was asked for; the resumed run makes up for the evaluation.
+      Stopped: a signal asked the run to stop; the resumed run does the evaluation.
     """
     found = {}
     self.writer.begin_evaluation()
@@ -188,7 +189,7 @@ def _restore(
   workdir: str,
   console: Console,
 ) -> TrainState:
-  """Returns the newest state or, in a new run, the first one; says what is trained."""
+  """Returns the newest state, or the first one of a new run; prints a headline."""
   say = partial(show, console=console)
   state = store.restore_latest(experiment.initial_state(), say)
   if not state.step:
@@ -246,12 +247,12 @@ def _open_writer(
 def _compile(
   experiment: Experiment, state: TrainState, feed: Any, stop: StopRequest
 ) -> TrainState:
-  """Compiles by calls of no steps, so that no measured time contains it.
+  """Compiles by calls with 0 steps, so that no measured time includes compilation.
 
   Raises:
-    Stopped: it was asked for.
+    Stopped: a signal asked the run to stop.
   """
-  # All that was trained by an earlier try is saved.
+  # Exiting loses nothing: the steps of earlier tries are saved.
   with stop.interrupting(int(state.step), may_exit=True):
     state, _ = experiment.train_chunk(state, feed, 0)
     eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
@@ -260,7 +261,7 @@ def _compile(
 
 
 def _versions(state: TrainState) -> dict[str, Variables]:
-  """Returns what is evaluated of a state, by its name; the last one is the best."""
+  """Returns the versions of a state to evaluate, by name; the last is the best."""
   averaged = {} if state.ema is None else {"ema": state.ema}
   return {"eval": state.variables} | averaged
 

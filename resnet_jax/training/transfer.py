@@ -1,4 +1,4 @@
-"""Training that starts from trained weights, with a new head."""
+"""Fine-tuning: training starts from trained weights, with a new head."""
 
 import os
 from typing import Any
@@ -28,22 +28,22 @@ def load_start(
   image_shape: tuple[int, int, int],
   data: DataConfig,
 ) -> Variables:
-  """Reads all but the head of trained weights.
+  """Reads trained weights without their head.
 
-  Says in a line if they expect images of another mean or deviation.
+  Warns if the weights expect images with another mean or standard deviation.
 
   Args:
     source: as `config.init_from`.
-    model: to start; the number of its classes does not matter.
+    model: the network to fine-tune; its number of classes does not matter.
     image_shape: (H, W, C) of its images.
-    data: how these are normalised.
+    data: settings that say how the images are normalised.
 
   Returns:
     {"params": ..., "batch_stats": ...} in the named layout, without "head".
 
   Raises:
-    ValueError: naming what does not fit the model.
-    FileNotFoundError: there is no such run, checkpoint or file.
+    ValueError: the weights do not fit the model; the message names the arrays.
+    FileNotFoundError: the run, checkpoint or file does not exist.
     OSError: the checkpoint is damaged.
   """
   source, saved = _find(source)
@@ -89,11 +89,11 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
 
   Args:
     source: as `config.init_from`.
-    model: as for `weights.read_preprocessing`.
+    model: as in `weights.read_preprocessing`.
 
   Raises:
     UserError: the run or the file is damaged.
-    NotFoundError: there is no such run or file.
+    NotFoundError: the run or file does not exist.
   """
   source, saved = _find(source)
   if saved is not None:
@@ -102,7 +102,7 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
 
 
 def _find(source: str) -> tuple[str, Config | None]:
-  """Returns the path of trained weights, and the settings if they are of a run."""
+  """Returns the path of trained weights and, if they belong to a run, its settings."""
   source = os.path.expanduser(source)
   weights.check_exists(source, "config.init_from=")
   if not weights.is_run(source):
@@ -120,11 +120,11 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def start_from(state: TrainState, variables: Variables) -> TrainState:
-  """Returns a first state with all that `load_start` read in place of its own."""
+  """Replaces the variables of a first state by the ones that `load_start` read."""
   variables = laid_out_as(variables, state.params)
 
   def put(old: Variables) -> Variables:
-    # Copied, as a step takes over the memory of its state.
+    # Copied, because a step donates the memory of its state.
     merged = {name: old[name] | variables[name] for name in old}
     placed: Variables = jax.tree.map(
       lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old

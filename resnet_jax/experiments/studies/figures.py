@@ -26,7 +26,7 @@ if TYPE_CHECKING:
   from matplotlib.axes import Axes
   from matplotlib.figure import Figure
 
-WIDTH = 7.5  # In inches: the width of a page, at which all texts can be read.
+WIDTH = 7.5  # Inches: the width of a page, so that all text is legible.
 
 # The result of `error_curves` for each seed, by label.
 Curves = dict[str, list[dict[str, dict[int, float]]]]
@@ -51,9 +51,9 @@ class Drawn(NamedTuple):
 def looks(variants: Iterable[Variant]) -> dict[str, Look]:
   """Returns the colour and line style of each network, by label.
 
-  The colour is that of the kind, plain or residual; the line style is that of the
-  depth. Where several networks have the same kind and depth, only the first has the
-  colour of the kind, so that all can be told apart.
+  The colour shows the kind, plain or residual; the line style shows the depth. If
+  several networks have the same kind and depth, only the first has the colour of the
+  kind, so that each network looks different.
   """
   by_name = {variant.label: variant for variant in variants}
   styles = depth_styles([variant.depth for variant in by_name.values()])
@@ -87,7 +87,7 @@ def _legend(figure: "Figure", handles: "Sequence[Artist]") -> None:
 
 
 def _line(label: str, **look: Any) -> "Artist":
-  """A line, or a marker, for the legend."""
+  """Returns a line, or a marker, for the legend."""
   from matplotlib.lines import Line2D
 
   return Line2D([], [], label=label, **{"color": TEXT} | look)
@@ -103,12 +103,12 @@ def error_curves(records: Sequence[Row]) -> dict[str, dict[int, float]]:
 
 
 def draw_curves(out: Path, variants: Sequence[Variant], curves: Curves) -> Drawn:
-  """Draws training (thin) and test (bold) error over updates, as the paper's figure 6.
+  """Draws training (thin) and test (bold) error over updates, as in figure 6.
 
   Args:
     out: directory.
     variants: networks of the study.
-    curves: of the networks that were trained.
+    curves: the error curves of the trained networks.
   """
   from matplotlib.patches import Patch
 
@@ -167,13 +167,13 @@ def draw_depth(
 ) -> Drawn:
   """Draws final errors over depth, with standard deviations over seeds.
 
-  Two depths are two points; from three on, a line joins them.
+  With three or more depths, a line joins the points.
 
   Args:
     out: directory.
     variants: networks of the study.
-    rows: of the runs.
-    paper: test errors in % by label; those that are numbers are drawn.
+    rows: results of the runs.
+    paper: test errors in % by label; only the numbers among them are drawn.
   """
   look = looks(variants)
   depths = sorted({row["depth"] for row in rows})
@@ -234,12 +234,12 @@ def draw_depth(
 def draw_responses(
   out: Path, variants: Sequence[Variant], rows: Sequence[Row]
 ) -> Drawn:
-  """Draws the response of each layer, in order and sorted, as the paper's figure 7.
+  """Draws the response of each layer, in order and sorted, as in the paper's figure 7.
 
   Args:
     out: directory.
     variants: networks of the study.
-    rows: of the runs; lines are means over seeds.
+    rows: results of the runs; lines are means over seeds.
   """
   responses = _mean_layers(rows, "responses")
   ordered = {label: sorted(v, reverse=True) for label, v in responses.items()}
@@ -295,7 +295,7 @@ def _plot_layers(
 
 
 def _mean_layers(rows: Sequence[Row], *keys: str) -> dict[str, list[float]]:
-  """Means over seeds of the values below `keys`, one for each layer, by network."""
+  """Returns {network: for each layer, the mean over seeds of the value at `keys`}."""
   means = {}
   for label, group in by_label(rows).items():
     runs = [functools.reduce(operator.getitem, keys, row) for row in group]

@@ -1,4 +1,4 @@
-"""The differences of a study with their intervals, as a picture inside a page."""
+"""Forest plots: the differences of a study and their intervals, as HTML."""
 
 import html
 from collections.abc import Sequence
@@ -9,10 +9,10 @@ _ROW, _AXIS = 46, 34  # Heights in pixels.
 
 
 def forest_plots(findings: Sequence[Finding]) -> str:
-  """Returns a forest plot in HTML for each unit that the differences have.
+  """Returns HTML with one forest plot per unit of the differences.
 
-  Places are in percent of the width, so that a plot is as wide as the page while its
-  texts keep their size. Its colours are variables of the page.
+  Positions are in percent of the width, so that a plot is as wide as the page and its
+  texts keep their size. Its colours are CSS variables of the page.
   """
   units = dict.fromkeys(METRICS[finding.claim.metric].unit for finding in findings)
   return "".join(

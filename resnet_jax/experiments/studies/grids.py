@@ -35,7 +35,7 @@ SCALES = {
 
 
 def _net(name: str, label: str = "", series: str = "", **settings: Any) -> Variant:
-  """Returns a network; "__" in a name of `settings` is a dot of its path."""
+  """Returns a network; "__" in the name of a setting stands for a dot in its path."""
   kind = kind_of(name)
   depth = int(name.removeprefix(kind))
   paths = {path.replace("__", "."): value for path, value in settings.items()}
@@ -50,13 +50,13 @@ def _net(name: str, label: str = "", series: str = "", **settings: Any) -> Varia
 
 
 def _twins(*depths: int, **settings: Any) -> list[Variant]:
-  """Plain and residual networks of the same depths."""
+  """Returns plain and residual networks of the same depths."""
   names = [f"{kind}{depth}" for kind in ("plain", "resnet") for depth in depths]
   return [_net(name, **settings) for name in names]
 
 
 def _paper(variants: Sequence[Variant]) -> list[Variant]:
-  """Adds the paper's warmup to residual networks of 110 layers or more."""
+  """Adds the paper's warmup to residual networks of at least 110 layers."""
   return [
     dataclasses.replace(variant, settings={**variant.settings, **recipes.WARMUP})
     if variant.depth >= 110 and not variant.settings["model.name"].startswith("plain")
@@ -66,7 +66,7 @@ def _paper(variants: Sequence[Variant]) -> list[Variant]:
 
 
 def _shortcuts(depth: int, *others: Variant) -> list[Variant]:
-  """The shortcut options A, B and C at one depth, and `others`."""
+  """Returns the shortcut options A, B and C at one depth, and `others`."""
   options = [
     _net(f"resnet{depth}", f"option {x}", "shortcuts", model__shortcut=x) for x in "ABC"
   ]
@@ -74,7 +74,7 @@ def _shortcuts(depth: int, *others: Variant) -> list[Variant]:
 
 
 def _unlike(depth: int) -> list[Variant]:
-  """A network with gated shortcuts, and one without shortcuts."""
+  """Returns a network with gated shortcuts, and one without shortcuts."""
   return [
     _net(f"highway{depth}", "gated", "shortcuts"),
     _net(f"plain{depth}", "none", "shortcuts"),
@@ -82,7 +82,7 @@ def _unlike(depth: int) -> list[Variant]:
 
 
 def _warmup(depth: int, warmup: Mapping[str, Any] | None = None) -> list[Variant]:
-  """Returns a network with and without warmup; None is the scale's own warmup."""
+  """Returns a network with and without warmup; None is the warmup of the scale."""
   name, rate = f"resnet{depth}", {"optim__learning_rate": 0.1}
   with_it = _net(name, "with warmup", "warmup", **rate)
   return [
@@ -96,7 +96,7 @@ def _blocks(basic: str, bottleneck: str) -> list[Variant]:
 
 
 def _norms(depth: int) -> list[Variant]:
-  """With and without batch norm."""
+  """Returns networks with and without batch norm."""
   return [
     _net(f"{kind}{depth}", f"{kind}{depth}, {text}", model__norm=norm)
     for kind in ("plain", "resnet")
@@ -119,7 +119,7 @@ _TWINS = {
   "paper": _paper(_twins(*_CIFAR_DEPTHS)),
 }
 _DEGRADES = "The deeper plain network has a higher training error."
-# The gradients are measured in the state of each evaluation, so all are kept.
+# Gradients are measured at each evaluation's checkpoint, so all of them are kept.
 _KEPT = {"checkpoint__keep": 40, "checkpoint__every_steps": 0}
 _BOTTLENECKS = "The network of bottleneck blocks has a lower test error."
 

@@ -1,4 +1,4 @@
-"""The results of runs: their numbers, means and spreads, and what they show."""
+"""The results of runs: numbers, means and spreads, and verdicts on the claims."""
 
 import math
 import statistics
@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 from resnet_jax.experiments.jobs import Job
 from resnet_jax.experiments.studies.study import Claim, Variant
 
-# One run: the lines of `results.jsonl`.
+# One run: a line of `results.jsonl`.
 Row = dict[str, Any]
 # The training error is the mean over this last fraction of the updates, on augmented
-# batches in train mode, as in the paper. With step decay they are the updates since the
-# learning rate last fell.
+# batches in train mode, as in the paper. With step decay, these are the updates after
+# the last drop of the learning rate.
 TRAIN_SHARE = 0.25
 
 
@@ -53,7 +53,7 @@ def row_of(job: Job, variant: Variant, seed: int) -> Row | None:
 
 
 def _training(records: Sequence[Row], steps: int) -> Row:
-  """Means over the last updates; the weight of a record is its number of updates."""
+  """Returns means over the last updates, weighting each record by its updates."""
   weights, errors, losses, before = [], [], [], 0
   for record in records:
     if record["split"] != "train":
@@ -73,10 +73,10 @@ def value_of(row: Row, metric: str) -> float | None:
   """Returns a number of a run.
 
   Args:
-    row: of the run.
+    row: results of the run.
     metric: "train_error" or "test_error" in %; "response", the mean of the layers'
-      standard deviations; "growth", log10 of the gradient's norm by the first layer
-      over that by the last, before the first update.
+      standard deviations; "growth", log10 of the gradient's norm in the first layer
+      divided by that in the last layer, before the first update.
 
   Returns:
     The number; None if the run diverged before it could be measured.
@@ -104,7 +104,7 @@ def with_minus(number: str) -> str:
 
 
 class Spread(NamedTuple):
-  """Mean and sample standard deviation (nan of one value) of `number` values."""
+  """Mean and sample standard deviation of `number` values; nan for a single value."""
 
   mean: float
   deviation: float
@@ -154,8 +154,8 @@ class Metric(NamedTuple):
   """How a metric of `value_of` is written.
 
   Attributes:
-    name: in a sentence.
-    unit: of a difference.
+    name: name of the metric in a sentence.
+    unit: unit of a difference.
     digits: number of decimals.
   """
 
@@ -221,7 +221,7 @@ def _sentence(
 def _interval(
   high: Sequence[float], low: Sequence[float], difference: float
 ) -> tuple[float, float]:
-  """Welch's 95 % confidence interval of a difference of means."""
+  """Returns Welch's 95 % confidence interval of a difference of means."""
   if statistics.pstdev(high) == statistics.pstdev(low) == 0:
     return difference, difference
   from scipy import stats
@@ -234,7 +234,7 @@ def _interval(
 def mean_curve(
   curves: Sequence[Mapping[int, float]],
 ) -> tuple[list[int], list[float], list[float], list[float]]:
-  """Returns the steps that all curves have, and mean, lowest and highest there."""
+  """Returns the steps that all curves share, with mean, minimum and maximum there."""
   steps = sorted(set.intersection(*(set(curve) for curve in curves)))
   values = [[curve[step] for curve in curves] for step in steps]
   means = [statistics.fmean(v) for v in values]

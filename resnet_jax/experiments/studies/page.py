@@ -1,4 +1,4 @@
-"""The page of a study, `report.html`: one file that loads nothing from elsewhere."""
+"""The page of a study, `report.html`: one file that needs no other resources."""
 
 import base64
 import dataclasses
@@ -28,8 +28,8 @@ _TERMS = {
   "guessing, and it is not in the curves.",
 }
 
-# Colours for a light screen and for print, then for a dark screen. The figures have a
-# white background of their own on both.
+# Colours for a light screen and for print, then for a dark screen. On both, the figures
+# have a white background.
 _STYLE = """
 :root { color-scheme: light; --text: #1d1d1f; --faint: #5f6368; --page: #fff;
   --box: #f5f6f8; --edge: #d8dbe0; --link: #0b57d0; --shown: #00704f; --seen: #8a5a00;
@@ -102,23 +102,23 @@ summary { cursor: pointer; color: var(--link) }
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Page:
-  """What a study's page shows; all texts are plain text, which `html` escapes.
+  """The content of a study's page. All texts are plain text, which `html` escapes.
 
   Attributes:
-    title: of the study.
+    title: title of the study.
     text: what the paper says.
     facts: sentences about scale, runs and time.
-    findings: the claims and what was found.
+    findings: the claims, and what the runs say about them.
     drawn: figures in `folder`.
-    table: final errors, rows of text, the header first; none if no run has a result.
-    runs: a line for each run, the header first.
+    table: final errors, rows of text, the header first; empty if no run has a result.
+    runs: a row for each run, the header first.
     links: the directory of each run, relative to the page.
     failed: error of each run that failed, by its name.
-    command: that was given.
-    versions: of the packages.
-    common: settings of all runs, by path.
-    own: settings of each run, by its name and path.
-    folder: where the figures are.
+    command: the command that the user gave.
+    versions: versions of the packages.
+    common: settings that all runs share, by path.
+    own: other settings of each run, by its name and path.
+    folder: directory of the figures.
   """
 
   title: str
@@ -213,7 +213,7 @@ class Page:
 
 
 def _unbroken(text: str) -> str:
-  """Keeps a percent sign on the line of its number."""
+  """Keeps a percent sign on the same line as its number."""
   return text.replace(" %", "&nbsp;%")
 
 
@@ -238,7 +238,7 @@ def _link(name: str, links: Mapping[str, str]) -> str:
 def _table(
   table: Sequence[Sequence[str]], links: Mapping[str, str] | None = None
 ) -> str:
-  """A table that scrolls by itself where the screen is narrow; first cells may link."""
+  """Returns a table that scrolls on a narrow screen; first cells may be links."""
   header, *rows = table
   head = "".join(f"<th>{html.escape(cell)}</th>" for cell in header)
   lines = "".join(

@@ -1,10 +1,10 @@
-"""What the papers report, to stand beside what is measured."""
+"""Results that the papers report, to compare with measured ones."""
 
 # Test error in %. CIFAR-10: He et al. 2015, table 6 (trained on 45,000 images for the
-# full recipe; 110 layers best of five); plain nets as read off its figure 6 by
-# a-martyn/resnet; shortcuts of 110 layers and ResNet-164: He et al. 2016, "Identity
-# mappings", table 1 (its gates start at -6) and 3. ImageNet: He et al. 2015, tables 2
-# and 3, top-1 of ten crops.
+# full recipe; 110 layers: best of five). Plain nets: read from its figure 6 by
+# a-martyn/resnet. Shortcuts at 110 layers and ResNet-164: He et al. 2016, "Identity
+# mappings", table 1 (its gates start at -6) and table 3. ImageNet: He et al. 2015,
+# tables 2 and 3, top-1 with ten crops.
 _CIFAR_ERRORS = {
   "resnet20": "8.75",
   "resnet32": "7.51",

@@ -1,4 +1,4 @@
-"""The files of a study: numbers, tables, figures, and one page with all of them."""
+"""Writes the files of a study: numbers, tables, figures, and a page with all."""
 
 import datetime
 import importlib.metadata
@@ -42,7 +42,7 @@ class Planned(NamedTuple):
 
 
 class Report(NamedTuple):
-  """What a report says.
+  """The content of a report.
 
   Attributes:
     findings: the claims that could be checked.
@@ -64,13 +64,14 @@ def write_report(
   command: str,
   changed: Sequence[str] = (),
 ) -> Report:
-  """Writes all files of a study from its runs that are done.
+  """Writes all files of a study, from its runs that are done.
 
-  `results.jsonl`, `table.md`, `table.csv`, figures as PNG and SVG, `report.html`.
+  The files are `results.jsonl`, `table.md`, `table.csv`, figures as PNG and SVG, and
+  `report.html`.
 
   Args:
     out: directory; created if it does not exist.
-    name: of the study.
+    name: name of the study.
     scale: a key of `SCALES`.
     planned: all runs of the study, done or not.
     failed: error of each run that failed, by its name.
@@ -119,7 +120,7 @@ def write_report(
 def _facts(
   scale: str, changed: Sequence[str], planned: int, rows: Sequence[Row]
 ) -> list[str]:
-  """Scale, changed settings, number of runs and their time, in sentences."""
+  """Returns sentences on the scale, changed settings, number of runs and time."""
   facts = [f"Scale {scale}: {SCALES[scale].text}."]
   paths = [f"config.{path}" for path in changed if path != "data.dir"]
   if paths:
@@ -132,14 +133,14 @@ def _facts(
 
 
 def _time(seconds: float) -> str:
-  """Hours, minutes and seconds."""
+  """Returns a time as hours, minutes and seconds."""
   return str(datetime.timedelta(seconds=round(seconds)))
 
 
 def _runs(
   planned: Sequence[Planned], done: Mapping[str, Row], failed: Mapping[str, str]
 ) -> list[list[str]]:
-  """A line for each planned run: how it ended, its errors, time and device."""
+  """Returns a row for each planned run: state, errors, time and device."""
   errors = "training error (%)", "test error (%)"
   table = [["run", "state", *errors, "wall time", "device"]]
   for job, _, _ in planned:
@@ -157,7 +158,7 @@ def _runs(
 def _settings(
   planned: Sequence[Planned],
 ) -> tuple[dict[str, Any], dict[str, dict[str, Any]]]:
-  """Returns the settings that all runs share, and the others of each run."""
+  """Returns the settings that all runs share, and the other settings of each run."""
   configs = {job.name: flatten(job.config) for job, _, _ in planned}
   first = next(iter(configs.values()))
   common = {
@@ -175,7 +176,7 @@ def _settings(
 def _table(
   rows: Sequence[Row], paper: dict[str, str], has_responses: bool
 ) -> list[list[str]]:
-  """A line for each network: means and sample standard deviations over seeds."""
+  """Returns a row per network: means and sample standard deviations over seeds."""
   header = ["network", "parameters", "training error (%)", "test error (%)", "runs"]
   header += ["mean response"] * has_responses
   header += ["paper's test error (%)"] * bool(paper)

@@ -1,4 +1,4 @@
-"""What a study is made of: scales, networks and claims."""
+"""The parts of a study: scales, networks and claims."""
 
 import dataclasses
 from collections.abc import Callable, Mapping, Sequence
@@ -29,10 +29,10 @@ class Scale:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Variant:
-  """One network of a study, with its settings; its runs differ only in their seed.
+  """One network of a study, with its settings. Its runs differ only in their seed.
 
   Attributes:
-    label: its name, with which the directories of its runs begin.
+    label: name of the network; the directories of its runs begin with it.
     settings: the settings that differ from those of the scale, by path.
     series: networks of one series share a panel of the curves.
     depth: number of layers with weights.
@@ -69,17 +69,17 @@ class Claim:
 
 @dataclasses.dataclass(frozen=True, kw_only=True)
 class Study:
-  """A question, the networks that answer it, and the claims of the paper.
+  """A question, the networks to answer it, and the claims of the paper.
 
   Attributes:
     title: a word.
     text: what the paper says, and where.
     variants: the networks, by scale; a study need not have all scales.
     claims: a claim is checked at the scales that have both of its networks.
-    seeds: number of runs of each network, by scale, where it differs from the scale's.
+    seeds: number of runs per network, by scale, if it differs from the scale's.
     measure: a measurement of each trained network, a key of
       `layer_responses.MEASUREMENTS`; "" is none.
-    over_depth: whether the errors are drawn over depth too.
+    over_depth: whether to also draw the errors over depth.
   """
 
   title: str

@@ -1,1 +1,1 @@
-"""A search for settings with Optuna."""
+"""Hyper-parameter search with Optuna."""

@@ -1,4 +1,4 @@
-"""The figures of a search, as PNG files: they show the trials that were finished."""
+"""Figures of a search, as PNG files. They show the finished trials."""
 
 import itertools
 import math
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
   Trials = Sequence[optuna.trial.FrozenTrial]
 
 _WIDTH = 7.5  # In inches.
-# What an axis says of a metric, and the factor to that unit.
+# The axis label of each metric, and the factor to its unit.
 _UNITS = {"top1": ("top-1 (%)", 100.0), "loss": ("loss", 1.0)}
 _MAX_TICKS = 8
 
@@ -37,7 +37,7 @@ def draw_figures(study: "optuna.Study", out: Path, metric: str) -> list[str]:
     metric: a key of `DIRECTIONS`.
 
   Returns:
-    Names of the files; importances need trials with different results.
+    Names of the files. There are no importances if all trials have the same result.
   """
   from optuna.trial import TrialState
 
@@ -95,7 +95,7 @@ def _draw_importances(path: Path, study: "optuna.Study", label: str) -> None:
 
 
 class _Axis(NamedTuple):
-  """One vertical axis: the place of each trial, and the ticks; both from 0 to 1."""
+  """One vertical axis: positions of the trials and of the ticks, both in [0, 1]."""
 
   name: str
   places: list[float]
@@ -132,7 +132,7 @@ def _draw_parallel(
       plot.axvline(x, 0.04, 0.84, color=FAINT_TEXT, linewidth=THIN, zorder=4)
       name = axis.name.replace(".", ".\n")
       plot.text(x, 1.06, name, ha="center", va="bottom", parse_math=False)
-      is_last = axis is result  # To the right of it there are no lines.
+      is_last = axis is result  # No lines are to the right of it.
       for y, text in axis.ticks:
         plot.text(
           x + 0.04 if is_last else x - 0.04,

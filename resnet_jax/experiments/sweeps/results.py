@@ -1,4 +1,4 @@
-"""The table of a search: a line for each trial."""
+"""The table of a search, with a row per trial."""
 
 from typing import TYPE_CHECKING, Any
 
@@ -9,14 +9,14 @@ if TYPE_CHECKING:
 
 
 def ended_trials(study: "optuna.Study") -> "list[optuna.trial.FrozenTrial]":
-  """Returns the trials that ended, without those that went on as another one."""
+  """Returns the trials that ended, without those that another trial resumed."""
   trials = study.get_trials(deepcopy=False)
   continued = {trial.user_attrs.get("goes_on_from") for trial in trials}
   return [t for t in trials if t.state.is_finished() and t.number not in continued]
 
 
 def tabulate(study: "optuna.Study", metric: str) -> list[list[str]]:
-  """Returns a line for each trial, the best first and the failed last; a header."""
+  """Returns a header and a row per trial, the best first and the failed last."""
   from optuna.trial import TrialState
 
   trials = ended_trials(study)

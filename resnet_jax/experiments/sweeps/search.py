@@ -1,4 +1,4 @@
-"""The search: asks Optuna what to try, runs it, and tells it what came of it."""
+"""The search: asks Optuna for settings, trains with them, and reports the results."""
 
 import os
 import time
@@ -21,13 +21,13 @@ from resnet_jax.runtime.errors import UserError
 if TYPE_CHECKING:
   import optuna
 
-# What is searched for: of the last evaluation, or of its moving average.
+# Metrics of the last evaluation (of the EMA, if there is one) and their directions.
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
   "top1": "maximize",
   "loss": "minimize",
 }
 SAMPLERS = "tpe", "random", "grid"
-# Trials that end before any is compared with their median, and at each step of it.
+# Pruning compares with the median of at least this many trials, in all and per step.
 _FIRST_TRIALS = 5
 
 
@@ -46,16 +46,16 @@ def open_study(
   seed: int,
   place: str = "",
 ) -> "optuna.Study":
-  """Opens a study, or makes it.
+  """Opens a study, or creates it.
 
   Args:
     storage: URL of a database, or path of a file.
-    name: of the study; a storage holds many.
+    name: name of the study; a storage can contain many studies.
     sampler: one of `SAMPLERS`.
     metric: a key of `DIRECTIONS`.
-    prune: stop trials that are worse than the median at the same step.
-    seed: of the sampler.
-    place: of this process, where several share the storage.
+    prune: whether to stop trials that are worse than the median at the same step.
+    seed: seed of the sampler.
+    place: identifies this process if several share the storage.
 
   Raises:
     ValueError: the storage cannot be opened, or the study is for another metric.
@@ -77,8 +77,8 @@ def open_study(
         load_if_exists=True,
       )
       break
-    except Exception as error:  # Each database's driver raises its own.
-      # Another process may be making the same tables at the same time.
+    except Exception as error:  # Each database's driver has its own errors.
+      # Another process may be creating the same tables at the same time.
       kinds = DBAPIError, optuna.exceptions.StorageInternalError
       if isinstance(error, kinds) and not last:
         time.sleep(1)
@@ -91,11 +91,11 @@ def open_study(
       f"{study.user_attrs['metric']}; name another --name"
     )
   study.set_user_attr("metric", metric)
-  # Neither a study that goes on nor another machine must draw the same numbers.
+  # A resumed study and another machine must not draw the same numbers again.
   seed += len(study.get_trials(deepcopy=False)) + zlib.crc32(place.encode())
   seed %= 2**32
   study.sampler = (
-    optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # Others may run.
+    optuna.samplers.TPESampler(seed=seed, constant_liar=True)  # For parallel trials.
     if sampler == "tpe"
     else optuna.samplers.RandomSampler(seed=seed)
   )
@@ -107,7 +107,7 @@ def _open_storage(storage: str) -> "optuna.storages.BaseStorage":
   from optuna.storages.journal import JournalFileBackend
 
   url, mark, path = storage.partition(":///~")
-  if mark:  # A file in one's home.
+  if mark:  # A file in the home directory.
     storage = f"{url}:///{os.path.expanduser('~' + path)}"
   if "://" in storage:
     return RDBStorage(storage)
@@ -117,9 +117,9 @@ def _open_storage(storage: str) -> "optuna.storages.BaseStorage":
 
 
 class Search:
-  """The trials of one process: asks a study for them, runs them, and tells it.
+  """The trials of one process: takes them from a study, and reports their results.
 
-  Its methods are called in the order of the run: `enqueue`, `take_up`, `jobs`.
+  Call its methods in this order: `enqueue`, `take_up`, `jobs`.
   """
 
   def __init__(
@@ -131,25 +131,25 @@ class Search:
     metric: str,
     images: Mapping[str, ImageCount] | None = None,
   ):
-    """Nothing is run yet.
+    """Runs nothing yet.
 
     Args:
-      study: of `open_study`.
-      space: of `load_space`, checked.
-      config: what trials start from; its evaluation split is what they are judged by.
-      out: directory of this process; `out/runs` has the trials' runs.
+      study: study from `open_study`.
+      space: space from `load_space`, checked.
+      config: base settings of all trials; its evaluation split judges them.
+      out: directory of this process; `out/runs` contains the trials' runs.
       metric: a key of `DIRECTIONS`.
-      images: of `check_data`, for `config`.
+      images: result of `check_data` for `config`.
 
     Raises:
-      ValueError: the study's trials started from another config, or have other images.
+      ValueError: the study's trials have other base settings or other images.
     """
     self._study, self._space, self._config = study, space, config
     self._out, self._metric = out.resolve(), metric
     self._trials: dict[Job, optuna.Trial] = {}
     self._check_same_settings()
     self._check_same_images(images or {})
-    # The path does not tell whose a trial is: on another machine it is another place.
+    # A path cannot identify the owner: on another machine it is another directory.
     owner = self._out / "owner"
     if not owner.exists():
       self._out.mkdir(parents=True, exist_ok=True)
@@ -185,14 +185,15 @@ class Search:
       self._study.set_user_attr(f"{kind} images", count)
 
   def enqueue(self, every: bool, limit: int) -> int:
-    """Puts what is to be tried first into the study's queue.
+    """Puts the first values to try into the study's queue.
 
     Args:
-      every: all combinations; else the config's own values, if the space has them.
-      limit: of trials.
+      every: whether to queue all combinations; otherwise the config's values are
+        queued, if the space contains them.
+      limit: largest number of trials.
 
     Returns:
-      How many they are.
+      The number of queued trials.
     """
     own = as_trial(self._space, flatten(self._config))
     first = grid(self._space) if every else [own] if own else []
@@ -202,7 +203,7 @@ class Search:
     return len(first)
 
   def take_up(self) -> None:
-    """Has the trials go on that a process which was killed left in `out`."""
+    """Resumes the trials that a killed process left in `out`."""
     from optuna.trial import TrialState
 
     for trial in self._study.get_trials(states=(TrialState.RUNNING,)):
@@ -213,7 +214,7 @@ class Search:
         self._study.tell(trial.number, state=TrialState.FAIL)
 
   def count(self) -> int:
-    """Returns how many trials were begun, by all processes; one that goes on is one."""
+    """Returns the number of started trials of all processes; a resumed one is one."""
     from optuna.trial import TrialState
 
     trials = self._study.get_trials(deepcopy=False)
@@ -226,7 +227,7 @@ class Search:
       trial = self._study.ask(dict(self._space))
       config = with_values(self._config, trial.params)
       if trial.user_attrs.get("owner") != self._owner:
-        # New, or another machine's that goes on here.
+        # A new trial, or one from another machine that is resumed here.
         trial.set_user_attr("run", f"trial{trial.number}")
         trial.set_user_attr("owner", self._owner)
       workdir = self._out / "runs" / trial.user_attrs["run"]
@@ -235,21 +236,21 @@ class Search:
       yield job
 
   def waiting(self) -> int:
-    """Returns how many trials that were begun wait to go on."""
+    """Returns the number of started trials that wait to be resumed."""
     from optuna.trial import TrialState
 
     waiting = self._study.get_trials(deepcopy=False, states=(TrialState.WAITING,))
     return sum("goes_on_from" in trial.user_attrs for trial in waiting)
 
   def report(self, job: Job) -> None:
-    """Tells the study of a job's evaluations, and stops the job if they are bad."""
+    """Reports a job's evaluations to the study, and stops the job if they are bad."""
     trial = self._trials[job]
-    if trial.user_attrs.get("pruned"):  # A second signal would not let it save.
+    if trial.user_attrs.get("pruned"):  # A second signal would prevent the save.
       return
     split = "ema" if job.config.optim.ema_decay else "eval"
     for record in job.metrics():
       if record["split"] == split:
-        with warnings.catch_warnings():  # A step that was reported before.
+        with warnings.catch_warnings():  # About a step reported before.
           warnings.simplefilter("ignore")
           trial.report(record[self._metric], record["step"])
     if trial.should_prune():
@@ -257,7 +258,7 @@ class Search:
       job.stop()
 
   def end(self, job: Job) -> str:
-    """Tells the study how a job ended; returns it in words."""
+    """Reports to the study how a job ended; returns it in words."""
     from optuna.trial import TrialState
 
     trial, result = self._trials.pop(job), job.result()

@@ -1,4 +1,4 @@
-"""The settings that a search may choose from, and the images that judge them."""
+"""The search space of settings, and the images that judge them."""
 
 import copy
 import itertools
@@ -16,19 +16,19 @@ from resnet_jax.training.resolved_config import check_settings
 if TYPE_CHECKING:
   from optuna.distributions import BaseDistribution
 
-# Of settings, by their path, such as "optim.learning_rate".
+# Path of a setting, such as "optim.learning_rate" -> its distribution.
 Space = Mapping[str, "BaseDistribution"]
 
 
 def load_space(path: str) -> Space:
-  """Returns what `get_space` of a Python file does.
+  """Returns the result of `get_space` in a Python file.
 
   Args:
-    path: of the file; `get_space()` maps paths of settings, such as
+    path: path of the file. Its `get_space()` maps paths of settings, such as
       "optim.learning_rate", to `optuna.distributions`.
 
   Raises:
-    ValueError: the file is not there or has no such function, or that returns
+    ValueError: the file does not exist or has no such function, or the function returns
       something else.
   """
   from optuna.distributions import BaseDistribution
@@ -37,7 +37,7 @@ def load_space(path: str) -> Space:
     space = runpy.run_path(path)["get_space"]()
   except KeyError as error:
     raise UserError(f"--space={path} has no get_space()") from error
-  except Exception as error:  # Whatever a user's file raises.
+  except Exception as error:  # A user's file may raise anything.
     raise UserError(f"--space={path}: {type(error).__name__}: {error}") from error
   is_space = isinstance(space, dict) and space
   if not is_space or not all(isinstance(d, BaseDistribution) for d in space.values()):
@@ -50,11 +50,11 @@ def load_space(path: str) -> Space:
 
 
 def check_space(space: Space, config: Config) -> None:
-  """Tries the ends of each distribution, or all its choices, in the settings.
+  """Checks the ends of each distribution, or all its choices, in the settings.
 
   Raises:
-    ValueError: an unknown setting, one that the sweep makes itself, or a value that is
-      not allowed.
+    ValueError: a setting is unknown or is set by the sweep itself, or a value is not
+      allowed.
   """
   for path, distribution in space.items():
     check_field_name(path)
@@ -68,7 +68,7 @@ def check_space(space: Space, config: Config) -> None:
 
 
 def extremes(distribution: "BaseDistribution") -> list[Any]:
-  """Returns all choices, or the ends."""
+  """Returns all choices of a distribution, or its two ends."""
   choices = getattr(distribution, "choices", None)
   if choices is not None:
     return list(choices)
@@ -76,7 +76,7 @@ def extremes(distribution: "BaseDistribution") -> list[Any]:
 
 
 def as_trial(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns settings' values as a trial has them; None if the space lacks one."""
+  """Returns settings' values in the form of a trial; None if the space lacks one."""
   trial = {}
   for path, distribution in space.items():
     known, value = extremes(distribution), values[path]
@@ -91,7 +91,7 @@ def as_trial(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
 
 
 def with_values(config: Config, values: Mapping[str, Any]) -> Config:
-  """Returns settings with a trial's values in their place."""
+  """Returns a copy of settings with the values of a trial."""
   changed = copy.deepcopy(config)
   for path, value in values.items():
     set_value(changed, path, _decode(value))
@@ -99,7 +99,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _decode(value: Any) -> Any:
-  """Optuna stores no tuples: "(30, 60)" is written as text."""
+  """Turns text such as "(30, 60)" into a tuple, which Optuna cannot store."""
   if isinstance(value, str) and value.startswith("("):
     inside = value.strip("() ").rstrip(",")
     return tuple(json.loads(f"[{inside}]"))
@@ -110,13 +110,13 @@ def grid(space: Space) -> list[dict[str, Any]]:
   """Returns all combinations of a space of choices and steps.
 
   Raises:
-    ValueError: a distribution has neither.
+    ValueError: a distribution has neither choices nor a step.
   """
   values = {}
   for path, distribution in space.items():
     choices = getattr(distribution, "choices", None)
     step = getattr(distribution, "step", None)
-    if getattr(distribution, "log", False):  # Its step, if it has one, is not equal.
+    if getattr(distribution, "log", False):  # Its steps are not equally wide.
       step = None
     if choices is None and step is None:
       raise UserError(
@@ -135,15 +135,15 @@ def grid(space: Space) -> list[dict[str, Any]]:
 
 
 def hold_out(config: Config, share: float) -> Config:
-  """Returns settings that train on a part of the training split, judged by the rest.
+  """Returns settings that train on a part of the training split, and evaluate the rest.
 
   Args:
-    config: a data set that takes TFDS's syntax for splits.
-    share: of the training images that are kept for evaluation; rounded to 1 %.
+    config: settings with a data set that takes TFDS's syntax for splits.
+    share: fraction of the training images kept for evaluation; rounded to 1 %.
 
   Raises:
-    ValueError: nothing would be left of one part, the images are a folder, or the
-      training split is cut already.
+    ValueError: one part would be empty, the images are a folder, or the training split
+      is already cut.
   """
   config = copy.deepcopy(config)
   split = config.data.train_split
