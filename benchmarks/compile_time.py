@@ -2,10 +2,12 @@
 
 Command: python benchmarks/compile_time.py [--depths 20 56 110 1202] [--unrolled 110]
 [--json]. The networks are CIFAR ResNets at batch 8 in float32, trained by SGD with
-momentum. The columns are the seconds to the initial state, from there to the compiled
-step, both together, and of one step. Each case runs twice, each time in a new process
-in which JAX has already started: first with an empty persistent cache of JAX, then with
-the cache that the first run has filled.
+momentum. The columns are times in seconds: to create the initial state (init), to
+compile the training step (compile), the sum of both (both), and to run one step
+(a step). The time to start JAX is not included.
+
+Each case runs twice, in two new processes. The first one has an empty compilation cache
+(cold); the second one has the cache that the first one filled (warm).
 """
 
 import argparse
@@ -20,7 +22,7 @@ BATCH = 8
 
 
 def measure(depth: int, scan: bool) -> dict[str, float]:
-  """Returns the seconds of each part of the start, and of a step."""
+  """Returns the seconds to create the state, to compile the step and to run it."""
   import jax
   from cases import create_experiment
 
@@ -51,14 +53,17 @@ def run(depth: int, layout: str, cache: str) -> dict[str, float]:
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("--depths", type=int, nargs="+", default=[20, 56, 110, 1202])
-  parser.add_argument("--unrolled", type=int, default=110, help="up to this depth")
+  parser.add_argument(
+    "--unrolled", type=int, default=110, help="largest depth to measure unrolled too"
+  )
   parser.add_argument("--json", action="store_true")
   parser.add_argument("--one", nargs=2, help=argparse.SUPPRESS)
   args = parser.parse_args()
   if args.one:
     print(json.dumps(measure(int(args.one[0]), args.one[1] == "scanned")))
     return
-  first: dict[str, float] = {}  # Seconds of the first depth, by the state of the cache.
+  # "cold" or "warm" -> seconds of the first case. All cases are compared with it.
+  first: dict[str, float] = {}
   if not args.json:
     print("model       layout    cache   init s  compile s       both   a step s")
   for depth in args.depths:

@@ -107,7 +107,7 @@ def unpack(content: dict[str, bytes], folder: Path) -> Path:
 
 
 def pack(content: dict[str, bytes], folder: str, path: Path) -> Path:
-  """Writes an archive with the files in a folder; the class names come first."""
+  """Writes an archive of a folder with the files; the file of class names is first."""
   with tarfile.open(path, "w:gz") as archive:
     member = tarfile.TarInfo(folder)
     member.type = tarfile.DIRTYPE

@@ -37,7 +37,8 @@ SHAPES = [
   (2, 10, 32, 64, 3, 2, 1),  # The last column is in no window.
   (1, 33, 3, 64, 7, 2, 3),  # The stem.
   (2, 5, 160, 128, 3, 1, 1),  # The gradient is split by channels.
-  (3, 7, 400, 528, 1, 1, 0),  # It is split by features, in blocks of some images.
+  # The gradient is split by features too, and several images are copied at once.
+  (3, 7, 400, 528, 1, 1, 0),
   (2, 6, 8, 16, 3, 1, 0),
   (2, 6, 8, 16, 5, 1, 2),
   (1, 4, 8, 32, 1, 2, 0),
@@ -48,9 +49,10 @@ SHAPES = [
   (4, 9, 32, 32, 3, 1, 0),
   (4, 7, 64, 16, 3, 1, 2),
   (1, 74, 64, 32, 3, 1, 1),  # The last part has fewer tiles.
-  (3, 7, 512, 32, 1, 1, 0),  # Copied pixels are spread over the cache.
-  (4, 8, 512, 16, 3, 1, 1),  # Transformed pixels are spread too.
-  (3, 120, 4, 128, 1, 1, 0),  # 22 MB are stored without the cache.
+  # With 2 KB per pixel, copied pixels get gaps, so that they use all sets of the cache.
+  (3, 7, 512, 32, 1, 1, 0),
+  (4, 8, 512, 16, 3, 1, 1),  # The same for pixels that Winograd's algorithm transforms.
+  (3, 120, 4, 128, 1, 1, 0),  # The output, 22 MB, is written past the caches.
 ]
 
 
@@ -173,7 +175,8 @@ def test_training_takes_them_and_gets_the_same_gradients(stride, padding):
     ours, tuned = gradients()
   jax.tree.map(assert_close, ours, expected)
   assert "resnet_jax_conv" not in plain
-  # Padding beyond the kernel is left to XLA; so is the input's gradient at a stride.
+  # XLA computes everything if the padding is at least as large as the kernel. It also
+  # computes the gradient of the input if the stride is not 1.
   names = native._CONV, native._KERNEL_GRADIENT
   called = [tuned.count(f"@{name}_float32(") for name in names]
   assert called == ([0, 0] if padding == 4 else [1 if stride == 2 else 2, 1])
@@ -231,8 +234,9 @@ def test_batch_norm_and_its_gradient(shape):
 
 @needs_compiler
 def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
-  # Numbers halfway between two bfloat16 and close to it, the largest, infinities, -0,
-  # the smallest, and NaNs. One NaN has its bits only in the half that bfloat16 drops.
+  # Numbers halfway between two bfloat16 numbers, and close to halfway; the largest
+  # number, infinities, -0, the smallest number and NaNs. One NaN has its bits only in
+  # the half that bfloat16 drops.
   bits = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000]
   bits += [0xFF800000, 0x80000000, 1, 0x7FC00000, 0x7F800001, 0xFFFFFFFF]
   values = jnp.asarray(np.array(bits, np.uint32).view(np.float32))

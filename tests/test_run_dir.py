@@ -273,7 +273,7 @@ def test_a_setting_that_differs_in_one_process_is_named(become, config, text):
     ("here", ["a/1.jpg", "b/1.jpg"], ""),
     ("there", ["a/1.jpg", "b/1.jpg"], ""),  # The place of the images may differ.
     ("here", ["a/1.jpg", "b/1.jpg", "b/2.jpg"], "there are 3; give all processes"),
-    ("here", ["a/1.jpg", "b/2.jpg"], "their names or labels are others; give all"),
+    ("here", ["a/1.jpg", "b/2.jpg"], "their names or labels are different; give all"),
   ],
 )
 def test_images_that_differ_in_one_process_are_refused(become, root, names, text):

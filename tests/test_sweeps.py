@@ -254,7 +254,7 @@ def test_a_study_is_of_one_config(tmp_path):
     ("", ""),
     ("train/a/2.png", "is on 4 training images, and now there are 5; put the old ones"),
     ("val/a/2.png", "is on 4 evaluation images, and now there are 5; put the old ones"),
-    ("train/a/1.png", "4 training images, and now their names or labels are others"),
+    ("train/a/1.png", "4 training images, and now their names or labels are different"),
   ],
 )
 def test_a_study_is_of_the_same_images_wherever_they_are(change, text, tmp_path):

@@ -79,7 +79,8 @@ def main(argv: Sequence[str] | None = None) -> None:
   Exit status: 0 for success, 1 for failure, 2 for wrong usage.
   """
   escape_unknown_letters()
-  absl.logging.set_verbosity(absl.logging.FATAL)  # Errors are shown once, when raised.
+  # Libraries also log the errors that they raise. `clean_errors` shows each one once.
+  absl.logging.set_verbosity(absl.logging.FATAL)
   logging.getLogger("asyncio").setLevel(logging.CRITICAL)
   words = _with_hyphens(sys.argv[1:] if argv is None else argv)
   with clean_errors():
@@ -133,7 +134,7 @@ def create_parser() -> Parser:
   commands = parser.add_subparsers(required=True, metavar="COMMAND", dest="command")
   for name, command in COMMANDS.items():
     text = command.TEXT
-    # `train --help` also shows the settings, whose defaults are those of its --config.
+    # `train` has its own --help, which also shows the settings of the chosen config.
     added = commands.add_parser(
       name,
       help=text.split(". ")[0],

@@ -8,7 +8,8 @@ from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.runtime.errors import UserError
 
-# Values of `DataConfig` that stand for the value of the weights in `init_from`.
+# A field of `DataConfig` with this value is filled in: it gets its value from the
+# preprocessing of the weights in `init_from`.
 OF_WEIGHTS: dict[str, object] = {
   "mean": (),
   "std": (),
@@ -93,7 +94,11 @@ def check_fits(preprocessing: Preprocessing, channels: int) -> None:
 
 
 def from_dict(values: dict[str, Any]) -> Preprocessing:
-  """Inverse of `dataclasses.asdict`, from JSON; a wrong dict may raise any error."""
+  """Returns the preprocessing that a dict describes. A wrong dict may raise any error.
+
+  Args:
+    values: result of `dataclasses.asdict`, perhaps read from JSON.
+  """
   values = values | {key: tuple(values[key]) for key in ("mean", "std")}
   return Preprocessing(**values)
 
@@ -127,7 +132,7 @@ def fields_of_weights(data: DataConfig) -> list[str]:
 
 
 def fill_in(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
-  """Returns `data` with the weights' values in all `fields_of_weights`."""
+  """Returns `data` with all `fields_of_weights` filled in from `preprocessing`."""
   theirs = with_preprocessing(data, preprocessing)
   values = {name: getattr(theirs, name) for name in fields_of_weights(data)}
   return dataclasses.replace(data, **values)

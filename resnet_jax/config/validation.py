@@ -118,7 +118,8 @@ def validate(config: Config) -> None:
   if optim.warmup == "head" and "head" in config.freeze:
     raise UserError(
       "config.optim.warmup='head' trains the head first, but config.freeze="
-      f"{','.join(config.freeze)} has it; leave it out of one of them"
+      f"{','.join(config.freeze)} freezes it; remove 'head' from config.freeze, or use "
+      "another config.optim.warmup"
     )
   if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
     raise UserError(

@@ -1,6 +1,9 @@
 """The types and protocols of data sets, from image files to batches on the devices.
 
-Your own data set must satisfy one of these protocols; other code uses nothing else.
+Your own data set must satisfy one of these protocols. The rest of the package uses only
+their members. A feed is the input of one call of the compiled step, which can run
+several batches; `take_batch` takes one batch from it.
+
 Letters: N examples, B batch, H height, W width, C channels.
 """
 
@@ -66,7 +69,7 @@ class ImageArrays:
     return hashlib.blake2b(text + labels, digest_size=16).hexdigest()
 
   def name(self, index: int) -> str:
-    """Returns the name of an image, which has no file, for messages."""
+    """Returns a name for messages. The images have no files, so it is the index."""
     return f"image {index}"
 
 
@@ -121,9 +124,10 @@ class Dataset(Protocol):
   def train_chunks(
     self, key: PRNGKeyArray, step: int, plan: Plan
   ) -> Iterator[tuple[int, Any, int]]:
-    """Yields (step after the call, feed, number of updates) from `step` to the end.
+    """Yields the input of each call of the compiled step, from `step` to the end.
 
-    A batch must be a function of (key, step), so that a resumed run is exact.
+    The input is (step after the call, feed, number of updates in the call). A batch
+    must be a function of (key, step), so that a resumed run is exact.
 
     Args:
       key: PRNG key of the order and of the augmentation.
@@ -164,8 +168,8 @@ def count_images(source: Source | Dataset) -> ImageCount:
 
 
 def describe_change(old: ImageCount, new: ImageCount) -> str:
-  """Returns how images differ from earlier ones, such as "there are 36"; or ""."""
+  """Returns what has changed, such as "there are 36"; "" if no change is known."""
   if old[0] and new[0] and old[0] != new[0]:
     return f"there are {new[0]:,}"
   is_known = all((*old, *new))
-  return "their names or labels are others" if is_known and old != new else ""
+  return "their names or labels are different" if is_known and old != new else ""

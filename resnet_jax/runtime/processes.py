@@ -157,7 +157,8 @@ def _relay(address: str, gone: threading.Event) -> str:
   """Returns an address of this host that leads to `address`.
 
   JAX aborts a process when its connection to process 0 breaks, before anything can
-  print the reason. A connection to the returned address stays open, and `gone` is set.
+  print the reason. A connection to the returned address stays open in that case, and
+  `gone` is set.
   """
   host, _, port = address.rpartition(":")
   listener = socket.create_server(("127.0.0.1", 0))
@@ -201,7 +202,8 @@ def _copy(source: socket.socket, target: socket.socket) -> None:
 class _Silence:
   """Measures how long other processes have been silent.
 
-  Only time in which this process runs counts, because all of them may be suspended.
+  It counts only the time in which this process runs, because all processes may be
+  suspended together.
   """
 
   def __init__(self) -> None:
@@ -268,7 +270,8 @@ class _Peers:
     """Sends heartbeats, and ends this process when another one has failed."""
     while not self._done.wait(_POLL_S):
       self._beat += 1
-      with contextlib.suppress(jax.errors.JaxRuntimeError):  # No process has failed.
+      # If no process has failed, `_ERROR` has no value, and reading it raises an error.
+      with contextlib.suppress(jax.errors.JaxRuntimeError):
         key = f"{_BEATS}{self._index}"
         self._store.key_value_set(key, str(self._beat), allow_overwrite=True)
         if self._index == 0:
@@ -282,7 +285,8 @@ class _Peers:
     while not self._done.is_set():
       if self._gone.wait(_POLL_S):
         self._end("process 0 is gone; its own output may say why")
-      self._check_silence(0, self._beat)  # Each beat needs its answer.
+      # If process 0 does not answer a beat, `_talk` waits and sends no other.
+      self._check_silence(0, self._beat)
 
   def _check_silence(self, process: int, beat: object) -> None:
     """Ends this process if another one is silent."""
@@ -294,7 +298,8 @@ class _Peers:
       )
 
   def _tell(self, text: str) -> None:
-    with contextlib.suppress(jax.errors.JaxRuntimeError):  # Another was first.
+    # The store keeps the first error, and refuses one from another process after it.
+    with contextlib.suppress(jax.errors.JaxRuntimeError):
       self._store.key_value_set(_ERROR, text)
 
   def _end(self, text: str, quiet: bool = False) -> NoReturn:

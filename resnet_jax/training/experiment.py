@@ -114,7 +114,8 @@ class Experiment:
       class_names: see `Experiment`.
 
     Raises:
-      UserError: a setting is wrong, or does not fit the others, the data or process 0.
+      UserError: a setting is wrong, does not fit the other settings or the data, or
+        differs from the settings of process 0.
       NotFoundError: the data set does not exist.
     """
     config = resolve_settings(config, model)  # Before any image is read.
@@ -211,7 +212,7 @@ class Experiment:
 
   @functools.cached_property
   def state_init(self) -> StateInit:
-    """Computes the first state of training, or its shapes; see `config.bn_scope`."""
+    """Creates the first state; its network pools batch norm as `bn_scope` says."""
     config, model, split = self.config, self.model, None
     parts = config.optim, self.schedule, config.freeze, self._optimizer
     tx = create_optimizer(*parts, self.plan.warmup_steps)
@@ -308,7 +309,7 @@ class Experiment:
 
   @functools.cached_property
   def refresh(self) -> Change:
-    """Re-estimates batch-norm statistics before an evaluation, if that is set."""
+    """Re-estimates batch-norm statistics, if `config.precise_bn_batches` is set."""
     return create_refresh(
       self.model,
       self.train_data,
@@ -328,9 +329,10 @@ class Experiment:
 
   @property
   def saved_config(self) -> Config:
-    """The settings to save with a run, including the size of the evaluation images.
+    """The settings to save with a run.
 
-    If no setting resizes the images, only this size says how to resize photos later.
+    If no setting resizes the evaluation images and they are square, their size is
+    added. Photos are later resized to this size.
     """
     height, width, _ = self.eval_data.image_shape
     data = self.config.data

@@ -37,8 +37,8 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
 
   Args:
     model: decides the kind of names.
-    variables: {"params": ..., "batch_stats": ...} in the named layout; may be
-      abstract.
+    variables: {"params": ..., "batch_stats": ...} in the named layout of
+      `scan_layout.py`; shapes without values are enough.
   """
   name_module = _preact_module if model.pre_activation else _module
   if not model.pre_activation and _pools(model):

@@ -30,7 +30,8 @@ DTYPES = {
   "CharStorage": np.dtype("i1"),
   "ByteStorage": np.dtype("u1"),
   "BoolStorage": np.dtype("?"),
-  # No weights have these. In files older than zip, unused numbers are skipped by size.
+  # Weights have none of these dtypes, but other tensors of a file may. In files of
+  # PyTorch before 1.6, the size of the dtype says how many bytes to skip.
   "ComplexFloatStorage": np.dtype("<c8"),
   "ComplexDoubleStorage": np.dtype("<c16"),
   "QInt8Storage": np.dtype("i1"),
@@ -97,7 +98,7 @@ def _ordered_dict(items: Iterable[tuple[Any, Any]] = ()) -> dict[str | int, Any]
 
 def _set_item(target: dict[str | int, Any], key: Any, value: Any) -> None:
   if not isinstance(target, dict):
-    raise UserError(f"a {type(target).__name__} gets a key")
+    raise UserError(f"it sets a key of a {type(target).__name__}, which is no dict")
   # It could take forever to hash tuples of tuples, and hashes of large numbers collide.
   # No useful tensor has such a key.
   if isinstance(key, str) or (isinstance(key, int) and 0 <= key < _MOST_INTEGER):
@@ -114,7 +115,8 @@ _FUNCTIONS: dict[str, Callable[..., Any]] = {
 _GLOBALS = (
   _FUNCTIONS
   | {f"torch.{name}": dtype for name, dtype in DTYPES.items()}
-  # The kinds of tensors, as the tar of the first versions names them; not used.
+  # Tensor types, which the tar files of the first PyTorch versions name. Nothing uses
+  # them.
   | {
     f"torch.{device}{name.replace('Storage', 'Tensor')}": None
     for name in DTYPES
@@ -135,8 +137,8 @@ _MOST_ARGUMENTS = 8  # Of a call; `_rebuild_tensor_v2` has seven.
 _MOST_REFUSED = 100  # Names that are kept for a message.
 _MOST_INTEGER = 2**32
 _LONGEST_STRING = 1000  # In bytes. Longer strings name nothing and are skipped.
-# A character may take four bytes, so this many bytes of a string count as one
-# instruction.
+# Python may store each character of a string in four bytes. So this many bytes of a
+# string may take about the memory of one object, and count as one instruction.
 _BYTES_PER_INSTRUCTION = 16
 _OPCODES = {opcode.code.encode("latin-1"): opcode for opcode in pickletools.opcodes}
 # Number of bytes of the size field before an argument.
@@ -213,7 +215,7 @@ class Machine:
       self._below.append(stack)
       self._stack = []
     elif name in ("PUT", "BINPUT", "LONG_BINPUT"):
-      if not 0 <= argument < _MOST_INTEGER:  # Their hashes collide.
+      if not 0 <= argument < _MOST_INTEGER:  # Hashes of large numbers collide.
         raise UserError("its memo has too large a number")
       self._memo[argument] = stack[-1]
     elif name == "MEMOIZE":
@@ -277,7 +279,7 @@ class Machine:
     names = self._pop_pair()
     # A long name from the memo could be joined and stored many times.
     if sum(map(len, names)) > 200:
-      raise UserError("it asks for a global of a name too long")
+      raise UserError("it asks for a global whose name is too long")
     return " ".join(names)
 
   def _global(self, name: str) -> Any:

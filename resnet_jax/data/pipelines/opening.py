@@ -130,9 +130,9 @@ def require_train_crop(config: DataConfig) -> None:
   """Raises `ValueError` if images of many sizes are not cropped to one size."""
   if not config.train_crop:
     raise UserError(
-      "config.data.train_crop='' must be 'random_resized' or 'random', with "
-      "config.data.image_size, to cut images of many sizes to one; start from a config "
-      "that sets both, such as --config=finetune_photos"
+      "the images have many sizes, so config.data.train_crop='' must be "
+      "'random_resized' or 'random', and config.data.image_size the size to cut them "
+      "to; start from a config that sets both, such as --config=finetune_photos"
     )
 
 
@@ -148,9 +148,8 @@ def create_streaming(
   if augment is None:
     if not config.eval_crop:
       raise UserError(
-        f"{setting_name('data.eval_crop')}=0 must be > 0, such as 224: images of many "
-        "sizes "
-        "are cut to one"
+        f"{setting_name('data.eval_crop')}=0 must be > 0, such as 224, because the "
+        "images have many sizes and are cut to this size"
       )
     transform = EvalTransform(
       resize=config.eval_resize,

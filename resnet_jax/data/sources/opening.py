@@ -32,7 +32,8 @@ def check_data(config: DataConfig) -> dict[str, ImageCount]:
   """
   if config.factory:
     return {}
-  config = dataclasses.replace(config, train_crop="random")  # Decodes nothing yet.
+  # With a crop, images are decoded one by one during the run, so none is decoded here.
+  config = dataclasses.replace(config, train_crop="random")
   found = {}
   splits = {"training": config.train_split, "evaluation": config.eval_split}
   for kind, split in splits.items():
@@ -81,7 +82,8 @@ def _find_source(
     )
   if not config.name:
     raise UserError(
-      f"{setting_name('data.name')} must name a data set; these weights have none"
+      f"{setting_name('data.name')} must name a data set, because none is saved with "
+      "the weights"
     )
   if config.name == "digits":
     return load_digits(split or "test")
@@ -94,7 +96,7 @@ def _find_source(
       raise UserError(
         f"a share of {config.val_share} of the images of each class in {str(root)!r} "
         f"leaves none for {split or 'evaluation'}; change "
-        f"{setting_name('data.val_share')} or add some"
+        f"{setting_name('data.val_share')} or add images"
       )
     return files
   stream = bool(config.train_crop)
