@@ -93,7 +93,7 @@ def parameter_shapes(
 def decays(config: Config, paths: dict[str, tuple[int, ...]]) -> dict[str, bool]:
   """Returns, by path, whether weight decay changes a parameter whose gradient is 0.
 
-  The config's own optimiser updates parameters of one number each.
+  The config's own optimiser is used, with a single number in place of each parameter.
   """
   params = unflatten(dict.fromkeys(paths, np.ones((), np.float32)))
   gradients = jax.tree.map(np.zeros_like, params)

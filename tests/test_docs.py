@@ -181,7 +181,7 @@ QUICK = {
 }
 
 
-# The network of a command that contains this must stay.
+# A command that contains this needs its own network, not a quicker one.
 NETWORK = re.compile(r"init_from|freeze|config\.model|finetune_photos|=RUN")
 
 
@@ -216,7 +216,7 @@ def run_command(
       words += quick_settings(words, trains and any_network)
     main(words[1:])
   else:
-    raise AssertionError(f"{line!r} must be run here, or the page say why not")
+    raise AssertionError(f"{line!r} must be run here, or the page must say why not")
 
 
 def commands_of(text: str) -> list[str]:
@@ -228,7 +228,7 @@ def commands_of(text: str) -> list[str]:
 @pytest.mark.parametrize("text", those("bash"))
 def test_commands_run(text, given, tmp_path, monkeypatch, capsys):
   monkeypatch.chdir(tmp_path)
-  # The function is for whole processes.
+  # It would change how this whole test process frees memory.
   monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
   lines = commands_of(text)
   for line in lines:

@@ -481,12 +481,12 @@ def test_a_job_that_is_stopped_saves_and_goes_on(tmp_path):
   [
     (["nothing"], "NAME='nothing' is unknown; choose from degradation"),
     (["depth", "--scale=tiny"], "--scale='tiny' is unknown"),
-    (["depth", "--scale=imagenet"], "--scale=imagenet is none of depth's"),
+    (["depth", "--scale=imagenet"], "depth has no --scale=imagenet; choose from"),
     (
       ["depth", "--only=resnet21"],
       "--only='resnet21' is unknown; did you mean resnet20",
     ),
-    (["depth", "--config.seed=3"], "config.seed is what the study itself sets"),
+    (["depth", "--config.seed=3"], "config.seed is set by the study itself; remove"),
     (["depth", "--config.num_stepz=3"], "config.num_stepz is no setting"),
     (["depth", "--config.num_steps=x"], "must be a whole number"),
     (["depth", "--config.num_steps=-1"], "config.num_steps=-1 must be in [0, 2**31)"),

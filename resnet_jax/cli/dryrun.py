@@ -21,9 +21,9 @@ if TYPE_CHECKING:
   from resnet_jax.analysis.dryrun import Report, Topology
 
 TEXT = (
-  "Compile an experiment's training step for a topology, with no accelerator here: "
-  "memory, operations, collectives, and the least time by the chips' peaks. Any "
-  "setting is a flag: --config.PATH=VALUE."
+  "Compile an experiment's training step for devices that this machine need not have. "
+  "Print its memory, operations and collectives, and the least time that it can take "
+  "at the peak rates of the chips. Any setting is a flag: --config.PATH=VALUE."
 )
 EXAMPLES = (
   "resnet-jax dryrun --config=digits --topology=cpu:1",
@@ -118,7 +118,7 @@ def describe(report: "Report", topology: "Topology") -> str:
   lines = [
     title,
     f"compiled in {report.compile_s:.0f} s",
-    "a chip and step:",
+    "per chip and step:",
     f"  memory      {_short(report.memory['peak'])}B{room}: {parts}",
     f"  operations  {_short(report.flops)}FLOP, {_short(report.memory_traffic)}B moved",
   ]
@@ -154,7 +154,7 @@ def tabulate(reports: list["Report"]) -> Table:
     "memory ms",
     "network ms",
     "images/s",
-    "a chip",
+    "images/s/chip",
     "bound",
   ):
     table.add_column(name, justify="right")

@@ -61,7 +61,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser,
     "--seeds",
-    "number of runs of each network, > 0 (default: as the study says for the scale)",
+    "number of runs of each network, > 0 (default: the number of this study and scale)",
   )
   add_number(parser, "--jobs", "number of processes at once, > 0 (default: 1)")
 
@@ -80,13 +80,13 @@ def run(args: argparse.Namespace) -> None:
   check_choice("--scale", args.scale, SCALES)
   if args.scale not in study.variants:
     known = ", ".join(study.variants)
-    raise UserError(f"--scale={args.scale} is none of {args.name}'s, {known}")
+    raise UserError(f"{args.name} has no --scale={args.scale}; choose from {known}")
   out = Path(args.out or f"runs/{args.name}-{args.scale}")
   runs = Path(args.runs) if args.runs else out / "runs"
   settings = parse_settings(args.settings)
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
   if todo := [run.job.config for run in planned if run.job.result() is None]:
-    check_data(todo[0].data)  # Without it, every run would fail.
+    check_data(todo[0].data)  # Every run needs the data set.
   if not args.out:
     show(f"results: {out} (--out names another directory)")
   console = Console()
@@ -141,7 +141,7 @@ def plan(
       own = {**variant.settings, "seed": config.seed + seed}
       for path, value in (settings or {}).items():
         if path in own:
-          raise UserError(f"config.{path} is what the study itself sets")
+          raise UserError(f"config.{path} is set by the study itself; remove the flag")
         set_value(config, path, value)
       for path, value in own.items():
         set_value(config, path, value)

@@ -44,8 +44,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--mode",
     choices=["train", "eval"],
     default="train",
-    help="train, or evaluate the run in --workdir with all processes, as `resnet-jax "
-    "evaluate` does with one (default: %(default)s)",
+    help="train, or evaluate the run in --workdir with all processes; `resnet-jax "
+    "evaluate` uses only one process (default: %(default)s)",
   )
   add_checkpoint(parser)
   add_trust_code(parser)

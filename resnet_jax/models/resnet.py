@@ -61,7 +61,8 @@ class Stage(nn.Module):
 
     Args:
       x: output of the previous stage.
-      noise: noise of each block, along the first axis; None in evaluation.
+      noise: keys and rates of dropout and stochastic depth, for each block along the
+        first axis; None in evaluation.
     """
 
     def noise_of(blocks: int | slice) -> Noise | None:
@@ -72,7 +73,8 @@ class Stage(nn.Module):
       return block(x, noise), None  # A scan needs a carry and an output.
 
     if self.remat or self.scan:
-      # A loop copies what it keeps. To normalise again costs no more than that copy.
+      # `nn.scan` copies all that it keeps for the backward pass. Normalised outputs are
+      # not kept, because computing them again costs no more than copying them.
       names = () if self.remat else ("conv", "moments")
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
@@ -223,7 +225,7 @@ class ResNet(TakesOldNames):
     return outputs
 
   def _noise(self, train: bool) -> Sequence[Noise | None]:
-    """Returns the noise of each stage."""
+    """Returns the keys and rates of dropout and stochastic depth of each stage."""
     if not train or not (self.stochastic_depth or self.dropout):
       return [None] * len(self.stage_sizes)
     total = sum(self.stage_sizes)
@@ -316,9 +318,8 @@ class Backbone(nn.Module):
     Raises:
       UserError: no stage has `output_stride`, or `net` is not a `ResNet`.
     """
-    net = as_resnet(self.net, "backbones").clone(
-      parent=self, name=None
-    )  # Another module may have made it.
+    # `net` may be a submodule of another module. The clone belongs to this one.
+    net = as_resnet(self.net, "backbones").clone(parent=self, name=None)
     nn.share_scope(self, net)
     outputs = net.stages(images, train, self.output_stride)
     return {f"c{i}": x for i, x in enumerate(outputs, start=2)}

@@ -40,8 +40,8 @@ DIVERGENCE_ADVICE = (
 LearningRate = Callable[[int], float]
 # Called with the step, the split and its values.
 Tell = Callable[[int, str, dict[str, float]], None]
-# Returns the seconds of the oldest call that it has not returned yet, and how many of
-# them the devices waited; see `Clock.lap`.
+# Returns the duration of the oldest call that is not reported yet, and the part of it
+# in which the devices waited for images, both in seconds; see `Clock.lap`.
 Lap = Callable[[], tuple[float, float]]
 # Draws the lines of `metrics.jsonl` into a PNG file.
 Draw = Callable[[list[dict[str, Any]], epath.Path], None]
@@ -222,7 +222,8 @@ class MetricWriter:
     skipped = [text for images in self._all_skipped for text in images.values()]
     for text in dict.fromkeys(skipped):
       if text not in self._skipped:
-        # Only the process that reads the image knows. Other consoles are quiet.
+        # Only the process that reads an image knows that it was skipped. The consoles
+        # of all processes but the first print nothing, so these use standard error.
         console = self._console if self._writes else Console(stderr=True)
         show(f"skipped {text}", console=console)
     self._skipped.update(skipped)

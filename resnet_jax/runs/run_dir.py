@@ -59,7 +59,7 @@ def load_run_config(
   Args:
     workdir: the run directory.
     trust_code: whether to allow code outside this package that the settings name.
-    used: those settings that can name code and whose parts are used.
+    used: settings whose code the caller runs; only these are checked.
 
   Raises:
     NotFoundError: there is no run.
@@ -128,8 +128,8 @@ def check_class_names(class_names: Sequence[str], workdir: str | Path) -> None:
   for i, (new, old) in enumerate(zip(class_names, saved, strict=False)):
     if new != old:
       raise UserError(
-        f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; it must "
-        "have the run's classes"
+        f"class {i} of the data is {new!r}, but {old!r} in the run {workdir}; the "
+        "data must have the classes of the run"
       )
   if saved and len(saved) != len(class_names):
     raise UserError(

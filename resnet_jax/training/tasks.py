@@ -106,7 +106,7 @@ class Classification:
 
 
 def create_task(config: Config) -> Task:
-  """Returns the task that a config names; the config has its number of classes."""
+  """Returns the task that a config names; `config.model.num_classes` must be set."""
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
     return task

@@ -1,5 +1,6 @@
 """A data set of any size: decoded on the host while the device computes.
 
+A call is one call of the compiled step, which can run several batches.
 Letters: N examples, K batches of a call, B batch, S side of the images.
 """
 
@@ -119,9 +120,10 @@ class StreamingDataset:
   def train_chunks(
     self, key: PRNGKeyArray, step: int, plan: Plan
   ) -> Iterator[tuple[int, Chunk, int]]:
-    """Yields (step after the call, chunk, number of updates) from `step` to the end.
+    """Yields the input of each call of the compiled step, from `step` to the end.
 
-    Each epoch has a new order of all examples, a function of (key, epoch). The last
+    The input is (step after the call, chunk, number of updates in the call). Each
+    epoch has a new order of all examples, a function of (key, epoch). The last
     incomplete batch of an epoch is dropped. The augmentation of an example is a
     function of (key, step, place in the batch).
 
@@ -142,8 +144,8 @@ class StreamingDataset:
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
     # A call runs on the device while the images of the next call are read and copied.
-    # They are read in a thread, so that Ctrl-C does not interrupt Grain between its
-    # processes.
+    # They are read in a thread, so that Ctrl-C cannot interrupt Grain while it
+    # communicates with its worker processes.
     with contextlib.closing(loaded), futures.ThreadPoolExecutor(1) as reader:
       while step < plan.num_steps:
         end = plan.call_end(step)
@@ -152,7 +154,7 @@ class StreamingDataset:
         step = end
 
   def eval_chunks(self) -> Iterator[tuple[Chunk, int]]:
-    """Yields (chunk, number of batches): every example once, the rest masked.
+    """Yields (chunk, number of batches): every example once. Padding is masked.
 
     Raises:
       ValueError: as in `train_chunks`. Skipped images are masked.
@@ -179,7 +181,9 @@ class StreamingDataset:
     self.skipped.update(errors)
     # Even a fraction of 1 must leave one readable image.
     allowed = min(self._max_skip_share * self.num_examples, self.num_examples - 1)
-    # One of P processes reads 1 / P of the images in an epoch, and others in the next.
+    # Each of P processes reads 1 / P of the images in an epoch, and other images in the
+    # next epoch. After E epochs it has read about 1 - (1 - 1 / P)^E of all images, and
+    # may have skipped only this part of the allowed number.
     others = 1 - 1 / jax.process_count()
     allowed *= 1 - others ** max(1, self._loaded / (self.num_examples * (1 - others)))
     if len(self.skipped) > allowed:

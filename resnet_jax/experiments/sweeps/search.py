@@ -27,7 +27,8 @@ DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
   "loss": "minimize",
 }
 SAMPLERS = "tpe", "random", "grid"
-# Pruning compares with the median of at least this many trials, in all and per step.
+# Pruning starts when this many trials have ended. It judges a trial at a step only if
+# this many trials have reported the step.
 _FIRST_TRIALS = 5
 
 
@@ -214,7 +215,10 @@ class Search:
         self._study.tell(trial.number, state=TrialState.FAIL)
 
   def count(self) -> int:
-    """Returns the number of started trials of all processes; a resumed one is one."""
+    """Returns the number of started trials of all processes.
+
+    A trial that was resumed counts once.
+    """
     from optuna.trial import TrialState
 
     trials = self._study.get_trials(deepcopy=False)

@@ -147,7 +147,7 @@ def _remove_old(folder: Path) -> None:
 
 
 def _compile_and_keep(command: list[str], library: Path) -> None:
-  # Files that a process writes there while it is killed are removed after a day.
+  # If this process is killed, `_remove_old` removes its temporary files after a day.
   temporary = tempfile.TemporaryDirectory(
     dir=library.parent, ignore_cleanup_errors=True
   )
