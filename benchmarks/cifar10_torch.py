@@ -1,8 +1,9 @@
-"""The paper's CIFAR-10 ResNet-20 in PyTorch, to compare accuracy after equal steps.
+"""The paper's CIFAR-10 ResNet-20 in PyTorch, to compare its accuracy with ours.
 
-Command: python benchmarks/cifar10_torch.py DIR --steps 600 (extra `torch`). It uses the
-recipe of `configs/cifar10_resnet20.py` with other random numbers. It prints the same
-lines as `resnet-jax train`: training metrics every 100 steps, then the test accuracy.
+Command: python benchmarks/cifar10_torch.py DIR --steps 600. It needs the extra `torch`.
+It uses the recipe of `configs/cifar10_resnet20.py` with other random numbers. It prints
+the same lines as `resnet-jax train`: training metrics every 100 steps, then the test
+accuracy.
 """
 
 import argparse

@@ -1,13 +1,14 @@
-"""Compares how fast ours and other libraries turn JPEG photos into training batches.
+"""Compares how fast this and other libraries turn JPEG photos into training batches.
 
 python benchmarks/input.py DIR [--cores 1 2] [--tensorflow PYTHON]
 
 DIR holds photos, in folders of any depth. Each case runs in its own process, which is
 bound to the given number of cores. It reads and decodes files, cuts a random resized
-crop of 224 pixels and stacks uint8 batches of 64. The cases take turns of some batches;
-the other processes are stopped meanwhile, and the median over the turns counts. The
-output is one JSON line for each case and number of cores. The extra `benchmark`
-installs the peers; TensorFlow may have another interpreter.
+crop of 224 pixels and stacks uint8 batches of 64. The cases run in turns of a few
+batches. During a turn, the processes of all other cases are stopped. The output is one
+JSON line for each case and number of cores, with medians over the turns. The extra
+`benchmark` installs the other libraries. `--tensorflow` names the Python interpreter of
+the TensorFlow cases, if it is not this one.
 """
 
 import argparse
@@ -127,7 +128,7 @@ class PillowPhotos:
       image = file.convert("RGB")
     left, top, width, height = random_resized_box(rng, *image.size)
     box = (left, top, left + width, top + height)
-    # torchvision crops first; Pillow's box saves that copy.
+    # torchvision crops, then resizes. With `box`, Pillow does not copy the crop.
     return np.asarray(image.resize((SIZE, SIZE), Image.Resampling.BILINEAR, box))
 
 
@@ -205,7 +206,8 @@ def main() -> None:
   files = sorted(str(p) for p in paths if p.suffix.lower() in (".jpg", ".jpeg"))
   if not files:
     parser.error(f"{args.directory!r} has no .jpg or .jpeg files")
-  # As many files as a real data set has: Grain's shuffle is slow below 65,536.
+  # Repeat the files, because Grain's shuffle is slow below 65,536 of them. A real data
+  # set has more.
   files *= math.ceil(100_000 / len(files))
   if args.case:
     (case,) = [case for case in CASES if case.__name__ == args.case]
@@ -216,7 +218,8 @@ def main() -> None:
       python = args.tensorflow if case.__name__.startswith("tf") else sys.executable
       command = [python, __file__, args.directory, "--case", case.__name__]
       cases[case.__name__] = Turns([*command, "--cores", str(cores)])
-      cases[case.__name__].take(args.batches)  # Starts while the others are stopped.
+      # The process starts up during this turn, which does not count.
+      cases[case.__name__].take(args.batches)
     for _ in range(args.turns):
       for case in cases.values():
         case.take(args.batches)

@@ -32,9 +32,10 @@ import jax  # noqa: E402 - after the variables it reads
 from jaxtyping import install_import_hook  # noqa: E402 - beside JAX, which it uses
 
 # All annotated arguments and results are checked, including shapes and dtypes of
-# arrays. Three parts are not checked: `config`, whose fields have other types until the
-# dataclass is made; the readers of PyTorch's files, which must refuse hostile files by
-# themselves and within measured memory; and the processes that tests start.
+# arrays. Three parts are not checked: `config`, which declares fields of dataclasses by
+# functions that do not return the annotated type; the readers of PyTorch's files, which
+# must refuse hostile files by themselves and within measured memory; and the processes
+# that tests start.
 ROOMS = (
   *("runtime", "data", "kernels", "models", "weights.load_save", "weights.torch_names"),
   *("runs", "training", "inference", "analysis", "experiments"),

@@ -307,7 +307,7 @@ def test_former_names_are_taken_with_a_hint(old, new, capsys):
     args, rest = create_parser().parse_known_args(words)
     assert take_former_words(args, rest) == []
     del args.parser, args.root
-    if old[0] == "convert":  # The path tells a run from a file.
+    if old[0] == "convert":  # R may be a run or a file; only its path tells.
       assert args.source == ("R" if words is old else None)
       del args.source
     found.append(vars(args))

@@ -514,7 +514,7 @@ GOOD = {"data": PIXELS, "labels": [1, 2]}
     ("data_batch_3", b"\x80\x02K\x01.", "it has no dictionary"),
     ("data_batch_3", b"cposix\nsystem\n(S'false'\ntR.", "asks for posix.system, which"),
     ("data_batch_3", b"\x80\x04\x8c\x02os\x8c\x06system\x93.", "asks for os.system"),
-    ("data_batch_3", b"}r\xff\xff\xff\xff.", "it has object 4294967295"),
+    ("data_batch_3", b"}r\xff\xff\xff\xff.", "it names object number 4294967295"),
     ("data_batch_3", b"cnumpy\ndtype\n(S'O'\ntR.", "it has no dictionary"),
     ("data_batch_3", {"labels": [1, 2]}, "it has no 'data' of 3072 bytes"),
     ("data_batch_3", GOOD | {"data": PIXELS[:, :9]}, "it has no 'data' of 3072 bytes"),

@@ -533,7 +533,7 @@ def test_too_many_pixels_are_refused_before_they_are_decoded(data, limit, messag
 THUMBNAIL = b"Exif\0\0" + SMALL_JPEG
 # Files with two sizes: one is small enough to be allowed, the other is not.
 TWO_SIZES = {
-  # The file is small for a decoder that reads a length after the marker, else large.
+  # A decoder that reads a length after the marker sees a small image, another a large.
   **{
     f"marker {marker:02X}": SOI + segment(marker, LARGE_JPEG[2:]) + SMALL_JPEG[2:]
     for marker in range(256)
@@ -569,7 +569,7 @@ TWO_SIZES = {
 
 @pytest.mark.parametrize("library", ["libjpeg-turbo", "opencv"])
 def test_no_decoder_is_given_a_jpeg_of_another_size(library, monkeypatch):
-  """No file may pass whose size can be read in two ways."""
+  """A file whose size can be read in two ways is refused, or decoded as small."""
   if library == "opencv":
     monkeypatch.setattr(turbojpeg, "read_size", lambda _: None)
     monkeypatch.setattr(turbojpeg, "decode_part", lambda *_: None)
@@ -630,7 +630,7 @@ def with_scans(kind: str, count: int) -> bytes:
   data = encode(grey, kind, **options).replace(b"\xff\xc0", b"\xff\xc2", 1)
   start = data.index(b"\xff\xda")
   end = data.index(b"\xff\xd9", start)
-  # The scan has only the mean of the block, which is 128; ones pad it.
+  # The scan has only the mean of the block, 128. Bits of value 1 fill its last byte.
   scan = bytes.fromhex("ffda 0008 01 0100 00 00 00 3f")
   more = data.count(b"\xff\xda") - 1
   return data[:start] + scan * (count - more) + data[end:]
@@ -647,7 +647,7 @@ def test_more_scans_than_allowed_are_refused(kind, tail):
 @pytest.mark.parametrize("tail", [b"", b"junk"])
 @pytest.mark.parametrize(("max_pixels", "most"), [(64, 12), (128, 24), (640, 100)])
 def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
-  """The image has 8x8 pixels. Pillow reads the header only if junk is at the end."""
+  """The image has 8x8 pixels. Junk at its end does not change the limit."""
   assert open_image(with_scans("JPEG", most) + tail, max_pixels).size == (8, 8)
   where = "" if most == 100 else " of 8x8 pixels"
   with pytest.raises(ImageError, match=f"it has {most + 1} scans{where}, more than"):
@@ -655,7 +655,7 @@ def test_a_large_image_may_have_fewer_scans(max_pixels, most, tail):
 
 
 def test_scans_of_one_channel_are_counted():
-  """They count in a sequential JPEG, unless its first scan has all channels."""
+  """Scans count in a sequential JPEG too, unless its first scan has all channels."""
   scan = bytes.fromhex("ffda 0008 01 0100 003f00 2b")
   with pytest.raises(ImageError, match="it has 101 scans, more than 100"):
     open_image(SOI + SMALL[0] + scan * 101 + b"\xff\xd9", LIMIT)

@@ -61,7 +61,7 @@ def launched(count: int, *args: str, own: dict[int, str] | None = None):
   Args:
     count: number of processes.
     *args: flags of all processes.
-    own: an extra flag of single processes, by their number.
+    own: number of a process -> an extra flag for this process only.
   """
   port = free_port()
   command = [sys.executable, str(ROOT / "train.py"), *SETTINGS, *args]
@@ -221,7 +221,8 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
   [
     ("--config.data.num_examples=0", "config.data.num_examples=0 must be > 0"),
     (
-      "--config.batch_size=64",  # Refused before arrays of other shapes are on devices.
+      # Refused before the processes create arrays of different shapes.
+      "--config.batch_size=64",
       "process 1 has config.batch_size=64 and process 0 has 16; start all with the "
       "same flags and configs",
     ),
@@ -260,7 +261,7 @@ def test_a_signal_to_one_process_stops_all_after_the_same_step(tmp_path):
   ("killed", "said"),
   [
     (1, "process 1 has not been heard of for"),
-    # It takes as long again, and only the end of the code differs.
+    # This takes as long as the first case, and runs almost the same code.
     pytest.param(0, "process 0 is gone; its own output may", marks=LONG),
   ],
 )

@@ -53,7 +53,8 @@ def test_the_second_signal_ends_the_process(number):
   status, error = run(_SCRIPT, number, ["ready\n", "asked\n"])
   assert status == -number
   assert error == (
-    f"{number.name}: the step is finished and saved; once more ends at once"
+    f"{number.name}: stopping after the step is saved; a second signal ends the run"
+    " at once"
   )
 
 
@@ -131,7 +132,9 @@ with StopRequest() as stop, stop.interrupting(0, may_exit=True):
 def test_a_signal_ends_what_has_nothing_to_save_even_while_it_computes():
   status, error = run(_COMPUTES, signal.SIGTERM, ["ready\n"])
   assert status == 0
-  assert error == "SIGTERM: there is nothing to save; once more ends at once"
+  assert error == (
+    "SIGTERM: there is nothing to save; a second signal ends the run at once"
+  )
 
 
 def test_a_request_interrupts_what_may_be_interrupted():

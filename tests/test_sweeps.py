@@ -81,7 +81,7 @@ def test_the_config_of_the_repository_has_a_space_that_fits():
     ("batch_size", FloatDistribution(8, 9), "batch_size=8.0 must be a whole number"),
     ("model.name", CategoricalDistribution(["resnet20", "resnet21"]), "'resnet21'"),
     ("optim.decay_steps", CategoricalDistribution(["(9, 3)"]), "(9, 3) must be incr"),
-    ("data.eval_split", CategoricalDistribution(["test"]), "the sweep itself sets"),
+    ("data.eval_split", CategoricalDistribution(["test"]), "set by the sweep itself"),
   ],
 )
 def test_spaces_are_checked_before_the_first_trial(path, distribution, text):

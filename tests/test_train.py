@@ -183,7 +183,9 @@ def test_ctrl_c_saves_and_says_how_to_go_on(tmp_path):
   finally:
     process.kill()
   assert process.returncode == 0
-  assert err.strip() == "SIGINT: the step is finished and saved; once more ends at once"
+  assert err.strip() == (
+    "SIGINT: stopping after the step is saved; a second signal ends the run at once"
+  )
   (step,) = re.findall(
     r"stopped after step (\d+), which is saved: resnet-jax train", out
   )

@@ -51,7 +51,10 @@ class Call:
 
 @dataclasses.dataclass(eq=False)
 class View:
-  """A tensor over an array's numbers, impossible in NumPy; its unit is elements."""
+  """A tensor over an array's numbers, as NumPy could not make it.
+
+  Offset and strides are numbers of elements.
+  """
 
   array: np.ndarray
   offset: object
@@ -86,7 +89,7 @@ def pack(parts: dict[str, bytes], container: str, compress=zipfile.ZIP_STORED) -
           info.size = len(part)
           archive.addfile(info, io.BytesIO(part))
         size = archive.offset + 2 * tarfile.BLOCKSIZE
-      file.truncate(size)  # Drops the zeros that fill 10 kB.
+      file.truncate(size)  # `tarfile` pads files with zeros to 10 kB.
   return file.getvalue()
 
 

@@ -1,8 +1,8 @@
 """Dry run: compiles a training step for devices that this machine does not have.
 
-The step is identical to the trainer's, from the same settings. For TPUs, libtpu
-(`pip install 'flax-resnet[tpu]'`) describes the devices and compiles for them on any
-Linux machine.
+The trainer would compile the same step from these settings, except that kernels are
+always XLA's here. For TPUs, libtpu (`pip install 'flax-resnet[tpu]'`) describes the
+devices and compiles for them on any Linux machine.
 """
 
 import dataclasses
@@ -37,23 +37,24 @@ _EXAMPLES = "v4:2x2x2, v5e:4x4, v5p:2x2x1, v6e:16x16 or cpu:8"
 
 @dataclasses.dataclass(frozen=True)
 class Report:
-  """The needs of one step, per chip unless stated. None if the peaks are not known.
+  """The needs of one step, per chip unless stated. Estimated times are None on CPUs.
 
   Attributes:
     topology: the requested topology.
     chips: number of chips.
     batch_size: number of images over all chips.
     dtype: dtype of the computation.
-    fits: whether the step fits in memory. If not, the fields after `problem` are 0.
+    fits: whether the step fits in memory. If not, the fields after `problem` are empty.
     problem: the compiler's message if the step does not fit.
     compile_s: wall time of compiling on this machine.
     memory: bytes of "arguments", "temporaries" and "code", and the "peak" of all.
     flops: a multiplication and an addition count as two.
     memory_traffic: bytes read and written, as estimated by XLA.
     collectives: the collectives of one step.
-    compute_s, memory_s, network_s: time of each at the chip's peak. On TPUs, float32
+    compute_s, memory_s, network_s: times that the operations, the memory traffic and
+      the collectives take at the peak rates of the chip; None on CPUs. On TPUs, float32
       convolutions and products run at the rate of bfloat16, JAX's default.
-    step_s: the largest of these times, as if all overlap perfectly.
+    step_s: the largest of these times, as if they overlapped perfectly.
     bound: which of the three is the largest.
     images_per_s: images per second of all chips, from `step_s`.
   """
@@ -79,12 +80,12 @@ class Report:
 
 @dataclasses.dataclass(frozen=True)
 class Topology:
-  """Devices that are only described, or this machine's CPU as several devices.
+  """Devices that libtpu describes, or this machine's CPU as several devices.
 
   Attributes:
     name: the requested topology.
     devices: one device per chip.
-    shape: number of chips along each axis of the network.
+    shape: number of chips along each axis of the network between the chips.
     chip: peak rates of a chip; None for a CPU.
   """
 
@@ -102,7 +103,7 @@ def use_cpu_only(topologies: list[str]) -> None:
   # Otherwise libtpu asks Google's cloud for its location, and reports a failure.
   os.environ.setdefault("TPU_SKIP_MDS_QUERY", "1")
   os.environ.setdefault("TPU_WORKER_HOSTNAMES", "localhost")
-  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # It opens no chip.
+  os.environ.setdefault("ALLOW_MULTIPLE_LIBTPU_LOAD", "1")  # No chip is opened.
   os.environ.setdefault("TPU_STDERR_LOG_LEVEL", "3")
   os.environ.setdefault("TPU_MIN_LOG_LEVEL", "3")
 
@@ -149,15 +150,15 @@ def rehearse(config: Config, topology: Topology) -> Report:
 
   Raises:
     ValueError: the settings are wrong or do not fit the topology.
-    FileNotFoundError: a data set for the devices' memory does not exist.
+    FileNotFoundError: the data set does not exist. Streamed images are not opened.
   """
   check_settings(config)
   mesh = create_mesh(topology.devices)
   check_batch_size(config.batch_size, mesh)
   platform = topology.devices[0].platform
   dtype = str(compilation.compute_dtype(config.model.dtype, platform))
-  # XLA cannot count the operations of the native kernels. Weights to start from change
-  # nothing here, and may not exist.
+  # XLA cannot count the operations of the native kernels. The weights in `init_from` do
+  # not change the step, and they may not exist on this machine.
   config = dataclasses.replace(
     _with(config, "model", dtype=dtype), kernels="xla", init_from=""
   )
@@ -246,7 +247,8 @@ def _add_roofline(report: Report, topology: Topology) -> Report:
     return report
   chip = topology.chip
   sent = sum(c.sent_bytes for c in report.collectives)
-  # Along each axis a message goes half way round in both directions, and back.
+  # An axis of n chips is a ring. Messages go round it in both directions, so the
+  # farthest chip is n / 2 hops away. A collective needs the way there and back.
   around = sum(topology.shape)
   hops = sum(c.count * min(c.group, around) for c in report.collectives)
   seconds = {

@@ -16,7 +16,8 @@ from resnet_jax.runtime.terminal import show
 
 TEXT = (
   "Write a network as one file that runs without this package: uint8 images in, "
-  "probabilities out, any batch size. It is read again and compared."
+  "probabilities out, any batch size. Then read the file, and compare its "
+  "probabilities with the network's."
 )
 EXAMPLES = (
   "resnet-jax export --workdir RUN --out net.onnx",
@@ -41,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=_size,
     metavar="HxW",
     help="height and width in pixels of photos that the file itself resizes and crops "
-    "(default: none, as whoever uses the file does that)",
+    "(default: none; resize and crop photos before you pass them to the file)",
   )
   add_former_names(parser, size, "--image-size")
   add_trained(parser)
@@ -89,6 +90,6 @@ def run(args: argparse.Namespace) -> None:
     f"{classifier.name} -> {args.out} ({os.path.getsize(args.out) / 1e6:.1f} MB)",
     f"images [batch, {height}, {width}, {classifier.channels}] uint8 -> probabilities "
     f"[batch, {len(classifier.class_names)}] float32",
-    f"before, for each image: {', '.join(steps)}",
-    f"read again, probabilities differ by {difference:.1g} at most",
+    f"prepare each image first: {', '.join(steps)}",
+    f"probabilities of the file and of the network differ by {difference:.1g} at most",
   )

@@ -17,7 +17,7 @@ from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import printable
 
 _OWN = "(default: the architecture's own)"
-# The names in messages of the settings that `add_weights` sets.
+# Settings -> the flags of `add_weights` that set them. Messages name the flags.
 MODEL_FLAGS = {
   f"model.{name}": f"--{flag}"
   for name, flag in (
@@ -134,7 +134,7 @@ def refuse_unknown(
 ) -> None:
   """Raises `UserError` for a word that is no flag of the command.
 
-  `parse_settings` checks the words of settings.
+  If the command takes settings, `parse_settings` checks the words of settings instead.
   """
   for word in rest:
     flag = word.partition("=")[0]
@@ -209,8 +209,8 @@ def add_config(parser: argparse.ArgumentParser, default: str = "") -> None:
     "--config",
     metavar="NAME",
     required=not default,
-    help="name of `resnet-jax configs`, Python file, config.json of a run, or run "
-    "directory; NAME:VARIANT takes a variant of a config"
+    help="name that `resnet-jax configs` lists, Python file, config.json of a run, or "
+    "run directory; NAME:VARIANT selects a variant of a config"
     + (f" (default: {default})" if default else ""),
   )
 
@@ -231,7 +231,7 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--model",
     metavar="NAME",
-    help="architecture of weights that do not name it, such as resnet50: "
+    help="architecture, such as resnet50, if the file of weights does not name it; "
     "`resnet-jax models` lists all",
   )
   add_model_options(parser)
@@ -253,7 +253,7 @@ def add_trust_code(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--trust-code",
     action="store_true",
-    help="allow code to run that only a run or a config.json names",
+    help="run code even if only a run or a config.json names it",
   )
 
 
@@ -271,11 +271,12 @@ def add_trained(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser,
     "--crop",
-    f"side in pixels of the square that is cut out of the middle after that {_SAVED}",
+    "side in pixels of the square that is cut out of the middle of the resized image "
+    f"{_SAVED}",
   )
   for name, text in (
     ("mean", "mean that is subtracted from pixels in [0, 1]"),
-    ("std", "standard deviation by which the result is divided, in (0, 1]"),
+    ("std", "standard deviation, in (0, 1], that divides the centred pixels"),
   ):
     parser.add_argument(
       f"--{name}",

@@ -61,8 +61,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--explain",
     action="store_true",
-    help="show in --figure, beside each image, which parts speak for its first class "
-    "(Grad-CAM)",
+    help="show beside each image in --figure which parts support its most probable "
+    "class (Grad-CAM)",
   )
 
 
@@ -84,7 +84,8 @@ def run(args: argparse.Namespace) -> None:
   folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE
   meter = Meter(len(files), batch_size)
-  closed: BrokenPipeError | None = None  # `| head` has read enough.
+  # Set when the reader of the output, such as `| head`, has ended.
+  closed: BrokenPipeError | None = None
   with meter.progress:
     for found in predict(
       classifier,
@@ -119,7 +120,10 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _classes_of_folders(names: tuple[str, ...]) -> dict[str, int]:
-  """Returns {folder name: class} for all names that a folder of a class may have."""
+  """Returns {folder name: class}.
+
+  The folder of a class has the name of the class or, for ImageNet, its WordNet id.
+  """
   from resnet_jax.weights import imagenet
 
   ids = imagenet.synsets() if imagenet.are_classes(names) else ()

@@ -58,7 +58,7 @@ def parse_settings(args: Sequence[str]) -> dict[str, object]:
 
 
 def change(config: Config, values: Mapping[str, object]) -> Config:
-  """Puts values into settings, in place, and returns them."""
+  """Sets values of `config` in place, and returns `config`."""
   for path, value in values.items():
     fields.set_value(config, path, value)
   return config
@@ -67,7 +67,8 @@ def change(config: Config, values: Mapping[str, object]) -> Config:
 def default_config(values: Mapping[str, object]) -> str:
   """Returns the name of the default config.
 
-  It is the config of the digits, unless the settings name a folder of images.
+  For a folder of images it is "finetune_photos" if `init_from` is set, or else
+  "finetune_photos:scratch". For all other images it is "digits".
 
   Args:
     values: values from `parse_settings`.
@@ -87,7 +88,7 @@ def load_config(
   """Returns the settings that a command line asks for.
 
   Args:
-    name: value of `--config`; None is `saved`, or `default_config` if that is None.
+    name: value of `--config`. None means `saved`, or `default_config` without a run.
     args: `--config.PATH=VALUE` flags.
     saved: the settings of the run in `--workdir`.
     trust_code: whether to allow code that only `saved` or a config.json names.

@@ -56,13 +56,14 @@ def call_factory(
 
 
 def part_name(factory: str, name: str) -> str:
-  """Returns the name of a part for messages: that of its factory, if it has one."""
+  """Returns what messages call a part: its factory's function, or else `name`."""
   return factory.rpartition(":")[2] or name
 
 
 def _import(path: str, setting: str) -> Any:
   if os.getcwd() not in sys.path and "" not in sys.path:
-    # As `python` does, but last, so that no file there hides a package.
+    # `python` also searches this folder. It is last here, so that no file in it hides a
+    # package.
     sys.path.append(os.getcwd())
   module_name, _, name = path.partition(":")
   where = f"{setting_name(setting)}={path!r}"
@@ -103,8 +104,8 @@ def check_trust(
     used: settings whose code would run.
 
   Raises:
-    UserError: the config names code that the user did not name. This includes code of
-      this package, as its modules also contain names of other modules.
+    UserError: the config names code that the user did not name. Code of this package is
+      refused too, because a path through its modules can name code of other modules.
   """
   if trust_code:
     return

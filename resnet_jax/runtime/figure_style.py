@@ -26,7 +26,7 @@ EMA = "#CC79A7"
 RIGHT = "#007A5A"
 WRONG = "#C0392B"
 
-# Colours without such a meaning, for example for groups that only have a name.
+# Colours without a fixed meaning, for example for further networks in a figure.
 OTHERS = "#009E73", "#CC79A7", "#E69F00", "#56B4E9", "#000000"
 
 TEXT = "#222222"

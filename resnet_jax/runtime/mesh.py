@@ -102,7 +102,9 @@ def split_updates(
 
 
 def count_norm_groups(scope: int | str, batch_size: int, mesh: Mesh) -> int:
-  """Returns the number of parts of a batch with batch-norm statistics of their own.
+  """Returns into how many groups batch norm splits a batch.
+
+  Each group has its own statistics.
 
   Args:
     scope: "global", "device", or the number of devices that pool their statistics.
@@ -165,7 +167,7 @@ def local_rows(batch_size: int) -> tuple[int, int]:
 
 
 def of_first_process(text: str) -> str:
-  """Returns the text of process 0, in all processes."""
+  """Sends the text of process 0 to all processes, and returns it in each of them."""
   escape = "surrogateescape"  # A name may have bytes that are not UTF-8.
   data = np.frombuffer(text.encode(errors=escape), np.uint8)
   size = int(multihost_utils.broadcast_one_to_all(np.array(len(data))))

@@ -71,7 +71,8 @@ class StopRequest:
     for number, handler in self._before.items():
       signal.signal(number, handler)  # type: ignore[arg-type]
     signal.set_wakeup_fd(self._pipe_before)
-    os.write(self._write_end, _END)  # A fork may hold it, so closing is not enough.
+    # A forked process may keep the pipe open, so closing it would not end the listener.
+    os.write(self._write_end, _END)
     self._listener.join()
     os.close(self._write_end)
     os.close(self._read_end)
@@ -79,21 +80,26 @@ class StopRequest:
       signal.signal(signal.SIGTERM, signal.SIG_DFL)  # No step is left to finish.
 
   def is_asked(self) -> bool:
-    """Whether to stop now. All processes must call it equally often; they agree."""
+    """Whether to stop now.
+
+    All processes must call this equally often. They all get the same answer.
+    """
     if jax.process_count() > 1:
       self._calls += 1  # JAX needs consecutive steps; a gap could skip the agreed one.
       if not multihost_utils.reached_preemption_sync_point(self._calls):
         return False
       for number in _SIGNALS if self._before else ():
-        signal.signal(number, signal.SIG_DFL)  # JAX's handler would ignore the second.
+        # JAX's handler would ignore a second signal.
+        signal.signal(number, signal.SIG_DFL)
       return True
     return self._asked
 
   @contextlib.contextmanager
   def interrupting(self, step: int, may_exit: bool = False) -> Iterator[None]:
-    """Raises `Stopped` on a request within the context, where this loses nothing.
+    """Returns a context in which a request raises `Stopped` immediately.
 
-    With several processes, none is interrupted, as the others would wait for it.
+    Use it where an interruption loses nothing. With several processes, none is
+    interrupted, as the others would wait for it.
 
     Args:
       step: number of completed updates; their state is saved or is being written.
@@ -137,9 +143,9 @@ class StopRequest:
       told = True
       name, may_exit = signal.Signals(number).name, self._may_exit
       what = (
-        "there is nothing to save" if may_exit else "the step is finished and saved"
+        "there is nothing to save" if may_exit else "stopping after the step is saved"
       )
-      _say(f"\n{name}: {what}; once more ends at once\n")
+      _say(f"\n{name}: {what}; a second signal ends the run at once\n")
       if may_exit:
         time.sleep(_PATIENCE_S)
         if self._may_exit:  # The main thread still compiles.

@@ -62,7 +62,7 @@ def compile_statistics_chunk(
     sharding: sharding of the result.
     kernel_choice: "xla" or "native", from `kernels.resolve`.
   """
-  # With momentum 0 and one group, the running values are those of the whole batch.
+  # With momentum 0 and one group, the running statistics are those of the whole batch.
   model = with_norm(model, "precise_bn_batches", momentum=0.0, groups=1)
   dtype = getattr(model, "dtype", jnp.float32)
 
@@ -141,7 +141,7 @@ def create_refresh(
     plan: the plan of training.
     num_batches: number of batches to use; 0 keeps the running statistics.
     preprocess: (images, key) -> images, as in training.
-    key: PRNG key of the order in training.
+    key: PRNG key from which training draws its order.
     sharding: sharding of the statistics.
     kernel_choice: "xla" or "native", from `kernels.resolve`.
   """

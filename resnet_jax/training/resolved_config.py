@@ -21,7 +21,7 @@ def check_settings(config: Config, own_model: bool = False) -> None:
     own_model: whether the user gives a network, so that `config.model` is not used.
 
   Raises:
-    UserError: a setting is wrong for any data.
+    UserError: a setting is wrong, whatever the data set is.
   """
   validate(config)
   if not config.model.factory and not own_model:

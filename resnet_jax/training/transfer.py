@@ -67,7 +67,8 @@ def load_start(
     more = f" and {len(problems) - 3} more" if len(problems) > 3 else ""
     raise UserError(
       f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
-      f"{more}; set config.model.* as they were there, and images of as many channels"
+      f"{more}; use the config.model.* of those weights, and images with as many "
+      "channels as they were trained on"
     )
   if saved is not None and not saved.model.factory and isinstance(model, ResNet):
     former = build_model(saved)
@@ -120,7 +121,7 @@ def _shapes(tree: Any) -> dict[str, str]:
 
 
 def start_from(state: TrainState, variables: Variables) -> TrainState:
-  """Replaces the variables of a first state by the ones that `load_start` read."""
+  """Replaces the variables of a new state by those that `load_start` read."""
   variables = laid_out_as(variables, state.params)
 
   def put(old: Variables) -> Variables:

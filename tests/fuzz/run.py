@@ -56,7 +56,8 @@ def main() -> None:
     "--folder",
     type=Path,
     default=ROOT / "build" / "fuzz",
-    help="inputs that reach new lines, kept for the next time, and findings",
+    help="folder of findings, and of inputs that reach new lines; the next run starts "
+    "from these inputs",
   )
   args = parser.parse_args()
   if args.target:

@@ -45,7 +45,7 @@ def mixup(
 
   Args:
     key: the same key always gives the same weight.
-    images: any.
+    images: values of any range.
     targets: for classification, each row sums to 1.
     alpha: the weight is drawn from Beta(alpha, alpha); 0 changes nothing.
 
@@ -72,10 +72,10 @@ def cutmix(
 
   Args:
     key: the same key always gives the same box.
-    images: any.
+    images: values of any type and range.
     targets: for classification, each row sums to 1.
-    alpha: the fraction of the area outside the uncut box is drawn from Beta(alpha,
-      alpha); 0 changes nothing.
+    alpha: 1 - (area of the box) / (area of the image) is drawn from Beta(alpha, alpha),
+      before the box is cut at the border; 0 changes nothing.
 
   Returns:
     Images and targets, shapes and dtypes as given.
@@ -88,7 +88,7 @@ def cutmix(
   rows, columns = (half * height).astype(jnp.int32), (half * width).astype(jnp.int32)
   row = jax.random.randint(row_key, (), 0, height)
   column = jax.random.randint(column_key, (), 0, width)
-  # The mask has only pixels of the image, which cuts the box at the border.
+  # The mask has the size of the image, so it ends the box at the border.
   box = box_mask(
     row - rows, row + rows, column - columns, column + columns, images.shape[1:]
   )

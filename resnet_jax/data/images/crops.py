@@ -152,7 +152,7 @@ class EvalTransform:
     """Maps the content of a file to [crop, crop, 3] uint8, without randomness.
 
     Raises:
-      ImageError: see `decode` and `resized_box`; their other errors become one too.
+      ImageError: see `decode` and `resized_box`. Their other errors become this one.
     """
     del rng
     with image_errors():
@@ -194,7 +194,7 @@ class TrainTransform:
     """Maps the content of a file to [size, size, 3] uint8.
 
     Raises:
-      ImageError: see `decode` and `resized_box`; their other errors become one too.
+      ImageError: see `decode` and `resized_box`. Their other errors become this one.
     """
     with image_errors():
       head = open_image(data, self.max_pixels)

@@ -25,9 +25,11 @@ from resnet_jax.runtime.errors import UserError, setting_name
 
 NUM_IMAGES = {"train": 50_000, "test": 10_000}
 _BYTES = 3 * 32 * 32  # Of an image: the red plane, then green, then blue.
-# Of the largest file: the pixels of a whole split, and the names of its images.
+# Limit for one file: the pixels of a whole split, and 100 bytes for each image's name.
 _MAX_BYTES = 50_000 * (_BYTES + 100)
-_MAX_MEMO = 1_000_000  # A pickle could ask for memory for more objects than it has.
+# A damaged pickle may give an object a huge number. `pickle` would allocate memory for
+# all smaller numbers.
+_MAX_MEMO = 1_000_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -218,7 +220,7 @@ def _read(
   except UserError:
     raise
   except Exception as error:  # `tarfile` and decompressors raise errors of many types.
-    reason = getattr(error, "strerror", None) or "it is truncated, or none"
+    reason = getattr(error, "strerror", None) or "it is truncated or no archive"
     raise UserError(
       f"{str(path)!r} cannot be read as a .tar.gz archive: {reason}; {again}"
     ) from error
@@ -258,7 +260,7 @@ def _unpickle(content: bytes) -> dict[Any, Any]:
   try:
     for opcode, argument, _ in pickletools.genops(content):
       if opcode.name in ("PUT", "LONG_BINPUT") and (argument or 0) > _MAX_MEMO:
-        raise _DamageError(f"it has object {argument}")
+        raise _DamageError(f"it names object number {argument}")
     found = _Unpickler(io.BytesIO(content), encoding="latin1").load()
   except _DamageError:
     raise

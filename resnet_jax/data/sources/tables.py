@@ -23,7 +23,7 @@ class _Row(NamedTuple):
   line: int
   path: str
   label: str
-  split: str  # In lower case; "" without that column.
+  split: str  # In lower case; "" if the table has no column "split".
 
 
 def _read_table(path: Path) -> list[_Row]:
@@ -71,7 +71,8 @@ def _list_table(
   _check_rows(path, rows)
   texts = [row.label for row in rows]
   if class_names and all(name.isdecimal() for name in class_names):
-    # Folders "0" to "11" are sorted as 0, 1, 10, 11, 2 ..., so a number is a name here.
+    # The classes are folders with names such as "0" to "11", sorted as text: 0, 1, 10,
+    # 11, 2 ... A number in the table is then a class name, not an index.
     plain = (
       plain_number
       if len(set(map(plain_number, class_names))) == len(class_names)
@@ -133,9 +134,9 @@ def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
 
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
-  # Files are chosen by a hash of their names. If a file is added or removed, at most
-  # one other file, at the border, moves between training and evaluation. A table may
-  # name a file twice.
+  # The files of a class whose names have the smallest hashes are "val". If a file is
+  # added or removed, at most one other file moves between training and evaluation.
+  # A table may name a file twice; then both rows are in the same part.
   names = list(map(files._relative, range(len(files))))
   root = os.path.abspath(files._root)
   paths = [_place(root, name) for name in names]

@@ -75,10 +75,11 @@ def load_tfds(
     data_dir: TFDS data directory; "" is TFDS's default.
     split: in TFDS's syntax, such as "train[:45000]"; "" is "validation" or, if that
       does not exist, "test".
-    stream: whether to read image by image even what would fit on the device.
+    stream: whether to read image by image, even if all images fit on the device.
 
   Returns:
-    Arrays, if `stream` is False and the images have one size and at most `MAX_GIB`.
+    `ImageArrays`, if `stream` is False, all images have one size, and they take at most
+    `MAX_GIB`. Otherwise `TfdsImages`.
 
   Raises:
     ValueError: the split is unknown or empty, files are damaged, or the data set is not
@@ -145,14 +146,14 @@ def _tfds_builder(name: str, root: Path, where: str) -> "tfds.core.DatasetBuilde
     f"{name} --data_dir={root} --file_format=array_record`, or set {setting} to the "
     f"directory that holds {plain}/<version>/dataset_info.json"
   )
-  official = re.sub(r"[\W_]", "", plain).lower()  # However it is spelled.
+  official = re.sub(r"[\W_]", "", plain).lower()  # "CIFAR-10" becomes "cifar10".
   if url := URLS.get(official):
     how = (
       f"download {url} and set {setting} to that file or its directory, with "
       f"{setting_name('data.name')}={official!r}; or {how}"
     )
   missing = NotFoundError(f"no {where}: {how}")
-  if re.match(r"[\w-]+:[^\d*]", name):  # A namespace: TFDS would ask the network.
+  if re.match(r"[\w-]+:[^\d*]", name):  # TFDS would look up a namespace online.
     raise missing
   try:
     with _own_classes_only(where):

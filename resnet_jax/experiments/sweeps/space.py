@@ -1,4 +1,4 @@
-"""The search space of settings, and the images that judge them."""
+"""The search space of a sweep, and the images on which its trials are evaluated."""
 
 import copy
 import itertools
@@ -50,7 +50,7 @@ def load_space(path: str) -> Space:
 
 
 def check_space(space: Space, config: Config) -> None:
-  """Checks the ends of each distribution, or all its choices, in the settings.
+  """Checks that the settings allow both ends of each distribution, or all its choices.
 
   Raises:
     ValueError: a setting is unknown or is set by the sweep itself, or a value is not
@@ -59,7 +59,7 @@ def check_space(space: Space, config: Config) -> None:
   for path, distribution in space.items():
     check_field_name(path)
     if path in ("data.train_split", "data.eval_split"):
-      raise UserError(f"config.{path} is what the sweep itself sets")
+      raise UserError(f"--space: config.{path} is set by the sweep itself; remove it")
     for value in extremes(distribution):
       try:
         check_settings(with_values(config, {path: value}))
@@ -76,7 +76,7 @@ def extremes(distribution: "BaseDistribution") -> list[Any]:
 
 
 def as_trial(space: Space, values: Mapping[str, Any]) -> dict[str, Any] | None:
-  """Returns settings' values in the form of a trial; None if the space lacks one."""
+  """Returns values of settings as a trial stores them; None if `space` lacks one."""
   trial = {}
   for path, distribution in space.items():
     known, value = extremes(distribution), values[path]
@@ -99,7 +99,7 @@ def with_values(config: Config, values: Mapping[str, Any]) -> Config:
 
 
 def _decode(value: Any) -> Any:
-  """Turns text such as "(30, 60)" into a tuple, which Optuna cannot store."""
+  """Turns "(30, 60)" into a tuple. Optuna cannot store tuples, so trials have text."""
   if isinstance(value, str) and value.startswith("("):
     inside = value.strip("() ").rstrip(",")
     return tuple(json.loads(f"[{inside}]"))
@@ -107,7 +107,7 @@ def _decode(value: Any) -> Any:
 
 
 def grid(space: Space) -> list[dict[str, Any]]:
-  """Returns all combinations of a space of choices and steps.
+  """Returns all combinations of values in a space.
 
   Raises:
     ValueError: a distribution has neither choices nor a step.
