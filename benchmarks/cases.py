@@ -97,7 +97,10 @@ def ours_train(
 
 
 def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """The evaluation forward pass that users get: folded norms and the same kernels."""
+  """Returns the forward pass of evaluation, as users run it.
+
+  Batch norm is folded, and the package chooses the kernels.
+  """
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
@@ -127,8 +130,8 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
 def stock_flax(name: str, dtype: str):
   """Returns the stock model, its variables, and the side of its images.
 
-  It has projections where shapes change, on CIFAR too. The other networks pad there, as
-  the paper does; padding is 1 % less work.
+  Its shortcuts are projections where shapes change, on CIFAR too. On CIFAR, the other
+  networks have shortcuts with zero padding, as in the paper. That is 1 % less work.
   """
   import jax
   import jax.numpy as jnp
@@ -209,7 +212,7 @@ def torch_model(name: str, compiled: bool):
     import torchvision
 
     model = torchvision.models.get_model(name)
-  else:  # The same network: not every machine has torchvision for CPUs.
+  else:  # An equal network. torchvision has none for CIFAR, and may be missing.
     sys.path.append(str(Path(__file__).parents[1] / "tests"))
     from torch_resnet import ResNet
 

@@ -50,7 +50,7 @@ class Draws(np.random.Generator):
 @pytest.mark.parametrize("name", sorted(TABLE.keys() - {"autocontrast", "equalize"}))
 def test_strength_zero_is_the_identity(name):
   i = list(TABLE).index(name)
-  draws = [1] * TABLE[name].signed  # the negated side
+  draws = [1] * TABLE[name].signed  # 1 draws the negative sign
   out = rand_augment(IMAGE, Draws([i], *draws), num_ops=1, magnitude=0)
   np.testing.assert_array_equal(out, IMAGE)
   out = trivial_augment(IMAGE, Draws(i, 0, *draws))

@@ -193,7 +193,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["summary", "resnet20", "--image=32"], "did you mean --image-size?"),
     (
       ["convert", "--workdir={run}", "--out={tmp}/no/x.safetensors"],
-      "in a directory that is there",
+      "in a directory that exists",
     ),
     (
       ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--model=resnet20"],

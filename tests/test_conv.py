@@ -21,7 +21,7 @@ SHAPES = [
   (11, 5, 3, 2),
   (10, 3, 2, 0),
 ]
-# The same, and the number of groups; 32 groups become several dense convolutions.
+# size, kernel, stride, padding, groups; 32 groups become several dense convolutions.
 GROUPED = [(8, 3, 1, 1, 2), (9, 3, 2, 1, 4), (8, 1, 2, 0, 2), (8, 3, 1, 1, 32)]
 
 
@@ -119,7 +119,7 @@ def test_other_backends_keep_their_own_gradient():
   ("sizes", "taps", "padding", "groups", "dilation"),
   [
     ((12, 12), 3, 2, 1, 2),
-    ((11, 7), 3, 4, 1, 4),  # More than a phase of the second axis holds.
+    ((11, 7), 3, 4, 1, 4),  # Every 4th of 7 columns: 2, fewer than 3 taps.
     ((9, 10), 3, 0, 1, 3),
     ((10, 8), 5, 2, 1, 2),
     ((8, 9), 3, 2, 2, 2),

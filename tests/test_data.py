@@ -68,7 +68,7 @@ def tiny_tfds(tmp_path_factory) -> Path:
 
   root = tmp_path_factory.mktemp("tfds")
 
-  # TFDS has no code for these data sets, as for those of other people.
+  # TFDS must not find the code of these data sets, as with a user's own data set.
   with tfds.core.registered.skip_registration():
 
     class Tiny(tfds.core.GeneratorBasedBuilder):
@@ -274,7 +274,10 @@ def test_tfds_in_another_file_format_says_how_to_convert_it(tiny_tfds):
 def test_array_record_beside_another_format_is_read(
   tiny_tfds, tmp_path, alternative, stream
 ):
-  """`tfds convert_format` leaves such folders; it may stop before the description."""
+  """`tfds convert_format` leaves both formats in the folder.
+
+  If it stops early, the description does not name the new format.
+  """
   for place in ("old/tiny", "tiny"):
     shutil.copytree(tiny_tfds / place, tmp_path / "tiny", dirs_exist_ok=True)
   info = tmp_path / "tiny" / "1.0.0" / "dataset_info.json"
@@ -294,7 +297,7 @@ def test_array_record_beside_another_format_is_read(
 
 
 def test_without_array_record_only_tfds_sets_are_not_read(tiny_tfds, tmp_path):
-  """It is missing on Windows, where Grain does not require it either."""
+  """array_record is missing on Windows, where Grain does not require it either."""
   (tmp_path / "photos" / "a").mkdir(parents=True)
   (tmp_path / "photos" / "a" / "1.jpg").touch()
   write_cifar(tmp_path, "cifar10", "python", packed=True)
@@ -427,7 +430,7 @@ def test_parts_of_cifar(tmp_path, small_cifar):
   for split in ("val", "train+test", "train[:0]"):
     with pytest.raises(UserError, match=r"train_split or eval_split='"):
       opening.open_source(config, split)
-  config.train_crop = "random"  # Training cuts them to one size.
+  config.train_crop = "random"  # Images with a crop are streamed.
   source = opening.open_source(config, "train")
   source = cloudpickle.loads(cloudpickle.dumps(source))  # As Grain's workers do.
   assert source.name(3) == "image 3 of cifar10 train" and len(source) == 10
@@ -674,7 +677,7 @@ def test_a_folder_without_images_is_refused_in_training_only(tmp_path, capsys):
   create_dataset(config, 8, create_mesh())
   err = capsys.readouterr().err
   assert err.endswith(": 1 .txt, the folder 'notes', which has no images\n")
-  # The classes of weights from elsewhere may have another order.
+  # Weights that were not trained here may order the classes differently.
   files = opening.open_source(config, "val")
   paired = pair_classes(files, ["c", "b", "a"], 3, "weights", in_order=False)
   assert [paired[i][1] for i in range(2)] == [2, 1]

@@ -140,8 +140,8 @@ def test_words_agree_with_json(tmp_path, capsys):
   assert "         8 a\n         6 b\n         6 c\n" in out
   assert "classes missing in val: 1\n  c\n" in out
   assert "files ignored for their suffix: none 1, .txt 1\n" in out
-  assert "images ignored, in no class of a split: 1\n" in out
-  assert f"no error: 1\n  {root}/train/b/really.jpg is PNG\n" in out
+  assert "because they belong to no class of a split: 1\n" in out
+  assert f"(no error): 1\n  {root}/train/b/really.jpg is PNG\n" in out
   pair = f"{root}/train/a/0.jpg = {root}/val/b/again.jpg"
   assert f"equal files across splits: 1\n  {pair}\n" in out
   assert f"equal files of different classes: 1\n  {pair}\n" in out
@@ -373,7 +373,7 @@ from resnet_jax.data.audit import scan
 from resnet_jax.data.images.formats import KNOWN
 from resnet_jax.data.sources import cifar
 
-gc.disable()  # Python drops an interrupt that comes within a collection's callback.
+gc.disable()  # Python drops an interrupt within a callback of the garbage collector.
 
 def open_slowly(data, max_pixels):
   print("begun", flush=True)
@@ -393,5 +393,5 @@ main(["data", "check", sys.argv[1], "--figure="])
   )
   assert process.stdout and "begun" in process.stdout.readline()
   process.send_signal(signal.SIGINT)
-  _, err = process.communicate(timeout=120)  # All images would take 200 s.
+  _, err = process.communicate(timeout=120)  # On 2 cores, all images would take 200 s.
   assert process.returncode == 1 and err == "error: interrupted\n"

@@ -606,7 +606,7 @@ def test_pixels_of_another_size_than_the_head_says_are_refused(name):
   head = open_image(data, LIMIT)
   for width, height in ((61, 44), (60, 43), (6100, 4300)):
     wrong = head._replace(size=(width, height))
-    says = f"its head says {width}x{height} pixels, its decoder 61x43"
+    says = f"its head says {width}x{height} pixels, its decoder says 61x43"
     with pytest.raises(ImageError, match=says):
       decode(data, wrong)
     with pytest.raises(ImageError, match=says):
@@ -618,7 +618,7 @@ def test_pixels_of_another_size_than_libjpeg_says_are_refused(factor, monkeypatc
   monkeypatch.setattr(cv2, "imdecode", lambda *_: np.zeros((5, 9, 3), np.uint8))
   head = open_image(JPEGS["rgb"], LIMIT)
   width, height = -(-61 // factor), -(-43 // factor)
-  says = f"its head says {width}x{height} pixels, its decoder 9x5"
+  says = f"its head says {width}x{height} pixels, its decoder says 9x5"
   with pytest.raises(ImageError, match=says):
     decode(JPEGS["rgb"], head, factor)
 

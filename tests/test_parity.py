@@ -31,7 +31,7 @@ NETS = {
   "resnet56 A": (CIFAR | {"shortcut": "A"}, (9, 9, 9)),
   "resnet56 B": (CIFAR | {"shortcut": "B"}, (9, 9, 9)),
 }
-# These networks use other blocks in the same way, so fewer blocks are enough.
+# These networks repeat their blocks like those above, so a few blocks are enough.
 FEW = (1, 2, 1, 1)
 NETS |= {
   "resnetv1_50": (BOTTLENECK | {"stride_on_1x1": True}, FEW),
@@ -173,7 +173,7 @@ def test_gradients_and_running_statistics_equal_pytorch(
   _, logits = net.train()(torch.from_numpy(images))
   loss = torch.nn.functional.cross_entropy(logits, torch.from_numpy(labels))
   loss.backward()
-  # Gradients in a file of weights are renamed and transposed as weights are.
+  # Save the gradients under the names of the weights: loading then converts them too.
   grads = {name: parameter.grad for name, parameter in net.named_parameters()}
   safetensors.torch.save_file(dict(net.named_buffers()) | grads, path)
   assert_close(ours, (loss.item(), weights.load(path, model)))

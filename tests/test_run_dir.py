@@ -183,10 +183,10 @@ def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
   [
     ("gs://bucket/run", r"needs gcsfs: pip install 'flax-resnet\[gcs\]'"),
     ("s3://bucket/run", "must be a local path or begin with gs://"),
-    ("/gs/bucket/run", "it takes /gs, .* for remote storage; name another"),
-    ("runs/gs:/run", "which is /.*/runs/gs:/run: it takes gs:/ for remote storage"),
-    ("runs/args:", "it takes gs:/ for remote storage"),
-    ("runs\\digits", "it takes a backslash for a /"),
+    ("/gs/bucket/run", "it reads /gs, .* as remote storage; name another"),
+    ("runs/gs:/run", "which is /.*/runs/gs:/run: it reads gs:/ as remote storage"),
+    ("runs/args:", "it reads gs:/ as remote storage"),
+    ("runs\\digits", "it reads a backslash as a /"),
     ("runs/a\udcff", "it takes paths in UTF-8 only"),
   ],
 )

@@ -88,7 +88,7 @@ def test_handlers_come_back_and_threads_have_none():
 def test_an_interrupt_while_a_command_is_imported_is_one_line(
   command, modules, tmp_path
 ):
-  """The signal is sent after so many of about 2,000 imports."""
+  """The signal is sent after `modules` of about 2,000 imports."""
   command[0] = str(ROOT / command[0]) if command[0] == "train.py" else command[0]
   process = subprocess.Popen(
     [sys.executable, "-X", "importtime", *command],
@@ -123,7 +123,7 @@ _COMPUTES = """
 import hashlib, threading
 from resnet_jax.runtime.signals import StopRequest
 with StopRequest() as stop, stop.interrupting(0, may_exit=True):
-  # Once it computes: before, Python would run the handler.
+  # Ready once it computes: then Python cannot run the signal handler.
   threading.Timer(1, print, ("ready",), {"flush": True}).start()
   hashlib.pbkdf2_hmac("sha256", b"x", b"y", 10**9)  # As long as a compilation.
 """

@@ -243,7 +243,8 @@ def test_a_killed_search_goes_on_with_its_trials(tmp_path):
 def test_a_study_is_of_one_config(tmp_path):
   search(tmp_path)
   moved = Config(data=DataConfig(dir="elsewhere"), optim=OptimConfig(learning_rate=0.3))
-  search(tmp_path, moved)  # Neither change matters: the search sets the rate.
+  # The folder may change, and so may the rate, because the search sets it.
+  search(tmp_path, moved)
   with pytest.raises(ValueError, match=r"config.num_epochs was .* and is now 3; name"):
     search(tmp_path, Config(num_epochs=3))
 
@@ -443,7 +444,7 @@ def test_a_study_is_for_one_metric(tmp_path):
     search(tmp_path, metric="loss")
 
 
-# A $ would begin a formula; a long name among many would cover its neighbours.
+# Matplotlib takes $ for the start of a formula. A long name could cover other labels.
 LONG = "a_choice_with_a_name_that_is_$longer$_than_any_figure_has_room_for"
 CHOICES = CategoricalDistribution([LONG, None, True, *range(20)])
 

@@ -1,4 +1,4 @@
-"""Measures how strongly the layers of a network respond, and their gradients.
+"""Measures the responses of a network's layers, and the gradients of their kernels.
 
 Letters: B batch, H height, W width, C channels.
 """
@@ -130,7 +130,8 @@ def measure_gradients(
 ) -> dict[str, dict[str, float]]:
   """Returns {step: `layer_gradients` on a training batch}.
 
-  Step 0 is a possible initial state of the run; the other steps are its checkpoints.
+  Step 0 is a new random state, not the one that the run started from. The other steps
+  are the run's checkpoints.
 
   Args:
     workdir: the run directory.

@@ -116,7 +116,10 @@ class Classifier:
   def apply(
     self, variables: Variables, images: Num[Array, "b h w c"]
   ) -> dict[str, Float[Array, "b ..."]]:
-    """Does the same as `__call__`, as a pure function to trace, export or derive."""
+    """Computes the same as `__call__`, as a pure function.
+
+    It can be traced, exported and differentiated.
+    """
     preprocessing, model = self.preprocessing, self.model
     check_fits(preprocessing, self.channels)
     given = images.shape[-1]
@@ -171,7 +174,7 @@ def load(
   weights.check_exists(path)
   if weights.is_run(path):
     if model:
-      raise UserError(f"{path!r} is a run, which knows its own model; leave it out")
+      raise UserError(f"{path!r} is a run, which names its own model; omit `model`")
     return load_run(path, checkpoint, trust_code)
   return load_weights(path, ModelConfig(name=model, num_classes=num_classes))
 

@@ -45,7 +45,7 @@ def convert(
   path, suffix = Path(target), Path(target).suffix
   if suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
-      raise UserError(f"{target!r} must be a file in a directory that is there")
+      raise UserError(f"{target!r} must be a file in a directory that exists")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
     raise UserError(
       f"{target!r} must end in .safetensors; PyTorch reads it with "
@@ -115,7 +115,7 @@ def _describe_training(
 
 def _convert_file(source: str, target: str, model: ModelConfig, dtype: str) -> str:
   model = weights.complete_model(source, model)
-  # No name: these weights have no data set; the user names one for evaluation.
+  # A file of weights names no data set. The user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)
   variables = weights.load(source, network)

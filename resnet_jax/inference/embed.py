@@ -46,7 +46,7 @@ def list_all(root: Path, val_share: float) -> FileList:
     if loose := next(own_images(root), ""):
       raise UserError(
         f"{str(root)!r} has images beside its folders, such as {loose!r}: move them "
-        "into one, or name another folder"
+        "into one of the folders, or name another folder"
       )
   names: tuple[str, ...] = ()
   paths, labels = [], []
@@ -91,7 +91,7 @@ def extract(
     FloatingPointError: a feature is not finite.
   """
   if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
-    raise UserError(f"{path!r} must be an .npz file in a folder that is there")
+    raise UserError(f"{path!r} must be an .npz file in a folder that exists")
   if not classifier.has_maps:
     raise UserError(f"features need a ResNet, not {type(classifier.model).__name__}")
   stages = [f"c{i}" for i in range(2, 2 + len(classifier.model.stage_sizes))]
@@ -138,7 +138,7 @@ def extract(
         labels=np.array(labels, np.int32),
         class_names=np.array(source.class_names, dtype=np.str_),
       )
-    stack.close()  # The file is complete, even if the picture fails.
+    stack.close()  # The file is now at `path`, and stays if drawing fails.
     if figure:
       _draw_neighbours(figure, classifier, source, stored, index, labels)
   return len(index)

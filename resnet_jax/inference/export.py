@@ -115,7 +115,10 @@ def _create_function(
 def _resize(
   images: Num[Array, "b h w c"], rows: Array, columns: Array
 ) -> Float32[Array, "b _ _ c"]:
-  """Resizes by mixing rows and columns. No rounding: ties could round differently."""
+  """Resizes by matrix products.
+
+  It does not round the values: two programs could round a tie differently.
+  """
   images = images.astype(jnp.float32)
   mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
   return lax.max(lax.min(mixed, 255.0), 0.0)  # jax2onnx fails on `lax.clamp`.
@@ -124,7 +127,7 @@ def _resize(
 def _resizing(
   old: int, short: int, classifier: Classifier
 ) -> Float32[Array, "_ {old}"]:
-  """Returns the matrix by which `resize_and_crop` computes the lines that it keeps.
+  """Returns the matrix that resizes and crops one axis, as `resize_and_crop` does.
 
   The matrix is needed because jax2onnx cannot resize a batch of unknown size.
   """
@@ -197,7 +200,7 @@ def _to_onnx(
     session = onnxruntime.InferenceSession(
       content, options, providers=["CPUExecutionProvider"]
     )
-  except Exception as error:  # ONNX Runtime raises all kinds.
+  except Exception as error:  # ONNX Runtime raises errors of many types.
     reason = str(error).splitlines()[0]
     raise UserError(
       f"ONNX Runtime refuses the exported network; use --format stablehlo ({reason})"
@@ -209,9 +212,10 @@ def _to_onnx(
 def _without_warnings(*names: str) -> Iterator[None]:
   """Makes loggers show errors only.
 
-  jax2onnx warns, with a traceback, about each plugin for functions that the installed
-  JAX no longer has. onnx_ir warns about each array whose type it leaves out of the
-  file. Neither warning matters, because the file is compared with the network.
+  Some plugins of jax2onnx are for functions that the installed JAX no longer has.
+  jax2onnx shows a warning and a traceback for each of them. onnx_ir warns about each
+  array whose type it does not write to the file. Neither warning matters, because the
+  file is compared with the network.
   """
   levels = {logger: logger.level for logger in map(logging.getLogger, names)}
   for logger in levels:

@@ -19,7 +19,7 @@ _choice: contextvars.ContextVar[str] = contextvars.ContextVar(
 
 
 def current() -> str:
-  """Returns the kernels in use: "plain", "xla" or "native"."""
+  """Returns the kernels in use: "plain", "xla" or "native"; `kernels` explains them."""
   return _choice.get()
 
 
@@ -69,10 +69,10 @@ def _show(text: str) -> None:
 
 
 def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
-  """Returns the kernels that a setting means on this machine.
+  """Returns the kernels that `config.kernels` selects on this machine.
 
   Args:
-    choice: "auto", "xla" or "native".
+    choice: the setting: "auto", "xla" or "native".
     show: called once with a warning if the native kernels cannot be compiled.
 
   Returns:

@@ -14,7 +14,7 @@ from resnet_jax.config.validation import has_type
 from resnet_jax.data import ImageCount
 from resnet_jax.runtime.errors import UserError
 
-# The setting that names a part -> the argument that gives it as an object.
+# Setting that names a part -> argument of `Experiment.create` that takes an object.
 _ARGUMENTS = {
   "model.factory": "model",
   "task": "task",

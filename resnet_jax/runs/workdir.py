@@ -1,4 +1,4 @@
-"""The path of a run directory: creates a new one, refuses an unusable one."""
+"""Creates a new run directory, or checks the path of a given one."""
 
 import contextlib
 import importlib
@@ -22,8 +22,8 @@ _FOR_GCS = ("gcsfs", "google.cloud.storage")
 def given_or_new(workdir: str | None, name: str) -> Iterator[str]:
   """Yields `workdir`; if it is None, yields that of process 0.
 
-  Process 0 creates a new directory if it has none. No other process can create the same
-  one. The new directory is removed if it stays empty.
+  If process 0 was given no directory, it creates a new one. Two runs that start at once
+  never get the same new directory. A new directory is removed if it stays empty.
 
   Args:
     workdir: the directory that this process was given, if any.
@@ -78,13 +78,13 @@ def check_storage(workdir: str | Path) -> None:
 
 
 def _problem_of_orbax(path: str) -> str:
-  """Returns what Orbax, or a library that it uses, misreads in a path, or ""."""
+  """Returns why Orbax, or a library that it uses, misreads a path; "" if it is fine."""
   if "://" in str(epath.Path(path)):
-    return "it takes /gs, /s3, /az and /hf for remote storage"
+    return "it reads /gs, /s3, /az and /hf as remote storage"
   if "gs:/" in f"{path}/":
-    return "it takes gs:/ for remote storage"
+    return "it reads gs:/ as remote storage"
   if os.sep == "/" and "\\" in path:
-    return "it takes a backslash for a /"
+    return "it reads a backslash as a /"
   if path != path.encode(errors="replace").decode():
     return "it takes paths in UTF-8 only"
   return ""

@@ -2,8 +2,8 @@
 
 `Float[Array, "b h w c"]` is a float array with four axes. Axes of the same name have
 the same length in all arguments and the result of a call. `_` is any length, `*name`
-any number of axes, `...` any axes, and `{name}` the value of an argument. A single name
-begins with a space, as linters would otherwise take it for a type.
+any number of axes, `...` any axes, and `{name}` the value of an argument. If there is
+only one name, it begins with a space, because linters would mistake it for a type.
 
 The types are those of jaxtyping. If it is not installed, they are plain arrays, because
 networks need only jax, flax and numpy.

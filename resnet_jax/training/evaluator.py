@@ -53,7 +53,8 @@ def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
   total: Metrics | None = None
   for chunk in experiment.eval_data.eval_chunks():
     metrics = experiment.eval_chunk(variables, *chunk)
-    # At most one call ahead of the device: each holds its images in memory.
+    # The host is at most one call ahead of the device, because each call that waits
+    # holds its images in memory.
     total = add_metrics(jax.block_until_ready(total), metrics) if total else metrics
   assert total is not None  # No split is empty.
   values = summarize(total)
@@ -98,7 +99,7 @@ def evaluate_run(
   has_data = bool(saved.data.name or saved.data.factory)
   names = load_class_names(workdir)
   if not names and not has_data and config.model.num_classes == 1000:
-    names = imagenet.class_names()  # As in the converted weights.
+    names = imagenet.class_names()  # As for a file of weights.
   source = _open_images(config, names, f"the run {workdir}", has_data)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()

@@ -62,9 +62,9 @@ def _memory() -> str | None:
 def weights(data: bytes) -> None:
   """Reads all arrays of a file of weights.
 
-  The first byte says what follows. "s": a .safetensors file. "p": the pickle of a zip
-  whose records and checksums are right, which random bytes would never be. All others:
-  a file of torch.save.
+  The first byte says what follows. After "s" it is a .safetensors file. After "p" it is
+  a pickle, which the target puts into a valid zip file, because random bytes are almost
+  never one. After any other byte it is a file of torch.save.
   """
   kind, data = data[:1], data[1:]
   if kind == b"p":
@@ -75,7 +75,7 @@ def weights(data: bytes) -> None:
   ):
     arrays, problems = load_save._read(path)
     for name, array in arrays.items():
-      assert array is not None or problems, f"{name} is missing and nothing is said"
+      assert array is not None or problems, f"{name} is missing and not reported"
       if array is not None:
         array.copy()  # Crashes if the array reaches beyond the file.
     load_save._check_architecture(path, MODEL)
@@ -92,7 +92,7 @@ def images(data: bytes) -> None:
     assert head.size[0] * head.size[1] <= MOST_PIXELS
     width, height = decode.upright_size(head)
     for factor in (1, 8):
-      # Only a JPEG that the fast decoders read is smaller by the factor.
+      # Only the fast decoders of JPEG shrink by the factor; others keep the full size.
       with contextlib.suppress(ImageError):
         rounded_up = -(-height // factor), -(-width // factor), 3
         shape = decode.decode(data, head, factor).shape
@@ -132,7 +132,7 @@ def _weights_seeds() -> Iterator[bytes]:
   # Two records with the same name.
   parts = {"data/9": members(STATE, "zip")["data/0"][::-1], **members(STATE, "zip")}
   yield b" " + pack(parts, "zip").replace(b"data/9", b"data/0")
-  # The same tuple of the memo as a persistent id, again and again.
+  # A pickle that uses one memoised tuple as a persistent id 99 times.
   storage = b"(X\7\0\0\0storagectorch\nFloatStorage\nX\1\0\0\0" + b"0NK\x18" + b"N" * 99
   yield b"p\x80\2" + storage + b"tq\0" + b"h\0Q" * 99 + b"."
   for metadata in (

@@ -41,12 +41,12 @@ class Report:
     across_splits: number of groups across splits.
     different_labels: the groups whose files belong to several classes.
     missing_classes: the classes without images, per split.
-    misnamed: "file" and true "format" of images whose suffix is another format's.
+    misnamed: "file" and true "format" of images whose suffix names another format.
     ignored: number of files in the folder per non-image suffix.
     unlisted: number of images in the folder that are in no class of a split.
     sixteen_bits: number of images with 16 bits per channel.
-    highest_value: upper bound of their values, computed from the upper 8 bits, such as
-      4095 of 65535; 0 if there are no such images.
+    highest_value: upper bound of the values in images with 16 bits per channel, such as
+      4095 of 65535. It is computed from the upper 8 bits; 0 if no image has 16 bits.
     picture: path of the contact sheet, or "".
   """
 
@@ -67,7 +67,10 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether all is readable, no file is in two splits and "train" lacks no class."""
+    """Whether all images are readable, no file is in two splits, and "train" is whole.
+
+    "train" is whole if it has images of every class.
+    """
     is_whole = "train" not in self.missing_classes
     return is_whole and not self.unreadable and not self.across_splits
 
@@ -104,7 +107,9 @@ def describe(report: Report) -> str:
       if package := needed_package(suffix):
         lines.append(f"  to read {suffix} files: `pip install {package}`")
   if report.unlisted:
-    lines.append(f"images ignored, in no class of a split: {report.unlisted:,}")
+    lines.append(
+      f"images ignored because they belong to no class of a split: {report.unlisted:,}"
+    )
   if report.sixteen_bits:
     highest = report.highest_value
     lines.append(f"images of 16 bits a channel: {report.sixteen_bits:,}")
@@ -113,7 +118,7 @@ def describe(report: Report) -> str:
       factor = 2 ** (16 - bits)
       lines.append(f"  only {bits} bits are in use: multiply all values by {factor:,}")
   misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
-  lines += _list_some("files with another format's suffix, no error", misnamed)
+  lines += _list_some("files whose suffix names another format (no error)", misnamed)
   across = report.duplicates[: report.across_splits]
   for text, groups in (
     ("equal files across splits", across),

@@ -1,7 +1,7 @@
 """On-device preprocessing of image batches: pure functions of (key, images).
 
-Shapes: B batch, H height, W width, C channels. Images are uint8 in [0, 255], or
-float32 in [0, 255] after `color_jitter`, until `normalize`, which returns float32.
+Shapes: B batch, H height, W width, C channels. Before `normalize`, images are in
+[0, 255]: uint8, or float32 after `color_jitter`. `normalize` returns float32.
 """
 
 from collections.abc import Callable, Sequence

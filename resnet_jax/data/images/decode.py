@@ -28,15 +28,17 @@ _REDUCED = {
   4: cv2.IMREAD_REDUCED_GRAYSCALE_4,
   8: cv2.IMREAD_REDUCED_GRAYSCALE_8,
 }
-# JPEG segments before the pixels that have a length, so that every decoder skips them
-# correctly: tables, comments and application data.
+# JPEG segments that may come before the pixels: tables, comments and application data.
+# Each of them states its length, so every decoder skips it correctly.
 _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 # Start of a JPEG scan; its length is 6 + 2 * channels. The marker alone also occurs in
 # videos that phones append to a picture.
 _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
-# The upper 8 of 16 bits stay below this if at most 14 bits are used, as by cameras.
+# If an image uses at most 14 of its 16 bits, as from a camera, the upper 8 bits stay
+# below this value.
 _DARK = 64
-# Most scans in a JPEG of `max_pixels`; a smaller one may have up to `MAX_SCANS`.
+# Largest number of scans in a JPEG of `max_pixels` pixels. A smaller JPEG may have
+# more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
 
 # The loader's threads already run in parallel; OpenCV's own would only disturb them.
@@ -82,8 +84,8 @@ def open_image(data: bytes, max_pixels: int) -> Head:
     max_pixels: largest width times height, which bounds the memory of decoding.
 
   Raises:
-    ImageError: it is no such image, has too many pixels, or is a JPEG with too many
-      scans.
+    ImageError: the file has none of these formats, is damaged, has too many pixels, or
+      is a JPEG with too many scans.
   """
   head = _read_jpeg_head(data, max_pixels)
   if head is None or not head.format:
@@ -102,8 +104,8 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
   """Reads the header of an ordinary JPEG in a tenth of the time that Pillow takes.
 
-  It leaves to Pillow all files with markers without a length, or with bytes between the
-  segments. A decoder could skip these differently and then see another size.
+  Pillow reads files that have markers without a length, or bytes between the segments.
+  Two decoders may skip these in different ways, and then see different sizes.
 
   Returns:
     The header, or None. Its format is "" if Pillow must tell JPEG from MPO.
@@ -157,7 +159,7 @@ def _open_by_pillow(data: bytes) -> Image.Image:
     raise ImageError("it is empty")
   try:
     return Image.open(io.BytesIO(data), formats=READ)
-  except Image.DecompressionBombError:  # Twice Pillow's limit, before ours.
+  except Image.DecompressionBombError:  # Pillow checks twice its own limit first.
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
   except Exception as error:  # Pillow raises errors of many types.
@@ -271,7 +273,7 @@ def _check_size(head: Head, size: tuple[int, int], factor: int = 1) -> None:
   width, height = (-(-pixels // factor) for pixels in head.size)
   if size != (width, height):
     found = "x".join(map(str, size))
-    raise ImageError(f"its head says {width}x{height} pixels, its decoder {found}")
+    raise ImageError(f"its head says {width}x{height} pixels, its decoder says {found}")
 
 
 def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
@@ -290,14 +292,14 @@ def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
   if 0 < highest < _DARK:
     warn_of_few_bits(8 + highest.bit_length())
   elif not highest:
-    # Of colour images, Pillow reads only the upper 8 bits. OpenCV reads all 16, but
+    # Pillow reads only the upper 8 bits of colour images. OpenCV reads all 16 bits, but
     # prints messages.
     flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
     values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
     if values is not None and values.any():
       raise ImageError(
         f"it would be black: the highest of its 16-bit values is {values.max()}, and "
-        "only the upper 8 bits are used; multiply the values, to fill up 65535"
+        "only the upper 8 bits are used; multiply the values to use the range to 65535"
       )
   return pixels
 

@@ -1,6 +1,6 @@
 """Decodes only the requested part of a JPEG, through libjpeg-turbo's C interface.
 
-Python packages decode whole JPEG images only, which costs a third more
+Python packages decode whole JPEG images only, which takes a third more time
 (benchmarks/NOTES.md). The functions and constants are those of `turbojpeg.h` since
 version 3.0.
 """
@@ -13,8 +13,8 @@ import threading
 
 import numpy as np
 
-# Most scans in a JPEG. Each scan passes over the whole image; an ordinary file has at
-# most about 10.
+# Largest number of scans in a JPEG. Each scan passes over the whole image; an ordinary
+# file has at most about 10.
 MAX_SCANS = 100
 
 _DECOMPRESS = 1  # TJINIT_DECOMPRESS
@@ -23,7 +23,8 @@ _SCAN_LIMIT = 13  # TJPARAM_SCANLIMIT
 _RGB = 0  # TJPF_RGB
 # TJCS_RGB, TJCS_YCbCr, TJCS_GRAY; not CMYK, YCCK.
 _COLORSPACES = (0, 1, 2)
-# By TJSAMP: 444, 422, 420, GRAY, 440, 411, 441. A part begins at a multiple of these.
+# Widths of a block in pixels, in the order of TJSAMP: 444, 422, 420, GRAY, 440, 411,
+# 441. The left side of a decoded part must be a multiple of the width.
 _BLOCK_WIDTHS = (8, 16, 16, 8, 8, 32, 8)
 
 
@@ -45,8 +46,8 @@ class _Library:
 
   def __init__(self, name: str):
     self.name = name
-    # Only decoding releases the interpreter lock. The others take microseconds, and
-    # waiting for the lock again would take longer.
+    # Only decoding releases the interpreter lock. The other functions take
+    # microseconds; to wait for the lock after them would take longer.
     short = ctypes.PyDLL(name)
     handle, data = ctypes.c_void_p, (ctypes.c_char_p, ctypes.c_size_t)
     self.init = short.tj3Init
@@ -87,7 +88,7 @@ def why_not() -> str:
 
 
 def library_name() -> str:
-  """Returns the file of the library; a bare name is a system library, "" is none."""
+  """Returns the path or system name of the library's file; "" if it is unusable."""
   library, _ = _library()
   return library.name if library else ""
 

@@ -1,4 +1,4 @@
-"""Loads batches of images by their number, ahead of time, by threads or processes.
+"""Loads batches of images ahead of time, in threads or processes.
 
 Host side only: nothing here touches a device, so that worker processes start quickly.
 Letters: N images of a split, B batch, S side of the images.
@@ -52,7 +52,9 @@ class HostBatch(TypedDict):
 
 @dataclasses.dataclass(frozen=True)
 class Batches:
-  """The batches of a split: [i] is always the same batch, in any order and any worker.
+  """The batches of a split.
+
+  Batch [i] has the same content in every worker, and in any order of access.
 
   Attributes:
     source: the images.
@@ -62,8 +64,8 @@ class Batches:
     batch_size: over all processes.
     rows: (first, last + 1) row of each batch that this process loads.
     seed: seed of the transform.
-    replace: whether the next image replaces an unreadable one, which is masked
-      otherwise.
+    replace: whether the next image replaces an unreadable one. If not, the row of an
+      unreadable image is masked.
     num_threads: number of threads that decode.
   """
 
@@ -176,8 +178,8 @@ def _iterate(
     if len(started) == num_workers and all(map(_is_alive, started)):
       raise  # The error comes from a worker that is alive.
     raise OSError(
-      f"a worker process of the input died, perhaps for want of memory or of space in "
-      f"/dev/shm; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
+      f"a worker process that loads images died, perhaps because memory or /dev/shm "
+      f"was full; lower config.data.num_workers={num_workers} or set it to 0 ({error})"
     ) from error
   finally:
     iterator.close()
@@ -186,8 +188,8 @@ def _iterate(
 def _copied(batch: HostBatch) -> HostBatch:
   """Copies a batch out of memory that is shared with a worker.
 
-  That memory is freed with its arrays. If an exception held them until the process
-  ends, it would be freed too late, with a warning.
+  The shared memory is freed together with the arrays in it. An exception may keep such
+  arrays alive until the process ends. Then the memory is freed late, with a warning.
   """
   return {
     "image": np.array(batch["image"]),

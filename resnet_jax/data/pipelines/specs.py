@@ -1,4 +1,4 @@
-"""Shapes of the data that the step gets, to compile for devices that are not present.
+"""Gives the input shapes of the training step, to compile it for absent devices.
 
 Letters: N examples, K batches of a call, B batch, S side of the images.
 """
@@ -23,7 +23,8 @@ from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.mesh import chunk_sharding, replicated
 
-# A streamed data set is not opened; its size changes only constants in the program.
+# Number of images assumed for a streamed data set, because it is not opened. The number
+# changes only constants in the compiled program.
 _NUM_STREAMED = 1_281_167
 
 # (shape, dtype) -> `jax.ShapeDtypeStruct`, which stands for an array of a feed.

@@ -115,8 +115,8 @@ def list_images(
   if not split:
     raise UserError(
       f"{str(root)!r} has {', '.join(splits)} and no split to evaluate: add one of "
-      f"{', '.join(EVAL_SPLITS)}, or name a folder with the classes to have a part of "
-      "it drawn"
+      f"{', '.join(EVAL_SPLITS)}, or name the folder that holds the classes: a part of "
+      "its images is then used for evaluation"
     )
   is_table, is_tiny = root.is_file(), (root / "wnids.txt").is_file()
   folder = splits.get(split.lower(), "")

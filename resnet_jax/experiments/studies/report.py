@@ -1,4 +1,4 @@
-"""Writes the files of a study: numbers, tables, figures, and a page with all."""
+"""Writes the files of a study: numbers, tables, figures, and a page that shows them."""
 
 import datetime
 import importlib.metadata
