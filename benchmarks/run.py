@@ -44,7 +44,7 @@ def draw(rows: list[dict], path: Path) -> None:
   # Colours that the colour-blind tell apart (Okabe and Ito 2008).
   colors = ["#0072B2" if ratio >= 1 else "#D55E00" for ratio in ratios]
   names = [f"{row['case']} / {row['peer_name']}" for row in rows]
-  # On a logarithmic axis half as fast is as far from 1 as twice as fast.
+  # A logarithmic axis draws half the speed and twice the speed equally far from 1.
   bars = axes.barh(names, [ratio - 1 for ratio in ratios], left=1, color=colors)
   axes.bar_label(bars, [f" {ratio:.2f} " for ratio in ratios])
   axes.axvline(1, color="black", linewidth=1)
@@ -64,13 +64,14 @@ def main() -> None:
   parser.add_argument("--out", type=Path, default=HERE / "results")
   args = parser.parse_args()
   rows: list[dict] = []
-  # In a process of its own, because JAX keeps most of a GPU's memory until it ends.
+  # `turns.py` runs in its own process, because JAX keeps most of a GPU's memory until
+  # its process ends.
   describe = [sys.executable, str(HERE / "turns.py")]
   machine = json.loads(subprocess.check_output(describe))
   is_old_cpu = machine["device"] == "cpu" and jax.__version_info__ < (0, 12)
   for script, flags in QUICK if args.quick else FULL:
     if flags[:2] == _BF16[:2] and is_old_cpu:
-      print("bfloat16 is left out: on a CPU it takes jax 0.12 or later")
+      print("bfloat16 is left out: on a CPU it needs jax 0.12 or later")
       continue
     if script in ("train_step.py", "inference.py"):
       flags = [*flags, "--torch", args.torch]

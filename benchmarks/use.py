@@ -1,9 +1,10 @@
-"""Compares `resnet-jax predict` and `features`, once warm, with the bare network.
+"""Compares the speed of `resnet-jax predict` and `features` with the bare network's.
 
 Command: python benchmarks/use.py [--photos DIR] [--model resnet50] [--json]
 
-Files are read and decoded, resized, cropped and classified in batches. Without
---photos, the files are 500x375 JPEGs of noise, which take longer to decode than photos.
+Both commands read and decode files, resize and crop the images, and run the network on
+batches. The first batch is not timed. Without --photos, the files are 500x375 JPEGs of
+noise, which take longer to decode than photos.
 """
 
 import argparse
@@ -49,7 +50,12 @@ def write_photos(folder: str, count: int) -> None:
 
 
 def time_stream(run: Callable[[Callable[[int], None]], None], batch: int) -> float:
-  """Returns the seconds per image after the first batch; `run` reports each batch."""
+  """Returns the seconds per image after the first batch.
+
+  Args:
+    run: calls its argument with a number of images whenever these are done.
+    batch: images per batch.
+  """
   times, counts = [], []
 
   def tell(count: int) -> None:
@@ -66,12 +72,13 @@ def main() -> None:
   parser.add_argument("--photos", metavar="DIR")
   parser.add_argument("--model", default="resnet50")
   parser.add_argument("--batch-size", type=int, default=32)
-  parser.add_argument("--batches", type=int, default=10, help="of a turn")
+  parser.add_argument("--batches", type=int, default=10, help="batches per turn")
   parser.add_argument("--turns", type=int, default=5)
-  parser.add_argument("--json", action="store_true", help="one object a comparison")
+  parser.add_argument("--json", action="store_true", help="a JSON line per comparison")
   args = parser.parse_args()
   batch, count = args.batch_size, args.batch_size * args.batches
-  bare = ours_infer(args.model, batch, "float32")  # Before JAX starts.
+  # First, because it sets memory options that must be set before JAX starts.
+  bare = ours_infer(args.model, batch, "float32")
   classifier = create_classifier(args.model)
   with tempfile.TemporaryDirectory() as folder:
     if not args.photos:

@@ -11,13 +11,13 @@ They are downloaded once (pip install 'flax-resnet[hf]'). Mean, standard deviati
 resizing, crop and interpolation are those of the weights. The new head learns ten times
 as fast as the rest. --config.optim.warmup=head trains it alone in the first epoch.
 
-The variant scratch is ResNet-18 from random weights, for 30 epochs. `resnet-jax train
---config.data.dir=PHOTOS` takes it too.
+The variant scratch is ResNet-18 from random weights, for 30 epochs. It is also what
+`resnet-jax train --config.data.dir=PHOTOS` trains without --config.
 
-The recipe was trained on a tenth of Imagenette, 100 training and 40 validation photos
-of each of 10 classes. ImageNet's weights were not at hand, so these are the weights of
-a ResNet-20 for CIFAR-10, at 48 pixels (2026-11-27, jax 0.10.2, one seed, 310 updates
-in 105 s of CPU time):
+The recipe was tested on a tenth of Imagenette: 100 training and 40 validation photos of
+each of 10 classes. ImageNet's weights were not at hand, so it started from a ResNet-20
+for CIFAR-10, at 48 pixels (2026-11-27, jax 0.10.2, one seed, 310 updates in 105 s of
+CPU time):
   69.0 % top-1 with --config.init_from=resnet20-12fca82f.th;
   34.5 % top-1 with :scratch and as many updates.
 Both have --config.model.name=resnet20 --config.data.image_size=48

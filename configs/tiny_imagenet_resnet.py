@@ -18,14 +18,16 @@ Tutorials do so to use ImageNet's architecture unchanged. The rest of the recipe
 accuracy of this recipe.
 
 At 64 pixels, three things differ: the stem, the crop and the weight decay, which is
-5e-4. The crop shifts an image by up to 8 pixels and fills the rest with zeros. CIFAR's
-networks are trained with 4 pixels of 32. Kim et al. 2020 (Puzzle Mix, arXiv 2009.06962)
-report 57.23 % for a pre-activation ResNet-18 that was trained for longer.
+5e-4. The crop shifts an image by up to 8 pixels and fills the rest with zeros. Recipes
+for CIFAR shift images of 32 pixels by up to 4. Kim et al. 2020 (Puzzle Mix, arXiv
+2009.06962) report 57.23 % for a pre-activation ResNet-18 that was trained for longer.
 
-No variant is trained with this package on all of the data yet. Each needs the data set
-(240 MB), one GPU, and a host that decodes 3 million images, in 50 minutes at 1,000
-images/s. resnet18 was trained on 20 of the classes with 100 training images of each,
-and on smaller images:
+No variant has been trained with this package on all of the data yet. Each needs the
+data set (240 MB), one GPU, and a host that decodes 3 million images. At 1,000 images/s,
+this takes 50 minutes.
+
+resnet18 was trained on 20 of the classes with 100 training images of each, and on
+smaller images:
 --config.data.train_resize=96 --config.data.image_size=84 --config.data.eval_resize=96
 --config.data.eval_crop=84 --config.num_epochs=20 --config.batch_size=64
 --config.optim.learning_rate=0.05 --config.steps_per_call=1. It reached 27.7 % top-1 and

@@ -236,7 +236,8 @@ def test_resuming_refuses_a_changed_number_with_both_values():
 def test_resuming_allows_what_leaves_the_steps_as_they_were():
   new = Config(num_epochs=9, num_steps=5, steps_per_call=3, log_every_steps=2)
   new.checkpoint = CheckpointConfig(every_steps=3, keep=7)
-  new.data = DataConfig(on_error="skip", max_skip_share=0.5)  # As its error advises.
+  # The error about an unreadable image advises to set these.
+  new.data = DataConfig(on_error="skip", max_skip_share=0.5)
   serialization.check_resumable(Config(), new)
 
 
@@ -325,7 +326,7 @@ def test_plan_refuses_what_does_not_fit(config, message):
 @pytest.mark.parametrize(
   ("settings", "log_every", "eval_every"),
   [
-    ({}, 5, 5),  # Once per epoch, as it is shorter than 50 steps.
+    ({}, 5, 5),  # Each epoch, as epochs have fewer than 50 steps.
     ({"batch_size": 1}, 50, 51),
     ({"log_every_steps": 7, "eval_every_steps": 8}, 7, 8),
     ({"log_every_epochs": 0.4, "eval_every_epochs": 2}, 2, 10),

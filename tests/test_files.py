@@ -222,7 +222,7 @@ def test_photos_that_need_a_package_are_not_left_out_silently(
     list_images(tmp_path, "train", 0.1)
   with pytest.raises(UserError, match=re.escape(only.removesuffix("add some or"))):
     find_images([str(tmp_path / "a")])
-  # As if the package was installed.
+  # As if pillow-heif was installed.
   monkeypatch.setattr(file_list, "SUFFIXES", (".jpg", *known.suffixes))
   assert len(list_images(tmp_path, "train", 0.1)) == 3
 

@@ -151,8 +151,8 @@ def test_lars_and_lamb_scale_a_step_by_the_ratio_of_norms():
   lars = changes(OptimConfig(name="lars", weight_decay=0.5), 1.0)
   # The parameters are 2, so their changes are rounded to 1e-7.
   np.testing.assert_allclose(lars, (0.1 * 0.001 * 2, 0.1), rtol=1e-5, atol=1e-7)
-  # Adam's first step is 1. With weight decay, the kernel's step is 2. The scale's step
-  # is 1, and its norm is twice that of the step.
+  # Adam's first step is 1. Weight decay makes it 2 for the kernel, whose values are 2.
+  # The scale has no decay: its step is 1, and its values are twice as large.
   lamb = changes(OptimConfig(name="lamb", weight_decay=0.5), 3.0)
   np.testing.assert_allclose(lamb, (0.1 * 2, 0.1 * 2), rtol=1e-4)
   lamb = changes(OptimConfig(name="lamb", weight_decay=1.5), 3.0)

@@ -167,7 +167,7 @@ def test_any_number_of_threads_makes_the_same_batches(whole, num_threads):
   assert len(set(whole)) == 12
 
 
-# The test of skipped images uses two workers.
+# Two workers are covered by the test of skipped images.
 @pytest.mark.parametrize("num_workers", [1, 3])
 def test_any_number_of_workers_makes_the_same_batches(whole, num_workers):
   with nothing_left_behind():
@@ -399,7 +399,7 @@ def test_skipped_images_are_replaced_alike_by_any_number_of_workers():
     batches = train_batches(dataset)
     assert all(batch["mask"].all() for batch in batches)
     assert not bad & set(indices(batches))
-    # A little over two epochs meet each of them, and report each once.
+    # A little over two epochs meet each bad image, and report it only once.
     assert dataset.skipped == {i: f"image {i}: it is bad" for i in bad}
     runs.append(digests(batches))
   assert runs[0] == runs[1] == runs[2]
@@ -455,7 +455,7 @@ def test_where_all_images_are_bad_the_run_ends(read, share):
 
 
 def test_another_error_comes_through_as_it_is():
-  """Even a `TimeoutError` does, which waiting for the batch raises as well."""
+  """Even a `TimeoutError` does, although waiting for a batch can raise it too."""
   for read in (train_batches, eval_batches):
     with nothing_left_behind(), pytest.raises(TimeoutError, match="network is slow"):
       read(make(transform=Slow()))
@@ -486,7 +486,7 @@ def test_a_worker_that_cannot_start_is_told_of():
     assert time.monotonic() - start < 30
 
 
-# The test of the number of workers covers workers.
+# Here without workers; the test of the number of workers has the same check.
 def test_what_is_left_half_way_is_closed():
   dataset = make(transform=Noise(0.01))
   with nothing_left_behind():
@@ -722,7 +722,7 @@ def test_a_run_is_evaluated_on_some_of_its_classes_and_no_others(trained, tmp_pa
   devices = jax.devices()[:1]
   some = make_config(tmp_path / "some", num_workers=1)
   step, results = evaluate_run(some, str(trained[0]), devices=devices)
-  # If red was class 0, as in this folder alone, no prediction would be right.
+  # Red is class 0 in this folder and 1 in the run. Only the run's number is right.
   assert step == 7 and results["top1"] == 1 and results["count"] == 5
   with pytest.raises(ValueError, match="green"):
     other = make_config(tmp_path / "other")

@@ -228,7 +228,8 @@ def test_a_terminal_gets_a_live_bar(tmp_path):
 
 @pytest.mark.slow
 def test_default_run_reads_the_digits(tmp_path):
-  environ = os.environ | {"XLA_FLAGS": ""}  # It computes for longer than it compiles.
+  # With full optimisation, because this run computes for longer than it compiles.
+  environ = os.environ | {"XLA_FLAGS": ""}
   result = train(f"--workdir={tmp_path / 'run'}", env=environ)
   assert result.returncode == 0, result.stderr
   top1 = float(re.search(r"done: top-1 ([\d.]+) %.* on 360 images", result.stdout)[1])

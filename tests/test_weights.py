@@ -38,7 +38,7 @@ from resnet_jax.weights.metadata import read_network
 
 ROOT = Path(__file__).parents[1]
 MODEL = create_model("resnet8", 10)
-# With everything that `save` writes for torch: convolutions on the shortcuts, too.
+# A network with every kind of tensor that `save` writes, also those of projections.
 PROJECTED = create_model("resnet8", 10, shortcut="B")
 
 
@@ -891,7 +891,7 @@ def test_weights_of_the_package_say_what_they_are(name):
   assert set(training["evaluation"]) == {"loss", "top1", "top5", "count"}
   network, data = name.split("_")
   assert training["data"] == data and read_network(file)["name"] == network
-  # The place of the data must stay private.
+  # The path of the data must stay private.
   assert "data.dir" not in training["settings"] and "/" not in metadata["training"]
   net = load_classifier(name)
   assert net.name == network and len(net.class_names) == 10
@@ -1049,7 +1049,7 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
 
 
 def test_an_impossible_number_of_channels_is_refused(path):
-  """In a process of its own: XLA ends it where shapes are too large."""
+  """Runs in its own process, because too large shapes make XLA end the process."""
   _, tensors = named_tensors(path, MODEL)
   files = []
   for channels in (0, 10**5, 2**40, 2**55):

@@ -15,8 +15,8 @@ from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
 TEXT = (
-  "Convert the weights of a run to a file that PyTorch reads, or a file of weights to "
-  "such a file or to a run."
+  "Convert between runs and weights: write a run or weights as a .safetensors file "
+  "that PyTorch reads, or write weights as a run."
 )
 EXAMPLES = (
   "resnet-jax convert --workdir RUN --out mine.safetensors",

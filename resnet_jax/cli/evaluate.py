@@ -18,7 +18,7 @@ from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
-_NAMES = "digits", "synthetic", "folder"  # They take precedence over paths.
+_NAMES = "digits", "synthetic", "folder"  # Never paths, even if such files exist.
 # The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
   "dataset": "name",
@@ -55,8 +55,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_data_dir(parser)
   parser.add_argument(
     "--split",
-    help="split to evaluate, such as test or validation[:1000] (default: that of the "
-    "run, or else validation or test)",
+    help="split to evaluate, such as test or validation[:1000] (default: the "
+    "run's; with --dataset, validation or test)",
   )
   add_json(parser)
 
@@ -69,7 +69,8 @@ def run(args: argparse.Namespace) -> None:
   compilation.keep_freed_memory()
   check_source(args)
   flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
-  # Without --split, all of a folder without splits is evaluated.
+  # `val_share` counts only if --split or the run names a split. Otherwise all images of
+  # a folder without splits are evaluated.
   flags |= {"batch_size": "--batch-size", "data.val_share": "--split"}
   if args.workdir is None:
     flags |= MODEL_FLAGS

@@ -1,4 +1,4 @@
-"""`resnet-jax features`: writes a network's features of images, vectors or maps."""
+"""`resnet-jax features`: writes the vectors or maps that a network makes of images."""
 
 import argparse
 import os
@@ -26,7 +26,7 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.data import Source
 
 TEXT = (
-  "Write what the network sees in images, as .npz: features, files, labels, "
+  "Write the network's features of images as .npz, with their files, labels and "
   "class_names. The exit status is 1 if an image cannot be read."
 )
 EXAMPLES = (
@@ -53,7 +53,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--layer",
     default="pooled",
-    help="pooled, the vectors that the head gets, or one of the feature maps c2 to c5 "
+    help="pooled (the vectors that the head takes) or a feature map, c2 to c5 "
     "(default: %(default)s)",
   )
   parser.add_argument(

@@ -10,10 +10,11 @@ from resnet_jax.runtime.errors import UserError
 T = TypeVar("T")
 Number = TypeVar("Number", bound=float)
 Numbers = TypeVar("Numbers", bound=tuple[float, ...])
-# Whether a resumed run may have another value, or a function of the new `Config` that
-# returns this. (The file of `Config` imports this one, hence `Any`.)
+# Whether a resumed run may have another value: a bool, or a function that computes it
+# from the new `Config`. (The file of `Config` imports this one, hence `Any`.)
 MayChange = bool | Callable[[Any], bool]
-# The largest side of an image, in pixels. More is a mistake, and takes gigabytes.
+# The largest side of an image, in pixels. A larger one is a mistake, and would take
+# gigabytes.
 MAX_SIZE = 4096
 _MOST_SHOWN = 8  # Number of names in a message.
 
@@ -32,7 +33,7 @@ def setting(
     allowed: the allowed values, in words.
     check: whether a value is allowed.
     may_change: whether a resumed run may have another value, because the result of a
-      step does not depend on it; or a function of the new config that returns this.
+      step does not depend on it. A function computes this from the new config.
     choices: all allowed values, if they are few.
   """
   metadata = {

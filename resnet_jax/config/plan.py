@@ -22,7 +22,8 @@ class Plan:
     steps_per_call: largest number of steps of one `train_chunk`.
     warmup_steps: length of warmup, in steps.
     decay_steps: steps at which the learning rate is multiplied by the decay factor.
-    log_every, eval_every, save_every: periods in steps; `save_every` 0 adds no saves.
+    log_every, eval_every, save_every: periods in steps. With `save_every` 0, the
+      state is saved only at evaluations.
   """
 
   num_steps: int
@@ -54,7 +55,7 @@ class Plan:
       return round(min(epochs * steps_per_epoch, _TOO_MANY_STEPS))
 
     def period(in_steps: int, in_epochs: float, default: int) -> int:
-      # The smallest fraction of an epoch is one step.
+      # A fraction of an epoch is rounded, but to one step at least.
       return in_steps or (max(1, steps(in_epochs)) if in_epochs else default)
 
     optim = config.optim
@@ -113,7 +114,7 @@ class Plan:
 
   @property
   def longest_call(self) -> int:
-    """Number of steps of the longest call: the first, as all periods start there."""
+    """Steps of the longest call. It is the first, as all periods start at step 0."""
     return self.call_end(0)
 
   def call_end(self, step: int) -> int:

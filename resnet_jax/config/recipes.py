@@ -1,4 +1,4 @@
-"""Recipes of the studies: those of the paper, and two shorter ones."""
+"""Recipes of the studies: the paper's two, two shorter ones, and one for digits."""
 
 from resnet_jax.config.schema import (
   AugmentConfig,

@@ -1,6 +1,6 @@
 """Digests of a checkpoint's files, to detect damage, and of arrays, to compare them.
 
-Reading a checkpoint cannot detect a flipped byte in a number: the result is a number.
+Reading a checkpoint does not detect a flipped byte: it only yields another number.
 """
 
 import hashlib
@@ -16,7 +16,7 @@ from etils import epath
 from resnet_jax.runs.run_dir import write_file
 
 _NAME = "digests.json"
-# The file by which Orbax finds all arrays of a part.
+# With this file, Orbax finds the arrays of a part, such as "model".
 _INDEX = "manifest.ocdbt"
 # Orbax writes the commit time into this file, after all others.
 _CHANGING = "_CHECKPOINT_METADATA"
@@ -46,7 +46,7 @@ def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
     parts: the names of its trees of arrays.
 
   Raises:
-    OSError: a part is missing, or cannot be read as Orbax wrote it.
+    OSError: a part is missing, or a file cannot be read or written.
   """
   digests = _digest_files(directory)
   for name in (f"{part}/{_INDEX}" for part in parts):
@@ -79,7 +79,7 @@ def digest_arrays(tree: Any) -> str:
 
 
 def has_digests(directory: epath.Path) -> bool:
-  """Whether a checkpoint has digests beside it."""
+  """Whether the directory of a checkpoint holds digests."""
   return bool((directory / _NAME).exists())
 
 

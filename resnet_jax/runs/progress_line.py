@@ -25,10 +25,11 @@ class ProgressLine:
     self.activity = "compiling"
     self.learning_rate: float | None = None
     self._plan, self._start = plan, start_step
-    self._step = self._evaluated = start_step  # The last step.
+    # The last step, and the last step at which the run was evaluated.
+    self._step = self._evaluated = start_step
     self._opened = time.monotonic()
     self._began: float | None = None  # Start of training, after compilation.
-    # Seconds since then: of training, and of evaluations with all that they need.
+    # Seconds of training, and all other seconds up to the end of the last evaluation.
     self._train_seconds = self._eval_seconds = 0.0
     self._has_estimated = self._has_ended = False
     self._spinner = Spinner("dots")
@@ -69,7 +70,7 @@ class ProgressLine:
     return train_seconds + evals_left * self._eval_seconds / max(1, evals)
 
   def estimate(self) -> str:
-    """Returns a line with the estimated total time, once; "" if it is not due."""
+    """Returns a line with the estimated total time; "" if too early or already told."""
     left = self.seconds_left()
     if self._has_estimated or self._step - self._start < _ESTIMATE_AFTER or not left:
       return ""

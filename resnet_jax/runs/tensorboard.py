@@ -20,7 +20,7 @@ class Board:
   """
 
   def __init__(self, directory: epath.Path, start_step: int):
-    """Opens a new event file; hides values of earlier files after `start_step`."""
+    """Opens a new event file. TensorBoard hides older values after `start_step`."""
     tensorboard = _import_tensorboard()
     self._proto, self._scalar = tensorboard.proto.event_pb2, tensorboard.summary.scalar
     writer = tensorboard.event_file_writer

@@ -41,9 +41,9 @@ _ONEDNN_OPTIONS: Options = {
 }
 _ONEDNN_FLAGS = {"avx512_bf16", "amx_bf16"}
 
-# To compile the initialisation of 20 kernels at full optimisation took 8 s, and it runs
-# once. But code compiled at level 0 draws 20 million random numbers so slowly that
-# level 1 takes less time in total.
+# Initialisation runs only once, so level 0, which compiles fast, is usually best: full
+# optimisation took 8 s for 20 kernels. But code of level 0 draws 20 million random
+# numbers so slowly that level 1 takes less time in total.
 _CPU_ONCE_OPTION = "xla_backend_optimization_level"
 _LARGE = 10_000_000
 
@@ -117,7 +117,8 @@ def keep_freed_memory() -> None:
   memory anew at each step, page by page, which takes a fifth of ResNet-50's step on two
   cores. The setting is for the whole process. Call it before JAX starts, as existing
   threads keep their own heaps. Nothing happens without glibc, or if JAX has an
-  accelerator: its host has other work, which one heap for all threads would slow down.
+  accelerator. With one, the CPU does other work, such as reading images, which one heap
+  for all threads would slow down.
   """
   if sys.platform != "linux" or not hasattr(libc := ctypes.CDLL(None), "mallopt"):
     return

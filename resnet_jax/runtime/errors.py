@@ -86,7 +86,7 @@ def clean_errors() -> Iterator[None]:
     sys.exit(1)
   except (FloatingPointError, OSError) as error:
     fail(1, error)
-  except RuntimeError as error:  # The type of JAX's errors, without JAX.
+  except RuntimeError as error:  # JAX's errors have this type; no need to import JAX.
     # Ctrl-C within `Condition.wait` may make it release a lock that is already free.
     if isinstance(error.__context__, KeyboardInterrupt):
       fail(1, "interrupted")
@@ -121,14 +121,14 @@ def _stdout_is_closed() -> bool:
     return True
   if not hasattr(select, "poll"):  # Windows
     return False
-  # A long text does not go through the buffer, so a flush would not fail.
+  # A long text bypasses the buffer, so a flush succeeds even if the reader has gone.
   poll = select.poll()
   poll.register(sys.stdout.fileno(), 0)
   return any(event & select.POLLERR for _, event in poll.poll(0))
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-  """Whether a device, or XLA for a program, had too little memory."""
+  """Whether an error says that memory is too small for arrays or for a program."""
   return getattr(error, "error_code_string", "") == "RESOURCE_EXHAUSTED"
 
 

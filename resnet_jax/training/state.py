@@ -39,11 +39,11 @@ class TrainState(train_state.TrainState):
 
   @property
   def variables(self) -> Variables:
-    """What `apply_fn` takes."""
+    """The variables to pass to `apply_fn`."""
     return {"params": self.params, "batch_stats": self.batch_stats}
 
   def to_saved(self) -> dict[str, Any]:
-    """Returns the "model" and "training" parts, as trees of named blocks."""
+    """Returns the "model" and "training" parts of a checkpoint, in the named layout."""
     training = {"step": self.step, "opt_state": self.opt_state, "key": self.key}
     if self.ema is not None:
       training["ema"] = self.ema
@@ -51,7 +51,7 @@ class TrainState(train_state.TrainState):
     return named
 
   def from_saved(self, parts: Mapping[str, Any]) -> "TrainState":
-    """Returns the state that `to_saved` turned into `parts`, in this one's layout."""
+    """Returns the state that `parts` of `to_saved` hold, in the layout of `self`."""
     parts = laid_out_as(parts, self.params)
     return self.replace(**parts["model"], **parts["training"])
 
@@ -94,7 +94,7 @@ class StateInit:
   def _create(self, key: PRNGKeyArray) -> TrainState:
     init_key, step_key = jax.random.split(key)
     variables = self.model.init(init_key, jnp.zeros((1, *self.image_shape)))
-    # Flax has no types for it.
+    # Flax declares no types for this method.
     state: TrainState = TrainState.create(  # type: ignore[no-untyped-call]
       apply_fn=self.model.apply,
       tx=self.tx,
@@ -102,7 +102,8 @@ class StateInit:
       params=variables["params"],
       batch_stats=variables.get("batch_stats", {}),
     )
-    # Flax starts with a Python int; the array after it would be compiled again.
+    # In Flax the first step is a Python int, and later ones are arrays. A step function
+    # would be compiled for each.
     step = jnp.zeros((), jnp.int32)
     return state.replace(step=step, ema=state.variables if self.ema else None)
 
@@ -116,7 +117,7 @@ class StateInit:
     return self._trace(jax.random.key(0))
 
   def _trace(self, key: PRNGKeyArray) -> tuple[_Jaxpr, TrainState]:
-    """Returns `_create` as a jaxpr and its shapes, from one trace: it takes seconds."""
+    """Traces `_create` once, for its jaxpr and its shapes, as this takes seconds."""
     return jax.make_jaxpr(self._create, return_shape=True)(key)
 
   def sharding(self) -> TrainState:

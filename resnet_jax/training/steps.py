@@ -119,7 +119,7 @@ def train_step(
       partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
     )
   before = state
-  # Flax has no types for it.
+  # Flax declares no types for this method.
   state = state.apply_gradients(  # type: ignore[no-untyped-call]
     grads=grads, batch_stats=batch_stats
   )
@@ -180,7 +180,8 @@ def _accumulate(
     return (batch_stats, grads, add_metrics(metrics, more)), None
 
   inputs = split, jax.random.split(key, parts)
-  # The loop starts from zeros: a first part outside it would be compiled twice.
+  # The sums start at zero. To start them with the first part's values would compile the
+  # gradient twice: once before the loop, once in it.
   first = jax.tree.map(lambda x: x[0], inputs)
   shapes = jax.eval_shape(gradient, batch_stats, *first)
   grads, (_, metrics) = jax.tree.map(jnp.zeros_like, shapes)
@@ -230,7 +231,7 @@ def train_chunk(
     feed: the data from which `take_batch` takes images.
     count: number of updates, >= 0.
     train_step: (state, batch) -> (state, metrics).
-    take_batch: (feed, step) -> the batch of the update after `step` completed ones.
+    take_batch: (feed, step) -> batch; `step` is the number of completed updates.
     task: defines the metrics.
   """
 

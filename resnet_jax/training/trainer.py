@@ -106,7 +106,7 @@ def train(
 
 
 def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
-  """Builds the parts, so that a misfit is an error before the run is created.
+  """Builds parts of the experiment: an error in them comes before the run is created.
 
   Returns:
     The weights that a new run starts from, if the settings name any.
@@ -151,10 +151,10 @@ class _Keeper:
         hook.on_checkpoint(step, state)
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-    """Evaluates the versions of a saved state, and adds the result to its checkpoint.
+    """Evaluates a saved state and its EMA, if any; adds the result to its checkpoint.
 
     Returns:
-      The metrics of the last version.
+      The metrics of the EMA if there is one, else those of the parameters.
 
     Raises:
       Stopped: a signal asked the run to stop; the resumed run does the evaluation.
@@ -252,7 +252,7 @@ def _compile(
   Raises:
     Stopped: a signal asked the run to stop.
   """
-  # Exiting loses nothing: the steps of earlier tries are saved.
+  # Exiting loses nothing: this process has not trained yet; earlier steps are saved.
   with stop.interrupting(int(state.step), may_exit=True):
     state, _ = experiment.train_chunk(state, feed, 0)
     eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
@@ -261,7 +261,7 @@ def _compile(
 
 
 def _versions(state: TrainState) -> dict[str, Variables]:
-  """Returns the versions of a state to evaluate, by name; the last is the best."""
+  """Returns the variables to evaluate, by name; the last ones are the run's result."""
   averaged = {} if state.ema is None else {"ema": state.ema}
   return {"eval": state.variables} | averaged
 

@@ -87,9 +87,9 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   """Returns the preprocessing that belongs to a file of weights.
 
   It comes from the first of these that exists: (1) what `save` stored in the file; (2)
-  the files of timm or transformers beside it; (3) torchvision's second preprocessing,
-  for its files of that kind; (4) ImageNet's usual preprocessing, without resizing if
-  the model has a stem for small images.
+  the files of timm or transformers beside it; (3) ImageNet's preprocessing without
+  resizing and crop, if the model has a stem for small images; (4) ImageNet's usual
+  preprocessing, resized to 232 pixels for some files of torchvision.
 
   Args:
     path: as for `load`.
@@ -137,8 +137,8 @@ def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
   """Returns the names of the classes, () if they are not known.
 
   They come from the first of these that exists: (1) what `save` stored in the file; (2)
-  timm's or transformers' `config.json` beside the file; (3) ImageNet, if there are
-  1,000 classes. The last logits may have no name.
+  timm's or transformers' `config.json` beside the file; (3) ImageNet's names, if there
+  are 1,000 classes. There may be fewer names than classes.
 
   Args:
     path: as for `load`.

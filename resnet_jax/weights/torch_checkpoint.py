@@ -3,9 +3,8 @@
 A PyTorch file holds a pickle (`torch_pickle.py`) and raw numbers. Three containers are
 read: zip (since PyTorch 1.6), consecutive pickles (before 1.6) and the tar of the first
 versions. The numbers stay in the file, mapped into memory, until they are copied; the
-file must not be shortened before that. Files are not trusted: what a file only claims
-to hold takes no memory or time, and a file that readers could interpret differently is
-refused.
+file must not be shortened before that. Files are not trusted. A false claim about sizes
+costs no memory or time. A file that readers could interpret differently is refused.
 """
 
 import io
@@ -37,7 +36,7 @@ _ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  """Reads a state dict, alone or within a checkpoint under "state_dict" or "model".
+  """Reads a state dict, or one in a checkpoint under "state_dict", "model" or "net".
 
   Other objects of the checkpoint are not created and are silently ignored.
 
@@ -69,7 +68,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
     except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
       # The messages of zipfile, struct and others about damaged bytes help nobody.
       known = isinstance(error, UserError)
-      said = str(error) if known else "it ends early or is no such"
+      said = str(error) if known else "it is cut off or of another format"
       reasons = "; ".join([*_asks(refused), said])
       raise UserError(
         f"{path} is no state dict of torch.save, or damaged: {reasons}"
@@ -85,7 +84,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
 
 def _asks(refused: _Names) -> list[str]:
   names = ", ".join(_few([*refused]))
-  return [f"it asks for {names}, of which nothing is run"] if refused else []
+  return [f"it asks for {names}, but none of this is run"] if refused else []
 
 
 def _few(texts: Sequence[str], most: int = 10) -> list[str]:
@@ -106,7 +105,7 @@ def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
     if isinstance(value, Tensor):
       tensors[name] = value
       if not isinstance(key, str) or len(name) > _LONGEST_NAME:
-        raise UserError(f"{name:.80} is no name of a tensor, or too long")
+        raise UserError(f"the tensor name {name:.80} is not a string or too long")
     elif name.endswith(_ENDINGS):
       problems.append(f"{name:.80} is {_what(value)}, not a tensor")
   if not tensors and not problems:
@@ -158,21 +157,21 @@ class _Storages(dict[str, Storage]):
   def find(self, persistent_id: Any) -> Any:
     """Returns the storage of ("storage", dtype, key, location, numel, [view])."""
     if not isinstance(persistent_id, tuple) or not 4 <= len(persistent_id) <= 6:
-      raise UserError("a persistent id is no storage")
-    if persistent_id[0] == "module":  # A class with its source; it was refused.
+      raise UserError("a persistent id does not name a storage")
+    if persistent_id[0] == "module":  # A class, already refused, and its source.
       return persistent_id[1]
     kind, dtype, key, _, numel, *view = persistent_id
     if isinstance(dtype, Refused):
       return dtype
     if kind != "storage" or not isinstance(dtype, np.dtype):
-      raise UserError("a persistent id is no storage")
+      raise UserError("a persistent id does not name a storage")
     if not isinstance(key, str) or len(key) > 100:  # Messages repeat it.
-      raise UserError("a storage has no name or too long a one")
+      raise UserError("the name of a storage is missing or too long")
     if type(numel) is not int or any(view) or not 0 <= numel < 2**48:
       raise UserError("a storage is a view or of unknown size")
     found = self.setdefault(key, Storage(key, dtype, numel))
     if (found.dtype, found.numel) != (dtype, numel):
-      raise UserError(f"the storage {key!r:.40} is there with two sizes or kinds")
+      raise UserError(f"the storage {key!r:.40} is named with two sizes or dtypes")
     return found
 
 
@@ -221,9 +220,9 @@ def _check_directory(data: np.ndarray) -> None:
   if not whole or start + size != end:
     raise UserError("it does not end with its directory")
   if count > _MOST_RECORDS or size > _LARGEST_DIRECTORY:
-    raise UserError(f"it has {count} records in {size} bytes of directory, too many")
+    raise UserError(f"its directory is too large: {count} records in {size} bytes")
   if data[start:end].tobytes().count(b"PK\1\2") != count:
-    raise UserError(f"its directory has not {count} records")
+    raise UserError(f"its directory does not have {count} records")
 
 
 def _check_stored(info: zipfile.ZipInfo, data: np.ndarray) -> np.ndarray:
@@ -273,7 +272,7 @@ def _read_legacy(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   left = dict(storages)
   for key in keys:
     if not isinstance(key, str) or key not in storages:
-      raise UserError("it has numbers of no tensor")
+      raise UserError("it has numbers that belong to no tensor")
     if key not in left:
       raise UserError(f"it has the numbers of {key!r} twice")
     _read_counted(file, data, left.pop(key))
@@ -308,13 +307,13 @@ def _read_tar(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
     starts[name] = at + 512
     size = int(header[124:136].partition(b"\0")[0], 8)
     if size < 0:
-      raise UserError("a member of negative size")
+      raise UserError("a member has a negative size")
     at += 512 + -(-size // 512) * 512
   file.seek(starts["storages"])
   for _ in range(machine.load(file)):
     key, _location, dtype = machine.load(file)
     if not isinstance(dtype, np.dtype):
-      raise UserError("a storage of no kind")
+      raise UserError("a storage has no known dtype")
     (count,) = struct.unpack("<q", data[file.tell() :][:8].tobytes())
     objects[new(key)] = storage = Storage(str(new(key)), dtype, count)
     _read_counted(file, data, storage)
@@ -325,10 +324,10 @@ def _read_tar(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
     key, storage_key, _kind = machine.load(file)
     found = objects.get(storage_key) if isinstance(storage_key, int) else None
     if not isinstance(found, Storage):
-      raise UserError("a tensor of no storage")
+      raise UserError("a tensor has no storage")
     (rank,) = struct.unpack("<i4x", file.read(8))
     if not 0 <= rank <= _MOST_AXES:
-      raise UserError(f"a tensor of {rank} axes, not 0 to {_MOST_AXES}")
+      raise UserError(f"a tensor has {rank} axes, not 0 to {_MOST_AXES}")
     numbers = struct.unpack(f"<{2 * rank + 1}q", file.read(8 * (2 * rank + 1)))
     shape, strides = numbers[:rank], numbers[rank : 2 * rank]
     objects[new(key)] = Tensor(found, numbers[-1], shape, strides)

@@ -2,8 +2,8 @@
 
 The n-th call that opens, writes, syncs, renames or makes something in the run directory
 fails, or the process is killed there. `CHAOS_EVERY=1 pytest tests/chaos/test_faults.py`
-tests every call in turn, which takes hours; CHAOS_EVERY=10 tests every tenth call. The
-suite does three such tests.
+tests every call in turn, which takes hours; CHAOS_EVERY=10 tests every tenth call.
+Without CHAOS_EVERY, three calls are tested.
 """
 
 import errno

@@ -42,8 +42,8 @@ from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
 
 Images = FileList | TfdsImages | EncodedImages
-# All that is kept per image, so that millions fit in memory. An unreadable image has no
-# format.
+# Only these facts are kept per image, so that a set of millions fits in
+# memory. An unreadable image has no format.
 _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
 _FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
@@ -71,9 +71,7 @@ def scan(
   if picture and (
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
-    raise UserError(
-      f"--figure {picture!r} must be a .png file in a folder that is there"
-    )
+    raise UserError(f"--figure {picture!r} must be a .png file in a folder that exists")
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
   in_folder = 0
@@ -115,7 +113,7 @@ def scan(
 def _open_splits(
   config: DataConfig,
 ) -> tuple[dict[str, Images], dict[str, str], list[dict[str, str]]]:
-  """Returns the opened splits, the skipped splits and the refused splits."""
+  """Returns the opened splits, the skipped ones, and those that cannot be listed."""
   opened: dict[str, Images] = {}
   skipped, refused = {}, []
   if config.name == "folder":
@@ -196,7 +194,8 @@ def _look(
         image = open_image(data, config.max_pixels)
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
-        pixels = decode(data, image, 8)  # All bytes are read, fewer pixels computed.
+        # Reads all bytes, but computes a JPEG only at an eighth of its size.
+        pixels = decode(data, image, 8)
         if has_16_bits(data, image):
           highest.append(256 * int(pixels.max()) + 255)
       except Exception as error:  # Libraries raise errors of many types.

@@ -1,4 +1,4 @@
-"""A data set that fits in device memory: shuffled and batched inside the step.
+"""A data set in device memory: the device shuffles it, and the step takes batches.
 
 Letters: N examples, B batch, H height, W width, C channels.
 """
@@ -30,7 +30,7 @@ class Feed:
   Attributes:
     image: all images.
     label: labels of the images.
-    order: indices of the examples, at least one batch; N and above is padding.
+    order: indices of the examples, for at least one batch. Indices >= N are padding.
   """
 
   image: UInt8[Array, "n h w c"]
@@ -39,7 +39,7 @@ class Feed:
 
 
 Resize = Callable[[Array], Array]
-# JAX declares no types for it.
+# JAX declares no types for this function.
 _constrain: Callable[[Any, jax.sharding.Sharding], Any]
 _constrain = jax.lax.with_sharding_constraint
 

@@ -80,7 +80,7 @@ def read_batches(
     of (index, text). The mask is False for padding and for unreadable images.
 
   Raises:
-    ValueError: the source is arrays whose images are smaller than the crop.
+    ValueError: the images of an `ImageArrays` are smaller than the crop.
   """
   if is_in_memory(source):
     yield from _slices(source, preprocessing, batch_size)

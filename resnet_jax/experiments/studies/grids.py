@@ -82,7 +82,7 @@ def _unlike(depth: int) -> list[Variant]:
 
 
 def _warmup(depth: int, warmup: Mapping[str, Any] | None = None) -> list[Variant]:
-  """Returns a network with and without warmup; None is the warmup of the scale."""
+  """Returns a network with and without warmup. None keeps the scale's own warmup."""
   name, rate = f"resnet{depth}", {"optim__learning_rate": 0.1}
   with_it = _net(name, "with warmup", "warmup", **rate)
   return [
@@ -119,7 +119,7 @@ _TWINS = {
   "paper": _paper(_twins(*_CIFAR_DEPTHS)),
 }
 _DEGRADES = "The deeper plain network has a higher training error."
-# Gradients are measured at each evaluation's checkpoint, so all of them are kept.
+# Gradients are measured at each evaluation's checkpoint, so no checkpoint is deleted.
 _KEPT = {"checkpoint__keep": 40, "checkpoint__every_steps": 0}
 _BOTTLENECKS = "The network of bottleneck blocks has a lower test error."
 
@@ -190,22 +190,22 @@ STUDIES = {
     },
     claims=(
       Claim(
-        "The network of 20 layers has a lower training error than that of 8.",
+        "The 20-layer network has a lower training error than the 8-layer network.",
         "resnet8",
         "resnet20",
       ),
       Claim(
-        "The network of 56 layers has a lower training error than that of 20.",
+        "The 56-layer network has a lower training error than the 20-layer network.",
         "resnet20",
         "resnet56",
       ),
       Claim(
-        "The network of 110 layers has a lower training error than that of 56.",
+        "The 110-layer network has a lower training error than the 56-layer network.",
         "resnet56",
         "resnet110",
       ),
       Claim(
-        "The network of 1,202 layers has a higher test error than that of 110.",
+        "The 1,202-layer network has a higher test error than the 110-layer network.",
         "resnet1202",
         "resnet110",
         "test_error",

@@ -1,8 +1,9 @@
 """Layers in C++ for CPUs, on which XLA's convolutions and gradients are slow.
 
-`why_not_loaded` compiles `kernels.cc` once, with the machine's C++ compiler and for its
-processor, and keeps the library in the user's cache directory. Without a compiler,
-XLA's layers are used, and nothing else changes. `benchmarks/NOTES.md` has the speed-up.
+`why_not_loaded` compiles `kernels.cc` once, with the C++ compiler of this machine and
+for its processor. It keeps the library in the user's cache directory. Without a
+compiler, XLA's layers are used, and nothing else changes. `benchmarks/NOTES.md` has the
+speed-up.
 
 Letters: B batch, H height, W width, C input channels, F output channels (features).
 """
@@ -77,13 +78,13 @@ def kernel_gradient(
   stride: int,
   padding: int,
 ) -> Float[Array, "_ _ c f"]:
-  """Returns the gradient of `conv2d`'s kernel, given that of its result (`dy`)."""
+  """Returns the gradient of `conv2d`'s kernel; `dy` is the gradient of its result."""
   gradient = _call(_KERNEL_GRADIENT, shape, x, dy, stride=stride, padding=padding)
   return gradient.astype(x.dtype)
 
 
 def moments(x: Float[Array, "... c"]) -> Float32[Array, "2 c"]:
-  """Returns mean and variance per channel, if `fits_norm`."""
+  """Returns mean and variance per channel; only for arrays that `fits_norm` accepts."""
   return _call(_MOMENTS, (2, x.shape[-1]), x)
 
 
@@ -140,7 +141,7 @@ def fits(
     padding: number of zeros on each side.
   """
   return (
-    _serves(x, shape[-1])  # First: an export's shapes cannot be compared.
+    _serves(x, shape[-1])  # First: symbolic shapes (export) cannot be compared.
     and x.shape[-1] == shape[-2]
     and padding < min(shape[:2])
     and min(_out_shape(x.shape, shape, stride, padding)) > 0
@@ -158,7 +159,7 @@ def _serves(x: jax.Array, features: int) -> bool:
   return (
     str(x.dtype) in _DTYPES
     and x.size > 0
-    and not jax.sharding.get_abstract_mesh().manual_axes  # Within shard_map.
+    and not jax.sharding.get_abstract_mesh().manual_axes  # Not in shard_map.
     and (lanes := _load()[0]) > 0
     and features % lanes == 0
   )
