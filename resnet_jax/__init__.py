@@ -11,6 +11,7 @@ if TYPE_CHECKING:
   from resnet_jax import weights
   from resnet_jax.config import Config
   from resnet_jax.inference.classifier import Classifier, load
+  from resnet_jax.models.architectures import MODELS
   from resnet_jax.models.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -18,10 +19,20 @@ if TYPE_CHECKING:
     PreActBottleneckBlock,
   )
   from resnet_jax.models.dense_heads import FPN, FCNHead
-  from resnet_jax.models.layers import Conv, SqueezeExcite
-  from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+  from resnet_jax.models.layers import (
+    Conv,
+    EfficientChannelAttention,
+    SqueezeExcite,
+    StandardizedConv,
+  )
+  from resnet_jax.models.norms import (
+    BatchNorm,
+    EvoNormS0,
+    FilterResponseNorm,
+    FrozenBatchNorm,
+    GroupNorm,
+  )
   from resnet_jax.models.registry import (
-    MODELS,
     ResNet18,
     ResNet34,
     ResNet50,
@@ -36,7 +47,7 @@ if TYPE_CHECKING:
     NoShortcut,
     ProjectionShortcut,
   )
-  from resnet_jax.models.stems import CifarStem, DeepStem, ImageNetStem
+  from resnet_jax.models.stems import CifarStem, DeepStem, ImageNetStem, TieredStem
   from resnet_jax.training.evaluator import evaluate
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.hooks import Hook
@@ -51,13 +62,13 @@ _FILES = {
   "inference.classifier": "Classifier load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
   "models.dense_heads": "FPN FCNHead",
-  "models.layers": "Conv SqueezeExcite",
-  "models.norms": "BatchNorm FrozenBatchNorm GroupNorm",
-  "models.registry": "MODELS create_model "
-  "ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
+  "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",
+  "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
+  "models.architectures": "MODELS",
+  "models.registry": "create_model ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
   "models.resnet": "Backbone ResNet",
   "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
-  "models.stems": "CifarStem DeepStem ImageNetStem",
+  "models.stems": "CifarStem DeepStem ImageNetStem TieredStem",
   "training.evaluator": "evaluate",
   "training.experiment": "Experiment",
   "training.hooks": "Hook",
@@ -79,8 +90,11 @@ __all__ = [
   "Config",
   "Conv",
   "DeepStem",
+  "EfficientChannelAttention",
+  "EvoNormS0",
   "Experiment",
   "FCNHead",
+  "FilterResponseNorm",
   "FrozenBatchNorm",
   "GroupNorm",
   "HighwayShortcut",
@@ -98,7 +112,9 @@ __all__ = [
   "ResNet101",
   "ResNet152",
   "SqueezeExcite",
+  "StandardizedConv",
   "Task",
+  "TieredStem",
   "TrainResult",
   "create_model",
   "evaluate",

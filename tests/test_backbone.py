@@ -17,6 +17,7 @@ from resnet_jax import (
   ResNet,
   create_model,
 )
+from resnet_jax.models.pooling import average_pool, blur_pool
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
@@ -31,6 +32,13 @@ NETS = {
   "highway": {"block_cls": BasicBlock, "shortcut_cls": SHORTCUTS["highway"]},
   "v2, basic": {"block_cls": PreActBasicBlock, "pre_activation": True},
   "v2, bottleneck": {"block_cls": PreActBottleneckBlock, "pre_activation": True},
+  "3x3 shortcut": {"block_cls": BasicBlock, "shortcut_cls": SHORTCUTS["B3x3"]},
+  "average": {"block_cls": partial(BasicBlock, anti_alias=average_pool)},
+  "blur": {"block_cls": partial(BottleneckBlock, anti_alias=blur_pool)},
+  "v2, blur": {
+    "block_cls": partial(PreActBottleneckBlock, anti_alias=blur_pool),
+    "pre_activation": True,
+  },
   "scanned": {"block_cls": BasicBlock, "scan": True},
 }
 

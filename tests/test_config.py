@@ -64,7 +64,7 @@ def test_cifar10_siblings():
     ("batch_size", 0, "> 0"),
     ("batch_size", 128.0, "a whole number"),
     ("batch_size", True, "a whole number"),
-    ("model.shortcut", "E", "'A', 'B', 'C', 'D', 'highway', 'none'"),
+    ("model.shortcut", "E", "'A', 'B', 'C', 'D', 'B3x3', 'highway', 'none'"),
     ("model.dtype", "float16", "'bfloat16'"),
     ("data.std", (0.0,), r"in \(0, 1\] for each channel, as pixels are scaled"),
     ("data.std", (58.0,), r"in \(0, 1\]"),

@@ -20,12 +20,13 @@ from resnet_jax.models.blocks import (
   PreActBottleneckBlock,
 )
 from resnet_jax.models.folding import fold_batch_norm
-from resnet_jax.models.layers import Conv, SqueezeExcite
+from resnet_jax.models.layers import Conv, SqueezeExcite, StandardizedConv
 from resnet_jax.models.norms import NORMS, BatchNorm
+from resnet_jax.models.pooling import blur_pool
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import SHORTCUTS
-from resnet_jax.models.stems import CifarStem, DeepStem
+from resnet_jax.models.stems import STEMS, CifarStem, DeepStem
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runtime import compilation
 
@@ -52,6 +53,20 @@ NETS = {
     6,
     6,
   ),
+  "anti-aliased": (
+    {"block_cls": partial(BasicBlock, anti_alias=blur_pool)},
+    0,
+    6,
+    6,
+  ),
+  "convolution for max-pool": (
+    {"stem_cls": STEMS["deep_conv"], "features": 32},
+    0,
+    9,
+    9,
+  ),
+  "standardised": ({"conv_cls": StandardizedConv}, 6, 6, 0),
+  "evo": ({"norm_cls": NORMS["evo"]}, 6, 6, 0),
   "frozen": ({"norm_cls": NORMS["frozen"]}, 0, 6, 6),
   "group": ({"norm_cls": NORMS["group"]}, 6, 6, 0),
   # The first and the last norm follow no convolution, and there is no kernel here for a

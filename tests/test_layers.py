@@ -9,7 +9,7 @@ import pytest
 from arrays import normal
 from flax import linen as nn
 
-from resnet_jax.models import layers, shortcuts
+from resnet_jax.models import layers, pooling, shortcuts
 from resnet_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,
@@ -23,10 +23,10 @@ from resnet_jax.models.norms import BatchNorm
 @pytest.mark.parametrize("size", [7, 8, 113])
 def test_max_pool_equals_flax(size):
   x = normal(2, size, size, 3)
-  weights = normal(*jax.eval_shape(layers.max_pool_3x3, x).shape, seed=1)
+  weights = normal(*jax.eval_shape(pooling.max_pool_3x3, x).shape, seed=1)
 
   def ours(x):
-    y = layers.max_pool_3x3(x)
+    y = pooling.max_pool_3x3(x)
     return (y * weights).sum(), y
 
   def theirs(x):
@@ -92,13 +92,42 @@ def test_highway_gate_mixes_input_and_residual(bias):
 
 
 def test_squeeze_excite_scales_channels_by_a_function_of_their_means():
-  x = normal(2, 5, 5, 32)
+  x = normal(2, 5, 5, 256)
   y, variables = layers.SqueezeExcite().init_with_output(jax.random.key(1), x)
   first, second = (variables["params"][name] for name in ("fc1", "fc2"))
-  assert first["kernel"].shape == (32, 2)
+  assert first["kernel"].shape == (256, 16)
   hidden = nn.relu(x.mean((1, 2)) @ first["kernel"] + first["bias"][None])
   scale = nn.sigmoid(hidden @ second["kernel"] + second["bias"][None])
   np.testing.assert_allclose(y, x * scale[:, None, None], rtol=1e-5, atol=1e-6)
+
+
+def test_squeeze_excite_rounds_its_width_as_timm_does():
+  # The channels of timm's basic blocks, and one that is rounded up.
+  for channels, hidden in ((64, 8), (128, 8), (192, 16), (512, 32)):
+    x = jax.ShapeDtypeStruct((1, 2, 2, channels), jnp.float32)
+    shapes = jax.eval_shape(layers.SqueezeExcite().init, jax.random.key(0), x)
+    assert shapes["params"]["fc1"]["kernel"].shape == (channels, hidden)
+
+
+def test_a_standardised_kernel_has_mean_0_and_variance_1():
+  kernel = 3 * normal(3, 3, 8, 5) + 1
+  standardised = layers.StandardizedConv(5, 3).standardize(kernel)
+  np.testing.assert_allclose(standardised.mean((0, 1, 2)), 0, atol=1e-6)
+  np.testing.assert_allclose(standardised.var((0, 1, 2)), 1, rtol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1, 2, 7, 8])
+def test_a_blur_is_the_mean_of_mirrored_neighbours(size):
+  x = normal(2, size, size, 3)
+  mode = {"mode": "reflect"} if size > 1 else {"mode": "edge"}
+  padded = np.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), **mode)
+  weights = np.outer([1, 2, 1], [1, 2, 1]) / 16
+  expected = sum(
+    weights[i, j] * padded[:, i : i + size : 2, j : j + size : 2]
+    for i in range(3)
+    for j in range(3)
+  )
+  np.testing.assert_allclose(pooling.blur_pool(x, 2), expected, rtol=0, atol=1e-6)
 
 
 def test_stochastic_depth_drops_whole_examples_and_keeps_the_mean():

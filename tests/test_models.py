@@ -64,8 +64,8 @@ def paths(tree) -> set[str]:
     ("resnet50d", "", 25_576_264),
     ("seresnet50", "", 28_088_024),
     # Hu et al. 2017 as counted by osmr/imgclsmob.
-    ("seresnet18", "", 11_778_592),
-    ("seresnet34", "", 21_958_868),
+    ("seresnet18", "", 11_779_624),
+    ("seresnet34", "", 21_960_416),
     ("seresnet101", "", 49_326_872),
     ("seresnet152", "", 66_821_848),
     ("resnetv2_164", "", 1_703_258),
@@ -201,7 +201,7 @@ def test_named_constructor():
   [
     ({"name": "resnet51"}, "resnet51.*did you mean.*resnet5"),
     ({"name": "resnet50", "stem": "cfar"}, "stem='cfar'.*cifar"),
-    ({"name": "resnet50", "shortcut": "E"}, "shortcut='E'.*A, B, C, D, highway"),
+    ({"name": "resnet50", "shortcut": "E"}, "shortcut='E'.*A, B, C, D, B3x3, highway"),
     ({"name": "plain20", "zero_init_residual": True}, "zero_init_residual"),
     ({"name": "plain20", "stochastic_depth": 0.1}, "stochastic_depth"),
     ({"name": "resnet20", "num_classes": 0}, "num_classes=0 must be > 0"),

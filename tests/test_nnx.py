@@ -43,6 +43,7 @@ NETS = {
   "deep stem, option D": net(stem_cls=DeepStem, shortcut_cls=SHORTCUTS["D"]),
   "scanned": net(stage_sizes=(1, 3), scan=True),
   "group norm": net(norm_cls=GroupNorm),
+  "own activation": net(norm_cls=NORMS["evo"]),
   "frozen norm": net(norm_cls=NORMS["frozen"]),
 }
 

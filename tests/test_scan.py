@@ -14,6 +14,7 @@ SIZES = (1, 3)  # A stage with nothing to scan, and one with something.
 MODELS = {
   "highway14": {"stochastic_depth": 0.5, "norm": "unbiased_batch"},
   "resnetv2_164": {},
+  "ecaresnet26t": {"stem": "cifar", "norm": "evo"},
 }
 IMAGES = normal(8, 8, 8, 3, seed=1)
 

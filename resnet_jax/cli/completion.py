@@ -43,7 +43,7 @@ def _add_choices(parser: argparse.ArgumentParser) -> None:
   import shtab
 
   from resnet_jax.experiments.studies.grids import STUDIES
-  from resnet_jax.models.registry import MODELS
+  from resnet_jax.models.architectures import MODELS
 
   for command in parsers_of_commands(parser):
     name = command.prog.rpartition(" ")[2]

@@ -14,7 +14,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
-  from resnet_jax.models.registry import MODELS
+  from resnet_jax.models.architectures import MODELS
 
   del args
   width = max(map(len, MODELS))

@@ -82,9 +82,10 @@ def validate(config: Config) -> None:
       f"config.optim.accumulate={optim.accumulate}"
     )
   default = Config()
+  norm = config.model.norm or "batch"  # With another norm of its own, see `with_norm`.
   for name in ("precise_bn_batches", "bn_scope"):
     value = getattr(config, name)
-    if value != getattr(default, name) and "batch" not in config.model.norm:
+    if value != getattr(default, name) and "batch" not in norm:
       raise UserError(
         f"config.{name}={value} needs a batch norm, not "
         f"config.model.norm={config.model.norm!r}"

@@ -5,6 +5,7 @@ Each is called as `block(x, noise)`; `noise` is a `Noise` or None.
 Shapes: B batch, H height, W width, C input channels.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -12,11 +13,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 from flax import struct
 
-from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path
+from resnet_jax.models.layers import Conv, ModuleDef, conv_norm, drop_path, norm_relu
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.runtime.arrays import Array, Float, Float32
+from resnet_jax.runtime.errors import UserError
 
 
 @struct.dataclass
@@ -48,6 +50,8 @@ class Block(TakesOldNames):
     dilation: dilation of the 3x3 convolutions.
     first_dilation: dilation of the convolution that carries the stride, if it differs.
       Where dilation replaces a stride, it starts after the convolution that had it.
+    anti_alias: a function of `pooling.py` that has the stride in place of the
+      convolution (Zhang 2019, section 3.2); None for none.
   """
 
   features: int
@@ -60,6 +64,7 @@ class Block(TakesOldNames):
   attention_cls: ModuleDef | None = None
   dilation: int = 1
   first_dilation: int | None = None
+  anti_alias: Callable[[Array, int, int], Array] | None = None
 
   @property
   def out_features(self) -> int:
@@ -73,10 +78,18 @@ class Block(TakesOldNames):
     dilation = self.dilation
     if stride is not None and self.first_dilation is not None:
       dilation = self.first_dilation
+    if self.anti_alias is not None:
+      stride = 1
     if dilation > 1:
       kwargs["dilation"] = dilation
     conv: nn.Module = self.conv_cls(features, 3, stride or 1, **kwargs)
     return conv
+
+  def anti_aliased(self, y: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
+    """Applies `anti_alias`, if any, to the output of the layer that has the stride."""
+    if self.anti_alias is None or (self.stride == 1 and self.first_dilation is None):
+      return y
+    return self.anti_alias(y, self.stride, self.first_dilation or 1)
 
   def join(
     self,
@@ -128,7 +141,7 @@ class BasicBlock(Block):
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
-    y = conv_norm(conv1, self.norm_cls(name="bn1"), x)
+    y = self.anti_aliased(conv_norm(conv1, self.norm_cls(name="bn1"), x))
     return self.last(self.conv3x3(self.out_features, name="conv2"), "bn2", y, x, noise)
 
 
@@ -139,6 +152,8 @@ class BottleneckBlock(Block):
     groups: groups of the 3x3 convolution (ResNeXt: Xie et al. 2016).
     base_width: channels of the 3x3 convolution per group and per 64 `features`. 128
       gives Wide ResNet-50-2; 4 with 32 groups gives ResNeXt-50 32x4d.
+    first_reduction: how many times narrower the first convolution is than the 3x3; 2
+      in SENet-154 (Hu et al. 2017, section 6.1).
     stride_on_1x1: put the stride on the first convolution, as in the paper ("v1").
       Without it, the stride is on the 3x3 convolution, as in torchvision ("v1.5").
   """
@@ -146,6 +161,7 @@ class BottleneckBlock(Block):
   expansion: int = 4
   groups: int = 1
   base_width: int = 64
+  first_reduction: int = 1
   stride_on_1x1: bool = False
 
   @nn.compact
@@ -153,12 +169,17 @@ class BottleneckBlock(Block):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
+    if self.stride_on_1x1 and self.anti_alias is not None:
+      raise UserError(
+        "stride_on_1x1 has no anti_alias, which follows a 3x3 convolution"
+      )
     strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
-    conv1 = self.conv_cls(width, 1, strides[0], name="conv1")
+    narrow = width // self.first_reduction
+    conv1 = self.conv_cls(narrow, 1, strides[0], name="conv1")
     y = conv_norm(conv1, self.norm_cls(name="bn1"), x)
     conv2 = self.conv3x3(width, strides[1], groups=self.groups, name="conv2")
-    y = conv_norm(conv2, self.norm_cls(name="bn2"), y)
+    y = self.anti_aliased(conv_norm(conv2, self.norm_cls(name="bn2"), y))
     return self.last(
       self.conv_cls(self.out_features, 1, name="conv3"), "bn3", y, x, noise
     )
@@ -204,9 +225,9 @@ class PreActBasicBlock(PreActBlock):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    activated = nn.relu(self.norm_cls(name="bn1")(x))
+    activated = norm_relu(self.norm_cls(name="bn1"), x)
     conv1 = self.conv3x3(self.features, self.stride, name="conv1")
-    y = conv_norm(conv1, self.norm_cls(name="bn2"), activated)
+    y = self.anti_aliased(conv_norm(conv1, self.norm_cls(name="bn2"), activated))
     if noise is not None and self.dropout:
       kept = jax.random.bernoulli(
         jax.random.fold_in(noise.key, 1), 1 - self.dropout, y.shape
@@ -226,11 +247,11 @@ class PreActBottleneckBlock(PreActBlock):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    activated = nn.relu(self.norm_cls(name="bn1")(x))
+    activated = norm_relu(self.norm_cls(name="bn1"), x)
     conv1 = self.conv_cls(self.features, 1, name="conv1")
     y = conv_norm(conv1, self.norm_cls(name="bn2"), activated)
     conv2 = self.conv3x3(self.features, self.stride, name="conv2")
-    y = conv_norm(conv2, self.norm_cls(name="bn3"), y)
+    y = self.anti_aliased(conv_norm(conv2, self.norm_cls(name="bn3"), y))
     conv3 = self.conv_cls(
       self.out_features, 1, name="conv3", **self.last_conv_options()
     )

@@ -1,4 +1,4 @@
-"""The layers of a residual network: convolution, pooling, squeeze-excite.
+"""The layers of a residual network: convolution, channel attention, stochastic depth.
 
 Shapes: B batch, H height, W width, C input channels. Images are NHWC. Parameters
 are float32; `dtype` is the dtype of a layer's computation and output.
@@ -6,6 +6,7 @@ are float32; `dtype` is the dtype of a layer's computation and output.
 
 import contextlib
 import contextvars
+import math
 from collections.abc import Callable, Iterator
 from typing import Any, ClassVar
 
@@ -18,7 +19,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.kernels import conv2d
 from resnet_jax.kernels.conv import conv2d_then
-from resnet_jax.runtime.arrays import Array, Float, PRNGKeyArray
+from resnet_jax.runtime.arrays import Array, Float, Float32, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
@@ -71,6 +72,7 @@ class Conv(nn.Module):
       UserError: `stride` and `dilation` are both above 1.
     """
     kernel = self.param("kernel", self.kernel_init, self._shape(x), jnp.float32)
+    kernel = self.standardize(kernel)
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     y: jax.Array = checkpoint_name(conv2d(x, kernel, **self._settings()), "conv")
     return y
@@ -89,6 +91,10 @@ class Conv(nn.Module):
       residual = residual.astype(self.dtype)
     return conv2d_then(x, kernel, bias, residual, **self._settings(), relu=relu)
 
+  def standardize(self, kernel: Float32[Array, "k k i o"]) -> Float32[Array, "k k i o"]:
+    """Returns the kernel that convolves; a subclass may normalise it here."""
+    return kernel
+
   def _shape(self, x: jax.Array) -> tuple[int, ...]:
     size = self.kernel_size
     return size, size, x.shape[-1] // self.groups, self.features
@@ -105,6 +111,27 @@ class Conv(nn.Module):
       "groups": self.groups,
       "dilation": self.dilation,
     }
+
+
+class StandardizedConv(Conv):
+  """A convolution whose kernel has mean 0 and variance 1 for each output channel.
+
+  Weight standardisation (Qiao et al. 2019, equations 7 and 8); the networks of BiT
+  (Kolesnikov et al. 2019) use it with group norm.
+
+  Attributes:
+    epsilon: added to the variance.
+  """
+
+  FOLDS: ClassVar[bool] = False
+
+  epsilon: float = 1e-6
+
+  def standardize(self, kernel: Float32[Array, "k k i o"]) -> Float32[Array, "k k i o"]:
+    """Returns the standardised kernel."""
+    centered = kernel - kernel.mean(axis=(0, 1, 2), keepdims=True)
+    variance = jnp.square(centered).mean(axis=(0, 1, 2), keepdims=True)
+    return centered * jax.lax.rsqrt(variance + self.epsilon)
 
 
 # The paths of (convolution, norm) that `conv_norm` sees within `recorded_pairs`.
@@ -155,32 +182,27 @@ def conv_norm(
     bias: jax.Array = norm.get_variable("params", "bias")
     joined: jax.Array = conv.then(x, bias, residual, relu)
     return joined
-  y = norm(conv(x))
-  if shortcut is not None:
-    y = shortcut(start, y)
+  if shortcut is None:
+    return norm_relu(norm, conv(x), relu)
+  y = shortcut(start, norm_relu(norm, conv(x), relu=False))
   return nn.relu(y) if relu else y
 
 
-def max_pool_3x3(
-  x: Float[Array, "b h w c"],
-) -> Float[Array, "b (h+1)//2 (w+1)//2 c"]:
-  """Max-pools 3x3 windows at stride 2, with a border of -inf.
-
-  This is the maximum of nine shifted images, so the gradient is elementwise. The
-  gradient of `nn.max_pool` is a select-and-scatter, which is slow on a CPU.
+def norm_relu(
+  norm: nn.Module, x: Float[Array, "b h w c"], relu: bool = True
+) -> Float[Array, "b h w c"]:
+  """Returns `relu(norm(x))`, or for a norm that `ACTIVATES` its own activation.
 
   Args:
-    x: images or feature maps.
-
-  Returns:
-    Feature maps of half the size, rounded up; same dtype as `x`.
+    norm: a bound norm.
+    x: feature maps.
+    relu: whether an activation follows the norm.
   """
-  height, width = x.shape[1:3]
-  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=-jnp.inf)
-  rows = [x[:, i : i + height : 2] for i in range(3)]
-  x = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
-  columns = [x[:, :, i : i + width : 2] for i in range(3)]
-  return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+  if getattr(norm, "ACTIVATES", False):
+    activated: jax.Array = norm(x, activate=relu)
+    return activated
+  y: jax.Array = norm(x)
+  return nn.relu(y) if relu else y
 
 
 class SqueezeExcite(nn.Module):
@@ -188,18 +210,43 @@ class SqueezeExcite(nn.Module):
 
   Attributes:
     reduction: how many times narrower the hidden layer is.
+    divisor: the hidden width is rounded to a multiple of this, as in timm.
   """
 
   reduction: int = 16
+  divisor: int = 8
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
     """Returns the scaled feature maps."""
     channels = x.shape[-1]
     scale = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
-    hidden = max(1, channels // self.reduction)
+    multiples = int(channels / self.reduction / self.divisor + 0.5)
+    hidden = self.divisor * max(1, multiples)
     scale = nn.relu(nn.Dense(hidden, dtype=x.dtype, name="fc1")(scale))
     return x * nn.sigmoid(nn.Dense(channels, dtype=x.dtype, name="fc2")(scale))
+
+
+class EfficientChannelAttention(nn.Module):
+  """Scales each channel by a sigmoid of its neighbours' means (Wang et al. 2019).
+
+  The means of all channels are convolved along the channels; equation 12 of "ECA-Net"
+  gives the size of the kernel.
+  """
+
+  @nn.compact
+  def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
+    """Returns the scaled feature maps."""
+    channels = x.shape[-1]
+    size = max(3, int((math.log2(channels) + 1) / 2) // 2 * 2 + 1)
+    # One channel in and out, as in a one-dimensional convolution of Flax.
+    init = nn.initializers.variance_scaling(1 / 3, "fan_in", "uniform")
+    kernel = self.param("kernel", init, (size, 1, 1), jnp.float32)[:, 0, 0]
+    means = x.astype(jnp.float32).mean(axis=(1, 2))
+    padded = jnp.pad(means, ((0, 0), (size // 2, size // 2)))
+    shifted = [padded[:, i : i + channels] for i in range(size)]
+    scale = sum(weight * part for weight, part in zip(kernel, shifted, strict=True))
+    return x * nn.sigmoid(scale).astype(x.dtype)[:, None, None, :]
 
 
 def drop_path(

@@ -1,7 +1,7 @@
-"""The named architectures, as one table of rows, and the function that builds them."""
+"""Builds networks by name or from settings."""
 
 import dataclasses
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
@@ -12,14 +12,8 @@ from jax.typing import DTypeLike
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
-from resnet_jax.models.blocks import (
-  BasicBlock,
-  BottleneckBlock,
-  PreActBasicBlock,
-  PreActBottleneckBlock,
-)
+from resnet_jax.models.architectures import MODELS, Row
 from resnet_jax.models.groups import check_frozen, check_multipliers
-from resnet_jax.models.layers import ModuleDef, SqueezeExcite
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.old_names import warn_of_old_name
 from resnet_jax.models.resnet import ResNet
@@ -27,116 +21,11 @@ from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
 from resnet_jax.runtime.errors import UserError, setting_name
 
-Row = dict[str, Any]
 
-_IMAGENET: Row = {"stem": "imagenet", "shortcut": "B", "num_classes": 1000}
-_CIFAR: Row = {"stem": "cifar", "shortcut": "A", "num_classes": 10, "features": 16}
-_WIDE_CIFAR = _CIFAR | {
-  "shortcut": "B",
-  "block_cls": PreActBasicBlock,
-  "pre_activation": True,
-  "stem_features": 16,
-  "dropout": 0.3,
-}
-# He et al. 2015, table 1; 200: He et al. 2016.
-_BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
-_BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
-_DEEPEST = {200: (3, 24, 36, 3)}
-
-
-def _imagenet(
-  name: str, sizes: Mapping[int, tuple[int, ...]], block: ModuleDef, **row: Any
-) -> dict[str, Row]:
-  """Returns one row per depth for a kind of block; `name` has {} for the depth."""
-  return {
-    name.format(depth): _IMAGENET | {"block_cls": block, "stage_sizes": size} | row
-    for depth, size in sizes.items()
-  }
-
-
-def _bottleneck(**kwargs: Any) -> ModuleDef:
-  return partial(BottleneckBlock, **kwargs)
-
-
-# The networks of He et al. 2015. Where the paper leaves a choice, they follow
-# torchvision ("v1.5").
-_RESIDUAL = (
-  _imagenet("resnet{}", _BASIC, BasicBlock)
-  | _imagenet("resnet{}", _BOTTLENECK, BottleneckBlock)
-  # Section 4.2: 6n + 2 layers for 32x32 images.
-  | {
-    f"resnet{6 * n + 2}": _CIFAR | {"block_cls": BasicBlock, "stage_sizes": (n, n, n)}
-    for n in (1, 2, 3, 5, 7, 9, 18, 200)
-  }
-)
-# Bottleneck networks for 32x32 images: 9n + 2 layers. Each block costs about as much as
-# a basic one (He et al. 2016, table 3).
-_SMALL_BOTTLENECK = {
-  f"resnet{9 * n + 2}": _CIFAR
-  | {"block_cls": BottleneckBlock, "shortcut": "B", "stage_sizes": (n, n, n)}
-  for n in (3, 18)
-}
-
-
-def _twins(kind: str, shortcut: str) -> dict[str, Row]:
-  """Returns the rows of `_RESIDUAL` with another shortcut in all blocks."""
-  return {
-    name.replace("resnet", kind): row | {"shortcut": shortcut}
-    for name, row in _RESIDUAL.items()
-  }
-
-
-MODELS: dict[str, Row] = {
-  **_RESIDUAL,
-  **_SMALL_BOTTLENECK,
-  **_twins("plain", "none"),
-  **_twins("highway", "highway"),
-  # The stride is on the first 1x1 convolution, as in the paper.
-  **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
-  # Pre-activation: He et al. 2016, "Identity mappings", table 3 and 5.
-  **_imagenet("resnetv2_{}", _BASIC, PreActBasicBlock, pre_activation=True),
-  **_imagenet(
-    "resnetv2_{}", _BOTTLENECK | _DEEPEST, PreActBottleneckBlock, pre_activation=True
-  ),
-  **{
-    # 9n + 2 layers.
-    f"resnetv2_{9 * n + 2}": _CIFAR
-    | {
-      "shortcut": "B",
-      "block_cls": PreActBottleneckBlock,
-      "stage_sizes": (n, n, n),
-      "pre_activation": True,
-    }
-    for n in (18, 111)
-  },
-  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers, k times as wide.
-  **_imagenet(
-    "wide_resnet{}_2",
-    {depth: _BOTTLENECK[depth] for depth in (50, 101)},
-    _bottleneck(base_width=128),
-  ),
-  **{
-    f"wide_resnet{6 * n + 4}_{k}": _WIDE_CIFAR
-    | {"stage_sizes": (n, n, n), "features": 16 * k}
-    for n, k in ((2, 8), (4, 10))
-  },
-  # ResNeXt: Xie et al. 2016; number of groups x width of a group.
-  **{
-    f"resnext{depth}_{groups}x{width}d": _IMAGENET
-    | {
-      "block_cls": _bottleneck(groups=groups, base_width=width),
-      "stage_sizes": _BOTTLENECK[depth],
-    }
-    for depth, groups, width in ((50, 32, 4), (101, 32, 8), (101, 64, 4))
-  },
-  # Squeeze-and-excitation: Hu et al. 2017.
-  **_imagenet("seresnet{}", _BASIC, partial(BasicBlock, attention_cls=SqueezeExcite)),
-  **_imagenet("seresnet{}", _BOTTLENECK, _bottleneck(attention_cls=SqueezeExcite)),
-  # The tweaks of He et al. 2018, "Bag of tricks", figure 2.
-  **_imagenet("resnet{}c", _BOTTLENECK, BottleneckBlock, stem="deep"),
-  **_imagenet("resnet{}d", _BASIC, BasicBlock, stem="deep", shortcut="D"),
-  **_imagenet("resnet{}d", _BOTTLENECK, BottleneckBlock, stem="deep", shortcut="D"),
-}
+def own_norm(name: str) -> str:
+  """Returns the norm of an architecture, a key of `NORMS`; "batch" for other names."""
+  norm: str = MODELS.get(name, {}).get("norm", "batch")
+  return norm
 
 
 def create_model(
@@ -145,7 +34,7 @@ def create_model(
   *,
   stem: str = "",
   shortcut: str = "",
-  norm: str = "batch",
+  norm: str = "",
   zero_init_residual: bool = False,
   stochastic_depth: float = 0.0,
   scan: bool = False,
@@ -159,13 +48,13 @@ def create_model(
     num_classes: number of logits; None is 1000 for ImageNet networks, 10 for
       CIFAR networks.
     stem: "imagenet" (7x7 at stride 2, max-pool), "deep" (three 3x3, max-pool),
-      "cifar" (3x3), or "" for the architecture's own. "cifar" suits images of at most
-      about 64 pixels per side.
-    shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "highway",
-      "none", or "" for the architecture's own.
+      "tiered", "cifar" (3x3), another key of `STEMS`, or "" for the architecture's own.
+      "cifar" suits images of at most about 64 pixels per side.
+    shortcut: "A", "B", "C" (paper, section 3.3), "D" (average-pooled B), "B3x3"
+      (SENet-154's), "highway", "none", or "" for the architecture's own.
     norm: "batch", "unbiased_batch" (running variance as in PyTorch), "group", "frozen"
-      (batch norm with constant statistics, scale and bias) or "none" (only a bias);
-      see `norms.py`.
+      (batch norm with constant statistics, scale and bias), "evo", "filter_response",
+      "none" (only a bias), or "" for the architecture's own; see `norms.py`.
     zero_init_residual: initialise every block to equal its shortcut.
     stochastic_depth: see `ResNet`; in [0, 1).
     scan: see `ResNet`.
@@ -188,6 +77,8 @@ def create_model(
   row = dict(MODELS[name])
   own_stem, own_shortcut = row.pop("stem"), row.pop("shortcut")
   stem, shortcut = stem or own_stem, shortcut or own_shortcut
+  norm = norm or own_norm(name)
+  row.pop("norm", None)
   check_choice(setting_name("model.stem"), stem, STEMS)
   check_choice(setting_name("model.shortcut"), shortcut, SHORTCUTS)
   check_choice(setting_name("model.norm"), norm, NORMS)

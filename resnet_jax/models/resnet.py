@@ -16,7 +16,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
-from resnet_jax.models.layers import Conv, ModuleDef
+from resnet_jax.models.layers import Conv, ModuleDef, norm_relu
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.scan_layout import to_named, to_scanned
@@ -109,6 +109,7 @@ class ResNet(TakesOldNames):
     block_cls: a block of `blocks.py`. `partial(BottleneckBlock, expansion=2)`, for
       example, changes its width.
     stem_cls: the layers before the first stage. `Backbone` reads their `STRIDE`.
+    conv_cls: the convolution of all layers, `Conv` or a subclass.
     norm_cls: a norm of `norms.py`, or any class with the same interface.
     shortcut_cls: how blocks combine their input with the output of their convolutions.
     pre_activation: the blocks start with norm and ReLU. The stem then does not end with
@@ -134,6 +135,7 @@ class ResNet(TakesOldNames):
   stem_features: int | None = None
   block_cls: ModuleDef = BasicBlock
   stem_cls: ModuleDef = ImageNetStem
+  conv_cls: ModuleDef = Conv
   norm_cls: ModuleDef = BatchNorm
   shortcut_cls: ModuleDef = ProjectionShortcut
   pre_activation: bool = False
@@ -178,7 +180,7 @@ class ResNet(TakesOldNames):
     output_stride: int | None = None,
   ) -> list[Float[Array, "b _ _ _"]]:
     """Returns the output of each stage. The arguments are those of `Backbone`."""
-    conv = partial(Conv, dtype=self.dtype)
+    conv = partial(self.conv_cls, dtype=self.dtype)
 
     def norm_of(group: str) -> ModuleDef:
       in_evaluation = not train or group in self.frozen
@@ -221,7 +223,7 @@ class ResNet(TakesOldNames):
       )(x, None if name in self.frozen else noise)
       outputs.append(x)
     if self.pre_activation:
-      outputs[-1] = nn.relu(norm_of("bn")(name="bn")(x))
+      outputs[-1] = norm_relu(norm_of("bn")(name="bn"), x)
     return outputs
 
   def _noise(self, train: bool) -> Sequence[Noise | None]:

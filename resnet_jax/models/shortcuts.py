@@ -15,6 +15,7 @@ from flax import linen as nn
 from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.old_names import TakesOldNames
+from resnet_jax.models.pooling import average_pool
 from resnet_jax.runtime.arrays import Array, Float
 
 
@@ -77,12 +78,15 @@ class ProjectionShortcut(_Shortcut):
     pool: average 2x2 pixels, then convolve at stride 1. A 1x1 convolution at stride 2
       would skip three quarters of the pixels (ResNet-D: He et al. 2018, "Bag of
       tricks").
+    kernel_size: height and width of the kernel where the stride is above 1; 3 in
+      SENet-154 (Hu et al. 2017, section 6.1).
   """
 
   ADDS: ClassVar[bool] = True
 
   always: bool = False
   pool: bool = False
+  kernel_size: int = 1
 
   def __call__(
     self, x: Float[Array, "b h w c"], residual: Float[Array, "b h2 w2 f"]
@@ -97,38 +101,17 @@ class ProjectionShortcut(_Shortcut):
     """Returns `x` in the shape of the block's output."""
     if not self.always and self.stride == 1 and x.shape[-1] == self.features:
       return x
-    stride = self.stride
-    if self.pool and stride > 1:
-      # By name: jax2onnx replaces this function by one that takes only keywords.
-      x = nn.avg_pool(
-        x,
-        window_shape=(stride, stride),
-        strides=(stride, stride),
-        padding=[(0, size % stride) for size in x.shape[1:3]],
-        count_include_pad=False,
-      )
-      stride = 1
-    elif self.pool and self.dilation is not None:
-      x = _average_2x2(x, self.dilation)
-    conv = self.conv_cls(self.features, 1, stride, name="conv")
+    stride, settings = self.stride, dict[str, int]()
+    if self.pool and (stride > 1 or self.dilation is not None):
+      x, stride = average_pool(x, stride, self.dilation or 1), 1
+    size = self.kernel_size if stride > 1 or self.dilation is not None else 1
+    if size > 1 and self.dilation is not None:
+      settings["dilation"] = self.dilation
+    conv = self.conv_cls(self.features, size, stride, **settings, name="conv")
     if self.norm_cls is None:
       y: Array = conv(x)
       return y
     return conv_norm(conv, self.norm_cls(name="bn"), x, relu=False)
-
-
-def _average_2x2(x: Float[Array, "b h w c"], distance: int) -> Float[Array, "b h w c"]:
-  """Averages each pixel with those `distance` to the right, below, and both.
-
-  Pixels outside of the image do not count.
-  """
-  _, height, width, _ = x.shape
-  padded = jnp.pad(x, ((0, 0), (0, distance), (0, distance), (0, 0)))
-  shifts = [(down, right) for down in (0, distance) for right in (0, distance)]
-  total = sum(padded[:, i : i + height, j : j + width] for i, j in shifts)
-  rows, columns = (1 + (jnp.arange(n) < n - distance) for n in (height, width))
-  counts = rows[None, :, None, None] * columns[None, None, :, None]
-  return total / counts.astype(x.dtype)
 
 
 class HighwayShortcut(ProjectionShortcut):
@@ -172,6 +155,7 @@ SHORTCUTS = {
   "B": ProjectionShortcut,
   "C": partial(ProjectionShortcut, always=True),
   "D": partial(ProjectionShortcut, pool=True),
+  "B3x3": partial(ProjectionShortcut, kernel_size=3),
   "highway": HighwayShortcut,
   "none": NoShortcut,
 }

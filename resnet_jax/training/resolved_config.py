@@ -8,7 +8,7 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
-from resnet_jax.models.registry import build_model, create_model
+from resnet_jax.models.registry import build_model, create_model, own_norm
 from resnet_jax.runtime import compilation
 from resnet_jax.training.transfer import read_preprocessing
 
@@ -69,9 +69,15 @@ def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:
 
 
 def with_num_classes(config: Config, num_classes: int) -> Config:
-  """Returns settings with `num_classes` filled in, if they have none."""
+  """Returns settings with `num_classes` filled in, if they have none.
+
+  The norm of the architecture is filled in too. A run keeps it, as runs of earlier
+  versions do, in which every architecture had batch norm.
+  """
   model = dataclasses.replace(
-    config.model, num_classes=config.model.num_classes or num_classes
+    config.model,
+    num_classes=config.model.num_classes or num_classes,
+    norm=config.model.norm or own_norm(config.model.name),
   )
   return dataclasses.replace(config, model=model)
 

@@ -10,8 +10,9 @@ import re
 from collections.abc import Collection, Mapping
 from typing import Any
 
+from resnet_jax.models.architectures import MODELS
 from resnet_jax.models.norms import NORMS
-from resnet_jax.models.registry import MODELS, create_model
+from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import STEMS
@@ -35,15 +36,18 @@ def describe(model: ResNet) -> Description:
   class. "name" is the name of the architecture; "" if it is not in the registry.
   """
   found = _describe(model)
-  return {"name": _names().get(str(found), ""), **found}
+  names = _names()
+  # A network of other widths than any architecture has the name of one with its parts.
+  name = names.get(_with_widths(model)) or names.get(str(found), "")
+  return {"name": name, **found}
 
 
 def _describe(model: ResNet) -> Description:
   found: Description = {"stage_sizes": list(model.stage_sizes)}
-  # The other two norms differ from "batch" in training only.
-  norms = {name: NORMS[name] for name in ("batch", "group", "none")}
+  # These two norms differ from "batch" in training only.
+  norms = {name: NORMS[name] for name in NORMS.keys() - {"unbiased_batch", "frozen"}}
   parts: dict[str, Mapping[str, Any]]
-  parts = {"block": {}, "stem": STEMS, "shortcut": SHORTCUTS, "norm": norms}
+  parts = {"block": {}, "conv": {}, "stem": STEMS, "shortcut": SHORTCUTS, "norm": norms}
   for field, known in parts.items():
     text = _spell(getattr(model, f"{field}_cls"))
     names = {_spell(part): name for name, part in known.items()}
@@ -61,6 +65,7 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
     Settings of `ModelConfig`, such as {"name": "resnet20", "shortcut": "B"}; None if
     no architecture has these parts.
   """
+  saved = {"conv": "Conv"} | saved  # Older files do not name it.
   choices: dict[str, Collection[str]]
   choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
   # Try the saved name first, because plain20 with another shortcut is also resnet20.
@@ -80,7 +85,16 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
 @functools.cache
 def _names() -> dict[str, str]:
   """Returns the name of each architecture by the text of its description."""
-  return {str(_describe(create_model(name))): name for name in reversed(MODELS)}
+  models = {name: create_model(name) for name in reversed(MODELS)}
+  return {str(_describe(model)): name for name, model in models.items()} | {
+    _with_widths(model): name for name, model in models.items()
+  }
+
+
+def _with_widths(model: ResNet) -> str:
+  groups = getattr(model.block_cls, "keywords", {}).get("groups", 1)
+  widths = (model.features, model.stem_features, groups)
+  return f"{_describe(model)}, {widths}"
 
 
 def _spell(part: Any) -> str:

@@ -219,7 +219,8 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
   return tree
 
 
-def _torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns PyTorch's shape of a parameter; a matrix may have two more axes of 1."""
   return (shape[-1], *shape[-2:-1], *shape[:-2])
 
 
@@ -231,7 +232,7 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
     yield "has values that are not finite in float32"
   elif name.endswith("running_var") and (array < 0).any():
     yield "has negative values"
-  needed = _torch_shape(shape)
+  needed = torch_shape(shape)
   # A matrix may be stored as a 1x1 convolution, as in timm's squeeze-excite and heads.
   if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):
     yield f"has shape {array.shape}, not {needed}"
@@ -240,7 +241,7 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
 def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
   """Returns [out, in, height, width] as float32 [height, width, in, out], copied."""
   assert array is not None
-  array = array.reshape(_torch_shape(shape))
+  array = array.reshape(torch_shape(shape))
   order = (2, 3, 1, 0) if len(shape) == 4 else tuple(reversed(range(len(shape))))
   return np.array(array.transpose(order), np.float32, order="C")
 

@@ -19,6 +19,16 @@ _LEAVES = {
   "bias": "bias",
   "mean": "running_mean",
   "var": "running_var",
+  # Of EvoNorm and of filter response normalisation.
+  "v": "v",
+  "tau": "tau",
+}
+_STEM = {
+  "conv": "conv1",
+  "bn": "bn1",
+  # ResNet-RS has a convolution at the place of the max-pool.
+  "pool_conv": "maxpool.0",
+  "pool_bn": "maxpool.1",
 }
 # timm's deep stem numbers its convolutions, norms and ReLUs in one series, except the
 # last norm.
@@ -68,18 +78,16 @@ def _pools(model: ResNet) -> bool:
 
 def _module(path: Path, pooled: bool = False) -> str:
   match path:
-    case ("stem", "conv"):
-      return "conv1"
-    case ("stem", "bn"):
-      return "bn1"
     case ("stem", name):
-      return _DEEP_STEM[name]
+      return (_STEM | _DEEP_STEM)[name]
     case ("head",):
       return "fc"
     case (stage, block, "shortcut", "gate"):
       rest = "gate"
     case (stage, block, "shortcut", name):
       rest = f"downsample.{('conv', 'bn').index(name) + pooled}"
+    case (stage, block, "se"):  # The kernel of efficient channel attention.
+      rest = "se.conv"
     case (stage, block, *rest):
       rest = ".".join(rest)
   return f"layer{_number(stage)}.{_number(block) - 1}.{rest}"

@@ -1,0 +1,104 @@
+"""Pooling: how feature maps become smaller without a convolution.
+
+`average_pool` and `blur_pool` are called as `pool(x, stride, distance)`. A stride of 1
+with a distance computes the same values at every position: there, dilation of the
+later layers replaces the stride.
+
+Shapes: B batch, H height, W width, C channels.
+"""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import linen as nn
+
+from resnet_jax.runtime.arrays import Array, Float
+
+
+def max_pool_3x3(
+  x: Float[Array, "b h w c"], stride: int = 2, border: float = -jnp.inf
+) -> Float[Array, "b _ _ c"]:
+  """Max-pools 3x3 windows.
+
+  This is the maximum of nine shifted images, so the gradient is elementwise. The
+  gradient of `nn.max_pool` is a select-and-scatter, which is slow on a CPU.
+
+  Args:
+    x: images or feature maps.
+    stride: step along both spatial axes.
+    border: value outside of the images, one pixel wide.
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
+  """
+  height, width = x.shape[1:3]
+  x = jnp.pad(x, ((0, 0), (1, 1), (1, 1), (0, 0)), constant_values=border)
+  rows = [x[:, i : i + height : stride] for i in range(3)]
+  x = jnp.maximum(jnp.maximum(rows[0], rows[1]), rows[2])
+  columns = [x[:, :, i : i + width : stride] for i in range(3)]
+  return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
+
+
+def average_pool(
+  x: Float[Array, "b h w c"], stride: int, distance: int = 1
+) -> Float[Array, "b _ _ c"]:
+  """Averages each pixel with those to the right, below, and both.
+
+  Pixels outside of the image do not count.
+
+  Args:
+    x: feature maps.
+    stride: step along both spatial axes.
+    distance: distance of the averaged pixels, for a stride of 1.
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
+  """
+  if stride > 1:
+    # By name: jax2onnx replaces this function by one that takes only keywords.
+    pooled: jax.Array = nn.avg_pool(
+      x,
+      window_shape=(stride, stride),
+      strides=(stride, stride),
+      padding=[(0, -size % stride) for size in x.shape[1:3]],
+      count_include_pad=False,
+    )
+    return pooled
+  _, height, width, _ = x.shape
+  padded = jnp.pad(x, ((0, 0), (0, distance), (0, distance), (0, 0)))
+  shifts = [(down, right) for down in (0, distance) for right in (0, distance)]
+  total = sum(padded[:, i : i + height, j : j + width] for i, j in shifts)
+  rows, columns = (1 + (jnp.arange(n) < n - distance) for n in (height, width))
+  counts = rows[None, :, None, None] * columns[None, None, :, None]
+  return total / counts.astype(x.dtype)
+
+
+def blur_pool(
+  x: Float[Array, "b h w c"], stride: int, distance: int = 1
+) -> Float[Array, "b _ _ c"]:
+  """Blurs with the weights 1, 2, 1 along both axes, then keeps each `stride`-th pixel.
+
+  At the borders, the image is mirrored (Zhang 2019, "Making convolutional networks
+  shift-invariant again", section 3.2 and its code).
+
+  Args:
+    x: feature maps.
+    stride: step along both spatial axes.
+    distance: distance of the blurred pixels, for a stride of 1.
+
+  Returns:
+    [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
+  """
+  for axis in (1, 2):
+    size = x.shape[axis]
+    center = np.arange(0, size, stride)
+    # A pixel without a neighbour on one side takes the one of the other side twice.
+    before, after = center - distance, center + distance
+    before, after = (
+      np.where(before < 0, after, before),
+      np.where(after >= size, before, after),
+    )
+    neighbours = [np.clip(side, 0, size - 1) for side in (before, after)]
+    first, second = (jnp.take(x, side, axis) for side in neighbours)
+    x = (first + 2 * jnp.take(x, center, axis) + second) / 4
+  return x
