@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from resnet_jax.config import Config
   from resnet_jax.inference.classifier import Classifier, load
   from resnet_jax.models.architectures import MODELS
+  from resnet_jax.models.backbone import Backbone
   from resnet_jax.models.blocks import (
     BasicBlock,
     BottleneckBlock,
@@ -40,7 +41,7 @@ if TYPE_CHECKING:
     ResNet152,
     create_model,
   )
-  from resnet_jax.models.resnet import Backbone, ResNet
+  from resnet_jax.models.resnet import ResNet
   from resnet_jax.models.shortcuts import (
     HighwayShortcut,
     IdentityShortcut,
@@ -66,7 +67,8 @@ _FILES = {
   "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
   "models.architectures": "MODELS",
   "models.registry": "create_model ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
-  "models.resnet": "Backbone ResNet",
+  "models.backbone": "Backbone",
+  "models.resnet": "ResNet",
   "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
   "models.stems": "CifarStem DeepStem ImageNetStem TieredStem",
   "training.evaluator": "evaluate",

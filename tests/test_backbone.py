@@ -21,6 +21,7 @@ from resnet_jax.models.pooling import average_pool, blur_pool
 from resnet_jax.models.shortcuts import SHORTCUTS
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
+from resnet_jax.runtime.errors import UserError
 
 NETS = {
   "basic": {"block_cls": BasicBlock},
@@ -121,3 +122,21 @@ def test_a_stride_that_no_stage_has(output_stride):
   message = rf"output_stride={output_stride} must be one of \[4, 8, 16, 32\]"
   with pytest.raises(ValueError, match=message):
     backbone.init(jax.random.key(0), jnp.ones((1, 32, 32, 3)))
+
+
+@pytest.mark.parametrize(
+  ("name", "stride"),
+  [("resnet20", 2), ("resnext50_32x4d", 16), ("resnetv2_50x3_bit", None)],
+)
+def test_strides_and_features_are_known_before_a_call(name, stride):
+  backbone = Backbone(create_model(name), stride, maps=("c4", "c2"))
+  call = partial(backbone.init_with_output, jax.random.key(0))
+  maps = jax.eval_shape(call, jnp.ones((1, 64, 64, 3)))[0]
+  assert {key: x.shape[-1] for key, x in maps.items()} == backbone.features
+  assert {key: 64 // x.shape[1] for key, x in maps.items()} == backbone.strides
+  assert [*backbone.features] == [*backbone.strides] == ["c2", "c4"]
+
+
+def test_an_unknown_map_is_refused():
+  with pytest.raises(UserError, match=r"maps='c5' is unknown; choose from c2, c3, c4"):
+    _ = Backbone(create_model("resnet20"), maps=("c5",)).features

@@ -187,6 +187,20 @@ def test_weights_of_the_package_are_a_start_by_name(capsys):
   assert capsys.readouterr().err == ""
 
 
+def test_weights_for_colour_start_a_network_for_other_images(capsys):
+  config = digits_config()
+  found = load_start(
+    "resnet20_cifar10", create_model("resnet20"), (8, 8, 1), config.data
+  )
+  theirs = load("resnet20_cifar10").variables["params"]["stem"]["conv"]["kernel"]
+  np.testing.assert_allclose(
+    found["params"]["stem"]["conv"]["kernel"], theirs.sum(2, keepdims=True), rtol=1e-6
+  )
+  assert (
+    "are for images of 3 channels, and the images have 1" in capsys.readouterr().err
+  )
+
+
 EXPECTED = Preprocessing((0.25,), (0.75,), resize=10, crop=6, interpolation="bicubic")
 
 

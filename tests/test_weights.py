@@ -16,6 +16,7 @@ import numpy as np
 import pytest
 import safetensors
 import safetensors.numpy
+from arrays import normal
 from flax import linen as nn
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
@@ -27,6 +28,7 @@ from resnet_jax.models.architectures import MODELS
 from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.scan_layout import is_scanned, to_named
+from resnet_jax.models.variables import image_channels
 from resnet_jax.weights import imagenet, location, torch_checkpoint
 from resnet_jax.weights.architecture import (
   check_named,
@@ -108,6 +110,36 @@ def test_one_channel_of_weights_is_one_channel_of_images(path):
     variables = make_variables(model, channels=1)
     weights.save(path, model, variables)
     assert_equal(weights.load(path, model), variables)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet18d", "resnetv2_18"])
+def test_the_first_kernel_is_adapted_to_other_channels_as_timm_does(name):
+  model = create_model(name, 3).clone(stage_sizes=(1, 1), features=8)
+  variables = make_variables(model)
+  assert weights.with_channels(variables, 3) is variables
+  grey = normal(2, 16, 16, 1)
+  three = model.apply(variables, jnp.concatenate(3 * [grey], -1))
+  for channels in (1, 2, 6, 7):
+    adapted = weights.with_channels(variables, channels)
+    assert image_channels(adapted) == channels
+    stem = adapted["params"]["stem"]
+    kernel = stem["conv1" if name == "resnet18d" else "conv"]["kernel"]
+    theirs = timm_adapted(variables, kernel.shape[2])
+    np.testing.assert_allclose(kernel, theirs, rtol=1e-6, atol=0)
+    if channels in (1, 6):  # Equal channels give what grey images of 3 channels do.
+      ours = model.apply(adapted, jnp.concatenate(channels * [grey], -1))
+      np.testing.assert_allclose(ours, three, rtol=0, atol=1e-5 * abs(three).max())
+  with pytest.raises(ValueError, match="images of 1 channels cannot be adapted to 2"):
+    weights.with_channels(weights.with_channels(variables, 1), 2)
+
+
+def timm_adapted(variables, channels):
+  """The rule of `adapt_input_conv` in timm 1.0.31, written with NumPy."""
+  stem = variables["params"]["stem"]
+  kernel = np.asarray(stem[min(key for key in stem if "kernel" in stem[key])]["kernel"])
+  if channels == 1:
+    return kernel.sum(2, keepdims=True)
+  return np.concatenate(3 * [kernel], 2)[:, :, :channels] * 3 / channels
 
 
 def test_a_torch_module_of_the_same_names_loads_it_strictly(path):

@@ -29,8 +29,7 @@ def size_warnings(
   small, large = sizes[0], sizes[-1]
   found = []
   if isinstance(model, ResNet):
-    stem = getattr(model.stem_cls(model.features), "STRIDE", 4)
-    stride = stem * 2 ** (len(model.stage_sizes) - 1)
+    stem, stride = model.stage_strides[0], model.stage_strides[-1]
     side = -(-small // stride)
     # Networks for CIFAR, whose stride is 4, take the smallest images of all.
     if side < _SMALLEST_MAP and stride > 4:

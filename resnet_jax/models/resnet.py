@@ -153,6 +153,18 @@ class ResNet(TakesOldNames):
     stages = (f"stage{i + 1}" for i in range(len(self.stage_sizes)))
     return "stem", *stages, *(["bn"] if self.pre_activation else []), "head"
 
+  @property
+  def stage_strides(self) -> tuple[int, ...]:
+    """Stride of each stage's output, in pixels of the image; 4 for an unknown stem."""
+    stem = getattr(self.stem_cls(self.stem_features or self.features), "STRIDE", 4)
+    return tuple(stem * 2**i for i in range(len(self.stage_sizes)))
+
+  @property
+  def stage_features(self) -> tuple[int, ...]:
+    """Channels of each stage's output."""
+    widths = (self.features * 2**i for i in range(len(self.stage_sizes)))
+    return tuple(self.block_cls(width).out_features for width in widths)
+
   def setup(self) -> None:
     for group in self.frozen:
       check_choice("frozen", group, self.groups)
@@ -195,9 +207,9 @@ class ResNet(TakesOldNames):
     )
     kept = len(self.stage_sizes)  # Number of stages that keep their stride.
     if output_stride is not None:
-      strides = [stem.STRIDE * 2**i for i in range(kept)]
+      strides = self.stage_strides
       if output_stride not in strides:
-        raise UserError(f"output_stride={output_stride!r} must be one of {strides}")
+        raise UserError(f"output_stride={output_stride!r} must be one of {[*strides]}")
       kept = 1 + strides.index(output_stride)
     x, outputs = stem(jnp.asarray(images, self.dtype)), []
     for i, noise in enumerate(self._noise(train)):
@@ -278,50 +290,3 @@ def as_resnet(model: nn.Module, purpose: str) -> ResNet:
   if not isinstance(model, ResNet):
     raise UserError(f"{purpose} need a ResNet, not {type(model).__name__}")
   return model
-
-
-class Backbone(nn.Module):
-  """A residual network without its head, for detection, segmentation and the like.
-
-  It takes the variables of the full network unchanged, such as those of
-  `weights.load(path, net)`, and ignores the head's parameters. If a module calls both
-  the backbone and `net`, the two do not share parameters.
-
-  Attributes:
-    net: the network, such as `create_model("resnet50")`.
-    output_stride: stride of the coarsest feature map, in pixels of the image. Dilation
-      of later layers replaces the strides beyond it, so that the same weights see the
-      same pixels at more positions (Chen et al. 2017, "Rethinking atrous convolution",
-      section 3.1). It is the stride of a stage: 4, 8, 16 or 32 for ImageNet networks,
-      1, 2 or 4 for CIFAR networks. None keeps all strides.
-  """
-
-  net: ResNet
-  output_stride: int | None = None
-
-  @nn.compact
-  def __call__(
-    self, images: Float[AnyArray, "b h w c"], train: bool = False
-  ) -> dict[str, Float[Array, "b _ _ _"]]:
-    """Returns the last feature map of each stage.
-
-    Args:
-      images: normalised.
-      train: see `ResNet.__call__`.
-
-    Returns:
-      "c2", "c3", "c4" and, for networks with four stages, "c5": [B, ceil(H / stride),
-      ceil(W / stride), features], in the dtype of the network. Strides are 4, 8, 16 and
-      32 (1, 2 and 4 with the CIFAR stem), and at most `output_stride`. Features are 64,
-      128, 256 and 512 (16, 32 and 64 for CIFAR networks). Bottleneck blocks have 4
-      times as many, and wide CIFAR networks k times as many. All maps are after ReLU,
-      except that in pre-activation networks only the last one is.
-
-    Raises:
-      UserError: no stage has `output_stride`, or `net` is not a `ResNet`.
-    """
-    # `net` may be a submodule of another module. The clone belongs to this one.
-    net = as_resnet(self.net, "backbones").clone(parent=self, name=None)
-    nn.share_scope(self, net)
-    outputs = net.stages(images, train, self.output_stride)
-    return {f"c{i}": x for i, x in enumerate(outputs, start=2)}

@@ -9,6 +9,7 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax.models.scan_layout import to_named
+from resnet_jax.runtime.errors import UserError
 
 # What `model.apply` takes: {"params": ..., "batch_stats": ...}.
 Variables = dict[str, Any]
@@ -43,5 +44,47 @@ def abstract_variables(
 
 def image_channels(variables: Variables) -> int:
   """Returns the number of image channels that the variables of a `ResNet` need."""
-  stem = jax.tree.leaves(variables["params"]["stem"])
-  return next(int(x.shape[2]) for x in stem if x.ndim == 4)
+  return int(_first_kernel(variables)[1].shape[2])
+
+
+def with_channels(variables: Variables, channels: int) -> Variables:
+  """Adapts the first kernel of a `ResNet` to images of another number of channels.
+
+  As in timm (`adapt_input_conv`), a kernel for one channel is the sum over the three
+  colours. For more channels, the colours are repeated, and their sum stays the same for
+  channels that are equal.
+
+  Args:
+    variables: {"params": ..., "batch_stats": ...} of a network for 3 channels.
+    channels: the new number of channels, > 0.
+
+  Returns:
+    The variables; those given if they are for this number of channels already.
+
+  Raises:
+    UserError: the variables are for another number of channels than 3.
+  """
+  name, kernel = _first_kernel(variables)
+  given = kernel.shape[2]
+  if given == channels:
+    return variables
+  if given != 3:
+    raise UserError(
+      f"a network for images of {given} channels cannot be adapted to {channels}; only "
+      "one for 3 channels can"
+    )
+  if channels == 1:
+    kernel = kernel.sum(axis=2, keepdims=True)
+  else:
+    repeated = jnp.tile(kernel, (1, 1, -(-channels // 3), 1))
+    kernel = repeated[:, :, :channels] * (3 / channels)
+  params = variables["params"]
+  stem = params["stem"] | {name: params["stem"][name] | {"kernel": kernel}}
+  return variables | {"params": params | {"stem": stem}}
+
+
+def _first_kernel(variables: Variables) -> tuple[str, jax.Array]:
+  """Returns the name of a stem's first convolution, and its kernel."""
+  stem = variables["params"]["stem"]
+  name = min(name for name in stem if "kernel" in stem[name])
+  return name, stem[name]["kernel"]

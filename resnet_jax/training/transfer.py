@@ -13,7 +13,12 @@ from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
-from resnet_jax.models.variables import Variables, abstract_variables
+from resnet_jax.models.variables import (
+  Variables,
+  abstract_variables,
+  image_channels,
+  with_channels,
+)
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
@@ -54,6 +59,14 @@ def load_start(
     variables["params"].pop("head", None)
   else:
     variables = weights.load(source, model, head=False)
+  if isinstance(model, ResNet) and (given := image_channels(variables)) == 3:
+    if given != image_shape[2]:
+      warn(
+        f"the weights of config.init_from are for images of {given} channels, and the "
+        f"images have {image_shape[2]}: the first kernel is adapted, see "
+        "`weights.with_channels`"
+      )
+    variables = with_channels(variables, image_shape[2])
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
   wanted["params"].pop("head", None)

@@ -3,6 +3,7 @@
 variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
+from resnet_jax.models.variables import with_channels
 from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
   TORCH_SUFFIXES,
@@ -34,4 +35,5 @@ __all__ = [
   "read_preprocessing",
   "read_training",
   "save",
+  "with_channels",
 ]
