@@ -1,12 +1,14 @@
 """Compares the time of a training step, layer by layer, with the device's peak speed.
 
 Command: python benchmarks/roofline.py [--case resnet50:256] [--dtype bfloat16]
-[--json]. One step is profiled. Each operation counts for the layer that XLA names as
-its origin; a fusion of several layers counts for the last one. The best possible time
-is the longer of two: the multiply-adds at the speed of a large matrix product, and the
-bytes of operands and results at the speed of a large copy. Both speeds are measured
-first. On a CPU, XLA runs some products beside other operations and reports hardly any
-time for them.
+[--json]. One step is profiled. The time of each operation is added to the layer that
+XLA names as its origin. For a fusion of several layers, XLA names the last one.
+
+The efficiency of a layer is its best possible time divided by its measured time. Two
+times are computed: that of its arithmetic at the speed of a large matrix product, and
+that of moving its operands and results at the speed of a large copy. The best possible
+time is the longer one. Both speeds are measured first. On a CPU, XLA runs some products
+in parallel with other operations and reports hardly any time for them.
 """
 
 import argparse
@@ -89,7 +91,7 @@ def read_operations(text: str) -> dict[str, tuple[str, int]]:
 
 
 def layer_of(origin: str, layers: dict[str, int]) -> str:
-  """Returns the name of the layer, of the block if it is between layers, or "other"."""
+  """Returns an operation's layer, or its block if it is between layers, or "other"."""
   match = re.search(r"(stem|stage\d+|head)/?.*", origin)
   if not match:
     return "other"
@@ -167,7 +169,7 @@ def main() -> None:
   if not args.json:
     print(f"{jax.devices()[0].device_kind}, {args.case}, {args.dtype}")
     print(f"a large product {product / 1e12:.3g} TFLOP/s, a copy {copy / 1e9:.3g} GB/s")
-    print("layers                       direction     ms  share  TFLOP/s  of the best")
+    print("layers                       direction     ms  share  TFLOP/s efficiency")
   for (group, backward), duration in times.most_common():
     flops = work[group] * (2 if backward else 1)
     best = max(flops / product, sizes[group, backward] / copy)

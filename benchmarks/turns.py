@@ -1,7 +1,7 @@
 """Runs cases in turns: each in its own process, while all others are stopped.
 
-On a shared machine only such a comparison is meaningful: a disturbance slows one case
-as much as the next one, and the medians over the turns are compared.
+Other programs on a shared machine then slow all cases alike, so the medians over the
+turns can be compared.
 """
 
 import argparse
@@ -18,13 +18,13 @@ from collections.abc import Callable
 
 
 def serve(run: Callable[[int], None]) -> None:
-  """Runs as often as each line of stdin says, and prints the seconds per run."""
+  """Calls `run` with the number in each line of stdin; prints the seconds per run."""
   run(1)  # Compiles.
   for line in sys.stdin:
     start, count = time.perf_counter(), int(line)
     run(count)
     print(json.dumps({"s": (time.perf_counter() - start) / count}), flush=True)
-  os._exit(0)  # Some libraries wait for their threads.
+  os._exit(0)  # Some libraries would wait for threads.
 
 
 class Turns:
@@ -39,7 +39,7 @@ class Turns:
     """Starts a process that answers each line of stdin with a line of JSON."""
     self.turns: list[dict[str, float]] = []
     self.error = ""
-    self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - lives as long
+    self._errors = tempfile.TemporaryFile("w+")  # noqa: SIM115 - used by `take`
     self._process = subprocess.Popen(
       command,
       stdin=subprocess.PIPE,
@@ -79,7 +79,7 @@ def alternate(
 
   Args:
     commands: name -> a command that calls `serve`.
-    turns: number of turns of each case; one more, the first, is not counted.
+    turns: number of counted turns of each case; a first turn is not counted.
     seconds: minimum length of a turn. A turn has at least three runs, because a process
       that was stopped is slower at first.
   """
@@ -92,7 +92,7 @@ def alternate(
       for case in cases.values():
         first = case.turns[0]["s"] if case.turns else seconds
         case.take(max(3, round(seconds / first)))
-  finally:  # Otherwise the stopped processes would stay.
+  finally:  # Otherwise the stopped processes would never end.
     for case in cases.values():
       case.end()
   return {
@@ -170,8 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that the comparisons share."""
   parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=7)
-  parser.add_argument("--seconds", type=float, default=5, help="of a turn, at least")
-  parser.add_argument("--json", action="store_true", help="one object a comparison")
+  parser.add_argument("--seconds", type=float, default=5, help="minimum for a turn")
+  parser.add_argument("--json", action="store_true", help="one line per comparison")
 
 
 if __name__ == "__main__":

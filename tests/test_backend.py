@@ -81,7 +81,7 @@ def test_tuned_steps_are_the_untuned_ones(net, monkeypatch):
 @pytest.mark.parametrize("net", NETS.values(), ids=NETS)
 @pytest.mark.parametrize("train", [False, True])
 def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, train):
-  """Custom calls would prevent export to every platform and forward mode."""
+  """The custom calls of native kernels allow neither export nor forward mode."""
   model = ResNet(**{"stage_sizes": (1, 1), "num_classes": 4} | net)
   images = normal(2, 16, 16, 3)
   variables = variables_of(model, images)
@@ -95,7 +95,7 @@ def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, t
     factor = jnp.ones(())
     exported = jax.export.export(jax.jit(logits), platforms=["cpu", "cuda", "tpu"])
     assert jax.export.deserialize(exported(factor).serialize())
-    # Lowering is enough: in it, a `custom_vjp` refuses forward mode.
+    # Lowering is enough: a `custom_vjp` already refuses forward mode in it.
     jax.jit(lambda x: jax.jvp(logits, [x], [x])).lower(factor)
     jax.jit(jax.hessian(logits)).lower(factor)
     jax.jit(jax.vmap(logits)).lower(jnp.ones(3))
@@ -104,7 +104,7 @@ def test_a_user_exports_and_derives_a_network_without_a_choice_of_kernels(net, t
 
 
 def test_onednn_is_for_bfloat16_alone(monkeypatch):
-  """In float32, it gains nothing and keeps programs out of the compilation cache."""
+  """In float32, oneDNN is not faster, and its programs cannot be cached."""
   given = []
   monkeypatch.setattr(compilation, "processor_flags", lambda: "flags: avx512_bf16")
   monkeypatch.setattr(
@@ -140,7 +140,7 @@ print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="is for glibc")
+@pytest.mark.skipif(sys.platform != "linux", reason="needs glibc")
 def test_freed_memory_is_kept():
   def faults(mode: str) -> int:
     environment = os.environ | {"XLA_FLAGS": "", "JAX_PLATFORMS": "cpu"}
@@ -151,7 +151,7 @@ def test_freed_memory_is_kept():
   # heap grows now and then, to about ten arrays, and not in each of the 80 calls.
   default = faults("default")
   if default < 5000:
-    pytest.skip("another C library, which keeps it anyway")
+    pytest.skip("this C library keeps freed memory by default")
   assert faults("keep") < default / 3
 
 

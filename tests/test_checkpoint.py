@@ -1,4 +1,4 @@
-"""Checkpoints: saved states come back, the right ones are kept, wrong ones refused."""
+"""Checkpoints: states are restored, the right ones are kept, wrong ones are refused."""
 
 import resource
 import shutil
@@ -263,7 +263,7 @@ def test_a_run_may_have_any_name(tmp_path, monkeypatch, name):
 def test_a_full_disk_is_told_and_leaves_the_older_checkpoint(
   tmp_path, monkeypatch, known
 ):
-  """The system reports the full disk before the save, or only a write fails."""
+  """If `known`, the system reports the full disk before a save; else a write fails."""
   state = make_state(step=1)
   limits = resource.getrlimit(resource.RLIMIT_FSIZE)
   with CheckpointStore(tmp_path) as store:
@@ -304,7 +304,7 @@ def test_a_checkpoint_of_another_model_stays_where_it_is(tmp_path):
   other = create_model("resnet8", 4)
   wrong = pytest.raises(
     UserError,
-    match=r"as params/head/bias it has \[3\], and the run takes \[4\]",
+    match=r"params/head/bias is \[3\] in it and \[4\] in this run",
   )
   with CheckpointStore(tmp_path) as store, wrong:
     store.restore_latest(make_state(model=other))
@@ -319,7 +319,7 @@ def test_weights_alone_are_no_state_to_go_on_from(tmp_path):
     step, variables = store.restore_model("latest", replicated(create_mesh()))
     assert step == 0
     assert_equal(variables, state.variables)
-    with pytest.raises(ValueError, match="no state of training"):
+    with pytest.raises(ValueError, match="no training state to resume from"):
       store.restore_latest(state)
 
 

@@ -217,7 +217,7 @@ def test_a_split_that_training_refuses_is_unreadable(tmp_path, capsys):
   status, out, _ = call(capsys, root, "--json", "--figure=")
   (refused,) = json.loads(out)["unreadable"]
   assert status == 1 and refused["file"] == str(root / "test")
-  assert "classes that training has not: images" in refused["reason"]
+  assert "classes that training does not have: images" in refused["reason"]
 
 
 def test_names_that_a_terminal_would_obey_are_harmless(tmp_path, capsys):

@@ -1,4 +1,4 @@
-"""A folded network computes the same, on one CPU in a few fused calls."""
+"""A folded network computes the same. On one CPU it needs only a few fused calls."""
 
 from functools import partial
 
@@ -35,8 +35,8 @@ needs_compiler = pytest.mark.skipif(
 )
 CHOICES = ["plain", "xla", pytest.param("native", marks=needs_compiler)]
 
-# Each row has the changes to a network of two basic blocks with a CIFAR stem, its norm
-# scales after folding and before, and its number of fused calls after folding.
+# Each row has changes to a network of two basic blocks with a CIFAR stem, and three
+# numbers: norm scales after folding, norm scales before, and fused calls after folding.
 NETS = {
   "basic": ({}, 0, 6, 6),
   "bottleneck": ({"block_cls": BottleneckBlock}, 0, 9, 9),
@@ -69,8 +69,7 @@ NETS = {
   "evo": ({"norm_cls": NORMS["evo"]}, 6, 6, 0),
   "frozen": ({"norm_cls": NORMS["frozen"]}, 0, 6, 6),
   "group": ({"norm_cls": NORMS["group"]}, 6, 6, 0),
-  # The first and the last norm follow no convolution, and there is no kernel here for a
-  # 3x3 convolution of several groups.
+  # The first norm of each block and the last norm do not directly follow a convolution.
   "pre-activation": ({"block_cls": PreActBasicBlock, "pre_activation": True}, 3, 5, 2),
   "pre-activation 2": (
     {"block_cls": PreActBottleneckBlock, "pre_activation": True},
@@ -78,6 +77,7 @@ NETS = {
     7,
     4,
   ),
+  # There is no native kernel for a 3x3 convolution of several groups.
   "groups": ({"block_cls": partial(BottleneckBlock, groups=2)}, 0, 9, 7),
 }
 
@@ -158,7 +158,7 @@ def test_a_norm_that_kept_its_scale_still_multiplies(monkeypatch):
   ],
 )
 def test_gradients_are_the_same(fused, changes, train):
-  """Heat maps that explain a network need the gradients of evaluation."""
+  """Heat maps need the gradients of a network in evaluation mode."""
   model, x = net(**changes), images_of(8)
   variables = variables_of(model, x, spread=0.3)
 

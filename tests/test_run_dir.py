@@ -84,7 +84,7 @@ def test_a_run_is_resumed_with_the_images_that_it_began_with(tmp_path):
       use(tmp_path, Config(), 9, (), facts)
   with pytest.raises(UserError, match="18 images, and now their names or labels are"):
     use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18, train_digest="b"))
-  # Data that has no list to compare, and a run of an older version.
+  # Allowed: data without a list to compare, and a run of an older version.
   use(tmp_path, Config(), 9, (), RunFacts(num_train_images=18))
   use(tmp_path, Config(), 9, (), RunFacts())
   use(tmp_path, Config(), 9, (), first)
@@ -225,7 +225,10 @@ def test_settings_on_remote_storage(tmp_path, monkeypatch):
 
 @pytest.fixture
 def become(monkeypatch):
-  """Returns a function that makes this process 0 or 1 of two; 1 gets 0's broadcasts."""
+  """Returns a function by which this process plays process 0 or process 1 of two.
+
+  Process 1 receives the broadcasts of process 0.
+  """
   said, heard = [], []
 
   def broadcast(array):

@@ -53,7 +53,7 @@ def test_scanned_and_rematerialised_nets_equal_the_unrolled_one(name):
   named = variables_of(make(name), IMAGES, spread=0.2)
   expected = run_step(make(name), named)
   cases = [({"scan": True, "remat": True}, to_scanned(named))]
-  if name == "highway14":  # Each option alone; once, as each compiles for seconds.
+  if name == "highway14":  # Each option alone, for one net: each takes seconds.
     cases += [({"scan": True}, named), ({"remat": True}, named)]
   for options, variables in cases:
     result = run_step(make(name, **options), variables)

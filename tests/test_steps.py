@@ -146,7 +146,7 @@ def test_train_step_is_traced_once():
 
 
 def assert_equal_but_for_rounding(state, expected):
-  """Allows for the rounding of sums in another order, over 20 updates."""
+  """Allows for 20 updates whose sums, in another order, are rounded differently."""
   trees = state.variables, expected.variables
   for a, b in zip(*map(jax.tree.leaves, trees), strict=True):
     np.testing.assert_allclose(a, b, rtol=0, atol=1e-5 * np.abs(b).max())

@@ -311,7 +311,7 @@ def test_a_report_has_badges_a_forest_plot_and_links(tmp_path, monkeypatch):
   )
   assert "config.batch_size" in page and "0:04:04" in page and "<b>" not in page
   assert page.count("prefers-color-scheme: dark") == page.count("@media print") == 1
-  # 37.25 points: the point lies between the ends of the interval, right of 0.
+  # The point of the difference, 37.25 %, is inside the interval and right of 0.
   percent = {
     kind: [
       float(attrs[name].rstrip("%"))
@@ -365,7 +365,7 @@ FLAGS = [
 def test_a_study_trains_reports_goes_on_and_says_what_failed(
   tmp_path, capsys, monkeypatch
 ):
-  for name in ("responses", "degradation", "gradients"):  # Shallow nets compile soon.
+  for name in ("responses", "degradation", "gradients"):  # These compile quickly.
     kept = grids._KEPT if name == "gradients" else {}
     study = dataclasses.replace(
       STUDIES[name], variants={"smoke": grids._twins(8, **kept)}
@@ -401,7 +401,7 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
     patch.setattr(Job, "start", refuse)
     main(command)
     assert "2 runs are done" in capsys.readouterr().out
-    # A study that shares the runs but measures nothing in them repeats none either.
+    # Another study, which shares the runs and measures nothing, repeats none either.
     other = tmp_path / "other"
     shared = [f"--out={other}", f"--runs={out / 'runs'}", *command[3:]]
     main(["study", "degradation", *shared])

@@ -31,7 +31,7 @@ from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 import resnet_jax
 from resnet_jax.weights import load_save, read_class_names, torch_checkpoint
 
-# Bytes that reading may take besides twice the file: Python needs them for any file.
+# Reading may take this many bytes more than twice the file; Python itself needs them.
 SPARE = 2**16
 FLOATS = np.arange(24, dtype=np.float32)
 
@@ -162,7 +162,7 @@ NEIGHBOURS = {
 @pytest.mark.parametrize("name", NEIGHBOURS)
 def test_objects_beside_the_tensors_are_ignored(name, container, tmp_path):
   if (name, container) == ("tensor", "tar"):
-    pytest.skip("only numbers fit there")
+    pytest.skip("a tar stores the offset of a tensor as a number")
   content = {"before": NEIGHBOURS[name], "state_dict": SMALL, "z": NEIGHBOURS[name]}
   arrays, problems = read(tmp_path, write(content, container))
   assert not problems
@@ -721,7 +721,7 @@ def test_a_bomb_takes_neither_time_nor_memory_nor_a_long_message(bomb, tmp_path)
 
 
 def twice(container: str, part: str, name: str = "") -> bytes:
-  """Returns a file of SMALL with a new first part that has another's name."""
+  """Returns a file of SMALL with a new first part that has the name of another one."""
   parts = members(SMALL, container)
   other = "~" * len(part)
   data = pack({other: parts[part][::-1], **parts}, container)
@@ -735,7 +735,7 @@ def second_size() -> bytes:
 
 
 def with_start_before(data: bytes) -> bytes:
-  """Returns a zip with a byte before its directory that its end record omits."""
+  """Returns a zip whose end record does not count a byte before its directory."""
   at = data.index(b"PK\1\2")
   return data[:at] + b"x" + data[at:]
 
@@ -810,7 +810,7 @@ JSON_PIECES = [
 
 
 def tokens(part: bytes) -> list[bytes]:
-  """Returns the instructions of the pickles in it, and the bytes between them."""
+  """Splits a part into the instructions of its pickles and the bytes between them."""
   cuts = {0, len(part)}
   for start in (match.start() for match in re.finditer(rb"\x80\x02", part)):
     with contextlib.suppress(ValueError):
@@ -929,7 +929,7 @@ def test_of_10_000_damaged_files_each_is_read_or_refused(container, tmp_path):
   path = tmp_path / ("x.safetensors" if container == "safetensors" else "x.pth")
   path.write_bytes(mutant(container, 0))
   with contextlib.suppress(ValueError):
-    read_and_copy(path)  # Makes all that is made only once.
+    read_and_copy(path)  # Creates what is created only once.
   failures, most = {}, 0
   for seed in range(2_500):
     data = mutant(container, seed)

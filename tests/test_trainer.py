@@ -78,7 +78,7 @@ def assert_states_equal(a, b):
     np.testing.assert_array_equal(x, y)
 
 
-# An epoch has 4 steps, so step 7 is within one; calls of 2 steps cut it elsewhere.
+# An epoch has 4 steps, so step 7 is inside one. Calls of 2 steps do not end at it.
 @pytest.mark.parametrize(("stop", "steps_per_call"), [(7, 3), (7, 2), (4, 3)])
 def test_resumed_equals_uninterrupted_to_the_bit(whole, tmp_path, stop, steps_per_call):
   run(make_config(num_steps=stop, steps_per_call=steps_per_call), tmp_path)
@@ -264,7 +264,7 @@ def test_metrics_file(whole):
     assert {"step", "split", "loss", "top1", "top5"} <= line.keys()
     assert {"images_per_s", "learning_rate"} <= line.keys()
     assert line["images_per_s"] > 0 and 0 <= line["top1"] <= line["top5"] <= 1
-  # The rate of the last update: step 8 is the first at a tenth.
+  # Each line has the rate of its last update. The update after step 8 has a tenth.
   rates = [line["learning_rate"] for line in lines if line["split"] == "train"]
   np.testing.assert_allclose(rates, [0.05, 0.05, 0.005], rtol=1e-6)
   assert lines[-1]["count"] == 70 == whole[2]["count"]
@@ -359,7 +359,7 @@ def test_all_options_together_resume_to_the_bit_and_evaluate_alike(tmp_path):
   assert "2 cpu devices" in shown and len(state.step.sharding.device_set) == 2
   die_after_saving(4, config, tmp_path / "cut", devices=2)
   assert_states_equal(run(config, tmp_path / "cut", devices=2)[0], state)
-  # Both versions are evaluated; the average is saved for use.
+  # The parameters and their average are evaluated; the average is the result.
   last = {record["split"]: record for record in records(tmp_path / "whole")[-2:]}
   assert set(last) == {"eval", "ema"} and "ema" in shown
   assert last["ema"]["loss"] == results["loss"] != last["eval"]["loss"]

@@ -120,7 +120,7 @@ def test_each_file_has_its_own_answer_whatever_the_batches(trained, folder):
 
 
 def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
-  """Compares the peak memory of a process with that of one that reads a tenth of them.
+  """Compares the peak memory of a process with one that reads 1,000 files.
 
   All the images together take 48 MB.
   """
@@ -145,7 +145,7 @@ print(count, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
     assert int(done) == count
     return int(kilobytes)
 
-  peak(250)  # Compiles for all calls, because compiling takes memory too.
+  peak(250)  # Fills the compilation cache, because compiling takes memory too.
   assert peak(10_000) - peak(1000) < 15_000
 
 
@@ -346,7 +346,7 @@ EXPORTED = {
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])
 @pytest.mark.parametrize(("net", "image_size"), EXPORTED.values(), ids=EXPORTED)
 def test_exports_say_what_the_network_says(tmp_path, net, form, image_size):
-  """The batch sizes differ from that of the export; none of its code is used."""
+  """Runs the exported file alone, also with other batch sizes than the export used."""
   trained, path = create(**net), tmp_path / f"net.{form}"
   assert export(trained, str(path), form, image_size) <= 1e-4
   assert [file.name for file in tmp_path.iterdir()] == [path.name]
@@ -621,7 +621,7 @@ def paired(names, class_names, num_classes=12, in_order=False, labels=None):
     (["1", "2", "12"], MANY, 12, None),
     (["b", "a"], ("a", "b", "b"), 3, None),
     (["5", "7"], ("0", "10", "2"), 3, None),
-    # Some names are numbers: only names count, as a number may be the index of another.
+    # If some class names are numbers, a number is a name and never an index.
     (["0", "2", "other"], ("0", "1", "10", "2", "other"), 5, [0, 3, 4]),
     (["0", "3"], ("0", "1", "10", "2", "other"), 5, None),
     (["-1", "1"], ("-1", "0", "1"), 3, [0, 2]),
@@ -673,7 +673,7 @@ def test_images_with_other_labels_can_be_sent_to_workers(folder):
 
 @pytest.fixture(scope="module")
 def perfect(tmp_path_factory):
-  """A file with a network that puts each of 12 images in its own class, and these."""
+  """Returns a network's file, 12 images that it gets right, and their classes."""
   root = tmp_path_factory.mktemp("perfect")
   images = np.asarray(pixels(12, 8, 8, 3, seed=5))
   model = create_model("resnet8", 12)
@@ -864,7 +864,7 @@ def test_the_cifar10_weights_know_test_images():
   config = DataConfig(name="cifar10", dir=str(CIFAR10))
   source = open_source(config, "test[:1000]")
   right = count_right(load("resnet20_cifar10"), source.images, source.labels)
-  assert abs(right - CIFAR10_RIGHT) <= 1  # Another processor may round otherwise.
+  assert abs(right - CIFAR10_RIGHT) <= 1  # Another processor may round differently.
 
 
 def test_each_command_takes_weights_by_name(tmp_path, monkeypatch, capsys):

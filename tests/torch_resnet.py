@@ -1,6 +1,6 @@
 """Residual networks in PyTorch, with the module names of torchvision and timm.
 
-`test_parity.py` compares with these networks. They are written independently of
+`test_parity.py` compares our networks with these. They are written independently of
 `resnet_jax`, from the same papers and from the names in published files of weights.
 
 Shapes: B batch, H height, W width, C channels; images are NCHW.
@@ -100,7 +100,7 @@ OPTIONS = {
   "bottleneck": False,
   "groups": 1,
   "base_width": 64,
-  "stride_on_1x1": False,  # True is the paper's place, False is torchvision's.
+  "stride_on_1x1": False,  # True as in the paper, False as in torchvision.
   "shortcut": "B",  # or "A", "D"
   "se": False,
   "preact": False,  # True is timm's resnetv2.
@@ -108,7 +108,7 @@ OPTIONS = {
 
 
 class ResNet(nn.Module):
-  """Any of these networks; `OPTIONS` lists the options."""
+  """A network with the given options; `OPTIONS` has their defaults."""
 
   def __init__(self, sizes, num_classes=10, **options):
     super().__init__()

@@ -1,7 +1,7 @@
 """Counts the collectives of a compiled program, from XLA's text form.
 
-The text has the body of a loop once. Its collectives count once per iteration if XLA
-knows the number of iterations.
+The text contains the body of a loop only once. The collectives in it are counted once
+per iteration if XLA knows the number of iterations, else once.
 """
 
 import dataclasses
@@ -46,12 +46,12 @@ class Collective:
 
   @property
   def sent_bytes(self) -> float:
-    """Bytes that each device sends at least, as in a ring."""
+    """The fewest bytes that each device can send; a ring algorithm reaches this."""
     n = self.group
     passes = {
       "all-reduce": 2 * (n - 1) / n,  # The result is as large as the operand.
-      "all-gather": (n - 1) / n,  # The result is the whole array,
-      "reduce-scatter": n - 1,  # here it is a part.
+      "all-gather": (n - 1) / n,  # The result is the whole array.
+      "reduce-scatter": n - 1,  # The result is one part of the array.
       "all-to-all": (n - 1) / n,
       "collective-permute": 1,
     }
@@ -109,7 +109,7 @@ def _group_size(line: str, num_devices: int) -> int:
     return num_devices
   if match[3]:
     sizes = dict(axis.split("=") for axis in match[3].split(","))
-    # A part of an axis is written 'a':(before)size.
+    # A part of an axis is written 'a':(m)size, m being the size of the parts before.
     axes = [axis.rpartition(")")[2] for axis in match[4].split(",")]
     return math.prod(int(sizes.get(axis, axis)) for axis in axes)
   return int(match[2]) if match[2] else len(match[1].split(","))
@@ -117,13 +117,13 @@ def _group_size(line: str, num_devices: int) -> int:
 
 def _result_bytes(match: re.Match[str]) -> int:
   arrays = _ARRAY.findall(match[1])
-  if match[3] and match[2] != "all-reduce":  # Operands, results, XLA's scalars.
+  if match[3] and match[2] != "all-reduce":  # A tuple of operands and results.
     arrays = [array for array in arrays if array != ("u32", "")]
     arrays = arrays[len(arrays) // 2 :]
   return sum(_bytes(dtype, shape) for dtype, shape in arrays)
 
 
 def _bytes(dtype: str, shape: str) -> int:
-  bits = re.match(r"[a-z]+(\d+)", dtype)  # "pred" has none, and takes a byte.
+  bits = re.match(r"[a-z]+(\d+)", dtype)  # "pred" has no number; it takes a byte.
   size = int(bits[1]) // 8 if bits else 1
   return size * math.prod(int(length) for length in shape.split(",") if length)

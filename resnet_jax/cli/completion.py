@@ -1,4 +1,4 @@
-"""`resnet-jax completion`: prints a shell's completion of the command line."""
+"""`resnet-jax completion`: prints a script that completes commands in a shell."""
 
 import argparse
 
@@ -8,8 +8,8 @@ from resnet_jax.config.files import list_configs
 from resnet_jax.config.schema import Config
 
 TEXT = (
-  "Print a script by which a shell completes commands, flags, settings and their "
-  "values with the Tab key."
+  "Print a script with which the Tab key completes commands, flags, settings and their "
+  "values in a shell."
 )
 EXAMPLES = (
   'eval "$(resnet-jax completion bash)"',
@@ -18,7 +18,7 @@ EXAMPLES = (
   "resnet-jax completion fish > ~/.config/fish/completions/resnet-jax.fish",
 )
 _SHELLS = "bash", "zsh", "fish"
-# Names of values in the help of flags that take folders, and other paths.
+# Metavars of the flags that take folders, and of those that take other paths.
 _FOLDERS = {"RUN", "DIR"}
 _PATHS = {"FILE", "FILE.png", "FILE.npz", "PATH", "IMAGE_OR_DIR", "SOURCE"}
 
@@ -39,7 +39,7 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _add_choices(parser: argparse.ArgumentParser) -> None:
-  """Adds to each command's parser its settings and the values to complete."""
+  """Adds the settings, and the values to complete, to the parsers of the commands."""
   import shtab
 
   from resnet_jax.experiments.studies.grids import STUDIES

@@ -32,9 +32,9 @@ if TYPE_CHECKING:
   from resnet_jax.experiments.sweeps.search import Search
 
 TEXT = (
-  "Search for better settings of an experiment: each trial is a run, and is judged by "
-  "images kept from training. The same command resumes it; processes that share a "
-  "--storage share the search. Any setting is a flag: --config.PATH=VALUE."
+  "Search for better settings of an experiment: each trial is a run that is evaluated "
+  "on images held out from training. The same command resumes the search. Processes "
+  "that share a --storage share the search. Any setting is a flag: --config.PATH=VALUE."
 )
 EXAMPLES = (
   "resnet-jax sweep --config=digits --space digits --trials 30 --jobs 2",
@@ -89,18 +89,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=float,
     default=0.2,
     metavar="X",
-    help="fraction of the training images, in [0.01, 0.99], that judge the trials "
-    "instead of training; 0 judges by config.data.eval_split (default: %(default)s)",
+    help="fraction of the training images, in [0.01, 0.99], that are held out to "
+    "evaluate the trials; 0 evaluates on config.data.eval_split (default: %(default)s)",
   )
   parser.add_argument(
     "--no-prune",
     action="store_true",
-    help="train also the trials to their end that are worse than the median",
+    help="train every trial to its end, even if it is worse than the median",
   )
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs trials until there are enough; `args.settings` are the flags of the settings.
+  """Runs trials up to the wanted number; `args.settings` are the --config.PATH flags.
 
   The exit status is 1 if no trial ended.
   """
@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
   if found is None or found.suffix != ".py":
     names = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
     raise UserError(
-      f"--space={args.space} must be a Python file that is there, or one of {names}"
+      f"--space={args.space} must be a Python file that exists, or one of {names}"
     )
   distributions = space.load_space(str(found))
   space.check_space(distributions, base)
@@ -126,7 +126,7 @@ def run(args: argparse.Namespace) -> None:
   name = args.name or ":".join([Path(file).stem, *variant])
   limit = args.jobs or 1
   out = Path(args.out or f"runs/sweep-{name.replace(':', '-')}")
-  images = check_data(config.data)  # Without it, every trial would fail.
+  images = check_data(config.data)  # Every trial needs the data set.
   if not args.out:
     show(f"results: {out} (--out names another directory)")
   with hold(str(out), f"--out={out}"):
@@ -192,7 +192,7 @@ def _write(
   values = ", ".join(f"{path}={value!r}" for path, value in best.params.items())
   judge = "held-out images" if args.val_share else "config.data.eval_split"
   doc = (
-    f"The best of {len(states)} trials around {args.config}, by {args.metric} "
+    f"The best of {len(states)} trials of {args.config}: its {args.metric} is "
     f"{best.value:.4f}\non {judge}.\n\n"
     f"Command: resnet-jax train --config={out / 'best.py'}\n"
   )
@@ -200,8 +200,8 @@ def _write(
     out / "best.py", serialization.to_source(space.with_values(base, best.params), doc)
   )
   names = figures.draw_figures(study, out, args.metric)
-  todo = "next, the test images, once" if args.val_share else "next"
-  show(  # After the files: `| head` may end the command here.
+  todo = "next, train once for the test result" if args.val_share else "next"
+  show(  # The files come first, because `| head` may end the command here.
     f"{counts}: {out / 'trials.md'}",
     f"best: trial {best.number}, {args.metric} {best.value:.4f}: {values}",
     f"figures: {', '.join(str(out / name) for name in names)}",

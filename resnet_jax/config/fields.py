@@ -46,7 +46,7 @@ def set_value(config: Config, path: str, value: object) -> None:
 
 
 def may_change(field: dataclasses.Field[Any], config: Config) -> bool:
-  """Whether a run resumed with `config` may have another value of a field."""
+  """Whether a run may be resumed with `config` if its value of `field` is a new one."""
   rule: MayChange = field.metadata.get("may_change", False)
   return rule if isinstance(rule, bool) else rule(config)
 

@@ -36,7 +36,7 @@ def _describe_group(prefix: str, group: "DataclassInstance") -> str:
   meanings = _meanings(text)
   lines = [text.split("\n")[0].rstrip(".") + ":"]
   for path, field, value in fields.walk(group, prefix):
-    if path.removeprefix(prefix) not in meanings:  # The setting of a nested group.
+    if path.removeprefix(prefix) not in meanings:  # Its own group describes it.
       continue
     meaning = meanings[field.name]
     default = printable(_show(value))

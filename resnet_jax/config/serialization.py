@@ -100,7 +100,7 @@ def check_resumable(old: Config, new: Config) -> None:
     ValueError: a setting changed; the message has both values.
   """
   free = {path for path, field, _ in walk(new) if may_change(field, new)}
-  # Older runs have 0 here where newer ones have the size of the images.
+  # Older runs stored 0 for these two settings; newer runs store the actual sizes.
   if not (old.data.eval_resize or old.data.eval_crop):
     free |= {"data.eval_resize", "data.eval_crop"}
   before, after = flatten(old), flatten(new)

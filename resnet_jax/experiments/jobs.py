@@ -25,7 +25,7 @@ from resnet_jax.runs.metric_lines import parse_lines
 from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
-INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
+INTERRUPTED = "interrupted; the runs are saved, and the same command resumes them"
 # Errors from reading a file that is not JSON, or has another structure.
 _DAMAGE = AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError
 # A process that was asked to save and end is killed after this time.
@@ -57,7 +57,7 @@ class Job:
     return {"config": config, "measure": self.measure}
 
   def start(self, environment: dict[str, str]) -> None:
-    """Starts the process. Its standard input stays open while this process lives."""
+    """Starts the process. Its standard input closes when the current process ends."""
     self.workdir.mkdir(parents=True, exist_ok=True)
     with (self.workdir / "log.txt").open("a") as log:
       self._log_start = log.tell()
@@ -133,7 +133,12 @@ class Job:
 
 
 def read_result(workdir: Path, config: dict[str, Any]) -> dict[str, Any]:
-  """Returns the result of a run with `config`, given as JSON; {} if there is none."""
+  """Returns the result of the run in `workdir`; {} if it has none for `config`.
+
+  Args:
+    workdir: directory of the run.
+    config: the settings, as JSON values.
+  """
   try:
     found = json.loads((workdir / "result.json").read_text())
     is_of_config = found.pop("request")["config"] == config
@@ -164,7 +169,8 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
       while len(running) < limit:
         if (job := next(queue, None)) is None:
           break
-        running[job] = environments.pop(0)  # First, so that `finally` ends it too.
+        # The job is added before it starts, so that `finally` always ends it.
+        running[job] = environments.pop(0)
         job.start(running[job])
       if not running:
         return
@@ -182,7 +188,7 @@ def run_at_once(jobs: Iterable[Job], limit: int) -> Generator[tuple[Job, bool]]:
 
 
 def _environments(limit: int) -> list[dict[str, str]]:
-  """Returns what each of `limit` processes needs to share this machine's GPUs.
+  """Returns environment variables by which `limit` processes share the local GPUs.
 
   If there are at least as many GPUs as processes, each process gets its own GPUs.
   Otherwise several processes share a GPU and its memory. The memory is divided equally,
@@ -195,7 +201,8 @@ def _environments(limit: int) -> list[dict[str, str]]:
   if limit <= len(gpus):
     return own
   share = {"XLA_CLIENT_MEM_FRACTION": f"{0.9 / math.ceil(limit / len(gpus)):.3f}"}
-  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():  # New, old name.
+  # JAX has a new and an old name of this variable.
+  if {*share, "XLA_PYTHON_CLIENT_MEM_FRACTION"} & os.environ.keys():
     share = {}
   return [share | {"CUDA_VISIBLE_DEVICES": gpus[i % len(gpus)]} for i in range(limit)]
 

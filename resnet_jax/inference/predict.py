@@ -24,7 +24,7 @@ class Prediction:
 
   Attributes:
     file: path of the image.
-    error: why the image cannot be read; all other fields are then empty. "" if it can.
+    error: "" if the image was read. Else the reason; then only `file` is also set.
     classes: the classes with the highest probabilities, the highest first.
     probabilities: probabilities of `classes`, in [0, 1].
     image: the network's input image; None unless requested.
@@ -54,8 +54,8 @@ def predict(
     files: the images.
     top: largest number of classes per image; >= 1.
     batch_size: largest number of images per batch, over all devices.
-    num_pictures: number of images, the first that can be read, that also get `image`
-      and `heat`.
+    num_pictures: number of images that also get `image` and `heat`. These are the first
+      images that can be read.
 
   Raises:
     FloatingPointError: a probability is not finite.

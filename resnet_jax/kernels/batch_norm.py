@@ -35,9 +35,9 @@ def batch_norm(
 ]:
   """Normalises each channel of a batch by the batch's own mean and variance.
 
-  See Ioffe & Szegedy 2015, algorithm 1. With `groups`, each of that many consecutive
-  parts of the batch is normalised by its own statistics ("ghost batch norm", Hoffer et
-  al. 2017, algorithm 1).
+  See Ioffe & Szegedy 2015, algorithm 1. With `groups` above 1, the batch is
+  split into this many consecutive parts, and each part is normalised by its own
+  statistics ("ghost batch norm", Hoffer et al. 2017, algorithm 1).
 
   Args:
     x: the batch.
@@ -82,7 +82,7 @@ def _moments(
 ) -> tuple[Float32[Array, "*groups c"], Float32[Array, "*groups c"]]:
   """Returns mean and variance over B, H and W, averaged by `pool`."""
   x, axes = x.astype(jnp.float32), (-4, -3, -2)
-  # One pass computes both. Rounding may make their difference negative.
+  # One pass computes both means. Rounding may make E[x^2] - E[x]^2 negative.
   moments = x.mean(axes), lax.square(x).mean(axes)
   mean, square = moments if pool is None else pool(moments)
   return mean, jnp.maximum(square - lax.square(mean), 0)
@@ -105,9 +105,10 @@ def _batch_norm(
 def _native_batch_norm(
   x: jax.Array, scale: jax.Array, bias: jax.Array, epsilon: float
 ) -> Normalised:
-  """`_batch_norm` in the dtype of `x`; `native` computes its sums and its gradient's.
+  """`_batch_norm` with a result in the dtype of `x`.
 
-  It is differentiable in reverse mode only; its gradient is differentiable in both.
+  `native` computes the sums over the batch, here and in the gradient. The function is
+  differentiable in reverse mode only. Its gradient is differentiable in both modes.
   """
   return _native_values(x, scale, bias, epsilon)
 
@@ -130,7 +131,7 @@ def _native_forward(
 def _native_backward(
   epsilon: float, residuals: Residuals, gradients: Normalised
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-  """The gradient in Ioffe & Szegedy 2015, section 3, plus those of mean and var."""
+  """Ioffe & Szegedy 2015, section 3, plus the gradients through `mean` and `var`."""
   (x, scale, mean, var), (dy, dmean, dvar) = residuals, gradients
 
   def reference(x: jax.Array, mean: jax.Array, dy: jax.Array) -> jax.Array:

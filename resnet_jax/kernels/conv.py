@@ -4,12 +4,12 @@
 CPU. XLA:CPU rewrites convolutions with unusual dimension orders only outside loops.
 The gradients that JAX derives have such orders, so inside a loop they run on a naive
 kernel that is about 20 times slower (jax-ml/jax#12868). Here both gradients are
-ordinary NHWC x HWIO convolutions, which are fast in every loop and give the same bits.
-On a single CPU device, `native` computes them even faster. Other backends keep the
-gradient of `lax.conv`.
+ordinary NHWC x HWIO convolutions. They are fast in every loop and give the same bits as
+the derived ones. On a single CPU device, `native` computes them even faster. GPUs and
+TPUs keep the gradient of `lax.conv`.
 
-Grouped convolutions have no fast kernel on a CPU. There they run as a few dense ones of
-`_DENSE_CHANNELS` channels, with zeros between the groups.
+XLA:CPU has no fast kernel for grouped convolutions. There they run as a few dense ones
+of about `_DENSE_CHANNELS` channels. Dense kernels are zero between different groups.
 
 Shapes: B batch, H height, W width, C input channels, F output channels (features).
 """
@@ -35,7 +35,7 @@ from resnet_jax.runtime.arrays import Array, Float, prepend_axes
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
 
-# Maps the gradient of a fused convolution to those of its arguments.
+# Maps the gradient of a fused convolution's result to those of its arguments.
 Pullback = Callable[[jax.Array], tuple[jax.Array, ...]]
 
 # A JAX function without declared types.
@@ -66,8 +66,8 @@ def conv2d(
 
   Returns:
     [B, H', W', F], dtype of `x`. H' = (H + 2 padding - dilation (height - 1) - 1) //
-    stride + 1, and W' by the same formula. Kernels other than "plain"
-    are differentiable in reverse mode only.
+    stride + 1, and W' by the same formula. With kernels other than "plain", the
+    result is differentiable in reverse mode only.
   """
   if choice.current() == "plain":
     return _lax_conv(x, kernel, stride, padding, groups, dilation)
@@ -155,7 +155,7 @@ def _is_pointwise(kernel: jax.Array, padding: int) -> bool:
 
 
 def _pointwise_conv(x: jax.Array, kernel: jax.Array, stride: int) -> jax.Array:
-  """A 1x1 convolution as a matrix product, whose gradients change no layout."""
+  """A 1x1 convolution as a matrix product."""
   return x[:, ::stride, ::stride] @ kernel[0, 0]
 
 
@@ -173,7 +173,7 @@ def _dilated_conv2d(
 def _conv_of_phases(
   x: jax.Array, kernel: jax.Array, padding: int, groups: int, dilation: int
 ) -> jax.Array:
-  """Splits images into every `dilation`-th pixel, for which convolution is fast."""
+  """Convolves the images of every `dilation`-th pixel, which is fast; joins them."""
   batch, *sizes, channels = x.shape
   x = jnp.pad(x, ((0, 0), *((0, -size % dilation) for size in sizes), (0, 0)))
   height, width = (size // dilation for size in x.shape[1:3])

@@ -48,7 +48,7 @@ def cpu_conv(
   stride: int,
   padding: int,
 ) -> Float[Array, "b _ _ f"]:
-  """A convolution that is not a matrix product; by `native` if it supports this."""
+  """A convolution by `native` if it supports this, else by XLA."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference: native.ArrayFunction = partial(lax_conv, **settings, groups=1)
   if is_native(x, kernel, kernel.shape, **settings):
@@ -65,8 +65,8 @@ def pointwise_gradients(
 ) -> tuple[Float[Array, "b h w c"], Float[Array, "1 1 c f"]]:
   """Both gradients as matrix products.
 
-  The gradients that JAX derives from `conv._pointwise_conv` differ only in the order of
-  axes, but for this order XLA:CPU writes a transposed copy of `dy`.
+  JAX would derive the same gradients from `conv._pointwise_conv`, but with another
+  order of axes, for which XLA:CPU writes a transposed copy of `dy`.
   """
   seen = x[:, ::stride, ::stride]
   input_gradient = (dy.reshape(-1, dy.shape[-1]) @ kernel[0, 0].T).reshape(seen.shape)
@@ -75,7 +75,8 @@ def pointwise_gradients(
     pads.append((0, size - (out - 1) * stride - 1, stride - 1))
   zero = jnp.zeros((), dy.dtype)
   input_gradient = lax.pad(input_gradient, zero, [*pads, (0, 0, 0)])
-  # XLA's product is faster from few to many channels, and in bfloat16.
+  # XLA's product is faster if there are fewer input than output channels, and in
+  # bfloat16.
   kernel_gradient: native.ArrayFunction = _pointwise_kernel_gradient
   if kernel.shape[2] >= kernel.shape[3] and x.dtype == jnp.float32:
     kernel_gradient = partial(_kernel_gradient, reference=_pointwise_kernel_gradient)
@@ -85,7 +86,7 @@ def pointwise_gradients(
 def _pointwise_kernel_gradient(
   x: jax.Array, dy: jax.Array, kernel_shape: tuple[int, ...], stride: int, padding: int
 ) -> jax.Array:
-  del padding  # None.
+  del padding  # It is 0.
   rows = x[:, ::stride, ::stride].reshape(-1, x.shape[-1])
   dy_rows = dy.reshape(-1, dy.shape[-1])
   gradient = lax.dot_general(rows, dy_rows, (((0,), (0,)), ((), ())))
@@ -135,7 +136,7 @@ def _kernel_gradient(
   padding: int,
   reference: native.ArrayFunction,
 ) -> jax.Array:
-  """By `native` if it supports this, else by `reference`; same arguments."""
+  """The kernel's gradient: by `native` if it supports this, else by `reference`."""
   settings: dict[str, Any] = {"stride": stride, "padding": padding}
   reference = partial(reference, kernel_shape=kernel_shape, **settings)
   if is_native(x, dy, kernel_shape, **settings):

@@ -48,7 +48,7 @@ class State(Protocol):
     """What the model is applied to."""
 
   def to_saved(self) -> dict[str, Any]:
-    """Returns the "model" and "training" parts, as pytrees of named blocks."""
+    """Returns the "model" and "training" parts, in the named layout."""
 
   def from_saved(self: S, parts: Mapping[str, Any]) -> S:
     """Returns this state with the two parts replaced."""
@@ -103,7 +103,7 @@ class CheckpointStore:
     """
     if jax.process_index() == 0:
       directory = self._directory / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
-      if not directory.exists():  # Remote storage cannot rename.
+      if not directory.exists():  # Remote storage: written in place.
         directory = self._directory / str(self._saving)
       checksums.write_digests(directory, self._parts)
 
@@ -111,7 +111,7 @@ class CheckpointStore:
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    if "_manager" in vars(self):  # Reading needs none.
+    if "_manager" in vars(self):  # Created by its first use.
       with self._save_errors():
         self._manager.close()
 
@@ -151,7 +151,7 @@ class CheckpointStore:
     """Adds an evaluation to a saved state. Only evaluated states can be the best.
 
     Args:
-      step: the newest step; this waits for its save to end.
+      step: the newest step; the call waits for its save to end.
       metrics: the metrics of the evaluation.
       refreshed: the evaluated variables, if their statistics were re-estimated.
 
@@ -177,7 +177,7 @@ class CheckpointStore:
     return bool((self._directory / str(step) / "metrics" / "metrics").exists())
 
   def _check_space(self, items: dict[str, Any]) -> None:
-    """Raises `OSError` if the disk is nearly full; Orbax's threads fail noisily."""
+    """Raises `OSError` if the disk is too full, before Orbax's threads fail noisily."""
     if "://" in str(self._directory):
       return
     free = shutil.disk_usage(self._directory).free
@@ -190,8 +190,8 @@ class CheckpointStore:
     try:
       yield
     except Exception as error:  # Orbax and tensorstore raise all kinds.
-      # After one array fails, Orbax's threads still write others, and create their
-      # directories again. Leftover files must not hide the reason of the failure.
+      # After one array fails, Orbax's threads may still write others into directories
+      # that were deleted. So this deletes again; its own errors are not shown.
       for _ in range(20):
         with contextlib.suppress(Exception):
           if not self._delete_unfinished():
@@ -201,10 +201,10 @@ class CheckpointStore:
       if not reason:  # tensorstore puts the system's reason last.
         reason = str(error).split(" [")[0].rsplit(": ", 1)[-1]
       newest = max(ocp.utils.checkpoint_steps(self._directory), default=None)
-      left = "none is" if newest is None else f"{newest} is the newest that is"
+      left = "there is no" if newest is None else f"{newest} is the newest"
       raise OSError(
         f"checkpoint {self._saving} cannot be saved to {self._directory}: {reason}; "
-        f"{left} there to go on from"
+        f"{left} complete checkpoint"
       ) from error
 
   def _delete_unfinished(self) -> bool:
@@ -244,8 +244,8 @@ class CheckpointStore:
       return state
     if step == 0:
       raise UserError(
-        f"{self._directory} has weights but no state of training to go on "
-        "from; evaluate them, or train in a new --workdir"
+        f"{self._directory} has weights but no training state to resume from; "
+        "evaluate them, or train in a new --workdir"
       )
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_saved())
     items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items()}
@@ -258,8 +258,8 @@ class CheckpointStore:
   def _set_damaged_aside(self, show: Show) -> None:
     """Moves damaged checkpoints out of the way.
 
-    For those older than the newest complete one, only damaged metrics matter, because
-    Orbax reads them.
+    Of a checkpoint that is older than the newest complete one, only the metrics are
+    checked, because Orbax reads them.
     """
     steps = saved_steps(self._workdir)
     has_digests, is_newest = self._with_digests(steps), True

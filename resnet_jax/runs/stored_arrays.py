@@ -37,12 +37,12 @@ def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
   """Raises `UserError` if the arrays of a part differ from the wanted ones."""
   found, own = _shapes(read_shapes(directory, part)), _shapes(wanted)
   for path in sorted(found.keys() | own.keys()):
-    has, takes = found.get(path, "nothing"), own.get(path, "nothing")
+    has, takes = found.get(path, "missing"), own.get(path, "missing")
     if has != takes:
       raise UserError(
         f"checkpoint {directory} is of another network, optimiser or kind of images: "
-        f"as {path} it has {has}, and the run takes {takes}; resume with what the run "
-        "was started with, or train in a new --workdir"
+        f"{path} is {has} in it and {takes} in this run; resume with the settings and "
+        "the code that started the run, or train in a new --workdir"
       )
 
 

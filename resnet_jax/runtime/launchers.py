@@ -24,7 +24,7 @@ _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
 # The variables that launchers set: the number of processes, and the index of this one,
 # from 0. Variables that cover a single host come last.
 _LAUNCHERS = (
-  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # Without others that JAX needs.
+  ("SLURM_STEP_NUM_TASKS", "SLURM_PROCID"),  # If JAX lacks other variables.
   ("OMPI_COMM_WORLD_SIZE", "OMPI_COMM_WORLD_RANK"),
   ("MV2_COMM_WORLD_SIZE", "MV2_COMM_WORLD_RANK"),  # MVAPICH
   ("FLUX_JOB_SIZE", "FLUX_TASK_RANK"),
@@ -71,7 +71,7 @@ def find_place(
 
 
 def _check(values: dict[str, Any]) -> tuple[str, int, int]:
-  """Returns the checked values of the three flags or variables; the keys are names."""
+  """Checks the three flags or variables, as {name: value}, and returns the values."""
   (name, address), *numbers = values.items()
   host, _, port = address.rpartition(":")
   if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
@@ -84,7 +84,7 @@ def _check(values: dict[str, Any]) -> tuple[str, int, int]:
     raise UserError(f"{count_name}={count} must be > 0")
   if not 0 <= index < count:
     raise UserError(
-      f"{name}={index} must be in [0, {count - 1}], by {count_name}={count}"
+      f"{name}={index} must be in [0, {count - 1}], because {count_name}={count}"
     )
   return address, count, index
 
@@ -92,8 +92,8 @@ def _check(values: dict[str, Any]) -> tuple[str, int, int]:
 def _is_launched() -> bool:
   """Whether a launcher that JAX knows started several processes.
 
-  It reads only these variables, because `jax.distributed.initialize` fails without a
-  launcher, and asks the network about some launchers.
+  It only reads variables. `jax.distributed.initialize` would fail without a launcher,
+  and it would ask the network about some launchers.
   """
   variables = os.environ
   return (
@@ -128,17 +128,18 @@ def _refuse_launchers() -> None:
         for name, default in ((size, "N"), (rank, "I"))
       )
       raise UserError(
-        f"{shown}: this is one of several processes, and JAX cannot find the others by "
-        f"that; give --coordinator=HOST:PORT --num-processes={count} "
-        f"--process-id={index}, or unset {' and '.join(seen)} to train in each alone"
+        f"{shown}: this is one of several processes, but JAX cannot find the others by "
+        f"these variables; give --coordinator=HOST:PORT --num-processes={count} "
+        f"--process-id={index}, or unset {' and '.join(seen)} to let each train alone"
       )
   if any(size in os.environ for size, _ in _LAUNCHERS):
     return
   for _, rank in _LAUNCHERS[1:]:  # A script of `sbatch` also has SLURM_PROCID=0.
     if os.environ.get(rank) == "0":
       text = (
-        f"warning: {rank}=0 and no number of processes is told: this one trains alone; "
-        "if there are others, give --coordinator=HOST:PORT --num-processes=N "
+        f"warning: {rank}=0 and no variable gives the number of processes: this one "
+        "trains alone; if there are others, give --coordinator=HOST:PORT "
+        "--num-processes=N "
         f"--process-id=${rank}"
       )
       print(text, file=sys.stderr)

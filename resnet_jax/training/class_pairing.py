@@ -72,7 +72,7 @@ def pair_classes(
     return source
   used: Sequence[int] = range(len(names))
   if isinstance(source, ImageArrays | FileList):
-    # A list with numeric labels also has names for the unused numbers between them.
+    # If labels in a .csv file are numbers, unused numbers between them have names too.
     used = sorted(set(source.labels.tolist()))
   numbers = _numbers(class_names, num_classes)
   look_ups = (
@@ -87,8 +87,8 @@ def pair_classes(
       return _relabel(source, found, whole)
   if not class_names and in_order and len(names) == num_classes:
     warn(
-      f"{owner} does not name its {num_classes} classes; they are taken to be those of "
-      f"the images in their order, from {names[0]!r} on"
+      f"{owner} does not name its {num_classes} classes; they are assumed to be the "
+      f"classes of the images in the same order, beginning with {names[0]!r}"
     )
     return source
   other = next(
@@ -98,8 +98,8 @@ def pair_classes(
   theirs = f"such as {class_names[0]!r}" if class_names else "which have no names"
   raise UserError(
     f"the images have the class {other!r}, which is not among the {num_classes} "
-    f"classes of {owner}, {theirs}; name folders, or labels in a .csv file of "
-    f"path,label, as the network does or by number, 0 to {num_classes - 1}"
+    f"classes of {owner}, {theirs}; name the folders, or the labels in a .csv file of "
+    f"path,label, by the network's class names or by numbers, 0 to {num_classes - 1}"
   )
 
 
@@ -119,10 +119,10 @@ def _unique(names: Sequence[str]) -> dict[str, int]:
 
 
 def _numbers(class_names: Sequence[str], num_classes: int) -> dict[str, int]:
-  """Returns the class index of each class name that is a whole number."""
+  """Returns the class index of each whole number that may name a class."""
   if class_names and all(name.isdecimal() for name in class_names):
     return _unique([*map(plain_number, class_names)])
-  if any(map(is_number, class_names)):  # Is a number the name or the index?
+  if any(map(is_number, class_names)):  # A number could be a name or an index.
     return {}
   return {str(i): i for i in range(num_classes)}
 

@@ -14,15 +14,15 @@ T = TypeVar("T")
 class Clock:
   """Times the training calls without making the devices wait. A context manager.
 
-  The training loop wraps its data in `waiting`, and calls `dispatched` after each call
-  and `start` after anything that is not training.
+  The training loop wraps its data in `waiting`, and calls `dispatched` after each
+  training call and `start` after anything that is not training.
   """
 
   def __init__(self) -> None:
     """Starts to measure."""
     self._watcher = futures.ThreadPoolExecutor(1, "clock")
     self._idle_since: futures.Future[float] | None = None
-    # For each call not yet returned by `lap`: its end, and the wait for its images.
+    # For each call that `lap` has not returned: its end, and the wait for its images.
     self._calls: deque[tuple[futures.Future[float], float]] = deque()
     self._mark, self._waited = time.monotonic(), 0.0
 
@@ -70,8 +70,7 @@ class Clock:
     Returns:
       The seconds from the end of the previous call, or from the last `start`, to the
       end of this call, and how many of them the devices waited for its images. The
-      time at which `lap` is called does not change the result: on a GPU the next call
-      may have ended by then.
+      result is the same if `lap` is called late, even after the next call has ended.
     """
     end, waited = self._calls.popleft()
     seconds = end.result() - self._mark

@@ -78,8 +78,8 @@ def create_optimizer(
     warmup_steps: length of warmup.
 
   Raises:
-    UserError: `init` raises it if `config` trains the group "head" and the parameters
-      have no such group.
+    UserError: `config` trains only the head during warmup, but the parameters have no
+      group "head". The result's `init` raises it.
   """
   if own is not None:
     tx = own

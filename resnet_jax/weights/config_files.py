@@ -1,4 +1,4 @@
-"""Reads the config files of timm and transformers beside weights.
+"""Reads the config files that timm and transformers store beside weights.
 
 `config.json` may be timm's, in its current or its first form, or transformers'.
 `preprocessor_config.json` is transformers'. A null counts as no value.
@@ -25,14 +25,14 @@ Object = dict[str, Any]
 _CROP_SHARE, _SIZE = 0.875, 224
 # Keys that show that a file is from timm or transformers, even if it is damaged.
 _THEIRS = (b'"pretrained_cfg"', b'"architecture"', b'"id2label"', b'"image_mean"')
-# Options of timm's networks that do not change evaluation, or that shapes show.
+# Options of timm's networks that do not change evaluation, or that the shapes show.
 _HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
 _CLASS_NAMES = ("label_names", "labels", "label_descriptions")
 # Keys of the evaluation preprocessing.
 _SIZES = ("test_input_size", "input_size")
 _PREPROCESSING = {*_SIZES, "crop_pct", "mean", "std", "interpolation", "crop_mode"}
 _INTERPOLATIONS = ("nearest", "box", "hamming", "lanczos", "random")
-# The names of Pillow's numbers, which transformers' files have.
+# Pillow's filters in the order of their numbers, which transformers' files contain.
 _RESAMPLE = ("nearest", "lanczos", "bilinear", "bicubic", "box", "hamming")
 
 
@@ -79,7 +79,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   names: Any = found[key]
   if isinstance(names, dict):
     if "0" not in names:
-      return ()  # Descriptions by name, without an order.
+      return ()  # The keys are names, which have no order.
     # timm may leave out some numbers.
     is_whole = str(num_classes - 1) in names
     size = max(len(names), num_classes if is_whole else 0)

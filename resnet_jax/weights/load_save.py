@@ -31,7 +31,7 @@ from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.torch_names import canonical, torch_names
 
-_FEW = 5  # Most names of one kind in a message.
+_FEW = 5  # The largest number of names of one kind in a message.
 # Dtypes of the tensors that `save` writes.
 DTYPES = ("float32", "float16")
 # Dtypes of the tensors that `load` reads.
@@ -95,7 +95,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
     problems.append(f"all names begin with {prefix!r}")
   if problems:
     raise UserError(
-      f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
+      f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this architecture and number of classes"
     )
   variables: Variables = {collection: {} for collection in wanted}
@@ -204,10 +204,10 @@ def _prefix(tensors: Collection[str]) -> str:
 
 
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
-  """Returns any size, with the number of channels that the first convolution takes."""
+  """Returns an arbitrary size with the channels that the first convolution takes."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
     kernel = tensors.get(name)
-    # More channels would be no images, and other shapes are made from this number.
+    # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return 32, 32, kernel.shape[1]
   return 32, 32, 3
@@ -225,7 +225,7 @@ def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
 
 
 def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
-  """Yields the reasons why PyTorch's array cannot become ours of this shape."""
+  """Yields the reasons why PyTorch's array cannot be converted to our `shape`."""
   if array.dtype.name not in _FLOATS:
     yield f"has dtype {array.dtype}, not one of {', '.join(_FLOATS)}"
   elif not np.isfinite(_as_dtype(array, "float32")).all():

@@ -52,19 +52,21 @@ def _adjust_saturation(images: Array, factor: Array) -> Array:
 def _shift_hue(
   images: Float32[Array, "b h w 3"], turns: Float32[Array, "b 1 1 1"]
 ) -> Float32[Array, "b h w 3"]:
-  """Rotates the HSV hue. Value and saturation stay, and so does the range [0, 255]."""
+  """Rotates the HSV hue. Value, saturation and the range [0, 255] do not change."""
   red, green, blue = jnp.split(images, 3, axis=-1)
   value = jnp.max(images, axis=-1, keepdims=True)
   chroma = value - jnp.min(images, axis=-1, keepdims=True)
   divisor = jnp.where(chroma == 0, 1, chroma)  # grey has no hue; any will do
-  # Not by equality with `value`: a compiler may compute the channels twice and round
-  # them differently. If two channels are almost equal, either gives the same colour.
+  # The channels are compared with each other and not with `value`, because a compiler
+  # may compute them twice and round differently. If two channels are almost equal, both
+  # branches give the same colour.
   hue = jnp.where(  # in sixths of a turn
     red >= jnp.maximum(green, blue),
     (green - blue) / divisor,
     jnp.where(green >= blue, 2 + (blue - red) / divisor, 4 + (red - green) / divisor),
   )
-  # Each channel falls from `value` by `chroma` over a third of the colour circle.
+  # On one third of the colour circle a channel is `value`, on the opposite third it is
+  # `value - chroma`, and in between it changes linearly.
   offsets = prepend_axes(jnp.array([5, 3, 1]), hue)
   position = (offsets + hue + 6 * turns) % 6
   return value - chroma * jnp.clip(jnp.minimum(position, 4 - position), 0, 1)

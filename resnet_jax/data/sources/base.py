@@ -18,7 +18,7 @@ EVAL_SPLITS = ("val", "validation", "valid", "test")
 
 
 def split_name() -> str:
-  """Returns the name, for messages, of the setting that names a split."""
+  """Returns the flag or the settings that choose a split, as text for messages."""
   name = setting_name("data.eval_split")
   is_flag = name != "config.data.eval_split"
   return name if is_flag else "config.data.train_split or eval_split"
@@ -35,10 +35,10 @@ def plain_number(text: str) -> str:
 
 
 def whole_split(split: str) -> str:
-  """Returns the one of `SPLITS` that is named, alone or in a part of it.
+  """Removes the part from a split's name: "train[:80%]" becomes "train".
 
   Raises:
-    UserError: another split is named.
+    UserError: the split is none of `SPLITS`.
   """
   name = split.partition("[")[0]
   check_choice(split_name(), name, SPLITS)

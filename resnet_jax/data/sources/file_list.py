@@ -16,7 +16,7 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES, needed_package
 from resnet_jax.runtime.errors import UserError
 
-# Names of what systems and programs leave beside the user's files, in lower case.
+# Files and folders that systems and programs create by themselves, in lower case.
 _LEFT_BY_SYSTEMS = {
   *("@eadir", "__macosx", "lost+found", "found.000", "__pycache__"),
   *("#recycle", "@recycle", "$recycle.bin", "recycler", "recycled"),
@@ -27,7 +27,7 @@ _LEFT_BY_SYSTEMS = {
 _MAX_CLASSES = 100_000
 
 
-# The splits of images whose layout has no splits of its own.
+# Images without splits of their own are divided into these.
 _PARTS = ["train", "val"]
 
 
@@ -111,7 +111,7 @@ def _read(path: str) -> bytes:
   finally:
     os.close(file)
   if len(data) != status.st_size:
-    raise OSError(errno.EIO, f"{len(data)} bytes came of {status.st_size}")
+    raise OSError(errno.EIO, f"read {len(data)} of {status.st_size} bytes")
   return data
 
 
@@ -171,7 +171,7 @@ class _Place(NamedTuple):
   path: str
   real: str  # The path without links.
   names: list[str]
-  links: dict[str, str]  # Path -> target of the images that are links.
+  links: dict[str, str]  # Path -> target, for each image that is a link.
 
 
 def _files_of(places: Iterable[_Place], root: Path) -> list[str]:
@@ -199,7 +199,7 @@ def _walk(folder: Path) -> Iterator[_Place]:
       else:
         names.append(entry.name)
         if is_image(entry.name) and entry.is_symlink():
-          # Follows one link only, as there may be a million.
+          # Resolves one link of a chain only: there may be a million images.
           end = os.path.join(target, os.readlink(entry.path))
           links[entry.path] = os.path.normpath(end)
     yield _Place(place, target, names, links)
@@ -241,7 +241,8 @@ def _list_folder(folder: Path, classes: Sequence[str]) -> FileList:
   if empty == names:
     raise no_images(folder, itertools.chain(*every.values()), "add some")
   for name in empty:
-    if any(map(needed_package, count_other_suffixes(every[name]))):  # Photos.
+    # Photos that cannot be read without another package.
+    if any(map(needed_package, count_other_suffixes(every[name]))):
       raise no_images(folder / name, every[name], "add some or remove the folder")
   _check_known([name for name in names if name not in empty], classes, folder)
   paths, labels = [], []
@@ -266,8 +267,8 @@ def _check_one_class(places: Mapping[str, Sequence[_Place]]) -> None:
     owner, first = owners.setdefault(real, (name, path))
     if owner != name:
       raise UserError(
-        f"by a link, {path!r} is the same as {first!r} or in it, which gives images "
-        f"two classes, {owner!r} and {name!r}; remove the link"
+        f"a link makes {path!r} the same as {first!r} or a part of it, so images "
+        f"would have two classes, {owner!r} and {name!r}; remove the link"
       )
 
   every = [(name, place) for name in places for place in places[name]]
@@ -285,7 +286,8 @@ def _check_known(found: Sequence[str], classes: Sequence[str], where: Path) -> N
   unknown = sorted(set(found) - set(classes))
   if unknown:
     raise UserError(
-      f"{str(where)!r} has classes that training has not: {', '.join(unknown[:5])}"
+      f"{str(where)!r} has classes that training does not have: "
+      f"{', '.join(unknown[:5])}"
     )
 
 

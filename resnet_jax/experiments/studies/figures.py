@@ -38,7 +38,7 @@ class Drawn(NamedTuple):
   """A figure that was drawn.
 
   Attributes:
-    name: of the files, without their suffix.
+    name: name of the files, without suffix.
     title: a few words.
     caption: whole sentences that explain what is drawn.
   """
@@ -295,7 +295,7 @@ def _plot_layers(
 
 
 def _mean_layers(rows: Sequence[Row], *keys: str) -> dict[str, list[float]]:
-  """Returns {network: for each layer, the mean over seeds of the value at `keys`}."""
+  """Returns the values at `keys` by network: for each layer, the mean over seeds."""
   means = {}
   for label, group in by_label(rows).items():
     runs = [functools.reduce(operator.getitem, keys, row) for row in group]

@@ -74,9 +74,9 @@ def value_of(row: Row, metric: str) -> float | None:
 
   Args:
     row: results of the run.
-    metric: "train_error" or "test_error" in %; "response", the mean of the layers'
-      standard deviations; "growth", log10 of the gradient's norm in the first layer
-      divided by that in the last layer, before the first update.
+    metric: "train_error" or "test_error" in %. "response" is the mean of the layers'
+      standard deviations. "growth" is log10(a / b) before the first update, where a and
+      b are the norms of the gradients of the first and of the last layer.
 
   Returns:
     The number; None if the run diverged before it could be measured.
@@ -136,8 +136,8 @@ class Finding(NamedTuple):
   Attributes:
     claim: the claim.
     verdict: "shown", "seen" or "not seen". It is "shown" if the lower end of the 95 %
-      interval plus the claim's margin is above 0. It is "seen" if the difference plus
-      the margin is above 0, but not the interval, or if there is only one seed.
+      interval plus the claim's margin is above 0. Otherwise, and if there is only one
+      seed, it is "seen" if the difference plus the margin is above 0.
     difference: mean of `claim.higher` minus mean of `claim.lower`.
     interval: ends of the 95 % interval of the difference; None with only one seed.
     text: the numbers, in one line.

@@ -14,7 +14,7 @@ from resnet_jax.experiments.studies.outcomes import Finding
 
 _VERDICTS = {
   "Shown": "The difference is statistically significant: its 95 % interval (Welch's) "
-  "is above 0, or above the margin that the claim allows.",
+  "is above 0. If the claim has a margin, the interval is above minus the margin.",
   "Seen": "The difference has the sign that is claimed, but it may be chance: 0 is "
   "inside the interval, or there is only one seed.",
   "Not seen": "The difference does not have the sign that is claimed.",
@@ -24,8 +24,8 @@ _TERMS = {
   "the last quarter of the updates.",
   "Test error": "Error on the test images after the last update.",
   "a ± b": "Mean and sample standard deviation over the seeds.",
-  "Diverged": "The loss of a run was no longer finite. Its errors count as those of "
-  "guessing, and it is not in the curves.",
+  "Diverged": "The loss of a run was no longer finite. Its errors are those of "
+  "random guessing, and it has no curve.",
 }
 
 # Colours for a light screen and for print, then for a dark screen. On both, the figures
@@ -175,7 +175,7 @@ class Page:
 
   def _claims(self) -> str:
     if not self.findings:
-      return "<p>No claim can be checked yet: its runs are not all done.</p>\n"
+      return "<p>No claim can be checked yet, as no claim has all its runs.</p>\n"
     lines = "".join(
       f'<li><span class="badge {finding.verdict.replace(" ", "-")}">'
       f"{finding.verdict.capitalize()}</span><div>"
