@@ -59,6 +59,7 @@ def run(args: argparse.Namespace) -> None:
   model = model_config(args)
   with flags_of_settings(MODEL_FLAGS):
     done = convert(
-      given[0], args.out, model, args.checkpoint, args.trust_code, args.dtype
+      *(given[0], args.out, model, args.checkpoint, args.trust_code, args.dtype),
+      ema=args.ema,
     )
   show(done)

@@ -115,7 +115,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
   _apply(config, args)
-  return None, evaluator.evaluate_weights(config, args.weights)
+  return None, evaluator.evaluate_weights(config, args.weights, ema=args.ema)
 
 
 def _apply(config: Config, args: argparse.Namespace) -> None:

@@ -234,6 +234,12 @@ def add_weights(parser: argparse.ArgumentParser) -> None:
     help="architecture, such as resnet50, if the file of weights does not name it; "
     "`resnet-jax models` lists all",
   )
+  parser.add_argument(
+    "--ema",
+    action=argparse.BooleanOptionalAction,
+    help="take the exponential moving average of the weights, if a checkpoint of "
+    "PyTorch has two sets of weights, or the other set",
+  )
   add_model_options(parser)
 
 
@@ -322,8 +328,8 @@ def model_config(args: argparse.Namespace) -> ModelConfig:
 def check_source(args: argparse.Namespace) -> None:
   """Raises `ValueError` unless the flags of `add_trained` name one network."""
   if args.workdir is not None:
-    for flag in ("model", "weights", "num_classes", "stem", "shortcut"):
-      if getattr(args, flag):
+    for flag in ("model", "weights", "num_classes", "stem", "shortcut", "ema"):
+      if (value := getattr(args, flag)) or value is False:
         raise UserError(f"--{flag.replace('_', '-')} is for --weights, not --workdir")
   elif not args.weights:
     raise UserError("needs --workdir RUN or --weights FILE")

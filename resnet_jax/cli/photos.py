@@ -31,7 +31,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     found = classifier.load_run(args.workdir, args.checkpoint, args.trust_code)
   else:
     with flags_of_settings(MODEL_FLAGS):
-      found = classifier.load_weights(args.weights, model_config(args))
+      found = classifier.load_weights(args.weights, model_config(args), args.ema)
   given: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name in ("resize", "crop", "mean", "std")

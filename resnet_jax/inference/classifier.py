@@ -152,6 +152,7 @@ def load(
   num_classes: int = 0,
   checkpoint: str = "latest",
   trust_code: bool = False,
+  ema: bool | None = None,
 ) -> Classifier:
   """Loads a trained network: a run, or a file of weights.
 
@@ -164,6 +165,7 @@ def load(
       from the architecture.
     checkpoint: checkpoint of a run: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that a run names.
+    ema: see `weights.load`; None for a run.
 
   Raises:
     NotFoundError: the run, checkpoint or file does not exist.
@@ -175,8 +177,10 @@ def load(
   if weights.is_run(path):
     if model:
       raise UserError(f"{path!r} is a run, which names its own model; omit `model`")
+    if ema is not None:
+      raise UserError(f"{path!r} is a run, which keeps its EMA itself; omit `ema`")
     return load_run(path, checkpoint, trust_code)
-  return load_weights(path, ModelConfig(name=model, num_classes=num_classes))
+  return load_weights(path, ModelConfig(name=model, num_classes=num_classes), ema)
 
 
 def load_run(
@@ -211,12 +215,13 @@ def load_run(
   )
 
 
-def load_weights(path: str, model: ModelConfig) -> Classifier:
+def load_weights(path: str, model: ModelConfig, ema: bool | None = None) -> Classifier:
   """Loads a file of weights, and their preprocessing (`weights.read_preprocessing`).
 
   Args:
     path: as in `weights.load`.
     model: the architecture, see `weights.complete_model`.
+    ema: as in `weights.load`.
 
   Raises:
     FileNotFoundError: the file does not exist.
@@ -224,7 +229,7 @@ def load_weights(path: str, model: ModelConfig) -> Classifier:
   """
   model = weights.complete_model(path, model)
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
-  variables = weights.load(path, network)
+  variables = weights.load(path, network, ema=ema)
   return Classifier(
     config.model.name,
     network,

@@ -23,6 +23,7 @@ def convert(
   which: str = "latest",
   trust_code: bool = False,
   dtype: str = "float32",
+  ema: bool | None = None,
 ) -> str:
   """Converts weights.
 
@@ -34,6 +35,7 @@ def convert(
     which: checkpoint of a run directory: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that a run names.
     dtype: dtype of the tensors in a `.safetensors` file: "float32" or "float16".
+    ema: see `weights.load`.
 
   Returns:
     A line that says what was done.
@@ -58,8 +60,10 @@ def convert(
   weights.check_exists(source)
   model = model or ModelConfig(name="")
   if weights.is_run(source):
+    if ema is not None:
+      raise UserError(f"{source!r} is a run, which keeps its EMA itself; omit --ema")
     return _export_run(source, target, model, which, trust_code, dtype)
-  return _convert_file(source, target, model, dtype)
+  return _convert_file(source, target, model, dtype, ema)
 
 
 def _export_run(
@@ -113,12 +117,14 @@ def _describe_training(
   }
 
 
-def _convert_file(source: str, target: str, model: ModelConfig, dtype: str) -> str:
+def _convert_file(
+  source: str, target: str, model: ModelConfig, dtype: str, ema: bool | None
+) -> str:
   model = weights.complete_model(source, model)
   # A file of weights names no data set. The user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)
-  variables = weights.load(source, network)
+  variables = weights.load(source, network, ema=ema)
   preprocessing = weights.read_preprocessing(source, network)
   class_names = weights.known_class_names(source, config.model.num_classes)
   if target.endswith(".safetensors"):

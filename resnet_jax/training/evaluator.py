@@ -114,7 +114,10 @@ def evaluate_run(
 
 
 def evaluate_weights(
-  config: Config, path: str, devices: Devices | None = None
+  config: Config,
+  path: str,
+  devices: Devices | None = None,
+  ema: bool | None = None,
 ) -> dict[str, float]:
   """Evaluates weights from elsewhere.
 
@@ -126,6 +129,7 @@ def evaluate_weights(
       used; `data` names the images and their preprocessing.
     path: see `weights.load`.
     devices: None is all of them.
+    ema: see `weights.load`.
 
   Returns:
     The results of `evaluate`.
@@ -137,7 +141,7 @@ def evaluate_weights(
     FloatingPointError: a metric is not finite.
   """
   config, model = resolve_model(config)
-  variables = weights.load(path, model)
+  variables = weights.load(path, model, ema=ema)
   names = weights.known_class_names(path, config.model.num_classes)
   source = _open_images(config, names, path, has_data=False)
   experiment = Experiment.create(

@@ -7,7 +7,7 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 
 import dataclasses
 import json
-from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -25,11 +25,13 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files, torch_checkpoint
 from resnet_jax.weights.architecture import check_named, check_same, describe
+from resnet_jax.weights.foreign_names import to_timm
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
-from resnet_jax.weights.torch_names import canonical, torch_names
+from resnet_jax.weights.torch_names import torch_names
 
 _FEW = 5  # The largest number of names of one kind in a message.
 # Dtypes of the tensors that `save` writes.
@@ -38,7 +40,13 @@ DTYPES = ("float32", "float16")
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
-def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
+def load(
+  path: str | Path,
+  model: nn.Module,
+  head: bool = True,
+  *,
+  ema: bool | None = None,
+) -> Variables:
   """Reads trained weights for a model.
 
   Args:
@@ -46,6 +54,8 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
       of weights in the package, a folder or `hf://owner/name`, see `find`.
     model: must have the architecture and the number of classes of the weights.
     head: False leaves out the head, so that its number of classes does not matter.
+    ema: whether to take the exponential moving average, if a checkpoint has two sets of
+      weights.
 
   Returns:
     {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
@@ -61,10 +71,18 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   _check_architecture(path, model)
   arrays, problems = _read(path)
   tensors: dict[str, np.ndarray | None] = {}
-  for name in list(arrays):
-    if canonical(name) in tensors:
-      problems.append(f"{canonical(name)} is there twice, once as {name}")
-    tensors[canonical(name)] = arrays.pop(name)
+  try:
+    translated, prefix = to_timm(arrays, ema)
+  except UserError as error:
+    raise UserError(f"{path} does not fit the model: {error}") from error
+  if beside := [name for name in arrays if name not in translated]:
+    warn(
+      f"{path}: only tensors under {prefix!r} are used, not {', '.join(_few(beside))}"
+    )
+  for name, found in translated.items():
+    if found in tensors:
+      problems.append(f"{found} is there twice, once as {name}")
+    tensors[found] = arrays.pop(name)
   shape = _image_shape(tensors)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, shape, device)
@@ -91,8 +109,6 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
     problems.append(f"missing: {', '.join(_few(missing))}")
   if unused:
     problems.append(f"unused: {', '.join(_few(unused))}")
-  if missing and (prefix := _prefix(tensors)):
-    problems.append(f"all names begin with {prefix!r}")
   if problems:
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
@@ -193,14 +209,6 @@ def _few(names: list[str]) -> list[str]:
   """Returns the first names and the number of other names, for a message."""
   more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
   return [f"{name:.200}" for name in names[:_FEW]] + more
-
-
-def _prefix(tensors: Collection[str]) -> str:
-  """Returns the common prefix of all names, up to a dot; "" if there is none."""
-  first, last = min(tensors, default=""), max(tensors, default="")
-  same = [a == b for a, b in zip(first, last, strict=False)]
-  common = first[: [*same, False].index(False)]
-  return common[: common.rfind(".") + 1]
 
 
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:

@@ -31,14 +31,21 @@ _MOST_AXES = 8
 _MOST_RECORDS = 30_000
 _LARGEST_DIRECTORY = 2**22
 _LONGEST_NAME = 200
+# Keys under which checkpoints have their state dict: PyTorch's examples, torchvision,
+# timm, Lightning and others. Some have the exponential moving average (EMA) too.
+_WRAPPERS = (
+  *("state_dict", "model_state_dict", "model", "net", "network"),
+  *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
+)
 # Endings of the names of all parameters and statistics of layers.
 _ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  """Reads a state dict, or one in a checkpoint under "state_dict", "model" or "net".
+  """Reads a state dict, alone or in a checkpoint under one of `_WRAPPERS`.
 
-  Other objects of the checkpoint are not created and are silently ignored.
+  Other objects of the checkpoint are not created and are silently ignored. If there are
+  several state dicts, the names of their tensors begin with the key, "model_ema.".
 
   Args:
     path: a file that `torch.save` wrote.
@@ -93,10 +100,16 @@ def _few(texts: Sequence[str], most: int = 10) -> list[str]:
   return [*texts[:most], *more]
 
 
-def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
-  for wrapper in ("state_dict", "model", "net"):
-    if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
-      content = content[wrapper]
+def _state_dict(content: Any, problems: list[str], depth: int = 3) -> dict[str, Tensor]:
+  """Returns the tensors; their names begin with the wrapper's if there are several."""
+  wrappers = [key for key in _WRAPPERS if _wraps(content, key)] if depth else []
+  if wrappers:
+    parts = {key: _state_dict(content[key], problems, depth - 1) for key in wrappers}
+    if sum(map(len, parts.values())) > _MOST_RECORDS:
+      raise UserError(f"it has more than {_MOST_RECORDS} tensors")
+    if len(parts) == 1:
+      return parts[wrappers[0]]
+    return {f"{k}.{name}": part[name] for k, part in parts.items() for name in part}
   if not isinstance(content, dict):
     raise UserError(f"it holds a {type(content).__name__}, not a state dict")
   tensors: dict[str, Tensor] = {}
@@ -112,6 +125,12 @@ def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
     names = ", ".join(_few([f"{key:.80}" for key in map(str, content)]))
     raise UserError(f"it holds no tensors; its keys: {names or 'none'}")
   return tensors
+
+
+def _wraps(content: Any, key: str) -> bool:
+  value = content.get(key) if isinstance(content, dict) else None
+  parts = value.values() if isinstance(value, dict) else ()
+  return any(isinstance(part, Tensor | dict) for part in parts)
 
 
 def _what(value: Any) -> str:

@@ -60,16 +60,6 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
   return names
 
 
-def canonical(name: str) -> str:
-  """Returns torchvision's name for a name of another source.
-
-  DataParallel adds `module.`; `linear` and `shortcut` are names of
-  kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10.
-  """
-  name = name.removeprefix("module.").replace(".shortcut.", ".downsample.")
-  return "fc." + name.removeprefix("linear.") if name.startswith("linear.") else name
-
-
 def _pools(model: ResNet) -> bool:
   """Whether an average pool comes before the shortcuts' convolutions."""
   pools: bool = getattr(model.shortcut_cls, "keywords", {}).get("pool", False)

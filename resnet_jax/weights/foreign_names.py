@@ -1,0 +1,139 @@
+"""The names that other libraries give to the tensors of a residual network.
+
+They are translated to those of torchvision and timm (`torch_names.py`).
+"""
+
+import re
+from collections.abc import Callable, Collection
+
+from resnet_jax.runtime.errors import UserError
+
+# Added by DataParallel and by torch.compile.
+_WRAPPERS = ("module.", "_orig_mod.")
+# The first components of the names of timm.
+_FIRST = re.compile(r"(conv1|bn1|maxpool|layer\d+|stem|stages|norm)\.")
+# The tensors that only the first layer of a network has.
+_FIRST_KERNELS = ("conv1.weight", "conv1.0.weight", "stem.conv.weight")
+# The prefix of a convolution in a block, which may have the name of a first kernel.
+_IN_STAGE = re.compile(r"(layer|stages\.)\d")
+_HEADS = ("head.fc.", "classifier.1.", "classifier.", "linear.", "fc.")
+
+_Rule = tuple[str, str | Callable[[re.Match[str]], str]]
+
+
+def _block(offset: int) -> Callable[[re.Match[str]], str]:
+  """Returns a function that names a block from the numbers of its stage and itself.
+
+  Args:
+    offset: difference between the number of a stage in timm and in the other library.
+  """
+
+  def name(match: re.Match[str]) -> str:
+    stage, block, *rest = match.groups()
+    first = f"layer{int(stage) + offset}.{block}."
+    if len(rest) == 2:  # The number of a layer, and its kind.
+      return f"{first}{_KINDS[rest[1]]}{int(rest[0]) + (offset > 0)}."
+    return f"{first}downsample.{[*_KINDS].index(rest[0]) % 2}."
+
+  return name
+
+
+_KINDS = {"convolution": "conv", "normalization": "bn", "": "conv", "norm.": "bn"}
+_STAGE = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_PART = r"(convolution|normalization)\."
+_TRANSFORMERS: list[_Rule] = [
+  (r"embedder\.embedder\.convolution\.", "conv1."),
+  (r"embedder\.embedder\.normalization\.", "bn1."),
+  (rf"{_STAGE}layer\.(\d+)\.{_PART}", _block(1)),
+  (rf"{_STAGE}shortcut\.{_PART}", _block(1)),
+]
+_DETECTRON: list[_Rule] = [
+  (r"stem\.conv1\.norm\.", "bn1."),
+  (r"stem\.conv1\.", "conv1."),
+  (r"res(\d)\.(\d+)\.conv(\d)\.(norm\.|)", _block(-1)),
+  (r"res(\d)\.(\d+)\.shortcut\.(norm\.|)", _block(-1)),
+]
+# kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10 say "shortcut".
+_OTHERS: list[_Rule] = [(r"\.shortcut\.", ".downsample.")]
+
+
+def to_timm(
+  names: Collection[str], ema: bool | None = None
+) -> tuple[dict[str, str], str]:
+  """Translates the names of a state dict.
+
+  Names of torchvision, timm, transformers, Detectron2, MMPretrain and of repositories
+  for CIFAR are known, also under one common prefix such as "backbone.".
+
+  Args:
+    names: names of tensors.
+    ema: which of two networks to take: the one whose prefix contains "ema", for an
+      exponential moving average, or the other one.
+
+  Returns:
+    The name in timm of each tensor of the network, by its own name; and the prefix.
+    Tensors beside a network with a prefix are left out, such as those of a loss.
+
+  Raises:
+    UserError: the names are those of several networks, and `ema` does not choose; or
+      there is no such network.
+  """
+  rules = _OTHERS
+  if any("encoder.stages." in name for name in names):
+    rules = _TRANSFORMERS
+  elif any(re.search(r"(^|\.)res2\.0\.", name) for name in names):
+    rules = _DETECTRON
+  translated = {name: _translate(name, rules) for name in names}
+  prefix = _prefix(translated.values(), ema)
+  inside = {
+    name: found.removeprefix(prefix)
+    for name, found in translated.items()
+    if found.startswith(prefix)
+  }
+  for name, found in translated.items():
+    # A head is often beside a backbone.
+    inner = inside.get(name, found)
+    if head := next((head for head in _HEADS if inner.startswith(head)), ""):
+      is_timms = head == "head.fc." and name in inside
+      inside[name] = inner if is_timms else "fc." + inner.removeprefix(head)
+  return inside, prefix
+
+
+def _translate(name: str, rules: list[_Rule]) -> str:
+  while name.startswith(_WRAPPERS):
+    name = name.partition(".")[2]
+  for pattern, new in rules:
+    name = re.sub(pattern, new, name)
+  return name
+
+
+def _prefix(names: Collection[str], ema: bool | None) -> str:
+  """Returns the prefix under which most names are those of a network."""
+  found = {
+    name.removesuffix(kernel)
+    for name in names
+    for kernel in _FIRST_KERNELS
+    if name == kernel or name.endswith(f".{kernel}")
+  }
+  found = {prefix for prefix in found if not _IN_STAGE.search(prefix)}
+  sizes = {
+    prefix: sum(
+      name.startswith(prefix) and bool(_FIRST.match(name, len(prefix)))
+      for name in names
+    )
+    for prefix in sorted(found)
+  }
+  most = max(sizes.values(), default=0)
+  # Another part of a detector may have a first kernel too, but fewer names.
+  networks = [prefix for prefix, size in sizes.items() if size > most / 2]
+  chosen = [x for x in networks if ema is None or ("ema" in x.lower()) == ema]
+  under = ", ".join(map(repr, networks))
+  if ema is not None and networks and not chosen:
+    raise UserError(f"it holds no network {'with' if ema else 'without'} EMA: {under}")
+  if len(chosen) > 1:
+    raise UserError(
+      f"it holds {len(networks)} networks, under {under}; choose the exponential "
+      "moving average by --ema or the other by --no-ema (ema=True or ema=False in "
+      "Python), or save the state dict of one"
+    )
+  return chosen[0] if chosen else ""
