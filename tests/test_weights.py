@@ -151,12 +151,38 @@ def test_names_of_other_sources_load_the_same(names, container, path):
 
 
 @pytest.mark.parametrize("suffix", weights.TORCH_SUFFIXES)
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model_state_dict", "model"])
 def test_wrapped_tensors_load_the_same(wrapper, suffix, path):
   variables, tensors = named_tensors(path)
   other = path.with_suffix(suffix)
   other.write_bytes(write({"epoch": 3, wrapper: tensors}, "zip"))
   assert_equal(weights.load(other, PROJECTED), variables)
+
+
+@pytest.mark.parametrize("prefix", ["backbone.", "module.encoder_q.", "model.net."])
+@pytest.mark.parametrize("names", RENAMED)
+def test_the_prefix_of_a_module_around_the_network_is_taken_away(names, prefix, path):
+  variables, tensors = named_tensors(path)
+  renamed = {prefix + RENAMED[names](name): array for name, array in tensors.items()}
+  safetensors.numpy.save_file(renamed, path)
+  assert_equal(weights.load(path, PROJECTED), variables)
+
+
+@pytest.mark.parametrize("name", ["resnet18", "seresnet50", "resnetv2_18", "resnet50d"])
+def test_an_error_names_the_architecture_that_fits(name, path):
+  model = create_model(name, 7)
+  shapes = jax.eval_shape(
+    lambda: model.init(jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  )
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  weights.save(path, model, variables)
+  tensors = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file(tensors, path)  # Without the name of the network.
+  with pytest.raises(ValueError, match=f"; it fits {name}\\. Needed"):
+    weights.load(path, create_model("resnet34", 7))
+  with pytest.raises(ValueError, match="does not fit") as error:
+    weights.load(path, create_model(name, 8))
+  assert "it fits" not in str(error.value)  # Only the head differs.
 
 
 def test_a_1x1_convolution_is_a_head(path):
@@ -338,13 +364,14 @@ def test_values_that_are_not_finite_are_refused(name, value, said, suffix, path)
 
 def test_many_names_that_do_not_fit_are_a_short_message(path):
   _, tensors = named_tensors(path, create_model("resnet20", shortcut="B"))
-  safetensors.numpy.save_file({f"model.{k}": x for k, x in tensors.items()}, path)
+  others = {f"model.{k}": x for k, x in tensors.items()} | {"queue": np.zeros(1)}
+  safetensors.numpy.save_file(others, path)
   with pytest.raises(ValueError) as error:
     weights.load(path, PROJECTED)
   said = str(error.value)
   assert len(said) < 800
   assert "missing: " in said and "unused: model." in said
-  assert said.count(" more") == 2 and "all names begin with 'model.'" in said
+  assert said.count(" more") == 2 and "it fits" not in said
   whole = {name: array.astype(np.int16) for name, array in tensors.items()}
   safetensors.numpy.save_file(whole, path)
   with pytest.raises(ValueError) as error:

@@ -7,6 +7,7 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 
 import dataclasses
 import json
+import re
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +21,7 @@ from flax import linen as nn
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.models.registry import MODELS, create_model
 from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables, abstract_variables
@@ -36,6 +38,11 @@ _FEW = 5  # Most names of one kind in a message.
 DTYPES = ("float32", "float16")
 # Dtypes of the tensors that `load` reads.
 _FLOATS = ("float32", "float16", "bfloat16", "float64")
+# Names of the first convolution: torchvision's, and timm's of deep and v2 stems.
+_FIRST = ("conv1.weight", "conv1.0.weight", "stem.conv.weight")
+_COUNTER = "num_batches_tracked"  # PyTorch's tensor that we do not use.
+
+_Tensors = dict[str, np.ndarray | None]
 
 
 def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
@@ -60,11 +67,13 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   path = find(path)
   _check_architecture(path, model)
   arrays, problems = _read(path)
-  tensors: dict[str, np.ndarray | None] = {}
+  tensors: _Tensors = {}
+  prefix = _prefix(arrays)
   for name in list(arrays):
-    if canonical(name) in tensors:
-      problems.append(f"{canonical(name)} is there twice, once as {name}")
-    tensors[canonical(name)] = arrays.pop(name)
+    known = canonical(name.removeprefix(prefix))
+    if known in tensors:
+      problems.append(f"{known} is there twice, once as {name}")
+    tensors[known] = arrays.pop(name)
   shape = _image_shape(tensors)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, shape, device)
@@ -74,9 +83,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
       names.pop(name)
       tensors.pop(name, None)
   unused = [
-    name
-    for name in tensors
-    if name not in names and not name.endswith("num_batches_tracked")
+    name for name in tensors if name not in names and not name.endswith(_COUNTER)
   ]
   missing = [name for name in names if name not in tensors]
   shapes = {name: _at(wanted, keys).shape for name, keys in names.items()}
@@ -91,9 +98,9 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
     problems.append(f"missing: {', '.join(_few(missing))}")
   if unused:
     problems.append(f"unused: {', '.join(_few(unused))}")
-  if missing and (prefix := _prefix(tensors)):
-    problems.append(f"all names begin with {prefix!r}")
   if problems:
+    if (fitting := _find_fitting(tensors, shape)) not in ("", describe(model)["name"]):
+      problems.append(f"it fits {fitting}")
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. Needed is a state dict "
       "of floating-point tensors for this architecture and number of classes"
@@ -149,7 +156,7 @@ def save(
     if dtype != "float32" and not np.isfinite(tensors[name]).all():
       raise UserError(f"{name} has values too large for {dtype}; save it as float32")
     if keys[-1] == "mean":
-      counter = name.replace("running_mean", "num_batches_tracked")
+      counter = name.replace("running_mean", _COUNTER)
       tensors[counter] = np.zeros((), np.int64)
   metadata = {"format": "pt", "resnet_jax_network": json.dumps(describe(model))}
   if preprocessing is not None:
@@ -162,12 +169,12 @@ def save(
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
+def _read(path: Path) -> tuple[_Tensors, list[str]]:
   if path.suffix != ".safetensors":
     return torch_checkpoint.read(path)
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      arrays: dict[str, np.ndarray | None] = {}
+      arrays: _Tensors = {}
       problems = []
       for name in file.keys():  # noqa: SIM118
         try:
@@ -195,17 +202,47 @@ def _few(names: list[str]) -> list[str]:
   return [f"{name:.200}" for name in names[:_FEW]] + more
 
 
-def _prefix(tensors: Collection[str]) -> str:
-  """Returns the common prefix of all names, up to a dot; "" if there is none."""
-  first, last = min(tensors, default=""), max(tensors, default="")
-  same = [a == b for a, b in zip(first, last, strict=False)]
-  common = first[: [*same, False].index(False)]
-  return common[: common.rfind(".") + 1]
+def _prefix(names: Collection[str]) -> str:
+  """Returns what a module around the network puts before all names, such as "net."."""
+  for first in _FIRST:
+    for name in names:
+      prefix = name.removesuffix(first)
+      if name.endswith(f".{first}") and all(x.startswith(prefix) for x in names):
+        return prefix
+  return ""
 
 
-def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
+def _find_fitting(tensors: _Tensors, image_shape: tuple[int, int, int]) -> str:
+  """Returns an architecture that has these tensors, whatever its head is; or ""."""
+  found = {name: array for name, array in tensors.items() if not _of_head(name)}
+  parts = map(re.compile(r"layer\d+\.\d+\.|stages\.\d+\.blocks\.\d+\.").match, found)
+  num_blocks = len({part[0] for part in parts if part})
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  for name, row in MODELS.items():
+    if sum(row["stage_sizes"]) != num_blocks:
+      continue
+    model = create_model(name)
+    wanted = abstract_variables(model, image_shape, device)
+    shapes = {
+      name: _at(wanted, keys).shape
+      for name, keys in torch_names(model, wanted).items()
+      if not _of_head(name)
+    }
+    if all(name in shapes or name.endswith(_COUNTER) for name in found) and all(
+      (array := found.get(name)) is not None and _has_shape(array, shape)
+      for name, shape in shapes.items()
+    ):
+      return name
+  return ""
+
+
+def _of_head(name: str) -> bool:
+  return name.startswith(("fc.", "head."))
+
+
+def _image_shape(tensors: _Tensors) -> tuple[int, int, int]:
   """Returns any size, with the number of channels that the first convolution takes."""
-  for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
+  for name in _FIRST:
     kernel = tensors.get(name)
     # More channels would be no images, and other shapes are made from this number.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
@@ -231,10 +268,14 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
     yield "has values that are not finite in float32"
   elif name.endswith("running_var") and (array < 0).any():
     yield "has negative values"
+  if not _has_shape(array, shape):
+    yield f"has shape {array.shape}, not {_torch_shape(shape)}"
+
+
+def _has_shape(array: np.ndarray, shape: tuple[int, ...]) -> bool:
   needed = _torch_shape(shape)
   # A matrix may be stored as a 1x1 convolution, as in timm's squeeze-excite and heads.
-  if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):
-    yield f"has shape {array.shape}, not {needed}"
+  return array.shape == needed or (array.ndim == 4 and array.shape == (*needed, 1, 1))
 
 
 def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

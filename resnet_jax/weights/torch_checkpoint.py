@@ -34,10 +34,12 @@ _LARGEST_DIRECTORY = 2**22
 _LONGEST_NAME = 200
 # Endings of the names of all parameters and statistics of layers.
 _ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
+# Usual keys of the state dict of a network in a checkpoint.
+_WRAPPERS = ("state_dict", "model_state_dict", "model", "net")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  """Reads a state dict, alone or within a checkpoint under "state_dict" or "model".
+  """Reads a state dict, alone or within a checkpoint under one of `_WRAPPERS`.
 
   Other objects of the checkpoint are not created and are silently ignored.
 
@@ -95,7 +97,7 @@ def _few(texts: Sequence[str], most: int = 10) -> list[str]:
 
 
 def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
-  for wrapper in ("state_dict", "model", "net"):
+  for wrapper in _WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
       content = content[wrapper]
   if not isinstance(content, dict):
