@@ -1069,6 +1069,7 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
   bias = float(variables["params"]["head"]["bias"][3])
   for name, resize in zip(names[:5], [235, 235, 0, 60, 0], strict=True):
     assert found.pop(f"hf://owner/{name}") == [bias, resize]
+  assert "the Hub cannot be reached, and its cache" in found["hf://owner/missing"][1]
   for name, (error, said) in found.items():
     nameless = name.count("/") < 3 or name == "hf:///plain"
     assert error == ("UserError" if nameless else "NotFoundError"), (name, said)
