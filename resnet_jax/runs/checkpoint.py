@@ -204,7 +204,7 @@ class CheckpointStore:
       left = "none is" if newest is None else f"{newest} is the newest that is"
       raise OSError(
         f"checkpoint {self._saving} cannot be saved to {self._directory}: {reason}; "
-        f"{left} there to go on from"
+        f"{left} there to resume from"
       ) from error
 
   def _delete_unfinished(self) -> bool:
@@ -244,7 +244,7 @@ class CheckpointStore:
       return state
     if step == 0:
       raise UserError(
-        f"{self._directory} has weights but no state of training to go on "
+        f"{self._directory} has weights but no state of training to resume "
         "from; evaluate them, or train in a new --workdir"
       )
     wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_saved())
