@@ -25,7 +25,7 @@ from resnet_jax.runs.metric_lines import parse_lines
 from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
-INTERRUPTED = "interrupted; what ran is saved, and the same command goes on"
+INTERRUPTED = "interrupted; what ran is saved, and the same command resumes it"
 # Errors from reading a file that is not JSON, or has another structure.
 _DAMAGE = AttributeError, IndexError, KeyError, TypeError, ValueError, RecursionError
 # A process that was asked to save and end is killed after this time.

@@ -45,7 +45,7 @@ def convert(
   path, suffix = Path(target), Path(target).suffix
   if suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
-      raise UserError(f"{target!r} must be a file in a directory that is there")
+      raise UserError(f"{target!r} must be a file in an existing directory")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
     raise UserError(
       f"{target!r} must end in .safetensors; PyTorch reads it with "
