@@ -42,7 +42,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "Read every image of every split, and report the classes, the sizes, the "
     "unreadable images and the duplicates. The exit status is 1 if an image cannot be "
     "read or a file is in two splits."
-)
+  )
   check = commands.add_parser(
     "check",
     help=text.split(". ")[0],
