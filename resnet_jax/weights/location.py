@@ -2,6 +2,7 @@
 
 import contextlib
 import functools
+import logging
 import os
 from pathlib import Path
 
@@ -113,7 +114,7 @@ def _fetch(name: str) -> Path:
   repo, _, file = rest.partition("/")
   if not owner or not repo:
     raise UserError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
-  hub_logging.set_verbosity_error()  # Hides retries.
+  hub_logging.set_verbosity(logging.ERROR)  # Hides retries.
   reasons: list[str] = []
   missing: list[
     str
