@@ -6,6 +6,7 @@ import time
 from pathlib import Path
 from types import SimpleNamespace
 
+import absl.logging
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -49,6 +50,21 @@ def test_state_comes_back_to_the_bit_on_another_number_of_devices(tmp_path):
     restored = store.restore_latest(make_state(devices=2))
   assert_equal(restored, state)
   assert len(restored.step.sharding.device_set) == 2
+
+
+def test_reading_warns_of_nothing(tmp_path, caplog):
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(absl.logging.WARNING)  # As in a program of a user.
+  try:
+    with CheckpointStore(tmp_path) as store:
+      store.save(1, make_state())
+    with CheckpointStore(tmp_path) as store:
+      store.restore_latest(make_state())
+      store.restore_model("latest")
+    assert absl.logging.get_verbosity() == absl.logging.WARNING
+  finally:
+    absl.logging.set_verbosity(verbosity)
+  assert not [record.message for record in caplog.records if record.name == "absl"]
 
 
 def test_without_a_checkpoint_the_state_is_itself(tmp_path):

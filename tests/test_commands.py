@@ -18,8 +18,8 @@ import pytest
 from PIL import Image
 from running import train_config
 
-from resnet_jax import create_model, weights
-from resnet_jax.cli.main import create_parser, main
+from resnet_jax import __version__, create_model, weights
+from resnet_jax.cli.main import COMMANDS, create_parser, main
 from resnet_jax.cli.options import parsers_of_commands, take_former_words
 from resnet_jax.cli.settings import parse_settings
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
@@ -107,6 +107,14 @@ def test_hash_is_of_the_bits(run, capsys):
     assert digest_arrays(variables) != found["hash"]
 
 
+@pytest.mark.parametrize("command", [[], *([name] for name in COMMANDS)])
+def test_the_version_is_printed_with_and_without_a_command(command, capsys):
+  with pytest.raises(SystemExit) as end:
+    main([*command, "--version"])
+  assert end.value.code == 0
+  assert capsys.readouterr().out == f"{__version__}\n"
+
+
 def test_weights_are_not_evaluated_on_classes_in_another_order(run, tmp_path, capsys):
   path = str(tmp_path / "w.safetensors")
   call(capsys, "convert", "--workdir", run, "--out", path)
@@ -146,6 +154,16 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
   [
     (["sumary"], "no command 'sumary'; did you mean summary?"),
     (["fit"], "no command 'fit'; did you mean train?"),
+    (["train", "--config.model.name=mine"], "factory names a network of your own"),
+    (["data", "check", "gs://b/x"], "SOURCE='gs://b/x' must be a local path; mount"),
+    (
+      ["features", "s3://b", "--weights=resnet8_digits", "--out=x.npz"],
+      "SOURCE='s3://b' must be a local path",
+    ),
+    (
+      ["evaluate", "--weights=resnet8_digits", "--dataset=gs://b/x"],
+      "'gs://b/x' must be a local path",
+    ),
     (["xyz"], r"choose from train, .* and \d+ more"),
     (["--workdir=x"], "needs a command, before --workdir=x, such as"),
     ([], "needs a command, such as `resnet-jax train`"),
@@ -193,7 +211,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["summary", "resnet20", "--image=32"], "did you mean --image-size?"),
     (
       ["convert", "--workdir={run}", "--out={tmp}/no/x.safetensors"],
-      "in a directory that exists",
+      "in an existing directory",
     ),
     (
       ["convert", "--workdir={run}", "--out={tmp}/x.safetensors", "--model=resnet20"],

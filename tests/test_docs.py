@@ -109,6 +109,22 @@ def test_commands_that_are_shown_exist(page):
       parse_settings(settings)
 
 
+def test_imports_of_the_package_work_in_all_blocks():
+  """Also in the blocks that are not run."""
+  lines = re.compile(
+    r"^(?:from resnet_jax\S* import (?:\([^)]*\)|.+)|import resnet_jax.*)", re.M
+  )
+  found = [
+    line
+    for block in BLOCKS
+    if block.language == "python"
+    for line in lines.findall(block.text)
+  ]
+  assert len(found) > 20
+  for line in found:
+    exec(line, {})
+
+
 def test_links_lead_somewhere():
   for page in PAGES:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):

@@ -53,6 +53,8 @@ def test_the_documented_use_answers_as_predict(form, size, tmp_path, monkeypatch
   wanted = probabilities_of(trained, "photo.jpg")
   assert (wanted < 0.9).all()  # No class has all the probability.
   np.testing.assert_allclose(variables["probabilities"][0], wanted, atol=1e-4)
+  if form == "onnx":
+    assert variables["class_names"] == list(trained.class_names)
 
 
 @pytest.mark.parametrize("form", ["stablehlo", "onnx"])

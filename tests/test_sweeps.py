@@ -422,7 +422,7 @@ def test_a_search_from_end_to_end(tmp_path, capsys, monkeypatch):
     (
       ["--space=nothing.py"],
       "{}",
-      "--space=nothing.py must be a Python file that exists",
+      "--space=nothing.py must be an existing Python file",
     ),
     (["--config=nothing.py"], "{}", "nothing.py"),
     (["--storage=nosql://here"], "{}", "--storage=nosql://here: "),

@@ -18,7 +18,7 @@ from timm_reference import FEATURES, NUM_CLASSES, SMALL, digest, images, value_o
 from resnet_jax import MODELS, create_model, weights
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.compilation import jit_once
-from resnet_jax.weights.load_save import torch_shape
+from resnet_jax.weights.tensors import torch_shape
 from resnet_jax.weights.torch_names import torch_names
 
 REFERENCE = json.loads(timm_reference.PATH.read_text(encoding="utf-8"))

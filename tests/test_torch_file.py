@@ -29,7 +29,8 @@ import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 import resnet_jax
-from resnet_jax.weights import load_save, read_class_names, torch_checkpoint
+from resnet_jax.weights import read_class_names, torch_checkpoint
+from resnet_jax.weights import tensors as reader
 
 # Reading may take this many bytes more than twice the file; Python itself needs them.
 SPARE = 2**16
@@ -916,7 +917,7 @@ def time_limit(seconds: int):
 
 
 def read_and_copy(path: Path) -> None:
-  arrays, problems = load_save._read(path)
+  arrays, problems = reader._read(path)
   read_class_names(path, 3)
   for key, array in arrays.items():
     assert array is not None or problems, f"{key} is missing and nothing is said"

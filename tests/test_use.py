@@ -119,6 +119,12 @@ def test_each_file_has_its_own_answer_whatever_the_batches(trained, folder):
       assert (one.image is not None) == (i in (0, 1, 2, 4))
 
 
+def test_paths_of_files_and_folders_are_predicted_as_their_list(trained, folder):
+  wanted = list(predict(trained, find_images([str(folder)])))
+  assert list(predict(trained, str(folder))) == wanted
+  assert list(predict(trained, [one.file for one in wanted])) == wanted
+
+
 def test_ten_thousand_files_take_the_memory_of_a_few_batches(tmp_path):
   """Compares the peak memory of a process with one that reads 1,000 files.
 

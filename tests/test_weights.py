@@ -278,6 +278,53 @@ def test_a_checkpoint_within_itself_is_refused(path):
     weights.load(other, PROJECTED)
 
 
+@pytest.mark.parametrize("prefix", ["backbone.", "module.encoder_q.", "model.net."])
+@pytest.mark.parametrize("names", RENAMED)
+def test_the_prefix_of_a_module_around_the_network_is_taken_away(names, prefix, path):
+  variables, tensors = named_tensors(path)
+  renamed = {prefix + RENAMED[names](name): array for name, array in tensors.items()}
+  safetensors.numpy.save_file(renamed, path)
+  assert_equal(weights.load(path, PROJECTED), variables)
+
+
+FITTING = {
+  "resnet18": ["resnet18", "resnetblur18"],
+  "seresnet50": ["seresnet50"],
+  "resnetv2_18": ["resnetv2_18"],
+  "resnet20": ["resnet20", "plain20"],
+}
+
+
+@pytest.mark.parametrize("name", FITTING)
+def test_the_architecture_of_a_file_is_found_by_its_parameters(name, path):
+  model = create_model(name, 7)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  weights.save(path, model, variables)
+  tensors = safetensors.numpy.load_file(path)
+  safetensors.numpy.save_file(tensors, path)  # Without the name of the network.
+  fitting = ", ".join(FITTING[name])
+  with pytest.raises(ValueError, match=f"; it fits {fitting}\\. It must"):
+    weights.load(path, create_model("resnet34", 7))
+  with pytest.raises(ValueError, match="does not fit") as error:
+    weights.load(path, create_model(name, 8))
+  assert "it fits" not in str(error.value)  # Only the head differs.
+  unknown = ModelConfig(name="")
+  if FITTING[name] == [name]:
+    assert weights.complete_model(path, unknown) == ModelConfig(name, num_classes=7)
+  else:
+    with pytest.raises(ValueError, match=f"it is for, and may be for {fitting}; name"):
+      weights.complete_model(path, unknown)
+  torchvisions = path.rename(path.with_name(f"{name}-0123abcd.safetensors"))
+  found = weights.complete_model(torchvisions, unknown)
+  assert (found.name, found.num_classes) == (name, 7)
+  (path.parent / "config.json").write_text(
+    json.dumps({"architecture": f"{name}.a1_in1k"})
+  )
+  torchvisions.rename(path)
+  assert weights.complete_model(path, unknown).name == name
+
+
 def test_a_1x1_convolution_is_a_head(path):
   variables, tensors = named_tensors(path)
   tensors["fc.weight"] = tensors["fc.weight"][..., None, None]
@@ -1165,6 +1212,7 @@ def test_weights_load_from_the_hubs_cache_without_network_or_torch(path, tmp_pat
   bias = float(variables["params"]["head"]["bias"][3])
   for name, resize in zip(names[:5], [235, 235, 0, 60, 0], strict=True):
     assert found.pop(f"hf://owner/{name}") == [bias, resize]
+  assert "the Hub cannot be reached, and its cache" in found["hf://owner/missing"][1]
   for name, (error, said) in found.items():
     nameless = name.count("/") < 3 or name == "hf:///plain"
     assert error == ("UserError" if nameless else "NotFoundError"), (name, said)

@@ -39,9 +39,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     required=True, metavar="COMMAND", help="what to do with the data set"
   )
   text = (
-    "Read every image of every split, and report the contents, the unreadable images "
-    "and the duplicates. The exit status is 1 if an image cannot be read or a file is "
-    "in two splits."
+    "Read every image of every split, and report the classes, the sizes, the "
+    "unreadable images and the duplicates. The exit status is 1 if an image cannot be "
+    "read or a file is in two splits."
   )
   check = commands.add_parser(
     "check",

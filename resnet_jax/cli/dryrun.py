@@ -115,12 +115,13 @@ def describe(report: "Report", topology: "Topology") -> str:
     f"{name} {_short(size)}B" for name, size in report.memory.items() if name != "peak"
   )
   room = f" of {_short(topology.chip.memory_bytes)}B" if topology.chip else ""
+  traffic = _short(report.memory_traffic)
   lines = [
     title,
     f"compiled in {report.compile_s:.0f} s",
     "per chip and step:",
     f"  memory      {_short(report.memory['peak'])}B{room}: {parts}",
-    f"  operations  {_short(report.flops)}FLOP, {_short(report.memory_traffic)}B moved",
+    f"  operations  {_short(report.flops)}FLOP, {traffic}B accessed",
   ]
   lines += [
     f"  {c.kind}  {c.count} over {c.group} chips, {_short(c.bytes)}B"
@@ -148,7 +149,7 @@ def tabulate(reports: list["Report"]) -> Table:
     "images",
     "memory",
     "FLOP",
-    "moved",
+    "accessed",
     "collectives",
     "compute ms",
     "memory ms",

@@ -108,7 +108,8 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
   config = Config(
-    model=weights.complete_model(args.weights, model_config(args)), data=DataConfig()
+    model=weights.complete_model(args.weights, model_config(args), args.ema),
+    data=DataConfig(),
   )
   check_settings(config)
   model = create_model(config.model.name, stem=config.model.stem)

@@ -96,14 +96,13 @@ def run(args: argparse.Namespace) -> None:
 
 
 def _open_source(args: argparse.Namespace) -> "Source":
-  from pathlib import Path
-
+  from resnet_jax.data.sources.folder import find_root
   from resnet_jax.data.sources.opening import open_source
   from resnet_jax.inference.embed import list_all
 
   config = data_config(args.source, args.data_dir)
   if config.name == "folder" and not args.split:
-    files = list_all(Path(config.dir), config.val_share)
+    files = list_all(find_root(config.dir), config.val_share)
     if os.path.isdir(config.dir):
       show_left_out(config.dir, len(files))
     return files

@@ -1,5 +1,6 @@
 """The command line `resnet-jax`: one command for each use of a network."""
 
+import argparse
 import logging
 import os
 import re
@@ -144,5 +145,8 @@ def create_parser() -> Parser:
     )
     takes_settings = name in _WITH_SETTINGS
     added.set_defaults(parser=added, root=parser, takes_settings=takes_settings)
+    added.add_argument(
+      "--version", action="version", version=__version__, help=argparse.SUPPRESS
+    )
     command.add_arguments(added)
   return parser

@@ -305,9 +305,10 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 def data_config(source: str, data_dir: str | None) -> DataConfig:
   """Returns the data set that SOURCE names: an existing path, or else a TFDS data set.
 
-  With `data_dir`, it is always a TFDS data set in that directory.
+  With `data_dir`, it is always a TFDS data set in that directory. A remote path is
+  taken for a folder, whose error says what to do.
   """
-  if data_dir is None and os.path.exists(source):
+  if data_dir is None and (os.path.exists(source) or "://" in source):
     return DataConfig(name="folder", dir=source)
   return DataConfig(name=source, dir=data_dir or "")
 

@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> None:
   if found is None or found.suffix != ".py":
     names = ", ".join(sorted(path.stem for path in folder.glob("*.py")))
     raise UserError(
-      f"--space={args.space} must be a Python file that exists, or one of {names}"
+      f"--space={args.space} must be an existing Python file, or one of {names}"
     )
   distributions = space.load_space(str(found))
   space.check_space(distributions, base)

@@ -227,7 +227,7 @@ def load_weights(path: str, model: ModelConfig, ema: bool | None = None) -> Clas
     FileNotFoundError: the file does not exist.
     ValueError: the architecture is unknown, or the weights do not fit it.
   """
-  model = weights.complete_model(path, model)
+  model = weights.complete_model(path, model, ema)
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
   variables = weights.load(path, network, ema=ema)
   return Classifier(

@@ -47,7 +47,7 @@ def convert(
   path, suffix = Path(target), Path(target).suffix
   if suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
-      raise UserError(f"{target!r} must be a file in a directory that exists")
+      raise UserError(f"{target!r} must be a file in an existing directory")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
     raise UserError(
       f"{target!r} must end in .safetensors; PyTorch reads it with "
@@ -120,7 +120,7 @@ def _describe_training(
 def _convert_file(
   source: str, target: str, model: ModelConfig, dtype: str, ema: bool | None
 ) -> str:
-  model = weights.complete_model(source, model)
+  model = weights.complete_model(source, model, ema)
   # A file of weights names no data set. The user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)

@@ -91,7 +91,7 @@ def extract(
     FloatingPointError: a feature is not finite.
   """
   if Path(path).suffix != ".npz" or not Path(path).absolute().parent.is_dir():
-    raise UserError(f"{path!r} must be an .npz file in a folder that exists")
+    raise UserError(f"{path!r} must be an .npz file in an existing folder")
   if not classifier.has_maps:
     raise UserError(f"features need a ResNet, not {type(classifier.model).__name__}")
   stages = [f"c{i}" for i in range(2, 2 + len(classifier.model.stage_sizes))]

@@ -3,13 +3,15 @@
 The formats are StableHLO and ONNX. The exported network takes `images` [batch, H, W, C]
 uint8 of any batch size, and returns `probabilities` [batch, K] float32. It resizes,
 crops and normalises like the evaluation, except for rounding. If no image size is given
-at export, the caller must resize and crop; the metadata of an ONNX file say how.
+at export, the caller must resize and crop; the metadata of an ONNX file say how. They
+also have the names of the classes.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
 import contextlib
 import dataclasses
+import json
 import logging
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -37,7 +39,8 @@ _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
 Function = Callable[[Array], Array]  # Images -> probabilities.
-Metadata = dict[str, str | int]  # How images must be resized and cropped.
+# The class names as JSON, and how images must be resized and cropped.
+Metadata = dict[str, str | int]
 
 
 def export(
@@ -77,10 +80,10 @@ def export(
   function = _create_function(
     dataclasses.replace(classifier, variables=variables), image_size
   )
-  metadata: Metadata = {}
+  metadata: Metadata = {"class_names": json.dumps(list(classifier.class_names))}
   if image_size is None:
     size = dataclasses.asdict(classifier.preprocessing)
-    metadata = {name: size[name] for name in ("resize", "crop", "interpolation")}
+    metadata |= {name: size[name] for name in ("resize", "crop", "interpolation")}
   with replacing(path) as part, jax.default_device(cpu):
     content, run = _WRITERS[form](function, shape, metadata)
     difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)

@@ -4,13 +4,13 @@ Letters: N images, B batch, S side of the images, K classes.
 """
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.data.pipelines.single_pass import read_batches
+from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
 from resnet_jax.inference.grad_cam import grad_cam
@@ -41,7 +41,7 @@ class Prediction:
 
 def predict(
   classifier: Classifier,
-  files: FileList,
+  files: FileList | Sequence[str],
   *,
   top: int = 5,
   batch_size: int = 32,
@@ -51,16 +51,19 @@ def predict(
 
   Args:
     classifier: the network.
-    files: the images.
+    files: the images, or paths of files and folders as `find_images` takes them.
     top: largest number of classes per image; >= 1.
     batch_size: largest number of images per batch, over all devices.
     num_pictures: number of images that also get `image` and `heat`. These are the first
       images that can be read.
 
   Raises:
+    FileNotFoundError: a path does not exist.
     FloatingPointError: a probability is not finite.
   """
   mesh = create_mesh()
+  if not isinstance(files, FileList):
+    files = find_images([files] if isinstance(files, str) else files)
 
   def outputs(found: dict[str, Array]) -> tuple[Array, Array, Array]:
     probabilities = found["probabilities"]

@@ -71,9 +71,10 @@ def create_model(
       output would not depend on the images; or `zero_init_residual` is set with the
       norm "frozen" or "none".
   """
-  check_choice(
-    setting_name("model.name"), name, MODELS, "`resnet-jax models` lists all"
-  )
+  setting, hint = setting_name("model.name"), "`resnet-jax models` lists all"
+  if setting == "config.model.name":  # Not the flag of a command without factories.
+    hint += "; config.model.factory names a network of your own"
+  check_choice(setting, name, MODELS, hint)
   row = dict(MODELS[name])
   own_stem, own_shortcut = row.pop("stem"), row.pop("shortcut")
   stem, shortcut = stem or own_stem, shortcut or own_shortcut

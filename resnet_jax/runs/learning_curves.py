@@ -91,7 +91,8 @@ def plot_curves(
       number = f"top-1 {100 * value:.2f} %"
     lines.append(f"best evaluation: {number} at step {best['step']:,} (circle)")
     place = best["epoch"], _shown(value, best_metric)
-    panels[1].plot(*place, "o", ms=9, mfc="none", mec=figure_style.TEXT, zorder=3)
+    circle = {"ms": 9, "mfc": "none", "mec": figure_style.TEXT, "zorder": 3}
+    panels[1].plot(*place, "o", clip_on=False, **circle)
   # Fixed margins: fitting them to the labels would take longer than drawing.
   figure.subplots_adjust(left=0.11, right=0.97, bottom=0.15, top=0.86, hspace=0.1)
   figure.text(

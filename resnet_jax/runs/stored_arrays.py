@@ -4,6 +4,7 @@ import contextlib
 from collections.abc import Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import absl.logging
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
@@ -48,14 +49,21 @@ def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
 
 @contextlib.contextmanager
 def clean_errors(directory: epath.Path) -> Iterator[None]:
-  """Turns errors of Orbax while it reads a checkpoint into `OSError`."""
+  """Turns errors of Orbax while it reads a checkpoint into `OSError`.
+
+  It also hides Orbax's warning about a file that the parts of our checkpoints lack.
+  """
+  verbosity = absl.logging.get_verbosity()
+  absl.logging.set_verbosity(min(verbosity, absl.logging.ERROR))
   try:
     yield
   except Exception as error:  # Orbax and tensorstore raise all kinds.
     raise OSError(
-      f"checkpoint {directory} cannot be restored: it is damaged; delete it to go on "
+      f"checkpoint {directory} cannot be restored: it is damaged; delete it to resume "
       f"from the one before ({str(error)[:120]})"
     ) from error
+  finally:
+    absl.logging.set_verbosity(verbosity)
 
 
 def _shapes(tree: Any) -> dict[str, str]:

@@ -4,6 +4,7 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
 from resnet_jax.models.variables import with_channels
+from resnet_jax.weights.fitting import complete_model
 from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
   TORCH_SUFFIXES,
@@ -14,7 +15,6 @@ from resnet_jax.weights.location import (
 )
 from resnet_jax.weights.metadata import (
   all_class_names,
-  complete_model,
   known_class_names,
   read_class_names,
   read_preprocessing,

@@ -142,6 +142,15 @@ def _name(description: Description) -> str:
   return f"{description.get('name') or 'an unnamed network'!s:.80}"
 
 
+def timm_name(architecture: str) -> str:
+  """Returns the name of an architecture in timm 1.0 for a name of any version of timm.
+
+  Old names began with the origin of the weights, such as "ssl_resnet50".
+  """
+  name = re.sub(r"^(tv|ssl|swsl|ig|gluon)_", "", architecture.partition(".")[0])
+  return re.sub(r"_v1b?([cd]?)$", r"\1", name)
+
+
 def check_named(architecture: str, model: ResNet, source: str) -> None:
   """Raises `UserError` if a network is not the architecture that timm names.
 
@@ -152,9 +161,7 @@ def check_named(architecture: str, model: ResNet, source: str) -> None:
     model: the network.
     source: name, in the message, of the file that has timm's name.
   """
-  # timm's old names of the same networks, which tell the origin of the weights.
-  name = re.sub(r"^(tv|ssl|swsl|ig|gluon)_", "", architecture.partition(".")[0])
-  name = re.sub(r"_v1b?([cd]?)$", r"\1", name)
+  name = timm_name(architecture)
   if name not in MODELS:
     raise UserError(
       f"{source} says that the weights are of {architecture!r:.80}, which is not among "

@@ -13,10 +13,13 @@ _WRAPPERS = ("module.", "_orig_mod.")
 # The first components of the names of timm.
 _FIRST = re.compile(r"(conv1|bn1|maxpool|layer\d+|stem|stages|norm)\.")
 # The tensors that only the first layer of a network has.
-_FIRST_KERNELS = ("conv1.weight", "conv1.0.weight", "stem.conv.weight")
-# The prefix of a convolution in a block, which may have the name of a first kernel.
-_IN_STAGE = re.compile(r"(layer|stages\.)\d")
-_HEADS = ("head.fc.", "classifier.1.", "classifier.", "linear.", "fc.")
+_FIRST_KERNELS = (
+  *("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight"),
+)
+# The prefix of a convolution that is not the first, or has a longer name itself.
+_IN_STAGE = re.compile(r"(layer|stages\.)\d|(^|\.)stem\.$")
+# A linear layer, alone or after dropout.
+_HEAD = re.compile(r"^(?:fc|linear|classifier|head\.fc)(?:\.\d+)?\.(weight|bias)$")
 
 _Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
@@ -85,17 +88,19 @@ def to_timm(
     rules = _DETECTRON
   translated = {name: _translate(name, rules) for name in names}
   prefix = _prefix(translated.values(), ema)
-  inside = {
-    name: found.removeprefix(prefix)
-    for name, found in translated.items()
-    if found.startswith(prefix)
-  }
+  parts = prefix.split(".")[:-1]
+  # A head is often beside a backbone, under a part of its prefix.
+  parents = [".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))]
+  inside = {}
   for name, found in translated.items():
-    # A head is often beside a backbone.
-    inner = inside.get(name, found)
-    if head := next((head for head in _HEADS if inner.startswith(head)), ""):
-      is_timms = head == "head.fc." and name in inside
-      inside[name] = inner if is_timms else "fc." + inner.removeprefix(head)
+    if found.startswith(prefix):
+      inner = found.removeprefix(prefix)
+      is_v2 = inner.startswith("head.fc.")  # timm's name there.
+      inside[name] = inner if is_v2 else _HEAD.sub(r"fc.\1", inner)
+    else:
+      rests = [found.removeprefix(parent) for parent in parents]
+      if match := next(filter(None, map(_HEAD.match, rests)), None):
+        inside[name] = f"fc.{match[1]}"
   return inside, prefix
 
 

@@ -22,18 +22,25 @@ from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.scan_layout import to_named
-from resnet_jax.models.variables import Variables, abstract_variables
+from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.terminal import warn
-from resnet_jax.weights import config_files, torch_checkpoint
+from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import check_named, check_same, describe
-from resnet_jax.weights.foreign_names import to_timm
+from resnet_jax.weights.fitting import fitting
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
+from resnet_jax.weights.tensors import (
+  COUNTER,
+  at,
+  few,
+  has_shape,
+  read_tensors,
+  torch_shape,
+  wanted_by,
+)
 from resnet_jax.weights.torch_names import torch_names
 
-_FEW = 5  # The largest number of names of one kind in a message.
 # Dtypes of the tensors that `save` writes.
 DTYPES = ("float32", "float16")
 # Dtypes of the tensors that `load` reads.
@@ -69,47 +76,33 @@ def load(
   model = as_resnet(model, "files of weights")
   path = find(path)
   _check_architecture(path, model)
-  arrays, problems = _read(path)
-  tensors: dict[str, np.ndarray | None] = {}
-  try:
-    translated, prefix = to_timm(arrays, ema)
-  except UserError as error:
-    raise UserError(f"{path} does not fit the model: {error}") from error
-  if beside := [name for name in arrays if name not in translated]:
-    warn(
-      f"{path}: only tensors under {prefix!r} are used, not {', '.join(_few(beside))}"
-    )
-  for name, found in translated.items():
-    if found in tensors:
-      problems.append(f"{found} is there twice, once as {name}")
-    tensors[found] = arrays.pop(name)
-  shape = _image_shape(tensors)
-  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = abstract_variables(model, shape, device)
-  names = torch_names(model, wanted)
+  tensors, problems = read_tensors(path, ema)
+  all_tensors = dict(tensors)
+  wanted, names = wanted_by(model, tensors)
   if not head:
     for name in [name for name, keys in names.items() if keys[1] == "head"]:
       names.pop(name)
       tensors.pop(name, None)
   unused = [
-    name
-    for name in tensors
-    if name not in names and not name.endswith("num_batches_tracked")
+    name for name in tensors if name not in names and not name.endswith(COUNTER)
   ]
   missing = [name for name in names if name not in tensors]
-  shapes = {name: _at(wanted, keys).shape for name, keys in names.items()}
+  shapes = {name: at(wanted, keys).shape for name, keys in names.items()}
   misfits = [
     f"{name} {problem}"
     for name, shape in shapes.items()
     if (array := tensors.get(name)) is not None
     for problem in _misfits(name, array, shape)
   ]
-  problems = [*_few(problems), *_few(misfits)]
+  problems = [*few(problems), *few(misfits)]
   if missing:
-    problems.append(f"missing: {', '.join(_few(missing))}")
+    problems.append(f"missing: {', '.join(few(missing))}")
   if unused:
-    problems.append(f"unused: {', '.join(_few(unused))}")
+    problems.append(f"unused: {', '.join(few(unused))}")
   if problems:
+    names_that_fit = fitting(all_tensors)
+    if names_that_fit and describe(model)["name"] not in names_that_fit:
+      problems.append(f"it fits {', '.join(few(names_that_fit))}")
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this architecture and number of classes"
@@ -160,12 +153,12 @@ def save(
   variables = jax.device_get(to_named(variables))
   tensors = {}
   for name, keys in torch_names(model, variables).items():
-    array = _to_torch(_at(variables, keys), as_conv=name != "fc.weight")
+    array = _to_torch(at(variables, keys), as_conv=name != "fc.weight")
     tensors[name] = _as_dtype(array, dtype)
     if dtype != "float32" and not np.isfinite(tensors[name]).all():
       raise UserError(f"{name} has values too large for {dtype}; save it as float32")
     if keys[-1] == "mean":
-      counter = name.replace("running_mean", "num_batches_tracked")
+      counter = name.replace("running_mean", COUNTER)
       tensors[counter] = np.zeros((), np.int64)
   metadata = {"format": "pt", "resnet_jax_network": json.dumps(describe(model))}
   if preprocessing is not None:
@@ -178,24 +171,6 @@ def save(
     Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
 
 
-def _read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  if path.suffix != ".safetensors":
-    return torch_checkpoint.read(path)
-  try:
-    with safetensors.safe_open(path, framework="numpy") as file:
-      arrays: dict[str, np.ndarray | None] = {}
-      problems = []
-      for name in file.keys():  # noqa: SIM118
-        try:
-          arrays[name] = file.get_tensor(name)
-        except (TypeError, AttributeError):  # NumPy has no such dtype.
-          arrays[name] = None
-          problems.append(f"{name} has dtype {file.get_slice(name).get_dtype()}")
-      return arrays, problems
-  except (safetensors.SafetensorError, OSError) as error:
-    raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
-
-
 def _check_architecture(path: Path, model: ResNet) -> None:
   """Raises `UserError` if the network that a file names is not the model."""
   saved = read_network(path)
@@ -203,33 +178,6 @@ def _check_architecture(path: Path, model: ResNet) -> None:
     check_same(saved, model, str(path))
   elif named := config_files.read_architecture(path.parent):
     check_named(named, model, str(path.parent / config_files.NAMES[0]))
-
-
-def _few(names: list[str]) -> list[str]:
-  """Returns the first names and the number of other names, for a message."""
-  more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
-  return [f"{name:.200}" for name in names[:_FEW]] + more
-
-
-def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
-  """Returns an arbitrary size with the channels that the first convolution takes."""
-  for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
-    kernel = tensors.get(name)
-    # Images have few channels. A huge number would make other shapes huge too.
-    if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
-      return 32, 32, kernel.shape[1]
-  return 32, 32, 3
-
-
-def _at(tree: Any, keys: tuple[str, ...]) -> Any:
-  for key in keys:
-    tree = tree[key]
-  return tree
-
-
-def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns PyTorch's shape of a parameter; a matrix may have two more axes of 1."""
-  return (shape[-1], *shape[-2:-1], *shape[:-2])
 
 
 def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
@@ -240,10 +188,8 @@ def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[s
     yield "has values that are not finite in float32"
   elif name.endswith("running_var") and (array < 0).any():
     yield "has negative values"
-  needed = torch_shape(shape)
-  # A matrix may be stored as a 1x1 convolution, as in timm's squeeze-excite and heads.
-  if array.shape != needed and (array.ndim != 4 or array.shape != (*needed, 1, 1)):
-    yield f"has shape {array.shape}, not {needed}"
+  if not has_shape(array, shape):
+    yield f"has shape {array.shape}, not {torch_shape(shape)}"
 
 
 def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:

@@ -99,7 +99,12 @@ def _advice(source: str) -> str:
 def _fetch(name: str) -> Path:
   try:
     import huggingface_hub
-    from huggingface_hub.errors import EntryNotFoundError, HfHubHTTPError
+    import huggingface_hub.utils.logging as hub_logging
+    from huggingface_hub.errors import (
+      EntryNotFoundError,
+      HfHubHTTPError,
+      LocalEntryNotFoundError,
+    )
   except ModuleNotFoundError as error:
     raise UserError(
       f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
@@ -109,18 +114,24 @@ def _fetch(name: str) -> Path:
   repo, _, file = rest.partition("/")
   if not owner or not repo:
     raise UserError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
-  logging.getLogger("huggingface_hub").setLevel(logging.ERROR)  # Hides retries.
-  reasons = []
+  hub_logging.set_verbosity(logging.ERROR)  # Hides retries.
+  reasons: list[str] = []
+  missing: list[
+    str
+  ] = []  # Files that are not in the cache, if the Hub cannot be reached.
 
   def fetch(file: str) -> Path:
     found = huggingface_hub.hf_hub_download(
-      f"{owner}/{repo}", file, revision=revision or None
+      f"{owner}/{repo}", file, revision=revision or None, local_files_only=bool(missing)
     )
     return Path(found)
 
   for candidate in [file] if file else HF_FILES:
     try:
       found = fetch(candidate)
+    except LocalEntryNotFoundError:
+      missing.append(candidate)
+      continue
     except (HfHubHTTPError, ValueError, OSError) as error:  # The name may be wrong.
       reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
       continue
@@ -128,6 +139,10 @@ def _fetch(name: str) -> Path:
       with contextlib.suppress(EntryNotFoundError):
         fetch(name_beside)
     return found
+  if missing:
+    reasons.append(
+      f"the Hub cannot be reached, and its cache here has no {' or '.join(missing)}"
+    )
   raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
 

@@ -4,9 +4,7 @@
 have some of these.
 """
 
-import dataclasses
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,11 +13,10 @@ import safetensors
 from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
-from resnet_jax.config.schema import ModelConfig
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files, imagenet
-from resnet_jax.weights.architecture import Description, describe, find_settings
+from resnet_jax.weights.architecture import Description, describe
 from resnet_jax.weights.location import find
 
 # torchvision's files whose preprocessing differs from that of its first files, by the
@@ -29,33 +26,6 @@ _RESIZED_TO_232 = {
   *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
   *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
 }
-
-
-def complete_model(path: str | Path, model: ModelConfig) -> ModelConfig:
-  """Completes the settings of a network from a file of weights.
-
-  Args:
-    path: as for `load`.
-    model: the settings. A `name` of "" stands for the network that the file was saved
-      from. A `num_classes` of 0 stands for the number in the file, if `save` wrote it.
-
-  Raises:
-    ValueError: the name is "", and the file names no network of this package.
-    FileNotFoundError: there is no such file.
-  """
-  path = find(path)
-  saved = read_network(path)
-  if not model.name:
-    settings = None if saved is None else find_settings(saved)
-    if settings is None:
-      raise UserError(
-        f"{path} does not say which network of this package it is for; name it by "
-        "--model, such as --model resnet50 (model='resnet50' in Python)"
-      )
-    model = dataclasses.replace(model, **settings)
-  if saved is not None and not model.num_classes:
-    model = dataclasses.replace(model, num_classes=_count_logits(path))
-  return model
 
 
 def read_network(path: Path) -> Description | None:
@@ -187,14 +157,6 @@ def _read_object(path: Path, key: str) -> dict[str, Any] | None:
   if found is not None and not isinstance(found, dict):
     raise UserError(f"the {key} of {path} is damaged: {found!r:.60}")
   return found
-
-
-def _count_logits(path: Path) -> int:
-  """Returns the size of the head's bias in a file that `save` wrote; 0 if damaged."""
-  with safetensors.safe_open(path, framework="numpy") as file:
-    for name in {"fc.bias", "head.fc.bias"}.intersection(file.keys()):
-      return math.prod(file.get_slice(name).get_shape())
-  return 0
 
 
 def _metadata(path: Path) -> dict[str, str]:

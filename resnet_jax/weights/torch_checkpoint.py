@@ -14,35 +14,29 @@ import struct
 import zipfile
 import zlib
 from collections import Counter
-from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import numpy as np
 
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.weights.state_dict import (
+  MOST_TENSORS,
+  describe_value,
+  few,
+  find_state_dict,
+)
 from resnet_jax.weights.torch_pickle import Machine, Refused, Storage, Tensor
 
 # Refused globals that a pickle asked for, in order.
 _Names = dict[str, None]
 _LEGACY_MAGIC = 0x1950A86A20F9469CFC6C
 _MOST_AXES = 8
-# ResNet-1202 has 7,206 tensors, and 3,603 more with the momentum of SGD.
-_MOST_RECORDS = 30_000
 _LARGEST_DIRECTORY = 2**22
-_LONGEST_NAME = 200
-# Keys under which checkpoints have their state dict: PyTorch's examples, torchvision,
-# timm, Lightning and others. Some have the exponential moving average (EMA) too.
-_WRAPPERS = (
-  *("state_dict", "model_state_dict", "model", "net", "network"),
-  *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
-)
-# Endings of the names of all parameters and statistics of layers.
-_ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  """Reads a state dict, alone or in a checkpoint under one of `_WRAPPERS`.
+  """Reads a state dict, alone or in a checkpoint under a usual key.
 
   Other objects of the checkpoint are not created and are silently ignored. If there are
   several state dicts, the names of their tensors begin with the key, "model_ema.".
@@ -71,7 +65,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
         content = _read_legacy(file, data, refused)
       if isinstance(content, Refused):
         raise UserError("it holds no state dict; save its state_dict() instead")
-      tensors = _state_dict(content, problems)
+      tensors = find_state_dict(content, problems)
     except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
       # The messages of zipfile, struct and others about damaged bytes help nobody.
       known = isinstance(error, UserError)
@@ -86,62 +80,19 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
   total = sum(array.nbytes for array in arrays.values() if array is not None)
   if total > len(data):
     problems.append(f"its tensors have {total} bytes, the file only {len(data)}")
-  return arrays, [*_few(problems), *_asks(refused)] if problems else []
+  return arrays, [*few(problems), *_asks(refused)] if problems else []
 
 
 def _asks(refused: _Names) -> list[str]:
-  names = ", ".join(_few([*refused]))
+  names = ", ".join(few([*refused]))
   return [f"it asks for {names}, but none of this is run"] if refused else []
-
-
-def _few(texts: Sequence[str], most: int = 10) -> list[str]:
-  """Returns the first texts and the number of other texts, for a message."""
-  more = [f"and {len(texts) - most} more"] if len(texts) > most else []
-  return [*texts[:most], *more]
-
-
-def _state_dict(content: Any, problems: list[str], depth: int = 3) -> dict[str, Tensor]:
-  """Returns the tensors; their names begin with the wrapper's if there are several."""
-  wrappers = [key for key in _WRAPPERS if _wraps(content, key)] if depth else []
-  if wrappers:
-    parts = {key: _state_dict(content[key], problems, depth - 1) for key in wrappers}
-    if sum(map(len, parts.values())) > _MOST_RECORDS:
-      raise UserError(f"it has more than {_MOST_RECORDS} tensors")
-    if len(parts) == 1:
-      return parts[wrappers[0]]
-    return {f"{k}.{name}": part[name] for k, part in parts.items() for name in part}
-  if not isinstance(content, dict):
-    raise UserError(f"it holds a {type(content).__name__}, not a state dict")
-  tensors: dict[str, Tensor] = {}
-  for key, value in content.items():
-    name = str(key)
-    if isinstance(value, Tensor):
-      tensors[name] = value
-      if not isinstance(key, str) or len(name) > _LONGEST_NAME:
-        raise UserError(f"the tensor name {name:.80} is not a string or too long")
-    elif name.endswith(_ENDINGS):
-      problems.append(f"{name:.80} is {_what(value)}, not a tensor")
-  if not tensors and not problems:
-    names = ", ".join(_few([f"{key:.80}" for key in map(str, content)]))
-    raise UserError(f"it holds no tensors; its keys: {names or 'none'}")
-  return tensors
-
-
-def _wraps(content: Any, key: str) -> bool:
-  value = content.get(key) if isinstance(content, dict) else None
-  parts = value.values() if isinstance(value, dict) else ()
-  return any(isinstance(part, Tensor | dict) for part in parts)
-
-
-def _what(value: Any) -> str:
-  return value.what if isinstance(value, Refused) else f"a {type(value).__name__}"
 
 
 def _view(name: str, tensor: Tensor, problems: list[str]) -> np.ndarray | None:
   """Returns a tensor as a view of its storage; None if it is not inside the storage."""
   storage, shape, strides = tensor.storage, tensor.shape, tensor.strides
   if not isinstance(storage, Storage):
-    problems.append(f"{name} cannot be read: its storage is {_what(storage)}")
+    problems.append(f"{name} cannot be read: its storage is {describe_value(storage)}")
     return None
   if not (
     all(type(x) is tuple and len(x) <= _MOST_AXES for x in (shape, strides))
@@ -238,7 +189,7 @@ def _check_directory(data: np.ndarray) -> None:
     whole &= magic == b"PK\6\6" and place == end
   if not whole or start + size != end:
     raise UserError("it does not end with its directory")
-  if count > _MOST_RECORDS or size > _LARGEST_DIRECTORY:
+  if count > MOST_TENSORS or size > _LARGEST_DIRECTORY:
     raise UserError(f"its directory is too large: {count} records in {size} bytes")
   if data[start:end].tobytes().count(b"PK\1\2") != count:
     raise UserError(f"its directory does not have {count} records")

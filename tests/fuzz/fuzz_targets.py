@@ -30,6 +30,7 @@ from resnet_jax.weights import (
   read_class_names,
   read_preprocessing,
   read_training,
+  tensors,
 )
 from resnet_jax.weights.architecture import describe
 
@@ -73,7 +74,7 @@ def weights(data: bytes) -> None:
     _file("x.safetensors" if kind == b"s" else "x.pth", data) as path,
     contextlib.suppress(UserError),
   ):
-    arrays, problems = load_save._read(path)
+    arrays, problems = tensors.read_tensors(path)
     for name, array in arrays.items():
       assert array is not None or problems, f"{name} is missing and not reported"
       if array is not None:

@@ -20,7 +20,7 @@ def test_no_seed_is_a_finding(name):
 @pytest.mark.parametrize(
   ("name", "module", "reader"),
   [
-    ("weights", fuzz_targets.load_save, "_read"),
+    ("weights", fuzz_targets.tensors, "_read"),
     ("images", fuzz_targets.decode, "open_image"),
     ("images", fuzz_targets.decode, "decode"),
     ("images", fuzz_targets.decode, "decode_part"),

@@ -71,7 +71,7 @@ def scan(
   if picture and (
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
-    raise UserError(f"--figure {picture!r} must be a .png file in a folder that exists")
+    raise UserError(f"--figure {picture!r} must be a .png file in an existing folder")
   opened, skipped, unreadable = _open_splits(config)
   ignored: dict[str, int] = {}
   in_folder = 0

@@ -29,12 +29,22 @@ _SPLIT_WORD = re.compile(
 )
 
 
+def check_local(config_dir: str) -> None:
+  """Raises `UserError` if `config.data.dir` names remote storage."""
+  if "://" in config_dir:
+    raise UserError(
+      f"{setting_name('data.dir')}={config_dir!r} must be a local path; mount remote "
+      "storage, such as a bucket with gcsfuse"
+    )
+
+
 def find_root(config_dir: str) -> Path:
   """Returns the folder or table that `config.data.dir` names.
 
   Raises:
-    ValueError: the setting is empty.
+    ValueError: the setting is empty or names remote storage.
   """
+  check_local(config_dir)
   if not config_dir:
     raise UserError(
       f"{setting_name('data.dir')}='' must be a folder or .csv file with "

@@ -18,7 +18,7 @@ from resnet_jax.data import (
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.data.sources.folder import find_root, list_images
+from resnet_jax.data.sources.folder import check_local, find_root, list_images
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
@@ -75,11 +75,7 @@ def _find_source(
       config.factory, "data.factory", config, split, returns=kinds
     )
     return own
-  if "://" in config.dir:
-    raise UserError(
-      f"{setting_name('data.dir')}={config.dir!r} must be a local path; mount remote "
-      "storage"
-    )
+  check_local(config.dir)
   if not config.name:
     raise UserError(
       f"{setting_name('data.name')} must name a data set, because none is saved with "

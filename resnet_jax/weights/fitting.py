@@ -1,0 +1,137 @@
+"""Finds the architecture of a file of weights."""
+
+import dataclasses
+import re
+from collections import Counter
+from pathlib import Path
+
+from resnet_jax.config.schema import ModelConfig
+from resnet_jax.models.architectures import MODELS, Row
+from resnet_jax.models.layers import EfficientChannelAttention
+from resnet_jax.models.registry import create_model
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.weights import config_files
+from resnet_jax.weights.architecture import find_settings, timm_name
+from resnet_jax.weights.location import find
+from resnet_jax.weights.metadata import read_network
+from resnet_jax.weights.tensors import (
+  COUNTER,
+  Tensors,
+  at,
+  has_shape,
+  read_tensors,
+  wanted_by,
+)
+
+_BLOCK = re.compile(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.")
+# torchvision's files, such as resnet50-11ad3fa6.pth.
+_TORCHVISION = re.compile(r"(\w+)-[0-9a-f]{8}")
+
+
+def complete_model(
+  path: str | Path, model: ModelConfig, ema: bool | None = None
+) -> ModelConfig:
+  """Completes the settings of a network from a file of weights.
+
+  Args:
+    path: as for `load`.
+    model: the settings. A `name` of "" stands for the network of the file: the one that
+      it was saved from, that timm's `config.json` names, that torchvision's file name
+      names, or the only one with parameters of these names and shapes. A `num_classes`
+      of 0 stands for the number of logits in the file.
+    ema: as for `load`.
+
+  Raises:
+    UserError: the name is "", and no network of this package fits the file, or several
+      do.
+    NotFoundError: there is no such file.
+  """
+  path = find(path)
+  saved = read_network(path)
+  if model.name and model.num_classes:
+    return model
+  tensors, _ = read_tensors(path, ema)
+  if not model.name:
+    settings = None if saved is None else find_settings(saved)
+    if settings is None:
+      settings = {"name": _find_name(path, tensors)}
+    model = dataclasses.replace(model, **settings)
+  if not model.num_classes:
+    model = dataclasses.replace(model, num_classes=_count_logits(tensors))
+  return model
+
+
+def _find_name(path: Path, tensors: Tensors) -> str:
+  named = timm_name(config_files.read_architecture(path.parent))
+  if named in MODELS:
+    return named
+  names = fitting(tensors)
+  if (match := _TORCHVISION.fullmatch(path.stem)) and match[1] in names:
+    return match[1]
+  if len(names) == 1:
+    return names[0]
+  which = f"may be for {', '.join(names)}" if names else "fits no network here"
+  raise UserError(
+    f"{path} does not say which network it is for, and {which}; name it by --model, "
+    "such as --model resnet50 (model='resnet50' in Python)"
+  )
+
+
+def fitting(tensors: Tensors) -> list[str]:
+  """Returns the architectures with these parameters, whatever the head is."""
+  inner = {
+    name: array
+    for name, array in tensors.items()
+    if not name.endswith(COUNTER) and not _is_head(name)
+  }
+  sizes = _stage_sizes(inner)
+  return [
+    name
+    for name, row in MODELS.items()
+    if tuple(row["stage_sizes"]) == sizes
+    and _may_have(row, inner)
+    and _has_parameters(name, inner)
+  ]
+
+
+def _has_parameters(name: str, tensors: Tensors) -> bool:
+  wanted, names = wanted_by(create_model(name), tensors)
+  shapes = {
+    name: at(wanted, keys).shape for name, keys in names.items() if not _is_head(name)
+  }
+  return shapes.keys() == tensors.keys() and all(
+    (array := tensors[name]) is not None and has_shape(array, shape)
+    for name, shape in shapes.items()
+  )
+
+
+def _may_have(row: Row, tensors: Tensors) -> bool:
+  """Whether a row has the kinds of layers that the names tell; quick to compute."""
+  text = " ".join(tensors)
+  attention = getattr(row["block_cls"], "keywords", {}).get("attention_cls")
+  is_eca = attention is EfficientChannelAttention
+  return (
+    bool(row.get("pre_activation")) == ("stages." in text)
+    and row["stem"].startswith(("deep", "tiered"))
+    == ("conv1.0." in text or "stem.conv2." in text)
+    and is_eca == (".se.conv." in text)
+    and (attention is not None and not is_eca) == (".se.fc1." in text)
+  )
+
+
+def _stage_sizes(tensors: Tensors) -> tuple[int, ...]:
+  blocks = {match.groups() for match in map(_BLOCK.match, tensors) if match}
+  counts = Counter(int(stage) for stage, _ in blocks)
+  return tuple(counts[stage] for stage in sorted(counts))
+
+
+def _count_logits(tensors: Tensors) -> int:
+  """Returns the number of logits; 0 if there is no head."""
+  for name in ("fc.bias", "head.fc.bias"):
+    if (bias := tensors.get(name)) is not None and bias.ndim == 1:
+      return int(bias.size)
+  return 0
+
+
+def _is_head(name: str) -> bool:
+  return name.startswith(("fc.", "head."))

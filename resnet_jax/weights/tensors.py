@@ -1,0 +1,116 @@
+"""Reads the tensors of a file of weights, by their names in torchvision or timm."""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import safetensors
+
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.variables import Variables, abstract_variables
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
+from resnet_jax.weights import torch_checkpoint
+from resnet_jax.weights.foreign_names import to_timm
+from resnet_jax.weights.torch_names import torch_names
+
+# None stands for a tensor that cannot be read.
+Tensors = dict[str, np.ndarray | None]
+COUNTER = "num_batches_tracked"  # PyTorch's tensor that we do not use.
+_FEW = 5  # The largest number of names of one kind in a message.
+# The first convolution of torchvision, and timm's of deep and v2 stems.
+_FIRST = ("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight")
+
+
+def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str]]:
+  """Reads the tensors of a network.
+
+  Args:
+    path: a file that `location.find` returned.
+    ema: as in `weights.load`.
+
+  Returns:
+    The tensors by name, and a list of problems.
+
+  Raises:
+    UserError: the file is damaged, or `ema` does not choose one of its networks.
+  """
+  arrays, problems = _read(path)
+  try:
+    translated, prefix = to_timm(arrays, ema)
+  except UserError as error:
+    raise UserError(f"{path} cannot be loaded: {error}") from error
+  if beside := [name for name in arrays if name not in translated]:
+    left = ", ".join(few(beside))
+    warn(f"{path}: only the tensors under {prefix!r} are used, not {left}")
+  tensors: Tensors = {}
+  for name, found in translated.items():
+    if found in tensors:
+      problems.append(f"{found} is there twice, once as {name}")
+    tensors[found] = arrays.pop(name)
+  return tensors, problems
+
+
+def _read(path: Path) -> tuple[Tensors, list[str]]:
+  if path.suffix != ".safetensors":
+    return torch_checkpoint.read(path)
+  try:
+    with safetensors.safe_open(path, framework="numpy") as file:
+      arrays: Tensors = {}
+      problems = []
+      for name in file.keys():  # noqa: SIM118
+        try:
+          arrays[name] = file.get_tensor(name)
+        except (TypeError, AttributeError):  # NumPy has no such dtype.
+          arrays[name] = None
+          problems.append(f"{name} has dtype {file.get_slice(name).get_dtype()}")
+      return arrays, problems
+  except (safetensors.SafetensorError, OSError) as error:
+    raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
+def few(names: list[str]) -> list[str]:
+  """Returns the first names and the number of other names, for a message."""
+  more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
+  return [f"{name:.200}" for name in names[:_FEW]] + more
+
+
+def wanted_by(
+  model: ResNet, tensors: Tensors
+) -> tuple[Variables, dict[str, tuple[str, ...]]]:
+  """Returns a network's abstract variables, and the path of each by its name.
+
+  The network takes images with the channels of the first convolution in `tensors`.
+  """
+  device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+  wanted = abstract_variables(model, (32, 32, _channels(tensors)), device)
+  return wanted, torch_names(model, wanted)
+
+
+def _channels(tensors: Tensors) -> int:
+  for name in _FIRST:
+    kernel = tensors.get(name)
+    # Images have few channels. A huge number would make other shapes huge too.
+    if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
+      return int(kernel.shape[1])
+  return 3
+
+
+def at(tree: Any, keys: tuple[str, ...]) -> Any:
+  """Returns the leaf at a path."""
+  for key in keys:
+    tree = tree[key]
+  return tree
+
+
+def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
+  """Returns PyTorch's shape of a parameter; a matrix may have two more axes of 1."""
+  return (shape[-1], *shape[-2:-1], *shape[:-2])
+
+
+def has_shape(array: np.ndarray, shape: tuple[int, ...]) -> bool:
+  """Whether PyTorch's array can become ours of this shape."""
+  needed = torch_shape(shape)
+  # A matrix may be stored as a 1x1 convolution, as in timm's squeeze-excite and heads.
+  return array.shape == needed or (array.ndim == 4 and array.shape == (*needed, 1, 1))
