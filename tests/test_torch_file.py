@@ -131,7 +131,7 @@ def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("wrapper", torch_checkpoint._WRAPPERS)
 def test_wrappers_are_opened_whatever_plain_values_are_beside(
   wrapper, container, tmp_path
 ):
@@ -139,6 +139,13 @@ def test_wrappers_are_opened_whatever_plain_values_are_beside(
   arrays, problems = read(tmp_path, write({**others, wrapper: SMALL}, container))
   assert not problems
   assert_same(arrays, SMALL)
+
+
+def test_averaged_weights_do_not_replace_the_others(tmp_path):
+  averaged = {name: -array for name, array in SMALL.items()}
+  for pair in (("state_dict", "state_dict_ema"), ("model", "model_ema")):
+    both = dict(zip(pair, (SMALL, averaged), strict=True))
+    assert_same(read(tmp_path, write(both, "zip"))[0], SMALL)
 
 
 # What training scripts put beside the tensors.

@@ -129,6 +129,10 @@ def test_the_head_of_a_resnetv2_is_the_convolution_that_timm_has(path):
 
 RENAMED = {
   "module.": lambda name: f"module.{name}",
+  "module._orig_mod.": lambda name: f"module._orig_mod.{name}",
+  "model.": lambda name: f"model.{name}",
+  "backbone.": lambda name: f"backbone.{name}",
+  "fc.1.": lambda name: name.replace("fc.", "fc.1."),
   "linear": lambda name: name.replace("fc.", "linear."),
   "shortcut": lambda name: name.replace(".downsample.", ".shortcut."),
   "all": lambda name: (
@@ -338,19 +342,34 @@ def test_values_that_are_not_finite_are_refused(name, value, said, suffix, path)
 
 def test_many_names_that_do_not_fit_are_a_short_message(path):
   _, tensors = named_tensors(path, create_model("resnet20", shortcut="B"))
-  safetensors.numpy.save_file({f"model.{k}": x for k, x in tensors.items()}, path)
+  safetensors.numpy.save_file({f"part.{k}": x for k, x in tensors.items()}, path)
   with pytest.raises(ValueError) as error:
     weights.load(path, PROJECTED)
   said = str(error.value)
   assert len(said) < 800
-  assert "missing: " in said and "unused: model." in said
-  assert said.count(" more") == 2 and "all names begin with 'model.'" in said
+  assert "missing: " in said and "unused: part." in said
+  assert said.count(" more") == 2 and "all names begin with 'part.'" in said
   whole = {name: array.astype(np.int16) for name, array in tensors.items()}
   safetensors.numpy.save_file(whole, path)
   with pytest.raises(ValueError) as error:
     weights.load(path, create_model("resnet20", shortcut="B"))
   said = str(error.value)
   assert said.count("has dtype int16") == 5 and len(said) < 800
+
+
+def test_two_networks_in_a_file_are_refused(path):
+  _, tensors = named_tensors(path)
+  twice = {f"{of}.{k}": x for k, x in tensors.items() for of in ("model", "net")}
+  safetensors.numpy.save_file(twice, path)
+  with pytest.raises(ValueError, match="is there twice"):
+    weights.load(path, PROJECTED)
+
+
+def test_the_counter_of_averaged_weights_is_ignored(path):
+  variables, tensors = named_tensors(path)
+  averaged = {f"module.{name}": array for name, array in tensors.items()}
+  safetensors.numpy.save_file(averaged | {"n_averaged": np.array(3)}, path)
+  assert_equal(weights.load(path, PROJECTED), variables)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

@@ -32,6 +32,8 @@ from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.torch_names import canonical, torch_names
 
 _FEW = 5  # Most names of one kind in a message.
+# Tensors that only training needs: those of batch norm and of averaged weights.
+_COUNTERS = ("num_batches_tracked", "n_averaged")
 # Dtypes of the tensors that `save` writes.
 DTYPES = ("float32", "float16")
 # Dtypes of the tensors that `load` reads.
@@ -74,9 +76,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
       names.pop(name)
       tensors.pop(name, None)
   unused = [
-    name
-    for name in tensors
-    if name not in names and not name.endswith("num_batches_tracked")
+    name for name in tensors if name not in names and not name.endswith(_COUNTERS)
   ]
   missing = [name for name in names if name not in tensors]
   shapes = {name: _at(wanted, keys).shape for name, keys in names.items()}

@@ -32,12 +32,18 @@ _MOST_AXES = 8
 _MOST_RECORDS = 30_000
 _LARGEST_DIRECTORY = 2**22
 _LONGEST_NAME = 200
+# Keys of checkpoints that hold the state dict. Averaged weights are read only if there
+# are no others.
+_WRAPPERS = (
+  *("state_dict", "model_state_dict", "model", "module", "net", "weights"),
+  *("state_dict_ema", "model_ema"),
+)
 # Endings of the names of all parameters and statistics of layers.
 _ENDINGS = (".weight", ".bias", ".running_mean", ".running_var")
 
 
 def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
-  """Reads a state dict, alone or within a checkpoint under "state_dict" or "model".
+  """Reads a state dict, alone or within a checkpoint under one of `_WRAPPERS`.
 
   Other objects of the checkpoint are not created and are silently ignored.
 
@@ -95,7 +101,7 @@ def _few(texts: Sequence[str], most: int = 10) -> list[str]:
 
 
 def _state_dict(content: Any, problems: list[str]) -> dict[str, Tensor]:
-  for wrapper in ("state_dict", "model", "net"):
+  for wrapper in _WRAPPERS:
     if isinstance(content, dict) and isinstance(content.get(wrapper), dict):
       content = content[wrapper]
   if not isinstance(content, dict):

@@ -4,6 +4,7 @@ They are torchvision's names; timm's for what torchvision does not have (squeeze
 deep stems, pooled shortcuts, pre-activation); and our own for the rest.
 """
 
+import re
 from functools import partial
 from typing import Any
 
@@ -30,6 +31,10 @@ _DEEP_STEM = {
   "conv3": "conv1.6",
   "bn3": "bn1",
 }
+# Prefixes by DataParallel, torch.compile, Lightning and the modules of users.
+_WRAPPER = re.compile(
+  r"^((module|_orig_mod|model|net|network|backbone|encoder|resnet)\.)+"
+)
 
 
 def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
@@ -53,11 +58,12 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
 def canonical(name: str) -> str:
   """Returns torchvision's name for a name of another source.
 
-  DataParallel adds `module.`; `linear` and `shortcut` are names of
-  kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10.
+  Modules that hold the network add `_WRAPPER`; `linear` and `shortcut` are names of
+  kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10. A head with dropout is
+  `fc.1`.
   """
-  name = name.removeprefix("module.").replace(".shortcut.", ".downsample.")
-  return "fc." + name.removeprefix("linear.") if name.startswith("linear.") else name
+  name = _WRAPPER.sub("", name).replace(".shortcut.", ".downsample.")
+  return re.sub(r"^(linear|fc\.\d+)\.", "fc.", name)
 
 
 def _pools(model: ResNet) -> bool:
