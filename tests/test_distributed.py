@@ -357,6 +357,10 @@ def test_launchers_are_known_by_their_variables(monkeypatch, variables, expected
     ),
     ({"JOB_COMPLETION_INDEX": "1"}, "JOB_COMPLETION_INDEX=1: "),
     ({"ALPS_APP_PE": "1"}, "--num-processes=N --process-id=$ALPS_APP_PE"),
+    ({"HOROVOD_SIZE": "2", "HOROVOD_RANK": "0"}, "HOROVOD_SIZE=2 HOROVOD_RANK=0: "),
+    ({"SKYPILOT_NUM_NODES": "2"}, "--num-processes=$SKYPILOT_NUM_NODES"),
+    ({"LWS_GROUP_SIZE": "4", "LWS_WORKER_INDEX": "1"}, "--process-id=$LWS_WORKER_"),
+    ({"NODE_RANK": "1"}, "--num-processes=N --process-id=$NODE_RANK"),
     ({"FLUX_JOB_SIZE": "8"}, "--num-processes=$FLUX_JOB_SIZE --process-id=I"),
   ],
 )

@@ -628,6 +628,8 @@ def test_splits_of_a_table_may_have_capitals(tmp_path):
     ("file,wnid,number\n1.jpg,n01,3\n", r"line 1: .* must be path,label; other"),
     ("file,label\n1.jpg,3\n", r"line 1: 'file,label' must name path and label"),
     ("path,class\n1.jpg,3\n", r"line 1: 'path,class' must name path and label"),
+    ("path,label,label\n1.jpg,3,1\n", r"line 1: .* names a column twice"),
+    ("split,path,label,Split\na,1.jpg,3,b\n", r"line 1: .* names a column twice"),
     ("file,class\n1.jpg,3\n2.jpg,1\n", r"line 1: 'file' is no file; .*path and label"),
     ("image_id,breed\n1.jpg,pug\n", r"line 1: 'image_id' is no file; .*path and label"),
     ("nul\0,0\n1.jpg,1\n", r"line 1: 'nul\\x00' is no file"),

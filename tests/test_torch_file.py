@@ -29,7 +29,7 @@ import safetensors.numpy
 from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 import resnet_jax
-from resnet_jax.weights import read_class_names, torch_checkpoint
+from resnet_jax.weights import read_class_names, state_dict, torch_checkpoint
 from resnet_jax.weights import tensors as reader
 
 # Reading may take this many bytes more than twice the file; Python itself needs them.
@@ -132,7 +132,7 @@ def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
 
 
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("wrapper", ["state_dict", "model"])
+@pytest.mark.parametrize("wrapper", state_dict._WRAPPERS)
 def test_wrappers_are_opened_whatever_plain_values_are_beside(
   wrapper, container, tmp_path
 ):

@@ -191,6 +191,10 @@ def detectron_name(name):
 
 RENAMED = {
   "module.": lambda name: f"module.{name}",
+  "module._orig_mod.": lambda name: f"module._orig_mod.{name}",
+  "model.": lambda name: f"model.{name}",
+  "backbone.": lambda name: f"backbone.{name}",
+  "fc.1.": lambda name: name.replace("fc.", "fc.1."),
   "linear": lambda name: name.replace("fc.", "linear."),
   "shortcut": lambda name: name.replace(".downsample.", ".shortcut."),
   "torch.compile": lambda name: f"_orig_mod.{name}",
@@ -517,6 +521,13 @@ def test_many_names_that_do_not_fit_are_a_short_message(path):
     weights.load(path, create_model("resnet20", shortcut="B"))
   said = str(error.value)
   assert said.count("has dtype int16") == 5 and len(said) < 800
+
+
+def test_the_counter_of_averaged_weights_is_ignored(path):
+  variables, tensors = named_tensors(path)
+  averaged = {f"module.{name}": array for name, array in tensors.items()}
+  safetensors.numpy.save_file(averaged | {"n_averaged": np.array(3)}, path)
+  assert_equal(weights.load(path, PROJECTED), variables)
 
 
 @pytest.mark.parametrize("name", ["model.safetensors", "pytorch_model.bin"])

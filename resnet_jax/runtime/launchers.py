@@ -34,7 +34,11 @@ _LAUNCHERS = (
   ("PMIX_SIZE", "PMIX_RANK"),
   ("", "ALPS_APP_PE"),  # aprun; it sets no number of processes.
   ("WORLD_SIZE", "RANK"),  # torchrun
+  ("HOROVOD_SIZE", "HOROVOD_RANK"),
+  ("SKYPILOT_NUM_NODES", "SKYPILOT_NODE_RANK"),
+  ("LWS_GROUP_SIZE", "LWS_WORKER_INDEX"),  # LeaderWorkerSet of Kubernetes
   ("JOB_COMPLETIONS", "JOB_COMPLETION_INDEX"),  # Kubernetes
+  ("NNODES", "NODE_RANK"),  # Lightning, Azure
   ("LOCAL_WORLD_SIZE", "LOCAL_RANK"),  # torchrun
   ("MPI_LOCALNRANKS", "MPI_LOCALRANKID"),  # MPICH, Intel MPI
 )

@@ -15,7 +15,7 @@ from resnet_jax.weights.architecture import find_settings, timm_name
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.tensors import (
-  COUNTER,
+  COUNTERS,
   Tensors,
   at,
   has_shape,
@@ -82,7 +82,7 @@ def fitting(tensors: Tensors) -> list[str]:
   inner = {
     name: array
     for name, array in tensors.items()
-    if not name.endswith(COUNTER) and not _is_head(name)
+    if not name.endswith(COUNTERS) and not _is_head(name)
   }
   sizes = _stage_sizes(inner)
   return [

@@ -31,7 +31,7 @@ from resnet_jax.weights.fitting import fitting
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_network
 from resnet_jax.weights.tensors import (
-  COUNTER,
+  COUNTERS,
   at,
   few,
   has_shape,
@@ -84,7 +84,7 @@ def load(
       names.pop(name)
       tensors.pop(name, None)
   unused = [
-    name for name in tensors if name not in names and not name.endswith(COUNTER)
+    name for name in tensors if name not in names and not name.endswith(COUNTERS)
   ]
   missing = [name for name in names if name not in tensors]
   shapes = {name: at(wanted, keys).shape for name, keys in names.items()}
@@ -158,7 +158,7 @@ def save(
     if dtype != "float32" and not np.isfinite(tensors[name]).all():
       raise UserError(f"{name} has values too large for {dtype}; save it as float32")
     if keys[-1] == "mean":
-      counter = name.replace("running_mean", COUNTER)
+      counter = name.replace("running_mean", COUNTERS[0])
       tensors[counter] = np.zeros((), np.int64)
   metadata = {"format": "pt", "resnet_jax_network": json.dumps(describe(model))}
   if preprocessing is not None:

@@ -11,7 +11,7 @@ from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 
-TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar")
+TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar", ".ckpt")
 HF_FILES = ("model.safetensors", "pytorch_model.bin")
 # `save` wrote each of these files, and users name them without the suffix.
 _TRAINED = Path(__file__).with_name("trained")

@@ -12,7 +12,7 @@ _LONGEST_NAME = 200
 # Keys under which checkpoints have their state dict: PyTorch's examples, torchvision,
 # timm, Lightning and others. Some have the exponential moving average (EMA) too.
 _WRAPPERS = (
-  *("state_dict", "model_state_dict", "model", "net", "network"),
+  *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights"),
   *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
 )
 # Endings of the names of all parameters and statistics of layers.

@@ -17,7 +17,8 @@ from resnet_jax.weights.torch_names import torch_names
 
 # None stands for a tensor that cannot be read.
 Tensors = dict[str, np.ndarray | None]
-COUNTER = "num_batches_tracked"  # PyTorch's tensor that we do not use.
+# Tensors that only training needs: those of batch norm and of averaged weights.
+COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
 # The first convolution of torchvision, and timm's of deep and v2 stems.
 _FIRST = ("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight")

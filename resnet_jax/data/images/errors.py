@@ -14,7 +14,7 @@ image_name: ContextVar[Callable[[], str] | None] = ContextVar("name", default=No
 _has_warned = threading.Lock()  # The first warning of the process takes and keeps it.
 
 
-class ImageError(ValueError):
+class ImageError(UserError):
   """An image cannot be read; the text says why."""
 
 
@@ -26,7 +26,7 @@ def image_errors() -> Iterator[None]:
   """
   try:
     yield
-  except (ImageError, UserError):
+  except UserError:
     raise
   except Exception as error:  # Pillow and OpenCV raise errors of many types.
     raise ImageError(f"it cannot be decoded ({error!r})") from error

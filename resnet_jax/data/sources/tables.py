@@ -41,6 +41,8 @@ def _read_table(path: Path) -> list[_Row]:
       columns, rows = header, rows[1:]
   if not {"path", "label"} <= set(columns):
     raise UserError(f"{path}, line 1: {','.join(columns)!r} must name path and label")
+  if any(columns.count(name) > 1 for name in ("path", "label", "split")):
+    raise UserError(f"{path}, line 1: {','.join(columns)!r} names a column twice")
   if not rows:
     raise UserError(f"{path} has no rows of path,label")
   needed = {"path", "label", "split"} & set(columns)
