@@ -1,4 +1,4 @@
-"""ResNet-20 on CIFAR-10 in about 20 minutes on 2 CPU cores.
+"""ResNet-20 on CIFAR-10 in 20 to 25 minutes on 2 CPU cores.
 
 Command:
 resnet-jax train --config=cifar10_laptop --config.data.dir=DIR --workdir=RUN
@@ -7,7 +7,9 @@ The network is that of the paper. The schedule is short: 18 epochs, in which the
 learning rate rises to 0.2 in 2 epochs and then falls to 0 along a cosine (Loshchilov &
 Hutter 2017), with Nesterov's momentum and a weight decay of 5e-4 on the kernels.
 
-RESULT
+Seed 0 ended with a top-1 accuracy of 89.26 % on the test images (2026-11-27, 2 cores of
+a shared machine, float32). It took 65 minutes while other programs used the same cores.
+The first 200 steps ran at 640 images/s; that is 24 minutes for the whole run.
 """
 
 from resnet_jax.config import (
