@@ -421,6 +421,20 @@ def test_a_study_trains_reports_goes_on_and_says_what_failed(
   assert "config.data.mean=(0.1, 0.2)" in (out / "report.html").read_text()
 
 
+def test_runs_on_other_images_are_not_compared(tmp_path, capsys):
+  out = tmp_path / "out"
+  first, *_ = plan(STUDIES["depth"], "smoke", out / "runs")
+  first.job.workdir.mkdir(parents=True)
+  facts = {"num_train_images": 12, "train_digest": "of other images"}
+  (first.job.workdir / "run.json").write_text(json.dumps(facts))
+  with pytest.raises(SystemExit) as exit_info:
+    main(["study", "depth", f"--out={out}"])
+  assert exit_info.value.code == 2
+  said = capsys.readouterr().err
+  assert "is on 12 training images, and now there are 1,437; put the old ones" in said
+  assert [path.name for path in out.iterdir()] == ["runs"]
+
+
 @pytest.mark.parametrize(
   ("gpus", "limit", "own", "share"),
   [

@@ -72,7 +72,9 @@ def run(args: argparse.Namespace) -> None:
   The exit status is 1 if a run failed.
   """
   # JAX takes seconds to import.
+  from resnet_jax.data import describe_change
   from resnet_jax.data.sources.opening import check_data
+  from resnet_jax.runs.facts import read_facts
   from resnet_jax.runs.lock import hold
 
   check_choice("NAME", args.name, STUDIES)
@@ -86,7 +88,15 @@ def run(args: argparse.Namespace) -> None:
   settings = parse_settings(args.settings)
   planned = plan(study, args.scale, runs, args.seeds, args.only, settings)
   if todo := [run.job.config for run in planned if run.job.result() is None]:
-    check_data(todo[0].data)  # Every run needs the data set.
+    # Every run needs the data set, and the report compares all of them.
+    images = check_data(todo[0].data)
+    for run in planned:
+      before = read_facts(run.job.workdir).images
+      if change := describe_change(before, images.get("training", before)):
+        raise UserError(
+          f"the run {run.job.workdir} is on {before[0]:,} training images, and now "
+          f"{change}; put the old ones back, or use another --out"
+        )
   if not args.out:
     show(f"results: {out} (--out names another directory)")
   console = Console()
