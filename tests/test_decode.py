@@ -668,6 +668,22 @@ def test_a_film_behind_a_picture_is_no_scan():
   np.testing.assert_array_equal(decoded(JPEGS["noise"] + film), expected)
 
 
+@pytest.mark.parametrize("tail", [b"", b"junk"])
+@pytest.mark.parametrize("name", ["plain", "MPF"])
+def test_more_exif_segments_than_allowed_are_refused(name, tail):
+  """Pillow reads the header if there is an MPF segment or junk."""
+  mpf = segment(0xE2, b"MPF\0ab") if name == "MPF" else b""
+  turned = segment(0xE1, exif(6).tobytes())
+  more = segment(0xE1, b"Exif\0\0more")
+  for count in (100, 101):
+    data = SOI + mpf + turned + more * (count - 1) + SMALL_JPEG[2:] + tail
+    if count == 100:
+      assert open_image(data, LIMIT).orientation == 6
+    else:
+      with pytest.raises(ImageError, match="it has more than 100 segments of EXIF"):
+        open_image(data, LIMIT)
+
+
 def test_libjpeg_turbo_counts_scans_itself():
   if reason := turbojpeg.why_not():
     pytest.skip(f"needs libjpeg-turbo 3: {reason}")

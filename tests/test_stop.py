@@ -25,6 +25,7 @@ with StopRequest() as stop:
   print("ready", flush=True)
   while not stop.is_asked():
     time.sleep(0.01)
+  time.sleep(1)  # The message comes from another thread.
   print("asked", flush=True)
   time.sleep(60)
 """

@@ -480,6 +480,16 @@ def test_big_endian_numbers_are_refused(tmp_path):
   )
 
 
+def test_names_of_records_are_found_in_any_case_as_by_pytorch(tmp_path):
+  data = write(SMALL, "zip").replace(b"archive/data/0", b"archive/DATA/0")
+  arrays, problems = read(tmp_path, data)
+  assert not problems
+  assert_same(arrays, SMALL)
+  data = change("byteorder", lambda x: b"big", "zip")
+  data = data.replace(b"archive/byteorder", b"archive/ByteOrder")
+  assert "big-endian" in complaint(tmp_path, data)
+
+
 @pytest.mark.parametrize("kind", ["QUInt4x2Storage", "UntypedStorage"])
 def test_numbers_of_an_unknown_kind_are_named(kind, tmp_path):
   data = change("data.pkl", lambda x: x.replace(b"FloatStorage", kind.encode()), "zip")

@@ -124,6 +124,26 @@ def test_a_signal_ends_a_run_between_calls_with_nothing_lost(whole, tmp_path):
   assert [line["step"] for line in lines] == [line["step"] for line in expected]
 
 
+@pytest.mark.parametrize("last", [0, 5])
+def test_a_signal_before_the_first_step_ends_a_run_at_once(
+  whole, last, tmp_path, monkeypatch
+):
+  """The first state of a large network takes long to compute."""
+  config = make_config(checkpoint=CheckpointConfig(every_steps=5))
+  if last:
+    die_after_saving(last, config, tmp_path)
+
+  def compute(self):
+    signal.raise_signal(signal.SIGTERM)
+    pytest.fail("the run goes on")
+
+  with monkeypatch.context() as patch, pytest.raises(Stopped) as stopped:
+    patch.setattr(Experiment, "initial_state", compute)
+    run(config, tmp_path)
+  assert stopped.value.step == latest_step(tmp_path) == last
+  assert_states_equal(run(config, tmp_path)[0], whole[1])
+
+
 def test_a_signal_while_the_last_save_is_written_loses_nothing(
   whole, tmp_path, monkeypatch
 ):

@@ -75,7 +75,7 @@ def train(
     StopRequest() as stop,
     CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
   ):
-    state = _restore(experiment, store, start, workdir, console)
+    state = _restore(experiment, store, stop, start, workdir, console)
     step = first = int(state.step)
     due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
     with (
@@ -185,13 +185,21 @@ def _load_start(experiment: Experiment) -> Variables | None:
 def _restore(
   experiment: Experiment,
   store: CheckpointStore,
+  stop: StopRequest,
   start: Variables | None,
   workdir: str,
   console: Console,
 ) -> TrainState:
-  """Returns the newest state, or the first one of a new run; prints a headline."""
+  """Returns the newest state, or the first one of a new run; prints a headline.
+
+  Raises:
+    Stopped: a signal asked the run to stop.
+  """
   say = partial(show, console=console)
-  state = store.restore_latest(experiment.initial_state(), say)
+  # Its compilation takes long. Exiting loses nothing, as in `_compile`.
+  with stop.interrupting(latest_step(workdir), may_exit=True):
+    state = experiment.initial_state()
+  state = store.restore_latest(state, say)
   if not state.step:
     if start is None:  # All checkpoints, if there were any, are damaged.
       start = _load_start(experiment)

@@ -152,9 +152,9 @@ def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   with zipfile.ZipFile(file) as archive:
     # PyTorch uses these names, even if an extra field gives others. It ignores the case
     # of letters when it finds records.
-    entries = {info.orig_filename: info for info in archive.infolist()}
-    names = Counter(info.orig_filename.lower() for info in archive.infolist())
-  ((twice, times),) = names.most_common(1)
+    records = [(info.orig_filename.lower(), info) for info in archive.infolist()]
+  entries = dict(records)
+  ((twice, times),) = Counter(name for name, _ in records).most_common(1)
   if times > 1:
     raise UserError(f"it has {times} records of the name {twice!r:.80}")
   if sum(info.file_size for info in entries.values()) > len(data):
@@ -169,7 +169,7 @@ def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
     raise UserError("its numbers are big-endian")
   content = machine.load(io.BytesIO(_check_stored(entries[name], data).tobytes()))
   for storage in storages.values():
-    if info := entries.get(f"{root}data/{storage.name}"):
+    if info := entries.get(f"{root}data/{storage.name.lower()}"):
       try:
         _fill(storage, _check_stored(info, data))
       except UserError as error:

@@ -40,6 +40,10 @@ _DARK = 64
 # Largest number of scans in a JPEG of `max_pixels` pixels. A smaller JPEG may have
 # more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
+_EXIF = b"Exif\0\0"  # Start of a segment with EXIF data.
+# Most such segments in a JPEG; an ordinary file has one. For each of them, Pillow
+# copies all earlier ones.
+_MOST_EXIF = 100
 
 # The loader's threads already run in parallel; OpenCV's own would only disturb them.
 cv2.setNumThreads(0)
@@ -85,7 +89,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 
   Raises:
     ImageError: the file has none of these formats, is damaged, has too many pixels, or
-      is a JPEG with too many scans.
+      is a JPEG with too many scans or EXIF segments.
   """
   head = _read_jpeg_head(data, max_pixels)
   if head is None or not head.format:
@@ -113,7 +117,7 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
   if not data.startswith(b"\xff\xd8\xff"):
     return None
   kind, frame, exif, channels, progressive = "JPEG", None, b"", 0, False
-  at = 2
+  at, exif_count = 2, 0
   # Each segment has a marker, its length in 2 bytes, and its body.
   while at + 10 <= len(data) and data[at] == 0xFF:
     marker, length = data[at + 1], int.from_bytes(data[at + 2 : at + 4])
@@ -138,7 +142,9 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
       return None
     elif body.startswith(b"MPF\0"):
       kind = ""
-    elif marker == 0xE1 and body == b"Exif\0\0":
+    elif marker == 0xE1 and body == _EXIF:
+      exif_count += 1
+      _check_exif(exif_count)
       exif = exif + data[at + 10 : end] if exif else data[at + 4 : end]
     at = end
   return None
@@ -154,9 +160,16 @@ def _check_scans(data: bytes, size: tuple[int, int], max_pixels: int) -> None:
     raise ImageError(f"it has {scans} scans{where}, more than {most}")
 
 
+def _check_exif(count: int) -> None:
+  if count > _MOST_EXIF:
+    raise ImageError(f"it has more than {_MOST_EXIF} segments of EXIF data")
+
+
 def _open_by_pillow(data: bytes) -> Image.Image:
   if not data:
     raise ImageError("it is empty")
+  if re.match(KNOWN["JPEG"].beginning, data):
+    _check_exif(data.count(_EXIF))
   try:
     return Image.open(io.BytesIO(data), formats=READ)
   except Image.DecompressionBombError:  # Pillow checks twice its own limit first.
