@@ -75,7 +75,7 @@ def run(args: argparse.Namespace) -> None:
   form = _format(args)
   folder = os.path.dirname(os.path.abspath(args.out))
   if not os.path.isdir(folder) or os.path.isdir(args.out):
-    raise UserError(f"--out {args.out!r} must be a file in a folder that is there")
+    raise UserError(f"--out {args.out!r} must be a file in a folder that exists")
   check_source(args)
   classifier = load_classifier(args)
   difference = export(classifier, args.out, form, args.photo_size)

@@ -122,4 +122,4 @@ def check_figure(path: str | None) -> None:
     return
   folder = os.path.dirname(os.path.abspath(path))
   if not path.endswith(".png") or not os.path.isdir(folder) or os.path.isdir(path):
-    raise UserError(f"--figure {path!r} must be a .png file in a folder that is there")
+    raise UserError(f"--figure {path!r} must be a .png file in a folder that exists")

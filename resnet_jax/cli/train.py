@@ -37,7 +37,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--workdir",
     metavar="RUN",
-    help="directory of the run; a run that is there is resumed (default: a new one in "
+    help="directory of the run; an existing run is resumed (default: a new one in "
     "runs/)",
   )
   parser.add_argument(

@@ -63,7 +63,7 @@ def load(path: str | Path, model: nn.Module, head: bool = True) -> Variables:
   tensors: dict[str, np.ndarray | None] = {}
   for name in list(arrays):
     if canonical(name) in tensors:
-      problems.append(f"{canonical(name)} is there twice, once as {name}")
+      problems.append(f"{canonical(name)} appears twice, once as {name}")
     tensors[canonical(name)] = arrays.pop(name)
   shape = _image_shape(tensors)
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
@@ -204,7 +204,7 @@ def _prefix(tensors: Collection[str]) -> str:
 
 
 def _image_shape(tensors: dict[str, np.ndarray | None]) -> tuple[int, int, int]:
-  """Returns an arbitrary size with the channels that the first convolution takes."""
+  """Returns (H, W, C): any height and width, and the first convolution's channels."""
   for name in ("conv1.weight", "conv1.0.weight", "stem.conv.weight"):
     kernel = tensors.get(name)
     # Images have few channels. A huge number would make other shapes huge too.
@@ -220,7 +220,7 @@ def _at(tree: Any, keys: tuple[str, ...]) -> Any:
 
 
 def torch_shape(shape: tuple[int, ...]) -> tuple[int, ...]:
-  """Returns PyTorch's shape of a parameter; a matrix may have two more axes of 1."""
+  """Returns the shape in PyTorch of a parameter with our `shape`."""
   return (shape[-1], *shape[-2:-1], *shape[:-2])
 
 
