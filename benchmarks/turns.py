@@ -170,8 +170,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags that the comparisons share."""
   parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=7)
-  parser.add_argument("--seconds", type=float, default=5, help="minimum for a turn")
-  parser.add_argument("--json", action="store_true", help="one line per comparison")
+  parser.add_argument("--seconds", type=float, default=5, help="minimum time of a turn")
+  parser.add_argument("--json", action="store_true", help="a JSON line per comparison")
 
 
 if __name__ == "__main__":

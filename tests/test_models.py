@@ -80,8 +80,8 @@ def test_parameter_counts(name, shortcut, expected):
 
 @pytest.mark.parametrize(
   ("name", "millions"),
-  # From the papers: He et al. 2016 (section 5, table 4 of fb.resnet.torch for 200) and
-  # Zagoruyko & Komodakis 2016, table 4.
+  # The first is from fb.resnet.torch, the second from Zagoruyko & Komodakis 2016, table
+  # 4, and the third from He et al. 2016, section 5, table 4.
   [("resnetv2_200", 64.7), ("wide_resnet16_8", 11.0), ("resnetv2_164", 1.7)],
 )
 def test_rounded_parameter_counts(name, millions):

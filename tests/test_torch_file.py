@@ -930,7 +930,7 @@ def read_and_copy(path: Path) -> None:
   arrays, problems = reader._read(path)
   read_class_names(path, 3)
   for key, array in arrays.items():
-    assert array is not None or problems, f"{key} is missing and nothing is said"
+    assert array is not None or problems, f"{key} is missing but not reported"
     if array is not None:
       array.copy()  # Crashes if the array reaches beyond the file.
 

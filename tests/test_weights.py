@@ -451,7 +451,7 @@ def test_two_tensors_of_one_name_are_refused(path):
   _, tensors = named_tensors(path)
   tensors["module.fc.bias"] = tensors["fc.bias"]
   safetensors.numpy.save_file(tensors, path)
-  with pytest.raises(ValueError, match=r"fc\.bias is there twice, once as module\.fc"):
+  with pytest.raises(ValueError, match=r"fc\.bias appears twice, once as module\.fc"):
     weights.load(path, PROJECTED)
 
 

@@ -57,7 +57,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the dry run for each topology; `args.settings` are the flags of the settings.
+  """Runs the dry run for each topology; `args.settings` are the --config.PATH flags.
 
   Raises:
     OSError: libtpu's compiler crashed, in its own process.

@@ -67,7 +67,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-  """Runs the study; `args.settings` are the flags of the settings.
+  """Runs the study; `args.settings` are the --config.PATH flags.
 
   The exit status is 1 if a run failed.
   """

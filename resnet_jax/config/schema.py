@@ -91,26 +91,25 @@ class DataConfig:
       evaluation.
     mean, std: normalisation. Pixels are scaled to [0, 1]; then `mean` is subtracted,
       and the result is divided by `std`. One value, or one per channel. The default
-      scales to [-1, 1]. An empty value, --config.data.mean=, takes that of the weights
-      in `init_from`, or of ImageNet where there are none. So do -1 and "" below.
+      scales to [-1, 1]. An empty value (--config.data.mean=) is replaced by the value
+      of the weights in `init_from`, or by ImageNet's if `init_from` is empty.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
       takes a random square of the resized image. "folder" and large TFDS sets need one
-      of them. A small TFDS set with a crop is decoded while training runs too.
+      of them. Without a crop, a small TFDS set is decoded once, before training.
     min_area: smallest fraction of the image area that "random_resized" takes.
     train_resize: length in pixels to which the short side of training images is resized
       before the "random" crop; 0 does not resize.
     image_size: side length of the training crop, or of "synthetic" images, in pixels.
     eval_resize: length in pixels to which evaluation resizes the short side of images;
-      0 does not resize; -1 takes that of the weights in `init_from`.
+      0 does not resize; -1 takes the value of the weights, as an empty `mean` does.
     eval_crop: side length in pixels of the square that evaluation cuts out of the
-      middle after resizing; 0 does not crop; -1 takes that of the weights in
-      `init_from`.
-    interpolation: "bilinear" or "bicubic", both antialiased; "" takes that of the
-      weights in `init_from`. The parts that "random_resized" takes are always resized
-      bilinearly, without antialiasing.
-    num_examples: number of training images of "synthetic", and also of its evaluation
-      images.
+      middle after resizing; 0 does not crop; -1 takes the value of the weights, as an
+      empty `mean` does.
+    interpolation: "bilinear" or "bicubic", both antialiased; "" takes the value of the
+      weights, as an empty `mean` does. The parts that "random_resized" takes are always
+      resized bilinearly, without antialiasing.
+    num_examples: number of images of "synthetic" in each of its two splits.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
       that names the image. "skip" counts it; training takes the next image instead, and
       evaluation leaves it out.
@@ -275,11 +274,11 @@ class OptimConfig:
 
 @dataclasses.dataclass(slots=True)
 class CheckpointConfig:
-  """When the state is saved, besides at each evaluation and at the end.
+  """Checkpoints. Each evaluation saves one, and so does the end of training.
 
   Attributes:
-    every_steps: also save after this number of steps; 0 does not.
-    keep: number of newest checkpoints to keep. The best one is kept besides.
+    every_steps: number of steps between additional checkpoints; 0 saves none of these.
+    keep: number of newest checkpoints to keep. The best checkpoint is also kept.
   """
 
   every_steps: int = allowed.at_least(0, 0, may_change=True)

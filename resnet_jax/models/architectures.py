@@ -34,8 +34,8 @@ _WIDE_CIFAR = _CIFAR | {
   "stem_features": 16,
   "dropout": 0.3,
 }
-# Blocks of each stage: He et al. 2015, table 1; 200: He et al. 2016. The others are
-# timm's.
+# Blocks of each stage, by depth. 18 to 152 are from He et al. 2015, table 1, and 200 is
+# from He et al. 2016. The others are timm's.
 _BASIC = {18: (2, 2, 2, 2), 34: (3, 4, 6, 3)}
 _BOTTLENECK = {50: (3, 4, 6, 3), 101: (3, 4, 23, 3), 152: (3, 8, 36, 3)}
 _DEEPEST = {200: (3, 24, 36, 3)}
@@ -179,7 +179,7 @@ MODELS: dict[str, Row] = {
   **_twins("plain", "none"),
   **_twins("highway", "highway"),
   **{key: row for name in _NAMES.split() for key, row in _from_name(name).items()},
-  # The names do not tell these parts.
+  # Networks with parts that their names do not show.
   **_from_name("seresnextaa201d_32x8d", stem_features=128),
   "resnet50_gn": _RESIDUAL["resnet50"] | {"norm": "group"},
   "ecaresnetlight": _from_name("ecaresnet50d")["ecaresnet50d"]
@@ -197,7 +197,7 @@ MODELS: dict[str, Row] = {
   },
   # The stride is on the first 1x1 convolution, as in the paper.
   **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
-  # Pre-activation: He et al. 2016, "Identity mappings", table 3 and 5.
+  # Pre-activation: He et al. 2016, "Identity mappings", tables 3 and 5.
   **_preact("resnetv2_{}", _BASIC),
   **_preact("resnetv2_{}", _BOTTLENECK | _DEEPEST),
   **_preact("resnetv2_{}d", _BASIC, **_DEEP_V2),

@@ -68,8 +68,8 @@ class Backbone(nn.Module):
     Returns:
       "c2", "c3", "c4" and, for networks with four stages, "c5": [B, ceil(H / stride),
       ceil(W / stride), features], in the dtype of the network. `strides` and `features`
-      tell the numbers, such as 4, 8, 16, 32 and 256, 512, 1024, 2048 for ResNet-50. All
-      maps are after ReLU, except that in pre-activation networks only the last one is.
+      give the numbers, such as 4, 8, 16, 32 and 256, 512, 1024, 2048 for ResNet-50. All
+      maps are after ReLU; in pre-activation networks, only the last one is.
 
     Raises:
       UserError: no stage has `output_stride`, a name in `maps` is unknown, or `net` is

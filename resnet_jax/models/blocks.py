@@ -23,7 +23,7 @@ from resnet_jax.runtime.errors import UserError
 
 @struct.dataclass
 class Noise:
-  """Randomness of one block in training; in a scan, each block takes its own by index.
+  """Randomness of one block in training, or of several blocks along a first axis.
 
   Attributes:
     key: PRNG key.
@@ -38,20 +38,23 @@ class Block(TakesOldNames):
   """Base class of the residual blocks.
 
   Attributes:
-    features: channels of the 3x3 convolutions, before `base_width` and `groups`.
+    features: channels of the 3x3 convolutions. A `BottleneckBlock` multiplies them by
+      `groups * base_width / 64`.
     stride: stride of the block.
     expansion: the block's output has `expansion * features` channels.
     zero_init: initialise the block to equal its shortcut (Goyal et al. 2017, section
-      5.1). The scale of the last batch norm is then 0, or in a pre-activation block
-      the last kernel.
+      5.1). The scale of the last batch norm then starts at 0. In a pre-activation
+      block, the last kernel does.
     shortcut_cls: combines the block's input with the output of its convolutions.
     attention_cls: layer between the last convolution and the shortcut, such as
       `SqueezeExcite`.
     dilation: dilation of the 3x3 convolutions.
-    first_dilation: dilation of the convolution that carries the stride, if it differs.
-      Where dilation replaces a stride, it starts after the convolution that had it.
-    anti_alias: a function of `pooling.py` that has the stride in place of the
-      convolution (Zhang 2019, section 3.2); None for none.
+    first_dilation: dilation of the convolution that carries the stride; None is
+      `dilation`. Where dilation replaces the stride, this convolution keeps the
+      dilation of the previous stage.
+    anti_alias: a function such as `blur_pool` that carries the stride; the convolution
+      before it then has stride 1 (Zhang 2019, section 3.2). None leaves the stride to
+      the convolution.
   """
 
   features: int
@@ -74,7 +77,10 @@ class Block(TakesOldNames):
   def conv3x3(
     self, features: int, stride: int | None = None, **kwargs: Any
   ) -> nn.Module:
-    """Returns a 3x3 convolution; pass `stride`, even 1, to the one that carries it."""
+    """Returns a 3x3 convolution.
+
+    Passing `stride` marks the convolution that carries the block's stride.
+    """
     dilation = self.dilation
     if stride is not None and self.first_dilation is not None:
       dilation = self.first_dilation
@@ -86,7 +92,7 @@ class Block(TakesOldNames):
     return conv
 
   def anti_aliased(self, y: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
-    """Applies `anti_alias`, if any, to the output of the layer that has the stride."""
+    """Applies `anti_alias`, if any, after the layer that would carry the stride."""
     if self.anti_alias is None or (self.stride == 1 and self.first_dilation is None):
       return y
     return self.anti_alias(y, self.stride, self.first_dilation or 1)
@@ -114,9 +120,9 @@ class Block(TakesOldNames):
     x: Float[Array, "b h w c"],
     noise: Noise | None,
   ) -> Float[Array, "b _ _ {self.out_features}"]:
-    """Returns the block's output for the input `y` of its last convolution.
+    """Applies the last convolution and norm, the shortcut and ReLU.
 
-    `x` is the block's input.
+    `y` is the input of the last convolution, and `x` that of the block.
     """
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
@@ -150,10 +156,11 @@ class BottleneckBlock(Block):
 
   Attributes:
     groups: groups of the 3x3 convolution (ResNeXt: Xie et al. 2016).
-    base_width: channels of the 3x3 convolution per group and per 64 `features`. 128
-      gives Wide ResNet-50-2; 4 with 32 groups gives ResNeXt-50 32x4d.
-    first_reduction: how many times narrower the first convolution is than the 3x3; 2
-      in SENet-154 (Hu et al. 2017, section 6.1).
+    base_width: channels of one group of the 3x3 convolution if `features` is 64; they
+      grow in proportion to `features`. 128 gives Wide ResNet-50-2; 4 with 32 groups
+      gives ResNeXt-50 32x4d.
+    first_reduction: the first convolution has this many times fewer channels than the
+      3x3 one; 2 in SENet-154 (Hu et al. 2017, section 6.1).
     stride_on_1x1: put the stride on the first convolution, as in the paper ("v1").
       Without it, the stride is on the 3x3 convolution, as in torchvision ("v1.5").
   """
@@ -171,7 +178,7 @@ class BottleneckBlock(Block):
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
     if self.stride_on_1x1 and self.anti_alias is not None:
       raise UserError(
-        "stride_on_1x1 has no anti_alias, which follows a 3x3 convolution"
+        "stride_on_1x1 needs anti_alias=None: anti_alias follows a 3x3 convolution"
       )
     strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
     width = self.features * self.base_width // 64 * self.groups
@@ -186,9 +193,10 @@ class BottleneckBlock(Block):
 
 
 class PreActBlock(Block):
-  """Norm and ReLU before each convolution, none after (He et al. 2016, figure 1b).
+  """Norm and ReLU before each convolution, not after it (He et al. 2016, figure 1b).
 
-  A projection takes the normalised input and has no norm of its own.
+  A shortcut that changes the shape takes the input after the first norm and ReLU, and
+  has no norm of its own.
   """
 
   def last_conv_options(self) -> dict[str, Any]:
@@ -202,7 +210,7 @@ class PreActBlock(Block):
     residual: Float[Array, "b h2 w2 f"],
     noise: Noise | None,
   ) -> Float[Array, "b h2 w2 f"]:
-    """Like `join`, but a shortcut that changes the shape takes `activated`."""
+    """Calls `join`; a shortcut that changes the shape gets `activated`, not `x`."""
     same = self.stride == 1 and x.shape[-1] == self.out_features
     shortcut = self.shortcut_cls(
       self.out_features, self.stride, name="shortcut", norm_cls=None

@@ -90,8 +90,8 @@ def _enlarge(
       continue
     if x.shape[axis] != -(-wanted // 2):
       raise UserError(
-        f"a map of size {x.shape[axis]} is neither as large as the next, {wanted}, nor "
-        "half as large"
+        f"a map of size {x.shape[axis]} must have the size of the next finer map, "
+        f"{wanted}, or half of it, rounded up"
       )
     x = jax.lax.slice_in_dim(x.repeat(2, axis), 0, wanted, axis=axis)
   return x
@@ -101,8 +101,8 @@ class FCNHead(TakesOldNames):
   """Predicts the class of each pixel (Long et al. 2014, arXiv 1411.4038).
 
   The layers are a 3x3 convolution to a quarter of the channels, norm, ReLU, dropout,
-  and a 1x1 convolution to the classes. The logits are then enlarged bilinearly. This is
-  torchvision's `FCNHead`, except that the dropout there zeroes single values.
+  and a 1x1 convolution to the classes. The logits are then enlarged bilinearly. Unlike
+  torchvision's `FCNHead`, dropout zeroes whole channels, not single values.
 
   Attributes:
     num_classes: number of logits per pixel.

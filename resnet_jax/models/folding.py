@@ -21,14 +21,14 @@ from resnet_jax.models.variables import Variables, image_channels
 def fold_batch_norm(
   model: nn.Module, variables: Variables
 ) -> tuple[nn.Module, Variables]:
-  """Returns a network for evaluation that computes the same with fewer operations.
+  """Returns a network for evaluation with the same results and fewer operations.
 
   The results differ by rounding only. Within `jit`, folding costs one pass over the
   parameters.
 
   Args:
-    model: any module. Only a `ResNet` whose norm has `to_affine` is changed. Only the
-      norms that it creates by its field `norm_cls` are folded.
+    model: any module. If it is a `ResNet` whose norm has `to_affine`, the norms that
+      its field `norm_cls` creates are folded. All else stays as it is.
     variables: {"params": ..., "batch_stats": ...}, in either layout.
 
   Returns:
@@ -43,7 +43,7 @@ def fold_batch_norm(
   for norm_path in sorted({path[:-1] for path in stats}):
     seen, number = _as_traced(norm_path, convs)
     if seen not in convs:
-      continue  # A norm that another part of the network made for itself.
+      continue  # A norm that `norm_cls` did not create.
     own = {"params": _at(params, norm_path), "batch_stats": _at(stats, norm_path)}
     scale, bias = norm.to_affine(own)
     params[*norm_path, "bias"] = bias
@@ -74,7 +74,7 @@ def folded_model(model: nn.Module) -> nn.Module:
 def _is_affine(norm: type) -> bool:
   """Whether a class has a `to_affine` that describes its `__call__`.
 
-  A subclass that overrides `__call__` alone does not.
+  False for a subclass that overrides `__call__` but not `to_affine`.
   """
   for cls in norm.__mro__:
     if "to_affine" in vars(cls):
@@ -95,10 +95,15 @@ def _at(flat: Mapping[Path, jax.Array], path: Path) -> dict[str, jax.Array]:
 
 
 def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
-  """Returns the path that a norm had when the network was traced, and a block's name.
+  """Returns the path of a norm in the traced network, and the name of a scanned block.
 
-  A scanned network runs all named blocks from the second on as one, "blocks". For a
-  norm in one of them, the second value is the name of its block; else it is "".
+  A scanned network has one module "blocks" instead of block2, block3 and so on. For a
+  norm in one of these blocks, the first value has "blocks" in place of the block's
+  name, and the second value is that name. Other norms keep their path, and get "".
+
+  Args:
+    path: path of the norm in the variables.
+    norms: paths of the norms in the traced network.
   """
   for place, name in enumerate(path):
     scanned = (*path[:place], "blocks", *path[place + 1 :])
@@ -110,7 +115,7 @@ def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
 def _find_norms(model: ResNet, variables: Variables) -> dict[Path, Path | None]:
   """Returns the path of each norm that the network creates by its field `norm_cls`.
 
-  The value is the path of the convolution that takes the norm's scale, or None.
+  The value is the path of the convolution whose kernel takes the scale, or None.
   """
   made = []
 

@@ -36,11 +36,11 @@ class Conv(nn.Module):
     features: output channels.
     kernel_size: height and width of the kernel, in pixels.
     stride: step along both spatial axes.
-    padding: number of zeros on each side, which `dilation` multiplies; None keeps the
-      size at stride 1 (odd kernels only).
+    padding: number of zeros on each side, before multiplication by `dilation`; None
+      keeps the size at stride 1 (odd kernels only).
     groups: number of groups of channels (Xie et al. 2016, "ResNeXt"). It divides the
       input and the output channels.
-    dilation: distance between the pixels that a kernel sees; > 1 needs `stride` 1.
+    dilation: distance between the pixels that a kernel combines; > 1 needs `stride` 1.
     dtype: dtype of the computation and the output.
   """
 
@@ -53,8 +53,9 @@ class Conv(nn.Module):
   kernel_init: Initializer = he_normal_fan_out
   dtype: DTypeLike = jnp.float32
 
-  # Whether the kernel may be multiplied by a scale of the output, and `then` may
-  # replace `__call__`. False for a subclass that overrides `__call__` and not FOLDS.
+  # Whether `fold_batch_norm` may multiply the kernel by a norm's scale, and `conv_norm`
+  # may call `then` in place of `__call__`. It is False for a subclass that overrides
+  # `__call__` but does not set FOLDS.
   FOLDS: ClassVar[bool] = True
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -167,13 +168,14 @@ def conv_norm(
     norm: a bound norm.
     x: the input of the convolution.
     relu: whether to apply ReLU at the end.
-    shortcut: a bound shortcut that adds `project(start)`; None for no shortcut.
+    shortcut: a bound shortcut with ADDS, which adds `shortcut.project(start)` to the
+      output of the norm; None for no shortcut.
     start: the block's input.
   """
   folds = getattr(conv, "FOLDS", False)
   if folds and (pairs := _pairs.get()) is not None:
     pairs.append((conv.path, norm.path))
-  # A norm that kept its scale was not folded.
+  # A norm that still has its scale was not folded into this convolution.
   is_folded = getattr(norm, "FOLDED", False) and not norm.has_variable(
     "params", "scale"
   )
@@ -191,7 +193,7 @@ def conv_norm(
 def norm_relu(
   norm: nn.Module, x: Float[Array, "b h w c"], relu: bool = True
 ) -> Float[Array, "b h w c"]:
-  """Returns `relu(norm(x))`, or for a norm that `ACTIVATES` its own activation.
+  """Returns `relu(norm(x))`; a norm with ACTIVATES uses its own activation instead.
 
   Args:
     norm: a bound norm.

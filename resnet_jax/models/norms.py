@@ -1,9 +1,9 @@
 """Normalisation layers with one interface, so that a network can use any of them.
 
 A network calls `norm(use_running_average=..., dtype=..., name=...)(x)` and may add
-`scale_init`; the parameters are named `scale` and `bias` in each. All arithmetic is
-float32; `dtype` is the dtype of the output. A norm with ACTIVATES has an activation of
-its own in place of the ReLU; the network calls it as `norm(x, activate=...)`.
+`scale_init`. Its scale and bias, if any, are named `scale` and `bias`. All arithmetic
+is float32; `dtype` is the dtype of the output. A norm with ACTIVATES replaces the ReLU
+by an activation of its own; the network calls it as `norm(x, activate=...)`.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -99,7 +99,7 @@ class BatchNorm(nn.Module):
   def to_affine(
     self, variables: Mapping[str, Mapping[str, Any]]
   ) -> tuple[Float32[Array, "*blocks c"], Float32[Array, "*blocks c"]]:
-    """Returns the scale and the bias of evaluation, `x * scale + bias`.
+    """Returns the scale and bias of `x * scale + bias`, which evaluation computes.
 
     Args:
       variables: variables of this layer, by collection.
@@ -114,8 +114,8 @@ class GroupNorm(nn.Module):
 
   Attributes:
     num_groups: number of groups of channels. If it does not divide C, the greatest
-      common divisor is taken: 16 channels are 16 groups, which is instance
-      normalisation.
+      common divisor of both is used instead. With 32, for example, 16 channels get 16
+      groups of one channel each, which is instance normalisation.
     use_running_average: unused.
   """
 
@@ -194,7 +194,7 @@ class NoNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Normalises."""
+    """Adds the bias."""
     bias = self.param("bias", nn.initializers.zeros, x.shape[-1:], jnp.float32)
     return (x + prepend_axes(bias, x)).astype(self.dtype)
 
@@ -202,7 +202,7 @@ class NoNorm(nn.Module):
 class EvoNormS0(nn.Module):
   """Normalisation and activation in one: x sigmoid(v x) / std (Liu et al. 2020).
 
-  The standard deviation is that of a group of channels of one example (their table 2).
+  The standard deviation is computed over a group of channels of one example (table 2).
 
   Attributes:
     num_groups: as in `GroupNorm`.
@@ -257,7 +257,7 @@ class FilterResponseNorm(nn.Module):
   def __call__(
     self, x: Float[Array, "b h w c"], activate: bool = True
   ) -> Float[Array, "b h w c"]:
-    """Normalises; activates with `activate`."""
+    """Normalises, and activates if `activate` is True."""
     features, zeros = x.shape[-1:], nn.initializers.zeros
     scale = self.param("scale", self.scale_init, features, jnp.float32)
     bias = self.param("bias", zeros, features, jnp.float32)
@@ -273,8 +273,8 @@ class FilterResponseNorm(nn.Module):
 class FoldedNorm(nn.Module):
   """A norm after `fold_batch_norm`: a constant scale and bias per channel.
 
-  If the scale is now in the convolution before it, only the bias is left, and the
-  convolution adds that too.
+  If the scale was multiplied into the kernel of the convolution before it, this norm
+  has only the bias. `conv_norm` then lets the convolution add the bias.
 
   Attributes:
     use_running_average: unused.
@@ -288,7 +288,7 @@ class FoldedNorm(nn.Module):
 
   @nn.compact
   def __call__(self, x: Float[Array, "b h w c"]) -> Float[Array, "b h w c"]:
-    """Normalises."""
+    """Multiplies by the scale, if there is one, and adds the bias."""
     features = x.shape[-1:]
     if self.has_variable("params", "scale"):
       scale = self.param("scale", self.scale_init, features, jnp.float32)

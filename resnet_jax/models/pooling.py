@@ -1,8 +1,8 @@
 """Pooling: how feature maps become smaller without a convolution.
 
-`average_pool` and `blur_pool` are called as `pool(x, stride, distance)`. A stride of 1
-with a distance computes the same values at every position: there, dilation of the
-later layers replaces the stride.
+`average_pool` and `blur_pool` are called as `pool(x, stride, distance)`. `distance` is
+for networks in which dilation replaces the stride: the stride is then 1, and the pool
+combines pixels at this distance from each other.
 
 Shapes: B batch, H height, W width, C channels.
 """
@@ -26,7 +26,7 @@ def max_pool_3x3(
   Args:
     x: images or feature maps.
     stride: step along both spatial axes.
-    border: value outside of the images, one pixel wide.
+    border: value of the pixels just outside of the images.
 
   Returns:
     [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
@@ -42,20 +42,20 @@ def max_pool_3x3(
 def average_pool(
   x: Float[Array, "b h w c"], stride: int, distance: int = 1
 ) -> Float[Array, "b _ _ c"]:
-  """Averages each pixel with those to the right, below, and both.
+  """Averages windows of `stride` x `stride` pixels, or of 2x2 if the stride is 1.
 
   Pixels outside of the image do not count.
 
   Args:
     x: feature maps.
     stride: step along both spatial axes.
-    distance: distance of the averaged pixels, for a stride of 1.
+    distance: distance between the averaged pixels if the stride is 1; else unused.
 
   Returns:
     [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
   """
   if stride > 1:
-    # By name: jax2onnx replaces this function by one that takes only keywords.
+    # jax2onnx replaces this function by one that takes these arguments only by name.
     pooled: jax.Array = nn.avg_pool(
       x,
       window_shape=(stride, stride),
@@ -84,7 +84,7 @@ def blur_pool(
   Args:
     x: feature maps.
     stride: step along both spatial axes.
-    distance: distance of the blurred pixels, for a stride of 1.
+    distance: distance between the pixels that are weighted, for a stride of 1.
 
   Returns:
     [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
@@ -92,7 +92,7 @@ def blur_pool(
   for axis in (1, 2):
     size = x.shape[axis]
     center = np.arange(0, size, stride)
-    # A pixel without a neighbour on one side takes the one of the other side twice.
+    # A pixel without a neighbour on one side uses its other neighbour twice.
     before, after = center - distance, center + distance
     before, after = (
       np.where(before < 0, after, before),

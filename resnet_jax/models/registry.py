@@ -92,8 +92,8 @@ def create_model(
   if zero_init_residual and norm in ("frozen", "none"):
     raise UserError(
       "config.model.zero_init_residual=True with "
-      f"config.model.norm={norm!r} has no scale that could "
-      "start at 0 and learn; set one of them to its default"
+      f"config.model.norm={norm!r} is impossible, as this norm "
+      "has no trainable scale; set one of them to its default"
     )
   options: Row = {
     "zero_init_residual": zero_init_residual,
@@ -102,8 +102,8 @@ def create_model(
   for field, value in options.items():
     if value and shortcut == "none":
       raise UserError(
-        f"config.model.{field}={value} would make a net without shortcuts constant; "
-        "set it to its default or choose a shortcut"
+        f"config.model.{field}={value} needs shortcuts, as the output would otherwise "
+        "not depend on the images; set it to its default or choose a shortcut"
       )
   row |= {"stem_cls": STEMS[stem], "shortcut_cls": SHORTCUTS[shortcut]}
   row["norm_cls"] = NORMS[norm]
@@ -150,7 +150,7 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
     return model
   _check_fields(model, ["frozen"], "freeze", "a network")
   changed = model.clone(frozen=frozen)
-  # Without `groups`, the names are checked once the parameters are known.
+  # A network without `groups` is checked later, when its parameters are known.
   if groups := getattr(changed, "groups", ()):
     check_frozen(frozen, groups)
   return changed

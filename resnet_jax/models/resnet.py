@@ -37,8 +37,8 @@ class Stage(nn.Module):
     block_cls: called as `block_cls(stride=..., name=...)`.
     stride: stride of the first block.
     dilation: dilation of the blocks' 3x3 convolutions.
-    first_dilation: dilation of the convolution that had the stride, if dilation
-      replaced it.
+    first_dilation: dilation of the first block's convolution that carries the stride.
+      It is used only if `dilation` is above 1.
     scan: run all blocks but the first as one under `nn.scan`, with the variables of
       `scan_layout.py`. The backward pass then reuses the outputs of the convolutions
       and the batch-norm moments of all blocks, and recomputes the rest.
@@ -122,9 +122,9 @@ class ResNet(TakesOldNames):
       use the running statistics and do not update them, and nothing is dropped. The
       optimiser must freeze their parameters, see `training/optimizer.py`.
     scan: run the identical blocks of a stage as one under `nn.scan`, so that deeper
-      networks compile as fast. `init` then returns the scanned layout of
+      networks do not take longer to compile. `init` then returns the scanned layout of
       `scan_layout.py`; `apply` accepts both layouts.
-    remat: save memory by computing activations inside blocks twice.
+    remat: save memory: the backward pass recomputes the activations inside blocks.
     dtype: dtype of the computation. Parameters, batch-norm statistics and logits are
       always float32.
   """
@@ -176,7 +176,7 @@ class ResNet(TakesOldNames):
     """Returns logits.
 
     Args:
-      images: normalised. C is fixed by the first call (`init`).
+      images: normalised; C must be that of the images given to `init`.
       train: whether to normalise by the batch's own statistics and update the running
         ones; `apply` then needs `mutable=["batch_stats"]`. Stochastic depth and dropout
         are then on too; they need `rngs={"dropout": key}`.

@@ -25,8 +25,8 @@ class _Shortcut(TakesOldNames):
   Attributes:
     features: output channels.
     stride: step along both spatial axes.
-    dilation: distance between neighbouring pixels, if dilation of the later layers
-      replaced a stride of 2 here; else None.
+    dilation: distance between the pixels that a pool or a kernel combines, if dilation
+      replaced the block's stride of 2; else None.
     norm_cls: norm after a convolution; None for no norm (pre-activation).
   """
 
@@ -36,8 +36,8 @@ class _Shortcut(TakesOldNames):
   conv_cls: ModuleDef = Conv
   norm_cls: ModuleDef | None = BatchNorm
 
-  # Whether a call only adds `project(x)`. False for a subclass that overrides
-  # `__call__` and not ADDS.
+  # Whether a call returns `residual + project(x)`. It is False for a subclass that
+  # overrides `__call__` but does not set ADDS.
   ADDS: ClassVar[bool] = False
 
   def __init_subclass__(cls, **kwargs: Any) -> None:
@@ -122,7 +122,7 @@ class HighwayShortcut(ProjectionShortcut):
 
   Attributes:
     gate_bias: initial bias of T; negative values let the input through at first
-      (Srivastava et al. 2015, section 2.2, name -1 and -3).
+      (Srivastava et al. 2015, section 2.2, suggest -1 or -3).
   """
 
   gate_bias: float = -3.0

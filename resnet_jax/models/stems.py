@@ -126,7 +126,7 @@ STEMS = {
   "deep": DeepStem,
   "tiered": TieredStem,
   "cifar": CifarStem,
-  # With another last layer than max-pooling.
+  # Stems with another last layer.
   "imagenet_average": partial(ImageNetStem, pool=even_average_pool),
   "deep_average": partial(DeepStem, pool=even_average_pool),
   "imagenet_blur": partial(ImageNetStem, pool=max_blur_pool),

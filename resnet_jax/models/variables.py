@@ -51,18 +51,17 @@ def with_channels(variables: Variables, channels: int) -> Variables:
   """Adapts the first kernel of a `ResNet` to images of another number of channels.
 
   As in timm (`adapt_input_conv`), a kernel for one channel is the sum over the three
-  colours. For more channels, the colours are repeated, and their sum stays the same for
-  channels that are equal.
+  colours. For other numbers, the colours are repeated and multiplied by 3 / `channels`.
 
   Args:
     variables: {"params": ..., "batch_stats": ...} of a network for 3 channels.
     channels: the new number of channels, > 0.
 
   Returns:
-    The variables; those given if they are for this number of channels already.
+    The adapted variables; the given ones if they already have this number of channels.
 
   Raises:
-    UserError: the variables are for another number of channels than 3.
+    UserError: the variables are neither for 3 nor for `channels` channels.
   """
   name, kernel = _first_kernel(variables)
   given = kernel.shape[2]

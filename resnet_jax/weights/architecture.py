@@ -21,7 +21,8 @@ from resnet_jax.runtime.errors import UserError
 # The result of `describe`: field name -> JSON value.
 Description = dict[str, Any]
 
-# Fields of parts that do not change evaluation, or that shapes already show.
+# Fields that a description leaves out: they do not change evaluation, or the shapes of
+# the parameters show them.
 _NOT_TOLD = {
   *("momentum", "unbiased", "groups", "scale_init", "axis_name", "dtype"),  # Of norms.
   "use_running_average",
@@ -30,14 +31,14 @@ _NOT_TOLD = {
 
 
 def describe(model: ResNet) -> Description:
-  """Describes what a network computes, as far as its parameters do not show it.
+  """Describes the parts of a network, which its parameters do not fully show.
 
-  A part has its name in the registry or, if it is the user's own, the name of its
-  class. "name" is the name of the architecture; "" if it is not in the registry.
+  Each part is described by its name in the registry or, if it is the user's own, by the
+  name of its class. "name" is the architecture; "" if it is not in the registry.
   """
   found = _describe(model)
   names = _names()
-  # A network of other widths than any architecture has the name of one with its parts.
+  # If no architecture has these widths, the name is that of one with the same parts.
   name = names.get(_with_widths(model)) or names.get(str(found), "")
   return {"name": name, **found}
 
@@ -68,7 +69,8 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
   saved = {"conv": "Conv"} | saved  # Older files do not name it.
   choices: dict[str, Collection[str]]
   choices = {"stem": STEMS, "shortcut": SHORTCUTS, "norm": NORMS}
-  # Try the saved name first, because plain20 with another shortcut is also resnet20.
+  # Try the saved name first, because two names can describe the same network: plain20
+  # with the shortcut of resnet20 is resnet20.
   for name in sorted(MODELS, key=lambda name: name != saved.get("name")):
     own = _describe(create_model(name))
     changed = {
@@ -159,7 +161,7 @@ def check_named(architecture: str, model: ResNet, source: str) -> None:
   Args:
     architecture: timm's name.
     model: the network.
-    source: name, in the message, of the file that has timm's name.
+    source: name of the file that contains timm's name, for the message.
   """
   name = timm_name(architecture)
   if name not in MODELS:

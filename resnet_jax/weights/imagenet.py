@@ -7,7 +7,11 @@ from pathlib import Path
 
 @functools.cache
 def class_names() -> tuple[str, ...]:
-  """Returns the first name of each class in WordNet (Princeton University), unique."""
+  """Returns a unique name for each class.
+
+  It is the first name in WordNet (Princeton University). If two classes share it, an
+  addition tells them apart: "crane (bird)" and "crane (machine)".
+  """
   return _lines("imagenet_classes.txt")
 
 

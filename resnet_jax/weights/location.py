@@ -44,8 +44,8 @@ def find(path: str | Path) -> Path:
   Args:
     path: one of `names`, which must be a `str`; a file or folder; or
       `hf://owner/name[/file][@revision]`, which huggingface_hub fetches into its cache.
-      In a repository, and in a folder that is a copy of one, `model.safetensors` comes
-      before `pytorch_model.bin`.
+      In a repository or a copy of one, `model.safetensors` is preferred to
+      `pytorch_model.bin`.
 
   Raises:
     FileNotFoundError: there is no such file.

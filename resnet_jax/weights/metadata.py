@@ -1,7 +1,7 @@
 """The metadata of weights: network, preprocessing, class names, training.
 
-`save` stores them in the `.safetensors` file. For other weights, files beside them may
-have some of these.
+`save` stores them in the `.safetensors` file. For other weights, files in the same
+folder may contain some of the metadata.
 """
 
 import json
@@ -19,8 +19,8 @@ from resnet_jax.weights import config_files, imagenet
 from resnet_jax.weights.architecture import Description, describe
 from resnet_jax.weights.location import find
 
-# torchvision's files whose preprocessing differs from that of its first files, by the
-# hash in their names (torchvision/models/resnet.py, `transforms` of each entry).
+# Hashes in the names of torchvision's files that need images resized to 232 pixels, not
+# to 256 (torchvision/models/resnet.py, `transforms` of each entry).
 _RESIZED_TO_232 = {
   *("11ad3fa6", "cd907fc2", "f82ba261"),  # ResNet-50, 101, 152 IMAGENET1K_V2
   *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d

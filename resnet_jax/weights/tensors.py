@@ -48,7 +48,7 @@ def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str
   tensors: Tensors = {}
   for name, found in translated.items():
     if found in tensors:
-      problems.append(f"{found} is there twice, once as {name}")
+      problems.append(f"{found} appears twice, once as {name}")
     tensors[found] = arrays.pop(name)
   return tensors, problems
 

@@ -1,7 +1,7 @@
 """The names in PyTorch of each parameter and statistic of a network.
 
-They are torchvision's names; timm's for what torchvision does not have (squeeze-excite,
-deep stems, pooled shortcuts, pre-activation); and our own for the rest.
+They are torchvision's names. Parts that only timm has (squeeze-excite, deep stems,
+pooled shortcuts, pre-activation) have timm's names. The rest has names of our own.
 """
 
 from functools import partial
@@ -19,14 +19,14 @@ _LEAVES = {
   "bias": "bias",
   "mean": "running_mean",
   "var": "running_var",
-  # Of EvoNorm and of filter response normalisation.
+  # `v` is of EvoNorm, and `tau` of filter response normalisation.
   "v": "v",
   "tau": "tau",
 }
 _STEM = {
   "conv": "conv1",
   "bn": "bn1",
-  # ResNet-RS has a convolution at the place of the max-pool.
+  # ResNet-RS has a convolution in place of the max-pool.
   "pool_conv": "maxpool.0",
   "pool_bn": "maxpool.1",
 }
@@ -46,7 +46,7 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
   """Returns the path of every leaf of `variables` by its name in PyTorch.
 
   Args:
-    model: decides the kind of names.
+    model: the network; its fields decide between torchvision's and timm's names.
     variables: {"params": ..., "batch_stats": ...} in the named layout of
       `scan_layout.py`; shapes without values are enough.
   """

@@ -130,7 +130,7 @@ _LITERALS = {
   *("BINBYTES", "SHORT_BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 }
 _CONSTANTS = {"NONE": None, "NEWTRUE": True, "NEWFALSE": False}
-# The eight thousand tensors of ResNet-1202 take 250,000. An instruction of one byte may
+# ResNet-1202, with about 8,000 tensors, takes 250,000. An instruction of one byte may
 # create an object of 80 bytes, so this bounds the memory that a pickle takes.
 _MOST_INSTRUCTIONS = 500_000
 _MOST_ARGUMENTS = 8  # Of a call; `_rebuild_tensor_v2` has seven.
