@@ -216,3 +216,8 @@ def test_named_constructor():
 def test_wrong_arguments_are_named(arguments, message):
   with pytest.raises(ValueError, match=message):
     create_model(**arguments)
+
+
+def test_the_table_of_architectures_cannot_be_changed():
+  with pytest.raises(TypeError, match="does not support item assignment"):
+    MODELS["mine"] = MODELS["resnet18"]

@@ -7,6 +7,7 @@ A row has the fields of a `ResNet`; "stem", "shortcut" and "norm" are keys of `S
 import re
 from collections.abc import Mapping
 from functools import partial
+from types import MappingProxyType
 from typing import Any
 
 from resnet_jax.models.blocks import (
@@ -173,60 +174,63 @@ _BIT = {
 _DEEP_V2 = {"stem": "deep", "shortcut": "D"}
 _V2_50 = {50: _BOTTLENECK[50]}
 
-MODELS: dict[str, Row] = {
-  **_RESIDUAL,
-  **_SMALL_BOTTLENECK,
-  **_twins("plain", "none"),
-  **_twins("highway", "highway"),
-  **{key: row for name in _NAMES.split() for key, row in _from_name(name).items()},
-  # Networks with parts that their names do not show.
-  **_from_name("seresnextaa201d_32x8d", stem_features=128),
-  "resnet50_gn": _RESIDUAL["resnet50"] | {"norm": "group"},
-  "ecaresnetlight": _from_name("ecaresnet50d")["ecaresnet50d"]
-  | {"stem": "imagenet", "stage_sizes": (1, 1, 11, 3)},
-  # Hu et al. 2017, section 6.1.
-  "senet154": _from_name("seresnext101_64x4d")["seresnext101_64x4d"]
-  | {
-    "stage_sizes": _BOTTLENECK[152],
-    "stem": "deep",
-    "stem_features": 128,
-    "shortcut": "B3x3",
-    "block_cls": _bottleneck(
-      attention_cls=SqueezeExcite, groups=64, base_width=4, first_reduction=2
-    ),
-  },
-  # The stride is on the first 1x1 convolution, as in the paper.
-  **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
-  # Pre-activation: He et al. 2016, "Identity mappings", tables 3 and 5.
-  **_preact("resnetv2_{}", _BASIC),
-  **_preact("resnetv2_{}", _BOTTLENECK | _DEEPEST),
-  **_preact("resnetv2_{}d", _BASIC, **_DEEP_V2),
-  **_preact("resnetv2_{}d", _BOTTLENECK, **_DEEP_V2),
-  **_preact("resnetv2_{}t", _V2_50, stem="tiered", shortcut="D"),
-  **_preact("resnetv2_{}d_gn", _V2_50, norm="group", **_DEEP_V2),
-  **_preact("resnetv2_{}d_evos", _V2_50, norm="evo", **_DEEP_V2),
-  **_preact("resnetv2_{}d_frn", _V2_50, norm="filter_response", **_DEEP_V2),
-  **_BIT,
-  **{
-    # 9n + 2 layers.
-    f"resnetv2_{9 * n + 2}": _CIFAR
+# Read-only: other processes and later commands would not know an entry of a user.
+MODELS: Mapping[str, Row] = MappingProxyType(
+  {
+    **_RESIDUAL,
+    **_SMALL_BOTTLENECK,
+    **_twins("plain", "none"),
+    **_twins("highway", "highway"),
+    **{key: row for name in _NAMES.split() for key, row in _from_name(name).items()},
+    # Networks with parts that their names do not show.
+    **_from_name("seresnextaa201d_32x8d", stem_features=128),
+    "resnet50_gn": _RESIDUAL["resnet50"] | {"norm": "group"},
+    "ecaresnetlight": _from_name("ecaresnet50d")["ecaresnet50d"]
+    | {"stem": "imagenet", "stage_sizes": (1, 1, 11, 3)},
+    # Hu et al. 2017, section 6.1.
+    "senet154": _from_name("seresnext101_64x4d")["seresnext101_64x4d"]
     | {
-      "shortcut": "B",
-      "block_cls": PreActBottleneckBlock,
-      "stage_sizes": (n, n, n),
-      "pre_activation": True,
-    }
-    for n in (18, 111)
-  },
-  # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers, k times as wide.
-  **_imagenet(
-    "wide_resnet{}_2",
-    {depth: _BOTTLENECK[depth] for depth in (50, 101)},
-    _bottleneck(base_width=128),
-  ),
-  **{
-    f"wide_resnet{6 * n + 4}_{k}": _WIDE_CIFAR
-    | {"stage_sizes": (n, n, n), "features": 16 * k}
-    for n, k in ((2, 8), (4, 10))
-  },
-}
+      "stage_sizes": _BOTTLENECK[152],
+      "stem": "deep",
+      "stem_features": 128,
+      "shortcut": "B3x3",
+      "block_cls": _bottleneck(
+        attention_cls=SqueezeExcite, groups=64, base_width=4, first_reduction=2
+      ),
+    },
+    # The stride is on the first 1x1 convolution, as in the paper.
+    **_imagenet("resnetv1_{}", _BOTTLENECK, _bottleneck(stride_on_1x1=True)),
+    # Pre-activation: He et al. 2016, "Identity mappings", tables 3 and 5.
+    **_preact("resnetv2_{}", _BASIC),
+    **_preact("resnetv2_{}", _BOTTLENECK | _DEEPEST),
+    **_preact("resnetv2_{}d", _BASIC, **_DEEP_V2),
+    **_preact("resnetv2_{}d", _BOTTLENECK, **_DEEP_V2),
+    **_preact("resnetv2_{}t", _V2_50, stem="tiered", shortcut="D"),
+    **_preact("resnetv2_{}d_gn", _V2_50, norm="group", **_DEEP_V2),
+    **_preact("resnetv2_{}d_evos", _V2_50, norm="evo", **_DEEP_V2),
+    **_preact("resnetv2_{}d_frn", _V2_50, norm="filter_response", **_DEEP_V2),
+    **_BIT,
+    **{
+      # 9n + 2 layers.
+      f"resnetv2_{9 * n + 2}": _CIFAR
+      | {
+        "shortcut": "B",
+        "block_cls": PreActBottleneckBlock,
+        "stage_sizes": (n, n, n),
+        "pre_activation": True,
+      }
+      for n in (18, 111)
+    },
+    # Wide ResNets: Zagoruyko & Komodakis 2016, 6n + 4 layers, k times as wide.
+    **_imagenet(
+      "wide_resnet{}_2",
+      {depth: _BOTTLENECK[depth] for depth in (50, 101)},
+      _bottleneck(base_width=128),
+    ),
+    **{
+      f"wide_resnet{6 * n + 4}_{k}": _WIDE_CIFAR
+      | {"stage_sizes": (n, n, n), "features": 16 * k}
+      for n, k in ((2, 8), (4, 10))
+    },
+  }
+)

@@ -87,7 +87,7 @@ def find_settings(saved: Description) -> dict[str, Any] | None:
 @functools.cache
 def _names() -> dict[str, str]:
   """Returns the name of each architecture by the text of its description."""
-  models = {name: create_model(name) for name in reversed(MODELS)}
+  models = {name: create_model(name) for name in reversed([*MODELS])}
   return {str(_describe(model)): name for name, model in models.items()} | {
     _with_widths(model): name for name, model in models.items()
   }
