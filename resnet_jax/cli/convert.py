@@ -21,6 +21,7 @@ TEXT = (
 EXAMPLES = (
   "resnet-jax convert --workdir RUN --out mine.safetensors",
   "resnet-jax convert --weights resnet50.pth --model resnet50 --out NEW",
+  "resnet-jax convert --workdir RUN --format timm --out FOLDER",
 )
 
 
@@ -35,12 +36,25 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="dtype of the tensors in a .safetensors file; float16 is half as large "
     "(default: %(default)s)",
   )
+  parser.add_argument(
+    "--format",
+    default="",
+    choices=["timm", "torchvision", "transformers"],
+    help="write --out as a folder that this library loads, with a model card",
+  )
+  parser.add_argument(
+    "--license",
+    default="",
+    metavar="NAME",
+    help="license of the weights for the model card, such as mit",
+  )
   add_checkpoint(parser)
   add_trust_code(parser)
   parser.add_argument(
     "--out",
     metavar="PATH",
-    help="what to write: a .safetensors file or, for --weights, a new run directory",
+    help="what to write: a .safetensors file; with --format a folder; or, for "
+    "--weights, a new run directory",
   )
   parser.set_defaults(
     source=None,
@@ -61,5 +75,7 @@ def run(args: argparse.Namespace) -> None:
     done = convert(
       *(given[0], args.out, model, args.checkpoint, args.trust_code, args.dtype),
       ema=args.ema,
+      form=args.format,
+      license_name=args.license,
     )
   show(done)

@@ -4,12 +4,20 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+from flax import linen as nn
+
 from resnet_jax import __version__, weights
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.fields import flatten, may_change, walk
-from resnet_jax.config.preprocessing import preprocessing_of, with_preprocessing
+from resnet_jax.config.preprocessing import (
+  Preprocessing,
+  preprocessing_of,
+  with_preprocessing,
+)
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.models import registry
+from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import UserError
@@ -24,6 +32,8 @@ def convert(
   trust_code: bool = False,
   dtype: str = "float32",
   ema: bool | None = None,
+  form: str = "",
+  license_name: str = "",
 ) -> str:
   """Converts weights.
 
@@ -36,6 +46,9 @@ def convert(
     trust_code: whether to allow code outside this package that a run names.
     dtype: dtype of the tensors in a `.safetensors` file: "float32" or "float16".
     ema: see `weights.load`.
+    form: "timm", "torchvision" or "transformers" writes `target` as a folder for this
+      library, see `weights.save_folder`; "" does not.
+    license_name: license of the weights for the model card of such a folder.
 
   Returns:
     A line that says what was done.
@@ -45,7 +58,9 @@ def convert(
     FileNotFoundError: the source does not exist.
   """
   path, suffix = Path(target), Path(target).suffix
-  if suffix == ".safetensors":
+  if form:
+    check_choice("--format", form, weights.FORMS)
+  elif suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
       raise UserError(f"{target!r} must be a file in an existing directory")
   elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
@@ -55,41 +70,72 @@ def convert(
     )
   elif path.exists() and (not path.is_dir() or any(path.iterdir())):
     raise UserError(f"{target!r} must be a .safetensors file or a new run directory")
-  if suffix != ".safetensors" and dtype != "float32":
-    raise UserError(f"--dtype={dtype} is for a .safetensors file, not {target!r}")
+  is_weights = form or suffix == ".safetensors"
+  if not is_weights and dtype != "float32":
+    raise UserError(f"--dtype={dtype} is for weights, not for the run {target!r}")
+  if license_name and not form:
+    raise UserError("--license is for the model card of a folder with --format")
   weights.check_exists(source)
   model = model or ModelConfig(name="")
   if weights.is_run(source):
     if ema is not None:
       raise UserError(f"{source!r} is a run, which keeps its EMA itself; omit --ema")
-    return _export_run(source, target, model, which, trust_code, dtype)
-  return _convert_file(source, target, model, dtype, ema)
+    if not is_weights:
+      raise UserError(f"{target!r} must end in .safetensors, as {source!r} is a run")
+    found = _read_run(source, model, which, trust_code)
+  else:
+    found = _read_file(source, model, ema)
+  given = found.network, found.variables, found.preprocessing, found.class_names
+  if form:
+    weights.save_folder(
+      *(target, form, *given),
+      dtype=dtype,
+      training=found.training,
+      license_name=license_name,
+      curves=found.curves,
+    )
+  elif is_weights:
+    weights.save(target, *given, dtype=dtype, training=found.training)
+  else:
+    _write_run(target, found)
+  return f"{found.text} -> {target}"
 
 
-def _export_run(
-  source: str, target: str, model: ModelConfig, which: str, trust_code: bool, dtype: str
-) -> str:
+@dataclasses.dataclass(frozen=True)
+class _Found:
+  """What is converted; `text` names it, and `curves` is a PNG file or ""."""
+
+  text: str
+  config: Config
+  network: nn.Module
+  variables: Variables
+  preprocessing: Preprocessing
+  class_names: tuple[str, ...]
+  training: dict[str, Any] | None
+  curves: str = ""
+
+
+def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> _Found:
   path, step_given = run_dir.split_checkpoint(source)
   config = run_dir.load_run_config(path, trust_code, ("model.factory",))
   if model.name not in ("", config.model.name):
     raise UserError(f"--model={model.name}, but the run has {config.model.name}")
-  if not target.endswith(".safetensors"):
-    raise UserError(f"{target!r} must end in .safetensors, as {source!r} is a run")
   with CheckpointStore(path) as store:
     step, variables = store.restore_model(step_given or which)
     evaluation = store.read_evaluation(step)
-  weights.save(
-    target,
+  name = part_name(config.model.factory, config.model.name)
+  curves = Path(path) / "curves.png"
+  return _Found(
+    f"{name} after step {step} of {source}",
+    config,
     registry.build_model(config),
     variables,
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
-    dtype=dtype,
     # A run that was converted from a file is at step 0.
-    training=_describe_training(config, step, evaluation) if step else None,
+    _describe_training(config, step, evaluation) if step else None,
+    str(curves) if curves.is_file() else "",
   )
-  name = part_name(config.model.factory, config.model.name)
-  return f"{name} after step {step} of {source} -> {target}"
 
 
 def _describe_training(
@@ -117,34 +163,28 @@ def _describe_training(
   }
 
 
-def _convert_file(
-  source: str, target: str, model: ModelConfig, dtype: str, ema: bool | None
-) -> str:
+def _read_file(source: str, model: ModelConfig, ema: bool | None) -> _Found:
   model = weights.complete_model(source, model, ema)
   # A file of weights names no data set. The user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
   config, network = resolve_model(config)
-  variables = weights.load(source, network, ema=ema)
-  preprocessing = weights.read_preprocessing(source, network)
-  class_names = weights.known_class_names(source, config.model.num_classes)
-  if target.endswith(".safetensors"):
-    weights.save(
-      target,
-      network,
-      variables,
-      preprocessing,
-      class_names,
-      dtype=dtype,
-      training=weights.read_training(source),
-    )
-  else:
-    config = dataclasses.replace(
-      config, data=with_preprocessing(config.data, preprocessing)
-    )
-    check_settings(config)
-    with (
-      run_dir.open_run(target, config, 0, class_names),
-      CheckpointStore(target) as store,
-    ):
-      store.save_weights(variables)
-  return f"{model.name} of {source} -> {target}"
+  return _Found(
+    f"{model.name} of {source}",
+    config,
+    network,
+    weights.load(source, network, ema=ema),
+    weights.read_preprocessing(source, network),
+    weights.known_class_names(source, config.model.num_classes),
+    weights.read_training(source),
+  )
+
+
+def _write_run(target: str, found: _Found) -> None:
+  data = with_preprocessing(found.config.data, found.preprocessing)
+  config = dataclasses.replace(found.config, data=data)
+  check_settings(config)
+  with (
+    run_dir.open_run(target, config, 0, found.class_names),
+    CheckpointStore(target) as store,
+  ):
+    store.save_weights(found.variables)

@@ -154,6 +154,13 @@ resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs4
 """
 
 
+def in_timm(name: str) -> bool:
+  """Whether timm 1.0 has an architecture, under the same name."""
+  ours = ("plain", "highway", "resnetv1_")
+  is_ours = name.startswith(ours) or name == "resnetv2_200"
+  return not is_ours and MODELS[name]["stem"] != "cifar"
+
+
 def _preact(name: str, sizes: Mapping[int, tuple[int, ...]], **row: Any) -> Any:
   block = PreActBasicBlock if sizes is _BASIC else PreActBottleneckBlock
   return _imagenet(name, sizes, block, pre_activation=True, **row)

@@ -82,7 +82,7 @@ def with_channels(variables: Variables, channels: int) -> Variables:
   return variables | {"params": params | {"stem": stem}}
 
 
-def _first_kernel(variables: Variables) -> tuple[str, jax.Array]:
+def _first_kernel(variables: Variables) -> tuple[str, Any]:
   """Returns the name of a stem's first convolution, and its kernel."""
   stem = variables["params"]["stem"]
   name = min(name for name in stem if "kernel" in stem[name])

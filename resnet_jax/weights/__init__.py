@@ -5,6 +5,7 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 
 from resnet_jax.models.variables import with_channels
 from resnet_jax.weights.fitting import complete_model
+from resnet_jax.weights.folders import FORMS, save_folder
 from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
   TORCH_SUFFIXES,
@@ -22,6 +23,7 @@ from resnet_jax.weights.metadata import (
 )
 
 __all__ = [
+  "FORMS",
   "TORCH_SUFFIXES",
   "all_class_names",
   "check_exists",
@@ -35,5 +37,6 @@ __all__ = [
   "read_preprocessing",
   "read_training",
   "save",
+  "save_folder",
   "with_channels",
 ]

@@ -43,6 +43,11 @@ def describe(model: ResNet) -> Description:
   return {"name": name, **found}
 
 
+def exact_name(model: ResNet) -> str:
+  """Returns the architecture that has the parts and the widths of a network, or ""."""
+  return _names().get(_with_widths(model), "")
+
+
 def _describe(model: ResNet) -> Description:
   found: Description = {"stage_sizes": list(model.stage_sizes)}
   # These two norms differ from "batch" in training only.

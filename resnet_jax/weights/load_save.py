@@ -7,7 +7,7 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 
 import dataclasses
 import json
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -141,13 +141,31 @@ def save(
     ValueError: `path` has another suffix, there is no head, there are more names than
       logits, or a value is too large for `dtype`.
   """
+  path = Path(path)
+  if path.suffix != ".safetensors":
+    raise UserError(f"{path} must end in .safetensors")
+  data = to_bytes(model, variables, preprocessing, class_names, dtype, training)
+  with replacing(str(path)) as part:
+    Path(part).write_bytes(data)
+
+
+def to_bytes(
+  model: nn.Module,
+  variables: Variables,
+  preprocessing: Preprocessing | None,
+  class_names: Sequence[str],
+  dtype: str,
+  training: Mapping[str, Any] | None,
+  rename: Callable[[str], str] | None = None,
+) -> bytes:
+  """Returns the content of a file of weights.
+
+  `rename` gives each tensor another name; the other arguments are those of `save`.
+  """
   check_choice("dtype", dtype, DTYPES)
   model = as_resnet(model, "files of weights")
   if "head" not in variables["params"]:
     raise UserError("the variables have no head, which PyTorch's loading needs")
-  path = Path(path)
-  if path.suffix != ".safetensors":
-    raise UserError(f"{path} must end in .safetensors")
   if len(class_names) > model.num_classes:
     raise UserError(f"{len(class_names)} class names for {model.num_classes} classes")
   variables = jax.device_get(to_named(variables))
@@ -160,6 +178,8 @@ def save(
     if keys[-1] == "mean":
       counter = name.replace("running_mean", COUNTERS[0])
       tensors[counter] = np.zeros((), np.int64)
+  if rename is not None:
+    tensors = {rename(name): array for name, array in tensors.items()}
   metadata = {"format": "pt", "resnet_jax_network": json.dumps(describe(model))}
   if preprocessing is not None:
     metadata["preprocessing"] = json.dumps(dataclasses.asdict(preprocessing))
@@ -167,8 +187,7 @@ def save(
     metadata["class_names"] = json.dumps(list(class_names))
   if training:
     metadata["training"] = json.dumps(training)
-  with replacing(str(path)) as part:
-    Path(part).write_bytes(safetensors.numpy.save(tensors, metadata))
+  return safetensors.numpy.save(tensors, metadata)
 
 
 def _check_architecture(path: Path, model: ResNet) -> None:
