@@ -40,13 +40,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--format",
     default="",
     choices=["timm", "torchvision", "transformers"],
-    help="write --out as a folder that this library loads, with a model card",
+    help="write --out as a folder that this library loads, with a model card "
+    "(default: a .safetensors file)",
   )
   parser.add_argument(
     "--license",
     default="",
     metavar="NAME",
-    help="license of the weights for the model card, such as mit",
+    help="license of the weights for the model card, such as mit (default: not stated)",
   )
   add_checkpoint(parser)
   add_trust_code(parser)
