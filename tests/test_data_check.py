@@ -314,7 +314,7 @@ def test_photos_that_need_a_package_are_said(tmp_path, capsys, monkeypatch):
     (["{tmp}/empty", "--max-pixels=200000000"], "--max-pixels=200000000 must be in"),
     (
       ["{tmp}/empty", "--figure={tmp}/no/x.png"],
-      "^error: --figure '.*/no/x.png' must be a .png file in a folder",
+      "^error: --figure '.*/no/x.png' must be a .png file in an existing folder",
     ),
     (["{tmp}/empty", "--figure=x.jpg"], "--figure 'x.jpg' must be a .png file"),
     ([], "required: SOURCE"),

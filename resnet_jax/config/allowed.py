@@ -135,7 +135,15 @@ def nearest(word: str, known: Iterable[str]) -> list[str]:
   """Returns the names nearest to a word: at most three, possibly none."""
   word = word.lower()
   names = {name.lower(): name for name in known}
-  near = difflib.get_close_matches(word, names, n=3)
+
+  def order(name: str) -> tuple[float, int, str]:
+    # Of equally close names, those that begin alike come first.
+    ratio = difflib.SequenceMatcher(None, name, word).ratio()
+    alike = [a == b for a, b in zip(name, word, strict=False)]
+    return -ratio, -[*alike, False].index(False), name
+
+  close = difflib.get_close_matches(word, names, n=max(1, len(names)))
+  near = sorted(close, key=order)[:3]
   if len(word) > 2:  # Shorter words are in too many names.
     near += [name for name in names if word in name and name not in near]
   return [names[name] for name in near[:3]]

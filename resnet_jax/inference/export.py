@@ -32,7 +32,8 @@ from resnet_jax.runtime.errors import UserError
 
 PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
-_GROUP_NORM_OPSET = 21  # The first opset whose group norm has a scale per channel.
+# Group norm with a scale per channel, and sums over axes that are inputs.
+_NEWER, _NEWER_OPSET = {"GroupNormalization", "ReduceSumSquare"}, 21
 # Largest allowed difference to this package's probabilities, at these batch sizes.
 TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
@@ -188,8 +189,8 @@ def _to_onnx(
   with _without_warnings("jax2onnx.plugins.plugin_system", "onnx_ir.serde"):
     try:
       model = convert(OPSET)
-      if any(node.op_type == "GroupNormalization" for node in model.graph.node):
-        model = convert(_GROUP_NORM_OPSET)
+      if any(node.op_type in _NEWER for node in model.graph.node):
+        model = convert(_NEWER_OPSET)
     except NotImplementedError as error:
       raise UserError(
         f"jax2onnx lacks an operation; use --format stablehlo ({error})"
