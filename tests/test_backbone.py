@@ -61,7 +61,7 @@ def test_dilation_gives_the_same_values_at_more_places(net):
   net, images = create(net), normal(2, 19, 24, 3)
   variables = init(net, images)
   strided = jit_once(Backbone(net).apply)(variables, images)
-  for output_stride in (1, 2, 4):
+  for output_stride in (1, 4):
     dilated = jit_once(Backbone(net, output_stride).apply)(variables, images)
     assert list(strided) == list(dilated) == ["c2", "c3", "c4", "c5"]
     for i, name in enumerate(strided):

@@ -329,6 +329,45 @@ def test_the_architecture_of_a_file_is_found_by_its_parameters(name, path):
   assert weights.complete_model(path, unknown).name == name
 
 
+@pytest.mark.parametrize("name", ["resnet50", "resnetv1_50"])
+def test_the_config_of_transformers_chooses_between_equal_shapes(name, path):
+  model = create_model(name, 3)
+  shapes = jax.eval_shape(model.init, jax.random.key(0), jnp.zeros((1, 32, 32, 3)))
+  variables = jax.tree.map(lambda x: np.zeros(x.shape, x.dtype), shapes)
+  folder = path.parent / "theirs"
+  weights.save_folder(folder, "transformers", model, variables, Preprocessing())
+  path = folder / "model.safetensors"
+  safetensors.numpy.save_file(safetensors.numpy.load_file(path), path)
+  assert weights.complete_model(folder, ModelConfig(name="")).name == name
+  other = "resnetv1_50" if name == "resnet50" else "resnet50"
+  with pytest.raises(ValueError, match=f"a network such as {name}, not of {other}"):
+    weights.load(folder, create_model(other, 3))
+
+
+def test_weights_in_several_files_are_read(path):
+  variables, tensors = named_tensors(path)
+  path.unlink()
+  folder, names = path.parent, sorted(tensors)
+  files = {"a.safetensors": names[:5], "b-2.safetensors": names[5:]}
+  for file, part in files.items():
+    safetensors.numpy.save_file({name: tensors[name] for name in part}, folder / file)
+  weight_map = {name: file for file, part in files.items() for name in part}
+  index = folder / "model.safetensors.index.json"
+  index.write_text(json.dumps({"metadata": {}, "weight_map": weight_map}))
+  for source in (folder, index):
+    assert_equal(weights.load(source, PROJECTED), variables)
+  safetensors.numpy.save_file(tensors, folder / "a.safetensors")
+  with pytest.raises(ValueError, match="is in two files"):
+    weights.load(folder, PROJECTED)
+  for wrong in ("", "[]", "{}", '{"weight_map": 3}', '{"weight_map": {"a": "../x"}}'):
+    index.write_text(wrong)
+    with pytest.raises(ValueError, match="must be a JSON object whose weight_map"):
+      weights.load(folder, PROJECTED)
+  index.write_text('{"weight_map": {"a": "gone.safetensors"}}')
+  with pytest.raises(ValueError, match=r"gone\.safetensors is no safetensors file"):
+    weights.load(folder, PROJECTED)
+
+
 def test_a_1x1_convolution_is_a_head(path):
   variables, tensors = named_tensors(path)
   tensors["fc.weight"] = tensors["fc.weight"][..., None, None]

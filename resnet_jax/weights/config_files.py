@@ -56,6 +56,20 @@ def read_architecture(folder: Path) -> str:
   return str(config.get("architecture") or "")
 
 
+def read_transformers_name(folder: Path) -> str:
+  """Returns a pattern for the names of transformers' network; "" for another file.
+
+  transformers has ResNets of basic and bottleneck blocks. A bottleneck's stride can be
+  on its first 1x1 convolution, which the names and shapes of tensors do not show.
+  """
+  config = _read_object(folder / "config.json")
+  if config.get("model_type") != "resnet":
+    return ""
+  is_bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
+  is_v1 = is_bottleneck and config.get("downsample_in_bottleneck")
+  return r"resnetv1_\d+" if is_v1 else r"resnet\d+"
+
+
 def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   """Returns the names of the classes.
 

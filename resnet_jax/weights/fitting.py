@@ -66,6 +66,8 @@ def _find_name(path: Path, tensors: Tensors) -> str:
   if named in MODELS:
     return named
   names = fitting(tensors)
+  if pattern := config_files.read_transformers_name(path.parent):
+    names = [name for name in names if re.fullmatch(pattern, name)]
   if (match := _TORCHVISION.fullmatch(path.stem)) and match[1] in names:
     return match[1]
   if len(names) == 1:

@@ -7,6 +7,7 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 
 import dataclasses
 import json
+import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -197,6 +198,14 @@ def _check_architecture(path: Path, model: ResNet) -> None:
     check_same(saved, model, str(path))
   elif named := config_files.read_architecture(path.parent):
     check_named(named, model, str(path.parent / config_files.NAMES[0]))
+  elif pattern := config_files.read_transformers_name(path.parent):
+    name = describe(model)["name"]
+    if name and not re.fullmatch(pattern, name):
+      raise UserError(
+        f"{path.parent / config_files.NAMES[0]} says that the weights are of a network "
+        f"such as {re.sub(r'.d[+]', '50', pattern)}, not of {name}; leave out --model, "
+        "or name that architecture"
+      )
 
 
 def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:

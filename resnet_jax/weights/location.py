@@ -2,8 +2,10 @@
 
 import contextlib
 import functools
+import json
 import logging
 import os
+import re
 from pathlib import Path
 
 from resnet_jax.config.allowed import nearest
@@ -12,7 +14,9 @@ from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar", ".ckpt")
-HF_FILES = ("model.safetensors", "pytorch_model.bin")
+INDEX = ".safetensors.index.json"  # Names the file of each tensor.
+HF_FILES = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin")
+_MOST_SHARDS = 1000
 # `save` wrote each of these files, and users name them without the suffix.
 _TRAINED = Path(__file__).with_name("trained")
 
@@ -71,12 +75,31 @@ def find(path: str | Path) -> Path:
     return found[0]
   if not path.is_file():
     raise NotFoundError(f"no file of weights at {name!r}{_advice(name)}")
-  if path.suffix not in (".safetensors", *TORCH_SUFFIXES):
+  if not path.name.endswith((".safetensors", INDEX, *TORCH_SUFFIXES)):
     raise UserError(
       f"{name!r} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}, or be "
       "hf://owner/name"
     )
   return path
+
+
+def shards(index: Path) -> list[str]:
+  """Returns the names of the files beside an index that have its tensors.
+
+  Raises:
+    UserError: the index is damaged, or names a file elsewhere.
+  """
+  try:
+    found = set(json.loads(index.read_bytes())["weight_map"].values())
+    is_plain = all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in found)
+  except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
+    found, is_plain = set(), False
+  if not found or not is_plain or len(found) > _MOST_SHARDS:
+    raise UserError(
+      f"{index} must be a JSON object whose weight_map names up to {_MOST_SHARDS} "
+      ".safetensors files in the same folder"
+    )
+  return sorted(found)
 
 
 def is_run(path: str | Path) -> bool:
@@ -138,6 +161,9 @@ def _fetch(name: str) -> Path:
     for name_beside in config_files.NAMES:
       with contextlib.suppress(EntryNotFoundError):
         fetch(name_beside)
+    if candidate.endswith(INDEX):
+      for shard in shards(found):
+        fetch(shard)
     return found
   if missing:
     reasons.append(

@@ -13,6 +13,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import torch_checkpoint
 from resnet_jax.weights.foreign_names import to_timm
+from resnet_jax.weights.location import INDEX, shards
 from resnet_jax.weights.torch_names import torch_names
 
 # None stands for a tensor that cannot be read.
@@ -54,12 +55,20 @@ def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str
 
 
 def _read(path: Path) -> tuple[Tensors, list[str]]:
+  if path.name.endswith(INDEX):
+    arrays: Tensors = {}
+    problems = []
+    for name in shards(path):
+      found, wrong = _read(path.with_name(name))
+      problems += [f"{key} is in two files" for key in found.keys() & arrays.keys()]
+      problems += wrong
+      arrays |= found
+    return arrays, problems
   if path.suffix != ".safetensors":
     return torch_checkpoint.read(path)
   try:
     with safetensors.safe_open(path, framework="numpy") as file:
-      arrays: Tensors = {}
-      problems = []
+      arrays, problems = {}, []
       for name in file.keys():  # noqa: SIM118
         try:
           arrays[name] = file.get_tensor(name)
