@@ -633,6 +633,7 @@ def test_splits_of_a_table_may_have_capitals(tmp_path):
     ("file,class\n1.jpg,3\n2.jpg,1\n", r"line 1: 'file' is no file; .*path and label"),
     ("image_id,breed\n1.jpg,pug\n", r"line 1: 'image_id' is no file; .*path and label"),
     ("nul\0,0\n1.jpg,1\n", r"line 1: 'nul\\x00' is no file"),
+    (f"{300 * 'a'},0\n1.jpg,1\n", "line 1: 'a{60}' is no file"),
     ("1.jpg,0\n2.jpg,100000\n", r"line 2: label 100000 must be a class index below"),
     ("1.jpg,0\n2.jpg," + "9" * 6000, r"line 2: label 9{20} must be a class index"),
     ("1.jpg,-1\n2.jpg,1\n", r"line 1: label -1 must be a class index below 100000"),

@@ -57,7 +57,7 @@ def _read_table(path: Path) -> list[_Row]:
     split = cells.get("split", "").strip().lower()
     table.append(_Row(line, cells["path"], cells["label"].strip(), split))
   first = table[0]
-  named = is_image(first.path) or (path.parent / first.path).is_file()
+  named = is_image(first.path) or os.path.isfile(path.parent / first.path)
   if not has_header and not named:
     raise UserError(
       f"{path}, line {first.line}: {first.path[:60]!r} is no file; a first line that "
