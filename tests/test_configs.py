@@ -42,7 +42,8 @@ NAMES = [
   for stem, variants in VARIANTS.items()
   for variant in variants or ("",)
 ]
-# Classes and channels of each data set, or of the folder that a config is for.
+# Number of classes and channels, by data set. A config that reads a folder of images is
+# listed by its own name.
 IMAGES = {
   "cifar10": (10, 3),
   "digits": (10, 1),
@@ -249,7 +250,7 @@ def test_images_of_a_config_have_a_size_that_suits_its_network(name):
 @pytest.mark.parametrize(
   ("model", "train", "evaluation", "expected"),
   [
-    # The config that people used for photos, with an ImageNet network.
+    # Users did this with photos: an ImageNet network in a config for 32-pixel images.
     ({"name": "resnet18"}, 32, 32, ["map is 1x1 .*32 pixels.*config.model.stem=cifar"]),
     ({"name": "resnet50"}, 64, 64, ["map is 2x2"]),
     ({"name": "resnet50", "stem": "deep"}, 224, 64, ["map is 2x2", "224 .* 64"]),

@@ -48,11 +48,14 @@ SHAPES = [
   (3, 11, 32, 48, 3, 1, 1),  # The last tile of a row has one column.
   (4, 9, 32, 32, 3, 1, 0),
   (4, 7, 64, 16, 3, 1, 2),
-  (1, 74, 64, 32, 3, 1, 1),  # The last part has fewer tiles.
-  # With 2 KB per pixel, copied pixels get gaps, so that they use all sets of the cache.
+  # Winograd's algorithm divides the tiles into parts; the last has fewer tiles.
+  (1, 74, 64, 32, 3, 1, 1),
+  # At 2 KB per pixel, copies of neighbouring pixels would compete for the same few sets
+  # of the CPU cache. Each copied pixel is followed by a gap, which prevents this.
   (3, 7, 512, 32, 1, 1, 0),
   (4, 8, 512, 16, 3, 1, 1),  # The same for pixels that Winograd's algorithm transforms.
-  (3, 120, 4, 128, 1, 1, 0),  # The output, 22 MB, is written past the caches.
+  # The output has 22 MB, so it is stored directly in memory, bypassing the caches.
+  (3, 120, 4, 128, 1, 1, 0),
 ]
 
 
@@ -235,12 +238,12 @@ def test_batch_norm_and_its_gradient(shape):
 @needs_compiler
 def test_numbers_are_rounded_to_the_nearest_and_nan_stays():
   # Numbers halfway between two bfloat16 numbers, and close to halfway; the largest
-  # number, infinities, -0, the smallest number and NaNs. One NaN has its bits only in
-  # the half that bfloat16 drops.
+  # number, infinities, -0, the smallest number and NaNs. One NaN, 0x7F800001, would
+  # become infinity if its lower 16 bits were simply dropped.
   bits = [0x3F808000, 0x3F818000, 0x3F807FFF, 0x3F808001, 0x7F7FFFFF, 0x7F800000]
   bits += [0xFF800000, 0x80000000, 1, 0x7FC00000, 0x7F800001, 0xFFFFFFFF]
   values = jnp.asarray(np.array(bits, np.uint32).view(np.float32))
-  # The input is 0, so each feature is the float32 shift before it is stored.
+  # The input is 0, so the output before rounding is the float32 shift.
   zero, one = (
     jnp.zeros((1, 1, 1, 1), jnp.bfloat16),
     jnp.ones((1, 1, 1, 16), jnp.bfloat16),
@@ -397,7 +400,7 @@ def said_while_loading(capsys) -> str:
 
 
 def swap(path: Path, data: bytes) -> None:
-  """Replaces the file, because this process uses the existing one."""
+  """Replaces the file. Writing into it would change the library that is loaded."""
   path.unlink()
   path.write_bytes(data)
   path.chmod(0o700)

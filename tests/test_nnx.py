@@ -1,4 +1,4 @@
-"""Networks in Flax NNX, through its bridge; and the former names of fields."""
+"""Networks work in Flax NNX through its bridge; modules accept old names of fields."""
 
 from functools import partial
 

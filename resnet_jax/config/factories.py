@@ -56,7 +56,7 @@ def call_factory(
 
 
 def part_name(factory: str, name: str) -> str:
-  """Returns what messages call a part: its factory's function, or else `name`."""
+  """Returns the name of a part in messages: its factory's function, or else `name`."""
   return factory.rpartition(":")[2] or name
 
 
@@ -104,8 +104,8 @@ def check_trust(
     used: settings whose code would run.
 
   Raises:
-    UserError: the config names code that the user did not name. Code of this package is
-      refused too, because a path through its modules can name code of other modules.
+    UserError: the config names code that the user did not name. Paths into this package
+      are refused too: they reach other modules, as "resnet_jax:importlib.reload" does.
   """
   if trust_code:
     return

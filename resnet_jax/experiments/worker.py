@@ -45,9 +45,11 @@ def _watch() -> None:
 def run(request: dict[str, Any]) -> None:
   """Trains, measures, and writes `result.json`.
 
+  If the loss is no longer finite, the run ends, and its result has the reason in
+  `diverged`.
+
   Args:
-    request: see the module docstring. A run whose loss is no longer finite also gets a
-      result, with the reason in `diverged`.
+    request: see the module docstring.
   """
   from resnet_jax.analysis import layer_responses
   from resnet_jax.runtime.signals import Stopped

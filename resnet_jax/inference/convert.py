@@ -46,9 +46,10 @@ def convert(
     trust_code: whether to allow code outside this package that a run names.
     dtype: dtype of the tensors in a `.safetensors` file: "float32" or "float16".
     ema: see `weights.load`.
-    form: "timm", "torchvision" or "transformers" writes `target` as a folder for this
-      library, see `weights.save_folder`; "" does not.
-    license_name: license of the weights for the model card of such a folder.
+    form: "timm", "torchvision" or "transformers" makes `target` a folder that this
+      library can load, see `weights.save_folder`. With "", `target` is as above.
+    license_name: license of the weights. It is written on the model card in the folder,
+      so it needs `form`.
 
   Returns:
     A line that says what was done.
@@ -79,7 +80,7 @@ def convert(
   model = model or ModelConfig(name="")
   if weights.is_run(source):
     if ema is not None:
-      raise UserError(f"{source!r} is a run, which keeps its EMA itself; omit --ema")
+      raise UserError(f"{source!r} is a run, whose config decides on EMA; omit --ema")
     if not is_weights:
       raise UserError(f"{target!r} must end in .safetensors, as {source!r} is a run")
     found = _read_run(source, model, which, trust_code)
@@ -150,7 +151,8 @@ def _describe_training(
   settings = {
     path: value
     for path, field, value in walk(config)
-    # Leave out paths of this machine, and settings that do not change the result.
+    # `init_from` may be a path on this machine, so it is left out. So are settings that
+    # may change when a run is resumed, such as the data folder or how often to log.
     if value != defaults[path] and path != "init_from" and not may_change(field, config)
   }
   return {

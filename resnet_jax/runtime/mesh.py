@@ -29,9 +29,11 @@ def create_mesh(devices: Sequence[jax.Device] | None = None) -> Mesh:
 
 
 def in_process_order(devices: Sequence[jax.Device]) -> list[jax.Device]:
-  """Returns the devices sorted by process, in the order of `local_rows`.
+  """Returns the devices sorted by process.
 
-  `jax.make_mesh` would follow the wiring of a TPU slice, and so mix its hosts.
+  A batch is split over the devices in this order, so each process's devices get the
+  rows that it loads (`local_rows`). `jax.make_mesh` would sort by the wiring of a TPU
+  slice, so the devices of one process might not be neighbours.
   """
   return sorted(devices, key=lambda device: (device.process_index, device.id))
 
@@ -52,9 +54,10 @@ def chunk_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def split_over_devices(tree: Any, mesh: Mesh) -> Any:
-  """Returns a sharding per array: it splits the last axis that splits evenly.
+  """Returns a sharding for each array, which splits one axis over the devices.
 
-  If an array has no such axis, every device holds the whole array.
+  This is the last axis whose length is a multiple of the number of devices. If there is
+  none, every device holds the whole array.
 
   Args:
     tree: a tree of arrays, or of their shapes and dtypes.
@@ -84,8 +87,8 @@ def split_updates(
   """
 
   def split(tree: Any) -> Any:
-    # Replicate first. Otherwise the compiler also splits the operations before and
-    # after this one, and gathers the inputs of each convolution.
+    # Replicate first. Otherwise the compiler extends the split to the operations before
+    # and after the optimiser, and has to gather the inputs of each convolution again.
     tree = _constrain(tree, replicated(mesh))
     return _constrain(tree, split_over_devices(tree, mesh))
 

@@ -23,7 +23,7 @@ MEGABYTES = 2048  # Limit of the process; JAX alone takes some 300.
 
 
 def fuzz(name: str, seconds: int, folder: Path) -> None:
-  """Fuzzes and ends the process; its status is not 0 if there was a finding."""
+  """Fuzzes one target, then exits, with a status other than 0 if it found something."""
   import atheris
 
   wheels.name_libjpeg_turbo()

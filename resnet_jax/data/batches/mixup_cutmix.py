@@ -88,7 +88,7 @@ def cutmix(
   rows, columns = (half * height).astype(jnp.int32), (half * width).astype(jnp.int32)
   row = jax.random.randint(row_key, (), 0, height)
   column = jax.random.randint(column_key, (), 0, width)
-  # The mask has the size of the image, so it ends the box at the border.
+  # A box may extend past the image. The mask covers only the image, so it cuts the box.
   box = box_mask(
     row - rows, row + rows, column - columns, column + columns, images.shape[1:]
   )

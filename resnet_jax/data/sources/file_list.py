@@ -37,7 +37,8 @@ class FileList:
   Attributes:
     labels: [N] int32 in [0, len(class_names)).
     class_names: names of all labels, in order.
-    left_out: ignored files and folders beside the images, such as "10 .tif".
+    left_out: a text for each kind of ignored files and folders, such as "10 .tif" for
+      ten TIFF files.
   """
 
   def __init__(
@@ -199,7 +200,8 @@ def _walk(folder: Path) -> Iterator[_Place]:
       else:
         names.append(entry.name)
         if is_image(entry.name) and entry.is_symlink():
-          # Resolves one link of a chain only: there may be a million images.
+          # If the link leads to another link, that one is not followed. To follow all
+          # would be slow, as there may be a million images.
           end = os.path.join(target, os.readlink(entry.path))
           links[entry.path] = os.path.normpath(end)
     yield _Place(place, target, names, links)
@@ -213,7 +215,10 @@ def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
 
 
 def describe_suffixes(counts: Mapping[str, int]) -> tuple[str, ...]:
-  """Returns texts such as "10 .tif", sorted by suffix, with the missing packages."""
+  """Returns texts such as "10 .tif", sorted by suffix.
+
+  If a missing package could read the files, the text says how to install it.
+  """
   texts = []
   for suffix, count in sorted(counts.items()):
     package = needed_package(suffix)
