@@ -178,7 +178,7 @@ def load(
     if model:
       raise UserError(f"{path!r} is a run, which names its own model; omit `model`")
     if ema is not None:
-      raise UserError(f"{path!r} is a run, which keeps its EMA itself; omit `ema`")
+      raise UserError(f"{path!r} is a run, whose config decides on EMA; omit `ema`")
     return load_run(path, checkpoint, trust_code)
   return load_weights(path, ModelConfig(name=model, num_classes=num_classes), ema)
 
