@@ -106,7 +106,8 @@ def _run(args: argparse.Namespace) -> None:
 def describe(report: "Report", topology: "Topology") -> str:
   """Describes a report in a few lines."""
   title = (
-    f"{report.topology}: {report.chips} chips, {report.batch_size} images a step, "
+    f"{report.topology}: {report.chips} chip{'s' * (report.chips > 1)}, "
+    f"{report.batch_size} images a step, "
     f"{report.dtype}"
   )
   if not report.fits:

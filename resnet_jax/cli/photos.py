@@ -104,7 +104,7 @@ class Meter:
 
   def finish(self) -> None:
     """Prints number and speed; exits with status 1 if an image was unreadable."""
-    text = f"{self._count:,} images"
+    text = f"{self._count:,} image{'s' * (self._count != 1)}"
     rest = self._count + self._failed - self._first
     if self._start and rest:
       rate = rest / (time.monotonic() - self._start)

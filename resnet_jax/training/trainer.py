@@ -325,7 +325,8 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
     f"{experiment.data_name}: {train_data.num_examples:,} training and "
     f"{eval_data.num_examples:,} evaluation images of "
     f"{len(train_data.class_names):,} classes",
-    f"{plan.num_steps} steps of {config.batch_size} images{done}, on "
+    f"{plan.num_steps} step{'s' * (plan.num_steps > 1)} of {config.batch_size} "
+    f"images{done}, on "
     f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
     *[warning] * too_long,
   ]
