@@ -192,14 +192,16 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
   """Adds the settings of `ModelConfig` that change the set of parameters."""
-  add_number(parser, "--num-classes", f"number of classes, > 0 {_OWN}")
+  add_number(parser, "--num-classes", "number of classes, > 0 (default: the file's)")
   parser.add_argument(
-    "--stem", default="", help=f"first layers: imagenet, deep or cifar {_OWN}"
+    "--stem",
+    default="",
+    help=f"first layers: imagenet, deep, tiered, cifar or a name in networks.md {_OWN}",
   )
   parser.add_argument(
     "--shortcut",
     default="",
-    help=f"shortcut of the blocks: A, B, C, D, highway or none {_OWN}",
+    help=f"shortcut of the blocks: A, B, B3x3, C, D, highway or none {_OWN}",
   )
 
 
