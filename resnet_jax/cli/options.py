@@ -192,7 +192,11 @@ def add_json(parser: argparse.ArgumentParser) -> None:
 
 def add_model_options(parser: argparse.ArgumentParser) -> None:
   """Adds the settings of `ModelConfig` that change the set of parameters."""
-  add_number(parser, "--num-classes", "number of classes, > 0 (default: the file's)")
+  add_number(
+    parser,
+    "--num-classes",
+    "number of classes, > 0 (default: that of the weights, or the architecture's own)",
+  )
   parser.add_argument(
     "--stem",
     default="",
