@@ -263,6 +263,24 @@ def test_one_of_two_networks_must_be_chosen(path):
     weights.load(path, PROJECTED, ema=True)
 
 
+def test_names_of_strangers_take_no_time_and_give_one_error(path):
+  one = np.zeros((), np.float32)
+  networks = {f"a{i}.conv1.weight": one for i in range(20_000)}
+  digits = 5000 * "9"
+  long = {
+    f"encoder.stages.{digits}.layers.0.layer.0.convolution.weight": one,
+    f"layer{digits}.0.conv1.weight": one,
+    f"backbone.res2.{digits}.conv1.weight": one,
+  }
+  for tensors, said in ((networks, "more than 100 networks"), (long, "missing: ")):
+    safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(ValueError, match=said) as error:
+      weights.load(path, PROJECTED)
+    assert len(str(error.value)) < 3000
+    with pytest.raises(ValueError, match=r"networks|does not say which network"):
+      weights.complete_model(path, ModelConfig(name=""))
+
+
 def test_tensors_beside_a_network_with_a_prefix_are_left_out(path, capsys):
   variables, tensors = named_tensors(path)
   renamed = {f"model.{k}": x for k, x in tensors.items()}

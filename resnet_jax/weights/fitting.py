@@ -23,7 +23,7 @@ from resnet_jax.weights.tensors import (
   wanted_by,
 )
 
-_BLOCK = re.compile(r"(?:layer|stages\.)(\d+)\.(?:blocks\.)?(\d+)\.")
+_BLOCK = re.compile(r"(?:layer|stages\.)(\d{1,4})\.(?:blocks\.)?(\d{1,4})\.")
 # torchvision's files, such as resnet50-11ad3fa6.pth.
 _TORCHVISION = re.compile(r"(\w+)-[0-9a-f]{8}")
 

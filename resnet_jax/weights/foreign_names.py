@@ -18,6 +18,8 @@ _FIRST_KERNELS = (
 )
 # The prefix of a convolution that is not the first, or has a longer name itself.
 _IN_STAGE = re.compile(r"(layer|stages\.)\d|(^|\.)stem\.$")
+_EMA = re.compile(r"(^|[._])ema[._]", re.IGNORECASE)
+_MOST_NETWORKS = 100  # Counting the names of each takes time.
 # A linear layer, alone or after dropout.
 _HEAD = re.compile(r"^(?:fc|linear|classifier|head\.fc)(?:\.\d+)?\.(weight|bias)$")
 
@@ -42,19 +44,19 @@ def _block(offset: int) -> Callable[[re.Match[str]], str]:
 
 
 _KINDS = {"convolution": "conv", "normalization": "bn", "": "conv", "norm.": "bn"}
-_STAGE = r"encoder\.stages\.(\d+)\.layers\.(\d+)\."
+_STAGE = r"encoder\.stages\.(\d{1,4})\.layers\.(\d{1,4})\."
 _PART = r"(convolution|normalization)\."
 _TRANSFORMERS: list[_Rule] = [
   (r"embedder\.embedder\.convolution\.", "conv1."),
   (r"embedder\.embedder\.normalization\.", "bn1."),
-  (rf"{_STAGE}layer\.(\d+)\.{_PART}", _block(1)),
+  (rf"{_STAGE}layer\.(\d)\.{_PART}", _block(1)),
   (rf"{_STAGE}shortcut\.{_PART}", _block(1)),
 ]
 _DETECTRON: list[_Rule] = [
   (r"stem\.conv1\.norm\.", "bn1."),
   (r"stem\.conv1\.", "conv1."),
-  (r"res(\d)\.(\d+)\.conv(\d)\.(norm\.|)", _block(-1)),
-  (r"res(\d)\.(\d+)\.shortcut\.(norm\.|)", _block(-1)),
+  (r"res(\d)\.(\d{1,4})\.conv(\d)\.(norm\.|)", _block(-1)),
+  (r"res(\d)\.(\d{1,4})\.shortcut\.(norm\.|)", _block(-1)),
 ]
 # kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10 say "shortcut".
 _OTHERS: list[_Rule] = [(r"\.shortcut\.", ".downsample.")]
@@ -121,6 +123,8 @@ def _prefix(names: Collection[str], ema: bool | None) -> str:
     if name == kernel or name.endswith(f".{kernel}")
   }
   found = {prefix for prefix in found if not _IN_STAGE.search(prefix)}
+  if len(found) > _MOST_NETWORKS:
+    raise UserError(f"it holds more than {_MOST_NETWORKS} networks")
   sizes = {
     prefix: sum(
       name.startswith(prefix) and bool(_FIRST.match(name, len(prefix)))
@@ -131,7 +135,7 @@ def _prefix(names: Collection[str], ema: bool | None) -> str:
   most = max(sizes.values(), default=0)
   # Another part of a detector may have a first kernel too, but fewer names.
   networks = [prefix for prefix, size in sizes.items() if size > most / 2]
-  chosen = [x for x in networks if ema is None or ("ema" in x.lower()) == ema]
+  chosen = [x for x in networks if ema is None or bool(_EMA.search(x)) == ema]
   under = ", ".join(map(repr, networks))
   if ema is not None and networks and not chosen:
     raise UserError(f"it holds no network {'with' if ema else 'without'} EMA: {under}")
