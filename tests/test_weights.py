@@ -288,6 +288,8 @@ def test_tensors_beside_a_network_with_a_prefix_are_left_out(path, capsys):
   safetensors.numpy.save_file(renamed, path)
   assert_equal(weights.load(path, PROJECTED), variables)
   assert "under 'model.' are used, not loss.weight" in capsys.readouterr().err
+  weights.complete_model(path, ModelConfig(name="resnet8"))
+  assert capsys.readouterr().err == ""  # Said once, when the tensors are used.
 
 
 def test_a_checkpoint_within_itself_is_refused(path):

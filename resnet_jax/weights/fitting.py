@@ -50,7 +50,7 @@ def complete_model(
   saved = read_network(path)
   if model.name and model.num_classes:
     return model
-  tensors, _ = read_tensors(path, ema)
+  tensors, _ = read_tensors(path, ema, only_shapes=True)
   if not model.name:
     settings = None if saved is None else find_settings(saved)
     if settings is None:

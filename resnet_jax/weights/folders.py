@@ -6,7 +6,6 @@ transformers, `config.json`; for transformers also `preprocessor_config.json`.
 
 import json
 import math
-import os
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -19,6 +18,7 @@ from resnet_jax.models.architectures import MODELS, in_timm
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.resnet import ResNet, as_resnet
 from resnet_jax.models.variables import Variables, image_channels
+from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights.architecture import describe, exact_name
 from resnet_jax.weights.load_save import to_bytes
@@ -89,9 +89,8 @@ def save_folder(
     (folder / name).write_text(text, encoding="utf-8")
   (folder / "README.md").write_text(card, encoding="utf-8")
   # Last, because a folder is only read with its weights.
-  part = folder / "model.safetensors.part"
-  part.write_bytes(data)
-  os.replace(part, folder / "model.safetensors")
+  with replacing(str(folder / "model.safetensors")) as part:
+    Path(part).write_bytes(data)
 
 
 def _timm(

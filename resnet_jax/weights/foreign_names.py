@@ -13,7 +13,7 @@ _WRAPPERS = ("module.", "_orig_mod.")
 # The first components of the names of timm.
 _FIRST = re.compile(r"(conv1|bn1|maxpool|layer\d+|stem|stages|norm)\.")
 # The tensors that only the first layer of a network has.
-_FIRST_KERNELS = (
+FIRST_KERNELS = (
   *("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight"),
 )
 # The prefix of a convolution that is not the first, or has a longer name itself.
@@ -119,7 +119,7 @@ def _prefix(names: Collection[str], ema: bool | None) -> str:
   found = {
     name.removesuffix(kernel)
     for name in names
-    for kernel in _FIRST_KERNELS
+    for kernel in FIRST_KERNELS
     if name == kernel or name.endswith(f".{kernel}")
   }
   found = {prefix for prefix in found if not _IN_STAGE.search(prefix)}

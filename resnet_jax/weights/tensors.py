@@ -11,8 +11,8 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
-from resnet_jax.weights import torch_checkpoint
-from resnet_jax.weights.foreign_names import to_timm
+from resnet_jax.weights import state_dict, torch_checkpoint
+from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
 from resnet_jax.weights.location import INDEX, shards
 from resnet_jax.weights.torch_names import torch_names
 
@@ -21,16 +21,18 @@ Tensors = dict[str, np.ndarray | None]
 # Tensors that only training needs: those of batch norm and of averaged weights.
 COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
-# The first convolution of torchvision, and timm's of deep and v2 stems.
-_FIRST = ("conv1.weight", "conv1.0.weight", "stem.conv.weight", "stem.conv1.weight")
 
 
-def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str]]:
+def read_tensors(
+  path: Path, ema: bool | None = None, *, only_shapes: bool = False
+) -> tuple[Tensors, list[str]]:
   """Reads the tensors of a network.
 
   Args:
     path: a file that `location.find` returned.
     ema: as in `weights.load`.
+    only_shapes: do not read the numbers of a `.safetensors` file, and do not warn. The
+      arrays then have the right shapes, and any numbers.
 
   Returns:
     The tensors by name, and a list of problems.
@@ -38,12 +40,13 @@ def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str
   Raises:
     UserError: the file is damaged, or `ema` does not choose one of its networks.
   """
-  arrays, problems = _read(path)
+  arrays, problems = _read(path, only_shapes)
   try:
     translated, prefix = to_timm(arrays, ema)
   except UserError as error:
     raise UserError(f"{path} cannot be loaded: {error}") from error
-  if beside := [name for name in arrays if name not in translated]:
+  beside = [name for name in arrays if name not in translated]
+  if beside and not only_shapes:
     left = ", ".join(few(beside))
     warn(f"{path}: only the tensors under {prefix!r} are used, not {left}")
   tensors: Tensors = {}
@@ -54,12 +57,12 @@ def read_tensors(path: Path, ema: bool | None = None) -> tuple[Tensors, list[str
   return tensors, problems
 
 
-def _read(path: Path) -> tuple[Tensors, list[str]]:
+def _read(path: Path, only_shapes: bool = False) -> tuple[Tensors, list[str]]:
   if path.name.endswith(INDEX):
     arrays: Tensors = {}
     problems = []
     for name in shards(path):
-      found, wrong = _read(path.with_name(name))
+      found, wrong = _read(path.with_name(name), only_shapes)
       problems += [f"{key} is in two files" for key in found.keys() & arrays.keys()]
       problems += wrong
       arrays |= found
@@ -70,6 +73,9 @@ def _read(path: Path) -> tuple[Tensors, list[str]]:
     with safetensors.safe_open(path, framework="numpy") as file:
       arrays, problems = {}, []
       for name in file.keys():  # noqa: SIM118
+        if only_shapes:
+          arrays[name] = _without_numbers(file.get_slice(name).get_shape())
+          continue
         try:
           arrays[name] = file.get_tensor(name)
         except (TypeError, AttributeError):  # NumPy has no such dtype.
@@ -80,10 +86,17 @@ def _read(path: Path) -> tuple[Tensors, list[str]]:
     raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
 
 
+def _without_numbers(shape: list[int]) -> np.ndarray | None:
+  """Returns an array that takes no memory; None if NumPy has no such shape."""
+  try:
+    return np.broadcast_to(np.float32(0), shape)
+  except (ValueError, OverflowError):
+    return None
+
+
 def few(names: list[str]) -> list[str]:
   """Returns the first names and the number of other names, for a message."""
-  more = [f"and {len(names) - _FEW} more"] if len(names) > _FEW else []
-  return [f"{name:.200}" for name in names[:_FEW]] + more
+  return state_dict.few([f"{name:.200}" for name in names], _FEW)
 
 
 def wanted_by(
@@ -99,7 +112,7 @@ def wanted_by(
 
 
 def _channels(tensors: Tensors) -> int:
-  for name in _FIRST:
+  for name in FIRST_KERNELS:
     kernel = tensors.get(name)
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
