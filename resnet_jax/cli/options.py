@@ -195,7 +195,7 @@ def add_model_options(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser,
     "--num-classes",
-    "number of classes, > 0 (default: that of the weights, or the architecture's own)",
+    "number of classes, > 0 (default: from the weights, else the architecture's own)",
   )
   parser.add_argument(
     "--stem",

@@ -122,7 +122,7 @@ class Block(TakesOldNames):
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Applies the last convolution and norm, the shortcut and ReLU.
 
-    `y` is the input of the last convolution, and `x` that of the block.
+    `y` is the input of the last convolution, and `x` is the input of the block.
     """
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones

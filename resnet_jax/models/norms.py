@@ -199,73 +199,71 @@ class NoNorm(nn.Module):
     return (x + prepend_axes(bias, x)).astype(self.dtype)
 
 
-class EvoNormS0(nn.Module):
+class _ActivatingNorm(nn.Module):
+  """Base class of the norms with an activation of their own.
+
+  Attributes:
+    epsilon: added to the variance or the mean square.
+    use_running_average: unused.
+  """
+
+  ACTIVATES: ClassVar[bool] = True
+
+  epsilon: float = 1e-5
+  use_running_average: bool | None = None
+  dtype: DTypeLike = jnp.float32
+  scale_init: Initializer = nn.initializers.ones
+
+  def scaled(self, y: Float32[Array, "b h w c"]) -> Float32[Array, "b h w c"]:
+    """Multiplies by the scale and adds the bias."""
+    features = y.shape[-1:]
+    scale = self.param("scale", self.scale_init, features, jnp.float32)
+    bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
+    return y * prepend_axes(scale, y) + prepend_axes(bias, y)
+
+
+class EvoNormS0(_ActivatingNorm):
   """Normalisation and activation in one: x sigmoid(v x) / std (Liu et al. 2020).
 
   The standard deviation is computed over a group of channels of one example (table 2).
 
   Attributes:
     num_groups: as in `GroupNorm`.
-    epsilon: added to the variance.
-    use_running_average: unused.
   """
 
-  ACTIVATES: ClassVar[bool] = True
-
   num_groups: int = 32
-  epsilon: float = 1e-5
-  use_running_average: bool | None = None
-  dtype: DTypeLike = jnp.float32
-  scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b h w c"], activate: bool = True
   ) -> Float[Array, "b h w c"]:
     """Normalises and activates; without `activate`, only scales and adds the bias."""
-    features, ones = x.shape[-1:], nn.initializers.ones
-    scale = self.param("scale", self.scale_init, features, jnp.float32)
-    bias = self.param("bias", nn.initializers.zeros, features, jnp.float32)
     y = x.astype(jnp.float32)
     if activate:
-      v = self.param("v", ones, features, jnp.float32)
+      v = self.param("v", nn.initializers.ones, x.shape[-1:], jnp.float32)
       groups = y.reshape(*y.shape[:3], math.gcd(self.num_groups, y.shape[-1]), -1)
       variance = groups.var(axis=(1, 2, 4), keepdims=True)
       y = groups * lax.rsqrt(variance + self.epsilon)
       y = y.reshape(x.shape) * nn.sigmoid(x * prepend_axes(v, x))
-    return (y * prepend_axes(scale, y) + prepend_axes(bias, y)).astype(self.dtype)
+    return self.scaled(y).astype(self.dtype)
 
 
-class FilterResponseNorm(nn.Module):
+class FilterResponseNorm(_ActivatingNorm):
   """Divides by the root mean square of a channel; the activation is max(y, tau).
 
   Singh & Krishnan 2019, "Filter response normalization layer", equations 1 to 4.
-
-  Attributes:
-    epsilon: added to the mean square.
-    use_running_average: unused.
   """
-
-  ACTIVATES: ClassVar[bool] = True
-
-  epsilon: float = 1e-5
-  use_running_average: bool | None = None
-  dtype: DTypeLike = jnp.float32
-  scale_init: Initializer = nn.initializers.ones
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b h w c"], activate: bool = True
   ) -> Float[Array, "b h w c"]:
     """Normalises, and activates if `activate` is True."""
-    features, zeros = x.shape[-1:], nn.initializers.zeros
-    scale = self.param("scale", self.scale_init, features, jnp.float32)
-    bias = self.param("bias", zeros, features, jnp.float32)
     y = x.astype(jnp.float32)
     y *= lax.rsqrt(jnp.square(y).mean(axis=(1, 2), keepdims=True) + self.epsilon)
-    y = y * prepend_axes(scale, y) + prepend_axes(bias, y)
+    y = self.scaled(y)
     if activate:
-      tau = self.param("tau", zeros, features, jnp.float32)
+      tau = self.param("tau", nn.initializers.zeros, x.shape[-1:], jnp.float32)
       y = jnp.maximum(y, prepend_axes(tau, y))
     return y.astype(self.dtype)
 

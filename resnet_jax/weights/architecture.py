@@ -38,7 +38,7 @@ def describe(model: ResNet) -> Description:
   """
   found = _describe(model)
   names = _names()
-  # If no architecture has these widths, the name is that of one with the same parts.
+  # If no architecture has these widths, take the name of one with the same parts.
   name = names.get(_with_widths(model)) or names.get(str(found), "")
   return {"name": name, **found}
 
