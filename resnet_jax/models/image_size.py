@@ -31,7 +31,7 @@ def size_warnings(
   if isinstance(model, ResNet):
     stem, stride = model.stage_strides[0], model.stage_strides[-1]
     side = -(-small // stride)
-    # The stride of 4 is that of the CIFAR networks, which suit the smallest images.
+    # Networks for CIFAR have a stride of 4. They suit the smallest images.
     if side < _SMALLEST_MAP and stride > 4:
       other = "model.stem=cifar" if stem > 1 else "model.name=resnet20"
       found.append(

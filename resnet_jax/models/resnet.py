@@ -176,7 +176,7 @@ class ResNet(TakesOldNames):
     """Returns logits.
 
     Args:
-      images: normalised; C must be that of the images given to `init`.
+      images: normalised, with as many channels as the images given to `init`.
       train: whether to normalise by the batch's own statistics and update the running
         ones; `apply` then needs `mutable=["batch_stats"]`. Stochastic depth and dropout
         are then on too; they need `rngs={"dropout": key}`.
