@@ -168,7 +168,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["--workdir=x"], "needs a command, before --workdir=x, such as"),
     ([], "needs a command, such as `resnet-jax train`"),
     (["summary", "resnet51"], "NAME='resnet51'.*did you mean .*resnet50"),
-    (["summary", "qq"], "choose from [^`]*resnet20 and 134 more: `resnet-jax models`"),
+    (["summary", "qq"], "choose from [^`]*resnet20 and 137 more: `resnet-jax models`"),
     (["summary", "resnet20", "more"], "'more' is no flag of this command"),
     (["evaluate", "--wokrdir=x"], "--wokrdir is no flag; did you mean --workdir?"),
     (["evaluate", "--config.seed=1"], "this command takes no settings"),

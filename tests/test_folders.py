@@ -1,5 +1,6 @@
 """Folders of weights for timm, torchvision and transformers."""
 
+import dataclasses
 import json
 import math
 
@@ -13,6 +14,7 @@ from test_weights import transformers_name
 from resnet_jax import MODELS, create_model, load, weights
 from resnet_jax.cli.main import main
 from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.inference.classifier import Classifier
 from resnet_jax.models.architectures import in_timm
 from resnet_jax.runtime.compilation import jit_once
 from resnet_jax.runtime.errors import UserError
@@ -98,13 +100,37 @@ def test_a_file_becomes_a_folder_by_the_command(resnet10, tmp_path, capsys):
     assert said in capsys.readouterr().err
 
 
+def test_a_folder_for_this_package_has_any_preprocessing(resnet10, tmp_path):
+  model, variables = resnet10
+  preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.25,), 0, 0, channel_order="bgr")
+  weights.save_folder(tmp_path / "x", "flax-resnet", model, variables, preprocessing)
+  assert load(str(tmp_path / "x")).preprocessing == preprocessing
+  with pytest.raises(UserError, match="needs images that are resized and cropped"):
+    weights.save_folder(tmp_path / "y", "timm", model, variables, preprocessing)
+
+
+def test_other_libraries_get_networks_for_rgb(resnet10, tmp_path):
+  model, variables = resnet10
+  blue_first = Preprocessing((0.1, 0.2, 0.3), (0.25,), 73, 64, channel_order="bgr")
+  weights.save_folder(tmp_path / "x", "timm", model, variables, blue_first)
+  found = load(str(tmp_path / "x"))
+  assert found.preprocessing.channel_order == "rgb"
+  pixels = jax.random.randint(jax.random.key(0), (2, 64, 64, 3), 0, 256, "uint8")
+  own = Classifier("x", model, variables, blue_first, ())
+  np.testing.assert_allclose(
+    found(pixels)["probabilities"], own(pixels)["probabilities"], atol=1e-5
+  )
+  flipped = dataclasses.replace(own, preprocessing=PREPROCESSING)
+  assert not np.allclose(flipped(pixels)["probabilities"], own(pixels)["probabilities"])
+
+
 def test_the_crop_fraction_gives_every_size_back(resnet10, tmp_path):
   model, variables = resnet10
   from resnet_jax.weights import folders
 
   for resize in range(64, 520):
     size = Preprocessing(resize=resize, crop=64)
-    files, _ = folders._timm(model, variables, size, [])
+    files, _ = folders._timm(folders._Net(model, variables, size, []))
     fraction = files["config.json"]["pretrained_cfg"]["crop_pct"]
     assert math.floor(64 / fraction) == resize
 

@@ -131,8 +131,32 @@ def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
   assert_same(arrays, {name: x.detach().numpy() for name, x in state.items()})
 
 
+@pytest.mark.parametrize(
+  ("wrapper", "name", "call"),
+  [
+    ("", "__main__.Net", "torch.load({path!r}, weights_only=False)"),
+    (
+      "model",
+      "timm.models.ResNet",
+      "torch.load({path!r}, weights_only=False)['model']",
+    ),
+    ("", "__torch__.Net", "torch.jit.load({path!r})"),
+  ],
+)
+def test_a_whole_module_is_refused_with_the_line_that_converts_it(
+  wrapper, name, call, tmp_path
+):
+  net = Call(Global(*name.rsplit(".", 1)), ())
+  path = tmp_path / "x.pth"
+  path.write_bytes(write({wrapper: net, "epoch": 3} if wrapper else net, "zip"))
+  with pytest.raises(ValueError, match="holds a whole module") as info:
+    torch_checkpoint.read(path)
+  command = f"torch.save({call.format(path=str(path))}.state_dict(), 'state.pth')"
+  assert f'python -c "import torch; {command}"' in str(info.value)
+
+
 @pytest.mark.parametrize("container", CONTAINERS)
-@pytest.mark.parametrize("wrapper", state_dict._WRAPPERS)
+@pytest.mark.parametrize("wrapper", state_dict.WRAPPERS)
 def test_wrappers_are_opened_whatever_plain_values_are_beside(
   wrapper, container, tmp_path
 ):

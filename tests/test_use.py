@@ -938,5 +938,5 @@ def test_a_file_without_a_network_needs_the_model(perfect, tmp_path, capsys):
     rest = [tmp_path / "x.png" if x == "x.png" else x for x in rest]
     said = refused(capsys, 2, command, *rest)
     assert "does not say which network" in said and "--model resnet50" in said
-    said = refused(capsys, 2, command, *rest, "--num-classes=12")
+    said = refused(capsys, 2, command, *rest, "--shortcut=B")
     assert "need --model" in said

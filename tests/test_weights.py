@@ -23,6 +23,7 @@ from torch_writer import CONTAINERS, Call, Global, View, members, pack, write
 
 from resnet_jax import create_model, weights
 from resnet_jax import load as load_classifier
+from resnet_jax.cli.main import main
 from resnet_jax.config import ModelConfig
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.architectures import MODELS
@@ -223,7 +224,7 @@ def test_names_of_other_sources_load_the_same(names, container, path):
   assert_equal(weights.load(path, PROJECTED), variables)
 
 
-@pytest.mark.parametrize("suffix", weights.TORCH_SUFFIXES)
+@pytest.mark.parametrize("suffix", location.TORCH_SUFFIXES)
 @pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict", "ema"])
 def test_wrapped_tensors_load_the_same(wrapper, suffix, path):
   variables, tensors = named_tensors(path)
@@ -238,6 +239,28 @@ def test_the_names_of_bottlenecks_in_transformers_load_the_same(path):
   renamed = {transformers_name(name): array for name, array in tensors.items()}
   safetensors.numpy.save_file(renamed, path)
   assert_equal(weights.load(path, model), variables)
+
+
+def bit_name(name):
+  """The name in transformers' `BitForImageClassification`."""
+  name = re.sub(r"^stages\.(\d)\.blocks", r"bit.encoder.stages.\1.layers", name)
+  name = re.sub(r"^stem\.conv", "bit.embedder.convolution", name)
+  return re.sub(r"^norm", "bit.norm", re.sub(r"^head\.fc", "classifier.1", name))
+
+
+def test_the_names_of_bit_in_transformers_load_the_same(path):
+  model = small("resnetv2_50x1_bit", features=32)
+  variables, tensors = named_tensors(path, model)
+  tensors["head.fc.weight"] = tensors["head.fc.weight"][..., 0, 0]
+  tensors = {bit_name(name): array for name, array in tensors.items()}
+  safetensors.numpy.save_file(tensors, path)
+  beside(path, {"model_type": "bit", "layer_type": "preactivation"})
+  assert_equal(weights.load(path, model)["params"], variables["params"])
+  beside(path, {"model_type": "bit", "global_padding": "SAME"})
+  with pytest.raises(
+    ValueError, match="global_padding='SAME', which this package does"
+  ):
+    weights.load(path, model)
 
 
 def test_one_of_two_networks_must_be_chosen(path):
@@ -518,6 +541,41 @@ def test_a_file_for_another_number_of_classes_is_refused(path):
   named_tensors(path)
   with pytest.raises(ValueError, match=r"fc\.weight has shape \(10, 64\), not \(7, 64"):
     weights.load(path, create_model("resnet8", 7, shortcut="B"))
+  with pytest.raises(ValueError, match="its head has 10 classes, not 7: new_head=True"):
+    weights.load(path, create_model("resnet8", 7, shortcut="B"))
+
+
+@pytest.mark.parametrize("has_head", [True, False])
+def test_a_new_head_is_made_where_it_is_asked_for(has_head, path, capsys):
+  variables, tensors = named_tensors(path)
+  if not has_head:
+    del tensors["fc.weight"], tensors["fc.bias"]
+    safetensors.numpy.save_file(tensors, path)
+  model = create_model("resnet8", 7, shortcut="B")
+  found = weights.load(path, model, new_head=True)
+  assert "the head for 7 classes is new, and not trained" in capsys.readouterr().err
+  head = found["params"].pop("head")
+  assert head["kernel"].shape == (64, 7) and not head["bias"].any()
+  assert 0.9 < jnp.abs(head["kernel"]).max() * 8 <= 1.0001  # PyTorch's default.
+  variables["params"].pop("head")
+  assert_equal(found, variables)
+
+
+def test_another_number_of_classes_is_a_new_head(path, tmp_path, capsys):
+  names = [f"name{i}" for i in range(10)]
+  weights.save(path, MODEL, make_variables(MODEL), None, names, training={"steps": 3})
+  found = load_classifier(str(path), num_classes=12)
+  assert found.class_names == tuple(f"class {i}" for i in range(12))
+  assert found.variables["params"]["head"]["kernel"].shape == (64, 12)
+  for target in (tmp_path / "new.safetensors", tmp_path / "run"):
+    main(["convert", f"--weights={path}", "--num-classes=12", f"--out={target}"])
+    assert "head for 12 classes is new" in capsys.readouterr().err
+    again = load_classifier(str(target))
+    assert again.class_names == tuple(f"class {i}" for i in range(12))
+    assert_equal(again.variables, found.variables)
+  assert weights.read_training(tmp_path / "new.safetensors") == {}
+  same = load_classifier(str(path), num_classes=10)
+  assert same.class_names == tuple(names) and not capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name", ["x.pth", "x", "x.safetensors.gz"])
@@ -610,7 +668,7 @@ def test_a_folder_is_read_like_a_repository(name, path):
   assert weights.is_run(folder)
 
 
-@pytest.mark.parametrize("name", ["x.npz", "x", "x.h5"])
+@pytest.mark.parametrize("name", ["x.npz", "x", "x.hdf5"])
 def test_files_of_another_kind_are_refused(name, tmp_path):
   (tmp_path / name).write_bytes(b"x")
   for function in (weights.load, weights.read_preprocessing):
@@ -702,7 +760,7 @@ def test_every_form_of_timms_config_is_read(
   found = weights.read_preprocessing(beside(path, config), create_model("resnet18"))
   size = found.resize, found.crop, found.interpolation
   assert size == (resize, crop, interpolation) and found.mean == mean
-  assert capsys.readouterr().err == ""
+  assert ("its test size of 288 pixels" in capsys.readouterr().err) == (crop == 288)
 
 
 @pytest.mark.parametrize(
@@ -1021,7 +1079,7 @@ def test_another_architecture_than_timm_names_is_refused(config, said, path):
   with pytest.raises(ValueError, match=rf"/config\.json says that the .*{said}"):
     weights.load(other, MODEL)
   weights.load(path, MODEL)  # This file itself names its network.
-  harmless = {"drop_rate": 0.1, "num_classes": 10}
+  harmless = {"drop_rate": 0.1, "num_classes": 10, "global_pool": "avg"}
   beside(other, {"architecture": "resnet8.tag", "model_args": harmless})
   weights.load(other, MODEL)
 

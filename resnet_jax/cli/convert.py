@@ -29,25 +29,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   """Adds the flags."""
   add_workdir(parser)
   add_weights(parser)
-  parser.add_argument(
-    "--dtype",
-    choices=["float32", "float16"],
-    default="float32",
-    help="dtype of the tensors in a .safetensors file; float16 is half as large "
-    "(default: %(default)s)",
-  )
-  parser.add_argument(
-    "--format",
-    default="",
-    choices=["timm", "torchvision", "transformers"],
-    help="write --out as a folder that this library loads, with a model card "
-    "(default: a .safetensors file)",
-  )
-  parser.add_argument(
-    "--license",
-    default="",
-    metavar="NAME",
-    help="license of the weights for the model card, such as mit (default: not stated)",
+  add_form(
+    parser,
+    "",
+    "write --out as a folder for this library, with a model card (default: a "
+    ".safetensors file)",
   )
   add_checkpoint(parser)
   add_trust_code(parser)
@@ -60,6 +46,28 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.set_defaults(
     source=None,
     former_words={"source": "--workdir RUN or --weights FILE", "out": "--out PATH"},
+  )
+
+
+def add_form(parser: argparse.ArgumentParser, default: str, text: str) -> None:
+  """Adds the flags for the form of weights that are written."""
+  parser.add_argument(
+    "--dtype",
+    choices=["float32", "float16"],
+    default="float32",
+    help="dtype of the tensors; float16 is half as large (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--format",
+    default=default,
+    choices=["timm", "torchvision", "transformers", "flax-resnet"],
+    help=text,
+  )
+  parser.add_argument(
+    "--license",
+    default="",
+    metavar="NAME",
+    help="license of the weights for the model card, such as mit (default: not stated)",
   )
 
 

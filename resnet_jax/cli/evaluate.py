@@ -107,6 +107,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
     )
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
+  new_head = weights.needs_new_head(args.weights, args.num_classes or 0, args.ema)
   config = Config(
     model=weights.complete_model(args.weights, model_config(args), args.ema),
     data=DataConfig(),
@@ -116,7 +117,9 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
   _apply(config, args)
-  return None, evaluator.evaluate_weights(config, args.weights, ema=args.ema)
+  return None, evaluator.evaluate_weights(
+    config, args.weights, ema=args.ema, new_head=new_head
+  )
 
 
 def _apply(config: Config, args: argparse.Namespace) -> None:

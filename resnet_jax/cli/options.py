@@ -321,8 +321,8 @@ def data_config(source: str, data_dir: str | None) -> DataConfig:
 
 def model_config(args: argparse.Namespace) -> ModelConfig:
   """Returns the model that the flags name; its name is "" if they name none."""
-  if not args.model and (args.num_classes or args.stem or args.shortcut):
-    raise UserError("--num-classes, --stem and --shortcut need --model")
+  if not args.model and (args.stem or args.shortcut):
+    raise UserError("--stem and --shortcut need --model")
   return ModelConfig(
     name=args.model or "",
     num_classes=args.num_classes or 0,

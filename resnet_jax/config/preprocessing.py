@@ -16,6 +16,7 @@ OF_WEIGHTS: dict[str, object] = {
   "eval_resize": -1,
   "eval_crop": -1,
   "interpolation": "",
+  "channel_order": "",
 }
 
 
@@ -29,6 +30,8 @@ class Preprocessing:
     resize: length in pixels to which the short side is resized; 0 does not resize.
     crop: side length in pixels of the square cut out of the middle; 0 does not crop.
     interpolation: "bilinear" or "bicubic", antialiased.
+    channel_order: "rgb", or "bgr" for a network that takes blue first. `mean` and `std`
+      are in this order too.
   """
 
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -36,6 +39,7 @@ class Preprocessing:
   resize: int = 256
   crop: int = 224
   interpolation: str = "bilinear"
+  channel_order: str = "rgb"
 
   def __post_init__(self) -> None:
     channels = {len(self.mean), len(self.std)} - {1}
@@ -60,6 +64,8 @@ class Preprocessing:
       raise UserError(
         f"interpolation={self.interpolation!r} must be 'bilinear' or 'bicubic'"
       )
+    if self.channel_order not in ("rgb", "bgr"):
+      raise UserError(f"channel_order={self.channel_order!r} must be 'rgb' or 'bgr'")
 
 
 def _is_share(value: object) -> bool:
@@ -111,6 +117,7 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
     resize=data.eval_resize,
     crop=data.eval_crop,
     interpolation=data.interpolation,
+    channel_order=data.channel_order,
   )
 
 
@@ -123,6 +130,7 @@ def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataCo
     eval_resize=preprocessing.resize,
     eval_crop=preprocessing.crop,
     interpolation=preprocessing.interpolation,
+    channel_order=preprocessing.channel_order,
   )
 
 

@@ -23,8 +23,7 @@ class ModelConfig:
   """The network.
 
   Attributes:
-    name: architecture, a key of `resnet_jax.MODELS`, such as resnet50, resnet20,
-      plain20 or resnext50_32x4d.
+    name: architecture, a key of `resnet_jax.MODELS`, such as resnet50 or plain20.
     factory: import path of your own network, "package.module:function". The function
       takes this `ModelConfig`, with `num_classes` and `dtype` filled in. It returns a
       Flax module that maps images to logits. `name` is then unused.
@@ -54,6 +53,7 @@ class ModelConfig:
   stem: str = allowed.choice(
     *("", "", "imagenet", "deep", "tiered", "cifar", "imagenet_average"),
     *("deep_average", "imagenet_blur", "deep_blur", "deep_conv", "imagenet_zeros"),
+    "imagenet_bias_zeros",
   )
   shortcut: str = allowed.choice("", "", "A", "B", "C", "D", "B3x3", "highway", "none")
   norm: str = allowed.choice(
@@ -109,6 +109,7 @@ class DataConfig:
     interpolation: "bilinear" or "bicubic", both antialiased; "" takes the value of the
       weights, as an empty `mean` does. The parts that "random_resized" takes are always
       resized bilinearly, without antialiasing.
+    channel_order: "rgb" or "bgr", also of `mean` and `std`; "" is that of the weights.
     num_examples: number of images of "synthetic" in each of its two splits.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
       that names the image. "skip" counts it; training takes the next image instead, and
@@ -116,8 +117,7 @@ class DataConfig:
     max_skip_share: fraction of skipped images above which "skip" ends the run too.
     max_pixels: largest number of pixels of an image; a larger image is unreadable.
     num_threads: number of threads that decode images; 0 is one per core.
-    num_workers: number of processes for these threads; 0 decodes in the main process,
-      which is enough on machines with fewer than about 16 cores.
+    num_workers: number of processes for these threads; 0 is enough below 16 cores.
   """
 
   name: str = "digits"
@@ -143,6 +143,7 @@ class DataConfig:
   eval_resize: int = allowed.pixels(0, -1)
   eval_crop: int = allowed.pixels(0, -1)
   interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
+  channel_order: str = allowed.choice("rgb", "rgb", "bgr", "")
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
   max_skip_share: float = allowed.setting(

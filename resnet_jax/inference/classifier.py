@@ -133,7 +133,9 @@ class Classifier:
       raise UserError(
         f"images have {given} channels, the network takes {self.channels}"
       )
-    images = normalize(images, preprocessing.mean, preprocessing.std)
+    images = normalize(
+      images, preprocessing.mean, preprocessing.std, preprocessing.channel_order
+    )
     if not self.has_maps:  # A custom network, which returns logits only.
       own_logits: Any = model.apply(variables, images, train=False)
       return {"probabilities": jax.nn.softmax(own_logits)}
@@ -161,8 +163,8 @@ def load(
       "resnet20_cifar10", a file or folder for `weights.load`, or hf://owner/name.
     model: architecture of the weights, such as "resnet50", if their file does not name
       it. Not needed for a run.
-    num_classes: number of classes of the weights; 0 takes it from the file, or else
-      from the architecture.
+    num_classes: number of classes; 0 takes it from the file. If the file has another
+      number, the network gets a new head, which is not trained, and a line says so.
     checkpoint: checkpoint of a run: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that a run names.
     ema: see `weights.load`; None for a run.
@@ -227,15 +229,18 @@ def load_weights(path: str, model: ModelConfig, ema: bool | None = None) -> Clas
     FileNotFoundError: the file does not exist.
     ValueError: the architecture is unknown, or the weights do not fit it.
   """
+  new_head = weights.needs_new_head(path, model.num_classes, ema)
   model = weights.complete_model(path, model, ema)
   config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
-  variables = weights.load(path, network, ema=ema)
+  variables = weights.load(path, network, ema=ema, new_head=new_head)
+  num_classes = config.model.num_classes
+  names = () if new_head else weights.known_class_names(path, num_classes)
   return Classifier(
     config.model.name,
     network,
     variables,
     weights.read_preprocessing(path, network),
-    weights.read_class_names(path, config.model.num_classes),
+    weights.all_class_names(names, num_classes),
     image_channels(variables),
   )
 

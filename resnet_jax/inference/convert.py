@@ -34,6 +34,7 @@ def convert(
   ema: bool | None = None,
   form: str = "",
   license_name: str = "",
+  address: str = "",
 ) -> str:
   """Converts weights.
 
@@ -46,10 +47,11 @@ def convert(
     trust_code: whether to allow code outside this package that a run names.
     dtype: dtype of the tensors in a `.safetensors` file: "float32" or "float16".
     ema: see `weights.load`.
-    form: "timm", "torchvision" or "transformers" makes `target` a folder that this
-      library can load, see `weights.save_folder`. With "", `target` is as above.
+    form: "timm", "torchvision", "transformers" or "flax-resnet" makes `target` a folder
+      with a model card, see `weights.save_folder`. With "", `target` is as above.
     license_name: license of the weights. It is written on the model card in the folder,
       so it needs `form`.
+    address: see `weights.save_folder`.
 
   Returns:
     A line that says what was done.
@@ -64,7 +66,7 @@ def convert(
   elif suffix == ".safetensors":
     if path.is_dir() or not path.resolve().parent.is_dir():
       raise UserError(f"{target!r} must be a file in an existing directory")
-  elif suffix in weights.TORCH_SUFFIXES or suffix.startswith(".safetensor"):
+  elif suffix in weights.FOREIGN_SUFFIXES or suffix.startswith(".safetensor"):
     raise UserError(
       f"{target!r} must end in .safetensors; PyTorch reads it with "
       "safetensors.torch.load_file"
@@ -94,6 +96,7 @@ def convert(
       training=found.training,
       license_name=license_name,
       curves=found.curves,
+      address=address,
     )
   elif is_weights:
     weights.save(target, *given, dtype=dtype, training=found.training)
@@ -166,6 +169,7 @@ def _describe_training(
 
 
 def _read_file(source: str, model: ModelConfig, ema: bool | None) -> _Found:
+  new_head = weights.needs_new_head(source, model.num_classes, ema)
   model = weights.complete_model(source, model, ema)
   # A file of weights names no data set. The user names one for evaluation.
   config = Config(model=model, data=DataConfig(name=""))
@@ -174,10 +178,10 @@ def _read_file(source: str, model: ModelConfig, ema: bool | None) -> _Found:
     f"{model.name} of {source}",
     config,
     network,
-    weights.load(source, network, ema=ema),
+    weights.load(source, network, ema=ema, new_head=new_head),
     weights.read_preprocessing(source, network),
-    weights.known_class_names(source, config.model.num_classes),
-    weights.read_training(source),
+    () if new_head else weights.known_class_names(source, config.model.num_classes),
+    None if new_head else weights.read_training(source),
   )
 
 

@@ -157,7 +157,7 @@ resnetrs50 resnetrs101 resnetrs152 resnetrs200 resnetrs270 resnetrs350 resnetrs4
 def in_timm(name: str) -> bool:
   """Whether timm 1.0 has an architecture, under the same name."""
   ours = ("plain", "highway", "resnetv1_")
-  is_ours = name.startswith(ours) or name == "resnetv2_200"
+  is_ours = name.startswith(ours) or name.endswith(("v2_200", "_keras"))
   return not is_ours and MODELS[name]["stem"] != "cifar"
 
 
@@ -217,6 +217,15 @@ MODELS: Mapping[str, Row] = MappingProxyType(
     **_preact("resnetv2_{}d_evos", _V2_50, norm="evo", **_DEEP_V2),
     **_preact("resnetv2_{}d_frn", _V2_50, norm="filter_response", **_DEEP_V2),
     **_BIT,
+    # Keras puts the stride on the last block of a stage. That is the same as the stride
+    # on the first 1x1 convolution of the next stage, whose input is then subsampled.
+    **_imagenet(
+      "resnetv2_{}_keras",
+      _BOTTLENECK,
+      partial(PreActBottleneckBlock, stride_on_1x1=True),
+      pre_activation=True,
+      stem="imagenet_bias_zeros",
+    ),
     **{
       # 9n + 2 layers.
       f"resnetv2_{9 * n + 2}": _CIFAR

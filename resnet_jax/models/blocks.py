@@ -91,6 +91,16 @@ class Block(TakesOldNames):
     conv: nn.Module = self.conv_cls(features, 3, stride or 1, **kwargs)
     return conv
 
+  def bottleneck_strides(self) -> tuple[int, int | None]:
+    """Returns the strides of a bottleneck's first two convolutions."""
+    if not getattr(self, "stride_on_1x1", False):
+      return 1, self.stride
+    if self.anti_alias is not None:
+      raise UserError(
+        "stride_on_1x1 needs anti_alias=None: anti_alias follows a 3x3 convolution"
+      )
+    return self.stride, None
+
   def anti_aliased(self, y: Float[Array, "b h w c"]) -> Float[Array, "b _ _ c"]:
     """Applies `anti_alias`, if any, after the layer that would carry the stride."""
     if self.anti_alias is None or (self.stride == 1 and self.first_dilation is None):
@@ -176,11 +186,7 @@ class BottleneckBlock(Block):
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
-    if self.stride_on_1x1 and self.anti_alias is not None:
-      raise UserError(
-        "stride_on_1x1 needs anti_alias=None: anti_alias follows a 3x3 convolution"
-      )
-    strides = (self.stride, None) if self.stride_on_1x1 else (1, self.stride)
+    strides = self.bottleneck_strides()
     width = self.features * self.base_width // 64 * self.groups
     narrow = width // self.first_reduction
     conv1 = self.conv_cls(narrow, 1, strides[0], name="conv1")
@@ -246,19 +252,26 @@ class PreActBasicBlock(PreActBlock):
 
 
 class PreActBottleneckBlock(PreActBlock):
-  """1x1, 3x3 and 1x1 convolutions, pre-activated; the stride is on the 3x3."""
+  """1x1, 3x3 and 1x1 convolutions, pre-activated.
+
+  Attributes:
+    stride_on_1x1: put the stride on the first convolution. Without it, the stride is on
+      the 3x3 convolution.
+  """
 
   expansion: int = 4
+  stride_on_1x1: bool = False
 
   @nn.compact
   def __call__(
     self, x: Float[Array, "b h w c"], noise: Noise | None = None
   ) -> Float[Array, "b _ _ {self.out_features}"]:
     """Maps [B, H, W, C] to [B, ceil(H / stride), ceil(W / stride), out_features]."""
+    strides = self.bottleneck_strides()
     activated = norm_relu(self.norm_cls(name="bn1"), x)
-    conv1 = self.conv_cls(self.features, 1, name="conv1")
+    conv1 = self.conv_cls(self.features, 1, strides[0], name="conv1")
     y = conv_norm(conv1, self.norm_cls(name="bn2"), activated)
-    conv2 = self.conv3x3(self.features, self.stride, name="conv2")
+    conv2 = self.conv3x3(self.features, strides[1], name="conv2")
     y = self.anti_aliased(conv_norm(conv2, self.norm_cls(name="bn3"), y))
     conv3 = self.conv_cls(
       self.out_features, 1, name="conv3", **self.last_conv_options()

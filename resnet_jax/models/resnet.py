@@ -22,7 +22,7 @@ from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.scan_layout import to_named, to_scanned
 from resnet_jax.models.shortcuts import ProjectionShortcut
 from resnet_jax.models.stems import ImageNetStem
-from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32
+from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 # PyTorch's default for a linear layer: uniform within 1 / sqrt(inputs).
@@ -169,6 +169,14 @@ class ResNet(TakesOldNames):
     for group in self.frozen:
       check_choice("frozen", group, self.groups)
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
+
+  @nn.nowrap
+  def init_head(self, key: PRNGKeyArray) -> dict[str, Array]:
+    """Returns new parameters for the head, "kernel" and "bias"."""
+    head = nn.Dense(self.num_classes, kernel_init=_head_init, parent=None)
+    pooled = jnp.zeros((1, self.stage_features[-1]))
+    params: dict[str, Array] = head.init(key, pooled)["params"]
+    return params
 
   def __call__(
     self, images: Float[AnyArray, "b h w c"], train: bool = False

@@ -10,7 +10,7 @@ from resnet_jax.models.layers import Conv, ModuleDef, conv_norm
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.old_names import TakesOldNames
 from resnet_jax.models.pooling import average_pool, blur_pool, max_pool_3x3
-from resnet_jax.runtime.arrays import Array, Float
+from resnet_jax.runtime.arrays import Array, Float, prepend_axes
 
 
 def max_pool(stem: "Stem", x: Array) -> Array:
@@ -21,6 +21,12 @@ def max_pool(stem: "Stem", x: Array) -> Array:
 def max_pool_zeros(stem: "Stem", x: Array) -> Array:
   """Max-pools with zeros outside of the image, as BiT does (Kolesnikov et al. 2019)."""
   return max_pool_3x3(x, border=0.0)
+
+
+def add_bias_max_pool_zeros(stem: "Stem", x: Array) -> Array:
+  """Adds a bias, then max-pools with zeros outside of the image, as Keras's V2 does."""
+  bias: Array = stem.param("bias", nn.initializers.zeros, (stem.features,))
+  return max_pool_3x3(x + prepend_axes(bias.astype(x.dtype), x), border=0.0)
 
 
 def max_blur_pool(stem: "Stem", x: Array) -> Array:
@@ -133,4 +139,5 @@ STEMS = {
   "deep_blur": partial(DeepStem, pool=max_blur_pool),
   "deep_conv": partial(DeepStem, pool=strided_conv),
   "imagenet_zeros": partial(ImageNetStem, pool=max_pool_zeros),
+  "imagenet_bias_zeros": partial(ImageNetStem, pool=add_bias_max_pool_zeros),
 }

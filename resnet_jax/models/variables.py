@@ -63,7 +63,7 @@ def with_channels(variables: Variables, channels: int) -> Variables:
   Raises:
     UserError: the variables are neither for 3 nor for `channels` channels.
   """
-  name, kernel = _first_kernel(variables)
+  _, kernel = _first_kernel(variables)
   given = kernel.shape[2]
   if given == channels:
     return variables
@@ -77,13 +77,23 @@ def with_channels(variables: Variables, channels: int) -> Variables:
   else:
     repeated = jnp.tile(kernel, (1, 1, -(-channels // 3), 1))
     kernel = repeated[:, :, :channels] * (3 / channels)
-  params = variables["params"]
-  stem = params["stem"] | {name: params["stem"][name] | {"kernel": kernel}}
-  return variables | {"params": params | {"stem": stem}}
+  return _with_first_kernel(variables, kernel)
+
+
+def with_reversed_channels(variables: Variables) -> Variables:
+  """Adapts the first kernel of a `ResNet` to images in BGR order, or back to RGB."""
+  return _with_first_kernel(variables, _first_kernel(variables)[1][:, :, ::-1])
 
 
 def _first_kernel(variables: Variables) -> tuple[str, Any]:
   """Returns the name of a stem's first convolution, and its kernel."""
   stem = variables["params"]["stem"]
-  name = min(name for name in stem if "kernel" in stem[name])
+  name = min(name for name in stem if name.startswith("conv"))
   return name, stem[name]["kernel"]
+
+
+def _with_first_kernel(variables: Variables, kernel: Any) -> Variables:
+  name, _ = _first_kernel(variables)
+  params = variables["params"]
+  stem = params["stem"] | {name: params["stem"][name] | {"kernel": kernel}}
+  return variables | {"params": params | {"stem": stem}}

@@ -118,6 +118,7 @@ def evaluate_weights(
   path: str,
   devices: Devices | None = None,
   ema: bool | None = None,
+  new_head: bool = False,
 ) -> dict[str, float]:
   """Evaluates weights from elsewhere.
 
@@ -130,6 +131,7 @@ def evaluate_weights(
     path: see `weights.load`.
     devices: None is all of them.
     ema: see `weights.load`.
+    new_head: see `weights.load`.
 
   Returns:
     The results of `evaluate`.
@@ -141,8 +143,9 @@ def evaluate_weights(
     FloatingPointError: a metric is not finite.
   """
   config, model = resolve_model(config)
-  variables = weights.load(path, model, ema=ema)
-  names = weights.known_class_names(path, config.model.num_classes)
+  variables = weights.load(path, model, ema=ema, new_head=new_head)
+  num_classes = config.model.num_classes
+  names = () if new_head else weights.known_class_names(path, num_classes)
   source = _open_images(config, names, path, has_data=False)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()

@@ -287,11 +287,12 @@ class Experiment:
   @functools.cached_property
   def eval_chunk(self) -> steps.EvalChunk:
     """Compiled (folded variables, feed, number of batches) -> metrics."""
+    data = self.config.data
     return steps.compile_eval_chunk(
       task=self.task,
       apply_fn=folded_model(self.model).apply,
       preprocess=partial(
-        normalize, mean=self.config.data.mean, std=self.config.data.std
+        normalize, mean=data.mean, std=data.std, channel_order=data.channel_order
       ),
       take_batch=self.eval_data.take_batch,
       dtype=self.config.model.dtype,

@@ -35,7 +35,7 @@ def load_start(
 ) -> Variables:
   """Reads trained weights without their head.
 
-  Warns if the weights expect images with another mean or standard deviation.
+  Warns if the weights expect another mean, standard deviation or order of channels.
 
   Args:
     source: as `config.init_from`.
@@ -88,13 +88,14 @@ def load_start(
     assert isinstance(former, ResNet)
     check_same(describe(former), model, f"config.init_from={source!r}")
   preprocessing = read_preprocessing(source, model)
-  theirs, ours = (preprocessing.mean, preprocessing.std), (data.mean, data.std)
-  if not all(map(are_equal, theirs, ours)):
-    warn(
-      "the weights of config.init_from expect images of mean={} and std={}, but "
-      "config.data has mean={} and std={}; an empty --config.data.mean= and "
-      "--config.data.std= take those of the weights".format(*theirs, *ours)
-    )
+  for name in ("mean", "std", "channel_order"):
+    theirs, ours = getattr(preprocessing, name), getattr(data, name)
+    if theirs != ours and (isinstance(ours, str) or not are_equal(theirs, ours)):
+      warn(
+        f"the weights of config.init_from expect images with {name}={theirs}, but "
+        f"config.data.{name}={ours}; an empty --config.data.{name}= takes that of the "
+        "weights"
+      )
   return variables
 
 

@@ -4,11 +4,11 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
 from resnet_jax.models.variables import with_channels
-from resnet_jax.weights.fitting import complete_model
+from resnet_jax.weights.fitting import complete_model, needs_new_head
 from resnet_jax.weights.folders import FORMS, save_folder
 from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
-  TORCH_SUFFIXES,
+  FOREIGN_SUFFIXES,
   check_exists,
   find,
   is_run,
@@ -23,8 +23,8 @@ from resnet_jax.weights.metadata import (
 )
 
 __all__ = [
+  "FOREIGN_SUFFIXES",
   "FORMS",
-  "TORCH_SUFFIXES",
   "all_class_names",
   "check_exists",
   "complete_model",
@@ -33,6 +33,7 @@ __all__ = [
   "known_class_names",
   "load",
   "names",
+  "needs_new_head",
   "read_class_names",
   "read_preprocessing",
   "read_training",

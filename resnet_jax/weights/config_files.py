@@ -26,7 +26,11 @@ _CROP_SHARE, _SIZE = 0.875, 224
 # Keys that show that a file is from timm or transformers, even if it is damaged.
 _THEIRS = (b'"pretrained_cfg"', b'"architecture"', b'"id2label"', b'"image_mean"')
 # Options of timm's networks that do not change evaluation, or that the shapes show.
-_HARMLESS = {"num_classes", "in_chans", "drop_rate", "drop_path_rate", "zero_init_last"}
+_HARMLESS = {
+  *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate"),
+  *("zero_init_last", "pretrained", "scriptable", "exportable"),
+}
+_DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu"}
 _CLASS_NAMES = ("label_names", "labels", "label_descriptions")
 # Keys of the evaluation preprocessing.
 _SIZES = ("test_input_size", "input_size")
@@ -45,7 +49,11 @@ def read_architecture(folder: Path) -> str:
   config, path = _timm(folder), folder / "config.json"
   options = config.get("model_args") or {}
   if isinstance(options, dict):
-    options = {key: options[key] for key in options if key not in _HARMLESS}
+    options = {
+      key: value
+      for key, value in options.items()
+      if key not in _HARMLESS and value != _DEFAULTS.get(key)
+    }
   if config.get("global_pool", "avg") != "avg":
     options = {"global_pool": config["global_pool"]}
   if options:
@@ -60,9 +68,21 @@ def read_transformers_name(folder: Path) -> str:
   """Returns a pattern for the names of transformers' network; "" for another file.
 
   transformers has ResNets of basic and bottleneck blocks. A bottleneck's stride can be
-  on its first 1x1 convolution, which the names and shapes of tensors do not show.
+  on its first 1x1 convolution, which the names and shapes of tensors do not show. It
+  also has the networks of BiT.
+
+  Raises:
+    UserError: the network is a BiT with options that this package does not have.
   """
   config = _read_object(folder / "config.json")
+  if config.get("model_type") == "bit":
+    wanted = {"layer_type": "preactivation", "global_padding": None, "num_groups": 32}
+    if others := [key for key in wanted if config.get(key, wanted[key]) != wanted[key]]:
+      raise UserError(
+        f"{folder / 'config.json'} says {others[0]}={config[others[0]]!r:.40}, which "
+        "this package does not have"
+      )
+    return r"resnetv2_\d+x\d_bit"
   if config.get("model_type") != "resnet":
     return ""
   is_bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
@@ -140,6 +160,11 @@ def _from_timm(values: Object, path: str) -> Preprocessing:
   size: Any = next((values[key] for key in _SIZES if key in values), [3, _SIZE, _SIZE])
   share: Any = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
   crop = _side(size[1:], path)
+  if (trained := values.get("input_size", size)) != size:
+    _say(
+      f"{path}: images are cropped to its test size of {crop} pixels, not to the "
+      f"{trained[-1]} of its training"
+    )
   if (mode := values.get("crop_mode", "center")) != "center":
     _say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
   return Preprocessing(

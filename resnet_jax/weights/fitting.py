@@ -13,7 +13,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import find_settings, timm_name
 from resnet_jax.weights.location import find
-from resnet_jax.weights.metadata import read_network
+from resnet_jax.weights.metadata import read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
   Tensors,
@@ -57,8 +57,22 @@ def complete_model(
       settings = {"name": _find_name(path, tensors)}
     model = dataclasses.replace(model, **settings)
   if not model.num_classes:
-    model = dataclasses.replace(model, num_classes=_count_logits(tensors))
+    model = dataclasses.replace(model, num_classes=count_logits(tensors))
   return model
+
+
+def needs_new_head(path: str | Path, num_classes: int, ema: bool | None = None) -> bool:
+  """Whether the head of a file has another number of classes than the one asked for.
+
+  Args:
+    path: as for `load`.
+    num_classes: the number of classes; 0 stands for that of the file.
+    ema: as for `load`.
+  """
+  if not num_classes:
+    return False
+  tensors, _ = read_tensors(find(path), ema, only_shapes=True)
+  return count_logits(tensors) != num_classes
 
 
 def _find_name(path: Path, tensors: Tensors) -> str:
@@ -66,7 +80,7 @@ def _find_name(path: Path, tensors: Tensors) -> str:
   if named in MODELS:
     return named
   names = fitting(tensors)
-  if pattern := config_files.read_transformers_name(path.parent):
+  if pattern := read_name_pattern(path):
     names = [name for name in names if re.fullmatch(pattern, name)]
   if (match := _TORCHVISION.fullmatch(path.stem)) and match[1] in names:
     return match[1]
@@ -127,7 +141,7 @@ def _stage_sizes(tensors: Tensors) -> tuple[int, ...]:
   return tuple(counts[stage] for stage in sorted(counts))
 
 
-def _count_logits(tensors: Tensors) -> int:
+def count_logits(tensors: Tensors) -> int:
   """Returns the number of logits; 0 if there is no head."""
   for name in ("fc.bias", "head.fc.bias"):
     if (bias := tensors.get(name)) is not None and bias.ndim == 1:

@@ -1,14 +1,15 @@
-"""Writes weights as a folder that timm, torchvision or transformers loads.
+"""Writes weights as a folder that this package or another library loads.
 
 The folder has `model.safetensors`, `README.md` (a model card) and, for timm and
 transformers, `config.json`; for transformers also `preprocessor_config.json`.
 """
 
+import dataclasses
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from flax import linen as nn
 
@@ -17,11 +18,16 @@ from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.architectures import MODELS, in_timm
 from resnet_jax.models.blocks import BasicBlock, BottleneckBlock
 from resnet_jax.models.resnet import ResNet, as_resnet
-from resnet_jax.models.variables import Variables, image_channels
+from resnet_jax.models.variables import (
+  Variables,
+  image_channels,
+  with_reversed_channels,
+)
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights.architecture import describe, exact_name
 from resnet_jax.weights.load_save import to_bytes
+from resnet_jax.weights.model_card import model_card
 
 _IN_TORCHVISION = (
   *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
@@ -31,6 +37,27 @@ _IN_TORCHVISION = (
 _RESAMPLE = {"bilinear": 2, "bicubic": 3}  # The numbers of Pillow.
 Object = dict[str, Any]
 Rename = Callable[[str], str]
+
+
+class _Net(NamedTuple):
+  """What is written."""
+
+  model: ResNet
+  variables: Variables
+  preprocessing: Preprocessing
+  class_names: list[str]
+
+  @property
+  def channels(self) -> int:
+    return image_channels(self.variables)
+
+  @property
+  def name(self) -> str:
+    return str(describe(self.model)["name"])
+
+
+# The JSON files of a folder by their names, and what renames its tensors.
+_Files = tuple[dict[str, Object], Rename | None]
 
 
 def save_folder(
@@ -45,15 +72,17 @@ def save_folder(
   training: Mapping[str, Any] | None = None,
   license_name: str = "",
   curves: str = "",
+  address: str = "",
 ) -> None:
-  """Writes a folder of weights for another library.
+  """Writes a folder of weights, with a model card.
 
   Args:
     folder: a new or empty directory.
-    form: "timm", "torchvision" or "transformers".
+    form: who reads it: "timm", "torchvision", "transformers", or "flax-resnet" for this
+      package.
     model: the network, which the other library must have.
     variables: {"params": ..., "batch_stats": ...} in either layout.
-    preprocessing: must resize and crop, as these libraries do.
+    preprocessing: must resize and crop for another library, as these libraries do.
     class_names: names in the order of the logits.
     dtype: see `weights.save`.
     training: how the weights were trained, for the model card; see `weights.save`.
@@ -61,6 +90,8 @@ def save_folder(
       none.
     curves: path of a PNG file with the curves of training, for the model card; "" is
       none.
+    address: the name "owner/name" that the folder will have on the Hugging Face hub,
+      for the model card; "" is none.
 
   Raises:
     UserError: the other library does not have the network or the preprocessing, or the
@@ -70,17 +101,22 @@ def save_folder(
   folder = Path(folder)
   if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
     raise UserError(f"{str(folder)!r} must be a new or an empty directory")
-  network = as_resnet(model, "folders of weights")
-  if not preprocessing.resize or not preprocessing.crop:
-    raise UserError(
-      f"--format={form} needs images that are resized and cropped; the weights have "
-      f"resize={preprocessing.resize} and crop={preprocessing.crop}"
-    )
-  files, rename = _FORMS[form](network, variables, preprocessing, [*class_names])
-  data = to_bytes(
-    *(network, variables, preprocessing, class_names, dtype, training), rename=rename
+  model = as_resnet(model, "folders of weights")
+  net = _Net(model, variables, preprocessing, [*class_names])
+  if form != OWN_FORM:
+    net = _for_others(net, form)
+  files, rename = _FORMS[form](net)
+  data = to_bytes(*net, dtype, training, rename)
+  card = model_card(
+    form,
+    net.name or type(model).__name__,
+    model.num_classes,
+    class_names,
+    training or {},
+    license_name=license_name,
+    has_curves=bool(curves),
+    address=address,
   )
-  card = _card(form, network, class_names, training or {}, license_name, bool(curves))
   folder.mkdir(parents=True, exist_ok=True)
   if curves:
     (folder / "curves.png").write_bytes(Path(curves).read_bytes())
@@ -93,23 +129,43 @@ def save_folder(
     Path(part).write_bytes(data)
 
 
-def _timm(
-  model: ResNet,
-  variables: Variables,
-  preprocessing: Preprocessing,
-  class_names: list[str],
-) -> tuple[dict[str, Object], Rename | None]:
+def _for_others(net: _Net, form: str) -> _Net:
+  """Returns a network as other libraries need it: resized, cropped and RGB images.
+
+  Raises:
+    UserError: its images are not resized and cropped.
+  """
+  wanted = net.preprocessing
+  if not wanted.resize or not wanted.crop:
+    raise UserError(
+      f"--format={form} needs images that are resized and cropped; the weights have "
+      f"resize={wanted.resize} and crop={wanted.crop}"
+    )
+  if wanted.channel_order == "rgb":
+    return net
+  rgb = dataclasses.replace(
+    wanted, mean=wanted.mean[::-1], std=wanted.std[::-1], channel_order="rgb"
+  )
+  variables = with_reversed_channels(net.variables)
+  return net._replace(preprocessing=rgb, variables=variables)
+
+
+def _own(net: _Net) -> _Files:
+  return {}, None
+
+
+def _timm(net: _Net) -> _Files:
+  model, preprocessing, channels = net.model, net.preprocessing, net.channels
   name = exact_name(model)
   if name not in MODELS or not in_timm(name):
-    raise UserError(f"timm has no {name or describe(model)['name'] or 'such network'}")
+    raise UserError(f"timm has no {name or net.name or 'such network'}")
   crop, fraction = preprocessing.crop, preprocessing.crop / preprocessing.resize
   while math.floor(crop / fraction) < preprocessing.resize:  # timm computes this.
     fraction = math.nextafter(fraction, 0)
-  is_deep = "conv1" in variables["params"]["stem"]
+  is_deep = "conv1" in net.variables["params"]["stem"]
   first_conv = "conv1.0" if is_deep else "conv1"
   if model.pre_activation:
     first_conv = "stem.conv1" if is_deep else "stem.conv"
-  channels = image_channels(variables)
   config: Object = {
     "architecture": name,
     "num_classes": model.num_classes,
@@ -128,30 +184,20 @@ def _timm(
   }
   if channels != 3:
     config["model_args"] = {"in_chans": channels}
-  if class_names:
-    config["label_names"] = class_names
+  if net.class_names:
+    config["label_names"] = net.class_names
   return {"config.json": config}, None
 
 
-def _torchvision(
-  model: ResNet,
-  variables: Variables,
-  preprocessing: Preprocessing,
-  class_names: list[str],
-) -> tuple[dict[str, Object], Rename | None]:
-  channels = image_channels(variables)
-  if exact_name(model) not in _IN_TORCHVISION or channels != 3:
-    name = describe(model)["name"] or "such network"
-    raise UserError(f"torchvision has no {name} for {channels} channels")
+def _torchvision(net: _Net) -> _Files:
+  if exact_name(net.model) not in _IN_TORCHVISION or net.channels != 3:
+    name = net.name or "such network"
+    raise UserError(f"torchvision has no {name} for {net.channels} channels")
   return {}, None
 
 
-def _transformers(
-  model: ResNet,
-  variables: Variables,
-  preprocessing: Preprocessing,
-  class_names: list[str],
-) -> tuple[dict[str, Object], Rename | None]:
+def _transformers(net: _Net) -> _Files:
+  model, preprocessing, channels = net.model, net.preprocessing, net.channels
   found = describe(model)
   kinds = {
     "BasicBlock": ("basic", False),
@@ -173,8 +219,7 @@ def _transformers(
       "or bottleneck blocks with the stem for ImageNet and shortcut B"
     )
   layer_type, stride_on_1x1 = kinds[found["block"]]
-  channels = image_channels(variables)
-  names = class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
+  names = net.class_names or [f"LABEL_{i}" for i in range(model.num_classes)]
   names += [f"LABEL_{i}" for i in range(len(names), model.num_classes)]
   config = {
     "architectures": ["ResNetForImageClassification"],
@@ -209,7 +254,13 @@ def _transformers(
   return files, _transformers_name
 
 
-_FORMS = {"timm": _timm, "torchvision": _torchvision, "transformers": _transformers}
+OWN_FORM = "flax-resnet"
+_FORMS = {
+  "timm": _timm,
+  "torchvision": _torchvision,
+  "transformers": _transformers,
+  OWN_FORM: _own,
+}
 FORMS = tuple(_FORMS)
 
 
@@ -231,52 +282,3 @@ def _transformers_name(name: str) -> str:
 
 def _of_channels(values: Sequence[float], channels: int) -> list[float]:
   return [*values] * (channels // len(values))
-
-
-_USE = {
-  "timm": """import timm
-model = timm.create_model("local-dir:FOLDER", pretrained=True)""",
-  "torchvision": """import safetensors.torch, torchvision
-model = torchvision.models.{name}(num_classes={num_classes})
-model.load_state_dict(safetensors.torch.load_file("FOLDER/model.safetensors"))""",
-  "transformers": """import transformers
-processor = transformers.AutoImageProcessor.from_pretrained("FOLDER")
-model = transformers.ResNetForImageClassification.from_pretrained("FOLDER")""",
-}
-
-
-def _card(
-  form: str,
-  model: ResNet,
-  class_names: Sequence[str],
-  training: Mapping[str, Any],
-  license_name: str,
-  has_curves: bool,
-) -> str:
-  """Returns the text of a model card, with the front matter of the Hub."""
-  name = describe(model)["name"] or type(model).__name__
-  library = {"torchvision": "pytorch"}.get(form, form)
-  head = [f"library_name: {library}", "pipeline_tag: image-classification"]
-  head += [f"license: {license_name}"] * bool(license_name)
-  lines = ["---", *head, "---", "", f"# {name}, {model.num_classes} classes", ""]
-  if training:
-    lines += [f"- Data: {training.get('data', 'not stated')}"]
-    lines += [f"- Steps: {training.get('steps', 'not stated')}"]
-    lines += [f"- Seed: {training.get('seed', 'not stated')}"]
-  lines += [f"- License: {license_name or 'not stated'}", ""]
-  if evaluation := training.get("evaluation"):
-    lines += ["## Evaluation", "", "| metric | value |", "|---|---|"]
-    lines += [f"| {key} | {value:.6g} |" for key, value in evaluation.items()]
-    lines.append("")
-  if settings := training.get("settings"):
-    lines += ["## Recipe", "", "| setting | value |", "|---|---|"]
-    lines += [f"| `{key}` | `{value!r}` |" for key, value in settings.items()]
-    lines.append("")
-  if has_curves:
-    lines += ["![Curves of training](curves.png)", ""]
-  use = _USE[form].format(name=name, num_classes=model.num_classes)
-  lines += ["## Use", "", "```python", use, "```", ""]
-  if class_names:
-    lines += ["## Classes", "", ", ".join(class_names), ""]
-  lines.append("Trained and converted with flax-resnet.")
-  return "\n".join(lines) + "\n"

@@ -51,6 +51,9 @@ _TRANSFORMERS: list[_Rule] = [
   (r"embedder\.embedder\.normalization\.", "bn1."),
   (rf"{_STAGE}layer\.(\d)\.{_PART}", _block(1)),
   (rf"{_STAGE}shortcut\.{_PART}", _block(1)),
+  # BiT; the other names are timm's.
+  (r"embedder\.convolution\.", "stem.conv."),
+  (_STAGE, r"stages.\1.blocks.\2."),
 ]
 _DETECTRON: list[_Rule] = [
   (r"stem\.conv1\.norm\.", "bn1."),
@@ -93,16 +96,16 @@ def to_timm(
   parts = prefix.split(".")[:-1]
   # A head is often beside a backbone, under a part of its prefix.
   parents = [".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))]
+  is_v2 = any(found.startswith(f"{prefix}stages.") for found in translated.values())
+  head = "head.fc" if is_v2 else "fc"  # timm's names.
   inside = {}
   for name, found in translated.items():
     if found.startswith(prefix):
-      inner = found.removeprefix(prefix)
-      is_v2 = inner.startswith("head.fc.")  # timm's name there.
-      inside[name] = inner if is_v2 else _HEAD.sub(r"fc.\1", inner)
+      inside[name] = _HEAD.sub(rf"{head}.\1", found.removeprefix(prefix))
     else:
       rests = [found.removeprefix(parent) for parent in parents]
       if match := next(filter(None, map(_HEAD.match, rests)), None):
-        inside[name] = f"fc.{match[1]}"
+        inside[name] = f"{head}.{match[1]}"
   return inside, prefix
 
 

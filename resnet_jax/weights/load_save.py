@@ -26,11 +26,12 @@ from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import check_named, check_same, describe
-from resnet_jax.weights.fitting import fitting
+from resnet_jax.weights.fitting import count_logits, fitting
 from resnet_jax.weights.location import find
-from resnet_jax.weights.metadata import read_network
+from resnet_jax.weights.metadata import read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
   at,
@@ -54,6 +55,7 @@ def load(
   head: bool = True,
   *,
   ema: bool | None = None,
+  new_head: bool = False,
 ) -> Variables:
   """Reads trained weights for a model.
 
@@ -64,6 +66,8 @@ def load(
     head: False leaves out the head, so that its number of classes does not matter.
     ema: whether to take the exponential moving average, if a checkpoint has two sets of
       weights.
+    new_head: make new parameters for the head, whatever the file has, and say so. They
+      are the same at each call, and have to be trained.
 
   Returns:
     {"params": ..., "batch_stats": ...} of float32 arrays in the named layout, which
@@ -80,7 +84,7 @@ def load(
   tensors, problems = read_tensors(path, ema)
   all_tensors = dict(tensors)
   wanted, names = wanted_by(model, tensors)
-  if not head:
+  if not head or new_head:
     for name in [name for name, keys in names.items() if keys[1] == "head"]:
       names.pop(name)
       tensors.pop(name, None)
@@ -104,6 +108,11 @@ def load(
     names_that_fit = fitting(all_tensors)
     if names_that_fit and describe(model)["name"] not in names_that_fit:
       problems.append(f"it fits {', '.join(few(names_that_fit))}")
+    elif head and count_logits(all_tensors) not in (0, model.num_classes):
+      problems.append(
+        f"its head has {count_logits(all_tensors)} classes, not {model.num_classes}: "
+        "new_head=True makes a new head, as --num-classes and config.init_from do"
+      )
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this architecture and number of classes"
@@ -114,6 +123,9 @@ def load(
     for key in parents:
       node = node.setdefault(key, {})
     node[leaf] = jnp.asarray(_from_torch(tensors.pop(name), shapes[name]))
+  if new_head:
+    warn(f"the head for {model.num_classes} classes is new, and not trained")
+    variables["params"]["head"] = model.init_head(jax.random.key(0))
   return variables
 
 
@@ -198,13 +210,13 @@ def _check_architecture(path: Path, model: ResNet) -> None:
     check_same(saved, model, str(path))
   elif named := config_files.read_architecture(path.parent):
     check_named(named, model, str(path.parent / config_files.NAMES[0]))
-  elif pattern := config_files.read_transformers_name(path.parent):
+  elif pattern := read_name_pattern(path):
     name = describe(model)["name"]
     if name and not re.fullmatch(pattern, name):
+      such = pattern.replace(r"\d+", "50").replace(r"\d", "1").replace("|", " or ")
       raise UserError(
-        f"{path.parent / config_files.NAMES[0]} says that the weights are of a network "
-        f"such as {re.sub(r'.d[+]', '50', pattern)}, not of {name}; leave out --model, "
-        "or name that architecture"
+        f"{path}: the weights are of a network such as {such}, not of {name}; leave "
+        "out --model, or name that architecture"
       )
 
 

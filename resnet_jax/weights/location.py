@@ -1,22 +1,20 @@
 """Where weights are: in the package, a file, a folder, or on the Hugging Face hub."""
 
-import contextlib
 import functools
-import json
-import logging
 import os
-import re
 from pathlib import Path
 
 from resnet_jax.config.allowed import nearest
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.terminal import warn
-from resnet_jax.weights import config_files
+from resnet_jax.weights import hub
+from resnet_jax.weights.shards import INDEX
 
+# Files that other libraries write.
 TORCH_SUFFIXES = (".pth", ".pt", ".th", ".bin", ".tar", ".ckpt")
-INDEX = ".safetensors.index.json"  # Names the file of each tensor.
+KERAS_SUFFIXES = (".h5", ".keras")
+FOREIGN_SUFFIXES = (*TORCH_SUFFIXES, *KERAS_SUFFIXES)
 HF_FILES = ("model.safetensors", f"model{INDEX}", "pytorch_model.bin")
-_MOST_SHARDS = 1000
 # `save` wrote each of these files, and users name them without the suffix.
 _TRAINED = Path(__file__).with_name("trained")
 
@@ -34,7 +32,7 @@ def check_exists(source: str | Path, setting: str = "") -> None:
     setting: text before the source in the message, such as "config.init_from=".
   """
   name = str(source)
-  is_known = name.startswith("hf://") or source in names()
+  is_known = hub.is_hub(name) or source in names()
   if not is_known and not Path(source).exists():
     raise NotFoundError(
       f"there is no {setting}{name!r}: name a run, RUN/checkpoints/STEP, a file of "
@@ -56,8 +54,8 @@ def find(path: str | Path) -> Path:
     ValueError: it is not a file of weights, or huggingface_hub is missing for `hf://`.
   """
   name = str(path)
-  if name.startswith("hf://"):
-    return _fetch(name)
+  if hub.is_hub(name):
+    return hub.fetch(name, HF_FILES)
   if path in names():
     if Path(path).exists():
       _say(
@@ -75,31 +73,12 @@ def find(path: str | Path) -> Path:
     return found[0]
   if not path.is_file():
     raise NotFoundError(f"no file of weights at {name!r}{_advice(name)}")
-  if not path.name.endswith((".safetensors", INDEX, *TORCH_SUFFIXES)):
+  suffixes = (".safetensors", *FOREIGN_SUFFIXES)
+  if not path.name.endswith((INDEX, *suffixes)):
     raise UserError(
-      f"{name!r} must end in .safetensors, {', '.join(TORCH_SUFFIXES)}, or be "
-      "hf://owner/name"
+      f"{name!r} must end in {', '.join(suffixes)}, or be hf://owner/name"
     )
   return path
-
-
-def shards(index: Path) -> list[str]:
-  """Returns the names of the files beside an index that have its tensors.
-
-  Raises:
-    UserError: the index is damaged, or names a file elsewhere.
-  """
-  try:
-    found = set(json.loads(index.read_bytes())["weight_map"].values())
-    is_plain = all(re.fullmatch(r"[\w.-]+\.safetensors", name) for name in found)
-  except (ValueError, RecursionError, KeyError, TypeError, AttributeError):
-    found, is_plain = set(), False
-  if not found or not is_plain or len(found) > _MOST_SHARDS:
-    raise UserError(
-      f"{index} must be a JSON object whose weight_map names up to {_MOST_SHARDS} "
-      ".safetensors files in the same folder"
-    )
-  return sorted(found)
 
 
 def is_run(path: str | Path) -> bool:
@@ -117,59 +96,6 @@ def _advice(source: str) -> str:
   is_bare = Path(source).name == source
   near = nearest(source, names()) or names()
   return f"; the package has {', '.join(near)}" if is_bare else ""
-
-
-def _fetch(name: str) -> Path:
-  try:
-    import huggingface_hub
-    import huggingface_hub.utils.logging as hub_logging
-    from huggingface_hub.errors import (
-      EntryNotFoundError,
-      HfHubHTTPError,
-      LocalEntryNotFoundError,
-    )
-  except ModuleNotFoundError as error:
-    raise UserError(
-      f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
-    ) from error
-  path, _, revision = name.removeprefix("hf://").partition("@")
-  owner, _, rest = path.partition("/")
-  repo, _, file = rest.partition("/")
-  if not owner or not repo:
-    raise UserError(f"{name!r} must be hf://owner/name, or hf://owner/name/file")
-  hub_logging.set_verbosity(logging.ERROR)  # Hides retries.
-  reasons: list[str] = []
-  missing: list[
-    str
-  ] = []  # Files that are not in the cache, if the Hub cannot be reached.
-
-  def fetch(file: str) -> Path:
-    found = huggingface_hub.hf_hub_download(
-      f"{owner}/{repo}", file, revision=revision or None, local_files_only=bool(missing)
-    )
-    return Path(found)
-
-  for candidate in [file] if file else HF_FILES:
-    try:
-      found = fetch(candidate)
-    except LocalEntryNotFoundError:
-      missing.append(candidate)
-      continue
-    except (HfHubHTTPError, ValueError, OSError) as error:  # The name may be wrong.
-      reasons.append(f"{candidate}: {str(error).splitlines()[0]}")
-      continue
-    for name_beside in config_files.NAMES:
-      with contextlib.suppress(EntryNotFoundError):
-        fetch(name_beside)
-    if candidate.endswith(INDEX):
-      for shard in shards(found):
-        fetch(shard)
-    return found
-  if missing:
-    reasons.append(
-      f"the Hub cannot be reached, and its cache here has no {' or '.join(missing)}"
-    )
-  raise NotFoundError(f"{name} was not found: {'; '.join(reasons)}")
 
 
 _say = functools.cache(warn)  # Warns once, although a source is found several times.

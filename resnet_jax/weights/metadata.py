@@ -4,6 +4,7 @@
 folder may contain some of the metadata.
 """
 
+import functools
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -15,9 +16,10 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.weights import config_files, imagenet
+from resnet_jax.runtime.terminal import warn
+from resnet_jax.weights import config_files, imagenet, keras_file
 from resnet_jax.weights.architecture import Description, describe
-from resnet_jax.weights.location import find
+from resnet_jax.weights.location import KERAS_SUFFIXES, find
 
 # Hashes in the names of torchvision's files that need images resized to 232 pixels, not
 # to 256 (torchvision/models/resnet.py, `transforms` of each entry).
@@ -35,6 +37,17 @@ def read_network(path: Path) -> Description | None:
     ValueError: the metadata is damaged.
   """
   return _read_object(path, "resnet_jax_network")
+
+
+def read_name_pattern(path: Path) -> str:
+  """Returns a pattern for the architecture of a file; "" if nothing tells of it.
+
+  Keras and transformers have networks that differ in the place of a stride, which the
+  names and shapes of tensors do not show.
+  """
+  if path.suffix in KERAS_SUFFIXES:
+    return keras_file.ARCHITECTURES
+  return config_files.read_transformers_name(path.parent)
 
 
 def read_training(path: str | Path) -> dict[str, Any]:
@@ -57,9 +70,10 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   """Returns the preprocessing that belongs to a file of weights.
 
   It comes from the first of these that exists: (1) what `save` stored in the file; (2)
-  the files of timm or transformers beside it; (3) ImageNet's preprocessing without
-  resizing and crop, if the model has a stem for small images; (4) ImageNet's usual
-  preprocessing, resized to 232 pixels for some files of torchvision.
+  the files of timm or transformers beside it; (3) Keras's own, for a file of Keras; (4)
+  ImageNet's preprocessing without resizing and crop, if the model has a stem for small
+  images; (5) ImageNet's usual preprocessing, resized to 232 pixels for some files of
+  torchvision.
 
   Args:
     path: as for `load`.
@@ -81,6 +95,13 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
       ) from error
   if beside := config_files.read_preprocessing(path.parent):
     return beside
+  if path.suffix in KERAS_SUFFIXES and isinstance(model, ResNet):
+    module = "resnet_v2" if model.pre_activation else "resnet"
+    _say(
+      f"{path} names no preprocessing; keras.applications.{module}.preprocess_input is "
+      "assumed"
+    )
+    return keras_file.PREPROCESSING[model.pre_activation]
   if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
     return Preprocessing(resize=0, crop=0)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
@@ -167,3 +188,6 @@ def _metadata(path: Path) -> dict[str, str]:
       return file.metadata() or {}
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
+
+
+_say = functools.cache(warn)  # Warns once, although a file is read several times.

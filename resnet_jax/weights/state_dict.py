@@ -11,7 +11,7 @@ MOST_TENSORS = 30_000
 _LONGEST_NAME = 200
 # Keys under which checkpoints have their state dict: PyTorch's examples, torchvision,
 # timm, Lightning and others. Some have the exponential moving average (EMA) too.
-_WRAPPERS = (
+WRAPPERS = (
   *("state_dict", "model_state_dict", "model", "net", "network", "module", "weights"),
   *("ema", "model_ema", "state_dict_ema", "ema_state_dict"),
 )
@@ -23,7 +23,7 @@ def find_state_dict(
   content: Any, problems: list[str], depth: int = 3
 ) -> dict[str, Tensor]:
   """Returns the tensors; their names begin with the wrapper's if there are several."""
-  wrappers = [key for key in _WRAPPERS if _wraps(content, key)] if depth else []
+  wrappers = [key for key in WRAPPERS if _wraps(content, key)] if depth else []
   if wrappers:
     parts = {
       key: find_state_dict(content[key], problems, depth - 1) for key in wrappers

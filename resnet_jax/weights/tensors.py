@@ -11,9 +11,10 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
-from resnet_jax.weights import state_dict, torch_checkpoint
+from resnet_jax.weights import keras_file, state_dict, torch_checkpoint
 from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
-from resnet_jax.weights.location import INDEX, shards
+from resnet_jax.weights.location import KERAS_SUFFIXES
+from resnet_jax.weights.shards import INDEX, shards
 from resnet_jax.weights.torch_names import torch_names
 
 # None stands for a tensor that cannot be read.
@@ -67,6 +68,8 @@ def _read(path: Path, only_shapes: bool = False) -> tuple[Tensors, list[str]]:
       problems += wrong
       arrays |= found
     return arrays, problems
+  if path.suffix in KERAS_SUFFIXES:
+    return dict(keras_file.read(path, only_shapes)), []
   if path.suffix != ".safetensors":
     return torch_checkpoint.read(path)
   try:

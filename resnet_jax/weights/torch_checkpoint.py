@@ -11,6 +11,7 @@ import io
 import math
 import mmap
 import struct
+import sys
 import zipfile
 import zlib
 from collections import Counter
@@ -22,6 +23,7 @@ import numpy as np
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights.state_dict import (
   MOST_TENSORS,
+  WRAPPERS,
   describe_value,
   few,
   find_state_dict,
@@ -63,10 +65,13 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
         content = _read_tar(file, data, refused)
       else:
         content = _read_legacy(file, data, refused)
+      _check_no_module(content, path)
       if isinstance(content, Refused):
         raise UserError("it holds no state dict; save its state_dict() instead")
       tensors = find_state_dict(content, problems)
     except Exception as error:  # Damaged bytes break zipfile, struct and the rest.
+      if isinstance(error, _WholeModuleError):
+        raise
       # The messages of zipfile, struct and others about damaged bytes help nobody.
       known = isinstance(error, UserError)
       said = str(error) if known else "it is cut off or of another format"
@@ -81,6 +86,32 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
   if total > len(data):
     problems.append(f"its tensors have {total} bytes, the file only {len(data)}")
   return arrays, [*few(problems), *_asks(refused)] if problems else []
+
+
+class _WholeModuleError(UserError):
+  """The file holds a module, not a state dict."""
+
+
+def _check_no_module(content: Any, path: Path) -> None:
+  """Raises `_WholeModuleError` if there is an object in place of the state dict."""
+  places = {"": content}
+  if isinstance(content, dict):
+    places = {f"[{key!r}]": content.get(key) for key in WRAPPERS}
+  refused = {key: x.what for key, x in places.items() if isinstance(x, Refused)}
+  if not refused or any(isinstance(x, dict | Tensor) for x in places.values()):
+    return
+  key, what = next(iter(refused.items()))
+  if what.partition(".")[0] in (*sys.stdlib_module_names, "__builtin__"):
+    return  # No class of a module, but perhaps an attack.
+  call = f"torch.load({str(path)!r}, weights_only=False){key}"
+  if what.startswith("__torch__"):
+    call, what = f"torch.jit.load({str(path)!r})", "TorchScript"
+  raise _WholeModuleError(
+    f"{path} holds a whole module ({what}) and no state dict, and none of its code is "
+    "run here. If you trust the file, write its state dict where PyTorch and the class "
+    f'are installed: python -c "import torch; torch.save({call}.state_dict(), '
+    "'state.pth')\""
+  )
 
 
 def _asks(refused: _Names) -> list[str]:

@@ -11,6 +11,7 @@ from argparse import Namespace
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import keras_writer
 import ml_dtypes
 import numpy as np
 import safetensors.numpy
@@ -63,15 +64,17 @@ def _memory() -> str | None:
 def weights(data: bytes) -> None:
   """Reads all arrays of a file of weights.
 
-  The first byte says what follows. After "s" it is a .safetensors file. After "p" it is
-  a pickle, which the target puts into a valid zip file, because random bytes are almost
-  never one. After any other byte it is a file of torch.save.
+  The first byte says what follows. After "s" it is a .safetensors file, and after "k" a
+  .h5 file of Keras. After "p" it is a pickle, which the target puts into a valid zip
+  file, because random bytes are almost never one. After any other byte it is a file of
+  torch.save.
   """
   kind, data = data[:1], data[1:]
   if kind == b"p":
     data = pack(members(STATE, "zip") | {"data.pkl": data}, "zip")
+  suffix = {b"s": "safetensors", b"k": "h5"}.get(kind, "pth")
   with (
-    _file("x.safetensors" if kind == b"s" else "x.pth", data) as path,
+    _file(f"x.{suffix}", data) as path,
     contextlib.suppress(UserError),
   ):
     arrays, problems = tensors.read_tensors(path)
@@ -143,6 +146,10 @@ def _weights_seeds() -> Iterator[bytes]:
     {"training": '{"steps": 3}'},
   ):
     yield b"s" + safetensors.numpy.save(STATE, metadata)
+  for layout in (keras_writer.numbered, keras_writer.named):
+    with _file("x.h5", b"") as path:
+      keras_writer.write(path, layout(keras_writer.make(is_v2=False, features=1)))
+      yield b"k" + path.read_bytes()
 
 
 def _images_seeds() -> Iterator[bytes]:

@@ -74,6 +74,7 @@ def normalize(
   images: Num[Array, "b h w c"],
   mean: Sequence[float] | Float[AnyArray, " _"],
   std: Sequence[float] | Float[AnyArray, " _"],
+  channel_order: str = "rgb",
 ) -> Float32[Array, "b h w c"]:
   """Returns (images / 255 - mean) / std, per channel.
 
@@ -81,7 +82,10 @@ def normalize(
     images: in [0, 255].
     mean: C values, or one for all channels, of pixels scaled to [0, 1].
     std: standard deviations, in the same form as `mean`.
+    channel_order: "bgr" reverses the channels first; "rgb" does not.
   """
+  if channel_order == "bgr":
+    images = images[..., ::-1]
   # One multiplication and one subtraction per pixel.
   scale = 1 / (255 * jnp.array(std, jnp.float32))
   shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
@@ -136,6 +140,7 @@ def preprocess(
   erasing: float = 0.0,
   mean: Sequence[float],
   std: Sequence[float],
+  channel_order: str = "rgb",
   own: Augment | None = None,
 ) -> Float32[Array, "b _ _ c"]:
   """Normalises the images; with a key, also augments them.
@@ -152,10 +157,11 @@ def preprocess(
     erasing: probability, see `random_erasing`.
     mean: see `normalize`.
     std: see `normalize`.
+    channel_order: see `normalize`.
     own: (key, images) -> images, the user's augmentation, which is applied first.
   """
   if key is None:
-    return normalize(images, mean, std)
+    return normalize(images, mean, std, channel_order)
   crop_key, flip_key = jax.random.split(key)
   color_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
   if own is not None:
@@ -166,7 +172,8 @@ def preprocess(
     images = random_flip(flip_key, images)
   if brightness or contrast or saturation or hue:
     images = color_jitter(color_key, images, brightness, contrast, saturation, hue)
-  return random_erasing(erase_key, normalize(images, mean, std), erasing)
+  images = normalize(images, mean, std, channel_order)
+  return random_erasing(erase_key, images, erasing)
 
 
 def create_preprocess(config: Config, image_shape: tuple[int, int, int]) -> Preprocess:
@@ -195,5 +202,6 @@ def create_preprocess(config: Config, image_shape: tuple[int, int, int]) -> Prep
     erasing=augment.erasing,
     mean=config.data.mean,
     std=config.data.std,
+    channel_order=config.data.channel_order,
     own=own,
   )
