@@ -20,9 +20,9 @@ from resnet_jax.cli.settings import load_config
 from resnet_jax.config import serialization
 from resnet_jax.config.files import configs_dir, find_file
 from resnet_jax.experiments import jobs
-from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.errors import UserError, fail
+from resnet_jax.runtime.tables import write_table
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:

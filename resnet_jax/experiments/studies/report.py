@@ -27,8 +27,8 @@ from resnet_jax.experiments.studies.outcomes import (
 from resnet_jax.experiments.studies.page import Page
 from resnet_jax.experiments.studies.published import PAPER_ERRORS
 from resnet_jax.experiments.studies.study import Study, Variant
-from resnet_jax.experiments.tables import write_table
 from resnet_jax.runtime.atomic_files import write_text
+from resnet_jax.runtime.tables import write_table
 
 _PACKAGES = "jax", "jaxlib", "flax", "optax", "numpy"
 

@@ -1,0 +1,135 @@
+"""The settings of the images and of their augmentation.
+
+No postponed annotations here: `validation.py` and the command line read the types.
+"""
+
+import dataclasses
+
+from resnet_jax.config import allowed
+
+
+@dataclasses.dataclass(slots=True)
+class DataConfig:
+  """The images.
+
+  Attributes:
+    name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
+      "folder" (image files), "cifar10" or "cifar100" (official archives), or the name
+      of a TFDS data set that was prepared as array_record.
+    factory: import path of your own data set, "package.module:function". The function
+      takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
+      `ImageArrays`. `name` is then unused.
+    dir: where the data is. For TFDS, its data directory; "" is ~/tensorflow_datasets.
+      For "folder", a directory with one folder per class, with or without train/ and
+      val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
+      path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
+    train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
+      "folder", the name of the split's folder. The included sets have "train" and
+      "test".
+    eval_split: evaluation split, written like train_split; "" takes the validation
+      split if the data set has one, and else the test split.
+    val_share: fraction of each class of a "folder" without splits that is kept for
+      evaluation.
+    mean, std: normalisation. Pixels are scaled to [0, 1]; then `mean` is subtracted,
+      and the result is divided by `std`. One value, or one per channel. The default
+      scales to [-1, 1]. An empty value (--config.data.mean=) is replaced by the value
+      of the weights in `init_from`, or by ImageNet's if `init_from` is empty.
+    train_crop: crop of training images that are decoded while training runs.
+      "random_resized" takes a part of random size and shape, and resizes it. "random"
+      takes a random square of the resized image. "folder" and large TFDS sets need one
+      of them. Without a crop, a small TFDS set is decoded once, before training.
+    min_area: smallest fraction of the image area that "random_resized" takes.
+    train_resize: length in pixels to which the short side of training images is resized
+      before the "random" crop; 0 does not resize.
+    image_size: side length of the training crop, or of "synthetic" images, in pixels.
+    eval_resize: length in pixels to which evaluation resizes the short side of images;
+      0 does not resize; -1 takes the value of the weights, as an empty `mean` does.
+    eval_crop: side length in pixels of the square that evaluation cuts out of the
+      middle after resizing; 0 does not crop; -1 takes the value of the weights, as an
+      empty `mean` does.
+    interpolation: "bilinear" or "bicubic", both antialiased; "" takes the value of the
+      weights, as an empty `mean` does. The parts that "random_resized" takes are always
+      resized bilinearly, without antialiasing.
+    channel_order: "rgb" or "bgr", also of `mean` and `std`; "" is that of the weights.
+    num_examples: number of images of "synthetic" in each of its two splits.
+    on_error: what to do with an unreadable image. "raise" ends the run with an error
+      that names the image. "skip" counts it; training takes the next image instead, and
+      evaluation leaves it out.
+    max_skip_share: fraction of skipped images above which "skip" ends the run too.
+    max_pixels: largest number of pixels of an image; a larger image is unreadable.
+    num_threads: number of threads that decode images; 0 is one per core.
+    num_workers: number of processes for these threads; 0 is enough below 16 cores.
+  """
+
+  name: str = "digits"
+  factory: str = allowed.factory()
+  dir: str = allowed.changeable("")
+  train_split: str = "train"
+  eval_split: str = ""
+  val_share: float = allowed.setting(0.1, "in (0, 1)", lambda v: 0 < v < 1)
+  mean: tuple[float, ...] = allowed.setting(
+    (0.5,),
+    "in [0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: not v or (min(v) >= 0 and max(v) <= 1),
+  )
+  std: tuple[float, ...] = allowed.setting(
+    (0.5,),
+    "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
+    lambda v: not v or (min(v) > 0 and max(v) <= 1),
+  )
+  train_crop: str = allowed.choice("", "", "random_resized", "random")
+  min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
+  train_resize: int = allowed.pixels(0, 0)
+  image_size: int = allowed.pixels(32, 1)
+  eval_resize: int = allowed.pixels(0, -1)
+  eval_crop: int = allowed.pixels(0, -1)
+  interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
+  channel_order: str = allowed.choice("rgb", "rgb", "bgr", "")
+  num_examples: int = allowed.positive(1024)
+  on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
+  max_skip_share: float = allowed.setting(
+    0.01, "in (0, 1]", lambda v: 0 < v <= 1, may_change=True
+  )
+  # Pillow itself refuses more.
+  max_pixels: int = allowed.between(100_000_000, 1, 178_000_000)
+  num_threads: int = allowed.between(0, 0, 1024, may_change=True)
+  num_workers: int = allowed.between(0, 0, 1024, may_change=True)
+
+
+@dataclasses.dataclass(slots=True)
+class AugmentConfig:
+  """Random changes to training images.
+
+  Attributes:
+    padding: largest random shift along each axis, in pixels (zero-pad, then crop).
+    flip: mirror a random half of the images left to right.
+    policy: "trivial" (TrivialAugment), "rand" (RandAugment) or "". It needs
+      `data.train_crop`, as it runs on the host.
+    magnitude: strength of RandAugment.
+    brightness, contrast, saturation: largest relative change of each.
+    hue: largest change of the hue, as a fraction of a full turn.
+    erasing: probability of erasing a random rectangle of an image.
+    mixup, cutmix: alpha of mixup and of CutMix; 0 turns it off. If both are on, each
+      batch gets one of them at random.
+    image_factory: import path of your own augmentation of single images on the host,
+      "package.module:function". The function takes this `AugmentConfig` and returns a
+      function (image [H, W, 3] uint8, `np.random.Generator`) -> image. It runs after
+      the crop, and needs `data.train_crop`.
+    batch_factory: import path of your own augmentation of batches in the compiled step,
+      "package.module:function". The function takes this `AugmentConfig` and returns a
+      function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
+  """
+
+  padding: int = allowed.pixels(0, 0)
+  flip: bool = False
+  policy: str = allowed.choice("", "", "trivial", "rand")
+  magnitude: int = allowed.between(9, 0, 30)
+  brightness: float = allowed.between(0.0, 0, 2)
+  contrast: float = allowed.between(0.0, 0, 2)
+  saturation: float = allowed.between(0.0, 0, 2)
+  hue: float = allowed.between(0.0, 0, 0.5)
+  erasing: float = allowed.between(0.0, 0, 1)
+  mixup: float = allowed.between(0.0, 0, 100)
+  cutmix: float = allowed.between(0.0, 0, 100)
+  image_factory: str = allowed.factory()
+  batch_factory: str = allowed.factory()

@@ -1,0 +1,88 @@
+"""The settings of the optimiser and of the learning rate.
+
+No postponed annotations here: `validation.py` and the command line read the types.
+"""
+
+import dataclasses
+from collections.abc import Mapping
+
+from resnet_jax.config import allowed
+
+
+@dataclasses.dataclass(slots=True)
+class OptimConfig:
+  """Optimiser and learning rate.
+
+  Attributes:
+    name: "sgd"; "adam" (weight decay as an L2 penalty, as in PyTorch); "adamw"
+      (decoupled weight decay); or "lars" (You et al. 2017) and "lamb" (You et al. 2020)
+      for batches of thousands of images.
+    learning_rate: peak learning rate, which is reached at the end of warmup.
+    factory: import path of your own optimiser, "package.module:function". The function
+      takes the schedule (step -> learning rate) and returns an
+      `optax.GradientTransformation`. `name`, `momentum`, `weight_decay` and `clip_norm`
+      are then unused.
+    learning_rate_multipliers: factors of the learning rate for groups of parameters,
+      such as {"head": 10, "stem": 0.1} in Python, or head=10,stem=0.1 on the command
+      line. The groups are those of `freeze`.
+    reference_batch_size: batch size for which `learning_rate` is given. The rate is
+      multiplied by batch_size / reference_batch_size (Goyal et al. 2017); 0 does not
+      scale it.
+    batch_scaling: "linear", or "sqrt" to scale by the square root of that ratio, which
+      is common with Adam and LAMB.
+    momentum: momentum of SGD and LARS.
+    nesterov: use Nesterov's momentum.
+    weight_decay: coefficient of the L2 penalty, or of the decoupled decay.
+    decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
+      did. Without it, weight decay applies to kernels only.
+    schedule: after warmup, "step" multiplies the rate by `decay_factor` at each
+      boundary; "cosine" decreases it to 0 at the last step.
+    decay_epochs, decay_steps: boundaries of "step", counted from the start of training,
+      in epochs or in steps.
+    decay_factor: factor of the learning rate at each boundary.
+    warmup: "linear" increases the rate from `warmup_learning_rate` to `learning_rate`;
+      "constant" keeps it at `warmup_learning_rate`; "head" trains the head alone, at
+      `learning_rate`, and leaves all other parameters as they are.
+    warmup_epochs, warmup_steps: length of warmup, in epochs or in steps.
+    warmup_learning_rate: learning rate at the first step of warmup.
+    label_smoothing: probability that is spread evenly over all classes.
+    accumulate: number of parts into which a batch is split. They are computed one after
+      the other, which saves memory. `batch_size` is still the size of the whole batch.
+    ema_decay: EMA decay per update, of parameters and batch-norm statistics; 0 disables
+      it. The EMA weights are evaluated too, and are saved as the best.
+    clip_norm: largest global norm of the gradient; 0 does not clip.
+    shard_state: split the optimiser state over the devices to save memory (ZeRO-1).
+    skip_nonfinite: skip and count updates whose loss or gradient is not finite. Without
+      it, such an update ends the run.
+  """
+
+  name: str = allowed.choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
+  factory: str = allowed.factory()
+  learning_rate: float = allowed.positive(0.1)
+  learning_rate_multipliers: Mapping[str, float] = dataclasses.field(
+    default_factory=dict,
+    metadata={
+      "allowed": "factors >= 0 of groups, such as head=10,stem=0.1",
+      "check": lambda v: all(factor >= 0 for factor in v.values()),
+    },
+  )
+  reference_batch_size: int = allowed.at_least(0, 0)
+  batch_scaling: str = allowed.choice("linear", "linear", "sqrt")
+  momentum: float = allowed.setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)
+  nesterov: bool = False
+  weight_decay: float = allowed.at_least(1e-4, 0)
+  decay_all: bool = False
+  schedule: str = allowed.choice("step", "step", "cosine")
+  decay_epochs: tuple[float, ...] = allowed.increasing(())
+  decay_steps: tuple[int, ...] = allowed.increasing(())
+  decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
+  warmup: str = allowed.choice("linear", "linear", "constant", "head")
+  warmup_epochs: float = allowed.at_least(0.0, 0)
+  warmup_steps: int = allowed.at_least(0, 0)
+  warmup_learning_rate: float = allowed.at_least(0.0, 0)
+  label_smoothing: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  accumulate: int = allowed.positive(1)
+  ema_decay: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  clip_norm: float = allowed.at_least(0.0, 0)
+  shard_state: bool = allowed.changeable(False)
+  skip_nonfinite: bool = allowed.changeable(False)
