@@ -24,6 +24,7 @@ FLOORS = [
   ["weights", "runs"],
   ["training"],
   ["inference", "analysis"],
+  ["evaluation"],
   ["experiments"],
   ["experiments/studies", "experiments/sweeps"],
   ["cli"],
@@ -67,7 +68,7 @@ def module_of(path: Path) -> str:
   return ".".join(parts).removesuffix(".__init__")
 
 
-WITH_VERSION = "cli", "experiments", "inference"
+WITH_VERSION = "cli", "evaluation", "experiments", "inference"
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda p: str(p.relative_to(ROOT)))

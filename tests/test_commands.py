@@ -87,7 +87,7 @@ def test_a_run_becomes_a_file_that_evaluates_the_same(run, tmp_path, capsys):
     model=ModelConfig(name="plain14", dtype="float32"),
     data=DataConfig(name="synthetic", image_size=8, num_examples=16, mean=(0.4,)),
   )
-  by_file = evaluator.evaluate_weights(config, path)
+  by_file = evaluator.prepare_weights(config, path).evaluate()
   np.testing.assert_allclose(by_file["loss"], by_run["loss"], rtol=1e-5)
   assert by_file["top1"] == by_run["top1"]
 

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
@@ -14,10 +15,15 @@ from resnet_jax.cli.options import (
   data_config,
   model_config,
 )
+from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
+if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
+  from resnet_jax.training.evaluator import Prepared
+
+_MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
 _NAMES = "digits", "synthetic", "folder"  # Never paths, even if such files exist.
 # The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
@@ -35,6 +41,7 @@ EXAMPLES = (
   "resnet-jax evaluate --workdir RUN",
   "resnet-jax evaluate --workdir RUN --checkpoint best --split train",
   "resnet-jax evaluate --weights FILE --model resnet20 --dataset PHOTOS",
+  "resnet-jax evaluate --workdir RUN --report FOLDER --crops 10",
 )
 
 
@@ -58,15 +65,59 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="split to evaluate, such as test or validation[:1000] (default: the "
     "run's; with --dataset, validation or test)",
   )
+  parser.add_argument(
+    "--report",
+    metavar="DIR",
+    help="write a page with scores, pictures and tables into this folder",
+  )
+  parser.add_argument(
+    "--crops",
+    type=int,
+    choices=[1, 5, 10],
+    default=1,
+    help="1, 5 (the middle and the corners) or 10 (these and their mirror images): "
+    "average the probabilities of so many crops of an image (default: %(default)s)",
+  )
+  parser.add_argument(
+    "--scales",
+    type=_pixels,
+    default=(),
+    metavar="A,B",
+    help="average the probabilities over these sizes of the whole square, in pixels, "
+    "such as 224,256,384,480,640 (default: the usual size)",
+  )
+  parser.add_argument(
+    "--flip",
+    action="store_true",
+    help="average the probabilities of an image and its mirror image",
+  )
+  parser.add_argument(
+    "--ensemble",
+    nargs="+",
+    default=[],
+    metavar="RUN",
+    help="further runs, or files of weights; the probabilities of all are averaged",
+  )
   add_json(parser)
+
+
+def _pixels(text: str) -> tuple[int, ...]:
+  parts = text.split(",")
+  if not all(part.isdecimal() and 0 < int(part) <= MAX_SIZE for part in parts):
+    raise argparse.ArgumentTypeError(f"{text!r} must be pixels, such as 224,256,384")
+  return tuple(map(int, parts))
 
 
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
+  from resnet_jax.evaluation.scores import TEXTS, score_rows
   from resnet_jax.runtime import compilation
   from resnet_jax.training import evaluator
 
   compilation.keep_freed_memory()
+  if args.ensemble and args.workdir is None and not args.weights:
+    first, *args.ensemble = args.ensemble
+    _name_member(args, first)
   check_source(args)
   flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
   # `val_share` counts only if --split or the run names a split. Otherwise all images of
@@ -82,15 +133,61 @@ def run(args: argparse.Namespace) -> None:
   with flags_of_settings(flags):
     step, results = _evaluate(args)
   if args.json:
-    results = {name: results[name] for name in results if name != "images_per_s"}
+    results.pop("images_per_s", None)
     print(json.dumps(results))
   else:
     place = "" if step is None else f"step {step}: "
-    show(f"{place}{evaluator.describe(results)}")
+    main = {name: results[name] for name in _MAIN if name in results}
+    others = [key for key in results if key in TEXTS.keys() - _MAIN]
+    show(f"{place}{evaluator.describe(main if others else results)}")
+    rows = score_rows({key: results[key] for key in others})
+    show(*(f"  {text}: {value}" for text, value, _ in rows[1:]))
+    if args.report:
+      show(f"report: {args.report}/report.html")
 
 
 def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   """Returns (step of the evaluated run, or None for weights; metrics)."""
+  from resnet_jax.evaluation.answers import average, collect
+  from resnet_jax.evaluation.report import check_folder, data_name, write_report
+  from resnet_jax.evaluation.scores import score
+  from resnet_jax.evaluation.views import Views
+
+  views = Views(args.crops, args.flip, tuple(args.scales))
+  if args.report:
+    check_folder(args.report)  # Before any work.
+  first = _prepare(args)
+  if not args.report and not args.ensemble and views == Views():
+    return first.step, first.evaluate()
+  answers = collect(first, views)
+  members = [answers.logits]
+  for member in args.ensemble:
+    other = argparse.Namespace(**vars(args))
+    _name_member(other, member)
+    found = collect(_prepare(other), views)
+    same = found.labels.tolist() == answers.labels.tolist()
+    if found.class_names != answers.class_names or not same:
+      raise UserError(f"--ensemble={member}: its classes or images are other ones")
+    members.append(found.logits)
+  answers = answers.with_logits(average(members))
+  if not args.report:
+    return first.step, score(answers)
+  who = f"{len(members)} networks" if args.ensemble else first.experiment.model_name
+  title = f"{who} on {data_name(first)}"
+  return first.step, write_report(args.report, first, answers, title)
+
+
+def _name_member(args: argparse.Namespace, member: str) -> None:
+  """Makes a run or weights the network to evaluate."""
+  from resnet_jax import weights
+
+  weights.check_exists(member, "--ensemble ")
+  is_run = weights.is_run(member)
+  args.workdir, args.weights = (member, None) if is_run else (None, member)
+  args.model = args.num_classes = args.ema = None
+
+
+def _prepare(args: argparse.Namespace) -> "Prepared":
   from resnet_jax import weights
   from resnet_jax.config.preprocessing import with_preprocessing
   from resnet_jax.models.registry import create_model
@@ -102,7 +199,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
     config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
     config.kernels = "auto"  # For this machine, not the one that trained.
     _apply(config, args)
-    return evaluator.evaluate_run(
+    return evaluator.prepare_run(
       config, args.workdir, args.checkpoint, trust_code=args.trust_code
     )
   if not args.dataset:
@@ -117,7 +214,7 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
   _apply(config, args)
-  return None, evaluator.evaluate_weights(
+  return evaluator.prepare_weights(
     config, args.weights, ema=args.ema, new_head=new_head
   )
 

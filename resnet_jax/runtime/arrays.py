@@ -20,6 +20,7 @@ try:
     Bool,
     Float,
     Float32,
+    Float64,
     Int,
     Int32,
     Num,
@@ -36,7 +37,7 @@ except ModuleNotFoundError:
       def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]
 
-    Bool = Float = Float32 = Int = Int32 = Num = Shaped = UInt8 = _Plain
+    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = UInt8 = _Plain
     PRNGKeyArray = Array
 
 # An array on the device or on the host.
@@ -48,6 +49,7 @@ __all__ = [
   "Bool",
   "Float",
   "Float32",
+  "Float64",
   "Int",
   "Int32",
   "Num",

@@ -61,6 +61,33 @@ def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
   return values | {"images_per_s": values["count"] / (time.monotonic() - start)}
 
 
+@dataclasses.dataclass(frozen=True)
+class Prepared:
+  """What an evaluation needs.
+
+  Attributes:
+    experiment: gives the model, the task and the images.
+    variables: {"params": ..., "batch_stats": ...}.
+    source: the images, labelled with the network's class indices.
+    class_names: names of the network's outputs in order; () if they are not known.
+    step: the completed steps of a run; None for weights from elsewhere.
+  """
+
+  experiment: Experiment
+  variables: Variables
+  source: Source
+  class_names: tuple[str, ...]
+  step: int | None = None
+
+  def evaluate(self) -> dict[str, float]:
+    """Returns the results of `evaluate`.
+
+    Raises:
+      FloatingPointError: a metric is not finite.
+    """
+    return _check_finite(evaluate(self.experiment, self.variables))
+
+
 def evaluate_run(
   config: Config,
   workdir: str,
@@ -68,7 +95,27 @@ def evaluate_run(
   devices: Devices | None = None,
   trust_code: bool = False,
 ) -> tuple[int, dict[str, float]]:
-  """Evaluates a saved state of a run.
+  """Evaluates a saved state of a run; see `prepare_run`.
+
+  Returns:
+    (completed steps, the results of `evaluate`).
+
+  Raises:
+    FloatingPointError: a metric is not finite.
+  """
+  prepared = prepare_run(config, workdir, which, devices, trust_code)
+  assert prepared.step is not None
+  return prepared.step, prepared.evaluate()
+
+
+def prepare_run(
+  config: Config,
+  workdir: str,
+  which: str = "latest",
+  devices: Devices | None = None,
+  trust_code: bool = False,
+) -> Prepared:
+  """Reads a saved state of a run, and opens the images.
 
   Args:
     config: the settings, with the run's model; `data` may name other images.
@@ -77,14 +124,10 @@ def evaluate_run(
     devices: None is all of them.
     trust_code: whether to allow code that the run's settings name.
 
-  Returns:
-    (completed steps, the results of `evaluate`).
-
   Raises:
     UserError: a setting is wrong, does not fit the data or differs from the run's, or
       the images have other classes.
     NotFoundError: the run, the state or the data set does not exist.
-    FloatingPointError: a metric is not finite.
   """
   workdir = os.path.expanduser(workdir)
   saved = load_run_config(workdir, trust_code, USED)
@@ -110,17 +153,17 @@ def evaluate_run(
     _check_channels(config, source, shape[-1])
   elif isinstance(experiment.model, ResNet):
     _check_channels(config, source, image_channels(variables))
-  return step, _check_finite(evaluate(experiment, variables))
+  return Prepared(experiment, variables, source, names, step)
 
 
-def evaluate_weights(
+def prepare_weights(
   config: Config,
   path: str,
   devices: Devices | None = None,
   ema: bool | None = None,
   new_head: bool = False,
-) -> dict[str, float]:
-  """Evaluates weights from elsewhere.
+) -> Prepared:
+  """Reads weights from elsewhere, and opens the images.
 
   The weights were not trained on these images. If a folder or list has no splits and
   `data.eval_split` is "", all of its images are evaluated.
@@ -133,14 +176,10 @@ def evaluate_weights(
     ema: see `weights.load`.
     new_head: see `weights.load`.
 
-  Returns:
-    The results of `evaluate`.
-
   Raises:
     UserError: a setting is wrong or does not fit the data, the weights do not fit the
       model, or the images have other classes.
     NotFoundError: the weights or the data set do not exist.
-    FloatingPointError: a metric is not finite.
   """
   config, model = resolve_model(config)
   variables = weights.load(path, model, ema=ema, new_head=new_head)
@@ -152,7 +191,7 @@ def evaluate_weights(
   )
   _check_channels(config, source, image_channels(variables))
   check_fits(preprocessing_of(config.data), image_channels(variables))
-  return _check_finite(evaluate(experiment, variables))
+  return Prepared(experiment, variables, source, names)
 
 
 def _open_images(

@@ -1,0 +1,1 @@
+"""Evaluation of a trained network in detail: answers, scores, intervals, reports."""

@@ -1,0 +1,150 @@
+"""The pictures of a report, as PNG files."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from resnet_jax.evaluation.answers import Answers
+from resnet_jax.evaluation.scores import Counts, calibration
+from resnet_jax.inference.image_grid import fit_text
+from resnet_jax.runtime import figure_style
+from resnet_jax.runtime.atomic_files import replacing
+
+MOST_CELLS = 30  # Classes of a matrix that one can read.
+MOST_ROWS = 30  # Bars of a chart.
+_NAME_WIDTH = 1.6  # Inches.
+
+
+def confused_pairs(answers: Answers) -> list[tuple[int, int, int]]:
+  """Returns (label, prediction, number of images) of all mistakes, most first."""
+  count = answers.logits.shape[1]
+  pairs = answers.labels.astype(np.int64) * count + answers.logits.argmax(axis=1)
+  found, counts = np.unique(pairs, return_counts=True)
+  wrong = found // count != found % count
+  order = np.lexsort((found[wrong], -counts[wrong]))
+  return [
+    (int(pair // count), int(pair % count), int(times))
+    for pair, times in zip(found[wrong][order], counts[wrong][order], strict=True)
+  ]
+
+
+def draw_confusion(path: Path, answers: Answers) -> None:
+  """Draws the confusion matrix, or the most confused pairs of many classes."""
+  names = answers.class_names
+  if len(names) > MOST_CELLS:
+    pairs = confused_pairs(answers)[:MOST_ROWS]
+    labels = [f"{names[label]} → {names[found]}" for label, found, _ in pairs]
+    values = [times for *_, times in pairs]
+    _draw_bars(path, labels, [("images", values, figure_style.WRONG)], 2.8)
+    return
+  count = len(names)
+  matrix = np.zeros((count, count), int)
+  np.add.at(matrix, (answers.labels, answers.logits.argmax(axis=1)), 1)
+  shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
+  side = max(3.0, 0.36 * count)
+  size = side + _NAME_WIDTH + 0.4, side + _NAME_WIDTH + 0.4
+  with figure_style.styled_figure(*size, layout="constrained") as figure:
+    axes = figure.add_subplot()
+    axes.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    axes.grid(False)
+    shown = [fit_text(name, _NAME_WIDTH) for name in names]
+    axes.set_xticks(range(count), shown, rotation=90, parse_math=False)
+    axes.set_yticks(range(count), shown, parse_math=False)
+    axes.set(xlabel="prediction", ylabel="label")
+    for (row, column), times in np.ndenumerate(matrix):
+      if times:
+        dark = shares[row, column] > 0.5
+        color = "white" if dark else figure_style.TEXT
+        size_of_text = 7 if times < 1000 else 5.5
+        axes.text(
+          *(column, row, f"{times}"),
+          ha="center",
+          va="center",
+          color=color,
+          fontsize=size_of_text,
+        )
+    _save(figure, path)
+
+
+def draw_classes(path: Path, answers: Answers) -> None:
+  """Draws precision, recall and F1 of each class, the lowest F1 first."""
+  counts = Counts.of(answers)
+  seen = np.flatnonzero(counts.labelled)
+  order = seen[np.argsort(counts.f1[seen], kind="stable")][:MOST_ROWS]
+  scores = [
+    ("precision", counts.precision, figure_style.OTHERS[3]),
+    ("recall", counts.recall, figure_style.OTHERS[2]),
+    ("F1", counts.f1, figure_style.EVALUATION),
+  ]
+  bars = [(name, 100 * values[order], color) for name, values, color in scores]
+  names = [answers.class_names[label] for label in order]
+  _draw_bars(path, names, bars, _NAME_WIDTH, unit="%")
+
+
+def _draw_bars(
+  path: Path,
+  names: Sequence[str],
+  bars: Sequence[tuple[str, Any, str]],
+  name_width: float,
+  unit: str = "",
+) -> None:
+  """Draws horizontal bars, the first row at the top.
+
+  Args:
+    path: the PNG file.
+    names: of the rows.
+    bars: name, values and colour of each bar of a row.
+    name_width: in inches.
+    unit: of the values.
+  """
+  thickness = 0.8 / len(bars)
+  height = 0.9 + max(1, len(names)) * (0.16 + 0.08 * len(bars))
+  with figure_style.styled_figure(6.5, height, layout="constrained") as figure:
+    axes = figure.add_subplot()
+    rows = np.arange(len(names))
+    for i, (name, values, color) in enumerate(bars):
+      axes.barh(rows - 0.4 + (i + 0.5) * thickness, values, thickness, color=color)
+      axes.barh(0, 0, color=color, label=name)
+    shown = [fit_text(name, name_width) for name in names]
+    axes.set_yticks(rows, shown, parse_math=False)
+    axes.set_ylim(len(names) - 0.5, -0.5)
+    axes.grid(False, axis="y")
+    axes.set_xlabel(f"{bars[0][0]} {unit}" if len(bars) == 1 else unit)
+    if len(bars) > 1:
+      axes.set_xlim(0, 100)
+      figure.legend(loc="outside upper right", ncols=len(bars))
+    _save(figure, path)
+
+
+def draw_reliability(path: Path, answers: Answers) -> None:
+  """Draws how often predictions are right, by their confidence."""
+  found = calibration(answers)
+  bins = len(found.counts)
+  middles = (np.arange(bins) + 0.5) / bins
+  with figure_style.styled_figure(4.6, 4.8, layout="constrained") as figure:
+    upper, lower = figure.subplots(2, 1, sharex=True, height_ratios=[3, 1])
+    upper.plot([0, 1], [0, 1], color=figure_style.FAINT_TEXT, linewidth=1)
+    filled = found.counts > 0
+    upper.bar(
+      middles[filled],
+      found.accuracy[filled],
+      1 / bins,
+      color=figure_style.EVALUATION,
+      edgecolor="white",
+    )
+    upper.plot(
+      found.confidence[filled], found.accuracy[filled], "o", color="black", markersize=3
+    )
+    upper.set(ylim=(0, 1), ylabel="fraction that is right")
+    upper.set_title(f"expected calibration error {100 * found.error:.1f} %")
+    lower.bar(middles, found.counts, 1 / bins, color=figure_style.TRAINING)
+    lower.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
+    lower.locator_params(axis="y", integer=True, nbins=3)
+    _save(figure, path)
+
+
+def _save(figure: Any, path: Path) -> None:
+  with replacing(str(path)) as part:
+    figure.savefig(part, format="png")
