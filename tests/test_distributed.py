@@ -33,6 +33,7 @@ from resnet_jax.training.experiment import Experiment
 ROOT = Path(__file__).parents[1]
 LONG = pytest.mark.skipif("CHAOS_RUNS" not in os.environ, reason="set CHAOS_RUNS")
 SETTINGS = [
+  "--no-report",
   "--config.data.name=synthetic",
   "--config.data.image_size=8",
   "--config.data.num_examples=70",  # 4 batches of 16, and 6 more.
@@ -146,7 +147,7 @@ def shared(request, tmp_path_factory):
   """A run of 20 steps by several processes; 4 processes shard the optimiser state."""
   name, count = request.param
   cwd = tmp_path_factory.mktemp("shared")
-  args = ["--config.num_steps=20"]
+  args = ["--config.num_steps=20", "--report"]
   if count == 4:
     args += ["--config.optim.shard_state=true"]
   else:
@@ -182,6 +183,9 @@ def test_processes_give_the_parameters_and_counts_of_one(whole, shared):
   ours, expected = last_evaluation(workdir), last_evaluation(whole)
   assert ours["count"] == expected["count"] == 70
   assert ours["top1"] == expected["top1"] and ours["top5"] == expected["top5"]
+  scores = json.loads((workdir / "report" / "metrics.json").read_text())["scores"]
+  for name in ("top1", "top5", "loss", "count"):  # The report is as exact.
+    assert scores[name] == pytest.approx(expected[name], rel=1e-5)
 
 
 def test_only_the_first_process_speaks(shared):

@@ -230,6 +230,7 @@ def run_command(
     trains = words[1] == "train" and "--mode=eval" not in words
     if trains or words[1] in ("study", "sweep"):
       words += quick_settings(words, trains and any_network)
+    words += ["--no-report"] * trains
     main(words[1:])
   else:
     raise AssertionError(f"{line!r} must be run here, or the page must say why not")

@@ -26,6 +26,7 @@ TINY = [
   "--config.batch_size=16",
   "--config.optim.warmup_epochs=0",
   "--config.optim.learning_rate=0.1",
+  "--no-report",
 ]
 
 

@@ -68,7 +68,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--report",
     metavar="DIR",
-    help="write a page with scores, pictures and tables into this folder",
+    help="write a page with scores, pictures and tables into this folder (default: "
+    "none)",
   )
   parser.add_argument(
     "--crops",
@@ -96,7 +97,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     nargs="+",
     default=[],
     metavar="RUN",
-    help="further runs, or files of weights; the probabilities of all are averaged",
+    help="further runs, or files of weights; the probabilities of all are averaged "
+    "(default: none)",
   )
   add_json(parser)
 

@@ -3,6 +3,7 @@
 import argparse
 import shlex
 import signal
+from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
 from resnet_jax.cli.settings import default_config, load_config, parse_settings
@@ -10,6 +11,9 @@ from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
+
+if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
+  from resnet_jax.training.experiment import Experiment
 
 TEXT = (
   "Train a network, or resume the run in --workdir. Any setting is a flag: "
@@ -48,6 +52,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "evaluate` uses only one process (default: %(default)s)",
   )
   add_checkpoint(parser)
+  parser.add_argument(
+    "--report",
+    action=argparse.BooleanOptionalAction,
+    default=True,
+    help="write RUN/report/, a page about the last evaluation, at the end of the run",
+  )
   add_trust_code(parser)
   parser.add_argument(
     "--coordinator",
@@ -103,7 +113,7 @@ def _run(args: argparse.Namespace) -> None:
   is_default = args.config is None and saved is None
   name = default_config(parse_settings(args.settings)) if is_default else ""
   with given_or_new(workdir, config.data.name) as workdir:
-    _train(config, workdir, name)
+    _train(config, workdir, name, args.report)
 
 
 def _explain(name: str, config: Config) -> list[str]:
@@ -122,13 +132,14 @@ def _explain(name: str, config: Config) -> list[str]:
   return lines
 
 
-def _train(config: Config, workdir: str, default: str) -> None:
+def _train(config: Config, workdir: str, default: str, has_report: bool) -> None:
   """Trains, and prints the result.
 
   Args:
     config: the settings.
     workdir: the run directory.
     default: name of the config that is used by default; "" if the user named one.
+    has_report: whether to write a report of the last evaluation.
   """
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
@@ -151,12 +162,29 @@ def _train(config: Config, workdir: str, default: str) -> None:
     step = run_dir.latest_step(workdir)
     hint = f"{resume} from step {step}" if step else "nothing was saved yet"
     fail(1, f"interrupted; {hint}")
+  _show(f"done: {describe(results)} after {state.step} steps")
+  shown = "config.json, checkpoints/, metrics.jsonl, curves.png"
+  if has_report and _write_report(experiment, workdir):
+    shown += ", report/"
   _show(
-    f"done: {describe(results)} after {state.step} steps",
-    f"run:  {workdir} (config.json, checkpoints/, metrics.jsonl, curves.png)",
+    f"run:  {workdir} ({shown})",
     f"next: resnet-jax evaluate {run}",
     *(f"      {line}" for line in next_commands(config, run)),
   )
+
+
+def _write_report(experiment: "Experiment", workdir: str) -> bool:
+  """Writes RUN/report/, if the task is classification; returns whether it did."""
+  from resnet_jax.evaluation.answers import collect, has_answers
+  from resnet_jax.evaluation.report import data_name, write_report
+  from resnet_jax.training.evaluator import prepare_run
+
+  if not has_answers(experiment):
+    return False
+  prepared = prepare_run(experiment.saved_config, workdir, trust_code=True)
+  title = f"{experiment.model_name} on {data_name(prepared)}"
+  write_report(f"{workdir}/report", prepared, collect(prepared), title)
+  return True
 
 
 def next_commands(config: Config, run: str) -> list[str]:

@@ -69,6 +69,11 @@ class Answers:
     return dataclasses.replace(self, logits=logits)
 
 
+def has_answers(experiment: Experiment) -> bool:
+  """Whether the task of an experiment is one of `collect`."""
+  return isinstance(experiment.task, Classification)
+
+
 def collect(prepared: Prepared, views: Views | None = None) -> Answers:
   """Computes the outputs for all images of an evaluation, on all devices and hosts.
 
@@ -85,7 +90,7 @@ def collect(prepared: Prepared, views: Views | None = None) -> Answers:
   """
   views = views or Views()
   experiment = prepared.experiment
-  if not isinstance(experiment.task, Classification):
+  if not has_answers(experiment):
     raise UserError(
       f"a report needs a task of classes, not {type(experiment.task).__name__}"
     )
