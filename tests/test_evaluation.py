@@ -4,6 +4,7 @@ import csv
 import dataclasses
 import json
 import re
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +24,7 @@ from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.evaluation import mistakes, report
 from resnet_jax.evaluation.answers import Answers, average, collect
 from resnet_jax.evaluation.intervals import intervals
+from resnet_jax.evaluation.label_sets import restrict, score_sets
 from resnet_jax.evaluation.pictures import confused_pairs
 from resnet_jax.evaluation.scores import TEXTS, calibration, score, score_rows
 from resnet_jax.evaluation.temperature import fit_temperature
@@ -363,6 +365,77 @@ def test_an_ensemble_of_a_network_with_itself_is_the_network(photos, capsys):
     with pytest.raises(SystemExit) as info:
       results(*wrong)
     assert info.value.code == 2 and said in capsys.readouterr().err
+
+
+def run_json(capsys, *flags):
+  capsys.readouterr()
+  main(["evaluate", *map(str, flags), "--json"])
+  return json.loads(capsys.readouterr().out)
+
+
+def test_a_network_may_choose_among_fewer_classes(photos, tmp_path, capsys):
+  answers = make_answers(count=200, classes=6)
+  chosen = [0, 2, 5]
+  rows = np.isin(answers.labels, chosen)
+  part = dataclasses.replace(
+    answers,
+    logits=answers.logits[rows],
+    labels=answers.labels[rows],
+    index=answers.index[rows],
+  )
+  found = score(restrict(part, chosen))
+  small = part.logits[:, chosen]
+  labels = np.searchsorted(chosen, part.labels)
+  assert found["top1"] == (small.argmax(1) == labels).mean()
+  expected = metrics.log_loss(labels, softmax(small))
+  np.testing.assert_allclose(found["loss"], expected)
+  with pytest.raises(ValueError, match="have the class 'class1', which is not among"):
+    restrict(answers, chosen)
+  # By the command: two of the three folders, and the network must choose between them.
+  images = tmp_path / "images"
+  for name in NAMES[:2]:
+    shutil.copytree(photos / "images" / name, images / name)
+  source = [f"--weights={photos / 'x.safetensors'}", f"--dataset={images}"]
+  whole, present = (run_json(capsys, *source, *x) for x in ([], ["--classes=present"]))
+  assert present["top1"] >= whole["top1"] and present["count"] == 12
+  (tmp_path / "names.txt").write_text(f"{NAMES[0]}\n1\n")
+  assert run_json(capsys, *source, f"--classes={tmp_path / 'names.txt'}") == present
+
+
+def test_images_with_several_labels(photos, tmp_path, capsys):
+  answers = make_answers(count=6, classes=7)
+  order = np.argsort(-answers.logits, axis=1)
+  first, sixth = order[:, 0], order[:, 5]
+  names = answers.class_names
+  sets = {
+    "image 0": [names[first[0]], names[sixth[0]]],
+    "image 1": [int(order[1, 4])],
+    "image 2": [],
+    "image 3": [names[sixth[3]]],
+  }
+  expected = {"top1": 1 / 3, "top5": 2 / 3, "count": 3}
+  assert score_sets(answers, sets) == pytest.approx(expected)
+  with pytest.raises(ValueError, match="no image has labels: the names of files"):
+    score_sets(answers, {"other.jpg": ["class1"]})
+  with pytest.raises(ValueError, match="'tiger' is not among the 7 classes"):
+    score_sets(answers, {"image 0": ["tiger"]})
+  # ReaL's list, and files in a folder without classes.
+  flat, real = tmp_path / "flat", tmp_path / "real.json"
+  flat.mkdir()
+  for i, path in enumerate(sorted((photos / "images").rglob("*.png"))[:4], 1):
+    shutil.copy(path, flat / f"ILSVRC2012_val_{i:08}.png")
+  real.write_text(json.dumps([[0, 1, 2], [], [0, 1, 2], []]))
+  source = [f"--weights={photos / 'x.safetensors'}", f"--dataset={flat}"]
+  found = run_json(capsys, *source, f"--label-sets={real}")
+  assert found == {"top1": 1.0, "count": 2}
+  for text, said in (
+    ("[3", "is no JSON file"),
+    ('{"a": 3}', "must be a JSON object of"),
+  ):
+    real.write_text(text)
+    with pytest.raises(SystemExit):
+      run_json(capsys, *source, f"--label-sets={real}")
+    assert said in capsys.readouterr().err
 
 
 @pytest.mark.several_devices

@@ -2,6 +2,8 @@
 
 import argparse
 import json
+import os
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import (
@@ -21,6 +23,7 @@ from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
+  from resnet_jax.evaluation.answers import Answers
   from resnet_jax.training.evaluator import Prepared
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
@@ -100,6 +103,18 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="further runs, or files of weights; the probabilities of all are averaged "
     "(default: none)",
   )
+  parser.add_argument(
+    "--classes",
+    metavar="FILE",
+    help="let the network choose only among the classes that this file names, one on a "
+    "line, or among those of the images: present (default: all)",
+  )
+  parser.add_argument(
+    "--label-sets",
+    metavar="FILE.json",
+    help="take the labels from this file, which has one or several for each image, "
+    "such as those of ReaL (default: the images' own)",
+  )
   add_json(parser)
 
 
@@ -151,6 +166,7 @@ def run(args: argparse.Namespace) -> None:
 def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   """Returns (step of the evaluated run, or None for weights; metrics)."""
   from resnet_jax.evaluation.answers import average, collect
+  from resnet_jax.evaluation.label_sets import read_label_sets, restrict, score_sets
   from resnet_jax.evaluation.report import check_folder, data_name, write_report
   from resnet_jax.evaluation.scores import score
   from resnet_jax.evaluation.views import Views
@@ -158,8 +174,11 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   views = Views(args.crops, args.flip, tuple(args.scales))
   if args.report:
     check_folder(args.report)  # Before any work.
+    if args.label_sets:
+      raise UserError("--report needs one label an image; omit it or --label-sets")
   first = _prepare(args)
-  if not args.report and not args.ensemble and views == Views():
+  is_plain = not (args.report or args.ensemble or args.classes or args.label_sets)
+  if is_plain and views == Views():
     return first.step, first.evaluate()
   answers = collect(first, views)
   members = [answers.logits]
@@ -172,11 +191,28 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
       raise UserError(f"--ensemble={member}: its classes or images are other ones")
     members.append(found.logits)
   answers = answers.with_logits(average(members))
+  if args.classes:
+    answers = restrict(answers, _read_classes(args.classes, answers))
+  if args.label_sets:
+    return first.step, score_sets(answers, read_label_sets(args.label_sets))
   if not args.report:
     return first.step, score(answers)
   who = f"{len(members)} networks" if args.ensemble else first.experiment.model_name
   title = f"{who} on {data_name(first)}"
   return first.step, write_report(args.report, first, answers, title)
+
+
+def _read_classes(name: str, answers: "Answers") -> list[int]:
+  from resnet_jax.evaluation.label_sets import class_indices
+
+  if name == "present":
+    return sorted(set(answers.labels.tolist()))
+  path = Path(os.path.expanduser(name))
+  try:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"--classes={name} cannot be read: {error}") from error
+  return class_indices(filter(None, map(str.strip, lines)), answers.class_names)
 
 
 def _name_member(args: argparse.Namespace, member: str) -> None:
@@ -202,7 +238,11 @@ def _prepare(args: argparse.Namespace) -> "Prepared":
     config.kernels = "auto"  # For this machine, not the one that trained.
     _apply(config, args)
     return evaluator.prepare_run(
-      config, args.workdir, args.checkpoint, trust_code=args.trust_code
+      config,
+      args.workdir,
+      args.checkpoint,
+      trust_code=args.trust_code,
+      labelled=not args.label_sets,
     )
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
@@ -217,7 +257,11 @@ def _prepare(args: argparse.Namespace) -> "Prepared":
   config.data = with_preprocessing(config.data, preprocessing)
   _apply(config, args)
   return evaluator.prepare_weights(
-    config, args.weights, ema=args.ema, new_head=new_head
+    config,
+    args.weights,
+    ema=args.ema,
+    new_head=new_head,
+    labelled=not args.label_sets,
   )
 
 

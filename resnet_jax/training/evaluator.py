@@ -13,6 +13,7 @@ from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import check_fits, preprocessing_of
 from resnet_jax.config.schema import Config
 from resnet_jax.data import Source, is_in_memory
+from resnet_jax.data.pipelines.single_pass import find_images
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
@@ -114,6 +115,7 @@ def prepare_run(
   which: str = "latest",
   devices: Devices | None = None,
   trust_code: bool = False,
+  labelled: bool = True,
 ) -> Prepared:
   """Reads a saved state of a run, and opens the images.
 
@@ -123,6 +125,8 @@ def prepare_run(
     which: "latest", "best" (by the task's `best_metric`), or a step.
     devices: None is all of them.
     trust_code: whether to allow code that the run's settings name.
+    labelled: whether the images have one label each, which the caller uses. Else all
+      images of a folder are taken, whatever its subfolders are.
 
   Raises:
     UserError: a setting is wrong, does not fit the data or differs from the run's, or
@@ -143,7 +147,7 @@ def prepare_run(
   names = load_class_names(workdir)
   if not names and not has_data and config.model.num_classes == 1000:
     names = imagenet.class_names()  # As for a file of weights.
-  source = _open_images(config, names, f"the run {workdir}", has_data)
+  source = _open_images(config, names, f"the run {workdir}", has_data, labelled)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
   )
@@ -162,6 +166,7 @@ def prepare_weights(
   devices: Devices | None = None,
   ema: bool | None = None,
   new_head: bool = False,
+  labelled: bool = True,
 ) -> Prepared:
   """Reads weights from elsewhere, and opens the images.
 
@@ -175,6 +180,7 @@ def prepare_weights(
     devices: None is all of them.
     ema: see `weights.load`.
     new_head: see `weights.load`.
+    labelled: see `prepare_run`.
 
   Raises:
     UserError: a setting is wrong or does not fit the data, the weights do not fit the
@@ -185,7 +191,7 @@ def prepare_weights(
   variables = weights.load(path, model, ema=ema, new_head=new_head)
   num_classes = config.model.num_classes
   names = () if new_head else weights.known_class_names(path, num_classes)
-  source = _open_images(config, names, path, has_data=False)
+  source = _open_images(config, names, path, False, labelled)
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
   )
@@ -195,7 +201,11 @@ def prepare_weights(
 
 
 def _open_images(
-  config: Config, class_names: Sequence[str], owner: str, has_data: bool
+  config: Config,
+  class_names: Sequence[str],
+  owner: str,
+  has_data: bool,
+  labelled: bool,
 ) -> Source:
   """Opens the images to evaluate, labelled with the network's class indices.
 
@@ -204,11 +214,16 @@ def _open_images(
     class_names: the network's class names; () if they are not known.
     owner: the name of the network in messages.
     has_data: whether the network may have been trained on a part of the images.
+    labelled: see `prepare_run`.
   """
   data, num_classes = config.data, config.model.num_classes
   if not has_data and not data.eval_split:
     data = dataclasses.replace(data, val_share=1.0)
+  if not labelled and data.name == "folder" and os.path.isdir(data.dir):
+    return find_images([data.dir])
   source = open_source(data, data.eval_split)
+  if not labelled:
+    return source
   if not class_names and config.task:  # Labels need not be classes.
     return source
   in_order = bool(data.factory) or data.name != "folder"
