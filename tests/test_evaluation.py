@@ -15,7 +15,7 @@ from PIL import Image
 from scipy.special import softmax as softmax_of
 from sklearn import metrics
 
-from resnet_jax import create_model, weights
+from resnet_jax import create_model, load, weights
 from resnet_jax.cli.main import main
 from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.config.preprocessing import Preprocessing
@@ -466,3 +466,46 @@ def test_the_settings_of_other_passes_change_only_the_size():
   _, second = Views(scales=(224, 320)).data_of_passes(data)
   assert second == dataclasses.replace(data, eval_resize=320, eval_crop=320)
   assert Views().data_of_passes(data) == [data]
+
+
+def test_a_temperature_is_stored_with_the_run_and_used_when_asked(tmp_path, capsys):
+  run = tmp_path / "run"
+  main(["convert", f"--weights={WEIGHTS}", f"--out={run}"])
+  config = json.loads((run / "config.json").read_text())
+  config["data"]["name"] = "digits"
+  (run / "config.json").write_text(json.dumps(config))
+  source = [f"--workdir={run}"]
+
+  def refused(*flags) -> str:
+    with pytest.raises(SystemExit) as info:
+      run_json(capsys, *flags)
+    assert info.value.code in (1, 2)
+    return capsys.readouterr().err
+
+  assert "has no temperature; fit one" in refused(*source, "--calibrated")
+  for split in ([], ["--split=test"], ["--split=train"]):
+    said = refused(*source, "--fit-temperature", *split)
+    assert "neither the training images nor those of the evaluation" in said
+  assert "all 120 predictions are right" in refused(
+    *source, "--fit-temperature", "--split=test[:120]"
+  )
+  part = "--split=test[120:]"  # The others would be the evaluation.
+  fitted = run_json(capsys, *source, "--fit-temperature", part)
+  assert fitted["count"] == 240 and fitted["loss"] <= fitted["loss_before"]
+  kept = json.loads((run / "temperature.json").read_text())
+  assert kept["temperature"] == fitted["temperature"] and kept["step"] == 0
+  rest = [*source, "--split=test[:120]"]
+  plain, calibrated = (run_json(capsys, *rest, *x) for x in ([], ["--calibrated"]))
+  assert calibrated["top1"] == plain["top1"]
+  images = load_digits("test").images[:5]
+  hot, cold = (load(str(run), calibrated=x) for x in (True, False))
+  assert hot.temperature == kept["temperature"] and cold.temperature == 1
+  logs = np.log(cold(images)["probabilities"]) / kept["temperature"]
+  np.testing.assert_allclose(hot(images)["probabilities"], softmax(logs), atol=1e-5)
+  (run / "temperature.json").write_text('{"temperature": -1, "step": 0}')
+  assert "is damaged" in refused(*rest, "--calibrated")
+  (run / "temperature.json").write_text('{"temperature": 2, "step": 7}')
+  assert "is for step 7, not for step 0" in refused(*rest, "--calibrated")
+  assert "needs --workdir RUN" in refused(
+    f"--weights={WEIGHTS}", "--dataset=digits", "--fit-temperature"
+  )

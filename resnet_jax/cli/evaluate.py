@@ -6,6 +6,8 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import numpy as np
+
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
   SOURCE,
@@ -17,6 +19,7 @@ from resnet_jax.cli.options import (
   data_config,
   model_config,
 )
+from resnet_jax.cli.photos import add_calibrated
 from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
@@ -104,6 +107,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "(default: none)",
   )
   parser.add_argument(
+    "--fit-temperature",
+    action="store_true",
+    help="fit the temperature of the probabilities on --split, which must be neither "
+    "the training images nor those of the evaluation, and store it with the run",
+  )
+  add_calibrated(parser)
+  parser.add_argument(
     "--classes",
     metavar="FILE",
     help="let the network choose only among the classes that this file names, one on a "
@@ -177,19 +187,22 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
     if args.label_sets:
       raise UserError("--report needs one label an image; omit it or --label-sets")
   first = _prepare(args)
-  is_plain = not (args.report or args.ensemble or args.classes or args.label_sets)
-  if is_plain and views == Views():
+  if args.fit_temperature:
+    return first.step, _fit_temperature(args, first)
+  others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
+  if not any(others) and views == Views():
     return first.step, first.evaluate()
   answers = collect(first, views)
-  members = [answers.logits]
+  members = [answers.logits / _temperature(args, first)]
   for member in args.ensemble:
     other = argparse.Namespace(**vars(args))
     _name_member(other, member)
-    found = collect(_prepare(other), views)
+    prepared = _prepare(other)
+    found = collect(prepared, views)
     same = found.labels.tolist() == answers.labels.tolist()
     if found.class_names != answers.class_names or not same:
       raise UserError(f"--ensemble={member}: its classes or images are other ones")
-    members.append(found.logits)
+    members.append(found.logits / _temperature(other, prepared))
   answers = answers.with_logits(average(members))
   if args.classes:
     answers = restrict(answers, _read_classes(args.classes, answers))
@@ -200,6 +213,51 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
   who = f"{len(members)} networks" if args.ensemble else first.experiment.model_name
   title = f"{who} on {data_name(first)}"
   return first.step, write_report(args.report, first, answers, title)
+
+
+def _temperature(args: argparse.Namespace, prepared: "Prepared") -> np.float32:
+  from resnet_jax import weights
+  from resnet_jax.runs.temperature import read_temperature
+
+  if not args.calibrated:
+    return np.float32(1)
+  if prepared.step is None:
+    return np.float32(weights.read_temperature(args.weights))
+  return np.float32(read_temperature(args.workdir, prepared.step))
+
+
+def _fit_temperature(
+  args: argparse.Namespace, prepared: "Prepared"
+) -> dict[str, float]:
+  """Fits a temperature and stores it; returns the log loss before and after."""
+  from resnet_jax.evaluation.answers import collect
+  from resnet_jax.evaluation.scores import score
+  from resnet_jax.evaluation.temperature import fit_temperature
+  from resnet_jax.runs import run_dir
+  from resnet_jax.runs.temperature import write_temperature
+
+  if prepared.step is None:
+    raise UserError("--fit-temperature needs --workdir RUN, where it is stored")
+  saved = run_dir.load_run_config(args.workdir, args.trust_code).data
+  others = {None, saved.train_split, saved.eval_split}
+  if not saved.eval_split:  # One of these was evaluated.
+    others |= {"test", "val", "validation"}
+  if args.dataset is None and args.split in others:
+    raise UserError(
+      "--fit-temperature needs --split with images that are neither the training "
+      "images nor those of the evaluation, or another --dataset"
+    )
+  answers = collect(prepared)
+  found = fit_temperature(answers)
+  after = answers.with_logits(answers.logits / np.float32(found))
+  count = len(answers.labels)
+  split = f"{args.dataset or saved.name}:{args.split or ''}"
+  write_temperature(args.workdir, prepared.step, found, split, count)
+  scores = {"temperature": found, "count": count}
+  for name in ("loss", "calibration_error"):
+    scores[name] = score(after)[name]
+    scores[f"{name}_before"] = score(answers)[name]
+  return scores
 
 
 def _read_classes(name: str, answers: "Answers") -> list[int]:

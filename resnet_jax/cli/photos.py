@@ -21,17 +21,32 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 BATCH_SIZE = 32
 
 
+def add_calibrated(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that uses a stored temperature."""
+  parser.add_argument(
+    "--calibrated",
+    action="store_true",
+    help="divide the logits by the temperature that --fit-temperature of `resnet-jax "
+    "evaluate` stored",
+  )
+
+
 def load_classifier(args: argparse.Namespace) -> "Classifier":
   """Loads the network and the preprocessing that the flags name."""
   from resnet_jax.inference import classifier
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
+  calibrated = getattr(args, "calibrated", False)
   if args.workdir is not None:
-    found = classifier.load_run(args.workdir, args.checkpoint, args.trust_code)
+    found = classifier.load_run(
+      args.workdir, args.checkpoint, args.trust_code, calibrated
+    )
   else:
     with flags_of_settings(MODEL_FLAGS):
-      found = classifier.load_weights(args.weights, model_config(args), args.ema)
+      found = classifier.load_weights(
+        args.weights, model_config(args), args.ema, calibrated
+      )
   given: dict[str, Any] = {
     name: tuple(value) if isinstance(value, list) else value
     for name in ("resize", "crop", "mean", "std")

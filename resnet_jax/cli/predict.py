@@ -10,6 +10,7 @@ from resnet_jax.cli.options import add_number, add_trained, check_source
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
   Meter,
+  add_calibrated,
   check_figure,
   load_classifier,
   show_left_out,
@@ -42,6 +43,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="image file, or folder whose images are all taken",
   )
   add_trained(parser)
+  add_calibrated(parser)
   add_number(
     parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
   )

@@ -32,6 +32,7 @@ from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
+from resnet_jax.runs.temperature import read_temperature
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Num, UInt8
 from resnet_jax.runtime.errors import UserError
@@ -55,6 +56,8 @@ class Classifier:
     channels: C of the images that the network takes: 1 is grey, 3 is RGB.
     max_pixels: largest number of pixels of an image file; larger ones count as
       unreadable.
+    temperature: the logits are divided by it before the softmax (Guo et al. 2017,
+      section 4.2).
   """
 
   name: str
@@ -64,6 +67,7 @@ class Classifier:
   class_names: tuple[str, ...]
   channels: int = 3
   max_pixels: int = DataConfig().max_pixels
+  temperature: float = 1.0
 
   def __call__(
     self, images: UInt8[AnyArray, "b h w c"]
@@ -138,13 +142,14 @@ class Classifier:
     )
     if not self.has_maps:  # A custom network, which returns logits only.
       own_logits: Any = model.apply(variables, images, train=False)
-      return {"probabilities": jax.nn.softmax(own_logits)}
+      return {"probabilities": jax.nn.softmax(own_logits / self.temperature)}
     maps: Any = model.apply(variables, images, method="stages")
     # The same operations as in the network.
     pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
     logits: Any = model.apply(variables, pooled, method=lambda net, x: net.head(x))
     named = {f"c{i}": x for i, x in enumerate(maps, start=2)}
-    return {"probabilities": jax.nn.softmax(logits), "pooled": pooled, **named}
+    probabilities = jax.nn.softmax(logits / self.temperature)
+    return {"probabilities": probabilities, "pooled": pooled, **named}
 
 
 def load(
@@ -155,6 +160,7 @@ def load(
   checkpoint: str = "latest",
   trust_code: bool = False,
   ema: bool | None = None,
+  calibrated: bool = False,
 ) -> Classifier:
   """Loads a trained network: a run, or a file of weights.
 
@@ -168,6 +174,8 @@ def load(
     checkpoint: checkpoint of a run: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that a run names.
     ema: see `weights.load`; None for a run.
+    calibrated: use the temperature that `resnet-jax evaluate --fit-temperature` stored
+      with the run, or with the weights that were converted from it.
 
   Raises:
     NotFoundError: the run, checkpoint or file does not exist.
@@ -181,12 +189,16 @@ def load(
       raise UserError(f"{path!r} is a run, which names its own model; omit `model`")
     if ema is not None:
       raise UserError(f"{path!r} is a run, whose config decides on EMA; omit `ema`")
-    return load_run(path, checkpoint, trust_code)
-  return load_weights(path, ModelConfig(name=model, num_classes=num_classes), ema)
+    return load_run(path, checkpoint, trust_code, calibrated)
+  config = ModelConfig(name=model, num_classes=num_classes)
+  return load_weights(path, config, ema, calibrated)
 
 
 def load_run(
-  workdir: str, which: str = "latest", trust_code: bool = False
+  workdir: str,
+  which: str = "latest",
+  trust_code: bool = False,
+  calibrated: bool = False,
 ) -> Classifier:
   """Loads a run.
 
@@ -194,6 +206,7 @@ def load_run(
     workdir: the run directory.
     which: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that the run names.
+    calibrated: see `load`.
 
   Raises:
     FileNotFoundError: the run or checkpoint does not exist.
@@ -202,7 +215,7 @@ def load_run(
   """
   config = run_dir.load_run_config(workdir, trust_code, ("model.factory",))
   with CheckpointStore(workdir) as store:
-    _, variables = store.restore_model(which)
+    step, variables = store.restore_model(which)
   shape = read_facts(workdir).image_shape
   return Classifier(
     part_name(config.model.factory, config.model.name),
@@ -214,16 +227,20 @@ def load_run(
     ),
     shape[-1] if shape else image_channels(variables),
     config.data.max_pixels,
+    read_temperature(workdir, step) if calibrated else 1.0,
   )
 
 
-def load_weights(path: str, model: ModelConfig, ema: bool | None = None) -> Classifier:
+def load_weights(
+  path: str, model: ModelConfig, ema: bool | None = None, calibrated: bool = False
+) -> Classifier:
   """Loads a file of weights, and their preprocessing (`weights.read_preprocessing`).
 
   Args:
     path: as in `weights.load`.
     model: the architecture, see `weights.complete_model`.
     ema: as in `weights.load`.
+    calibrated: see `load`.
 
   Raises:
     FileNotFoundError: the file does not exist.
@@ -242,6 +259,7 @@ def load_weights(path: str, model: ModelConfig, ema: bool | None = None) -> Clas
     weights.read_preprocessing(path, network),
     weights.all_class_names(names, num_classes),
     image_channels(variables),
+    temperature=weights.read_temperature(path) if calibrated else 1.0,
   )
 
 

@@ -1,5 +1,6 @@
 """Converts a run to a file of weights that PyTorch loads, and back."""
 
+import contextlib
 import dataclasses
 from pathlib import Path
 from typing import Any
@@ -20,7 +21,8 @@ from resnet_jax.models import registry
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runs.temperature import read_temperature
+from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
 
 
@@ -128,7 +130,9 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     step, variables = store.restore_model(step_given or which)
     evaluation = store.read_evaluation(step)
   name = part_name(config.model.factory, config.model.name)
-  curves = Path(path) / "curves.png"
+  curves, temperature = Path(path) / "curves.png", dict[str, float]()
+  with contextlib.suppress(NotFoundError):
+    temperature = {"temperature": read_temperature(path, step)}
   return _Found(
     f"{name} after step {step} of {source}",
     config,
@@ -137,7 +141,7 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
     # A run that was converted from a file is at step 0.
-    _describe_training(config, step, evaluation) if step else None,
+    _describe_training(config, step, evaluation) | temperature if step else None,
     str(curves) if curves.is_file() else "",
   )
 

@@ -19,6 +19,7 @@ from resnet_jax.weights.metadata import (
   known_class_names,
   read_class_names,
   read_preprocessing,
+  read_temperature,
   read_training,
 )
 
@@ -36,6 +37,7 @@ __all__ = [
   "needs_new_head",
   "read_class_names",
   "read_preprocessing",
+  "read_temperature",
   "read_training",
   "save",
   "save_folder",
