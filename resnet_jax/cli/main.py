@@ -12,6 +12,7 @@ import absl.logging
 
 from resnet_jax import __version__
 from resnet_jax.cli import (
+  compare,
   completion,
   configs,
   convert,
@@ -46,6 +47,7 @@ COMMANDS = {
   "configs": configs,
   "models": models,
   "evaluate": evaluate,
+  "compare": compare,
   "predict": predict,
   "features": features,
   "export": export,
@@ -68,6 +70,7 @@ _OTHER_NAMES = {
   "configs": "recipes",
   "evaluate": "test val validate score",
   "predict": "infer inference classify",
+  "compare": "diff",
   "features": "embed extract",
   "export": "onnx",
   "push": "upload publish share",

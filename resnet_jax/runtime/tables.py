@@ -46,6 +46,16 @@ def _as_text(cell: str) -> str:
   return cell
 
 
+def as_text(table: Sequence[Sequence[str]], width: int = 40) -> list[str]:
+  """Returns the lines of a table for a terminal; longer cells are cut to `width`."""
+  cut = [[c if len(c) <= width else f"{c[: width - 1]}…" for c in row] for row in table]
+  widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
+  return [
+    "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
+    for row in cut
+  ]
+
+
 def write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
   """Writes a table, as in `markdown`, to `path`.md and `path`.csv."""
   write_text(path.with_name(f"{path.name}.md"), markdown(table))
