@@ -567,6 +567,8 @@ def test_a_new_head_is_made_where_it_is_asked_for(has_head, path, capsys):
   if not has_head:
     del tensors["fc.weight"], tensors["fc.bias"]
     safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(ValueError, match="it has no head: new_head=True makes a new"):
+      weights.load(path, PROJECTED)
   model = create_model("resnet8", 7, shortcut="B")
   found = weights.load(path, model, new_head=True)
   assert "the head for 7 classes is new, and not trained" in capsys.readouterr().err
