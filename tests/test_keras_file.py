@@ -145,8 +145,6 @@ def test_other_floats_are_read(dtype, tmp_path):
       array = array.astype(dtype)
       is_brain = dtype == ml_dtypes.bfloat16
       file[name] = array.view("V2") if is_brain else array
-      if is_brain:  # As Keras 3 writes it.
-        file[name].attrs["dtype"] = "bfloat16"
   found = keras_file.read(path)
   kernel = LAYERS[False]["conv1_conv"][0].astype(dtype)
   np.testing.assert_array_equal(

@@ -156,7 +156,7 @@ def _to_array(dataset: Any, only_shapes: bool) -> np.ndarray:
   if only_shapes:
     return np.broadcast_to(np.float32(0), dataset.shape)
   array = dataset[()]
-  if array.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16":
+  if array.dtype == "V2":  # bfloat16; some files have no attribute that says so.
     array = array.view(ml_dtypes.bfloat16)
   if array.dtype.name not in _FLOATS:
     raise UserError(f"{dataset.name:.80} has dtype {array.dtype!s:.40}")
