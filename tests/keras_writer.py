@@ -148,12 +148,13 @@ def named(layers: Layers, group: str = "") -> dict[str, np.ndarray]:
   }
 
 
-def write(path: Path, datasets: dict[str, np.ndarray]) -> None:
-  """Writes a `.h5` file, or a `.keras` file with one inside."""
+def write(path: Path, datasets: dict[str, np.ndarray], config: str = "{}") -> None:
+  """Writes a `.h5` file, or a `.keras` file with one inside, and the model's config."""
   with h5py.File(path.with_suffix(".h5"), "w") as file:
     for name, array in datasets.items():
       file[name] = array
+    file.attrs["model_config"] = config
   if path.suffix == ".keras":
     with zipfile.ZipFile(path, "w") as archive:
-      archive.writestr("config.json", "{}")
+      archive.writestr("config.json", config)
       archive.write(path.with_suffix(".h5"), "model.weights.h5")

@@ -1,6 +1,7 @@
 """Weights in files of Keras."""
 
 import functools
+import json
 import sys
 import zipfile
 
@@ -104,6 +105,38 @@ def test_two_linear_layers_are_no_head(tmp_path, capsys):
   assert "not layers/dense/vars/0, layers/dense/vars/1" in capsys.readouterr().err
 
 
+def test_a_linear_layer_of_any_name_is_the_head(tmp_path):
+  """A subclass of `keras.Model` names a layer by its attribute."""
+  layers = dict(LAYERS[False])
+  kernel, bias = layers.pop("predictions")
+  found = keras_writer.numbered(layers, "backbone/layers")
+  found |= {"fc/vars/0": kernel, "fc/vars/1": bias}
+  keras_writer.write(tmp_path / "x.weights.h5", found)
+  assert_logits(tmp_path / "x.weights.h5", is_v2=False)
+  del found["fc/vars/1"]  # use_bias=False
+  assert not read(tmp_path, found)["fc.bias"].any()
+
+
+def test_a_linear_layer_after_a_norm_is_no_head(tmp_path, capsys):
+  found = keras_writer.numbered(LAYERS[False], "layers/functional/layers")
+  found["layers/batch_normalization/vars/0"] = np.zeros(128)
+  assert not any(name.startswith("fc.") for name in read(tmp_path, found))
+  assert "not layers/batch_normalization/vars/0" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("suffix", [".keras", ".h5"])
+def test_layers_without_weights_that_change_the_outputs_are_named(
+  suffix, tmp_path, capsys
+):
+  path = tmp_path / f"x{suffix}"
+  layout = LAYOUTS[suffix[1:]]
+  for kind, has_head in (("Rescaling", True), ("GlobalMaxPooling2D", False)):
+    config = json.dumps({"class_name": kind})
+    keras_writer.write(path, layout(LAYERS[False]), config)
+    assert ("fc.weight" in keras_file.read(path)) == has_head
+    assert f"only the ResNet is read, not {kind}" in capsys.readouterr().err
+
+
 @pytest.mark.parametrize("dtype", [np.float16, ml_dtypes.bfloat16, np.float64])
 def test_other_floats_are_read(dtype, tmp_path):
   path = tmp_path / "x.h5"
@@ -112,8 +145,6 @@ def test_other_floats_are_read(dtype, tmp_path):
       array = array.astype(dtype)
       is_brain = dtype == ml_dtypes.bfloat16
       file[name] = array.view("V2") if is_brain else array
-      if is_brain:  # As Keras 3 writes it.
-        file[name].attrs["dtype"] = "bfloat16"
   found = keras_file.read(path)
   kernel = LAYERS[False]["conv1_conv"][0].astype(dtype)
   np.testing.assert_array_equal(
@@ -165,6 +196,10 @@ def other_shape(found):
   found["conv1_bn/conv1_bn/moving_mean:0"] = np.ones((4, 3))
 
 
+def old(found):
+  found["res2a_branch2a/res2a_branch2a/kernel:0"] = np.ones((1, 1, 4, 4))
+
+
 def fewer(found):
   for name in [name for name in found if "conv5_block3" in name]:
     del found[name]
@@ -177,6 +212,7 @@ def fewer(found):
     (rename, "it has two layers conv1_conv"),
     (integers, "/conv1_bn/conv1_bn/gamma:0 has dtype int32"),
     (other_shape, "it is cut off or of another format"),
+    (old, "it is the ResNet50 of an older Keras"),
     (fewer, "it has 50 convolutions; ResNet50, 101 and 152 have 53, 104 and 155"),
     (dict.clear, "it has 0 convolutions"),
   ],

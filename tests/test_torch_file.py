@@ -11,6 +11,7 @@ import pickle
 import pickletools
 import random
 import re
+import shlex
 import signal
 import struct
 import subprocess
@@ -131,28 +132,37 @@ def test_a_module_that_torch_saved_is_read(zipped, tmp_path):
   assert_same(arrays, {name: x.detach().numpy() for name, x in state.items()})
 
 
-@pytest.mark.parametrize(
-  ("wrapper", "name", "call"),
-  [
-    ("", "__main__.Net", "torch.load({path!r}, weights_only=False)"),
-    (
-      "model",
-      "timm.models.ResNet",
-      "torch.load({path!r}, weights_only=False)['model']",
-    ),
-    ("", "__torch__.Net", "torch.jit.load({path!r})"),
-  ],
-)
+def command_of(info):
+  """The shell command in a message, as the arguments of a program."""
+  return shlex.split(str(info.value)[str(info.value).index("python -c") :])
+
+
+@pytest.mark.parametrize("folder", ["x", "it's $HOME"])
+@pytest.mark.parametrize("wrapper", ["", "model"])
 def test_a_whole_module_is_refused_with_the_line_that_converts_it(
-  wrapper, name, call, tmp_path
+  wrapper, folder, tmp_path
 ):
-  net = Call(Global(*name.rsplit(".", 1)), ())
-  path = tmp_path / "x.pth"
+  net = Call(Global("timm.models", "ResNet"), ())
+  path = tmp_path / folder / "x.pth"
+  path.parent.mkdir()
   path.write_bytes(write({wrapper: net, "epoch": 3} if wrapper else net, "zip"))
-  with pytest.raises(ValueError, match="holds a whole module") as info:
+  with pytest.raises(ValueError, match=r"whole module \(timm\.models\.ResNet") as info:
     torch_checkpoint.read(path)
-  command = f"torch.save({call.format(path=str(path))}.state_dict(), 'state.pth')"
-  assert f'python -c "import torch; {command}"' in str(info.value)
+  place = f'["{wrapper}"]' if wrapper else ""
+  call = f'torch.load("{path}", weights_only=False){place}'
+  code = f'import torch; torch.save({call}.state_dict(), "state.pth")'
+  assert command_of(info) == ["python", "-c", code]
+
+
+def test_torch_script_is_refused_with_the_line_that_converts_it(tmp_path):
+  path = tmp_path / "x.pt"
+  path.write_bytes(write(STATE, "zip"))
+  with zipfile.ZipFile(path, "a", zipfile.ZIP_DEFLATED) as archive:
+    archive.writestr("x/code/__torch__.py", 1000 * "pass\n")
+  with pytest.raises(ValueError, match=r"a whole module \(TorchScript\)") as info:
+    torch_checkpoint.read(path)
+  code = f'import torch; torch.save(torch.jit.load("{path}").state_dict(), "state.pth")'
+  assert command_of(info) == ["python", "-c", code]
 
 
 @pytest.mark.parametrize("container", CONTAINERS)

@@ -256,10 +256,26 @@ def test_the_names_of_bit_in_transformers_load_the_same(path):
   safetensors.numpy.save_file(tensors, path)
   beside(path, {"model_type": "bit", "layer_type": "preactivation"})
   assert_equal(weights.load(path, model)["params"], variables["params"])
-  beside(path, {"model_type": "bit", "global_padding": "SAME"})
-  with pytest.raises(
-    ValueError, match="global_padding='SAME', which this package does"
-  ):
+
+
+@pytest.mark.parametrize(
+  ("kind", "key", "value"),
+  [
+    ("bit", "global_padding", "SAME"),
+    ("bit", "embedding_dynamic_padding", True),
+    ("bit", "output_stride", 16),
+    ("bit", "hidden_act", "gelu"),
+    ("resnet", "hidden_act", "gelu"),
+    ("resnet", "downsample_in_first_stage", True),
+  ],
+)
+def test_options_of_transformers_that_shapes_do_not_show_are_refused(
+  kind, key, value, path
+):
+  model = small("resnetv2_50x1_bit" if kind == "bit" else "resnet50", features=32)
+  safetensors.numpy.save_file(named_tensors(path, model)[1], path)  # No metadata.
+  beside(path, {"model_type": kind, key: value})
+  with pytest.raises(ValueError, match=f"says {key}={value!r}, which this package"):
     weights.load(path, model)
 
 
@@ -551,6 +567,8 @@ def test_a_new_head_is_made_where_it_is_asked_for(has_head, path, capsys):
   if not has_head:
     del tensors["fc.weight"], tensors["fc.bias"]
     safetensors.numpy.save_file(tensors, path)
+    with pytest.raises(ValueError, match="it has no head: new_head=True makes a new"):
+      weights.load(path, PROJECTED)
   model = create_model("resnet8", 7, shortcut="B")
   found = weights.load(path, model, new_head=True)
   assert "the head for 7 classes is new, and not trained" in capsys.readouterr().err

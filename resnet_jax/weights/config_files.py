@@ -30,7 +30,20 @@ _HARMLESS = {
   *("num_classes", "in_chans", "drop_rate", "drop_path_rate", "drop_block_rate"),
   *("zero_init_last", "pretrained", "scriptable", "exportable"),
 }
+# The only values of other options that this package has.
 _DEFAULTS = {"global_pool": "avg", "output_stride": 32, "act_layer": "relu"}
+# The same for transformers' networks.
+_TRANSFORMERS: dict[str, Object] = {
+  "resnet": {"hidden_act": "relu", "downsample_in_first_stage": False},
+  "bit": {
+    "layer_type": "preactivation",
+    "hidden_act": "relu",
+    "global_padding": None,
+    "embedding_dynamic_padding": False,
+    "num_groups": 32,
+    "output_stride": 32,
+  },
+}
 _CLASS_NAMES = ("label_names", "labels", "label_descriptions")
 # Keys of the evaluation preprocessing.
 _SIZES = ("test_input_size", "input_size")
@@ -72,19 +85,20 @@ def read_transformers_name(folder: Path) -> str:
   also has the networks of BiT.
 
   Raises:
-    UserError: the network is a BiT with options that this package does not have.
+    UserError: the network has options that this package does not have.
   """
   config = _read_object(folder / "config.json")
-  if config.get("model_type") == "bit":
-    wanted = {"layer_type": "preactivation", "global_padding": None, "num_groups": 32}
-    if others := [key for key in wanted if config.get(key, wanted[key]) != wanted[key]]:
-      raise UserError(
-        f"{folder / 'config.json'} says {others[0]}={config[others[0]]!r:.40}, which "
-        "this package does not have"
-      )
-    return r"resnetv2_\d+x\d_bit"
-  if config.get("model_type") != "resnet":
+  kind = config.get("model_type")
+  if kind not in ("resnet", "bit"):
     return ""
+  for key, wanted in _TRANSFORMERS[kind].items():
+    if config.get(key, wanted) != wanted:
+      raise UserError(
+        f"{folder / 'config.json'} says {key}={config[key]!r:.40}, which this package "
+        "does not have"
+      )
+  if kind == "bit":
+    return r"resnetv2_\d+x\d_bit"
   is_bottleneck = config.get("layer_type", "bottleneck") == "bottleneck"
   is_v1 = is_bottleneck and config.get("downsample_in_bottleneck")
   return r"resnetv1_\d+" if is_v1 else r"resnet\d+"

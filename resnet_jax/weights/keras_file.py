@@ -45,15 +45,15 @@ _ZERO = np.zeros((), np.float32)
 _MOST_OBJECTS = 10_000  # ResNet-152 has about 1,900 groups and data sets.
 _FLOATS = ("float16", "float32", "float64", "bfloat16")
 # Keras 3 numbers the layers of each class, in the order in which the network has them.
-_NUMBERED = re.compile(
-  r"(.*?)(conv2d|batch_normalization|dense)(?:_(\d{1,4}))?/vars/([0-3])"
-)
+_NUMBERED = re.compile(r"(.*?)(conv2d|batch_normalization)(?:_(\d{1,4}))?/vars/([0-3])")
 _VARIABLES = {
   "conv2d": ("kernel", "bias"),
-  "dense": ("kernel", "bias"),
   "batch_normalization": ("gamma", "beta", "moving_mean", "moving_variance"),
 }
 _NAMED = re.compile(r"(?:.*/)?([^/]+)/([a-z_]+)(?::0)?")
+_LINEAR = re.compile(r"(.+)/(?:vars/([01])|(kernel|bias)(?::0)?)")
+# Layers of a user's model that are left out, although they change the outputs.
+_OTHERS = re.compile(r'"class_name": "(Rescaling|Normalization|GlobalMaxPooling2D)"')
 _LAYER = re.compile(r"(conv1|post|conv[2-5]_block\d{1,2}_(\d|preact))_(conv|bn)")
 # Blocks of each stage, by the number of convolutions.
 _STAGE_SIZES = {53: (3, 4, 6, 3), 104: (3, 4, 23, 3), 155: (3, 8, 36, 3)}
@@ -77,10 +77,14 @@ def read(path: Path, only_shapes: bool = False) -> dict[str, np.ndarray]:
     raise UserError(f"{path} needs h5py: pip install 'flax-resnet[keras]'") from error
   try:
     if path.suffix == ".keras":
-      with zipfile.ZipFile(path) as archive, _open_stored(archive) as content:
-        return _read(h5py.File(content, "r"), path, only_shapes)
+      with (
+        zipfile.ZipFile(path) as archive,
+        _open_stored(archive, "model.weights.h5") as content,
+        _open_stored(archive, "config.json") as config,
+      ):
+        return _read(h5py.File(content, "r"), config.read(), path, only_shapes)
     with h5py.File(path, "r") as file:
-      return _read(file, path, only_shapes)
+      return _read(file, file.attrs.get("model_config", ""), path, only_shapes)
   except Exception as error:  # Damaged bytes raise errors of many types in h5py.
     reason = "it is cut off or of another format"
     if isinstance(error, UserError):
@@ -92,22 +96,27 @@ def read(path: Path, only_shapes: bool = False) -> dict[str, np.ndarray]:
     ) from error
 
 
-def _open_stored(archive: zipfile.ZipFile) -> Any:
-  info = archive.getinfo("model.weights.h5")
+def _open_stored(archive: zipfile.ZipFile, name: str) -> Any:
+  info = archive.getinfo(name)
   if info.compress_type != zipfile.ZIP_STORED:
-    raise UserError("its model.weights.h5 is compressed")
+    raise UserError(f"its {name} is compressed")
   return archive.open(info)
 
 
-def _read(file: Any, path: Path, only_shapes: bool) -> dict[str, np.ndarray]:
+def _read(
+  file: Any, config: str | bytes, path: Path, only_shapes: bool
+) -> dict[str, np.ndarray]:
   datasets = _find_datasets(file)
   names = _from_numbers(datasets) or _from_names(datasets)
+  others = {*_OTHERS.findall(str(config))}
+  if "GlobalMaxPooling2D" not in others:
+    names |= _find_head(datasets, names)
   layers: _Layers = defaultdict(dict)
   for name, (layer, variable) in names.items():
     if variable in layers[layer]:
       raise UserError(f"it has two layers {layer}")
     layers[layer][variable] = _to_array(datasets[name], only_shapes)
-  beside = sorted(datasets.keys() - names.keys())
+  beside = sorted(datasets.keys() - names.keys() | others)
   if beside and not only_shapes:
     warn(f"{path}: only the ResNet is read, not {', '.join(few(beside, 5))}")
   convert = _convert_v2 if "post_bn" in layers else _convert_v1
@@ -147,7 +156,7 @@ def _to_array(dataset: Any, only_shapes: bool) -> np.ndarray:
   if only_shapes:
     return np.broadcast_to(np.float32(0), dataset.shape)
   array = dataset[()]
-  if array.dtype == "V2" and dataset.attrs.get("dtype") == "bfloat16":
+  if array.dtype == "V2":  # bfloat16; some files have no attribute that says so.
     array = array.view(ml_dtypes.bfloat16)
   if array.dtype.name not in _FLOATS:
     raise UserError(f"{dataset.name:.80} has dtype {array.dtype!s:.40}")
@@ -171,14 +180,6 @@ def _from_numbers(paths: Iterable[str]) -> _Names:
     for kind, order in orders.items()
     for number, layer in zip(sorted(kinds[group, kind]), order, strict=True)
   }
-  heads = [
-    (group, kind, number)
-    for (group, kind), numbers in kinds.items()
-    if kind == "dense"
-    for number in numbers
-  ]
-  if len(heads) == 1:
-    layers[heads[0]] = "head"
   return {
     path: (layers[key], _VARIABLES[match[2]][int(match[4])])
     for path, match in found.items()
@@ -205,20 +206,44 @@ def _orders(num_convs: int, num_norms: int) -> dict[str, list[str]]:
   raise UserError(f"it has {num_convs} convolutions and {num_norms} batch norms")
 
 
-def _from_names(datasets: dict[str, Any]) -> _Names:
+def _from_names(paths: Iterable[str]) -> _Names:
   """Names the data sets of a version of Keras whose files have the layers' names."""
-  found = {
-    path: (match[1], match[2]) for path in datasets if (match := _NAMED.fullmatch(path))
+  matches = {path: match for path in paths if (match := _NAMED.fullmatch(path))}
+  if any(match[1] == "res2a_branch2a" for match in matches.values()):
+    raise UserError("it is the ResNet50 of an older Keras, another network")
+  return {
+    path: (match[1], match[2])
+    for path, match in matches.items()
+    if _LAYER.fullmatch(match[1])
   }
-  names = {path: name for path, name in found.items() if _LAYER.fullmatch(name[0])}
-  heads = {
-    layer
-    for path, (layer, variable) in found.items()
+
+
+def _find_head(datasets: dict[str, Any], network: _Names) -> _Names:
+  """Names the data sets of the head, which is the only linear layer.
+
+  The result is {} if there are several, or if another layer of the user's, such as a
+  batch norm, has one number for each input of the linear layer and so may precede it.
+  """
+  found = {path: match for path in datasets if (match := _LINEAR.fullmatch(path))}
+  variables = {
+    path: match[3] or ("kernel", "bias")[int(match[2])] for path, match in found.items()
+  }
+  kernels = [
+    path
+    for path, variable in variables.items()
     if variable == "kernel" and len(datasets[path].shape) == 2
+  ]
+  if len(kernels) != 1:
+    return {}
+  layer = found[kernels[0]][1]
+  head = {
+    path: ("head", variables[path])
+    for path, match in found.items()
+    if match[1] == layer
   }
-  if len(heads) == 1:
-    names |= {path: ("head", x) for path, (layer, x) in found.items() if layer in heads}
-  return names
+  beside = datasets.keys() - network.keys() - head.keys()
+  inputs = datasets[kernels[0]].shape[:1]
+  return {} if any(datasets[path].shape == inputs for path in beside) else head
 
 
 def _blocks(num_convs: int) -> list[tuple[str, bool]]:
@@ -297,4 +322,5 @@ def _norm(
 def _head(name: str, layers: _Layers) -> _Tensors:
   if head := layers.get("head"):
     yield f"{name}.weight", head["kernel"].T
-    yield f"{name}.bias", head["bias"]
+    # Some linear layers have no bias.
+    yield f"{name}.bias", head.get("bias", np.zeros(head["kernel"].shape[1:]))

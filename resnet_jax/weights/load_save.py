@@ -60,8 +60,9 @@ def load(
   """Reads trained weights for a model.
 
   Args:
-    path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a name
-      of weights in the package, a folder or `hf://owner/name`, see `find`.
+    path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a `.h5`
+      or `.keras` file of Keras; a name of weights in the package, a folder or
+      `hf://owner/name`, see `find`.
     model: must have the architecture and the number of classes of the weights.
     head: False leaves out the head, so that its number of classes does not matter.
     ema: whether to take the exponential moving average, if a checkpoint has two sets of
@@ -108,10 +109,11 @@ def load(
     names_that_fit = fitting(all_tensors)
     if names_that_fit and describe(model)["name"] not in names_that_fit:
       problems.append(f"it fits {', '.join(few(names_that_fit))}")
-    elif head and count_logits(all_tensors) not in (0, model.num_classes):
+    elif head and (size := count_logits(all_tensors)) != model.num_classes:
+      found = f"its head has {size} classes, not {model.num_classes}"
       problems.append(
-        f"its head has {count_logits(all_tensors)} classes, not {model.num_classes}: "
-        "new_head=True makes a new head, as --num-classes and config.init_from do"
+        f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
+        "--num-classes and config.init_from do"
       )
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "

@@ -8,8 +8,10 @@ costs no memory or time. A file that readers could interpret differently is refu
 """
 
 import io
+import json
 import math
 import mmap
+import shlex
 import struct
 import sys
 import zipfile
@@ -60,7 +62,7 @@ def read(path: Path) -> tuple[dict[str, np.ndarray | None], list[str]]:
       mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
       data = np.frombuffer(mapped, np.uint8)
       if data[:4].tobytes() == b"PK\3\4":
-        content = _read_zip(file, data, refused)
+        content = _read_zip(file, path, data, refused)
       elif data[257:262].tobytes() == b"ustar":
         content = _read_tar(file, data, refused)
       else:
@@ -96,22 +98,28 @@ def _check_no_module(content: Any, path: Path) -> None:
   """Raises `_WholeModuleError` if there is an object in place of the state dict."""
   places = {"": content}
   if isinstance(content, dict):
-    places = {f"[{key!r}]": content.get(key) for key in WRAPPERS}
+    places = {f'["{key}"]': content.get(key) for key in WRAPPERS}
   refused = {key: x.what for key, x in places.items() if isinstance(x, Refused)}
   if not refused or any(isinstance(x, dict | Tensor) for x in places.values()):
     return
   key, what = next(iter(refused.items()))
   if what.partition(".")[0] in (*sys.stdlib_module_names, "__builtin__"):
     return  # No class of a module, but perhaps an attack.
-  call = f"torch.load({str(path)!r}, weights_only=False){key}"
-  if what.startswith("__torch__"):
-    call, what = f"torch.jit.load({str(path)!r})", "TorchScript"
-  raise _WholeModuleError(
+  raise _whole_module(path, what, f"load({_quote(path)}, weights_only=False){key}")
+
+
+def _whole_module(path: Path, what: str, call: str) -> _WholeModuleError:
+  """Returns an error with a shell command that writes the state dict."""
+  code = f'import torch; torch.save(torch.{call}.state_dict(), "state.pth")'
+  return _WholeModuleError(
     f"{path} holds a whole module ({what}) and no state dict, and none of its code is "
     "run here. If you trust the file, write its state dict where PyTorch and the class "
-    f'are installed: python -c "import torch; torch.save({call}.state_dict(), '
-    "'state.pth')\""
+    f"are installed: python -c {shlex.quote(code)}"
   )
+
+
+def _quote(path: Path) -> str:
+  return json.dumps(str(path), ensure_ascii=False)
 
 
 def _asks(refused: _Names) -> list[str]:
@@ -176,7 +184,7 @@ class _Storages(dict[str, Storage]):
     return found
 
 
-def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
+def _read_zip(file: BinaryIO, path: Path, data: np.ndarray, refused: _Names) -> Any:
   storages = _Storages()
   machine = Machine(storages.find, refused)
   _check_directory(data)
@@ -188,6 +196,8 @@ def _read_zip(file: BinaryIO, data: np.ndarray, refused: _Names) -> Any:
   ((twice, times),) = Counter(name for name, _ in records).most_common(1)
   if times > 1:
     raise UserError(f"it has {times} records of the name {twice!r:.80}")
+  if any("/code/__torch__" in name for name in entries):
+    raise _whole_module(path, "TorchScript", f"jit.load({_quote(path)})")
   if sum(info.file_size for info in entries.values()) > len(data):
     raise UserError("its records overlap or are compressed")
   programs = [name for name in entries if name.endswith("/data.pkl")]
