@@ -306,3 +306,17 @@ def test_keras_itself_agrees(name, tmp_path, monkeypatch):
   np.testing.assert_allclose(found, logits, rtol=0, atol=1e-4 * np.abs(logits).max())
   config = weights.complete_model(path, ModelConfig(name=""))
   assert config.name == {"ResNet50": "resnetv1_50"}.get(name, "resnetv2_50_keras")
+
+
+def test_one_output_becomes_two_classes(tmp_path):
+  layers = LAYERS[False] | {
+    "predictions": [x[..., :1] for x in LAYERS[False]["predictions"]]
+  }
+  path = tmp_path / "x.h5"
+  keras_writer.write(path, keras_writer.named(layers))
+  model = MODELS[False].clone(num_classes=2)
+  images, logits = expected(False, 64)
+  found = jax.jit(model.apply)(weights.load(path, model), images)
+  np.testing.assert_allclose(
+    jax.nn.softmax(found)[:, 1], jax.nn.sigmoid(logits[:, 0]), atol=1e-5
+  )

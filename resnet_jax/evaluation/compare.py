@@ -18,6 +18,7 @@ from resnet_jax.runtime.errors import UserError
 
 Table = list[list[str]]
 _FEWEST = 2
+_MOST_MARKERS = 30
 _COLORS = (figure_style.RESIDUAL, figure_style.PLAIN, *figure_style.OTHERS)
 
 
@@ -180,10 +181,13 @@ def draw(path: Path, runs: Sequence[Run]) -> None:
           color=color,
           lw=width,
           alpha=0.5 if is_training else 1,
+          marker="o" if len(rows) <= _MOST_MARKERS and not is_training else None,
+          ms=4,
           label="_" if is_training else f"{i + 1}: {run.name}",
         )
     axes.set(xlabel="epoch", ylabel="top-1 error (%)" if metric == "top1" else "loss")
     axes.set_ylim(bottom=0)
+    axes.set_xlim(left=0)
     legend = axes.legend()
     for text in legend.get_texts():
       text.set_parse_math(False)

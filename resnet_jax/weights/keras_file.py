@@ -321,6 +321,10 @@ def _norm(
 
 def _head(name: str, layers: _Layers) -> _Tensors:
   if head := layers.get("head"):
-    yield f"{name}.weight", head["kernel"].T
+    kernel = head["kernel"].T
     # Some linear layers have no bias.
-    yield f"{name}.bias", head.get("bias", np.zeros(head["kernel"].shape[1:]))
+    bias = head.get("bias", np.zeros(len(kernel), kernel.dtype))
+    if len(kernel) == 1:  # sigmoid(z) is the second value of softmax(0, z).
+      kernel, bias = (np.concatenate([np.zeros_like(x), x]) for x in (kernel, bias))
+    yield f"{name}.weight", kernel
+    yield f"{name}.bias", bias
