@@ -11,6 +11,7 @@ import dataclasses
 
 from resnet_jax.config import allowed
 from resnet_jax.config.data_settings import AugmentConfig, DataConfig
+from resnet_jax.config.loss_settings import LossConfig
 from resnet_jax.config.model_settings import ModelConfig
 from resnet_jax.config.optim_settings import OptimConfig
 
@@ -19,6 +20,7 @@ __all__ = [
   "CheckpointConfig",
   "Config",
   "DataConfig",
+  "LossConfig",
   "ModelConfig",
   "OptimConfig",
 ]
@@ -102,5 +104,6 @@ class Config:
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)
   augment: AugmentConfig = dataclasses.field(default_factory=AugmentConfig)
+  loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)

@@ -157,6 +157,18 @@ def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
   return isinstance(source, ImageArrays)
 
 
+def count_classes(source: Source | Dataset) -> tuple[int, ...]:
+  """Returns the number of images of each class; () if it is not known.
+
+  It is known of images in memory, and of an `ImageSource` or `Dataset` that has an
+  attribute `labels`.
+  """
+  labels = getattr(source, "labels", None)
+  if labels is None:
+    return ()
+  return tuple(np.bincount(labels, minlength=len(source.class_names)).tolist())
+
+
 # (number of images of a split or 0 if unknown, their digest or "").
 ImageCount = tuple[int, str]
 

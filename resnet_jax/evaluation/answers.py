@@ -15,7 +15,7 @@ from scipy.special import log_softmax
 
 from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
-from resnet_jax.data.batches.preprocess import normalize
+from resnet_jax.data.batches.preprocess import create_normalize
 from resnet_jax.evaluation.views import Views
 from resnet_jax.models.folding import folded_model
 from resnet_jax.models.variables import Variables
@@ -129,7 +129,8 @@ def _run(
   views_of: Callable[[Array], list[Array]],
 ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
   """Returns logits, labels and index of all images that can be read."""
-  data, model = experiment.config.data, folded_model(experiment.model)
+  model = folded_model(experiment.model)
+  normalize = create_normalize(experiment.config.data)
   take_batch: Callable[..., Batch] = experiment.eval_data.take_batch
 
   def run(
@@ -138,7 +139,7 @@ def _run(
     batch = take_batch(feed, number)
     found: list[Array] = []
     for view in views_of(batch["image"]):
-      images = normalize(view, data.mean, data.std, data.channel_order)
+      images = normalize(view)
       outputs: Any = model.apply(variables, images, train=False)
       found.append(outputs)
     logits = found[0]

@@ -17,7 +17,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
 from resnet_jax.data import Dataset, Source, count_images, is_source
 from resnet_jax.data.batches.mixup_cutmix import create_mix
-from resnet_jax.data.batches.preprocess import create_preprocess, normalize
+from resnet_jax.data.batches.preprocess import create_normalize, create_preprocess
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.groups import check_frozen, check_multipliers
@@ -41,6 +41,7 @@ from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
   resolve_settings,
+  with_class_counts,
   with_dtype,
   with_num_classes,
 )
@@ -134,6 +135,9 @@ class Experiment:
         raise UserError(_GIVE_BOTH)
       train_data = _open_training(config, mesh, train_data)
       config = with_num_classes(config, len(train_data.class_names))
+    if config.loss.needs_counts and task is None:
+      train_data = _open_training(config, mesh, train_data)
+      config = with_class_counts(config, train_data)
     model = build_model(config) if model is None else with_frozen(model, config.freeze)
     task = task or create_task(config)
     zero_metrics(task)  # Refuses metrics with names that training uses itself.
@@ -287,13 +291,10 @@ class Experiment:
   @functools.cached_property
   def eval_chunk(self) -> steps.EvalChunk:
     """Compiled (folded variables, feed, number of batches) -> metrics."""
-    data = self.config.data
     return steps.compile_eval_chunk(
       task=self.task,
       apply_fn=folded_model(self.model).apply,
-      preprocess=partial(
-        normalize, mean=data.mean, std=data.std, channel_order=data.channel_order
-      ),
+      preprocess=create_normalize(self.config.data),
       take_batch=self.eval_data.take_batch,
       dtype=self.config.model.dtype,
       sharding=replicated(self.mesh),
@@ -335,8 +336,7 @@ class Experiment:
     If no setting resizes the evaluation images and they are square, their size is
     added. Photos are later resized to this size.
     """
-    height, width, _ = self.eval_data.image_shape
-    data = self.config.data
+    (height, width, _), data = self.eval_data.image_shape, self.config.data
     if data.eval_resize or data.eval_crop or height != width:
       return self.config
     data = dataclasses.replace(data, eval_resize=height, eval_crop=width)

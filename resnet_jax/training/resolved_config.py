@@ -8,8 +8,10 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
+from resnet_jax.data import Dataset, count_classes
 from resnet_jax.models.registry import build_model, create_model, own_norm
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.transfer import read_preprocessing
 
 
@@ -80,6 +82,27 @@ def with_num_classes(config: Config, num_classes: int) -> Config:
     norm=config.model.norm or own_norm(config.model.name),
   )
   return dataclasses.replace(config, model=model)
+
+
+def with_class_counts(config: Config, images: Dataset) -> Config:
+  """Returns settings with the number of training images of each class filled in.
+
+  Raises:
+    UserError: it is not known, or a class has no images.
+  """
+  counts = count_classes(images)
+  empty = config.model.num_classes - sum(count > 0 for count in counts)
+  if not counts or empty:
+    reason = "the data set does not tell the labels before its images are read"
+    if counts:
+      reason = f"{empty} of the classes have no training image"
+    raise UserError(
+      "config.loss.class_weighting=balanced and logit_adjustment need the number of "
+      f"training images of each class, but {reason}; give config.loss.class_counts"
+    )
+  return dataclasses.replace(
+    config, loss=dataclasses.replace(config.loss, class_counts=counts)
+  )
 
 
 def with_dtype(config: Config) -> Config:

@@ -10,6 +10,7 @@ from typing import Protocol, runtime_checkable
 import chex
 import jax
 import jax.numpy as jnp
+import numpy as np
 import optax
 
 from resnet_jax.config.factories import call_factory
@@ -18,6 +19,8 @@ from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training import losses
+from resnet_jax.training.losses import Loss
 
 # Names that the log of a run uses besides the metrics of a task.
 RESERVED = {
@@ -69,11 +72,17 @@ class Classification:
     num_classes: K.
     label_smoothing: probability spread evenly over all classes in training (Szegedy et
       al. 2015, section 7).
+    loss_of: a function of `losses.py`: (logits, targets) -> loss of each example.
+    class_weights: factor of the loss of each class in training; () is 1.
+    logit_offsets: added to the logits in training; () is 0.
   """
 
   num_classes: int
   label_smoothing: float = 0.0
   best_metric: str = "top1"
+  loss_of: Loss = losses.softmax
+  class_weights: tuple[float, ...] = ()
+  logit_offsets: tuple[float, ...] = ()
 
   def targets(self, labels: Int[Array, " b"]) -> Float32[Array, "b {self.num_classes}"]:
     """Returns probabilities."""
@@ -82,13 +91,17 @@ class Classification:
   def loss(
     self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
   ) -> Float32[Array, " b"]:
-    """Returns the cross-entropy in nats."""
+    """Returns the loss in training, and the cross-entropy in nats in evaluation."""
     chex.assert_equal_shape([logits, targets])
     chex.assert_type([logits, targets], jnp.float32)
-    smoothing = self.label_smoothing if train else 0.0
-    targets = optax.smooth_labels(targets, smoothing)
-    losses: Array = optax.softmax_cross_entropy(logits, targets)
-    return losses
+    if not train:
+      return losses.softmax(logits, targets)
+    # A mixed image has the weight of its mixture of classes.
+    weights = targets @ jnp.array(self.class_weights) if self.class_weights else 1.0
+    targets = optax.smooth_labels(targets, self.label_smoothing)
+    if self.logit_offsets:
+      logits += jnp.array(self.logit_offsets)[None]
+    return weights * self.loss_of(logits, targets)
 
   def metrics(
     self, logits: Float32[Array, "b {self.num_classes}"], labels: Int[Array, " b"]
@@ -110,7 +123,25 @@ def create_task(config: Config) -> Task:
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
     return task
-  return Classification(config.model.num_classes, config.optim.label_smoothing)
+  loss, count = config.loss, config.model.num_classes
+  for name in ("class_weights", "class_counts"):
+    if (given := len(getattr(loss, name))) not in (0, count):
+      raise UserError(
+        f"config.loss.{name} has {given} values, but there are {count} classes; give "
+        "one for each"
+      )
+  weights, shares = loss.class_weights, np.array(loss.class_counts, np.float64)
+  shares /= shares.sum() or 1
+  if loss.class_weighting and not weights:
+    weights = tuple((1 / (count * shares)).tolist())
+  offsets = loss.logit_adjustment * np.log(shares)
+  return Classification(
+    count,
+    config.optim.label_smoothing,
+    loss_of=losses.create_loss(loss),
+    class_weights=weights,
+    logit_offsets=tuple(offsets.tolist()) if loss.logit_adjustment else (),
+  )
 
 
 def compute_metrics(

@@ -12,7 +12,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.config.factories import call_factory
-from resnet_jax.config.schema import Config
+from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
 from resnet_jax.runtime.arrays import (
   AnyArray,
@@ -91,6 +91,13 @@ def normalize(
   shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
   pixels = images.astype(jnp.float32)
   return pixels * prepend_axes(scale, pixels) - prepend_axes(shift, pixels)
+
+
+def create_normalize(data: DataConfig) -> Callable[[jax.Array], jax.Array]:
+  """Returns `normalize` with the settings of the images."""
+  return partial(
+    normalize, mean=data.mean, std=data.std, channel_order=data.channel_order
+  )
 
 
 def resize_and_crop(

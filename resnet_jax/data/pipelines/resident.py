@@ -110,6 +110,7 @@ class ResidentDataset:
     num_examples: N.
     class_names: names of the labels, in order.
     image_shape: (H, W, C) of a batch's images.
+    labels: of all examples.
     skipped: empty, because every image was read.
     digest: see `ImageArrays`.
     take_batch: (feed, step) -> Batch, for `train_chunk` and `eval_chunk`.
@@ -131,6 +132,7 @@ class ResidentDataset:
       **resizing: `resize`, `crop` and `interpolation` of `bind_take_batch`.
     """
     self.num_examples = len(source.images)
+    self.labels = source.labels
     self.class_names = source.class_names
     self.digest = source.digest
     self.skipped: dict[int, str] = {}

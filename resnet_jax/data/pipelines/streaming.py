@@ -63,6 +63,7 @@ class StreamingDataset:
     num_examples: N.
     class_names: names of the labels, in order.
     image_shape: (S, S, 3).
+    labels: of all examples; None if they are not known before the images are read.
     take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
     skipped: index -> reason, for each image that could not be read.
     digest: digest of the source; "" if it has none.
@@ -93,6 +94,7 @@ class StreamingDataset:
     """
     self.num_examples = len(source)
     self.class_names = source.class_names
+    self.labels: np.ndarray | None = getattr(source, "labels", None)
     self.digest: str = getattr(source, "digest", "")
     self.image_shape = (transform.size, transform.size, 3)
     self.take_batch = take_batch

@@ -1,0 +1,194 @@
+"""The losses of a classification, and what weights and adjustments do."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from running import train_config
+from scipy.special import expit, log_softmax
+from sklearn.utils.class_weight import compute_class_weight
+
+from resnet_jax.config import Config
+from resnet_jax.config.schema import LossConfig
+from resnet_jax.data.sources.built_in import load_digits
+from resnet_jax.runs.run_dir import load_run_config
+from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.tasks import create_task
+
+LOGITS = np.random.default_rng(0).normal(size=(6, 4)).astype(np.float32) * 3
+LABELS = np.array([0, 1, 2, 3, 1, 1])
+HARD = np.eye(4, dtype=np.float32)[LABELS]
+MIXED = 0.7 * HARD + 0.3 * HARD[::-1]
+COUNTS = (70, 20, 9, 1)
+
+
+def task_of(smoothing=0.0, **loss):
+  config = Config(loss=LossConfig(**loss))
+  config.model.num_classes = 4
+  config.optim.label_smoothing = smoothing
+  return create_task(config)
+
+
+def losses(task, targets, train=True):
+  return np.asarray(task.loss(jnp.asarray(LOGITS), jnp.asarray(targets), train))
+
+
+def cross_entropy(logits, targets):
+  return -(targets * log_softmax(logits.astype(np.float64), axis=1)).sum(1)
+
+
+@pytest.mark.parametrize("targets", [HARD, MIXED], ids=["hard", "mixed"])
+@pytest.mark.parametrize("smoothing", [0.0, 0.1])
+def test_each_loss_is_its_formula(targets, smoothing):
+  smooth = targets * (1 - smoothing) + smoothing / 4
+  p = np.exp(log_softmax(LOGITS.astype(np.float64), axis=1))
+  s = expit(LOGITS.astype(np.float64))
+  binary = -(smooth * np.log(s) + (1 - smooth) * np.log(1 - s)).mean(1)
+  focal = -(smooth * (1 - p) ** 1.5 * np.log(p)).sum(1)
+  for name, options, expected in (
+    ("softmax", {}, cross_entropy(LOGITS, smooth)),
+    ("bce", {}, binary),
+    ("focal", {"focal_gamma": 1.5}, focal),
+    ("focal", {"focal_gamma": 0.0}, cross_entropy(LOGITS, smooth)),
+  ):
+    found = losses(task_of(smoothing, name=name, **options), targets)
+    np.testing.assert_allclose(found, expected, rtol=2e-5, err_msg=name)
+
+
+def test_targets_above_the_threshold_are_1():
+  hard = (MIXED > 0.4).astype(np.float32)
+  found = losses(task_of(name="bce", bce_threshold=0.4), MIXED)
+  np.testing.assert_allclose(found, losses(task_of(name="bce"), hard))
+  assert not np.allclose(found, losses(task_of(name="bce"), MIXED))
+
+
+@pytest.mark.parametrize("name", ["softmax", "bce", "focal"])
+def test_classes_have_weights(name):
+  weights = (0.5, 1.0, 2.0, 4.0)
+  plain, weighted = task_of(name=name), task_of(name=name, class_weights=weights)
+  for targets in (HARD, MIXED):
+    factors = targets @ np.array(weights)
+    np.testing.assert_allclose(
+      losses(weighted, targets), factors * losses(plain, targets), rtol=1e-6
+    )
+  balanced = task_of(class_weighting="balanced", class_counts=COUNTS)
+  labels = np.repeat(range(4), COUNTS)
+  expected = compute_class_weight("balanced", classes=np.arange(4), y=labels)
+  np.testing.assert_allclose(balanced.class_weights, expected)
+
+
+def test_logits_are_adjusted_by_the_frequency_of_the_classes():
+  task = task_of(logit_adjustment=1.0, class_counts=COUNTS)
+  adjusted = LOGITS + np.log(np.array(COUNTS) / 100)
+  np.testing.assert_allclose(
+    losses(task, HARD), cross_entropy(adjusted, HARD), rtol=1e-5
+  )
+
+
+@pytest.mark.parametrize(
+  "loss",
+  [
+    {"name": "bce"},
+    {"name": "focal"},
+    {"class_weights": (1.0, 2.0, 3.0, 4.0)},
+    {"logit_adjustment": 1.0, "class_counts": COUNTS},
+  ],
+  ids=["bce", "focal", "weights", "adjusted"],
+)
+def test_an_evaluation_reports_the_cross_entropy(loss):
+  found = losses(task_of(0.1, **loss), HARD, train=False)
+  np.testing.assert_allclose(found, cross_entropy(LOGITS, HARD), rtol=1e-5)
+
+
+def test_the_loss_of_a_sure_prediction_has_a_gradient():
+  import jax
+
+  task = task_of(name="focal", focal_gamma=0.5)
+  sure = jnp.array([[200.0, 0.0, 0.0, 0.0]])
+  loss = lambda x: task.loss(x, jnp.asarray(HARD[:1]), True).sum()  # noqa: E731
+  assert np.isfinite(jax.grad(loss)(sure)).all()
+
+
+@pytest.mark.parametrize(
+  ("loss", "said"),
+  [
+    ({"class_weights": (1.0, 2.0)}, r"class_weights has 2 values, but there are 4"),
+    ({"class_counts": (1,) * 5}, r"class_counts has 5 values, but there are 4"),
+  ],
+)
+def test_numbers_for_other_classes_are_refused(loss, said):
+  with pytest.raises(ValueError, match=said):
+    task_of(**loss)
+
+
+@pytest.mark.parametrize(
+  ("path", "value"),
+  [("class_weights", (-1.0,)), ("class_counts", (0, 3)), ("name", "hinge")],
+)
+def test_wrong_settings_are_refused(path, value):
+  config = Config(loss=dataclasses.replace(LossConfig(), **{path: value}))
+  with pytest.raises(ValueError, match=rf"config\.loss\.{path}="):
+    Experiment.create(config)
+
+
+def config_of(**loss) -> Config:
+  config = Config(num_steps=4, batch_size=64, loss=LossConfig(**loss))
+  config.model.name = "resnet8"
+  return config
+
+
+def test_the_classes_are_counted_once_and_kept_with_the_run(tmp_path):
+  config = config_of(name="focal", class_weighting="balanced", logit_adjustment=0.5)
+  whole, _ = train_config(config, tmp_path / "whole")
+  labels = load_digits("train").labels
+  saved = load_run_config(tmp_path / "whole")
+  assert saved.loss.class_counts == tuple(np.bincount(labels))
+  config.num_steps = 2
+  train_config(config, tmp_path / "part")
+  resumed = dataclasses.replace(load_run_config(tmp_path / "part"), num_steps=4)
+  found, _ = train_config(resumed, tmp_path / "part")
+  np.testing.assert_array_equal(
+    found.params["head"]["kernel"], whole.params["head"]["kernel"]
+  )
+  config.num_steps = 4
+  plain, _ = train_config(config_of(), tmp_path / "plain")
+  difference = plain.params["head"]["kernel"] - whole.params["head"]["kernel"]
+  assert abs(difference).max() > 1e-4
+  assert json.loads((tmp_path / "part" / "config.json").read_text())["loss"]
+
+
+def test_labels_that_are_not_known_must_be_counted_by_the_user():
+  class Hidden:
+    class_names = tuple(map(str, range(10)))
+
+    def __len__(self):
+      return 10
+
+    def __getitem__(self, index):
+      raise AssertionError
+
+    def name(self, index):
+      return ""
+
+  config = config_of(class_weighting="balanced")
+  config.data.train_crop = "random_resized"
+  config.data.eval_resize = config.data.eval_crop = 8
+  config.data.image_size = 8
+  with pytest.raises(ValueError, match="does not tell the labels before its images"):
+    Experiment.create(config, train_data=Hidden(), eval_data=Hidden())
+  config.loss.class_counts = (1,) * 10
+  Experiment.create(config, train_data=Hidden(), eval_data=Hidden())
+
+
+def test_a_class_without_images_has_no_weight():
+  digits = load_digits("train")
+  some = np.flatnonzero(digits.labels != 3)
+  part = dataclasses.replace(
+    digits, images=digits.images[some], labels=digits.labels[some]
+  )
+  with pytest.raises(ValueError, match="but 1 of the classes have no training image"):
+    Experiment.create(
+      config_of(class_weighting="balanced"), train_data=part, eval_data=part
+    )
