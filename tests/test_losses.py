@@ -1,17 +1,22 @@
 """The losses of a classification, and what weights and adjustments do."""
 
 import dataclasses
+import io
 import json
+import pickle
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 from running import train_config
 from scipy.special import expit, log_softmax
 from sklearn.utils.class_weight import compute_class_weight
 
 from resnet_jax.config import Config
 from resnet_jax.config.schema import LossConfig
+from resnet_jax.data import ImageArrays
+from resnet_jax.data.pipelines.sampling import BalancedOrder, balanced_shares
 from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.training.experiment import Experiment
@@ -192,3 +197,79 @@ def test_a_class_without_images_has_no_weight():
     Experiment.create(
       config_of(class_weighting="balanced"), train_data=part, eval_data=part
     )
+
+
+LONG_TAIL = np.repeat([0, 1, 2, 5], [500, 60, 7, 1])
+
+
+def test_balanced_orders_draw_each_class_equally_often():
+  order = BalancedOrder(LONG_TAIL, seed=3)
+  drawn = np.array([order[i] for i in range(4000)])
+  counts = np.bincount(LONG_TAIL[drawn], minlength=6)[[0, 1, 2, 5]]
+  assert abs(counts - 1000).max() < 120  # Four standard deviations.
+  assert len({*drawn[LONG_TAIL[drawn] == 1]}) == 60  # All images of a class.
+  again = pickle.loads(pickle.dumps(order))
+  assert [again[i] for i in (7, 3, 3999)] == drawn[[7, 3, 3999]].tolist()
+  assert [BalancedOrder(LONG_TAIL, 4)[i] for i in range(9)] != drawn[:9].tolist()
+  shares = balanced_shares(LONG_TAIL)
+  sums = np.bincount(LONG_TAIL, shares, 6)
+  np.testing.assert_allclose(sums, [0.25, 0.25, 0.25, 0, 0, 0.25])
+
+
+def long_tail() -> ImageArrays:
+  """Digits with few images of all but two classes."""
+  digits = load_digits("train")
+  kept = np.concatenate(
+    [np.flatnonzero(digits.labels == i)[: 140 if i < 2 else 6] for i in range(10)]
+  )
+  return dataclasses.replace(
+    digits, images=digits.images[kept], labels=digits.labels[kept]
+  )
+
+
+class Encoded:
+  """Images of a source as files, so that they are read while training runs."""
+
+  def __init__(self, arrays: ImageArrays):
+    self.arrays, self.labels = arrays, arrays.labels
+    self.class_names = arrays.class_names
+
+  def __len__(self):
+    return len(self.arrays)
+
+  def __getitem__(self, index):
+    image = self.arrays.images[index].repeat(3, axis=-1)
+    file = io.BytesIO()
+    Image.fromarray(image).save(file, "PNG")
+    return file.getvalue(), int(self.labels[index])
+
+  def name(self, index):
+    return f"image {index}"
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_balanced_batches_are_the_same_after_a_resume(streamed):
+  config = config_of()
+  config.data.sampling = "balanced"
+  source = long_tail()
+  if streamed:
+    source = Encoded(source)
+    config.data.train_crop, config.data.image_size = "random_resized", 8
+    config.data.eval_resize = config.data.eval_crop = 8
+  experiment = Experiment.create(config, train_data=source, eval_data=source)
+  data, plan = experiment.train_data, experiment.plan
+
+  def labels_from(step: int, last: int) -> list:
+    found = []
+    for end, feed, count in data.train_chunks(experiment.data_key, step, plan):
+      for number in range(end - count, end):
+        found.append(np.asarray(data.take_batch(feed, number)["label"]))
+      if end >= last:
+        return found
+    return found
+
+  whole = labels_from(0, 4)
+  np.testing.assert_array_equal(whole[2:], labels_from(2, 4))
+  counts = np.bincount(np.concatenate(whole), minlength=10)
+  assert counts.min() > 8 and counts.max() < 50  # 256 images, about 26 of each.
+  assert np.bincount(source.labels)[5] == 6

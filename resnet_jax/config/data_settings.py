@@ -34,6 +34,8 @@ class DataConfig:
       and the result is divided by `std`. One value, or one per channel. The default
       scales to [-1, 1]. An empty value (--config.data.mean=) is replaced by the value
       of the weights in `init_from`, or by ImageNet's if `init_from` is empty.
+    sampling: "all" takes each training image once in an epoch. "balanced" draws a class
+      at random for each place of a batch, and then one of its images.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
       takes a random square of the resized image. "folder" and large TFDS sets need one
@@ -77,6 +79,7 @@ class DataConfig:
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
+  sampling: str = allowed.choice("all", "all", "balanced")
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
   train_resize: int = allowed.pixels(0, 0)

@@ -34,6 +34,15 @@ class Transform(Protocol):
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray: ...
 
 
+@runtime_checkable
+class Order(Protocol):
+  """The order of images: [i] is the index of image i. It must be picklable."""
+
+  def __len__(self) -> int: ...
+
+  def __getitem__(self, i: int) -> int: ...
+
+
 class HostBatch(TypedDict):
   """The part of a batch that this process loads.
 
@@ -71,7 +80,7 @@ class Batches:
 
   source: ImageSource
   transform: Transform
-  order: grain.MapDataset
+  order: Order
   batch_size: int
   rows: tuple[int, int]
   seed: int

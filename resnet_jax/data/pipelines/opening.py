@@ -91,6 +91,7 @@ def create_dataset(
       source,
       batch_size,
       mesh,
+      config.sampling == "balanced" and augment is not None,
       resize=resize,
       crop=crop,
       interpolation=config.interpolation,
@@ -179,6 +180,7 @@ def create_streaming(
     batch_size,
     mesh,
     max_skip_share=config.max_skip_share if config.on_error == "skip" else None,
+    balanced=config.sampling == "balanced" and augment is not None,
     num_threads=config.num_threads,
     num_workers=config.num_workers,
   )

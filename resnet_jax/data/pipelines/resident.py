@@ -19,6 +19,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
+from resnet_jax.data.pipelines.sampling import balanced_shares
 from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, UInt8
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 
@@ -121,6 +122,7 @@ class ResidentDataset:
     source: ImageArrays,
     batch_size: int,
     mesh: Mesh,
+    balanced: bool = False,
     **resizing: Any,
   ):
     """Copies the images to the devices.
@@ -129,6 +131,7 @@ class ResidentDataset:
       source: see `ImageArrays`.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
+      balanced: whether training draws each class equally often, see `sampling.py`.
       **resizing: `resize`, `crop` and `interpolation` of `bind_take_batch`.
     """
     self.num_examples = len(source.images)
@@ -144,12 +147,17 @@ class ResidentDataset:
     order = np.arange(self._num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
+    shares = balanced_shares(source.labels) if balanced else None
+    self._shares = None if shares is None else jax.device_put(np.float32(shares))
     self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
 
   def _epoch_order(
     self, key: PRNGKeyArray, epoch: Int[Array, ""]
   ) -> Int32[Array, " {self.num_examples}"]:
-    return jax.random.permutation(jax.random.fold_in(key, epoch), self.num_examples)
+    key, count = jax.random.fold_in(key, epoch), self.num_examples
+    if self._shares is None:
+      return jax.random.permutation(key, count)
+    return jax.random.choice(key, count, (count,), p=self._shares)
 
   def train_chunks(
     self,
@@ -159,8 +167,8 @@ class ResidentDataset:
   ) -> Iterator[tuple[int, Feed, int]]:
     """Yields (step after the call, feed, number of updates) from `step` to the end.
 
-    Each epoch has a new order of all examples, a function of (key, epoch). The last
-    incomplete batch of an epoch is dropped.
+    Each epoch has a new order of all examples, a function of (key, epoch), or a new
+    balanced draw. The last incomplete batch of an epoch is dropped.
 
     Args:
       key: PRNG key of the shuffling.

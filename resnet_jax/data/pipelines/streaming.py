@@ -23,10 +23,12 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.host_batches import (
   Batches,
   HostBatch,
+  Order,
   Transform,
   count_threads,
   iterate,
 )
+from resnet_jax.data.pipelines.sampling import BalancedOrder, labels_of
 from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray
 from resnet_jax.runtime.mesh import local_rows, put_batches
 
@@ -77,6 +79,7 @@ class StreamingDataset:
     mesh: Mesh,
     *,
     max_skip_share: float | None = None,
+    balanced: bool = False,
     num_threads: int = 0,
     num_workers: int = 0,
   ):
@@ -88,6 +91,7 @@ class StreamingDataset:
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
       max_skip_share: largest fraction of N that may be skipped; None allows none.
+      balanced: whether training draws each class equally often, see `sampling.py`.
       num_threads: number of decoding threads over all workers; 0 is one per core.
       num_workers: number of processes that decode for training; 0 uses the threads of
         this process.
@@ -101,12 +105,13 @@ class StreamingDataset:
     self.skipped: dict[int, str] = {}
     self._source, self._transform = source, transform
     self._batch_size, self._mesh = batch_size, mesh
+    self._balanced = labels_of(source) if balanced else None
     self._max_skip_share, self._num_workers = max_skip_share, num_workers
     self._num_threads = num_threads or count_threads()
     self._loaded = 0
 
   def _batches(
-    self, order: grain.MapDataset, seed: int, replace: bool, num_workers: int
+    self, order: Order, seed: int, replace: bool, num_workers: int
   ) -> Batches:
     return Batches(
       source=self._source,
@@ -140,8 +145,12 @@ class StreamingDataset:
       OSError: a worker process died.
     """
     seed = int(jax.random.bits(key))
-    order = grain.MapDataset.range(self.num_examples).shuffle(seed)
-    order = order[: plan.steps_per_epoch * self._batch_size].repeat()
+    order: Order
+    if self._balanced is not None:
+      order = BalancedOrder(self._balanced, seed)
+    else:
+      whole = grain.MapDataset.range(self.num_examples).shuffle(seed)
+      order = whole[: plan.steps_per_epoch * self._batch_size].repeat()
     replace, workers = self._max_skip_share is not None, self._num_workers
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
