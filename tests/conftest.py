@@ -38,7 +38,8 @@ from jaxtyping import install_import_hook  # noqa: E402 - beside JAX, which it u
 # that tests start.
 ROOMS = (
   *("runtime", "data", "kernels", "models", "weights.load_save", "weights.torch_names"),
-  *("runs", "training", "inference", "analysis", "experiments"),
+  *("runs", "training", "inference", "analysis", "evaluation"),
+  "experiments",
 )
 install_import_hook([f"resnet_jax.{room}" for room in ROOMS], "typecheck.check")
 

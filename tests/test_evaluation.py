@@ -139,7 +139,7 @@ def test_the_temperature_of_overconfident_logits_is_found(temperature):
   logits = random.normal(size=(20_000, 5)) * 2
   labels = (logits + random.gumbel(size=logits.shape)).argmax(1)  # From the softmax.
   answers = dataclasses.replace(
-    make_answers(classes=5),
+    make_answers(count=20_000, classes=5),
     logits=(logits * temperature).astype(np.float32),
     labels=labels,
   )

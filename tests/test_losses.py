@@ -247,29 +247,57 @@ class Encoded:
     return f"image {index}"
 
 
+def labels_from(experiment, step: int, last: int) -> list:
+  """Returns the labels of batches `step` to `last`."""
+  data, found = experiment.train_data, []
+  for end, feed, count in data.train_chunks(experiment.data_key, step, experiment.plan):
+    for number in range(end - count, end):
+      found.append(np.asarray(data.take_batch(feed, number)["label"]))
+    if end >= last:
+      break
+  return found
+
+
+def placed(config, source, streamed):
+  """Returns the images, in memory or as files."""
+  if not streamed:
+    return source
+  config.data.train_crop, config.data.image_size = "random_resized", 8
+  config.data.eval_resize = config.data.eval_crop = 8
+  return Encoded(source)
+
+
+@pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
+def test_images_are_repeated_in_a_batch(streamed):
+  """A set whose labels are the numbers of its images."""
+  config = config_of()
+  config.data.repeats, config.batch_size = 3, 16
+  digits = load_digits("train")
+  count = 50
+  numbers = dataclasses.replace(
+    digits,
+    images=digits.images[:count],
+    labels=np.arange(count, dtype=np.int32),
+    class_names=tuple(map(str, range(count))),
+  )
+  source = placed(config, numbers, streamed)
+  experiment = Experiment.create(config, train_data=source, eval_data=source)
+  found = np.concatenate(labels_from(experiment, 0, 3))  # An epoch of 48 images.
+  np.testing.assert_array_equal(found[::3], found[1::3])
+  np.testing.assert_array_equal(found[::3], found[2::3])
+  assert len({*found}) == 16
+  again = np.concatenate(labels_from(experiment, 2, 3))
+  np.testing.assert_array_equal(again, found[32:])
+
+
 @pytest.mark.parametrize("streamed", [False, True], ids=["in memory", "streamed"])
 def test_balanced_batches_are_the_same_after_a_resume(streamed):
   config = config_of()
   config.data.sampling = "balanced"
-  source = long_tail()
-  if streamed:
-    source = Encoded(source)
-    config.data.train_crop, config.data.image_size = "random_resized", 8
-    config.data.eval_resize = config.data.eval_crop = 8
+  source = placed(config, long_tail(), streamed)
   experiment = Experiment.create(config, train_data=source, eval_data=source)
-  data, plan = experiment.train_data, experiment.plan
-
-  def labels_from(step: int, last: int) -> list:
-    found = []
-    for end, feed, count in data.train_chunks(experiment.data_key, step, plan):
-      for number in range(end - count, end):
-        found.append(np.asarray(data.take_batch(feed, number)["label"]))
-      if end >= last:
-        return found
-    return found
-
-  whole = labels_from(0, 4)
-  np.testing.assert_array_equal(whole[2:], labels_from(2, 4))
+  whole = labels_from(experiment, 0, 4)
+  np.testing.assert_array_equal(whole[2:], labels_from(experiment, 2, 4))
   counts = np.bincount(np.concatenate(whole), minlength=10)
   assert counts.min() > 8 and counts.max() < 50  # 256 images, about 26 of each.
   assert np.bincount(source.labels)[5] == 6

@@ -36,6 +36,9 @@ class DataConfig:
       of the weights in `init_from`, or by ImageNet's if `init_from` is empty.
     sampling: "all" takes each training image once in an epoch. "balanced" draws a class
       at random for each place of a batch, and then one of its images.
+    repeats: number of times that a batch has each of its training images, with another
+      augmentation each time (repeated augmentation: Hoffer et al. 2020; Berman et al.
+      2019, section 3.2). An epoch then has so many times fewer different images.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
       takes a random square of the resized image. "folder" and large TFDS sets need one
@@ -80,6 +83,7 @@ class DataConfig:
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
   sampling: str = allowed.choice("all", "all", "balanced")
+  repeats: int = allowed.positive(1)
   train_crop: str = allowed.choice("", "", "random_resized", "random")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
   train_resize: int = allowed.pixels(0, 0)

@@ -92,6 +92,7 @@ def create_dataset(
       batch_size,
       mesh,
       config.sampling == "balanced" and augment is not None,
+      config.repeats,
       resize=resize,
       crop=crop,
       interpolation=config.interpolation,
@@ -181,6 +182,7 @@ def create_streaming(
     mesh,
     max_skip_share=config.max_skip_share if config.on_error == "skip" else None,
     balanced=config.sampling == "balanced" and augment is not None,
+    repeats=config.repeats,
     num_threads=config.num_threads,
     num_workers=config.num_workers,
   )

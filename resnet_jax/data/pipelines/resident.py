@@ -123,6 +123,7 @@ class ResidentDataset:
     batch_size: int,
     mesh: Mesh,
     balanced: bool = False,
+    repeats: int = 1,
     **resizing: Any,
   ):
     """Copies the images to the devices.
@@ -132,6 +133,7 @@ class ResidentDataset:
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
       balanced: whether training draws each class equally often, see `sampling.py`.
+      repeats: number of times that training takes each drawn image in a row.
       **resizing: `resize`, `crop` and `interpolation` of `bind_take_batch`.
     """
     self.num_examples = len(source.images)
@@ -147,6 +149,7 @@ class ResidentDataset:
     order = np.arange(self._num_batches * batch_size, dtype=np.int32)
     arrays = (source.images, source.labels, order)
     self._feed = Feed(*jax.device_put(arrays, replicated(mesh)))
+    self._repeats = repeats
     shares = balanced_shares(source.labels) if balanced else None
     self._shares = None if shares is None else jax.device_put(np.float32(shares))
     self._shuffle = jax.jit(self._epoch_order, out_shardings=replicated(mesh))
@@ -156,8 +159,12 @@ class ResidentDataset:
   ) -> Int32[Array, " {self.num_examples}"]:
     key, count = jax.random.fold_in(key, epoch), self.num_examples
     if self._shares is None:
-      return jax.random.permutation(key, count)
-    return jax.random.choice(key, count, (count,), p=self._shares)
+      order = jax.random.permutation(key, count)
+    else:
+      order = jax.random.choice(key, count, (count,), p=self._shares)
+    if self._repeats > 1:
+      order = order.repeat(self._repeats, total_repeat_length=count)
+    return order
 
   def train_chunks(
     self,

@@ -1,10 +1,11 @@
-"""Balanced sampling: each class is drawn equally often, however few images it has."""
+"""Orders of training images: balanced between classes, or with repeated images."""
 
 import sys
 
 import numpy as np
 
 from resnet_jax.data import Source
+from resnet_jax.data.pipelines.host_batches import Order
 from resnet_jax.runtime.arrays import Float64, Int
 from resnet_jax.runtime.errors import UserError
 
@@ -51,3 +52,16 @@ class BalancedOrder:
     random = np.random.Generator(np.random.Philox(key=key))
     images = self._images[random.integers(len(self._images))]
     return int(images[random.integers(len(images))])
+
+
+class RepeatedOrder:
+  """An order with each image several times in a row; it must be picklable."""
+
+  def __init__(self, order: Order, repeats: int):
+    self._order, self._repeats = order, repeats
+
+  def __len__(self) -> int:
+    return min(sys.maxsize, len(self._order) * self._repeats)
+
+  def __getitem__(self, i: int) -> int:
+    return self._order[i // self._repeats]

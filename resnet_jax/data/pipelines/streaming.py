@@ -28,7 +28,7 @@ from resnet_jax.data.pipelines.host_batches import (
   count_threads,
   iterate,
 )
-from resnet_jax.data.pipelines.sampling import BalancedOrder, labels_of
+from resnet_jax.data.pipelines.sampling import BalancedOrder, RepeatedOrder, labels_of
 from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray
 from resnet_jax.runtime.mesh import local_rows, put_batches
 
@@ -80,6 +80,7 @@ class StreamingDataset:
     *,
     max_skip_share: float | None = None,
     balanced: bool = False,
+    repeats: int = 1,
     num_threads: int = 0,
     num_workers: int = 0,
   ):
@@ -92,6 +93,7 @@ class StreamingDataset:
       mesh: the devices.
       max_skip_share: largest fraction of N that may be skipped; None allows none.
       balanced: whether training draws each class equally often, see `sampling.py`.
+      repeats: number of times that training takes each drawn image in a row.
       num_threads: number of decoding threads over all workers; 0 is one per core.
       num_workers: number of processes that decode for training; 0 uses the threads of
         this process.
@@ -105,6 +107,7 @@ class StreamingDataset:
     self.skipped: dict[int, str] = {}
     self._source, self._transform = source, transform
     self._batch_size, self._mesh = batch_size, mesh
+    self._repeats = repeats
     self._balanced = labels_of(source) if balanced else None
     self._max_skip_share, self._num_workers = max_skip_share, num_workers
     self._num_threads = num_threads or count_threads()
@@ -151,6 +154,8 @@ class StreamingDataset:
     else:
       whole = grain.MapDataset.range(self.num_examples).shuffle(seed)
       order = whole[: plan.steps_per_epoch * self._batch_size].repeat()
+    if self._repeats > 1:
+      order = RepeatedOrder(order, self._repeats)
     replace, workers = self._max_skip_share is not None, self._num_workers
     loaded = iterate(self._batches(order, seed, replace, workers), step, workers)
 
