@@ -18,9 +18,11 @@ from resnet_jax.cli.options import (
 from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
+from resnet_jax.runtime.tables import aligned
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
+  from resnet_jax.evaluation.robustness import Robustness
   from resnet_jax.training.evaluator import Prepared
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
@@ -42,6 +44,7 @@ EXAMPLES = (
   "resnet-jax evaluate --workdir RUN --checkpoint best --split train",
   "resnet-jax evaluate --weights FILE --model resnet20 --dataset PHOTOS",
   "resnet-jax evaluate --workdir RUN --report FOLDER --crops 10",
+  "resnet-jax evaluate --weights resnet8_digits --dataset digits --corruptions",
 )
 
 
@@ -100,6 +103,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="further runs, or files of weights; the probabilities of all are averaged "
     "(default: none)",
   )
+  parser.add_argument(
+    "--corruptions",
+    nargs="?",
+    const="all",
+    metavar="A,B",
+    help="also evaluate on corrupted images, at five strengths: all, or names such as "
+    "gaussian_noise,contrast (default: none; without names: all)",
+  )
   add_json(parser)
 
 
@@ -133,10 +144,11 @@ def run(args: argparse.Namespace) -> None:
       flags["data.dir"] = "--dataset"
     args.dataset, args.data_dir = named.name, named.dir
   with flags_of_settings(flags):
-    step, results = _evaluate(args)
+    step, results, corrupted = _evaluate(args)
   if args.json:
     results.pop("images_per_s", None)
-    print(json.dumps(results))
+    more = {"corruptions": corrupted.as_json()} if corrupted else {}
+    print(json.dumps(results | more))
   else:
     place = "" if step is None else f"step {step}: "
     main = {name: results[name] for name in _MAIN if name in results}
@@ -144,39 +156,62 @@ def run(args: argparse.Namespace) -> None:
     show(f"{place}{evaluator.describe(main if others else results)}")
     rows = score_rows({key: results[key] for key in others})
     show(*(f"  {text}: {value}" for text, value, _ in rows[1:]))
+    if corrupted:
+      show("", *aligned(corrupted.rows()), "")
     if args.report:
       show(f"report: {args.report}/report.html")
 
 
-def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
-  """Returns (step of the evaluated run, or None for weights; metrics)."""
-  from resnet_jax.evaluation.answers import average, collect
+def _evaluate(
+  args: argparse.Namespace,
+) -> "tuple[int | None, dict[str, float], Robustness | None]":
+  """Returns (step of a run, or None for weights; metrics; errors if corrupted)."""
+  from resnet_jax.evaluation.answers import Answers, average, collector
+  from resnet_jax.evaluation.corruptions import Corrupt, fit_channels, parse_names
   from resnet_jax.evaluation.report import check_folder, data_name, write_report
+  from resnet_jax.evaluation.robustness import measure, write_robustness
   from resnet_jax.evaluation.scores import score
   from resnet_jax.evaluation.views import Views
 
   views = Views(args.crops, args.flip, tuple(args.scales))
   if args.report:
     check_folder(args.report)  # Before any work.
+  given = args.corruptions
+  corruptions = [] if given is None else parse_names(given)
   first = _prepare(args)
-  if not args.report and not args.ensemble and views == Views():
-    return first.step, first.evaluate()
-  answers = collect(first, views)
-  members = [answers.logits]
+  if not (args.report or args.ensemble or corruptions) and views == Views():
+    return first.step, first.evaluate(), None
+  if corruptions:
+    channels = first.experiment.eval_data.image_shape[-1]
+    corruptions = fit_channels(corruptions, channels)
+  members = [collector(first, views)]
+  found = [members[0](None)]
   for member in args.ensemble:
     other = argparse.Namespace(**vars(args))
     _name_member(other, member)
-    found = collect(_prepare(other), views)
-    same = found.labels.tolist() == answers.labels.tolist()
-    if found.class_names != answers.class_names or not same:
+    run_member = collector(_prepare(other), views)
+    found.append(run_member(None))
+    if corruptions:  # Otherwise the network can leave the memory.
+      members.append(run_member)
+    same = found[-1].labels.tolist() == found[0].labels.tolist()
+    if found[-1].class_names != found[0].class_names or not same:
       raise UserError(f"--ensemble={member}: its classes or images are other ones")
-    members.append(found.logits)
-  answers = answers.with_logits(average(members))
+
+  def joined(found: list[Answers]) -> Answers:
+    return found[0].with_logits(average([each.logits for each in found]))
+
+  def answer(corrupt: Corrupt) -> Answers:
+    return joined([member(corrupt) for member in members])
+
+  answers = joined(found)
+  corrupted = measure(answers, answer, corruptions) if corruptions else None
   if not args.report:
-    return first.step, score(answers)
-  who = f"{len(members)} networks" if args.ensemble else first.experiment.model_name
+    return first.step, score(answers), corrupted
+  who = f"{len(found)} networks" if args.ensemble else first.experiment.model_name
   title = f"{who} on {data_name(first)}"
-  return first.step, write_report(args.report, first, answers, title)
+  scores = write_report(args.report, first, answers, title)
+  write_robustness(args.report, corrupted)
+  return first.step, scores, corrupted
 
 
 def _name_member(args: argparse.Namespace, member: str) -> None:

@@ -1,4 +1,4 @@
-"""Writes tables as Markdown and CSV."""
+"""Writes tables as Markdown, CSV and aligned text."""
 
 import csv
 import io
@@ -24,6 +24,17 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
   cells = ([printable(cell).translate(_ENTITIES) for cell in row] for row in table)
   header, *lines = (f"| {' | '.join(row)} |\n" for row in cells)
   return header + "|---" * len(table[0]) + "|\n" + "".join(lines)
+
+
+def aligned(table: Sequence[Sequence[str]]) -> list[str]:
+  """Returns a table as lines of text; all columns but the first end at the right."""
+  first, *others = ([*map(len, column)] for column in zip(*table, strict=True))
+  return [
+    "  ".join(
+      [row[0].ljust(max(first)), *map(lambda x, w: x.rjust(max(w)), row[1:], others)]
+    )
+    for row in table
+  ]
 
 
 def as_csv(table: Sequence[Sequence[str]]) -> str:
