@@ -36,7 +36,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
   from resnet_jax.evaluation import compare
-  from resnet_jax.runtime.tables import as_text, write_table
+  from resnet_jax.runtime.tables import aligned, write_table
 
   runs = compare.read_runs(args.runs)
   settings, scores = compare.settings_table(runs), compare.scores_table(runs)
@@ -64,7 +64,7 @@ def run(args: argparse.Namespace) -> None:
     }
     print(json.dumps(found))
     return
-  show(*as_text(settings), "", *as_text(scores))
+  show(*aligned(settings), "", *aligned(scores))
   for name, pair in pairs.items():
     show("", *_describe(runs[0].name, name, pair))
   if args.out:

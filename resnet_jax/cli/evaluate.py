@@ -2,12 +2,9 @@
 
 import argparse
 import json
-import os
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-import numpy as np
-
+from resnet_jax.cli.ensembles import member, name_member
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
   SOURCE,
@@ -23,10 +20,11 @@ from resnet_jax.cli.photos import add_calibrated
 from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
+from resnet_jax.runtime.tables import aligned
 from resnet_jax.runtime.terminal import show
 
 if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
-  from resnet_jax.evaluation.answers import Answers
+  from resnet_jax.evaluation.robustness import Robustness
   from resnet_jax.training.evaluator import Prepared
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
@@ -48,6 +46,7 @@ EXAMPLES = (
   "resnet-jax evaluate --workdir RUN --checkpoint best --split train",
   "resnet-jax evaluate --weights FILE --model resnet20 --dataset PHOTOS",
   "resnet-jax evaluate --workdir RUN --report FOLDER --crops 10",
+  "resnet-jax evaluate --weights resnet8_digits --dataset digits --corruptions",
 )
 
 
@@ -125,6 +124,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="take the labels from this file, which has one or several for each image, "
     "such as those of ReaL (default: the images' own)",
   )
+  parser.add_argument(
+    "--corruptions",
+    nargs="?",
+    const="all",
+    metavar="A,B",
+    help="also evaluate on corrupted images, at five strengths: all, or names such as "
+    "gaussian_noise,contrast (default: none; without names: all)",
+  )
   add_json(parser)
 
 
@@ -144,7 +151,7 @@ def run(args: argparse.Namespace) -> None:
   compilation.keep_freed_memory()
   if args.ensemble and args.workdir is None and not args.weights:
     first, *args.ensemble = args.ensemble
-    _name_member(args, first)
+    name_member(args, first)
   check_source(args)
   flags = {f"data.{name}": f"--{flag}" for flag, name in _DATA_FLAGS.items()}
   # `val_share` counts only if --split or the run names a split. Otherwise all images of
@@ -158,10 +165,11 @@ def run(args: argparse.Namespace) -> None:
       flags["data.dir"] = "--dataset"
     args.dataset, args.data_dir = named.name, named.dir
   with flags_of_settings(flags):
-    step, results = _evaluate(args)
+    step, results, corrupted = _evaluate(args)
   if args.json:
     results.pop("images_per_s", None)
-    print(json.dumps(results))
+    more = {"corruptions": corrupted.as_json()} if corrupted else {}
+    print(json.dumps(results | more))
   else:
     place = "" if step is None else f"step {step}: "
     main = {name: results[name] for name in _MAIN if name in results}
@@ -169,15 +177,26 @@ def run(args: argparse.Namespace) -> None:
     show(f"{place}{evaluator.describe(main if others else results)}")
     rows = score_rows({key: results[key] for key in others})
     show(*(f"  {text}: {value}" for text, value, _ in rows[1:]))
+    if corrupted:
+      show("", *aligned(corrupted.rows()), "")
     if args.report:
       show(f"report: {args.report}/report.html")
 
 
-def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
-  """Returns (step of the evaluated run, or None for weights; metrics)."""
-  from resnet_jax.evaluation.answers import average, collect
-  from resnet_jax.evaluation.label_sets import read_label_sets, restrict, score_sets
+def _evaluate(
+  args: argparse.Namespace,
+) -> "tuple[int | None, dict[str, float], Robustness | None]":
+  """Returns (step of a run, or None for weights; metrics; errors if corrupted)."""
+  from resnet_jax.evaluation.answers import Answers, average
+  from resnet_jax.evaluation.corruptions import Corrupt, fit_channels, parse_names
+  from resnet_jax.evaluation.label_sets import (
+    read_classes,
+    read_label_sets,
+    restrict,
+    score_sets,
+  )
   from resnet_jax.evaluation.report import check_folder, data_name, write_report
+  from resnet_jax.evaluation.robustness import measure, write_robustness
   from resnet_jax.evaluation.scores import score
   from resnet_jax.evaluation.views import Views
 
@@ -186,57 +205,62 @@ def _evaluate(args: argparse.Namespace) -> tuple[int | None, dict[str, float]]:
     check_folder(args.report)  # Before any work.
     if args.label_sets:
       raise UserError("--report needs one label an image; omit it or --label-sets")
+  if args.label_sets and args.corruptions:
+    raise UserError("--corruptions needs one label an image; omit it or --label-sets")
+  corruptions = [] if args.corruptions is None else parse_names(args.corruptions)
   first = _prepare(args)
   if args.fit_temperature:
-    return first.step, _fit_temperature(args, first)
+    return first.step, _fit_temperature(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
-  if not any(others) and views == Views():
-    return first.step, first.evaluate()
-  answers = collect(first, views)
-  members = [answers.logits / _temperature(args, first)]
-  for member in args.ensemble:
+  if not any(others) and not corruptions and views == Views():
+    return first.step, first.evaluate(), None
+  if corruptions:
+    channels = first.experiment.eval_data.image_shape[-1]
+    corruptions = fit_channels(corruptions, channels)
+  members = [member(args, first, views)]
+  found = [members[0](None)]
+  for name in args.ensemble:
     other = argparse.Namespace(**vars(args))
-    _name_member(other, member)
-    prepared = _prepare(other)
-    found = collect(prepared, views)
-    same = found.labels.tolist() == answers.labels.tolist()
-    if found.class_names != answers.class_names or not same:
-      raise UserError(f"--ensemble={member}: its classes or images are other ones")
-    members.append(found.logits / _temperature(other, prepared))
-  answers = answers.with_logits(average(members))
-  if args.classes:
-    answers = restrict(answers, _read_classes(args.classes, answers))
+    name_member(other, name)
+    run_member = member(other, _prepare(other), views)
+    found.append(run_member(None))
+    if corruptions:  # Otherwise the network can leave the memory.
+      members.append(run_member)
+    same = found[-1].labels.tolist() == found[0].labels.tolist()
+    if found[-1].class_names != found[0].class_names or not same:
+      raise UserError(f"--ensemble={name}: its classes or images are other ones")
+
+  def joined(found: list[Answers]) -> Answers:
+    answers = found[0].with_logits(average([each.logits for each in found]))
+    if not args.classes:
+      return answers
+    return restrict(answers, read_classes(args.classes, answers))
+
+  def answer(corrupt: Corrupt) -> Answers:
+    return joined([run_member(corrupt) for run_member in members])
+
+  answers = joined(found)
   if args.label_sets:
-    return first.step, score_sets(answers, read_label_sets(args.label_sets))
+    scores = score_sets(answers, read_label_sets(args.label_sets))
+    return first.step, scores, None
+  corrupted = measure(answers, answer, corruptions) if corruptions else None
   if not args.report:
-    return first.step, score(answers)
-  who = f"{len(members)} networks" if args.ensemble else first.experiment.model_name
+    return first.step, score(answers), corrupted
+  who = f"{len(found)} networks" if args.ensemble else first.experiment.model_name
   title = f"{who} on {data_name(first)}"
-  return first.step, write_report(args.report, first, answers, title)
-
-
-def _temperature(args: argparse.Namespace, prepared: "Prepared") -> np.float32:
-  from resnet_jax import weights
-  from resnet_jax.runs.temperature import read_temperature
-
-  if not args.calibrated:
-    return np.float32(1)
-  if prepared.step is None:
-    return np.float32(weights.read_temperature(args.weights))
-  return np.float32(read_temperature(args.workdir, prepared.step))
+  scores = write_report(args.report, first, answers, title)
+  write_robustness(args.report, corrupted)
+  return first.step, scores, corrupted
 
 
 def _fit_temperature(
   args: argparse.Namespace, prepared: "Prepared"
 ) -> dict[str, float]:
-  """Fits a temperature and stores it; returns the log loss before and after."""
-  from resnet_jax.evaluation.answers import collect
-  from resnet_jax.evaluation.scores import score
-  from resnet_jax.evaluation.temperature import fit_temperature
+  """Fits a temperature and stores it; see `fit_and_store`."""
+  from resnet_jax.evaluation.temperature import fit_and_store
   from resnet_jax.runs import run_dir
-  from resnet_jax.runs.temperature import write_temperature
 
-  if prepared.step is None:
+  if args.workdir is None:
     raise UserError("--fit-temperature needs --workdir RUN, where it is stored")
   saved = run_dir.load_run_config(args.workdir, args.trust_code).data
   others = {None, saved.train_split, saved.eval_split}
@@ -247,40 +271,8 @@ def _fit_temperature(
       "--fit-temperature needs --split with images that are neither the training "
       "images nor those of the evaluation, or another --dataset"
     )
-  answers = collect(prepared)
-  found = fit_temperature(answers)
-  after = answers.with_logits(answers.logits / np.float32(found))
-  count = len(answers.labels)
   split = f"{args.dataset or saved.name}:{args.split or ''}"
-  write_temperature(args.workdir, prepared.step, found, split, count)
-  scores = {"temperature": found, "count": count}
-  for name in ("loss", "calibration_error"):
-    scores[name] = score(after)[name]
-    scores[f"{name}_before"] = score(answers)[name]
-  return scores
-
-
-def _read_classes(name: str, answers: "Answers") -> list[int]:
-  from resnet_jax.evaluation.label_sets import class_indices
-
-  if name == "present":
-    return sorted(set(answers.labels.tolist()))
-  path = Path(os.path.expanduser(name))
-  try:
-    lines = path.read_text(encoding="utf-8-sig").splitlines()
-  except (OSError, ValueError) as error:
-    raise UserError(f"--classes={name} cannot be read: {error}") from error
-  return class_indices(filter(None, map(str.strip, lines)), answers.class_names)
-
-
-def _name_member(args: argparse.Namespace, member: str) -> None:
-  """Makes a run or weights the network to evaluate."""
-  from resnet_jax import weights
-
-  weights.check_exists(member, "--ensemble ")
-  is_run = weights.is_run(member)
-  args.workdir, args.weights = (member, None) if is_run else (None, member)
-  args.model = args.num_classes = args.ema = None
+  return fit_and_store(prepared, args.workdir, split)
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":

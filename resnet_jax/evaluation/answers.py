@@ -16,13 +16,14 @@ from scipy.special import log_softmax
 from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
 from resnet_jax.data.batches.preprocess import create_normalize
+from resnet_jax.evaluation.corruptions import Corrupt
 from resnet_jax.evaluation.views import Views
 from resnet_jax.models.folding import folded_model
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.arrays import Array, Bool, Float32, Float64, Int
+from resnet_jax.runtime.arrays import Array, Bool, Float32, Float64, Int, UInt8
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import replicated
+from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.tasks import Classification
@@ -74,7 +75,9 @@ def has_answers(experiment: Experiment) -> bool:
   return isinstance(experiment.task, Classification)
 
 
-def collect(prepared: Prepared, views: Views | None = None) -> Answers:
+def collect(
+  prepared: Prepared, views: Views | None = None, corrupt: Corrupt | None = None
+) -> Answers:
   """Computes the outputs for all images of an evaluation, on all devices and hosts.
 
   The outputs are the same in each process.
@@ -83,10 +86,24 @@ def collect(prepared: Prepared, views: Views | None = None) -> Answers:
     prepared: the network and the images.
     views: the views of each image, whose probabilities are averaged; None is the usual
       one.
+    corrupt: changes the images on the host, after they are resized and cropped, and
+      before crops of `views` are taken. It gets [B, H, W, C] uint8 and the place of
+      the first one in the source; it need not be the same B at each call.
 
   Raises:
     UserError: the task is not classification, the views do not fit the images, or an
       image cannot be read.
+  """
+  return collector(prepared, views)(corrupt)
+
+
+def collector(
+  prepared: Prepared, views: Views | None = None
+) -> Callable[[Corrupt | None], Answers]:
+  """Returns `collect` as a function of `corrupt`, which compiles at most once.
+
+  Raises:
+    UserError: as in `collect`.
   """
   views = views or Views()
   experiment = prepared.experiment
@@ -106,12 +123,17 @@ def collect(prepared: Prepared, views: Views | None = None) -> Answers:
         eval_data=prepared.source,
         class_names=(),
       )
-    passes.append(_run(one, prepared.variables, partial(views.of, crop=crop)))
-  logits, labels, index = zip(*passes, strict=True)
+    passes.append(_pass(one, prepared.variables, partial(views.of, crop=crop)))
   names = prepared.class_names or tuple(prepared.source.class_names)
   count = experiment.task.num_classes
   names += tuple(f"class {i}" for i in range(len(names), count))
-  return Answers(average(logits), labels[0], index[0], names, prepared.source.name)
+
+  def run(corrupt: Corrupt | None = None) -> Answers:
+    found = [one_pass(corrupt) for one_pass in passes]
+    logits, labels, index = zip(*found, strict=True)
+    return Answers(average(logits), labels[0], index[0], names, prepared.source.name)
+
+  return run
 
 
 def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> Float32[np.ndarray, "n k"]:
@@ -123,22 +145,21 @@ def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> Float32[np.ndarray,
   return averaged
 
 
-def _run(
+def _pass(
   experiment: Experiment,
   variables: Variables,
   views_of: Callable[[Array], list[Array]],
-) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-  """Returns logits, labels and index of all images that can be read."""
+) -> Callable[[Corrupt | None], tuple[np.ndarray, np.ndarray, np.ndarray]]:
+  """Returns a function that gives logits, labels and index of all readable images."""
   model = folded_model(experiment.model)
   normalize = create_normalize(experiment.config.data)
   take_batch: Callable[..., Batch] = experiment.eval_data.take_batch
 
-  def run(
-    variables: Variables, feed: Any, number: Int[Array, ""]
-  ) -> tuple[Float32[Array, "b k"], Int[Array, " b"], Bool[Array, " b"]]:
-    batch = take_batch(feed, number)
+  def forward(
+    variables: Variables, pixels: UInt8[Array, "b h w c"]
+  ) -> Float32[Array, "b k"]:
     found: list[Array] = []
-    for view in views_of(batch["image"]):
+    for view in views_of(pixels):
       images = normalize(view)
       outputs: Any = model.apply(variables, images, train=False)
       found.append(outputs)
@@ -146,19 +167,49 @@ def _run(
     if len(found) > 1:
       stacked = jnp.stack([jax.nn.log_softmax(x) for x in found])
       logits = jax.nn.logsumexp(stacked, axis=0)
-    return logits, batch["label"], batch["mask"]
+    return logits
 
-  compiled = compilation.jit(
-    kernels.traced_with(experiment.kernels, run),
-    dtype=experiment.config.model.dtype,
-    out_shardings=replicated(experiment.mesh),
-  )
+  def run(
+    variables: Variables, feed: Any, number: Int[Array, ""]
+  ) -> tuple[Float32[Array, "b k"], Int[Array, " b"], Bool[Array, " b"]]:
+    batch = take_batch(feed, number)
+    return forward(variables, batch["image"]), batch["label"], batch["mask"]
+
+  def compiled(function: Callable[..., Any]) -> jax.stages.Wrapped:
+    return compilation.jit(
+      kernels.traced_with(experiment.kernels, function),
+      dtype=experiment.config.model.dtype,
+      out_shardings=replicated(experiment.mesh),
+    )
+
+  # A function that is not called is not compiled.
+  whole, take, rest = compiled(run), compiled(take_batch), compiled(forward)
   placed = jax.device_put(variables, replicated(experiment.mesh))
   folded = experiment.fold(placed)
-  parts = [
-    jax.device_get(compiled(folded, feed, number))
-    for feed, count in experiment.eval_data.eval_chunks()
-    for number in range(count)
-  ]
-  logits, labels, mask = (np.concatenate(x) for x in zip(*parts, strict=True))
-  return logits[mask], labels[mask], np.flatnonzero(mask)
+
+  def corrupted(feed: Any, number: int, first: int, corrupt: Corrupt) -> Any:
+    batch = jax.device_get(take(feed, number))
+
+    def rows(index: Any) -> np.ndarray:  # Those of one device.
+      start, end, _ = index[0].indices(len(batch["image"]))
+      return corrupt(batch["image"][start:end], first + start)
+
+    shape, split = batch["image"].shape, batch_sharding(experiment.mesh)
+    images = jax.make_array_from_callback(shape, split, rows)
+    return jax.device_get(rest(folded, images)), batch["label"], batch["mask"]
+
+  def answer(
+    corrupt: Corrupt | None,
+  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    parts, first = [], 0
+    for feed, count in experiment.eval_data.eval_chunks():
+      for number in range(count):
+        if corrupt is None:
+          parts.append(jax.device_get(whole(folded, feed, number)))
+        else:
+          parts.append(corrupted(feed, number, first, corrupt))
+        first += len(parts[-1][0])
+    logits, labels, mask = (np.concatenate(x) for x in zip(*parts, strict=True))
+    return logits[mask], labels[mask], np.flatnonzero(mask)
+
+  return answer

@@ -60,11 +60,14 @@ class Run:
       scores = kept.get("scores", {})
       if not scores:
         scores = next((x for x in reversed(records) if x["split"] != "train"), {})
+      intervals = {
+        name: (float(low), float(high))
+        for name, (low, high) in kept.get("intervals_95", {}).items()
+      }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
       raise UserError(
         f"metrics.jsonl or report/ of {workdir} is damaged: {error!r:.100}"
       ) from error
-    intervals = kept.get("intervals_95", {})
     return cls(workdir, flatten(config), records, scores, intervals, predictions)
 
 

@@ -70,6 +70,26 @@ def class_indices(labels: Iterable[Any], class_names: Sequence[str]) -> list[int
   return found
 
 
+def read_classes(name: str, answers: Answers) -> list[int]:
+  """Returns the classes that a file names, one on a line, or "present" ones.
+
+  Args:
+    name: path of a text file, or "present" for the classes of the images.
+    answers: give the names of all classes, and the labels of the images.
+
+  Raises:
+    UserError: the file cannot be read, or names another class.
+  """
+  if name == "present":
+    return sorted(set(answers.labels.tolist()))
+  path = Path(os.path.expanduser(name))
+  try:
+    lines = path.read_text(encoding="utf-8-sig").splitlines()
+  except (OSError, ValueError) as error:
+    raise UserError(f"the classes in {name!r} cannot be read: {error}") from error
+  return class_indices(filter(None, map(str.strip, lines)), answers.class_names)
+
+
 def restrict(answers: Answers, classes: Collection[int]) -> Answers:
   """Returns the answers of a network that can choose only among some classes.
 

@@ -1,6 +1,6 @@
 """The pictures of a report, as PNG files."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -142,6 +142,40 @@ def draw_reliability(path: Path, answers: Answers) -> None:
     lower.bar(middles, found.counts, 1 / bins, color=figure_style.TRAINING)
     lower.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
     lower.locator_params(axis="y", integer=True, nbins=3)
+    _save(figure, path)
+
+
+def draw_corruptions(
+  path: Path, clean: float, errors: Mapping[str, Sequence[float]]
+) -> None:
+  """Draws a map of the top-1 errors of corrupted images.
+
+  Args:
+    path: the PNG file.
+    clean: error of the images as they are, as a fraction.
+    errors: name of a corruption -> error for each strength, as a fraction.
+  """
+  values = 100 * np.array([*errors.values()])
+  height = 1.4 + 0.34 * len(values)
+  with figure_style.styled_figure(6.0, height, layout="constrained") as figure:
+    axes = figure.add_subplot()
+    axes.imshow(values, cmap="Blues", vmin=0, vmax=100, aspect="auto")
+    axes.grid(False)
+    axes.set_title(f"top-1 error, %; without a corruption {100 * clean:.1f} %")
+    axes.set_xticks(
+      range(values.shape[1]), [str(1 + i) for i in range(values.shape[1])]
+    )
+    axes.set_yticks(range(len(values)), [name.replace("_", " ") for name in errors])
+    axes.set_xlabel("strength of the corruption")
+    for (row, column), value in np.ndenumerate(values):
+      color = "white" if value > 50 else figure_style.TEXT
+      axes.text(
+        *(column, row, f"{value:.1f}"),
+        ha="center",
+        va="center",
+        color=color,
+        fontsize=8,
+      )
     _save(figure, path)
 
 

@@ -1,4 +1,4 @@
-"""Writes tables as Markdown and CSV."""
+"""Writes tables as Markdown, CSV and aligned text."""
 
 import csv
 import io
@@ -26,6 +26,22 @@ def markdown(table: Sequence[Sequence[str]]) -> str:
   return header + "|---" * len(table[0]) + "|\n" + "".join(lines)
 
 
+def aligned(table: Sequence[Sequence[str]], longest: int = 60) -> list[str]:
+  """Returns a table as lines of text; all columns but the first end at the right.
+
+  Args:
+    table: rows of equal length, the header first.
+    longest: longer cells are cut to so many letters.
+  """
+  cut = [
+    [c if len(c) <= longest else f"{c[: longest - 1]}…" for c in row] for row in table
+  ]
+  first, *others = (max(map(len, column)) for column in zip(*cut, strict=True))
+  return [
+    "  ".join([row[0].ljust(first), *map(str.rjust, row[1:], others)]) for row in cut
+  ]
+
+
 def as_csv(table: Sequence[Sequence[str]]) -> str:
   """Returns a table as CSV, without formulas for spreadsheets.
 
@@ -44,16 +60,6 @@ def _as_text(cell: str) -> str:
   except ValueError:
     return f"'{cell}" if cell.lstrip().startswith(_FORMULA) else cell
   return cell
-
-
-def as_text(table: Sequence[Sequence[str]], width: int = 40) -> list[str]:
-  """Returns the lines of a table for a terminal; longer cells are cut to `width`."""
-  cut = [[c if len(c) <= width else f"{c[: width - 1]}…" for c in row] for row in table]
-  widths = [max(map(len, column)) for column in zip(*cut, strict=True)]
-  return [
-    "  ".join(cell.ljust(size) for cell, size in zip(row, widths, strict=True)).rstrip()
-    for row in cut
-  ]
 
 
 def write_table(path: Path, table: Sequence[Sequence[str]]) -> None:
