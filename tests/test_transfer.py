@@ -110,7 +110,9 @@ def test_a_frozen_group_computes_as_in_evaluation():
     model.clone(frozen=("stage4",)).apply(variables, images)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "lamb"])
+@pytest.mark.parametrize(
+  "name", ["sgd", "adam", "adamw", "lars", "lamb", "muon", "schedule_free_sgd"]
+)
 def test_groups_have_learning_rates_of_their_own(name):
   """A group changes as if it was trained alone, at its own rate."""
   params = {

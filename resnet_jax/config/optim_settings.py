@@ -15,9 +15,14 @@ class OptimConfig:
 
   Attributes:
     name: "sgd"; "adam" (weight decay as an L2 penalty, as in PyTorch); "adamw"
-      (decoupled weight decay); or "lars" (You et al. 2017) and "lamb" (You et al. 2020)
-      for batches of thousands of images.
-    learning_rate: peak learning rate, which is reached at the end of warmup.
+      (decoupled weight decay); "lars" (You et al. 2017) and "lamb" (You et al. 2020)
+      for batches of thousands of images; "muon" (Jordan et al. 2024), which is Muon for
+      convolutions and Adam for all else, with decoupled weight decay; or
+      "schedule_free_sgd" (Defazio et al. 2024), which evaluates an average of all
+      steps instead of decreasing the learning rate.
+    learning_rate: peak learning rate, which is reached at the end of warmup. "muon"
+      takes the rates of "adamw", such as 0.001. "schedule_free_sgd" takes rates 10 to
+      50 times as large as "sgd".
     factory: import path of your own optimiser, "package.module:function". The function
       takes the schedule (step -> learning rate) and returns an
       `optax.GradientTransformation`. `name`, `momentum`, `weight_decay` and `clip_norm`
@@ -30,8 +35,10 @@ class OptimConfig:
       scale it.
     batch_scaling: "linear", or "sqrt" to scale by the square root of that ratio, which
       is common with Adam and LAMB.
-    momentum: momentum of SGD and LARS.
-    nesterov: use Nesterov's momentum.
+    momentum: momentum of SGD, LARS and Muon. Muon's authors use 0.95, with `nesterov`.
+      "schedule_free_sgd" computes gradients at momentum * average + (1 - momentum) *
+      last parameters; 0.9 is the default of its authors.
+    nesterov: use Nesterov's momentum in SGD, LARS and Muon.
     weight_decay: coefficient of the L2 penalty, or of the decoupled decay.
     decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
       did. Without it, weight decay applies to kernels only.
@@ -56,7 +63,9 @@ class OptimConfig:
       it, such an update ends the run.
   """
 
-  name: str = allowed.choice("sgd", "sgd", "adam", "adamw", "lars", "lamb")
+  name: str = allowed.choice(
+    "sgd", "sgd", "adam", "adamw", "lars", "lamb", "muon", "schedule_free_sgd"
+  )
   factory: str = allowed.factory()
   learning_rate: float = allowed.positive(0.1)
   learning_rate_multipliers: Mapping[str, float] = dataclasses.field(
@@ -86,3 +95,8 @@ class OptimConfig:
   clip_norm: float = allowed.at_least(0.0, 0)
   shard_state: bool = allowed.changeable(False)
   skip_nonfinite: bool = allowed.changeable(False)
+
+  @property
+  def is_schedule_free(self) -> bool:
+    """Whether the averaged parameters of a schedule-free optimiser are evaluated."""
+    return self.name == "schedule_free_sgd" and not self.factory

@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.config.fields import flatten, type_name, walk
+from resnet_jax.config.optim_settings import OptimConfig
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -127,3 +128,24 @@ def validate(config: Config) -> None:
       f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
       f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
     )
+  if optim.is_schedule_free:
+    _check_schedule_free(optim)
+
+
+def _check_schedule_free(optim: OptimConfig) -> None:
+  """Refuses settings that have no meaning for a schedule-free optimiser."""
+  refused = {
+    "schedule": optim.schedule != "step",
+    "decay_epochs": bool(optim.decay_epochs),
+    "decay_steps": bool(optim.decay_steps),
+    "ema_decay": optim.ema_decay > 0,
+    "nesterov": optim.nesterov,
+    "momentum": not optim.momentum,
+  }
+  for name, is_refused in refused.items():
+    if is_refused:
+      advice = "> 0" if name == "momentum" else repr(getattr(OptimConfig(), name))
+      raise UserError(
+        f"config.optim.{name}={getattr(optim, name)!r} must be {advice} with "
+        f"config.optim.name={optim.name!r}"
+      )

@@ -7,11 +7,13 @@ from functools import partial
 import jax
 import optax
 from jax.tree_util import DictKey
+from optax import contrib
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.muon import muon_or_adam
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
@@ -102,7 +104,11 @@ def create_optimizer(
   # Freezing before the optimiser keeps frozen groups out of gradient norms; freezing
   # after it undoes their weight decay.
   rows = [*freeze, tx, *scales, *freeze]
-  return optax.chain(*rows) if len(rows) > 1 else tx
+  if schedule is not None and config.is_schedule_free:
+    # The multipliers and the freezing must also hold for its second sequence.
+    free = contrib.schedule_free(optax.chain(*rows), schedule, b1=config.momentum)
+    rows = [free, *freeze]
+  return optax.chain(*rows) if len(rows) > 1 else rows[0]
 
 
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
@@ -133,6 +139,8 @@ def _create_optimizer(
   LARS scales the update of each kernel, including weight decay, by 0.001 times the norm
   of the kernel divided by the norm of the update. LAMB scales Adam's update of each
   leaf by the norm of the leaf divided by the norm of the update.
+
+  `schedule_free_sgd` is SGD without momentum here; `create_optimizer` does the rest.
   """
   mask = None if config.decay_all else kernels_only
   clip = optax.identity()
@@ -144,6 +152,13 @@ def _create_optimizer(
   if config.name == "lamb":
     lamb = optax.lamb(schedule, weight_decay=config.weight_decay, mask=mask)
     return optax.chain(clip, lamb)
+  if config.name == "muon":
+    return optax.chain(
+      clip,
+      muon_or_adam(config.momentum, config.nesterov),
+      optax.add_decayed_weights(config.weight_decay, mask),
+      optax.scale_by_learning_rate(schedule),
+    )
   if config.name == "lars":
     lars = optax.lars(
       schedule,
@@ -157,6 +172,8 @@ def _create_optimizer(
   decay = optax.add_decayed_weights(config.weight_decay, mask)
   if config.name == "adam":
     optimizer = optax.adam(schedule)
+  elif config.is_schedule_free:
+    optimizer = optax.sgd(schedule)
   else:
     optimizer = optax.sgd(schedule, config.momentum or None, config.nesterov)
   return optax.chain(clip, decay, optimizer)

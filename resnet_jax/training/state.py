@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax.training import train_state
+from optax import contrib
 
 from resnet_jax.models.scan_layout import laid_out_as, to_named
 from resnet_jax.models.variables import Variables
@@ -42,6 +43,29 @@ class TrainState(train_state.TrainState):
     """The variables to pass to `apply_fn`."""
     return {"params": self.params, "batch_stats": self.batch_stats}
 
+  @property
+  def versions(self) -> dict[str, Variables]:
+    """The variables to evaluate, by name; the last ones are the result of the run."""
+    averaged = {} if self.ema is None else {"ema": self.ema}
+    return {"eval": self._evaluated} | averaged
+
+  @property
+  def _evaluated(self) -> Variables:
+    """The variables, with the average of a schedule-free optimiser, if it is one.
+
+    The average is (y - (1 - beta) z) / beta, with the parameters y and the optimiser's
+    z (Defazio et al. 2024, equation 3). Written as below, it is exact where y = z, such
+    as in frozen groups. The batch-norm statistics are those of y; `precise_bn_batches`
+    re-estimates them.
+    """
+    parts = jax.tree.leaves(self.opt_state, is_leaf=_is_schedule_free)
+    free = next(filter(_is_schedule_free, parts), None)
+    if free is None:
+      return self.variables
+    rest = 1 / free.b1 - 1
+    average = jax.tree.map(lambda y, z: y + rest * (y - z), self.params, free.z)
+    return self.variables | {"params": average}
+
   def to_saved(self) -> dict[str, Any]:
     """Returns the "model" and "training" parts of a checkpoint, in the named layout."""
     training = {"step": self.step, "opt_state": self.opt_state, "key": self.key}
@@ -54,6 +78,10 @@ class TrainState(train_state.TrainState):
     """Returns the state that `parts` of `to_saved` hold, in the layout of `self`."""
     parts = laid_out_as(parts, self.params)
     return self.replace(**parts["model"], **parts["training"])
+
+
+def _is_schedule_free(part: object) -> bool:
+  return isinstance(part, contrib.ScheduleFreeState)
 
 
 @dataclasses.dataclass(frozen=True)
