@@ -53,6 +53,9 @@ class OptimConfig:
     warmup_epochs, warmup_steps: length of warmup, in epochs or in steps.
     warmup_learning_rate: learning rate at the first step of warmup.
     label_smoothing: probability that is spread evenly over all classes.
+    sam_rho: sharpness-aware minimisation (SAM, Foret et al. 2020): each update uses the
+      gradient at parameters that are moved by this L2 distance to a higher loss, such
+      as 0.05; 0 disables it. A step computes two gradients and takes twice as long.
     accumulate: number of parts into which a batch is split. They are computed one after
       the other, which saves memory. `batch_size` is still the size of the whole batch.
     ema_decay: EMA decay per update, of parameters and batch-norm statistics; 0 disables
@@ -90,6 +93,7 @@ class OptimConfig:
   warmup_steps: int = allowed.at_least(0, 0)
   warmup_learning_rate: float = allowed.at_least(0.0, 0)
   label_smoothing: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  sam_rho: float = allowed.at_least(0.0, 0)
   accumulate: int = allowed.positive(1)
   ema_decay: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
   clip_norm: float = allowed.at_least(0.0, 0)

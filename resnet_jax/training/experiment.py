@@ -44,6 +44,7 @@ from resnet_jax.training.resolved_config import (
   with_dtype,
   with_num_classes,
 )
+from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
 
@@ -164,13 +165,10 @@ class Experiment:
     if self._owns_images and data is None:
       raise UserError(_GIVE_BOTH)
     if data is None or is_source(data):
-      data = create_dataset(
-        self.config.data,
-        fill_devices(self.config.batch_size, self.mesh),
-        self.mesh,
-        class_names=self.train_data.class_names if names is None else names,
-        source=data,
-      )
+      size = fill_devices(self.config.batch_size, self.mesh)
+      names = self.train_data.class_names if names is None else names
+      args = self.config.data, size, self.mesh
+      data = create_dataset(*args, class_names=names, source=data)
     # In other tasks a label need not be a class.
     is_class = isinstance(self.task, Classification)
     if is_class and len(data.class_names) > self.task.num_classes:
@@ -241,9 +239,8 @@ class Experiment:
     check_multipliers(self.config.optim.learning_rate_multipliers, groups)
     check_frozen(self.config.freeze, groups)
     images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)
-    logits = jax.eval_shape(
-      partial(self.model.apply, train=False), shapes.variables, images
-    )
+    apply = partial(self.model.apply, train=False)
+    logits = jax.eval_shape(apply, shapes.variables, images)
     found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", logits)
     if found != f"float32[1, {self.task.num_classes}]":
       raise UserError(
@@ -274,6 +271,7 @@ class Experiment:
       task=self.task,
       preprocess=self.preprocess,
       mix=create_mix(config.augment),
+      perturb=create_perturbation(config),
       take_batch=self.train_data.take_batch,
       accumulate=config.optim.accumulate,
       ema_decay=config.optim.ema_decay,
