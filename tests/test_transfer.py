@@ -143,6 +143,21 @@ def test_groups_have_learning_rates_of_their_own(name):
     )
 
 
+def test_layer_decay_lowers_the_rate_from_group_to_group():
+  groups = {"stem": 4, "stage1": 3, "stage2": 2, "stage3": 1, "bn": 0, "head": 0}
+  params = {group: {"kernel": jnp.ones(4)} for group in groups}
+  config = OptimConfig(
+    layer_decay=0.5, weight_decay=0.0, learning_rate_multipliers={"head": 10.0}
+  )
+  tx = create_optimizer(config, lambda _: 1.0)
+  updates, _ = tx.update(params, tx.init(params), params)
+  for group, distance in groups.items():
+    expected = -(0.5**distance) * (10 if group == "head" else 1)
+    np.testing.assert_allclose(updates[group]["kernel"], expected)
+  with pytest.raises(UserError, match="the network has first, so use"):
+    tx.init({"first": params["head"]})
+
+
 def test_frozen_groups_do_not_count_for_the_clipped_norm():
   params = {"stem": {"kernel": jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}
   gradients = {"stem": {"kernel": 1e9 * jnp.ones(4)}, "head": {"kernel": jnp.ones(4)}}

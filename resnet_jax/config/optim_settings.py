@@ -30,6 +30,10 @@ class OptimConfig:
     learning_rate_multipliers: factors of the learning rate for groups of parameters,
       such as {"head": 10, "stem": 0.1} in Python, or head=10,stem=0.1 on the command
       line. The groups are those of `freeze`.
+    layer_decay: the learning rate of each group is that of the next group towards the
+      head times this number: a group at distance d from the head has layer_decay**d
+      (Bao et al. 2022, section 3.1, for fine-tuning). 1 disables it. It multiplies
+      `learning_rate_multipliers`.
     reference_batch_size: batch size for which `learning_rate` is given. The rate is
       multiplied by batch_size / reference_batch_size (Goyal et al. 2017); 0 does not
       scale it.
@@ -78,6 +82,7 @@ class OptimConfig:
       "check": lambda v: all(factor >= 0 for factor in v.values()),
     },
   )
+  layer_decay: float = allowed.setting(1.0, "in (0, 1]", lambda v: 0 < v <= 1)
   reference_batch_size: int = allowed.at_least(0, 0)
   batch_scaling: str = allowed.choice("linear", "linear", "sqrt")
   momentum: float = allowed.setting(0.9, "in [0, 1)", lambda v: 0 <= v < 1)

@@ -12,6 +12,7 @@ from optax import contrib
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
+from resnet_jax.models.groups import distances_from_head
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.muon import muon_or_adam
 
@@ -81,7 +82,8 @@ def create_optimizer(
 
   Raises:
     UserError: `config` trains only the head during warmup, but the parameters have no
-      group "head". The result's `init` raises it.
+      group "head"; or `config` has a layer decay, and the order of the groups is not
+      known. The result's `init` raises it.
   """
   if own is not None:
     tx = own
@@ -101,6 +103,8 @@ def create_optimizer(
     optax.masked(optax.scale(factor), partial(_within, {group}))
     for group, factor in config.learning_rate_multipliers.items()
   ]
+  if config.layer_decay < 1:
+    scales.append(_scale_by_depth(config.layer_decay))
   # Freezing before the optimiser keeps frozen groups out of gradient norms; freezing
   # after it undoes their weight decay.
   rows = [*freeze, tx, *scales, *freeze]
@@ -118,6 +122,27 @@ def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _scale_by_depth(decay: float) -> optax.GradientTransformation:
+  """Scales the update of each group by decay**(distance from the head)."""
+
+  def init(params: optax.Params) -> optax.OptState:
+    distances_from_head(tuple(params))  # Refuses other groups.
+    return optax.EmptyState()
+
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
+    del params
+    distances = distances_from_head(tuple(updates))
+    scaled = {
+      group: jax.tree.map(partial(operator.mul, decay ** distances[group]), part)
+      for group, part in updates.items()
+    }
+    return scaled, state
+
+  return optax.GradientTransformation(init, update)
 
 
 def _outside_head(params: optax.Params) -> optax.Params:
