@@ -3,6 +3,7 @@
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
@@ -11,7 +12,10 @@ from rich.console import Console
 from running import train_config
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
+from resnet_jax.config.validation import validate
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.averages import Mean
 from resnet_jax.training.evaluator import evaluate, evaluate_run
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.optimizer import create_optimizer
@@ -50,7 +54,7 @@ def test_the_schedule_free_average_is_that_of_the_paper():
   """Defazio et al. 2024, equations 2 to 4, with weight decay and a warmup."""
   config = OptimConfig(name="schedule_free_sgd", weight_decay=0.1, momentum=0.8)
   rates = [0.1, 0.2, 0.3, 0.3, 0.3, 0.3]
-  tx = create_optimizer(config, lambda step: jax.numpy.array(rates)[step])
+  tx = create_optimizer(config, lambda step: jnp.array(rates)[step])
   start = normal(3, 2)
   state = linear_state(tx, {"head": {"kernel": start}})
   x = y = z = np.asarray(start)
@@ -85,7 +89,7 @@ def test_a_frozen_group_is_the_same_in_the_schedule_free_average_to_the_bit():
   ("optim", "precise"),
   [
     ({"name": "schedule_free_sgd"}, 2),
-    ({"name": "muon", "nesterov": True}, 0),
+    ({"name": "muon", "nesterov": True, "swa_start_epochs": 1.0}, 0),
   ],
 )
 def test_an_average_is_evaluated_saved_and_resumed_to_the_bit(tmp_path, optim, precise):
@@ -102,15 +106,31 @@ def test_an_average_is_evaluated_saved_and_resumed_to_the_bit(tmp_path, optim, p
   experiment = Experiment.create(config, devices=jax.devices()[:1])
   expected = experiment.refresh(version)
   assert evaluate(experiment, expected)["loss"] == results["loss"]
-  has_average = version["params"] is not state.params
-  assert has_average == (optim["name"] != "muon")
   last = evaluate(experiment, experiment.refresh(state.variables))["loss"]
-  assert (last != results["loss"]) == has_average
+  assert last != results["loss"]
   with CheckpointStore(str(tmp_path / "whole")) as store:
     _, saved = store.restore_model("latest")
   assert_equal(saved, expected)
   _, found = evaluate_run(config, str(tmp_path / "parts"), trust_code=True)
   assert found["loss"] == pytest.approx(results["loss"], rel=1e-6)
+
+
+def test_stochastic_weight_averaging_is_the_mean_of_one_state_per_epoch():
+  states = [{"params": normal(4, seed=i)} for i in range(12)]
+  average, mean = states[0], Mean(start=3, period=4)
+  for step, state in enumerate(states[1:], 1):
+    average = mean(average, state, jnp.int32(step))
+    counted = [s for s in (3, 7, 11) if s <= step] or [step]
+    expected = np.mean([states[s]["params"] for s in counted], axis=0)
+    np.testing.assert_allclose(average["params"], expected, rtol=1e-6, atol=1e-7)
+    if len(counted) == 1:
+      np.testing.assert_array_equal(average["params"], states[counted[0]]["params"])
+
+
+def test_two_averages_are_refused():
+  config = make_config(ema_decay=0.9, swa_start_epochs=1.0)
+  with pytest.raises(UserError, match=r"ema_decay=0.9 and .* exclude each other"):
+    validate(config)
 
 
 def test_a_schedule_free_run_starts_at_the_weights_that_it_is_given(tmp_path):

@@ -231,6 +231,7 @@ def test_muon_decays_what_the_settings_say(decay_all):
     {"decay_steps": (5,)},
     {"decay_epochs": (5.0,)},
     {"ema_decay": 0.9},
+    {"swa_start_steps": 2},
     {"nesterov": True},
     {"momentum": 0.0},
   ],

@@ -30,10 +30,9 @@ class OptimConfig:
     learning_rate_multipliers: factors of the learning rate for groups of parameters,
       such as {"head": 10, "stem": 0.1} in Python, or head=10,stem=0.1 on the command
       line. The groups are those of `freeze`.
-    layer_decay: the learning rate of each group is that of the next group towards the
-      head times this number: a group at distance d from the head has layer_decay**d
-      (Bao et al. 2022, section 3.1, for fine-tuning). 1 disables it. It multiplies
-      `learning_rate_multipliers`.
+    layer_decay: a group at distance d from the head has its learning rate multiplied by
+      layer_decay**d (discriminative fine-tuning, Howard & Ruder 2018, section 3.2), in
+      addition to `learning_rate_multipliers`. 1 disables it.
     reference_batch_size: batch size for which `learning_rate` is given. The rate is
       multiplied by batch_size / reference_batch_size (Goyal et al. 2017); 0 does not
       scale it.
@@ -64,6 +63,10 @@ class OptimConfig:
       the other, which saves memory. `batch_size` is still the size of the whole batch.
     ema_decay: EMA decay per update, of parameters and batch-norm statistics; 0 disables
       it. The EMA weights are evaluated too, and are saved as the best.
+    swa_start_epochs, swa_start_steps: start of stochastic weight averaging (SWA,
+      Izmailov et al. 2018), in epochs or in steps. The mean of the parameters at this
+      step and after each further epoch is evaluated too, in place of the EMA; 0
+      disables it. `precise_bn_batches` re-estimates its batch-norm statistics.
     clip_norm: largest global norm of the gradient; 0 does not clip.
     shard_state: split the optimiser state over the devices to save memory (ZeRO-1).
     skip_nonfinite: skip and count updates whose loss or gradient is not finite. Without
@@ -101,9 +104,16 @@ class OptimConfig:
   sam_rho: float = allowed.at_least(0.0, 0)
   accumulate: int = allowed.positive(1)
   ema_decay: float = allowed.setting(0.0, "in [0, 1)", lambda v: 0 <= v < 1)
+  swa_start_epochs: float = allowed.at_least(0.0, 0)
+  swa_start_steps: int = allowed.at_least(0, 0)
   clip_norm: float = allowed.at_least(0.0, 0)
   shard_state: bool = allowed.changeable(False)
   skip_nonfinite: bool = allowed.changeable(False)
+
+  @property
+  def has_average(self) -> bool:
+    """Whether an average of the parameters is kept and evaluated too."""
+    return self.ema_decay > 0 or self.swa_start_epochs > 0 or self.swa_start_steps > 0
 
   @property
   def is_schedule_free(self) -> bool:

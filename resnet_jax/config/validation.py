@@ -63,7 +63,13 @@ def validate(config: Config) -> None:
     )
 
   values, defaults = flatten(config), flatten(Config())
-  for name in ("log_every", "eval_every", "optim.decay", "optim.warmup"):
+  for name in (
+    "log_every",
+    "eval_every",
+    "optim.decay",
+    "optim.warmup",
+    "optim.swa_start",
+  ):
     epochs, steps = f"{name}_epochs", f"{name}_steps"
     if values[epochs] and values[steps]:
       raise UserError(
@@ -128,6 +134,11 @@ def validate(config: Config) -> None:
       f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
       f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
     )
+  if optim.ema_decay and (optim.swa_start_epochs or optim.swa_start_steps):
+    raise UserError(
+      f"config.optim.ema_decay={optim.ema_decay} and config.optim.swa_start_epochs or "
+      "config.optim.swa_start_steps exclude each other; a run keeps one average"
+    )
   if optim.is_schedule_free:
     _check_schedule_free(optim)
 
@@ -139,6 +150,8 @@ def _check_schedule_free(optim: OptimConfig) -> None:
     "decay_epochs": bool(optim.decay_epochs),
     "decay_steps": bool(optim.decay_steps),
     "ema_decay": optim.ema_decay > 0,
+    "swa_start_epochs": optim.swa_start_epochs > 0,
+    "swa_start_steps": optim.swa_start_steps > 0,
     "nesterov": optim.nesterov,
     "momentum": not optim.momentum,
   }

@@ -37,6 +37,7 @@ from resnet_jax.runtime.mesh import (
   split_updates,
 )
 from resnet_jax.training import steps
+from resnet_jax.training.averages import create_average
 from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
@@ -226,7 +227,7 @@ class Experiment:
       tx,
       self.train_data.image_shape,
       replicated(self.mesh),
-      ema=config.optim.ema_decay > 0,
+      ema=create_average(config.optim, self.plan) is not None,
       shard_opt_state=split,
     )
     if not isinstance(self.model, ResNet):
@@ -274,7 +275,7 @@ class Experiment:
       perturb=create_perturbation(config),
       take_batch=self.train_data.take_batch,
       accumulate=config.optim.accumulate,
-      ema_decay=config.optim.ema_decay,
+      average=create_average(config.optim, self.plan),
       skip_nonfinite=config.optim.skip_nonfinite,
       state_sharding=self.state_init.sharding(),
       dtype=config.model.dtype,

@@ -30,7 +30,7 @@ class TrainState(train_state.TrainState):
       model has none.
     key: PRNG key of augmentation, dropout and stochastic depth; step i uses
       `fold_in(key, i)`.
-    ema: exponential moving average of `variables`, or None.
+    ema: an average of `variables`, see `training.averages`, or None.
   """
 
   step: Int32[Array, ""]  # Flax also allows an int.
@@ -93,7 +93,7 @@ class StateInit:
     tx: the optimiser.
     image_shape: (H, W, C).
     replicated: sharding of every leaf outside the optimiser's state.
-    ema: whether to keep a moving average (EMA).
+    ema: whether to keep an average.
     shard_opt_state: shapes of the optimiser's state -> their shardings; None is
       `replicated`.
   """

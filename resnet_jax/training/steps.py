@@ -20,6 +20,7 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
+from resnet_jax.training.averages import Average
 from resnet_jax.training.sharpness import Perturb
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
@@ -64,7 +65,7 @@ def train_step(
   mix: Mix | None = None,
   perturb: Perturb | None = None,
   accumulate: int = 1,
-  ema_decay: float = 0.0,
+  average: Average | None = None,
   skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
@@ -79,7 +80,8 @@ def train_step(
       metrics and batch-norm statistics stay those of `state.params`. None is no SAM.
     accumulate: number of equal parts to split the batch into. Their gradients are
       computed one after the other and added. Batch norm sees each part on its own.
-    ema_decay: decay of `state.ema` per update, if the state has an EMA.
+    average: adds the variables after the update to `state.ema`; None if the state has
+      no average.
     skip_nonfinite: if the loss or a gradient is not finite, skip the update: only the
       step counts change.
 
@@ -130,14 +132,9 @@ def train_step(
   state = state.apply_gradients(  # type: ignore[no-untyped-call]
     grads=grads, batch_stats=batch_stats
   )
-  if state.ema is not None:
-    # As in TensorFlow, the decay is lower in early steps, to forget the first values.
-    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    # `optax.incremental_update` would change even constant values, by rounding.
-    ema = jax.tree.map(
-      lambda new, old: old + (1 - decay) * (new - old), state.variables, state.ema
-    )
-    state = state.replace(ema=ema)
+  if average is not None:
+    assert state.ema is not None
+    state = state.replace(ema=average(state.ema, state.variables, state.step))
   if not skip_nonfinite:
     return state, metrics | {"skipped_updates": jnp.zeros(())}
   is_finite = all_finite((metrics["loss"], grads))
