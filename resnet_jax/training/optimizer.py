@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, built from optax."""
 
+import math
 import operator
 from collections.abc import Collection
 from functools import partial
@@ -29,9 +30,7 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
     step -> learning rate of the update after `step` completed updates. A boundary step
     already has the lower rate.
   """
-  scale = batch_size / (config.reference_batch_size or batch_size)
-  if config.batch_scaling == "sqrt":
-    scale = scale**0.5
+  scale = batch_scale(config, batch_size)
   learning_rate = config.learning_rate * scale
   start = config.warmup_learning_rate * scale
   if config.warmup == "constant":
@@ -52,6 +51,12 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   if plan.warmup_steps == 0:
     return main
   return optax.join_schedules([warmup, main], [plan.warmup_steps])
+
+
+def batch_scale(config: OptimConfig, batch_size: int) -> float:
+  """Returns the factor of all learning rates for a batch size."""
+  scale = batch_size / (config.reference_batch_size or batch_size)
+  return math.sqrt(scale) if config.batch_scaling == "sqrt" else scale
 
 
 def kernels_only(params: optax.Params) -> optax.Params:
