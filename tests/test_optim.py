@@ -1,15 +1,19 @@
 """Learning rates at the steps that matter, and one step of each optimiser."""
 
 import dataclasses
+from functools import partial
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from arrays import normal
 
-from resnet_jax.config import OptimConfig
+from resnet_jax.config import Config, OptimConfig
 from resnet_jax.config.plan import Plan
+from resnet_jax.config.validation import validate
+from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import (
   create_optimizer,
@@ -169,3 +173,70 @@ def test_momentum_accumulates_as_pytorch_has_it():
   # v = 0.9 v + g: 1, then 1.9.
   config = OptimConfig(weight_decay=0.0)
   np.testing.assert_allclose(changes(config, 1.0, steps=2), 0.1 * 2.9, rtol=1e-5)
+
+
+def first_update(config, gradients, params):
+  tx = create_optimizer(config, optax.constant_schedule(0.1))
+  return tx.update(gradients, tx.init(params), params)[0]
+
+
+def test_muon_makes_the_update_of_a_convolution_orthonormal_and_the_rest_is_adam():
+  shapes = {
+    "stem": {"conv": {"kernel": (3, 3, 2, 8), "bias": (8,)}},
+    "head": {"kernel": (8, 4), "bias": (4,)},
+  }
+  gradients = jax.tree.map(
+    lambda shape: 5 * normal(*shape), shapes, is_leaf=lambda x: isinstance(x, tuple)
+  )
+  params = jax.tree.map(jnp.ones_like, gradients)
+  config = OptimConfig(name="muon", weight_decay=0.0)
+  updates = first_update(config, gradients, params)
+  matrix = gradients["stem"]["conv"]["kernel"].reshape(18, 8)
+  left, _, right = np.linalg.svd(matrix, full_matrices=False)
+  # In the bases of the gradient, an orthonormal matrix is the identity.
+  found = left.T @ updates["stem"]["conv"]["kernel"].reshape(18, 8) @ right.T
+  found /= -0.1 * 0.2 * 18**0.5
+  np.testing.assert_allclose(found, np.diag(np.diag(found)), atol=1e-5)
+  assert np.diag(found).min() > 0.6 and np.diag(found).max() < 1.3
+  adam = first_update(OptimConfig(name="adamw", weight_decay=0.0), gradients, params)
+  del updates["stem"]["conv"]["kernel"], adam["stem"]["conv"]["kernel"]
+  jax.tree.map(np.testing.assert_array_equal, updates, adam)
+
+
+def test_muon_updates_each_scanned_block_by_itself():
+  params = {"stage1": {"blocks": {"conv": {"kernel": normal(2, 3, 3, 2, 8)}}}}
+  config = OptimConfig(name="muon")
+  together = to_named(first_update(config, params, params))
+  alone = first_update(config, to_named(params), to_named(params))
+  jax.tree.map(partial(np.testing.assert_allclose, atol=1e-6), together, alone)
+
+
+@pytest.mark.parametrize("decay_all", [False, True])
+def test_muon_decays_what_the_settings_say(decay_all):
+  params = {
+    "conv": {"kernel": jnp.full((1, 1, 2, 2), 2.0), "bias": jnp.full(2, 2.0)},
+    "head": {"kernel": jnp.full((2, 2), 2.0)},
+  }
+  config = OptimConfig(name="muon", weight_decay=0.5, decay_all=decay_all)
+  updates = first_update(config, jax.tree.map(jnp.zeros_like, params), params)
+  for group, name in (("conv", "kernel"), ("head", "kernel"), ("conv", "bias")):
+    expected = -0.1 * 0.5 * 2 * (name == "kernel" or decay_all)
+    np.testing.assert_allclose(updates[group][name], expected, rtol=1e-6)
+
+
+@pytest.mark.parametrize(
+  "change",
+  [
+    {"schedule": "cosine"},
+    {"decay_steps": (5,)},
+    {"decay_epochs": (5.0,)},
+    {"ema_decay": 0.9},
+    {"swa_start_steps": 2},
+    {"nesterov": True},
+    {"momentum": 0.0},
+  ],
+)
+def test_what_a_schedule_free_optimiser_replaces_is_refused(change):
+  config = Config(optim=OptimConfig(name="schedule_free_sgd", **change))
+  with pytest.raises(UserError, match=rf"optim\.{next(iter(change))}=.* must be"):
+    validate(config)

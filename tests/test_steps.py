@@ -25,6 +25,7 @@ from resnet_jax.runtime.mesh import (
   split_updates,
 )
 from resnet_jax.training import batch_stats, steps
+from resnet_jax.training.averages import Ema
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification
 
@@ -292,7 +293,7 @@ def test_the_average_follows_the_parameters():
   average = np.zeros((12, 3))
   for step in range(1, 8):
     state, _ = train_step(
-      state, BATCH_OF_4, preprocess=lambda x, key: x / 255.0, ema_decay=0.3
+      state, BATCH_OF_4, preprocess=lambda x, key: x / 255.0, average=Ema(0.3)
     )
     decay = min(0.3, (1 + step) / (10 + step))
     average = decay * average + (1 - decay) * np.asarray(state.params["kernel"])

@@ -110,7 +110,9 @@ def test_a_frozen_group_computes_as_in_evaluation():
     model.clone(frozen=("stage4",)).apply(variables, images)
 
 
-@pytest.mark.parametrize("name", ["sgd", "adam", "adamw", "lars", "lamb"])
+@pytest.mark.parametrize(
+  "name", ["sgd", "adam", "adamw", "lars", "lamb", "muon", "schedule_free_sgd"]
+)
 def test_groups_have_learning_rates_of_their_own(name):
   """A group changes as if it was trained alone, at its own rate."""
   params = {
@@ -139,6 +141,21 @@ def test_groups_have_learning_rates_of_their_own(name):
     np.testing.assert_allclose(
       together[group]["kernel"], expected[group]["kernel"], rtol=1e-5
     )
+
+
+def test_layer_decay_lowers_the_rate_from_group_to_group():
+  groups = {"stem": 4, "stage1": 3, "stage2": 2, "stage3": 1, "bn": 0, "head": 0}
+  params = {group: {"kernel": jnp.ones(4)} for group in groups}
+  config = OptimConfig(
+    layer_decay=0.5, weight_decay=0.0, learning_rate_multipliers={"head": 10.0}
+  )
+  tx = create_optimizer(config, lambda _: 1.0)
+  updates, _ = tx.update(params, tx.init(params), params)
+  for group, distance in groups.items():
+    expected = -(0.5**distance) * (10 if group == "head" else 1)
+    np.testing.assert_allclose(updates[group]["kernel"], expected)
+  with pytest.raises(UserError, match="the network has first, so use"):
+    tx.init({"first": params["head"]})
 
 
 def test_frozen_groups_do_not_count_for_the_clipped_norm():

@@ -23,6 +23,7 @@ from resnet_jax.cli import (
   features,
   hash,
   info,
+  lr_find,
   models,
   predict,
   push,
@@ -57,13 +58,14 @@ COMMANDS = {
   "data": data,
   "study": study,
   "sweep": sweep,
+  "lr-find": lr_find,
   "dryrun": dryrun,
   "hash": hash,
   "info": info,
   "completion": completion,
 }
 # These take the settings of an experiment: --config.a.b=value.
-_WITH_SETTINGS = {"train", "study", "sweep", "dryrun"}
+_WITH_SETTINGS = {"train", "study", "sweep", "lr-find", "dryrun"}
 # Other programs' names for our commands.
 _OTHER_NAMES = {
   "train": "fit finetune fine-tune resume",
@@ -76,6 +78,7 @@ _OTHER_NAMES = {
   "push": "upload publish share",
   "data": "check dataset",
   "sweep": "search tune hpo",
+  "lr-find": "lr_find find-lr lr-range-test lr-finder",
   "info": "env version",
 }
 

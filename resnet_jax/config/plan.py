@@ -22,6 +22,7 @@ class Plan:
     steps_per_call: largest number of steps of one `train_chunk`.
     warmup_steps: length of warmup, in steps.
     decay_steps: steps at which the learning rate is multiplied by the decay factor.
+    swa_start: number of updates before stochastic weight averaging; 0 disables it.
     log_every, eval_every, save_every: periods in steps. With `save_every` 0, the
       state is saved only at evaluations.
   """
@@ -34,6 +35,7 @@ class Plan:
   log_every: int
   eval_every: int
   save_every: int
+  swa_start: int = 0
 
   @classmethod
   def create(cls, config: Config, num_train_examples: int) -> "Plan":
@@ -93,6 +95,7 @@ class Plan:
         config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
       ),
       save_every=config.checkpoint.every_steps,
+      swa_start=period(optim.swa_start_steps, optim.swa_start_epochs, 0),
     )
 
   def log_at(self, step: int) -> bool:

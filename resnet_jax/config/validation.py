@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.config.fields import flatten, type_name, walk
+from resnet_jax.config.optim_settings import OptimConfig
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -62,7 +63,13 @@ def validate(config: Config) -> None:
     )
 
   values, defaults = flatten(config), flatten(Config())
-  for name in ("log_every", "eval_every", "optim.decay", "optim.warmup"):
+  for name in (
+    "log_every",
+    "eval_every",
+    "optim.decay",
+    "optim.warmup",
+    "optim.swa_start",
+  ):
     epochs, steps = f"{name}_epochs", f"{name}_steps"
     if values[epochs] and values[steps]:
       raise UserError(
@@ -127,3 +134,31 @@ def validate(config: Config) -> None:
       f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
       f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
     )
+  if optim.ema_decay and (optim.swa_start_epochs or optim.swa_start_steps):
+    raise UserError(
+      f"config.optim.ema_decay={optim.ema_decay} and config.optim.swa_start_epochs or "
+      "config.optim.swa_start_steps exclude each other; a run keeps one average"
+    )
+  if optim.is_schedule_free:
+    _check_schedule_free(optim)
+
+
+def _check_schedule_free(optim: OptimConfig) -> None:
+  """Refuses settings that have no meaning for a schedule-free optimiser."""
+  refused = {
+    "schedule": optim.schedule != "step",
+    "decay_epochs": bool(optim.decay_epochs),
+    "decay_steps": bool(optim.decay_steps),
+    "ema_decay": optim.ema_decay > 0,
+    "swa_start_epochs": optim.swa_start_epochs > 0,
+    "swa_start_steps": optim.swa_start_steps > 0,
+    "nesterov": optim.nesterov,
+    "momentum": not optim.momentum,
+  }
+  for name, is_refused in refused.items():
+    if is_refused:
+      advice = "> 0" if name == "momentum" else repr(getattr(OptimConfig(), name))
+      raise UserError(
+        f"config.optim.{name}={getattr(optim, name)!r} must be {advice} with "
+        f"config.optim.name={optim.name!r}"
+      )

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 _STYLES = {
   "train": ("training", figure_style.TRAINING, figure_style.THIN),
   "eval": ("evaluation", figure_style.EVALUATION, figure_style.BOLD),
-  "ema": ("evaluation of the EMA", figure_style.EMA, figure_style.BOLD),
+  "ema": ("evaluation of the average", figure_style.EMA, figure_style.BOLD),
 }
 _MOST_MARKERS = 30
 # Below this fraction of the highest value, a curve looks flat on a linear axis.

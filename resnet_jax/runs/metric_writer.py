@@ -187,7 +187,7 @@ class MetricWriter:
     Args:
       step: completed updates.
       values: from `evaluate`.
-      name: what was evaluated: "eval", or "ema" for the moving average.
+      name: what was evaluated: "eval", or "ema" for the average of the parameters.
 
     Raises:
       FloatingPointError: the loss is not finite.

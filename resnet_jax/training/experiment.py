@@ -37,6 +37,7 @@ from resnet_jax.runtime.mesh import (
   split_updates,
 )
 from resnet_jax.training import steps
+from resnet_jax.training.averages import create_average
 from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
@@ -45,6 +46,7 @@ from resnet_jax.training.resolved_config import (
   with_dtype,
   with_num_classes,
 )
+from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
 
@@ -168,13 +170,10 @@ class Experiment:
     if self._owns_images and data is None:
       raise UserError(_GIVE_BOTH)
     if data is None or is_source(data):
-      data = create_dataset(
-        self.config.data,
-        fill_devices(self.config.batch_size, self.mesh),
-        self.mesh,
-        class_names=self.train_data.class_names if names is None else names,
-        source=data,
-      )
+      size = fill_devices(self.config.batch_size, self.mesh)
+      names = self.train_data.class_names if names is None else names
+      args = self.config.data, size, self.mesh
+      data = create_dataset(*args, class_names=names, source=data)
     # In other tasks a label need not be a class.
     is_class = isinstance(self.task, Classification)
     if is_class and len(data.class_names) > self.task.num_classes:
@@ -232,7 +231,7 @@ class Experiment:
       tx,
       self.train_data.image_shape,
       replicated(self.mesh),
-      ema=config.optim.ema_decay > 0,
+      ema=create_average(config.optim, self.plan) is not None,
       shard_opt_state=split,
     )
     if not isinstance(self.model, ResNet):
@@ -245,9 +244,8 @@ class Experiment:
     check_multipliers(self.config.optim.learning_rate_multipliers, groups)
     check_frozen(self.config.freeze, groups)
     images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)
-    logits = jax.eval_shape(
-      partial(self.model.apply, train=False), shapes.variables, images
-    )
+    apply = partial(self.model.apply, train=False)
+    logits = jax.eval_shape(apply, shapes.variables, images)
     found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", logits)
     if found != f"float32[1, {self.task.num_classes}]":
       raise UserError(
@@ -278,9 +276,10 @@ class Experiment:
       task=self.task,
       preprocess=self.preprocess,
       mix=create_mix(config.augment),
+      perturb=create_perturbation(config),
       take_batch=self.train_data.take_batch,
       accumulate=config.optim.accumulate,
-      ema_decay=config.optim.ema_decay,
+      average=create_average(config.optim, self.plan),
       skip_nonfinite=config.optim.skip_nonfinite,
       state_sharding=self.state_init.sharding(),
       dtype=config.model.dtype,

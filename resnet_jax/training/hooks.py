@@ -25,7 +25,7 @@ class Hook:
 
     Args:
       step: completed updates.
-      name: "eval", or "ema" for the moving average of the parameters.
+      name: "eval", or "ema" for the average of the parameters.
       values: such as "loss", "top1" and "count".
     """
 

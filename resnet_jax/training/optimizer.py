@@ -1,5 +1,6 @@
 """Learning-rate schedules and optimisers, built from optax."""
 
+import math
 import operator
 from collections.abc import Collection
 from functools import partial
@@ -7,11 +8,14 @@ from functools import partial
 import jax
 import optax
 from jax.tree_util import DictKey
+from optax import contrib
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
+from resnet_jax.models.groups import distances_from_head
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.muon import muon_or_adam
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
@@ -26,9 +30,7 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
     step -> learning rate of the update after `step` completed updates. A boundary step
     already has the lower rate.
   """
-  scale = batch_size / (config.reference_batch_size or batch_size)
-  if config.batch_scaling == "sqrt":
-    scale = scale**0.5
+  scale = batch_scale(config, batch_size)
   learning_rate = config.learning_rate * scale
   start = config.warmup_learning_rate * scale
   if config.warmup == "constant":
@@ -49,6 +51,12 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
   if plan.warmup_steps == 0:
     return main
   return optax.join_schedules([warmup, main], [plan.warmup_steps])
+
+
+def batch_scale(config: OptimConfig, batch_size: int) -> float:
+  """Returns the factor of all learning rates for a batch size."""
+  scale = batch_size / (config.reference_batch_size or batch_size)
+  return math.sqrt(scale) if config.batch_scaling == "sqrt" else scale
 
 
 def kernels_only(params: optax.Params) -> optax.Params:
@@ -79,7 +87,8 @@ def create_optimizer(
 
   Raises:
     UserError: `config` trains only the head during warmup, but the parameters have no
-      group "head". The result's `init` raises it.
+      group "head"; or `config` has a layer decay, and the order of the groups is not
+      known. The result's `init` raises it.
   """
   if own is not None:
     tx = own
@@ -99,10 +108,16 @@ def create_optimizer(
     optax.masked(optax.scale(factor), partial(_within, {group}))
     for group, factor in config.learning_rate_multipliers.items()
   ]
+  if config.layer_decay < 1:
+    scales.append(_scale_by_depth(config.layer_decay))
   # Freezing before the optimiser keeps frozen groups out of gradient norms; freezing
   # after it undoes their weight decay.
   rows = [*freeze, tx, *scales, *freeze]
-  return optax.chain(*rows) if len(rows) > 1 else tx
+  if schedule is not None and config.is_schedule_free:
+    # The multipliers and the freezing must also hold for its second sequence.
+    free = contrib.schedule_free(optax.chain(*rows), schedule, b1=config.momentum)
+    rows = [free, *freeze]
+  return optax.chain(*rows) if len(rows) > 1 else rows[0]
 
 
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
@@ -112,6 +127,27 @@ def _within(groups: Collection[str], params: optax.Params) -> optax.Params:
     return path[0].key in groups
 
   return jax.tree_util.tree_map_with_path(is_within, params)
+
+
+def _scale_by_depth(decay: float) -> optax.GradientTransformation:
+  """Scales the update of each group by decay**(distance from the head)."""
+
+  def init(params: optax.Params) -> optax.OptState:
+    distances_from_head(tuple(params))  # Refuses other groups.
+    return optax.EmptyState()
+
+  def update(
+    updates: optax.Updates, state: optax.OptState, params: optax.Params | None = None
+  ) -> tuple[optax.Updates, optax.OptState]:
+    del params
+    distances = distances_from_head(tuple(updates))
+    scaled = {
+      group: jax.tree.map(partial(operator.mul, decay ** distances[group]), part)
+      for group, part in updates.items()
+    }
+    return scaled, state
+
+  return optax.GradientTransformation(init, update)
 
 
 def _outside_head(params: optax.Params) -> optax.Params:
@@ -133,6 +169,8 @@ def _create_optimizer(
   LARS scales the update of each kernel, including weight decay, by 0.001 times the norm
   of the kernel divided by the norm of the update. LAMB scales Adam's update of each
   leaf by the norm of the leaf divided by the norm of the update.
+
+  `schedule_free_sgd` is SGD without momentum here; `create_optimizer` does the rest.
   """
   mask = None if config.decay_all else kernels_only
   clip = optax.identity()
@@ -144,6 +182,13 @@ def _create_optimizer(
   if config.name == "lamb":
     lamb = optax.lamb(schedule, weight_decay=config.weight_decay, mask=mask)
     return optax.chain(clip, lamb)
+  if config.name == "muon":
+    return optax.chain(
+      clip,
+      muon_or_adam(config.momentum, config.nesterov),
+      optax.add_decayed_weights(config.weight_decay, mask),
+      optax.scale_by_learning_rate(schedule),
+    )
   if config.name == "lars":
     lars = optax.lars(
       schedule,
@@ -157,6 +202,8 @@ def _create_optimizer(
   decay = optax.add_decayed_weights(config.weight_decay, mask)
   if config.name == "adam":
     optimizer = optax.adam(schedule)
+  elif config.is_schedule_free:
+    optimizer = optax.sgd(schedule)
   else:
     optimizer = optax.sgd(schedule, config.momentum or None, config.nesterov)
   return optax.chain(clip, decay, optimizer)

@@ -11,6 +11,7 @@ import jax.numpy as jnp
 import optax
 from flax import linen as nn
 from flax.training import train_state
+from optax import contrib
 
 from resnet_jax.models.scan_layout import laid_out_as, to_named
 from resnet_jax.models.variables import Variables
@@ -29,7 +30,7 @@ class TrainState(train_state.TrainState):
       model has none.
     key: PRNG key of augmentation, dropout and stochastic depth; step i uses
       `fold_in(key, i)`.
-    ema: exponential moving average of `variables`, or None.
+    ema: an average of `variables`, see `training.averages`, or None.
   """
 
   step: Int32[Array, ""]  # Flax also allows an int.
@@ -41,6 +42,29 @@ class TrainState(train_state.TrainState):
   def variables(self) -> Variables:
     """The variables to pass to `apply_fn`."""
     return {"params": self.params, "batch_stats": self.batch_stats}
+
+  @property
+  def versions(self) -> dict[str, Variables]:
+    """The variables to evaluate, by name; the last ones are the result of the run."""
+    averaged = {} if self.ema is None else {"ema": self.ema}
+    return {"eval": self._evaluated} | averaged
+
+  @property
+  def _evaluated(self) -> Variables:
+    """The variables, with the average of a schedule-free optimiser, if it is one.
+
+    The average is (y - (1 - beta) z) / beta, with the parameters y and the optimiser's
+    z (Defazio et al. 2024, equation 3). Written as below, it is exact where y = z, such
+    as in frozen groups. The batch-norm statistics are those of y; `precise_bn_batches`
+    re-estimates them.
+    """
+    parts = jax.tree.leaves(self.opt_state, is_leaf=_is_schedule_free)
+    free = next(filter(_is_schedule_free, parts), None)
+    if free is None:
+      return self.variables
+    rest = 1 / free.b1 - 1
+    average = jax.tree.map(lambda y, z: y + rest * (y - z), self.params, free.z)
+    return self.variables | {"params": average}
 
   def to_saved(self) -> dict[str, Any]:
     """Returns the "model" and "training" parts of a checkpoint, in the named layout."""
@@ -56,6 +80,10 @@ class TrainState(train_state.TrainState):
     return self.replace(**parts["model"], **parts["training"])
 
 
+def _is_schedule_free(part: object) -> bool:
+  return isinstance(part, contrib.ScheduleFreeState)
+
+
 @dataclasses.dataclass(frozen=True)
 class StateInit:
   """Creates the first state of a run from a PRNG key, directly under its shardings.
@@ -65,7 +93,7 @@ class StateInit:
     tx: the optimiser.
     image_shape: (H, W, C).
     replicated: sharding of every leaf outside the optimiser's state.
-    ema: whether to keep a moving average (EMA).
+    ema: whether to keep an average.
     shard_opt_state: shapes of the optimiser's state -> their shardings; None is
       `replicated`.
   """

@@ -20,6 +20,8 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
+from resnet_jax.training.averages import Average
+from resnet_jax.training.sharpness import Perturb
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
 
@@ -61,8 +63,9 @@ def train_step(
   task: Task,
   preprocess: Preprocess,
   mix: Mix | None = None,
+  perturb: Perturb | None = None,
   accumulate: int = 1,
-  ema_decay: float = 0.0,
+  average: Average | None = None,
   skip_nonfinite: bool = False,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
@@ -73,9 +76,12 @@ def train_step(
     task: gives targets, loss and metrics.
     preprocess: (images, key) -> augmented and normalised float32 images.
     mix: (key, images, targets) -> mixed images and targets; None mixes nothing.
+    perturb: moves the parameters to where SAM computes the gradient of the update;
+      metrics and batch-norm statistics stay those of `state.params`. None is no SAM.
     accumulate: number of equal parts to split the batch into. Their gradients are
       computed one after the other and added. Batch norm sees each part on its own.
-    ema_decay: decay of `state.ema` per update, if the state has an EMA.
+    average: adds the variables after the update to `state.ema`; None if the state has
+      no average.
     skip_nonfinite: if the loss or a gradient is not finite, skip the update: only the
       step counts change.
 
@@ -110,27 +116,25 @@ def train_step(
     return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
 
   gradient = jax.grad(loss_fn, has_aux=True)
-  if accumulate == 1:
-    grads, (batch_stats, metrics) = gradient(
-      state.params, state.batch_stats, batch, dropout_key
-    )
-  else:
-    grads, batch_stats, metrics = _accumulate(
-      partial(gradient, state.params), state.batch_stats, batch, dropout_key, accumulate
-    )
+
+  def gradient_at(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
+    args = state.batch_stats, batch, dropout_key
+    if accumulate > 1:
+      return _accumulate(partial(gradient, params), *args, accumulate)
+    grads, (batch_stats, metrics) = gradient(params, *args)
+    return grads, batch_stats, metrics
+
+  grads, batch_stats, metrics = gradient_at(state.params)
+  if perturb is not None:
+    grads, _, _ = gradient_at(perturb(state.params, grads))
   before = state
   # Flax declares no types for this method.
   state = state.apply_gradients(  # type: ignore[no-untyped-call]
     grads=grads, batch_stats=batch_stats
   )
-  if state.ema is not None:
-    # As in TensorFlow, the decay is lower in early steps, to forget the first values.
-    decay = jnp.minimum(ema_decay, (1 + state.step) / (10 + state.step))
-    # `optax.incremental_update` would change even constant values, by rounding.
-    ema = jax.tree.map(
-      lambda new, old: old + (1 - decay) * (new - old), state.variables, state.ema
-    )
-    state = state.replace(ema=ema)
+  if average is not None:
+    assert state.ema is not None
+    state = state.replace(ema=average(state.ema, state.variables, state.step))
   if not skip_nonfinite:
     return state, metrics | {"skipped_updates": jnp.zeros(())}
   is_finite = all_finite((metrics["loss"], grads))

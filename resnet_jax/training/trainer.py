@@ -146,7 +146,9 @@ class _Keeper:
       return
     self.writer.flush()
     _check_finite(self.experiment, state, step)
-    if self.store.save(step, state, state.ema):
+    *_, last = state.versions.values()
+    is_average = last["params"] is not state.params
+    if self.store.save(step, state, last if is_average else None):
       for hook in self.hooks:
         hook.on_checkpoint(step, state)
 
@@ -162,7 +164,7 @@ class _Keeper:
     found = {}
     self.writer.begin_evaluation()
     with self.stop.interrupting(step):
-      for name, variables in _versions(state).items():
+      for name, variables in state.versions.items():
         evaluated = self.experiment.refresh(variables)
         found[name] = results = evaluate(self.experiment, evaluated)
     for name, values in found.items():
@@ -268,14 +270,8 @@ def _compile(
   return state
 
 
-def _versions(state: TrainState) -> dict[str, Variables]:
-  """Returns the variables to evaluate, by name; the last ones are the run's result."""
-  averaged = {} if state.ema is None else {"ema": state.ema}
-  return {"eval": state.variables} | averaged
-
-
 def _last_version(experiment: Experiment, state: TrainState) -> Variables:
-  *_, last = _versions(state).values()
+  *_, last = state.versions.values()
   return experiment.refresh(last)
 
 

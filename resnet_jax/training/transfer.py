@@ -147,4 +147,8 @@ def start_from(state: TrainState, variables: Variables) -> TrainState:
     return placed
 
   ema = None if state.ema is None else put(state.ema)
-  return state.replace(**put(state.variables), ema=ema)
+  variables = put(state.variables)
+  # Schedule-free optimisers keep a sequence that begins at the parameters.
+  shardings = jax.tree.map(lambda leaf: leaf.sharding, state.opt_state)
+  opt_state = jax.jit(state.tx.init, out_shardings=shardings)(variables["params"])
+  return state.replace(**variables, opt_state=opt_state, ema=ema)

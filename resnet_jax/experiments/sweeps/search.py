@@ -251,7 +251,7 @@ class Search:
     trial = self._trials[job]
     if trial.user_attrs.get("pruned"):  # A second signal would prevent the save.
       return
-    split = "ema" if job.config.optim.ema_decay else "eval"
+    split = "ema" if job.config.optim.has_average else "eval"
     for record in job.metrics():
       if record["split"] == split:
         with warnings.catch_warnings():  # About a step reported before.

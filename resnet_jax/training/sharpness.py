@@ -1,0 +1,48 @@
+"""Sharpness-aware minimisation (SAM): the loss is low all around the parameters.
+
+SAM updates the parameters w with the gradient at w + rho g / ||g||, where g is the
+gradient at w (Foret et al. 2020, arXiv:2010.01412, equations 2 and 4). Its cost is a
+second gradient. The gradient g is that of the whole batch, over all devices.
+"""
+
+from collections.abc import Callable, Collection
+from functools import partial
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.config.schema import Config
+
+# (parameters, gradients) -> parameters at which the update's gradient is computed.
+Perturb = Callable[[Any, Any], dict[str, Any]]
+
+
+def create_perturbation(config: Config) -> Perturb | None:
+  """Returns the perturbation of `config.optim.sam_rho`, or None if it is 0."""
+  rho = config.optim.sam_rho
+  return partial(climb, rho=rho, frozen=config.freeze) if rho else None
+
+
+def climb(
+  params: dict[str, Any],
+  gradients: dict[str, Any],
+  *,
+  rho: float,
+  frozen: Collection[str] = (),
+) -> dict[str, Any]:
+  """Moves parameters by the distance `rho` along their gradients.
+
+  Args:
+    params: parameters by group.
+    gradients: like `params`.
+    rho: L2 norm of the movement, over all groups together.
+    frozen: groups that do not move. Their gradients do not count for the norm.
+  """
+  gradients = {name: g for name, g in gradients.items() if name not in frozen}
+  # Where the gradient is 0, the loss has no direction of ascent.
+  norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
+  scale = rho / jnp.maximum(norm, 1e-12)
+  old = {name: params[name] for name in gradients}
+  new: dict[str, Any] = jax.tree.map(lambda w, g: w + scale * g, old, gradients)
+  return params | new
