@@ -10,6 +10,7 @@ from resnet_jax.config.schema import (
   CheckpointConfig,
   Config,
   DataConfig,
+  LossConfig,
   ModelConfig,
   OptimConfig,
 )
@@ -19,6 +20,7 @@ __all__ = [
   "CheckpointConfig",
   "Config",
   "DataConfig",
+  "LossConfig",
   "ModelConfig",
   "OptimConfig",
   "set_value",
