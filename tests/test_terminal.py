@@ -13,7 +13,7 @@ from resnet_jax.cli.main import main
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.data.sources.opening import open_source
-from resnet_jax.experiments import tables
+from resnet_jax.runtime import tables
 from resnet_jax.runtime.terminal import plain, printable, show
 
 
