@@ -358,6 +358,7 @@ def test_an_ensemble_of_a_network_with_itself_is_the_network(photos, capsys):
     assert found["top1"] == alone["top1"]
   for wrong, said in (
     ([f"--ensemble={file}", "--report=/etc"], "must be a new or an empty folder"),
+    ([f"--weights={file}", "--report=gs://a/b"], "needs a folder on this machine, not"),
     (["--ensemble", file, WEIGHTS], "which is not among the 10 classes of"),
     (["--ensemble", "nothing"], "there is no --ensemble 'nothing'"),
     ([f"--weights={file}", "--scales=0,8"], "must be pixels, such as 224,256,384"),

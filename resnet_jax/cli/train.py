@@ -174,12 +174,12 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> None
 
 
 def _write_report(experiment: "Experiment", workdir: str) -> bool:
-  """Writes RUN/report/, if the task is classification; returns whether it did."""
+  """Writes RUN/report/ for a classification on this machine; returns whether it did."""
   from resnet_jax.evaluation.answers import collect, has_answers
   from resnet_jax.evaluation.report import data_name, write_report
   from resnet_jax.training.evaluator import prepare_run
 
-  if not has_answers(experiment):
+  if not has_answers(experiment) or "://" in workdir:
     return False
   prepared = prepare_run(experiment.saved_config, workdir, trust_code=True)
   title = f"{experiment.model_name} on {data_name(prepared)}"

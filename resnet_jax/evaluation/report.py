@@ -50,8 +50,11 @@ def check_folder(folder: str | Path) -> Path:
   """Returns the path of a folder for a report.
 
   Raises:
-    UserError: it is a file, or a folder with other files than those of a report.
+    UserError: it is a file, or a folder with other files than those of a report, or it
+      is not on this machine.
   """
+  if "://" in str(folder):
+    raise UserError(f"a report needs a folder on this machine, not {str(folder)!r}")
   path = Path(os.path.expanduser(folder))
   if path.exists() and (
     not path.is_dir() or (any(path.iterdir()) and not (path / PAGE).is_file())
