@@ -280,6 +280,7 @@ def test_the_package_to_install_is_named(tmp_path, monkeypatch):
     keras_file.read(tmp_path / "x.h5")
 
 
+@jax.numpy_rank_promotion("allow")  # For Keras.
 @pytest.mark.parametrize("name", ["ResNet50", "ResNet50V2"])
 def test_keras_itself_agrees(name, tmp_path, monkeypatch):
   monkeypatch.setenv("KERAS_BACKEND", "jax")
