@@ -286,7 +286,8 @@ def test_another_mean_than_the_weights_expect_is_said(source, kind, tmp_path, ca
   assert said[:2] == ["", ""]  # One value stands for all channels.
   assert said[2] == (
     "warning: the weights of config.init_from expect images with mean=(0.5,), but "
-    "config.data.mean=(0.25,); an empty --config.data.mean= takes that of the weights\n"
+    "config.data.mean=(0.25,); an empty --config.data.mean= takes the value of the "
+    "weights\n"
   )
 
 

@@ -31,6 +31,7 @@ from resnet_jax.models.blocks import BasicBlock
 from resnet_jax.models.norms import BatchNorm, GroupNorm
 from resnet_jax.models.scan_layout import is_scanned, to_named
 from resnet_jax.models.variables import image_channels
+from resnet_jax.runtime.terminal import warn_once
 from resnet_jax.weights import imagenet, location, torch_checkpoint
 from resnet_jax.weights.architecture import (
   check_named,
@@ -1230,7 +1231,7 @@ def test_a_name_is_the_package_and_a_path_is_the_file(path, monkeypatch, capsys)
   Path("resnet8_digits").mkdir()
   for file in ("resnet8_digits.safetensors", "resnet8_digits/model.safetensors"):
     weights.save(file, MODEL, variables)
-  location._say.cache_clear()
+  warn_once.cache_clear()
   packaged = weights.find("resnet8_digits")
   assert packaged.parent.name == "trained" and not weights.is_run("resnet8_digits")
   assert "write './resnet8_digits' for the file or folder" in capsys.readouterr().err

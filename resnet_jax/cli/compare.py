@@ -14,7 +14,7 @@ if TYPE_CHECKING:  # Its imports take seconds; `--help` need not wait.
 
 TEXT = (
   "Compare runs: the settings that differ, their scores and curves, and the images on "
-  "which they disagree. These are those of RUN/report/."
+  "which they disagree. Scores and predictions are read from RUN/report/."
 )
 EXAMPLES = (
   "resnet-jax compare RUN OTHER",

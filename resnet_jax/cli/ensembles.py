@@ -4,8 +4,6 @@ import argparse
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-import numpy as np
-
 if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.evaluation.answers import Answers
   from resnet_jax.evaluation.corruptions import Corrupt
@@ -39,7 +37,6 @@ def member(
   run = collector(prepared, views)
 
   def answer(corrupt: "Corrupt | None") -> "Answers":
-    found = run(corrupt)
-    return found.with_logits(found.logits / np.float32(temperature))
+    return run(corrupt).at_temperature(temperature)
 
   return answer

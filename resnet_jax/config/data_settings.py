@@ -55,7 +55,8 @@ class DataConfig:
     interpolation: "bilinear" or "bicubic", both antialiased; "" takes the value of the
       weights, as an empty `mean` does. The parts that "random_resized" takes are always
       resized bilinearly, without antialiasing.
-    channel_order: "rgb" or "bgr", also of `mean` and `std`; "" is that of the weights.
+    channel_order: "rgb", or "bgr" for weights that expect blue first. `mean` and `std`
+      are given in this order. "" takes the order of the weights in `init_from`.
     num_examples: number of images of "synthetic" in each of its two splits.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
       that names the image. "skip" counts it; training takes the next image instead, and

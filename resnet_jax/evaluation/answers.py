@@ -4,8 +4,8 @@ Shapes: N images, B batch, K classes.
 """
 
 import dataclasses
+import functools
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import jax
@@ -27,6 +27,7 @@ from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.tasks import Classification
+from resnet_jax.weights import all_class_names
 
 
 @dataclasses.dataclass(frozen=True)
@@ -47,13 +48,19 @@ class Answers:
   class_names: tuple[str, ...]
   name: Callable[[int], str]
 
-  @property
+  @functools.cached_property
+  def predictions(self) -> Int[np.ndarray, " n"]:
+    """The class with the highest logit; of equal logits, the first one."""
+    found: np.ndarray = self.logits.argmax(axis=1)
+    return found
+
+  @functools.cached_property
   def log_probabilities(self) -> Float64[np.ndarray, "n k"]:
     """The log-softmax of the logits."""
     found: np.ndarray = log_softmax(self.logits.astype(np.float64), axis=1)
     return found
 
-  @property
+  @functools.cached_property
   def ranks(self) -> Int[np.ndarray, " n"]:
     """Number of classes before the right one; of equal logits, the first comes first.
 
@@ -68,6 +75,10 @@ class Answers:
   def with_logits(self, logits: np.ndarray) -> "Answers":
     """Returns the answers of another network for the same images."""
     return dataclasses.replace(self, logits=logits)
+
+  def at_temperature(self, temperature: float) -> "Answers":
+    """Returns the answers with the logits divided by a temperature."""
+    return self.with_logits(self.logits / np.float32(temperature))
 
 
 def has_answers(experiment: Experiment) -> bool:
@@ -123,10 +134,13 @@ def collector(
         eval_data=prepared.source,
         class_names=(),
       )
-    passes.append(_pass(one, prepared.variables, partial(views.of, crop=crop)))
-  names = prepared.class_names or tuple(prepared.source.class_names)
-  count = experiment.task.num_classes
-  names += tuple(f"class {i}" for i in range(len(names), count))
+    passes.append(
+      _pass(one, prepared.variables, functools.partial(views.of, crop=crop))
+    )
+  names = all_class_names(
+    prepared.class_names or tuple(prepared.source.class_names),
+    experiment.task.num_classes,
+  )
 
   def run(corrupt: Corrupt | None = None) -> Answers:
     found = [one_pass(corrupt) for one_pass in passes]

@@ -12,12 +12,12 @@ from scipy.stats import binomtest
 from resnet_jax.config.fields import flatten
 from resnet_jax.evaluation.scores import TEXTS, score_rows
 from resnet_jax.runs import run_dir
+from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 
 Table = list[list[str]]
-_FEWEST = 2
 _MOST_MARKERS = 30
 _COLORS = (figure_style.RESIDUAL, figure_style.PLAIN, *figure_style.OTHERS)
 
@@ -52,8 +52,8 @@ class Run:
     """
     path = Path(workdir)
     config = run_dir.load_run_config(path, trust_code=True, used=())
+    records = read_records(path)
     try:
-      records = [json.loads(line) for line in _lines(path / "metrics.jsonl")]
       kept = json.loads("".join(_lines(path / "report" / "metrics.json")) or "{}")
       rows = csv.DictReader(_lines(path / "report" / "predictions.csv"))
       predictions = {row["path"]: (row["label"], row["prediction"]) for row in rows}
@@ -65,9 +65,7 @@ class Run:
         for name, (low, high) in kept.get("intervals_95", {}).items()
       }
     except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-      raise UserError(
-        f"metrics.jsonl or report/ of {workdir} is damaged: {error!r:.100}"
-      ) from error
+      raise UserError(f"{path / 'report'} is damaged: {error!r:.100}") from error
     return cls(workdir, flatten(config), records, scores, intervals, predictions)
 
 
@@ -80,7 +78,7 @@ def _lines(path: Path) -> list[str]:
 
 def read_runs(workdirs: Sequence[str]) -> list[Run]:
   """Reads at least two runs; see `Run.read`."""
-  if len(workdirs) < _FEWEST:
+  if len(workdirs) < 2:
     raise UserError("compare needs at least two runs: resnet-jax compare RUN RUN")
   return [Run.read(workdir) for workdir in workdirs]
 

@@ -115,8 +115,8 @@ def score_sets(answers: Answers, sets: Mapping[str, Sequence[Any]]) -> dict[str,
 
   Args:
     answers: their own labels are not used.
-    sets: result of `read_label_sets`; the name of a file is sought first, with and
-      without its suffix, then that of its folder.
+    sets: result of `read_label_sets`; an image is looked up by the name of its file,
+      then by this name without the suffix, then by the name of its folder.
 
   Raises:
     UserError: no image has labels, or a label is not among the classes.

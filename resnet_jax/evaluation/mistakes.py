@@ -34,8 +34,8 @@ def likely_wrong_labels(answers: Answers) -> Int[np.ndarray, " _"]:
   """Returns the rows whose labels are probably wrong, the most certain first.
 
   Confident learning (Northcutt et al. 2021, section 3.1): the network is at least as
-  sure of another class as it is, on average, of that class's own images. The rows are
-  ordered by the probability of the label minus that of the other class.
+  sure of another class as it is, on average, of that class's own images. The first row
+  is the one whose other class is the most probable, compared with its label.
   """
   probabilities = np.exp(answers.log_probabilities)
   rows = np.arange(len(answers.labels))

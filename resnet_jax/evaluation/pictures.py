@@ -20,7 +20,7 @@ _NAME_WIDTH = 1.6  # Inches.
 def confused_pairs(answers: Answers) -> list[tuple[int, int, int]]:
   """Returns (label, prediction, number of images) of all mistakes, most first."""
   count = answers.logits.shape[1]
-  pairs = answers.labels.astype(np.int64) * count + answers.logits.argmax(axis=1)
+  pairs = answers.labels.astype(np.int64) * count + answers.predictions
   found, counts = np.unique(pairs, return_counts=True)
   wrong = found // count != found % count
   order = np.lexsort((found[wrong], -counts[wrong]))
@@ -41,7 +41,7 @@ def draw_confusion(path: Path, answers: Answers) -> None:
     return
   count = len(names)
   matrix = np.zeros((count, count), int)
-  np.add.at(matrix, (answers.labels, answers.logits.argmax(axis=1)), 1)
+  np.add.at(matrix, (answers.labels, answers.predictions), 1)
   shares = matrix / np.maximum(1, matrix.sum(axis=1, keepdims=True))
   side = max(3.0, 0.36 * count)
   size = side + _NAME_WIDTH + 0.4, side + _NAME_WIDTH + 0.4

@@ -139,7 +139,7 @@ def _template() -> jinja2.Template:
 
 
 def _predictions(answers: Answers) -> list[list[str]]:
-  predictions = answers.logits.argmax(axis=1)
+  predictions = answers.predictions
   logs, margins = answers.log_probabilities, mistakes.margins(answers)
   names = answers.class_names
   header = ["path", "label", "prediction", "probability", "margin"]

@@ -53,7 +53,7 @@ class Counts:
   @classmethod
   def of(cls, answers: Answers, weights: np.ndarray | None = None) -> "Counts":
     """Counts images; with weights, an image counts so many times."""
-    labels, predictions = answers.labels, answers.logits.argmax(axis=1)
+    labels, predictions = answers.labels, answers.predictions
     weights = np.ones(len(labels)) if weights is None else weights
     count = functools.partial(np.bincount, minlength=answers.logits.shape[1])
     right = weights * (labels == predictions)

@@ -55,7 +55,7 @@ def fit_and_store(prepared: Prepared, workdir: str, split: str) -> dict[str, flo
   """
   answers = collect(prepared)
   temperature = fit_temperature(answers)
-  after = score(answers.with_logits(answers.logits / np.float32(temperature)))
+  after = score(answers.at_temperature(temperature))
   before = score(answers)
   assert prepared.step is not None
   write_temperature(workdir, prepared.step, temperature, split, len(answers.labels))

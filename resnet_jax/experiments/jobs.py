@@ -21,7 +21,7 @@ from rich.console import Console
 
 from resnet_jax.config import serialization
 from resnet_jax.config.schema import Config
-from resnet_jax.runs.metric_lines import parse_lines
+from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
@@ -105,11 +105,7 @@ class Job:
     Raises:
       UserError: a line is damaged.
     """
-    path = self.workdir / "metrics.jsonl"
-    if not path.exists():
-      return []
-    *lines, _ = path.read_bytes().split(b"\n")
-    return parse_lines(path, lines)
+    return read_records(self.workdir)
 
   def result(self) -> dict[str, Any] | None:
     """Returns the result of this config and measurement; None if there is none."""

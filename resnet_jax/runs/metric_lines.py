@@ -1,8 +1,9 @@
-"""Parses the lines of `metrics.jsonl`."""
+"""Reads `metrics.jsonl`."""
 
 import json
 import os
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Any
 
 from resnet_jax.config.validation import has_type
@@ -35,3 +36,16 @@ def parse_lines(path: os.PathLike[str], lines: Iterable[bytes]) -> list[dict[str
       ) from error
     records.append(record)
   return records
+
+
+def read_records(workdir: str | Path) -> list[dict[str, Any]]:
+  """Returns the records in the complete lines of the `metrics.jsonl` of a run.
+
+  Raises:
+    UserError: a line is damaged.
+  """
+  path = Path(workdir) / "metrics.jsonl"
+  if not path.exists():
+    return []
+  *lines, _ = path.read_bytes().split(b"\n")
+  return parse_lines(path, lines)

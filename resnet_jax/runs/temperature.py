@@ -5,6 +5,7 @@ import math
 
 from etils import epath
 
+from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 _FILE = "temperature.json"
@@ -23,10 +24,7 @@ def write_temperature(
     count: number of these images.
   """
   values = {"temperature": temperature, "step": step, "split": split, "count": count}
-  path = epath.Path(workdir) / _FILE
-  part = path.with_name(f"{_FILE}.part")
-  part.write_text(json.dumps(values, indent=2) + "\n")
-  part.replace(path)
+  write_file(epath.Path(workdir) / _FILE, json.dumps(values, indent=2) + "\n")
 
 
 def read_temperature(workdir: str, step: int) -> float:

@@ -4,6 +4,7 @@ Names of files and classes, and errors that quote them, may contain terminal con
 codes, markup of rich, or letters that the terminal's encoding lacks.
 """
 
+import functools
 import io
 import sys
 import textwrap
@@ -42,6 +43,12 @@ def warn(text: str) -> None:
 
   if jax.process_index() == 0:
     print(f"warning: {printable(text)}", file=sys.stderr)
+
+
+@functools.cache
+def warn_once(text: str) -> None:
+  """Calls `warn`, unless this process has already given the same warning."""
+  warn(text)
 
 
 def escape_unknown_letters() -> None:

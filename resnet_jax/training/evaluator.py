@@ -222,9 +222,8 @@ def _open_images(
   if not labelled and data.name == "folder" and os.path.isdir(data.dir):
     return find_images([data.dir])
   source = open_source(data, data.eval_split)
-  if not labelled:
-    return source
-  if not class_names and config.task:  # Labels need not be classes.
+  # In other tasks, labels need not be classes.
+  if not labelled or (not class_names and config.task):
     return source
   in_order = bool(data.factory) or data.name != "folder"
   return pair_classes(source, class_names, num_classes, owner, in_order)

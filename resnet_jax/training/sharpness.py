@@ -2,7 +2,7 @@
 
 SAM updates the parameters w with the gradient at w + rho g / ||g||, where g is the
 gradient at w (Foret et al. 2020, arXiv:2010.01412, equations 2 and 4). Its cost is a
-second gradient. The gradient g is that of the whole batch, over all devices.
+second gradient. g is the gradient of the whole batch, over all devices.
 """
 
 from collections.abc import Callable, Collection

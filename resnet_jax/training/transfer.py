@@ -93,8 +93,8 @@ def load_start(
     if theirs != ours and (isinstance(ours, str) or not are_equal(theirs, ours)):
       warn(
         f"the weights of config.init_from expect images with {name}={theirs}, but "
-        f"config.data.{name}={ours}; an empty --config.data.{name}= takes that of the "
-        "weights"
+        f"config.data.{name}={ours}; an empty --config.data.{name}= takes the "
+        "value of the weights"
       )
   return variables
 

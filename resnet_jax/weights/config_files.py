@@ -4,7 +4,6 @@
 `preprocessor_config.json` is transformers'. A null counts as no value.
 """
 
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -15,7 +14,7 @@ from typing_extensions import TypeIs
 
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.terminal import warn
+from resnet_jax.runtime.terminal import warn_once
 
 NAMES = ("config.json", "preprocessor_config.json")
 
@@ -139,7 +138,7 @@ def read_class_names(folder: Path, num_classes: int) -> tuple[str, ...] | None:
   if key == "id2label" and names == [f"LABEL_{i}" for i in range(len(names))]:
     return None  # transformers' default for classes without names.
   if len(names) != num_classes:
-    _say(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
+    warn_once(f"{path} names {len(names)} classes, not {num_classes}: they are ignored")
     return ()
   return tuple(names)
 
@@ -175,12 +174,14 @@ def _from_timm(values: Object, path: str) -> Preprocessing:
   share: Any = values.get("test_crop_pct", values.get("crop_pct", _CROP_SHARE))
   crop = _side(size[1:], path)
   if (trained := values.get("input_size", size)) != size:
-    _say(
+    warn_once(
       f"{path}: images are cropped to its test size of {crop} pixels, not to the "
       f"{trained[-1]} of its training"
     )
   if (mode := values.get("crop_mode", "center")) != "center":
-    _say(f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead")
+    warn_once(
+      f"{path} asks for crop_mode={mode!r}; squares are cut from the middle instead"
+    )
   return Preprocessing(
     mean=tuple(values.get("mean", Preprocessing.mean)),
     std=tuple(values.get("std", Preprocessing.std)),
@@ -202,7 +203,7 @@ def _from_transformers(values: Object, path: str) -> Preprocessing:
   elif "crop_pct" in values and resize < 384:  # ConvNeXt's; ResNets use it too.
     resize, is_cut = math.floor(resize / values["crop_pct"]), True
   if not is_cut or (isinstance(size, dict) and "shortest_edge" not in size):
-    _say(f"{path} asks for whole images; squares are cut from the middle instead")
+    warn_once(f"{path} asks for whole images; squares are cut from the middle instead")
   mean, std = values.get("image_mean"), values.get("image_std")
   if not values.get("do_normalize", True):
     mean, std = (0.0,), (1.0,)
@@ -228,7 +229,7 @@ def _short(size: int | Object, path: str) -> int:
 def _side(sides: Sequence[int], path: str) -> int:
   height, width = sides
   if height != width:
-    _say(f"{path} asks for images of {height} x {width}; squares are used instead")
+    warn_once(f"{path} asks for images of {height} x {width}; squares are used instead")
   return min(height, width)
 
 
@@ -237,7 +238,7 @@ def _interpolation(name: str, path: str) -> str:
     return name
   if name not in _INTERPOLATIONS:
     raise UserError(f"interpolation={name!r} is unknown")
-  _say(f"{path} asks for interpolation={name!r}; 'bicubic' is used instead")
+  warn_once(f"{path} asks for interpolation={name!r}; 'bicubic' is used instead")
   return "bicubic"
 
 
@@ -271,8 +272,5 @@ def _read_object(path: Path) -> Object:
     return found
   if any(key in data for key in _THEIRS) or path.name != "config.json":
     raise UserError(f"{path} is no JSON object; correct it, or move it away")
-  _say(f"{path} is no JSON object, and is ignored")
+  warn_once(f"{path} is no JSON object, and is ignored")
   return {}
-
-
-_say = functools.cache(warn)  # Warns once, although a file is read several times.

@@ -66,7 +66,7 @@ def needs_new_head(path: str | Path, num_classes: int, ema: bool | None = None) 
 
   Args:
     path: as for `load`.
-    num_classes: the number of classes; 0 stands for that of the file.
+    num_classes: the number of classes; 0 is the number in the file.
     ema: as for `load`.
   """
   if not num_classes:

@@ -1,12 +1,11 @@
 """Where weights are: in the package, a file, a folder, or on the Hugging Face hub."""
 
-import functools
 import os
 from pathlib import Path
 
 from resnet_jax.config.allowed import nearest
 from resnet_jax.runtime.errors import NotFoundError, UserError
-from resnet_jax.runtime.terminal import warn
+from resnet_jax.runtime.terminal import warn_once
 from resnet_jax.weights import hub
 from resnet_jax.weights.shards import INDEX
 
@@ -58,7 +57,7 @@ def find(path: str | Path) -> Path:
     return hub.fetch(name, HF_FILES)
   if path in names():
     if Path(path).exists():
-      _say(
+      warn_once(
         f"{name!r} is read from the package; write './{name}' for the file or folder "
         "of this name"
       )
@@ -96,6 +95,3 @@ def _advice(source: str) -> str:
   is_bare = Path(source).name == source
   near = nearest(source, names()) or names()
   return f"; the package has {', '.join(near)}" if is_bare else ""
-
-
-_say = functools.cache(warn)  # Warns once, although a source is found several times.

@@ -4,7 +4,6 @@
 folder may contain some of the metadata.
 """
 
-import functools
 import json
 import math
 from collections.abc import Sequence
@@ -17,7 +16,7 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.errors import NotFoundError, UserError
-from resnet_jax.runtime.terminal import warn
+from resnet_jax.runtime.terminal import warn_once
 from resnet_jax.weights import config_files, imagenet, keras_file
 from resnet_jax.weights.architecture import Description, describe
 from resnet_jax.weights.location import KERAS_SUFFIXES, find
@@ -116,7 +115,7 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
     return beside
   if path.suffix in KERAS_SUFFIXES and isinstance(model, ResNet):
     module = "resnet_v2" if model.pre_activation else "resnet"
-    _say(
+    warn_once(
       f"{path} names no preprocessing; keras.applications.{module}.preprocess_input is "
       "assumed"
     )
@@ -207,6 +206,3 @@ def _metadata(path: Path) -> dict[str, str]:
       return file.metadata() or {}
   except (safetensors.SafetensorError, OSError) as error:
     raise UserError(f"{path} is no safetensors file, or damaged: {error}") from error
-
-
-_say = functools.cache(warn)  # Warns once, although a file is read several times.
