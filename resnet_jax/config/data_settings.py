@@ -34,6 +34,10 @@ class DataConfig:
       and the result is divided by `std`. One value, or one per channel. The default
       scales to [-1, 1]. An empty value (--config.data.mean=) is replaced by the value
       of the weights in `init_from`, or by ImageNet's if `init_from` is empty.
+    labels: labels of an image. "class" is one class. "classes" is any number of classes
+      (multi-label): a .csv file has them in one cell, such as cat;outdoor. "numbers" is
+      one or several numbers to predict (regression), such as 0.5;12. Your own data set
+      gives bool [K] or float [K] for each image.
     sampling: "all" takes each training image once in an epoch. "balanced" draws a class
       at random for each place of a batch, and then one of its images.
     repeats: number of times that a batch has each of its training images, with another
@@ -83,6 +87,7 @@ class DataConfig:
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
+  labels: str = allowed.choice("class", "class", "classes", "numbers")
   sampling: str = allowed.choice("all", "all", "balanced")
   repeats: int = allowed.positive(1)
   train_crop: str = allowed.choice("", "", "random_resized", "random")

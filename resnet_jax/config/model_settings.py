@@ -17,7 +17,8 @@ class ModelConfig:
     factory: import path of your own network, "package.module:function". The function
       takes this `ModelConfig`, with `num_classes` and `dtype` filled in. It returns a
       Flax module that maps images to logits. `name` is then unused.
-    num_classes: number of logits; 0 takes the number of classes of the data.
+    num_classes: number of outputs; 0 takes the number of classes of the data, or the
+      number of numbers of a label.
     stem: first layers: "imagenet" (7x7 convolution and max-pool), "deep" (three 3x3
       convolutions and max-pool), "tiered" (narrower), "cifar" (one 3x3 convolution),
       one with another pooling, or "" for the architecture's own.

@@ -74,7 +74,7 @@ class Config:
       and head. Their batch-norm statistics do not change either. On the command line,
       the groups are separated by commas.
     task: import path of your own `Task`, "package.module:function". The function takes
-      the config and returns the task; "" is classification.
+      the config and returns the task; "" is the task that fits `data.labels`.
     precise_bn_batches: training batches used to re-estimate batch-norm statistics
       before each evaluation, as the paper's authors did; 0 keeps the running
       statistics.

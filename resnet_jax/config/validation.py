@@ -7,6 +7,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from resnet_jax.config.fields import flatten, type_name, walk
+from resnet_jax.config.loss_settings import LOSSES
 from resnet_jax.config.optim_settings import OptimConfig
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
@@ -141,6 +142,40 @@ def validate(config: Config) -> None:
     )
   if optim.is_schedule_free:
     _check_schedule_free(optim)
+  if not config.task:
+    _check_loss(config)
+
+
+def _check_loss(config: Config) -> None:
+  """Refuses settings that have no meaning for the labels."""
+  kind, loss = config.data.labels, config.loss
+  if loss.name and loss.name not in LOSSES[kind]:
+    raise UserError(
+      f"config.loss.name={loss.name!r} must be {' or '.join(map(repr, LOSSES[kind]))} "
+      f"with config.data.labels={kind!r}"
+    )
+  values, defaults = flatten(config), flatten(Config())
+  for name, kinds in _OF_LABELS.items():
+    if values[name] != defaults[name] and kind not in kinds:
+      raise UserError(
+        f"config.{name}={values[name]!r} needs config.data.labels="
+        f"{' or '.join(map(repr, kinds))}, not {kind!r}"
+      )
+
+
+# Setting -> the values of `data.labels` with which it has a meaning.
+_OF_LABELS = {
+  "optim.label_smoothing": ("class", "classes"),
+  "augment.cutmix": ("class", "classes"),
+  "data.sampling": ("class",),
+  "loss.bce_threshold": ("class",),
+  "loss.class_weighting": ("class", "classes"),
+  "loss.class_weights": ("class", "classes"),
+  "loss.class_counts": ("class",),
+  "loss.logit_adjustment": ("class",),
+  "loss.target_mean": ("numbers",),
+  "loss.target_std": ("numbers",),
+}
 
 
 def _check_schedule_free(optim: OptimConfig) -> None:

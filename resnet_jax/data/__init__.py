@@ -22,13 +22,37 @@ from resnet_jax.runtime.errors import UserError
 
 
 @dataclasses.dataclass(frozen=True)
+class LabelSpec:
+  """Dtype and shape of the label of one image.
+
+  A class is int32 () in [0, K), several classes are bool [K], numbers are float32 [K].
+  """
+
+  dtype: np.dtype[Any]
+  shape: tuple[int, ...]
+
+  @classmethod
+  def of(cls, kind: str, num_classes: int) -> "LabelSpec":
+    """Returns the spec of a value of `DataConfig.labels`."""
+    dtype = {"class": np.int32, "classes": np.bool_, "numbers": np.float32}[kind]
+    return cls(np.dtype(dtype), () if kind == "class" else (num_classes,))
+
+  @property
+  def kind(self) -> str:
+    """The value of `DataConfig.labels`: "class", "classes" or "numbers"."""
+    return {"b": "classes", "f": "numbers"}.get(self.dtype.kind, "class")
+
+
+@dataclasses.dataclass(frozen=True)
 class ImageArrays:
   """A split in host memory, small enough to be kept on the devices.
 
   Attributes:
     images: uint8 [N, H, W, C], N > 0.
-    labels: integers [N] in [0, len(class_names)), converted to int32.
-    class_names: names of all labels of the data set, in order.
+    labels: one of: integers [N] in [0, K), converted to int32; bool [N, K], or integers
+      0 and 1, for any number of classes an image; finite floats [N, K] or [N] for
+      regression, converted to float32 [N, K].
+    class_names: names of the K classes or numbers of the data set, in order.
 
   Raises:
     UserError: an array has another dtype or shape, or a label has no name.
@@ -44,18 +68,8 @@ class ImageArrays:
       raise UserError(
         f"images must be uint8 [N, H, W, C] with N > 0, not {_describe(images)}"
       )
-    if labels.shape != images.shape[:1] or labels.dtype.kind not in "iu":
-      raise UserError(
-        f"labels must be whole numbers [{len(images)}], one for each image, not "
-        f"{_describe(labels)}"
-      )
-    low, high = int(labels.min()), int(labels.max())
-    if low < 0 or high >= len(self.class_names):
-      raise UserError(
-        f"labels must be in [0, {len(self.class_names)}), the number of class names; "
-        f"they go from {low} to {high}"
-      )
-    object.__setattr__(self, "labels", labels.astype(np.int32))
+    labels = _checked_labels(labels, len(images), len(self.class_names))
+    object.__setattr__(self, "labels", labels)
     object.__setattr__(self, "class_names", tuple(self.class_names))
 
   def __len__(self) -> int:
@@ -65,8 +79,9 @@ class ImageArrays:
   def digest(self) -> str:
     """Hash of the number and shape of the images and of their labels in order."""
     text = f"{self.images.shape}".encode()
-    labels = self.labels.astype("<i4").tobytes()
-    return hashlib.blake2b(text + labels, digest_size=16).hexdigest()
+    return hashlib.blake2b(
+      text + label_bytes(self.labels), digest_size=16
+    ).hexdigest()
 
   def name(self, index: int) -> str:
     """Returns a name for messages. The images have no files, so it is the index."""
@@ -75,16 +90,20 @@ class ImageArrays:
 
 @runtime_checkable
 class ImageSource(Protocol):
-  """A split whose images are decoded on demand. It must be picklable."""
+  """A split whose images are decoded on demand. It must be picklable.
+
+  It may also have an attribute `labels`, an array of the labels of all images. It must
+  have one if a label is not a class.
+  """
 
   @property
   def class_names(self) -> tuple[str, ...]:
-    """Names of the labels, in order."""
+    """Names of the classes, or of the numbers of a label, in order."""
 
   def __len__(self) -> int:
     """Number of images."""
 
-  def __getitem__(self, index: int) -> tuple[bytes, int]:
+  def __getitem__(self, index: int) -> tuple[bytes, Any]:
     """Returns (content of an image file, label), or raises `ImageError`."""
 
   def name(self, index: int) -> str:
@@ -139,6 +158,38 @@ class Dataset(Protocol):
     """Yields (feed, number of batches): every example once, padding masked."""
 
 
+def _checked_labels(labels: np.ndarray, count: int, num_names: int) -> np.ndarray:
+  """Returns the labels of `count` images in the dtype and shape of `LabelSpec`."""
+  kind = labels.dtype.kind
+  if kind == "f" and labels.shape == (count,):
+    labels = labels[:, None]
+  if labels.shape == (count, num_names) and kind in "biuf":
+    if kind == "f" and np.isfinite(labels).all():
+      return labels.astype(np.float32)
+    if kind != "f" and np.isin(labels, (0, 1)).all():
+      return labels.astype(bool)
+    allowed = "finite numbers" if kind == "f" else "0 or 1 for each class"
+    raise UserError(f"labels {_describe(labels)} must be {allowed}")
+  if labels.shape != (count,) or kind not in "iu":
+    raise UserError(
+      f"labels must be whole numbers [{count}], one for each image, or bool or floats "
+      f"[{count}, {num_names}], one for each of the {num_names} class names, not "
+      f"{_describe(labels)}"
+    )
+  low, high = int(labels.min()), int(labels.max())
+  if low < 0 or high >= num_names:
+    raise UserError(
+      f"labels must be in [0, {num_names}), the number of class names; they go from "
+      f"{low} to {high}"
+    )
+  return labels.astype(np.int32)
+
+
+def label_bytes(labels: np.ndarray) -> bytes:
+  """Returns the content of an array of labels, equal on all machines."""
+  return labels.astype({"b": "?", "f": "<f4"}.get(labels.dtype.kind, "<i4")).tobytes()
+
+
 def _describe(array: np.ndarray) -> str:
   return f"{array.dtype} {list(array.shape)}"
 
@@ -157,15 +208,25 @@ def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
   return isinstance(source, ImageArrays)
 
 
+def label_spec(source: Source) -> LabelSpec:
+  """Returns the dtype and shape of the label of an image."""
+  labels = getattr(source, "labels", None)
+  if labels is None:
+    return LabelSpec.of("class", len(source.class_names))
+  return LabelSpec(labels.dtype, labels.shape[1:])
+
+
 def count_classes(source: Source | Dataset) -> tuple[int, ...]:
   """Returns the number of images of each class; () if it is not known.
 
   It is known of images in memory, and of an `ImageSource` or `Dataset` that has an
-  attribute `labels`.
+  attribute `labels`. Numbers have no classes.
   """
-  labels = getattr(source, "labels", None)
-  if labels is None:
+  labels: np.ndarray | None = getattr(source, "labels", None)
+  if labels is None or labels.dtype.kind == "f":
     return ()
+  if labels.ndim == 2:
+    return tuple(labels.sum(axis=0).tolist())
   return tuple(np.bincount(labels, minlength=len(source.class_names)).tolist())
 
 

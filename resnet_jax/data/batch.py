@@ -5,7 +5,7 @@ from typing import TypeVar
 
 from resnet_jax.runtime.arrays import Array, Int
 
-# image [B, H, W, C] uint8; label [B] int32 in [0, K); mask [B] bool, False for padding.
+# image [B, H, W, C] uint8; mask [B] bool, False for padding; label, see `LabelSpec`.
 Batch = dict[str, Array]
 
 # (feed, batch number) -> Batch. A feed is the data that a data set passes to one call.

@@ -7,9 +7,17 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 
 from resnet_jax import weights
-from resnet_jax.data import ImageArrays, ImageSource, Source, is_in_memory
+from resnet_jax.data import (
+  ImageArrays,
+  ImageSource,
+  Source,
+  count_classes,
+  is_in_memory,
+  label_spec,
+)
 from resnet_jax.data.sources.base import is_number, plain_number
 from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.runtime.arrays import Bool
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import imagenet
@@ -21,12 +29,12 @@ class Relabelled:
 
   Attributes:
     source: the images.
-    labels: label of an image -> label of the network.
+    places: class of an image -> class of the network.
     class_names: the network's class names.
   """
 
   source: ImageSource
-  labels: Mapping[int, int]
+  places: Mapping[int, int]
   class_names: tuple[str, ...]
 
   def __len__(self) -> int:
@@ -34,7 +42,31 @@ class Relabelled:
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     content, label = self.source[index]
-    return content, self.labels.get(label, -1)  # The reader refuses -1.
+    return content, self.places.get(int(label), -1)  # The reader refuses -1.
+
+  def name(self, index: int) -> str:
+    return self.source.name(index)
+
+
+@dataclasses.dataclass(frozen=True)
+class RelabelledSets:
+  """Images with several classes each, as bool [K] of the network's classes.
+
+  Attributes:
+    source: the images.
+    labels: bool [N, K].
+    class_names: the network's class names.
+  """
+
+  source: ImageSource
+  labels: Bool[np.ndarray, "n k"]
+  class_names: tuple[str, ...]
+
+  def __len__(self) -> int:
+    return len(self.source)
+
+  def __getitem__(self, index: int) -> tuple[bytes, np.ndarray]:
+    return self.source[index][0], self.labels[index]
 
   def name(self, index: int) -> str:
     return self.source.name(index)
@@ -67,13 +99,14 @@ def pair_classes(
   Raises:
     UserError: the network has no class with the name of a class of the images.
   """
-  names = source.class_names
-  if tuple(names) == tuple(class_names)[: len(names)]:
+  names, kind = source.class_names, label_spec(source).kind
+  first = class_names[: len(names)] if kind == "class" else class_names
+  if kind == "numbers" or tuple(names) == tuple(first):
     return source
   used: Sequence[int] = range(len(names))
   if isinstance(source, ImageArrays | FileList):
     # If labels in a .csv file are numbers, unused numbers between them have names too.
-    used = sorted(set(source.labels.tolist()))
+    used = np.flatnonzero(count_classes(source)).tolist()
   numbers = _numbers(class_names, num_classes)
   look_ups = (
     _unique(class_names).get,
@@ -106,9 +139,16 @@ def pair_classes(
 def _relabel(
   source: Source, labels: Mapping[int, int], class_names: tuple[str, ...]
 ) -> Source:
-  if not is_in_memory(source):
+  if label_spec(source).kind == "classes":
+    new = np.zeros((len(source), len(class_names)), bool)
+    for old, place in labels.items():
+      new[:, place] = source.labels[:, old]
+    if not is_in_memory(source):
+      return RelabelledSets(source, new, class_names)
+  elif not is_in_memory(source):
     return Relabelled(source, labels, class_names)
-  new = np.array([labels[label] for label in source.labels.tolist()])
+  else:
+    new = np.array([labels[label] for label in source.labels.tolist()])
   return dataclasses.replace(source, labels=new, class_names=class_names)
 
 

@@ -42,13 +42,13 @@ from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
   resolve_settings,
-  with_class_counts,
   with_dtype,
+  with_label_statistics,
   with_num_classes,
 )
 from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
-from resnet_jax.training.tasks import Classification, Task, create_task, zero_metrics
+from resnet_jax.training.tasks import Task, check_outputs, check_task, create_task
 
 Devices = Sequence[jax.Device]
 # A split given by the user: a data set ready to train on, or a source of its images.
@@ -137,12 +137,12 @@ class Experiment:
         raise UserError(_GIVE_BOTH)
       train_data = _open_training(config, mesh, train_data)
       config = with_num_classes(config, len(train_data.class_names))
-    if config.loss.needs_counts and task is None:
+    if config.loss.needs_labels(config.data.labels) and not (task or config.task):
       train_data = _open_training(config, mesh, train_data)
-      config = with_class_counts(config, train_data)
+      config = with_label_statistics(config, train_data)
     model = build_model(config) if model is None else with_frozen(model, config.freeze)
     task = task or create_task(config)
-    zero_metrics(task)  # Refuses metrics with names that training uses itself.
+    check_task(task, config)
     return cls(
       config,
       mesh,
@@ -174,13 +174,7 @@ class Experiment:
       names = self.train_data.class_names if names is None else names
       args = self.config.data, size, self.mesh
       data = create_dataset(*args, class_names=names, source=data)
-    # In other tasks a label need not be a class.
-    is_class = isinstance(self.task, Classification)
-    if is_class and len(data.class_names) > self.task.num_classes:
-      raise UserError(
-        f"config.model.num_classes={self.task.num_classes} must be 0 or at least "
-        f"{len(data.class_names)}, the number of classes of {self.data_name!r}"
-      )
+    check_outputs(self.task, len(data.class_names), repr(self.data_name))
     return data
 
   @property

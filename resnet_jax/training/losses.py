@@ -1,6 +1,7 @@
-"""Losses of a classification: (logits, targets) -> loss of each example.
+"""Losses: (outputs of the network, targets) -> loss of each example.
 
-Letters: B batch, K classes. Targets are probabilities, which mixup may have averaged.
+Letters: B batch, K outputs. The targets of classes are probabilities, those of numbers
+are standardised; mixup may have averaged both.
 """
 
 from collections.abc import Callable
@@ -10,7 +11,7 @@ import jax
 import jax.numpy as jnp
 import optax
 
-from resnet_jax.config.schema import LossConfig
+from resnet_jax.config.loss_settings import LOSSES, LossConfig
 from resnet_jax.runtime.arrays import Array, Float32
 
 _TINY = 1e-30  # A power below 1 has no gradient at 0.
@@ -58,11 +59,67 @@ def binary(
   return losses
 
 
-def create_loss(config: LossConfig) -> Loss:
-  """Returns the loss that the settings name."""
-  losses: dict[str, Loss] = {
-    "softmax": softmax,
-    "focal": partial(focal, gamma=config.focal_gamma),
-    "bce": partial(binary, threshold=config.bce_threshold),
+def several_binary(
+  logits: Float32[Array, "b k"],
+  targets: Float32[Array, "b k"],
+  gamma: float = 0.0,
+  weights: tuple[float, ...] = (),
+) -> Float32[Array, " b"]:
+  """Returns the binary cross-entropy of any number of classes, the mean of all.
+
+  Args:
+    logits: of a sigmoid for each class.
+    targets: probability that the image has the class.
+    gamma: exponent of the focal loss (Lin et al. 2017, equation 4); 0 is none.
+    weights: factors for each class of the part where the image has it, as PyTorch's
+      `pos_weight`; () is 1.
+  """
+  scale = jnp.array(weights) if weights else 1.0
+  has, lacks = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
+  own, others = -targets * scale * has, -(1 - targets) * lacks
+  if gamma:
+    own, others = own * jnp.exp(gamma * lacks), others * jnp.exp(gamma * has)
+  losses: Array = (own + others).mean(axis=-1)
+  return losses
+
+
+def squared(
+  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
+) -> Float32[Array, " b"]:
+  """Returns the mean squared error over the numbers of a label."""
+  losses: Array = optax.squared_error(outputs, targets).mean(axis=-1)
+  return losses
+
+
+def absolute(
+  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
+) -> Float32[Array, " b"]:
+  """Returns the mean absolute error over the numbers of a label."""
+  losses: Array = jnp.abs(outputs - targets).mean(axis=-1)
+  return losses
+
+
+def huber(
+  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
+) -> Float32[Array, " b"]:
+  """Returns Huber's loss (1964): squared below an error of 1, else absolute."""
+  losses: Array = optax.huber_loss(outputs, targets).mean(axis=-1)
+  return losses
+
+
+def create_loss(config: LossConfig, labels: str) -> Loss:
+  """Returns the loss that the settings name, for a value of `DataConfig.labels`."""
+  gamma, weights = config.focal_gamma, config.class_weights
+  losses: dict[str, dict[str, Loss]] = {
+    "class": {
+      "softmax": softmax,
+      "focal": partial(focal, gamma=gamma),
+      "bce": partial(binary, threshold=config.bce_threshold),
+    },
+    "classes": {
+      "bce": partial(several_binary, weights=weights),
+      "focal": partial(several_binary, gamma=gamma, weights=weights),
+    },
+    "numbers": {"mse": squared, "mae": absolute, "huber": huber},
   }
-  return losses[config.name]
+  return losses[labels][config.name or LOSSES[labels][0]]

@@ -3,6 +3,7 @@
 import copy
 import dataclasses
 
+import numpy as np
 from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
@@ -84,12 +85,35 @@ def with_num_classes(config: Config, num_classes: int) -> Config:
   return dataclasses.replace(config, model=model)
 
 
-def with_class_counts(config: Config, images: Dataset) -> Config:
-  """Returns settings with the number of training images of each class filled in.
+def with_label_statistics(config: Config, images: Dataset) -> Config:
+  """Returns settings with what the loss needs to know of the training labels.
+
+  This is the number of images of each class, the weights of several classes, or the
+  mean and the standard deviation of numbers.
 
   Raises:
     UserError: it is not known, or a class has no images.
   """
+  loss, count = config.loss, images.num_examples
+  if config.data.labels == "numbers":
+    numbers = getattr(images, "labels", None)
+    if numbers is None:
+      raise UserError(
+        "the data set does not tell the labels before its images are read; give "
+        "config.loss.target_mean and config.loss.target_std"
+      )
+    mean, std = numbers.mean(0, dtype=np.float64), numbers.std(0, dtype=np.float64)
+    if (constant := np.flatnonzero(std == 0)).size:
+      raise UserError(
+        f"{images.class_names[constant[0]]!r} is {mean[constant[0]]:g} for all training "
+        "images: nothing to learn; remove it from the labels"
+      )
+    loss = dataclasses.replace(
+      loss,
+      target_mean=loss.target_mean or tuple(mean.tolist()),
+      target_std=loss.target_std or tuple(std.tolist()),
+    )
+    return dataclasses.replace(config, loss=loss)
   counts = count_classes(images)
   empty = config.model.num_classes - sum(count > 0 for count in counts)
   if not counts or empty:
@@ -100,9 +124,12 @@ def with_class_counts(config: Config, images: Dataset) -> Config:
       "config.loss.class_weighting=balanced and logit_adjustment need the number of "
       f"training images of each class, but {reason}; give config.loss.class_counts"
     )
-  return dataclasses.replace(
-    config, loss=dataclasses.replace(config.loss, class_counts=counts)
-  )
+  if config.data.labels == "class":
+    loss = dataclasses.replace(loss, class_counts=counts)
+  else:
+    weights = tuple((count - has) / has for has in counts)
+    loss = dataclasses.replace(loss, class_weights=weights)
+  return dataclasses.replace(config, loss=loss)
 
 
 def with_dtype(config: Config) -> Config:

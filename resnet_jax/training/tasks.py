@@ -15,6 +15,7 @@ import optax
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
+from resnet_jax.data import LabelSpec
 from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
@@ -33,6 +34,8 @@ RESERVED = {
 class Task(Protocol):
   """What a network is trained for. JAX traces all methods inside the compiled step.
 
+  It may also have `label`, the `LabelSpec` of one image, if that is not a class.
+
   Attributes:
     num_classes: K, the number of outputs of the network.
     best_metric: the metric that chooses the best checkpoint; more is better.
@@ -44,7 +47,7 @@ class Task(Protocol):
   @property
   def best_metric(self) -> str: ...
 
-  def targets(self, labels: Int[Array, " b"]) -> Float32[Array, "b ..."]:
+  def targets(self, labels: Shaped[Array, "b ..."]) -> Float32[Array, "b ..."]:
     """Turns labels into targets, which mixup may average."""
 
   def loss(
@@ -59,7 +62,7 @@ class Task(Protocol):
     """
 
   def metrics(
-    self, logits: Float32[Array, "b k"], labels: Int[Array, " b"]
+    self, logits: Float32[Array, "b k"], labels: Shaped[Array, "b ..."]
   ) -> dict[str, Shaped[Array, " b"]]:
     """Returns further values per example, by name: fractions, bools or any numbers."""
 
@@ -118,18 +121,116 @@ class Classification:
     return values
 
 
+@dataclasses.dataclass(frozen=True)
+class MultiLabel:
+  """Any number of classes for each image: a sigmoid for each class.
+
+  Attributes:
+    num_classes: K.
+    label_smoothing: targets are moved from 0 and 1 towards 1/2 by half of it.
+    loss_of: a function of `losses.py`: (logits, targets) -> loss of each example.
+  """
+
+  num_classes: int
+  label_smoothing: float = 0.0
+  best_metric: str = "sample_f1"
+  loss_of: Loss = losses.several_binary
+
+  @property
+  def label(self) -> LabelSpec:
+    """Whether the image has each class."""
+    return LabelSpec.of("classes", self.num_classes)
+
+  def targets(self, labels: Bool[Array, "b k"]) -> Float32[Array, "b k"]:
+    """Returns the probability of each class."""
+    return labels.astype(jnp.float32)
+
+  def loss(
+    self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
+  ) -> Float32[Array, " b"]:
+    """Returns the loss in training, and the binary cross-entropy in evaluation."""
+    if not train:
+      return losses.several_binary(logits, targets)
+    smoothing = self.label_smoothing
+    return self.loss_of(logits, targets * (1 - smoothing) + smoothing / 2)
+
+  def metrics(
+    self, logits: Float32[Array, "b k"], labels: Bool[Array, "b k"]
+  ) -> dict[str, Shaped[Array, " b"]]:
+    """Returns the scores of the classes with a probability above 1/2.
+
+    "sample_f1" is the F1 of the classes of each image, and 1 if it rightly has none;
+    "exact" is whether all classes are right.
+    """
+    found = logits > 0
+    hits, size = (found & labels).sum(axis=-1), found.sum(-1) + labels.sum(-1)
+    f1 = jnp.where(size > 0, 2 * hits / jnp.maximum(size, 1), 1.0)
+    return {"sample_f1": f1, "exact": (found == labels).all(axis=-1)}
+
+
+@dataclasses.dataclass(frozen=True)
+class Regression:
+  """One or several numbers for each image; the network learns them standardised.
+
+  Attributes:
+    num_classes: K, the count of numbers.
+    mean: of each number in training.
+    std: of each number in training.
+    loss_of: a function of `losses.py`: (outputs, targets) -> loss of each example.
+  """
+
+  num_classes: int
+  mean: tuple[float, ...]
+  std: tuple[float, ...]
+  best_metric: str = "skill"
+  loss_of: Loss = losses.squared
+
+  @property
+  def label(self) -> LabelSpec:
+    """The numbers."""
+    return LabelSpec.of("numbers", self.num_classes)
+
+  def targets(self, labels: Float32[Array, "b k"]) -> Float32[Array, "b k"]:
+    """Returns standardised numbers."""
+    return (labels - jnp.array(self.mean)) / jnp.array(self.std)
+
+  def loss(
+    self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
+  ) -> Float32[Array, " b"]:
+    """Returns the loss in training; the squared error in evaluation. Standardised."""
+    return (self.loss_of if train else losses.squared)(logits, targets)
+
+  def metrics(
+    self, logits: Float32[Array, "b k"], labels: Float32[Array, "b k"]
+  ) -> dict[str, Float32[Array, " b"]]:
+    """Returns "mae", in the units of the labels, and "skill".
+
+    The mean of "skill" over all images is 1 - MSE / MSE of the mean of the training
+    labels: 1 is perfect, and 0 is as good as that constant.
+    """
+    error = jnp.abs(logits - self.targets(labels))
+    mae = (error * jnp.array(self.std)).mean(axis=-1)
+    return {"mae": mae, "skill": 1 - jnp.square(error).mean(axis=-1)}
+
+
 def create_task(config: Config) -> Task:
   """Returns the task that a config names; `config.model.num_classes` must be set."""
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
     return task
-  loss, count = config.loss, config.model.num_classes
-  for name in ("class_weights", "class_counts"):
+  loss, count, kind = config.loss, config.model.num_classes, config.data.labels
+  for name in ("class_weights", "class_counts", "target_mean", "target_std"):
     if (given := len(getattr(loss, name))) not in (0, count):
       raise UserError(
-        f"config.loss.{name} has {given} values, but there are {count} classes; give "
-        "one for each"
+        f"config.loss.{name} has {given} values, but there are {count} "
+        f"{'numbers' if kind == 'numbers' else 'classes'}; give one for each"
       )
+  loss_of, smoothing = losses.create_loss(loss, kind), config.optim.label_smoothing
+  if kind == "classes":
+    return MultiLabel(count, smoothing, loss_of=loss_of)
+  if kind == "numbers":
+    mean, std = loss.target_mean, loss.target_std
+    return Regression(count, mean, std, loss_of=loss_of)
   weights, shares = loss.class_weights, np.array(loss.class_counts, np.float64)
   shares /= shares.sum() or 1
   if loss.class_weighting and not weights:
@@ -137,8 +238,8 @@ def create_task(config: Config) -> Task:
   offsets = loss.logit_adjustment * np.log(shares)
   return Classification(
     count,
-    config.optim.label_smoothing,
-    loss_of=losses.create_loss(loss),
+    smoothing,
+    loss_of=loss_of,
     class_weights=weights,
     logit_offsets=tuple(offsets.tolist()) if loss.logit_adjustment else (),
   )
@@ -164,9 +265,10 @@ def compute_metrics(
     "loss", the sums of `task.metrics`, and "count", the number of valid examples.
   """
   labels, mask = batch["label"], batch["mask"]
-  chex.assert_rank([labels, mask], [1, 1])
-  chex.assert_equal_shape_prefix([logits, labels, mask], 1)
-  chex.assert_type([labels, mask], [int, bool])
+  label = label_of(task)
+  chex.assert_shape(labels, (len(logits), *label.shape))
+  chex.assert_shape(mask, (len(logits),))
+  chex.assert_type([labels, mask], [label.dtype.type, bool])
   if targets is None:
     targets = task.targets(labels)
   own = task.metrics(logits, labels)
@@ -183,11 +285,45 @@ def compute_metrics(
   return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}
 
 
+def label_of(task: Task) -> LabelSpec:
+  """Returns the label of one image."""
+  default = LabelSpec.of("class", task.num_classes)
+  label: LabelSpec = getattr(task, "label", default)
+  return label
+
+
+def check_task(task: Task, config: Config) -> None:
+  """Raises `UserError` if a task cannot be trained with the settings."""
+  zero_metrics(task)  # Refuses metrics with names that training uses itself.
+  if (kind := label_of(task).kind) != config.data.labels:
+    raise UserError(
+      f"the labels of {type(task).__name__} are {kind}, so set "
+      f"config.data.labels={kind!r}, not {config.data.labels!r}"
+    )
+
+
+def check_outputs(task: Task, count: int, where: str) -> None:
+  """Raises `UserError` if a task has too few outputs for `count` class names."""
+  is_class = isinstance(task, Classification)
+  if is_class and count > task.num_classes:
+    raise UserError(
+      f"config.model.num_classes={task.num_classes} must be 0 or at least {count}, the "
+      f"number of classes of {where}"
+    )
+  # In a custom task, a label need not be a class.
+  if label_of(task).shape == (task.num_classes,) and count != task.num_classes:
+    raise UserError(
+      f"config.model.num_classes={task.num_classes} must be 0 or {count}, the size of "
+      f"a label of {where}"
+    )
+
+
 def zero_metrics(task: Task) -> Metrics:
   """Returns the metrics of zero examples."""
+  label = label_of(task)
   logits = jax.ShapeDtypeStruct((1, task.num_classes), jnp.float32)
   batch = {
-    "label": jax.ShapeDtypeStruct((1,), jnp.int32),
+    "label": jax.ShapeDtypeStruct((1, *label.shape), label.dtype),
     "mask": jax.ShapeDtypeStruct((1,), jnp.bool_),
   }
   shapes = jax.eval_shape(lambda *args: compute_metrics(task, *args), logits, batch)

@@ -14,13 +14,13 @@ import threading
 from collections.abc import Generator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Protocol, TypedDict, runtime_checkable
+from typing import Any, Protocol, TypedDict, runtime_checkable
 
 import grain
 import numpy as np
 from absl import flags
 
-from resnet_jax.data import ImageSource
+from resnet_jax.data import ImageSource, LabelSpec, label_spec
 from resnet_jax.data.images.errors import ImageError, image_name
 
 
@@ -48,7 +48,7 @@ class HostBatch(TypedDict):
 
   Attributes:
     image: [B, S, S, 3] uint8.
-    label: [B] int32.
+    label: [B, ...], see `LabelSpec`.
     mask: [B] bool, False where an image is missing.
     errors: (index, text) of each image that could not be read.
   """
@@ -92,10 +92,10 @@ class Batches:
 
   def __getitem__(self, number: int) -> HostBatch:
     first, last = (number * self.batch_size + row for row in self.rows)
-    rows, side = last - first, self.transform.size
+    rows, side, spec = last - first, self.transform.size, label_spec(self.source)
     batch: HostBatch = {
       "image": np.empty((rows, side, side, 3), np.uint8),
-      "label": np.zeros(rows, np.int32),
+      "label": np.zeros((rows, *spec.shape), spec.dtype),
       "mask": np.zeros(rows, bool),
       "errors": [],
     }
@@ -118,8 +118,7 @@ class Batches:
   ) -> list[tuple[int, str]]:
     """Loads rows of a batch from their (index, generator); returns the errors."""
     errors: list[tuple[int, str]] = []
-    num_classes = len(self.source.class_names)
-    lowest = 0 if num_classes else -1  # Images without classes have the label -1.
+    num_classes, spec = len(self.source.class_names), label_spec(self.source)
     for row in rows:
       index, rng = work[row]
       tries = min(len(self.source), 100) if self.replace else 1
@@ -130,8 +129,7 @@ class Batches:
         image_name.set(functools.partial(self.source.name, other))
         try:
           data, label = self.source[other]
-          if not lowest <= label < num_classes:
-            raise ImageError(f"its label {label} must be in [{lowest}, {num_classes})")
+          _check_label(label, spec, num_classes)
           batch["image"][row] = self.transform(data, rng)
         except ImageError as error:
           errors.append((other, f"{self.source.name(other)}: {error}"))
@@ -141,6 +139,16 @@ class Batches:
       else:
         batch["image"][row] = 0
     return errors
+
+
+def _check_label(label: Any, spec: LabelSpec, num_classes: int) -> None:
+  """Raises `ImageError` if the label of an image is not one of the data set."""
+  if spec.kind == "class":
+    lowest = 0 if num_classes else -1  # Images without classes have the label -1.
+    if not lowest <= label < num_classes:
+      raise ImageError(f"its label {label} must be in [{lowest}, {num_classes})")
+  elif np.shape(label) != spec.shape or not np.isfinite(label).all():
+    raise ImageError(f"its label {label} must be {spec.shape[0]} finite numbers")
 
 
 @functools.cache

@@ -15,9 +15,11 @@ from resnet_jax.data import (
   Dataset,
   ImageSource,
   Source,
+  count_classes,
   count_images,
   describe_change,
   is_in_memory,
+  label_spec,
 )
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.pipelines.host_batches import Transform
@@ -27,6 +29,7 @@ from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size, of_first_process
+from resnet_jax.runtime.terminal import warn
 
 
 def create_dataset(
@@ -62,12 +65,18 @@ def create_dataset(
     where = f"{setting_name('data.name')}={config.name!r}"
   if mesh.is_multi_process:
     _check_same_images(source, where)
-  if augment and len(source.class_names) == 1:
+  kind = label_spec(source).kind
+  if kind != config.labels:
+    raise UserError(
+      f"the labels of {where} are {kind}, so set config.data.labels={kind!r}, not "
+      f"{config.labels!r}"
+    )
+  if augment and kind == "class" and len(source.class_names) == 1:
     raise UserError(
       f"{where} has one class, {source.class_names[0]!r}: nothing to learn; name the "
       "folder that holds the classes"
     )
-  if augment and isinstance(source, FileList):
+  if augment and isinstance(source, FileList) and kind != "numbers":
     _check_all_classes(source, where)
   channels = source.images.shape[-1] if is_in_memory(source) else 3
   for field in ("mean", "std"):
@@ -118,7 +127,13 @@ def _check_same_images(source: Source, where: str) -> None:
 
 def _check_all_classes(files: FileList, where: str) -> None:
   """Raises `UserError` if a class has no training image, as after a typo in a list."""
-  counts = np.bincount(files.labels, minlength=len(files.class_names))
+  several = [name for name in files.class_names if ";" in name]
+  if several and files.labels.ndim == 1:
+    warn(
+      f"{where}: the label {several[0]!r} is taken as one class; "
+      "config.data.labels=classes takes several classes an image"
+    )
+  counts = np.array(count_classes(files))
   if missing := [files.class_names[i] for i in np.flatnonzero(counts == 0)]:
     more = f" and {len(missing) - 3} more" if len(missing) > 3 else ""
     raise UserError(

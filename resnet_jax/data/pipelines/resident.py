@@ -20,7 +20,7 @@ from resnet_jax.data import ImageArrays
 from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
 from resnet_jax.data.pipelines.sampling import balanced_shares
-from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, UInt8
+from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, Shaped, UInt8
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 
 
@@ -30,12 +30,12 @@ class Feed:
 
   Attributes:
     image: all images.
-    label: labels of the images.
+    label: [N, ...], labels of the images, see `LabelSpec`.
     order: indices of the examples, for at least one batch. Indices >= N are padding.
   """
 
   image: UInt8[Array, "n h w c"]
-  label: Int32[Array, " n"]
+  label: Shaped[Array, "n ..."]
   order: Int32[Array, " _"]
 
 
@@ -63,7 +63,7 @@ def take_batch(
     resize: resizes the batch's images to the input size of the model.
 
   Returns:
-    {"image": [B, H, W, C] uint8, "label": [B] int32, "mask": [B] bool}.
+    {"image": [B, H, W, C] uint8, "label": [B, ...], "mask": [B] bool}.
   """
   position = step % (len(feed.order) // batch_size) * batch_size
   index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)

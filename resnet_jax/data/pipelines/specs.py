@@ -15,7 +15,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config, DataConfig
-from resnet_jax.data import ImageArrays, is_in_memory
+from resnet_jax.data import ImageArrays, LabelSpec, is_in_memory
 from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
@@ -93,9 +93,10 @@ def create_abstract_dataset(
     number = max(_NUM_STREAMED, batch_size)
     rows = Plan.create(config, number).longest_call, batch_size
     shape = data.image_size, data.image_size, 3
+    label = LabelSpec.of(data.labels, config.model.num_classes)
     batches = {
       "image": split(rows + shape, jnp.uint8),
-      "label": split(rows, jnp.int32),
+      "label": split((*rows, *label.shape), label.dtype),
       "mask": split(rows, jnp.bool_),
     }
     chunk = streaming.Chunk(batches, whole((), jnp.int32))
@@ -103,7 +104,7 @@ def create_abstract_dataset(
   count = len(source.images)
   feed = resident.Feed(
     image=whole(source.images.shape, jnp.uint8),
-    label=whole((count,), jnp.int32),
+    label=whole(source.labels.shape, source.labels.dtype),
     order=whole((count,), jnp.int32),
   )
   take_batch, shape = resident.bind_take_batch(

@@ -38,7 +38,7 @@ class Chunk:
   """The batches of one call, on the devices.
 
   Attributes:
-    batches: {"image": [K, B, S, S, 3] uint8, "label": [K, B] int32, "mask": [K, B]}.
+    batches: {"image": [K, B, S, S, 3] uint8, "label": [K, B, ...], "mask": [K, B]}.
     first: number of the first batch.
   """
 

@@ -8,10 +8,11 @@ import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
+from resnet_jax.data import label_bytes
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES, needed_package
 from resnet_jax.runtime.errors import UserError
@@ -35,8 +36,8 @@ class FileList:
   """The files of one split: [i] is (content, label).
 
   Attributes:
-    labels: [N] int32 in [0, len(class_names)).
-    class_names: names of all labels, in order.
+    labels: of all files, see `LabelSpec`.
+    class_names: names of the classes, or of the numbers of a label, in order.
     left_out: a text for each kind of ignored files and folders, such as "10 .tif" for
       ten TIFF files.
   """
@@ -49,7 +50,8 @@ class FileList:
     class_names: Sequence[str],
   ):
     """Takes paths relative to `root`, in the order of `labels`."""
-    self.labels = np.array(labels, np.int32)
+    is_class = not isinstance(labels, np.ndarray) or labels.dtype.kind in "iu"
+    self.labels = np.array(labels, np.int32 if is_class else None)
     self.class_names = tuple(class_names)
     self.left_out: tuple[str, ...] = ()
     self._root = str(root)
@@ -67,7 +69,7 @@ class FileList:
     """Hash of the paths below the root and of their labels, in order."""
     digest = hashlib.blake2b(self._names, digest_size=16)
     digest.update(self._ends.astype("<i8").tobytes())
-    digest.update(self.labels.astype("<i4").tobytes())
+    digest.update(label_bytes(self.labels))
     return digest.hexdigest()
 
   def name(self, index: int) -> str:
@@ -86,11 +88,11 @@ class FileList:
     files.left_out = self.left_out
     return files
 
-  def __getitem__(self, index: int) -> tuple[bytes, int]:
+  def __getitem__(self, index: int) -> tuple[bytes, Any]:
     """Reads a file; raises `ImageError` if that fails."""
     path = self.name(index)
     try:
-      return _read(path), int(self.labels[index])
+      return _read(path), self.labels[index]
     except OSError as error:
       if not os.path.isfile(path):
         kind = "a dangling link" if os.path.islink(path) else "no file"

@@ -62,7 +62,7 @@ def list_splits(root: Path) -> list[str]:
   return list(_find_splits(root))
 
 
-def _find_splits(root: Path) -> dict[str, str]:
+def _find_splits(root: Path, kind: str = "class") -> dict[str, str]:
   """Returns the folder of each split, "" if the split has no folder of its own."""
   if not root.exists():
     raise NotFoundError(
@@ -72,7 +72,7 @@ def _find_splits(root: Path) -> dict[str, str]:
     )
   drawn = dict.fromkeys(_PARTS, "")
   if root.is_file():
-    named = sorted({row.split for row in _read_table(root)} - {""})
+    named = sorted({row.split for row in _read_table(root, kind)} - {""})
     return dict.fromkeys(named, "") or drawn
   return _split_folders(root) or drawn
 
@@ -101,7 +101,11 @@ def _split_folders(root: Path) -> dict[str, str]:
 
 
 def list_images(
-  root: Path, split: str, val_share: float, class_names: Sequence[str] = ()
+  root: Path,
+  split: str,
+  val_share: float,
+  class_names: Sequence[str] = (),
+  kind: str = "class",
 ) -> FileList:
   """Lists the images of a split.
 
@@ -113,13 +117,19 @@ def list_images(
       by a hash of the file names; "train" is the rest.
     class_names: names in the order of their labels; by default the sorted names of
       "train".
+    kind: see `DataConfig.labels`. Folders have one class an image.
 
   Raises:
     ValueError: the split does not exist, a class has no images or is not in
       `class_names`, or the table is not valid.
     FileNotFoundError: there is no such folder or table.
   """
-  splits = _find_splits(root)
+  if kind != "class" and root.is_dir():
+    raise UserError(
+      f"config.data.labels={kind!r} needs the labels in a .csv file of path,label, not "
+      f"the folder {str(root)!r}"
+    )
+  splits = _find_splits(root, kind)
   if not split:
     split = next((name for name in EVAL_SPLITS if name in splits), "")
   if not split:
@@ -140,7 +150,7 @@ def list_images(
       f"there are: {', '.join(splits)}"
     )
   if is_table:
-    return _list_table(root, asked, val_share, class_names)
+    return _list_table(root, asked, val_share, class_names, kind)
   if not folder:
     _check_not_splits(root)
     files = _list_folder(root, class_names or _classes(root))

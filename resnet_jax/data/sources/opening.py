@@ -81,13 +81,18 @@ def _find_source(
       f"{setting_name('data.name')} must name a data set, because none is saved with "
       "the weights"
     )
+  if config.labels != "class" and config.name != "folder":
+    raise UserError(
+      f"config.data.labels={config.labels!r} needs a .csv file of path,label, or your "
+      f"own data set, not {setting_name('data.name')}={config.name!r}"
+    )
   if config.name == "digits":
     return load_digits(split or "test")
   if config.name == "synthetic":
     return load_synthetic(split or "test", config.image_size, config.num_examples)
   if config.name == "folder":
     root = find_root(config.dir)
-    files = list_images(root, split, config.val_share, class_names)
+    files = list_images(root, split, config.val_share, class_names, config.labels)
     if not len(files):
       raise UserError(
         f"a share of {config.val_share} of the images of each class in {str(root)!r} "

@@ -2,6 +2,7 @@
 
 import csv
 import hashlib
+import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -18,6 +19,9 @@ from resnet_jax.data.sources.file_list import (
 )
 from resnet_jax.runtime.errors import UserError
 
+# Kind of label -> the column of a table that may be empty.
+_MAY_BE_EMPTY = {"classes": "label"}
+
 
 class _Row(NamedTuple):
   line: int
@@ -26,7 +30,7 @@ class _Row(NamedTuple):
   split: str  # In lower case; "" if the table has no column "split".
 
 
-def _read_table(path: Path) -> list[_Row]:
+def _read_table(path: Path, labels: str = "class") -> list[_Row]:
   try:
     with path.open(newline="", encoding="utf-8-sig") as file:
       reader = csv.reader(file)
@@ -45,11 +49,12 @@ def _read_table(path: Path) -> list[_Row]:
     raise UserError(f"{path}, line 1: {','.join(columns)!r} names a column twice")
   if not rows:
     raise UserError(f"{path} has no rows of path,label")
-  needed = {"path", "label", "split"} & set(columns)
+  # An image may have none of several classes.
+  filled = ({"path", "label", "split"} & set(columns)) - {_MAY_BE_EMPTY.get(labels)}
   table = []
   for line, row in rows:
     cells = dict(zip(columns, row, strict=False))
-    if len(row) != len(columns) or not all(cells[name].strip() for name in needed):
+    if len(row) != len(columns) or not all(cells[name].strip() for name in filled):
       raise UserError(
         f"{path}, line {line}: {','.join(row)[:60]!r} must be {','.join(columns)}; "
         "other columns need a first line that names path and label"
@@ -67,10 +72,73 @@ def _read_table(path: Path) -> list[_Row]:
 
 
 def _list_table(
-  path: Path, split: str, val_share: float, class_names: Sequence[str]
+  path: Path,
+  split: str,
+  val_share: float,
+  class_names: Sequence[str],
+  kind: str = "class",
 ) -> FileList:
-  rows = _read_table(path)
+  rows = _read_table(path, kind)
   _check_rows(path, rows)
+  if kind == "classes":
+    labels, classes = _several_classes(path, rows, class_names)
+  elif kind == "numbers":
+    labels, classes = _numbers(path, rows)
+  else:
+    labels, classes = _one_class(path, rows, class_names)
+  files = FileList(path.parent, [row.path for row in rows], labels, classes)
+  if rows[0].split:
+    return files.select([row.split == split for row in rows])
+  return _part(files, split, val_share)
+
+
+def _several_classes(
+  path: Path, rows: Sequence[_Row], class_names: Sequence[str]
+) -> tuple[np.ndarray, list[str]]:
+  """Returns bool [N, K] and the class names of labels such as "cat;outdoor"."""
+  every = [[text.strip() for text in row.label.split(";")] for row in rows]
+  every = [[text for text in texts if text] for texts in every]
+  found = {text for texts in every for text in texts}
+  if not found:
+    raise UserError(f"{path} has no label")
+  is_number = all(text.isdecimal() and len(text) < 10 for text in found)
+  classes = list(class_names) or sorted(found, key=int if is_number else None)
+  number = {name: i for i, name in enumerate(classes)}
+  _check_known(sorted(found), classes, path)
+  labels = np.zeros((len(rows), len(classes)), bool)
+  for texts, label in zip(every, labels, strict=True):
+    label[[number[text] for text in texts]] = True
+  return labels, classes
+
+
+def _numbers(path: Path, rows: Sequence[_Row]) -> tuple[np.ndarray, list[str]]:
+  """Returns float32 [N, K] and names of the numbers of labels such as "0.5;12"."""
+  labels = []
+  for row in rows:
+    try:
+      label = [float(text) for text in row.label.split(";")]
+    except ValueError:
+      label = []
+    if not label or not all(map(math.isfinite, np.float32(label))):
+      raise UserError(
+        f"{path}, line {row.line}: label {row.label[:40]!r} must be one or several "
+        "finite numbers, such as 0.5 or 0.5;12"
+      )
+    if len(label) != len(labels[0] if labels else label):
+      raise UserError(
+        f"{path}, line {row.line}: {row.label[:40]!r} are {len(label)} numbers, and "
+        f"line {rows[0].line} has {len(labels[0])}; each image needs the same number"
+      )
+    labels.append(label)
+  count = len(labels[0])
+  names = ["value"] if count == 1 else [f"value {i}" for i in range(1, count + 1)]
+  return np.array(labels, np.float32), names
+
+
+def _one_class(
+  path: Path, rows: Sequence[_Row], class_names: Sequence[str]
+) -> tuple[list[int], list[str]]:
+  """Returns the class indices and the class names of labels such as "cat" or "3"."""
   texts = [row.label for row in rows]
   if class_names and all(name.isdecimal() for name in class_names):
     # The classes are folders with names such as "0" to "11", sorted as text: 0, 1, 10,
@@ -102,10 +170,7 @@ def _list_table(
     _check_known(texts, classes, path)
     number = {name: i for i, name in enumerate(classes)}
     labels = [number[text] for text in texts]
-  files = FileList(path.parent, [row.path for row in rows], labels, classes)
-  if rows[0].split:
-    return files.select([row.split == split for row in rows])
-  return _part(files, split, val_share)
+  return labels, classes
 
 
 def _place(root: str, path: str) -> str:
@@ -122,7 +187,8 @@ def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
     if first.label != row.label:
       raise UserError(
         f"{path}, line {row.line}: {row.path!r} has the label {row.label!r}, but "
-        f"{first.label!r} in line {first.line}; remove one of the rows"
+        f"{first.label!r} in line {first.line}; remove one of the rows, or join "
+        "several classes in one row, such as cat;outdoor"
       )
   trained = {_place(root, row.path): row.line for row in rows if row.split == "train"}
   for row in rows:
@@ -146,6 +212,8 @@ def _part(files: FileList, split: str, val_share: float) -> FileList:
   for i, path in enumerate(paths):
     unique.setdefault(path, i)
   labels = files.labels[list(unique.values())]
+  if labels.ndim > 1:  # Only classes are divided one by one.
+    labels = np.zeros(len(labels), np.int32)
   digests = [hashlib.blake2b(os.fsencode(names[i])).digest() for i in unique.values()]
   order = np.array(sorted(range(len(unique)), key=digests.__getitem__))
   order = order[np.argsort(labels[order], kind="stable")]
