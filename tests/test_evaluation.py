@@ -23,7 +23,7 @@ from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.sources.built_in import load_digits
 from resnet_jax.evaluation import mistakes, report
 from resnet_jax.evaluation.answers import Answers, average, collect
-from resnet_jax.evaluation.intervals import intervals
+from resnet_jax.evaluation.classification import intervals
 from resnet_jax.evaluation.label_sets import restrict, score_sets
 from resnet_jax.evaluation.pictures import confused_pairs
 from resnet_jax.evaluation.scores import TEXTS, calibration, score, score_rows
@@ -234,9 +234,9 @@ def test_scales_are_averaged(digits):
 
 
 def test_probabilities_are_averaged_not_logits():
-  a, b = (make_answers(seed=seed).logits for seed in (0, 1))
-  expected = (softmax(a) + softmax(b)) / 2
-  np.testing.assert_allclose(softmax(average([a, b])), expected, atol=1e-6)
+  a, b = (make_answers(seed=seed) for seed in (0, 1))
+  expected = (softmax(a.logits) + softmax(b.logits)) / 2
+  np.testing.assert_allclose(softmax(average([a, b]).logits), expected, atol=1e-6)
   assert average([a]) is a
 
 
@@ -456,7 +456,7 @@ def test_tasks_of_other_kinds_have_no_report(digits):
     targets = loss = metrics = lambda *_: None
 
   other = dataclasses.replace(digits.experiment, task=Own())
-  with pytest.raises(ValueError, match="needs a task of classes, not Own"):
+  with pytest.raises(ValueError, match="needs a task of this package, not Own"):
     collect(dataclasses.replace(digits, experiment=other))
 
 

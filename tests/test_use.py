@@ -596,7 +596,7 @@ def paired(names, class_names, num_classes=12, in_order=False, labels=None):
   options = (class_names, num_classes, "net", in_order)
   found = pair_classes(files, *options)
   labels = [
-    found.labels[i] if found is files else found.labels[files.labels[i]]
+    found.labels[i] if found is files else found.places[files.labels[i]]
     for i in range(len(files))
   ]
   assert pair_classes(arrays, *options).labels.tolist() == labels

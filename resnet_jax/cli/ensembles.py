@@ -5,7 +5,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
-  from resnet_jax.evaluation.answers import Answers
+  from resnet_jax.evaluation.answers import Outputs
   from resnet_jax.evaluation.corruptions import Corrupt
   from resnet_jax.evaluation.views import Views
   from resnet_jax.training.evaluator import Prepared
@@ -23,20 +23,19 @@ def name_member(args: argparse.Namespace, name: str) -> None:
 
 def member(
   args: argparse.Namespace, prepared: "Prepared", views: "Views"
-) -> "Callable[[Corrupt | None], Answers]":
+) -> "Callable[[Corrupt | None], Outputs]":
   """Returns a function that gives the answers of a network, calibrated if asked."""
-  from resnet_jax import weights
   from resnet_jax.evaluation.answers import collector
-  from resnet_jax.runs.temperature import read_temperature
+  from resnet_jax.inference.classifier import read_calibration
 
-  temperature = 1.0
-  if args.calibrated and prepared.step is not None:
-    temperature = read_temperature(args.workdir, prepared.step)
-  elif args.calibrated:
-    temperature = weights.read_temperature(args.weights)
   run = collector(prepared, views)
+  if not args.calibrated:
+    return run
+  kind = prepared.experiment.config.data.labels
+  path = args.weights if prepared.step is None else args.workdir
+  calibration = read_calibration(path, prepared.step, kind)
 
-  def answer(corrupt: "Corrupt | None") -> "Answers":
-    return run(corrupt).at_temperature(temperature)
+  def answer(corrupt: "Corrupt | None") -> "Outputs":
+    return run(corrupt).calibrated(**calibration)
 
   return answer

@@ -2,7 +2,7 @@
 
 import argparse
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from resnet_jax.cli.ensembles import member, name_member
 from resnet_jax.cli.options import (
@@ -29,6 +29,14 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
 _NAMES = "digits", "synthetic", "folder"  # Never paths, even if such files exist.
+# Flag -> the value of `DataConfig.labels` that it needs.
+_KINDS_OF_FLAGS = {
+  "label-sets": "class",
+  "classes": "class",
+  "corruptions": "class",
+  "fit-temperature": "class",
+  "fit-thresholds": "classes",
+}
 # The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
   "dataset": "name",
@@ -111,6 +119,12 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help="fit the temperature of the probabilities on --split, which must be neither "
     "the training images nor those of the evaluation, and store it with the run",
   )
+  parser.add_argument(
+    "--fit-thresholds",
+    action="store_true",
+    help="for images of several classes: fit the threshold of each class on --split, "
+    "like --fit-temperature",
+  )
   add_calibrated(parser)
   parser.add_argument(
     "--classes",
@@ -187,7 +201,7 @@ def _evaluate(
   args: argparse.Namespace,
 ) -> "tuple[int | None, dict[str, float], Robustness | None]":
   """Returns (step of a run, or None for weights; metrics; errors if corrupted)."""
-  from resnet_jax.evaluation.answers import Answers, average
+  from resnet_jax.evaluation.answers import average, has_answers
   from resnet_jax.evaluation.corruptions import Corrupt, fit_channels, parse_names
   from resnet_jax.evaluation.label_sets import (
     read_classes,
@@ -195,9 +209,13 @@ def _evaluate(
     restrict,
     score_sets,
   )
-  from resnet_jax.evaluation.report import check_folder, data_name, write_report
+  from resnet_jax.evaluation.report import (
+    check_folder,
+    data_name,
+    score,
+    write_report,
+  )
   from resnet_jax.evaluation.robustness import measure, write_robustness
-  from resnet_jax.evaluation.scores import score
   from resnet_jax.evaluation.views import Views
 
   views = Views(args.crops, args.flip, tuple(args.scales))
@@ -209,10 +227,13 @@ def _evaluate(
     raise UserError("--corruptions needs one label an image; omit it or --label-sets")
   corruptions = [] if args.corruptions is None else parse_names(args.corruptions)
   first = _prepare(args)
-  if args.fit_temperature:
-    return first.step, _fit_temperature(args, first), None
+  kind = first.experiment.config.data.labels
+  _check_kind(args, kind)
+  if args.fit_temperature or args.fit_thresholds:
+    return first.step, _fit(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
-  if not any(others) and not corruptions and views == Views():
+  is_plain = not any(others) and not corruptions and views == Views()
+  if is_plain and (kind == "class" or not has_answers(first.experiment)):
     return first.step, first.evaluate(), None
   if corruptions:
     channels = first.experiment.eval_data.image_shape[-1]
@@ -230,13 +251,13 @@ def _evaluate(
     if found[-1].class_names != found[0].class_names or not same:
       raise UserError(f"--ensemble={name}: its classes or images are other ones")
 
-  def joined(found: list[Answers]) -> Answers:
-    answers = found[0].with_logits(average([each.logits for each in found]))
+  def joined(found: list[Any]) -> Any:
+    answers = average(found)
     if not args.classes:
       return answers
     return restrict(answers, read_classes(args.classes, answers))
 
-  def answer(corrupt: Corrupt) -> Answers:
+  def answer(corrupt: Corrupt) -> Any:
     return joined([run_member(corrupt) for run_member in members])
 
   answers = joined(found)
@@ -253,26 +274,35 @@ def _evaluate(
   return first.step, scores, corrupted
 
 
-def _fit_temperature(
-  args: argparse.Namespace, prepared: "Prepared"
-) -> dict[str, float]:
-  """Fits a temperature and stores it; see `fit_and_store`."""
-  from resnet_jax.evaluation.temperature import fit_and_store
+def _check_kind(args: argparse.Namespace, kind: str) -> None:
+  """Refuses flags that have no meaning for what the images are labelled with."""
+  for flag, needed in _KINDS_OF_FLAGS.items():
+    if getattr(args, flag.replace("-", "_")) and kind != needed:
+      raise UserError(
+        f"--{flag} needs a network with config.data.labels={needed!r}, not {kind!r}"
+      )
+
+
+def _fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
+  """Fits a temperature or thresholds and stores them with the run."""
+  from resnet_jax.evaluation import multi_label, temperature
   from resnet_jax.runs import run_dir
 
+  flag = "--fit-temperature" if args.fit_temperature else "--fit-thresholds"
   if args.workdir is None:
-    raise UserError("--fit-temperature needs --workdir RUN, where it is stored")
+    raise UserError(f"{flag} needs --workdir RUN, where it is stored")
   saved = run_dir.load_run_config(args.workdir, args.trust_code).data
   others = {None, saved.train_split, saved.eval_split}
   if not saved.eval_split:  # One of these was evaluated.
     others |= {"test", "val", "validation"}
   if args.dataset is None and args.split in others:
     raise UserError(
-      "--fit-temperature needs --split with images that are neither the training "
-      "images nor those of the evaluation, or another --dataset"
+      f"{flag} needs --split with images that are neither the training images nor "
+      "those of the evaluation, or another --dataset"
     )
   split = f"{args.dataset or saved.name}:{args.split or ''}"
-  return fit_and_store(prepared, args.workdir, split)
+  fit = temperature if args.fit_temperature else multi_label
+  return fit.fit_and_store(prepared, args.workdir, split)
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":
@@ -305,6 +335,12 @@ def _prepare(args: argparse.Namespace) -> "Prepared":
   model = create_model(config.model.name, stem=config.model.stem)
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
+  config.data.labels = "class" if new_head else weights.read_labels(args.weights)
+  if config.data.labels == "numbers":
+    raise UserError(
+      f"{args.weights} predicts numbers, which are scored by the mean and std of their "
+      "training: evaluate the run instead, with --workdir RUN"
+    )
   _apply(config, args)
   return evaluator.prepare_weights(
     config,

@@ -22,12 +22,13 @@ BATCH_SIZE = 32
 
 
 def add_calibrated(parser: argparse.ArgumentParser) -> None:
-  """Adds the flag that uses a stored temperature."""
+  """Adds the flag that uses a stored temperature or stored thresholds."""
   parser.add_argument(
     "--calibrated",
     action="store_true",
-    help="divide the logits by the temperature that --fit-temperature of `resnet-jax "
-    "evaluate` stored",
+    help="divide the logits by the temperature, or take the thresholds of several "
+    "classes, that --fit-temperature or --fit-thresholds of `resnet-jax evaluate` "
+    "stored",
   )
 
 

@@ -25,8 +25,8 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 _MAX_PICTURES = 64
 
 TEXT = (
-  "Print the most probable classes of images. The exit status is 1 if an image cannot "
-  "be read."
+  "Print the most probable classes of images, or the numbers that a network predicts. "
+  "The exit status is 1 if an image cannot be read."
 )
 EXAMPLES = (
   "resnet-jax predict PHOTO --workdir RUN",
@@ -100,6 +100,9 @@ def run(args: argparse.Namespace) -> None:
         f"{names[label]} {100 * probability:.1f} %"
         for label, probability in zip(found.classes, found.probabilities, strict=True)
       ]
+      if found.values:
+        pairs = zip(names, found.values, strict=True)
+        lines = [f"{name} {value:.6g}" for name, value in pairs]
       if found.image is not None:
         pictures.append(_picture(found, names, folders, args.explain))
       errors = [f"{found.file}: {found.error}"] if found.error else []
@@ -108,7 +111,7 @@ def run(args: argparse.Namespace) -> None:
         if closed is None and args.json:
           print(json.dumps(_as_dict(found, names)))
         elif closed is None and not errors:
-          show(f"{found.file}: {'; '.join(lines)}")
+          show(f"{found.file}: {'; '.join(lines) or 'no class'}")
       except BrokenPipeError as error:
         closed = error
       if closed and (args.figure is None or len(pictures) == _MAX_PICTURES):
@@ -139,7 +142,14 @@ def _picture(
   from resnet_jax.runtime.figure_style import RIGHT, WRONG
 
   assert found.image is not None
-  lines, color, first = [os.path.basename(found.file)], "", found.classes[0]
+  lines, color = [os.path.basename(found.file)], ""
+  if found.values:
+    pairs = zip(names, found.values, strict=True)
+    lines += [f"{name}: {value:.4g}" for name, value in pairs][:3]
+  if not found.classes:
+    heat = found.heat if explain else None
+    return Picture(found.image, lines, heat=heat, heat_title="Grad-CAM")
+  first = found.classes[0]
   truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
   if truth is not None:
     color = RIGHT if truth == first else WRONG
@@ -158,6 +168,8 @@ def _picture(
 def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:
   if found.error:
     return {"file": found.file, "error": found.error}
+  if found.values:
+    return {"file": found.file, "values": dict(zip(names, found.values, strict=True))}
   pairs = zip(found.classes, found.probabilities, strict=True)
   labels = [{"class": i, "label": names[i], "probability": p} for i, p in pairs]
   return {"file": found.file, "labels": labels}

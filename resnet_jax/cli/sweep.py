@@ -81,8 +81,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   parser.add_argument(
     "--metric",
-    default="top1",
-    help="metric that judges a trial: top1 or loss (default: %(default)s)",
+    default="",
+    help="metric that judges a trial: top1 or loss; sample_f1, exact or loss for images "
+    "of several classes; skill, mae or loss for numbers (default: the first of these)",
   )
   parser.add_argument(
     "--val-share",
@@ -111,7 +112,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runs.lock import hold
 
   base = load_config(args.config, args.settings, trust_code=args.trust_code)
-  search.check_names(args.sampler, args.metric)
+  args.metric = search.check_names(args.sampler, args.metric, base.data.labels)
   folder = configs_dir() / "sweeps"
   found = find_file(args.space, folder)
   if found is None or found.suffix != ".py":

@@ -158,8 +158,8 @@ def _check_loss(config: Config) -> None:
   for name, kinds in _OF_LABELS.items():
     if values[name] != defaults[name] and kind not in kinds:
       raise UserError(
-        f"config.{name}={values[name]!r} needs config.data.labels="
-        f"{' or '.join(map(repr, kinds))}, not {kind!r}"
+        f"config.{name}={values[name]!r} has no meaning with config.data.labels="
+        f"{kind!r}; set it to {defaults[name]!r}"
       )
 
 

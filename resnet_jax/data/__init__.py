@@ -79,9 +79,7 @@ class ImageArrays:
   def digest(self) -> str:
     """Hash of the number and shape of the images and of their labels in order."""
     text = f"{self.images.shape}".encode()
-    return hashlib.blake2b(
-      text + label_bytes(self.labels), digest_size=16
-    ).hexdigest()
+    return hashlib.blake2b(text + label_bytes(self.labels), digest_size=16).hexdigest()
 
   def name(self, index: int) -> str:
     """Returns a name for messages. The images have no files, so it is the index."""

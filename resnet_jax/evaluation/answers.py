@@ -6,12 +6,12 @@ Shapes: N images, B batch, K classes.
 import dataclasses
 import functools
 from collections.abc import Callable, Sequence
-from typing import Any
+from typing import Any, TypeVar
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-from scipy.special import log_softmax
+from scipy.special import expit, log_softmax, logit
 
 from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
@@ -21,32 +21,60 @@ from resnet_jax.evaluation.views import Views
 from resnet_jax.models.folding import folded_model
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.arrays import Array, Bool, Float32, Float64, Int, UInt8
+from resnet_jax.runtime.arrays import (
+  Array,
+  Bool,
+  Float32,
+  Float64,
+  Int,
+  Shaped,
+  UInt8,
+)
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.tasks import Classification
+from resnet_jax.training.tasks import Classification, MultiLabel, Regression
 from resnet_jax.weights import all_class_names
+
+AnyOutputs = TypeVar("AnyOutputs", bound="Outputs")
 
 
 @dataclasses.dataclass(frozen=True)
-class Answers:
+class Outputs:
   """The outputs of a network, or of several, for the images that could be read.
 
   Attributes:
-    logits: of each image; their softmax is the probabilities.
-    labels: the right class of each image.
+    logits: of each image.
+    labels: of each image, see `LabelSpec`.
     index: place of each image in the source.
-    class_names: in the order of the logits.
+    class_names: names of the outputs.
     name: returns the name of the image at a place of the source.
   """
 
   logits: Float32[np.ndarray, "n k"]
-  labels: Int[np.ndarray, " n"]
+  labels: Shaped[np.ndarray, "n ..."]
   index: Int[np.ndarray, " n"]
   class_names: tuple[str, ...]
   name: Callable[[int], str]
+
+  def with_logits(self: AnyOutputs, logits: np.ndarray) -> AnyOutputs:
+    """Returns the outputs of another network for the same images."""
+    return dataclasses.replace(self, logits=logits)
+
+  def calibrated(self: AnyOutputs, **values: Any) -> AnyOutputs:
+    """Returns the outputs with the values of `classifier.read_calibration`."""
+    return dataclasses.replace(self, **values)
+
+  @staticmethod
+  def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
+    """Returns the logits that stand for the average answer of several networks."""
+    raise NotImplementedError
+
+
+@dataclasses.dataclass(frozen=True)
+class Answers(Outputs):
+  """The outputs for images of one class each: their softmax is the probabilities."""
 
   @functools.cached_property
   def predictions(self) -> Int[np.ndarray, " n"]:
@@ -72,23 +100,91 @@ class Answers:
     ranks: np.ndarray = before.sum(axis=1)
     return ranks
 
-  def with_logits(self, logits: np.ndarray) -> "Answers":
-    """Returns the answers of another network for the same images."""
-    return dataclasses.replace(self, logits=logits)
+  @staticmethod
+  def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
+    """Returns logits whose softmax is the average of the given ones' softmax."""
+    total = np.logaddexp.reduce([log_softmax(x.astype(np.float64), 1) for x in logits])
+    averaged: np.ndarray = total.astype(np.float32)
+    return averaged
 
-  def at_temperature(self, temperature: float) -> "Answers":
+  def calibrated(self, *, temperature: float) -> "Answers":  # type: ignore[override]
     """Returns the answers with the logits divided by a temperature."""
     return self.with_logits(self.logits / np.float32(temperature))
 
 
+@dataclasses.dataclass(frozen=True)
+class SetAnswers(Outputs):
+  """The outputs for images of several classes each: a sigmoid for each class.
+
+  Attributes:
+    thresholds: a class is predicted if its probability is at least this, for each
+      class; () is 1/2.
+  """
+
+  thresholds: tuple[float, ...] = ()
+
+  @functools.cached_property
+  def probabilities(self) -> Float64[np.ndarray, "n k"]:
+    """The sigmoid of the logits."""
+    found: np.ndarray = expit(self.logits.astype(np.float64))
+    return found
+
+  @functools.cached_property
+  def predictions(self) -> Bool[np.ndarray, "n k"]:
+    """Whether each class is predicted."""
+    limits = np.array(self.thresholds or [0.5] * self.logits.shape[1])
+    found: np.ndarray = self.probabilities >= limits
+    return found
+
+  @staticmethod
+  def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
+    """Returns logits whose sigmoid is the average of the given ones' sigmoid."""
+    mean = np.mean([expit(x.astype(np.float64)) for x in logits], axis=0)
+    averaged: np.ndarray = logit(mean).astype(np.float32)
+    return averaged
+
+
+@dataclasses.dataclass(frozen=True)
+class NumberAnswers(Outputs):
+  """The outputs for images that are labelled with numbers, standardised.
+
+  Attributes:
+    mean: of each number in training.
+    std: of each number in training.
+  """
+
+  mean: tuple[float, ...] = (0.0,)
+  std: tuple[float, ...] = (1.0,)
+
+  @functools.cached_property
+  def predictions(self) -> Float64[np.ndarray, "n k"]:
+    """The numbers, in the units of the labels."""
+    found: np.ndarray = self.logits * np.array(self.std) + np.array(self.mean)
+    return found
+
+  @staticmethod
+  def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
+    """Returns the mean."""
+    averaged: np.ndarray = np.mean(logits, axis=0, dtype=np.float64).astype(np.float32)
+    return averaged
+
+
 def has_answers(experiment: Experiment) -> bool:
   """Whether the task of an experiment is one of `collect`."""
-  return isinstance(experiment.task, Classification)
+  return isinstance(experiment.task, Classification | MultiLabel | Regression)
+
+
+def _kind_of(experiment: Experiment) -> Callable[..., Outputs]:
+  """Returns the class of the answers of a task."""
+  task = experiment.task
+  if isinstance(task, Regression):
+    return functools.partial(NumberAnswers, mean=task.mean, std=task.std)
+  return SetAnswers if isinstance(task, MultiLabel) else Answers
 
 
 def collect(
   prepared: Prepared, views: Views | None = None, corrupt: Corrupt | None = None
-) -> Answers:
+) -> Outputs:
   """Computes the outputs for all images of an evaluation, on all devices and hosts.
 
   The outputs are the same in each process.
@@ -102,15 +198,15 @@ def collect(
       the first one in the source; it need not be the same B at each call.
 
   Raises:
-    UserError: the task is not classification, the views do not fit the images, or an
-      image cannot be read.
+    UserError: the task is the user's own, the views do not fit the images, or an image
+      cannot be read.
   """
   return collector(prepared, views)(corrupt)
 
 
 def collector(
   prepared: Prepared, views: Views | None = None
-) -> Callable[[Corrupt | None], Answers]:
+) -> Callable[[Corrupt | None], Outputs]:
   """Returns `collect` as a function of `corrupt`, which compiles at most once.
 
   Raises:
@@ -120,8 +216,9 @@ def collector(
   experiment = prepared.experiment
   if not has_answers(experiment):
     raise UserError(
-      f"a report needs a task of classes, not {type(experiment.task).__name__}"
+      f"a report needs a task of this package, not {type(experiment.task).__name__}"
     )
+  kind = _kind_of(experiment)
   config, crop = experiment.config, experiment.config.data.eval_crop
   passes = []
   for data in views.data_of_passes(config.data):
@@ -142,21 +239,21 @@ def collector(
     experiment.task.num_classes,
   )
 
-  def run(corrupt: Corrupt | None = None) -> Answers:
+  def run(corrupt: Corrupt | None = None) -> Outputs:
     found = [one_pass(corrupt) for one_pass in passes]
     logits, labels, index = zip(*found, strict=True)
-    return Answers(average(logits), labels[0], index[0], names, prepared.source.name)
+    one = kind(logits[0][0], labels[0], index[0], names, prepared.source.name)
+    return average([one.with_logits(x) for views in logits for x in views])
 
   return run
 
 
-def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> Float32[np.ndarray, "n k"]:
-  """Returns logits whose softmax is the average of the given ones' softmax."""
-  if len(logits) == 1:
-    return logits[0]
-  total = np.logaddexp.reduce([log_softmax(x.astype(np.float64), 1) for x in logits])
-  averaged: np.ndarray = total.astype(np.float32)
-  return averaged
+def average(answers: Sequence[AnyOutputs]) -> AnyOutputs:
+  """Returns the average of the answers of several networks for the same images."""
+  first, *others = answers
+  if not others:
+    return first
+  return first.with_logits(first.average([each.logits for each in answers]))
 
 
 def _pass(
@@ -164,28 +261,25 @@ def _pass(
   variables: Variables,
   views_of: Callable[[Array], list[Array]],
 ) -> Callable[[Corrupt | None], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Returns a function that gives logits, labels and index of all readable images."""
+  """Returns a function that gives logits, labels and index of all readable images.
+
+  The logits are [V, N, K] for V views.
+  """
   model = folded_model(experiment.model)
   normalize = create_normalize(experiment.config.data)
   take_batch: Callable[..., Batch] = experiment.eval_data.take_batch
 
   def forward(
     variables: Variables, pixels: UInt8[Array, "b h w c"]
-  ) -> Float32[Array, "b k"]:
-    found: list[Array] = []
+  ) -> Float32[Array, "v b k"]:
+    found: list[Any] = []
     for view in views_of(pixels):
-      images = normalize(view)
-      outputs: Any = model.apply(variables, images, train=False)
-      found.append(outputs)
-    logits = found[0]
-    if len(found) > 1:
-      stacked = jnp.stack([jax.nn.log_softmax(x) for x in found])
-      logits = jax.nn.logsumexp(stacked, axis=0)
-    return logits
+      found.append(model.apply(variables, normalize(view), train=False))
+    return jnp.stack(found)
 
   def run(
     variables: Variables, feed: Any, number: Int[Array, ""]
-  ) -> tuple[Float32[Array, "b k"], Int[Array, " b"], Bool[Array, " b"]]:
+  ) -> tuple[Float32[Array, "v b k"], Shaped[Array, "b ..."], Bool[Array, " b"]]:
     batch = take_batch(feed, number)
     return forward(variables, batch["image"]), batch["label"], batch["mask"]
 
@@ -222,8 +316,10 @@ def _pass(
           parts.append(jax.device_get(whole(folded, feed, number)))
         else:
           parts.append(corrupted(feed, number, first, corrupt))
-        first += len(parts[-1][0])
-    logits, labels, mask = (np.concatenate(x) for x in zip(*parts, strict=True))
-    return logits[mask], labels[mask], np.flatnonzero(mask)
+        first += len(parts[-1][2])
+    logits, labels, masks = zip(*parts, strict=True)
+    mask = np.concatenate(masks)
+    every = np.concatenate(logits, axis=1)[:, mask]
+    return every, np.concatenate(labels)[mask], np.flatnonzero(mask)
 
   return answer

@@ -16,8 +16,8 @@ from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.tables import Table
 
-Table = list[list[str]]
 _MOST_MARKERS = 30
 _COLORS = (figure_style.RESIDUAL, figure_style.PLAIN, *figure_style.OTHERS)
 
@@ -56,6 +56,8 @@ class Run:
     try:
       kept = json.loads("".join(_lines(path / "report" / "metrics.json")) or "{}")
       rows = csv.DictReader(_lines(path / "report" / "predictions.csv"))
+      if config.data.labels == "numbers":  # They are not right or wrong.
+        rows = iter([])
       predictions = {row["path"]: (row["label"], row["prediction"]) for row in rows}
       scores = kept.get("scores", {})
       if not scores:

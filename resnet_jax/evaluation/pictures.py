@@ -14,6 +14,7 @@ from resnet_jax.runtime.atomic_files import replacing
 
 MOST_CELLS = 30  # Classes of a matrix that one can read.
 MOST_ROWS = 30  # Bars of a chart.
+_MOST_PANELS = 9
 _NAME_WIDTH = 1.6  # Inches.
 
 
@@ -68,9 +69,14 @@ def draw_confusion(path: Path, answers: Answers) -> None:
     _save(figure, path)
 
 
-def draw_classes(path: Path, answers: Answers) -> None:
+def text_of_classes(count: int) -> str:
+  """Says what `draw_classes` shows of `count` classes with images."""
+  fewer = f"the {MOST_ROWS} classes with the lowest F1"
+  return f"Precision, recall and F1 of {'each class' if count <= MOST_ROWS else fewer}."
+
+
+def draw_classes(path: Path, counts: Counts, class_names: Sequence[str]) -> None:
   """Draws precision, recall and F1 of each class, the lowest F1 first."""
-  counts = Counts.of(answers)
   seen = np.flatnonzero(counts.labelled)
   order = seen[np.argsort(counts.f1[seen], kind="stable")][:MOST_ROWS]
   scores = [
@@ -79,7 +85,7 @@ def draw_classes(path: Path, answers: Answers) -> None:
     ("F1", counts.f1, figure_style.EVALUATION),
   ]
   bars = [(name, 100 * values[order], color) for name, values, color in scores]
-  names = [answers.class_names[label] for label in order]
+  names = [class_names[label] for label in order]
   _draw_bars(path, names, bars, _NAME_WIDTH, unit="%")
 
 
@@ -142,6 +148,47 @@ def draw_reliability(path: Path, answers: Answers) -> None:
     lower.bar(middles, found.counts, 1 / bins, color=figure_style.TRAINING)
     lower.set(xlim=(0, 1), xlabel="confidence", ylabel="images")
     lower.locator_params(axis="y", integer=True, nbins=3)
+    _save(figure, path)
+
+
+def draw_precision_recall(
+  path: Path, curves: Sequence[tuple[np.ndarray, np.ndarray]]
+) -> None:
+  """Draws curves of (precision, recall), fractions; the last one is bold."""
+  with figure_style.styled_figure(4.6, 3.8, layout="constrained") as figure:
+    axes = figure.add_subplot()
+    *others, main = curves
+    for precision, recall in others:
+      axes.plot(recall, precision, color=figure_style.TRAINING, lw=0.8, alpha=0.6)
+    axes.plot(main[1], main[0], color=figure_style.EVALUATION, lw=figure_style.BOLD)
+    axes.set(xlim=(0, 1), ylim=(0, 1.01), xlabel="recall", ylabel="precision")
+    _save(figure, path)
+
+
+def draw_fit(
+  path: Path, labels: np.ndarray, predictions: np.ndarray, names: Sequence[str]
+) -> None:
+  """Draws predicted numbers against their labels, a panel for each number.
+
+  Args:
+    path: the PNG file.
+    labels: [N, K].
+    predictions: [N, K].
+    names: of the K numbers; only the first `_MOST_PANELS` are drawn.
+  """
+  names = names[:_MOST_PANELS]
+  columns = min(3, len(names))
+  rows = -(-len(names) // columns)
+  size = 3.2 * columns + 0.4, 3.2 * rows
+  with figure_style.styled_figure(*size, layout="constrained") as figure:
+    for i, name in enumerate(names):
+      axes = figure.add_subplot(rows, columns, i + 1)
+      ends = [f(x[:, i]) for f in (np.min, np.max) for x in (labels, predictions)]
+      line = min(ends), max(ends)
+      axes.plot(line, line, color=figure_style.FAINT_TEXT, lw=1)
+      axes.plot(labels[:, i], predictions[:, i], "o", ms=2.5, alpha=0.4, mew=0)
+      axes.set_title(fit_text(name, 2.6), parse_math=False)
+      axes.set(xlabel="label", ylabel="prediction")
     _save(figure, path)
 
 

@@ -4,28 +4,27 @@ import base64
 import dataclasses
 import importlib.resources
 import json
-import math
 import os
-from collections.abc import Sequence
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any, NamedTuple
 
 import jax
 import jinja2
-import numpy as np
 
 from resnet_jax import __version__
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.single_pass import read_image
-from resnet_jax.evaluation import mistakes, pictures
-from resnet_jax.evaluation.answers import Answers
-from resnet_jax.evaluation.intervals import LEVEL, intervals
-from resnet_jax.evaluation.scores import Counts, score, score_rows
+from resnet_jax.evaluation import classification, multi_label, regression, scores
+from resnet_jax.evaluation.answers import Answers, NumberAnswers, Outputs, SetAnswers
+from resnet_jax.evaluation.contents import Contents, Grid
+from resnet_jax.evaluation.intervals import LEVEL
+from resnet_jax.evaluation.scores import score_rows
 from resnet_jax.inference.image_grid import Picture, draw_grid
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.figure_style import RIGHT, WRONG
 from resnet_jax.runtime.page_style import STYLE
 from resnet_jax.runtime.tables import as_csv, markdown
 from resnet_jax.training.evaluator import Prepared
@@ -33,6 +32,20 @@ from resnet_jax.training.evaluator import Prepared
 PAGE = "report.html"
 _MOST_PICTURES = 24
 _COLUMNS = 6
+
+
+class _Kind(NamedTuple):
+  """How the answers of a task are scored and shown."""
+
+  score: Callable[[Any], dict[str, float]]
+  contents: Callable[[Any], Contents]
+
+
+_KINDS: dict[type[Outputs], _Kind] = {
+  Answers: _Kind(scores.score, classification.contents),
+  SetAnswers: _Kind(multi_label.score, multi_label.contents),
+  NumberAnswers: _Kind(regression.score, regression.contents),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -44,6 +57,11 @@ class _Picture:
   text: str
   data: str = ""
   is_chart: bool = False
+
+
+def score(answers: Outputs) -> dict[str, float]:
+  """Returns all scores of the answers of any task, a part of `TEXTS`, and "count"."""
+  return _KINDS[type(answers)].score(answers)
 
 
 def check_folder(folder: str | Path) -> Path:
@@ -66,9 +84,9 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def write_report(
-  folder: str | Path, prepared: Prepared, answers: Answers, title: str
+  folder: str | Path, prepared: Prepared, answers: Outputs, title: str
 ) -> dict[str, float]:
-  """Writes report.html, report.md, metrics.json, four tables and the pictures.
+  """Writes report.html, report.md, metrics.json, the tables and the pictures.
 
   An old report in the folder is replaced. Only the first process writes.
 
@@ -84,29 +102,26 @@ def write_report(
   Raises:
     UserError: the folder has other files.
   """
-  found = score(answers)
   if jax.process_index() > 0:
-    return found
+    return score(answers)
+  found = _KINDS[type(answers)].contents(answers)
   path = check_folder(folder)
   path.mkdir(parents=True, exist_ok=True)
-  ranges = intervals(answers)
-  rows = score_rows(found, ranges)
-  shown = _draw(path, prepared, answers)
+  rows = score_rows(found.scores, found.intervals)
+  shown = _draw(path, prepared, answers, found)
   facts = (
-    f"{found['count']:,} images of {len(set(answers.labels.tolist())):,} classes from "
-    f"{data_name(prepared)}"
+    f"{found.scores['count']:,} images of {found.labels} from {data_name(prepared)}"
   )
   note = (
     f"The intervals hold {LEVEL} % of 1,000 resamples of the images (bootstrap): they "
     "say how the scores would vary with other images of the same kind."
   )
   origin = f"Written by flax-resnet {__version__}, JAX {jax.__version__}."
-  kept = {name: [round(x, 9) for x in ends] for name, ends in ranges.items()}
-  metrics = {"scores": found, f"intervals_{LEVEL}": kept}
+  kept = {name: [round(x, 9) for x in ends] for name, ends in found.intervals.items()}
+  metrics = {"scores": found.scores, f"intervals_{LEVEL}": kept}
   write_text(path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-  write_text(path / "predictions.csv", as_csv(_predictions(answers)))
-  write_text(path / "per_class.csv", as_csv(_per_class(answers)))
-  write_text(path / "confusion.csv", as_csv(_confusion(answers)))
+  for name, table in found.tables.items():
+    write_text(path / f"{name}.csv", as_csv(table))
   text = [f"# {title}\n\n{facts}\n\n", markdown(rows), f"\n{note}\n"]
   for picture in shown:
     image = f"\n![{picture.title}]({picture.name}.png)\n" if picture.data else ""
@@ -122,7 +137,7 @@ def write_report(
     style=STYLE,
   )
   write_text(path / PAGE, page)
-  return found
+  return dict(found.scores)
 
 
 def data_name(prepared: Prepared) -> str:
@@ -138,112 +153,34 @@ def _template() -> jinja2.Template:
   return jinja2.Environment(autoescape=True).from_string(text)
 
 
-def _predictions(answers: Answers) -> list[list[str]]:
-  predictions = answers.predictions
-  logs, margins = answers.log_probabilities, mistakes.margins(answers)
-  names = answers.class_names
-  header = ["path", "label", "prediction", "probability", "margin"]
-  return [header] + [
-    [
-      *(answers.name(int(place)), names[label], names[found]),
-      *(f"{math.exp(logs[row, found]):.6f}", f"{margins[row]:.6f}"),
-    ]
-    for row, (place, label, found) in enumerate(
-      zip(answers.index, answers.labels, predictions, strict=True)
-    )
-  ]
-
-
-def _per_class(answers: Answers) -> list[list[str]]:
-  counts = Counts.of(answers)
-  header = ["class", "images", "predicted", "right", "precision", "recall", "f1"]
-  return [header] + [
-    [
-      name,
-      *(f"{int(x[i])}" for x in (counts.labelled, counts.predicted, counts.right)),
-      *(f"{x[i]:.6f}" for x in (counts.precision, counts.recall, counts.f1)),
-    ]
-    for i, name in enumerate(answers.class_names)
-  ]
-
-
-def _confusion(answers: Answers) -> list[list[str]]:
-  names, right = answers.class_names, Counts.of(answers).right
-  rows = [(i, i, int(times)) for i, times in enumerate(right) if times]
-  rows = sorted([*rows, *pictures.confused_pairs(answers)])
-  return [["label", "prediction", "images"]] + [
-    [names[label], names[found], f"{times}"] for label, found, times in rows
-  ]
-
-
-def _draw(path: Path, prepared: Prepared, answers: Answers) -> list[_Picture]:
-  count = len(answers.class_names)
-  pairs = pictures.confused_pairs(answers)
-  confusion = "Rows are labels, columns are predictions; a row's colours add up to 1."
-  if count > pictures.MOST_CELLS:
-    confusion = "The pairs of label → prediction with the most mistakes."
-  if not pairs:
-    confusion = "No image is confused with another class."
-  fewer = f"the {pictures.MOST_ROWS} classes with the lowest F1"
-  few_classes = np.count_nonzero(np.bincount(answers.labels)) <= pictures.MOST_ROWS
-  charts = [
-    ("confusion", "Confusion", confusion, pictures.draw_confusion),
-    (
-      *("classes", "Classes"),
-      f"Precision, recall and F1 of {'each class' if few_classes else fewer}.",
-      pictures.draw_classes,
-    ),
-    (
-      *("reliability", "Reliability"),
-      "How often predictions of a confidence are right. Above the line, the network is "
-      "too cautious; below it, too sure.",
-      pictures.draw_reliability,
-    ),
-  ]
+def _draw(
+  path: Path, prepared: Prepared, answers: Outputs, found: Contents
+) -> list[_Picture]:
   shown = []
-  for name, title, text, draw in charts:
-    if name == "confusion" and not pairs and count > pictures.MOST_CELLS:
-      shown.append(_Picture(name, title, text))
-      continue
-    draw(path / f"{name}.png", answers)
-    shown.append(_Picture(name, title, text, _encode(path / f"{name}.png"), True))
-  grids = [
-    (
-      *("mistakes", "Worst mistakes"),
-      "Wrong predictions; the least probable labels come first.",
-      mistakes.worst(answers),
-    ),
-    (
-      *("unsure", "Least sure"),
-      "The two most probable classes are nearly as probable.",
-      mistakes.least_sure(answers),
-    ),
-    (
-      *("labels", "Likely wrong labels"),
-      "The network is as sure of another class as it usually is of that class's own "
-      "images (confident learning, Northcutt et al. 2021). Look at these labels.",
-      mistakes.likely_wrong_labels(answers),
-    ),
-  ]
-  for name, title, text, rows in grids:
-    file = path / f"{name}.png"
+  for chart in found.charts:
+    file, data = path / f"{chart.name}.png", ""
     file.unlink(missing_ok=True)  # Of an old report.
-    cells = _cells(prepared, answers, rows)
-    if cells:
+    if chart.draw:
+      chart.draw(file)
+      data = _encode(file)
+    shown.append(_Picture(chart.name, chart.title, chart.text, data, True))
+  for grid in found.grids:
+    file, text, data = path / f"{grid.name}.png", "There is no such image.", ""
+    file.unlink(missing_ok=True)
+    if cells := _cells(prepared, answers, found, grid):
       draw_grid(str(file), cells, _COLUMNS)
-      text = f"{text} {len(cells)} of {len(rows):,}."
-      shown.append(_Picture(name, title, text, _encode(file)))
-    else:
-      shown.append(_Picture(name, title, "There is no such image."))
+      text = f"{grid.text} {len(cells)} of {len(grid.rows):,}."
+      data = _encode(file)
+    shown.append(_Picture(grid.name, grid.title, text, data))
   return shown
 
 
 def _cells(
-  prepared: Prepared, answers: Answers, rows: Sequence[int] | np.ndarray
+  prepared: Prepared, answers: Outputs, found: Contents, grid: Grid
 ) -> list[Picture]:
-  data, names = prepared.experiment.config.data, answers.class_names
+  data = prepared.experiment.config.data
   cells = []
-  for row in rows[:_MOST_PICTURES]:
+  for row in grid.rows[:_MOST_PICTURES]:
     place = int(answers.index[row])
     try:
       image = read_image(
@@ -251,19 +188,9 @@ def _cells(
       )
     except ImageError:  # It was removed in the meantime.
       continue
-    label = int(answers.labels[row])
-    probabilities = np.exp(answers.log_probabilities[row])
-    best = np.argsort(-answers.logits[row], kind="stable")[:2]
-    is_right = best[0] == label
-    sign = "✓" if is_right else "✗"
-    cells.append(
-      Picture(
-        image,
-        [os.path.basename(answers.name(place)), f"{sign} label: {names[label]}"],
-        RIGHT if is_right else WRONG,
-        [(names[i], float(probabilities[i])) for i in best],
-      )
-    )
+    lines, color, bars = found.caption(int(row))
+    lines = [os.path.basename(answers.name(place)), *lines]
+    cells.append(Picture(image, lines, color, bars))
   return cells
 
 

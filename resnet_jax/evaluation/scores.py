@@ -1,4 +1,4 @@
-"""Scores of a classifier from its answers.
+"""Scores of a classifier from its answers, and the texts of all scores.
 
 The definitions are those of scikit-learn, and the tests compare the numbers with it.
 Shapes: N images, K classes.
@@ -28,11 +28,22 @@ TEXTS = {
   "weighted_recall": "recall, weighted by the images of a class, %",
   "weighted_f1": "F1, weighted by the images of a class, %",
   "kappa": "Cohen's kappa",
+  "micro_precision": "precision of all labels together, %",
+  "micro_recall": "recall of all labels together, %",
+  "micro_f1": "F1 of all labels together (micro), %",
+  "sample_f1": "F1 of the classes of an image, mean of the images, %",
+  "exact": "images with exactly the right classes, %",
+  "hamming": "wrong labels among all images and classes, %",
+  "r2": "R2 (coefficient of determination), mean of the numbers",
+  "mae": "mean absolute error, mean of the numbers",
+  "rmse": "root mean squared error, mean of the numbers",
+  "median_error": "median absolute error, mean of the numbers",
+  "largest_error": "largest absolute error",
   "loss": "log loss, nats",
   "brier": "Brier score, from 0 to 2",
   "calibration_error": f"expected calibration error, {BINS} bins, %",
   "auroc": "area under the ROC curve, mean of the classes",
-  "average_precision": "average precision, mean of the classes",
+  "average_precision": "average precision, mean of the classes (mAP)",
 }
 
 

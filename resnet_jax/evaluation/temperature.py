@@ -6,7 +6,7 @@ from scipy.special import logsumexp
 
 from resnet_jax.evaluation.answers import Answers, collect
 from resnet_jax.evaluation.scores import score
-from resnet_jax.runs.temperature import write_temperature
+from resnet_jax.runs.calibration import write_fitted
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.evaluator import Prepared
 
@@ -54,12 +54,14 @@ def fit_and_store(prepared: Prepared, workdir: str, split: str) -> dict[str, flo
     "loss_before" and "calibration_error_before", without it.
   """
   answers = collect(prepared)
+  assert isinstance(answers, Answers)
   temperature = fit_temperature(answers)
-  after = score(answers.at_temperature(temperature))
+  after = score(answers.calibrated(temperature=temperature))
   before = score(answers)
   assert prepared.step is not None
-  write_temperature(workdir, prepared.step, temperature, split, len(answers.labels))
-  found = {"temperature": temperature, "count": len(answers.labels)}
+  count = len(answers.labels)
+  write_fitted(workdir, prepared.step, "temperature", temperature, split, count)
+  found = {"temperature": temperature, "count": count}
   for name in ("loss", "calibration_error"):
     found |= {name: after[name], f"{name}_before": before[name]}
   return found

@@ -30,12 +30,12 @@ from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
+from resnet_jax.runs.calibration import check_fitted, read_fitted
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
-from resnet_jax.runs.temperature import read_temperature
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.arrays import AnyArray, Array, Float, Num, UInt8
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt8
+from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
 
@@ -58,6 +58,10 @@ class Classifier:
       unreadable.
     temperature: the logits are divided by it before the softmax (Guo et al. 2017,
       section 4.2).
+    labels: what the network predicts, see `DataConfig.labels`.
+    thresholds: with "classes", a class is predicted if its probability is at least
+      this, for each class; () is 1/2.
+    mean, std: with "numbers", the network's outputs are standardised by these.
   """
 
   name: str
@@ -68,6 +72,10 @@ class Classifier:
   channels: int = 3
   max_pixels: int = DataConfig().max_pixels
   temperature: float = 1.0
+  labels: str = "class"
+  thresholds: tuple[float, ...] = ()
+  mean: tuple[float, ...] = (0.0,)
+  std: tuple[float, ...] = (1.0,)
 
   def __call__(
     self, images: UInt8[AnyArray, "b h w c"]
@@ -81,7 +89,8 @@ class Classifier:
         takes colour, and the reverse.
 
     Returns:
-      "probabilities": [B, K] float32. A `ResNet` also returns "pooled": [B, F] float32,
+      "probabilities": [B, K] float32; or "values", if the network predicts numbers. A
+      `ResNet` also returns "pooled": [B, F] float32,
       the input of the head, and the feature maps "c2" to "c5", see `Backbone`.
 
     Raises:
@@ -113,6 +122,11 @@ class Classifier:
     return isinstance(model, ResNet) and type(model).__call__ is ResNet.__call__
 
   @property
+  def answer(self) -> str:
+    """The name of the answer in the outputs."""
+    return "values" if self.labels == "numbers" else "probabilities"
+
+  @property
   def dtype(self) -> Any:
     """The dtype of the computation."""
     return getattr(self.model, "dtype", jnp.float32)
@@ -142,14 +156,19 @@ class Classifier:
     )
     if not self.has_maps:  # A custom network, which returns logits only.
       own_logits: Any = model.apply(variables, images, train=False)
-      return {"probabilities": jax.nn.softmax(own_logits / self.temperature)}
+      return self._answers(own_logits)
     maps: Any = model.apply(variables, images, method="stages")
     # The same operations as in the network.
     pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
     logits: Any = model.apply(variables, pooled, method=lambda net, x: net.head(x))
     named = {f"c{i}": x for i, x in enumerate(maps, start=2)}
-    probabilities = jax.nn.softmax(logits / self.temperature)
-    return {"probabilities": probabilities, "pooled": pooled, **named}
+    return {**self._answers(logits), "pooled": pooled, **named}
+
+  def _answers(self, logits: Float32[Array, "b k"]) -> dict[str, Float32[Array, "b k"]]:
+    if self.labels == "numbers":
+      return {"values": logits * jnp.array(self.std) + jnp.array(self.mean)}
+    activation = jax.nn.sigmoid if self.labels == "classes" else jax.nn.softmax
+    return {"probabilities": activation(logits / self.temperature)}
 
 
 def load(
@@ -174,8 +193,9 @@ def load(
     checkpoint: checkpoint of a run: "latest", "best" or a step.
     trust_code: whether to allow code outside this package that a run names.
     ema: see `weights.load`; None for a run.
-    calibrated: use the temperature that `resnet-jax evaluate --fit-temperature` stored
-      with the run, or with the weights that were converted from it.
+    calibrated: use the temperature or the thresholds that `resnet-jax evaluate
+      --fit-temperature` or `--fit-thresholds` stored with the run, or with the weights
+      that were converted from it.
 
   Raises:
     NotFoundError: the run, checkpoint or file does not exist.
@@ -227,7 +247,10 @@ def load_run(
     ),
     shape[-1] if shape else image_channels(variables),
     config.data.max_pixels,
-    read_temperature(workdir, step) if calibrated else 1.0,
+    labels=config.data.labels,
+    mean=config.loss.target_mean or (0.0,),
+    std=config.loss.target_std or (1.0,),
+    **read_calibration(workdir, step, config.data.labels) if calibrated else {},
   )
 
 
@@ -252,6 +275,7 @@ def load_weights(
   variables = weights.load(path, network, ema=ema, new_head=new_head)
   num_classes = config.model.num_classes
   names = () if new_head else weights.known_class_names(path, num_classes)
+  labels = "class" if new_head else weights.read_labels(path)
   return Classifier(
     config.model.name,
     network,
@@ -259,8 +283,36 @@ def load_weights(
     weights.read_preprocessing(path, network),
     weights.all_class_names(names, num_classes),
     image_channels(variables),
-    temperature=weights.read_temperature(path) if calibrated else 1.0,
+    labels=labels,
+    **read_calibration(path, None, labels) if calibrated else {},
   )
+
+
+def read_calibration(path: str, step: int | None, labels: str) -> dict[str, Any]:
+  """Returns "temperature" or "thresholds", which were fitted for a network.
+
+  Args:
+    path: a run directory, or weights.
+    step: the completed steps of the run; None for weights.
+    labels: what the network predicts, see `DataConfig.labels`.
+
+  Raises:
+    NotFoundError: they were not fitted.
+    UserError: they are damaged, or the network predicts numbers.
+  """
+  if labels == "numbers":
+    raise UserError(f"{path} predicts numbers, which have no calibration")
+  name = "temperature" if labels == "class" else "thresholds"
+  if step is None:
+    found = weights.read_training(path).get(name)
+  else:
+    found = read_fitted(path, step, name)
+  if found is None:
+    raise NotFoundError(
+      f"{path} has no {name}; fit {'one' if labels == 'class' else 'them'} for its run "
+      f"by `resnet-jax evaluate --fit-{name}`, and convert the run again"
+    )
+  return {name: check_fitted(found, path)}
 
 
 def check_finite(outputs: np.ndarray, name: str) -> None:

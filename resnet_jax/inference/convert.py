@@ -5,6 +5,7 @@ import dataclasses
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from flax import linen as nn
 
 from resnet_jax import __version__, weights
@@ -16,12 +17,12 @@ from resnet_jax.config.preprocessing import (
   preprocessing_of,
   with_preprocessing,
 )
-from resnet_jax.config.schema import Config, DataConfig, ModelConfig
+from resnet_jax.config.schema import Config, DataConfig, LossConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
+from resnet_jax.runs.calibration import read_fitted
 from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runs.temperature import read_temperature
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
 
@@ -130,9 +131,13 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     step, variables = store.restore_model(step_given or which)
     evaluation = store.read_evaluation(step)
   name = part_name(config.model.factory, config.model.name)
-  curves, temperature = Path(path) / "curves.png", dict[str, float]()
-  with contextlib.suppress(NotFoundError):
-    temperature = {"temperature": read_temperature(path, step)}
+  curves, labels = Path(path) / "curves.png", config.data.labels
+  extra = {} if labels == "class" else {"labels": labels}
+  for fitted in ("temperature", "thresholds"):
+    with contextlib.suppress(NotFoundError):
+      extra[fitted] = read_fitted(path, step, fitted)
+  if labels == "numbers":
+    variables = _in_units(variables, config.loss)
   return _Found(
     f"{name} after step {step} of {source}",
     config,
@@ -141,9 +146,21 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
     # A run that was converted from a file is at step 0.
-    _describe_training(config, step, evaluation) | temperature if step else None,
+    _describe_training(config, step, evaluation) | extra if step else None,
     str(curves) if curves.is_file() else "",
   )
+
+
+def _in_units(variables: Variables, loss: LossConfig) -> Variables:
+  """Returns variables whose head gives numbers in the units of the labels."""
+  params = dict(variables["params"])
+  mean, std = np.float32(loss.target_mean), np.float32(loss.target_std)
+  head = params["head"]
+  params["head"] = {
+    "kernel": head["kernel"] * std,
+    "bias": head["bias"] * std + mean,
+  }
+  return {**variables, "params": params}
 
 
 def _describe_training(

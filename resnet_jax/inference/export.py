@@ -1,10 +1,10 @@
 """Exports a trained network to a file that runs without this package.
 
 The formats are StableHLO and ONNX. The exported network takes `images` [batch, H, W, C]
-uint8 of any batch size, and returns `probabilities` [batch, K] float32. It resizes,
-crops and normalises like the evaluation, except for rounding. If no image size is given
-at export, the caller must resize and crop; the metadata of an ONNX file say how. They
-also have the names of the classes.
+uint8 of any batch size, and returns `probabilities` [batch, K] float32, or `values` if
+the network predicts numbers. It resizes, crops and normalises like the evaluation,
+except for rounding. If no image size is given at export, the caller must resize and
+crop; the metadata of an ONNX file say how. They also have the names of the classes.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -34,12 +34,13 @@ PLATFORMS = "cpu", "cuda", "tpu"
 OPSET = 17
 # Group norm with a scale per channel, and sums over axes that are inputs.
 _NEWER, _NEWER_OPSET = {"GroupNormalization", "ReduceSumSquare"}, 21
-# Largest allowed difference to this package's probabilities, at these batch sizes.
+# Largest allowed difference to this package's answers, at these batch sizes. Answers
+# above 1, which are numbers, are compared relative to the largest one.
 TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
 
 Run = Callable[[np.ndarray], np.ndarray]
-Function = Callable[[Array], Array]  # Images -> probabilities.
+Function = Callable[[Array], Array]  # Images -> probabilities or values.
 # The class names as JSON, and how images must be resized and cropped.
 Metadata = dict[str, str | int]
 
@@ -62,7 +63,7 @@ def export(
       are already cropped.
 
   Returns:
-    The largest difference between two probabilities.
+    The largest difference between two answers, see `TOLERANCE`.
 
   Raises:
     UserError: the form is unknown, the images are smaller than the crop, or a package
@@ -86,11 +87,11 @@ def export(
     size = dataclasses.asdict(classifier.preprocessing)
     metadata |= {name: size[name] for name in ("resize", "crop", "interpolation")}
   with replacing(path) as part, jax.default_device(cpu):
-    content, run = _WRITERS[form](function, shape, metadata)
+    content, run = _WRITERS[form](function, shape, metadata, classifier.answer)
     difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
     if not difference <= TOLERANCE:
       raise RuntimeError(  # A bug, here or in the exporter.
-        f"the exported network differs by {difference:.1g} in a probability, more than "
+        f"the exported network differs by {difference:.1g} in an answer, more than "
         f"{TOLERANCE}; nothing is written"
       )
     Path(part).write_bytes(content)
@@ -111,7 +112,7 @@ def _create_function(
   def function(images: Num[Array, "b h w c"]) -> Float32[Array, "b k"]:
     if matrices is not None:
       images = _resize(images, *matrices)
-    return classifier.apply(classifier.variables, images)["probabilities"]
+    return classifier.apply(classifier.variables, images)[classifier.answer]
 
   return function
 
@@ -150,13 +151,14 @@ def _difference(
   images = generator.integers(0, 256, (batch, *shape), np.uint8)
   expected = np.asarray(jax.jit(function)(images))
   check_finite(expected, "random images")
-  return float(np.abs(run(images) - expected).max())
+  scale = max(1.0, float(np.abs(expected).max()))
+  return float(np.abs(run(images) - expected).max()) / scale
 
 
 def _to_stablehlo(
-  function: Function, shape: tuple[int, ...], metadata: Metadata
+  function: Function, shape: tuple[int, ...], metadata: Metadata, answer: str
 ) -> tuple[bytes, Run]:
-  del metadata  # StableHLO has no metadata.
+  del metadata, answer  # StableHLO has neither metadata nor names.
   batch = jax.export.symbolic_shape("batch")
   images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
@@ -166,7 +168,7 @@ def _to_stablehlo(
 
 
 def _to_onnx(
-  function: Function, shape: tuple[int, ...], metadata: Metadata
+  function: Function, shape: tuple[int, ...], metadata: Metadata, answer: str
 ) -> tuple[bytes, Run]:
   try:
     import jax2onnx
@@ -183,7 +185,7 @@ def _to_onnx(
       model_name="resnet_jax",
       opset=opset,
       input_names=["images"],
-      output_names=["probabilities"],
+      output_names=[answer],
     )
 
   with _without_warnings("jax2onnx.plugins.plugin_system", "onnx_ir.serde"):

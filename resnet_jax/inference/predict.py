@@ -1,4 +1,4 @@
-"""Predicts classes, probabilities and Grad-CAM maps of images.
+"""Predicts classes or numbers of images, with Grad-CAM maps.
 
 Letters: N images, B batch, S side of the images, K classes.
 """
@@ -25,16 +25,21 @@ class Prediction:
   Attributes:
     file: path of the image.
     error: "" if the image was read. Else the reason; then only `file` is also set.
-    classes: the classes with the highest probabilities, the highest first.
+    classes: the classes with the highest probabilities, the highest first; if an image
+      can have several classes, those that reach their thresholds. () if the network
+      predicts numbers.
     probabilities: probabilities of `classes`, in [0, 1].
+    values: the numbers; () if the network predicts classes.
     image: the network's input image; None unless requested.
-    heat: `grad_cam` of the first class, >= 0; None unless requested.
+    heat: `grad_cam` of the most probable class or of the first number, >= 0; None
+      unless requested.
   """
 
   file: str
   error: str = ""
   classes: tuple[int, ...] = ()
   probabilities: tuple[float, ...] = ()
+  values: tuple[float, ...] = ()
   image: UInt8[np.ndarray, "s s 3"] | None = None
   heat: Float32[np.ndarray, "h w"] | None = None
 
@@ -52,22 +57,28 @@ def predict(
   Args:
     classifier: the network.
     files: the images, or paths of files and folders as `find_images` takes them.
-    top: largest number of classes per image; >= 1.
+    top: largest number of classes per image; >= 1. If an image can have several
+      classes, all that reach their thresholds are returned.
     batch_size: largest number of images per batch, over all devices.
     num_pictures: number of images that also get `image` and `heat`. These are the first
       images that can be read.
 
   Raises:
     FileNotFoundError: a path does not exist.
-    FloatingPointError: a probability is not finite.
+    FloatingPointError: a probability or a number is not finite.
   """
+  several, numbers = (classifier.labels == x for x in ("classes", "numbers"))
   mesh = create_mesh()
   if not isinstance(files, FileList):
     files = find_images([files] if isinstance(files, str) else files)
 
   def outputs(found: dict[str, Array]) -> tuple[Array, Array, Array]:
-    probabilities = found["probabilities"]
-    top_k = jax.lax.top_k(probabilities, min(top, probabilities.shape[-1]))
+    answers = found[classifier.answer]
+    count = answers.shape[-1]
+    if numbers:
+      top_k = [answers, jnp.zeros(answers.shape, jnp.int32)]
+    else:
+      top_k = jax.lax.top_k(answers, count if several else min(top, count))
     maps = [name for name in found if name.startswith("c")]
     if not maps:  # A custom network.
       return *top_k, jnp.zeros((len(top_k[0]), 1, 1))
@@ -81,7 +92,10 @@ def predict(
     classifier.max_pixels,
   )
   first = 0
-  for batch, (probabilities, classes, heat) in run_batches(
+  thresholds = np.array(
+    classifier.thresholds or [0.5] * len(classifier.class_names), np.float32
+  )
+  for batch, (answers, classes, heat) in run_batches(
     classifier, batches, outputs, mesh
   ):
     errors = dict(batch["errors"])
@@ -90,10 +104,17 @@ def predict(
       if not batch["mask"][row]:
         yield Prediction(file, errors[first + row].removeprefix(f"{file}: "))
         continue
-      check_finite(probabilities[row], file)
-      prediction = Prediction(
-        file, "", tuple(classes[row].tolist()), tuple(probabilities[row].tolist())
-      )
+      check_finite(answers[row], file)
+      found, chosen = answers[row], classes[row]
+      if numbers:
+        prediction = Prediction(file, values=tuple(found.tolist()))
+      else:
+        if several:
+          keep = found >= thresholds[chosen]
+          found, chosen = found[keep], chosen[keep]
+        prediction = Prediction(
+          file, classes=tuple(chosen.tolist()), probabilities=tuple(found.tolist())
+        )
       if num_pictures:
         num_pictures -= 1
         prediction = dataclasses.replace(

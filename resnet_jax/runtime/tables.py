@@ -8,6 +8,7 @@ from pathlib import Path
 from resnet_jax.runtime.atomic_files import write_text
 from resnet_jax.runtime.terminal import printable
 
+Table = list[list[str]]  # Rows of equal length, the header first.
 # Characters that end a cell in Markdown, or begin a tag, a link or an image.
 _ENTITIES = str.maketrans({c: f"&#{ord(c)};" for c in "&<|["})
 

@@ -262,4 +262,5 @@ def describe(results: dict[str, float]) -> str:
     for name, value in results.items()
     if name not in (*parts, "count", "images_per_s")
   ]
-  return f"{', '.join([*known, *others])} on {results['count']:,} images"
+  scores = ", ".join([*known, *others])
+  return f"{scores}{' on ' * bool(scores)}{results['count']:,} images"

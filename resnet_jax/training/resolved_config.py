@@ -105,8 +105,8 @@ def with_label_statistics(config: Config, images: Dataset) -> Config:
     mean, std = numbers.mean(0, dtype=np.float64), numbers.std(0, dtype=np.float64)
     if (constant := np.flatnonzero(std == 0)).size:
       raise UserError(
-        f"{images.class_names[constant[0]]!r} is {mean[constant[0]]:g} for all training "
-        "images: nothing to learn; remove it from the labels"
+        f"{images.class_names[constant[0]]!r} is {mean[constant[0]]:g} for all "
+        "training images: nothing to learn; remove it from the labels"
       )
     loss = dataclasses.replace(
       loss,

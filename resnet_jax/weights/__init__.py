@@ -18,8 +18,8 @@ from resnet_jax.weights.metadata import (
   all_class_names,
   known_class_names,
   read_class_names,
+  read_labels,
   read_preprocessing,
-  read_temperature,
   read_training,
 )
 
@@ -36,8 +36,8 @@ __all__ = [
   "names",
   "needs_new_head",
   "read_class_names",
+  "read_labels",
   "read_preprocessing",
-  "read_temperature",
   "read_training",
   "save",
   "save_folder",

@@ -5,7 +5,6 @@ folder may contain some of the metadata.
 """
 
 import json
-import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -15,7 +14,7 @@ from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn_once
 from resnet_jax.weights import config_files, imagenet, keras_file
 from resnet_jax.weights.architecture import Description, describe
@@ -66,22 +65,16 @@ def read_training(path: str | Path) -> dict[str, Any]:
   return _read_object(find(path), "training") or {}
 
 
-def read_temperature(path: str | Path) -> float:
-  """Returns the temperature of the probabilities that `save` stored in a file.
+def read_labels(path: str | Path) -> str:
+  """Returns what the network of a file predicts, a value of `DataConfig.labels`.
 
   Raises:
-    NotFoundError: there is none.
     UserError: the metadata is damaged.
   """
-  found = read_training(path).get("temperature")
-  if found is None:
-    raise NotFoundError(
-      f"{path} has no temperature; fit one for its run by `resnet-jax evaluate "
-      "--fit-temperature`, and convert the run again"
-    )
-  if not isinstance(found, int | float) or not 0 < found < math.inf:
-    raise UserError(f"the temperature of {path} is damaged: {found!r:.40}")
-  return float(found)
+  found = read_training(path).get("labels", "class")
+  if found not in ("class", "classes", "numbers"):
+    raise UserError(f"the labels of {path} are damaged: {found!r:.40}")
+  return str(found)
 
 
 def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:

@@ -23,8 +23,8 @@ if TYPE_CHECKING:
   Trials = Sequence[optuna.trial.FrozenTrial]
 
 _WIDTH = 7.5  # In inches.
-# The axis label of each metric, and the factor to its unit.
-_UNITS = {"top1": ("top-1 (%)", 100.0), "loss": ("loss", 1.0)}
+# The axis label of a metric, and the factor to its unit, where they are not its own.
+_UNITS = {"top1": ("top-1 (%)", 100.0)}
 _MAX_TICKS = 8
 
 
@@ -42,7 +42,7 @@ def draw_figures(study: "optuna.Study", out: Path, metric: str) -> list[str]:
   from optuna.trial import TrialState
 
   trials = study.get_trials(deepcopy=False, states=(TrialState.COMPLETE,))
-  label, factor = _UNITS[metric]
+  label, factor = _UNITS.get(metric, (metric, 1.0))
   values = [factor * (trial.value or 0.0) for trial in trials]
   best = max if DIRECTIONS[metric] == "maximize" else min
   _draw_history(out / "history.png", trials, values, label, best)

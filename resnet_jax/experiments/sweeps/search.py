@@ -24,7 +24,17 @@ if TYPE_CHECKING:
 # Metrics of the last evaluation (of the EMA, if there is one) and their directions.
 DIRECTIONS: dict[str, Literal["minimize", "maximize"]] = {
   "top1": "maximize",
+  "sample_f1": "maximize",
+  "exact": "maximize",
+  "skill": "maximize",
+  "mae": "minimize",
   "loss": "minimize",
+}
+# `DataConfig.labels` -> the metrics for it; the first is the default.
+METRICS = {
+  "class": ("top1", "loss"),
+  "classes": ("sample_f1", "exact", "loss"),
+  "numbers": ("skill", "mae", "loss"),
 }
 SAMPLERS = "tpe", "random", "grid"
 # Pruning starts when this many trials have ended. It judges a trial at a step only if
@@ -32,10 +42,18 @@ SAMPLERS = "tpe", "random", "grid"
 _FIRST_TRIALS = 5
 
 
-def check_names(sampler: str, metric: str) -> None:
-  """Raises `ValueError` for an unknown sampler or metric."""
+def check_names(sampler: str, metric: str, labels: str) -> str:
+  """Returns the metric; raises `UserError` for an unknown sampler or metric.
+
+  Args:
+    sampler: one of `SAMPLERS`.
+    metric: "" is the default.
+    labels: `DataConfig.labels`.
+  """
   check_choice("--sampler", sampler, SAMPLERS)
-  check_choice("--metric", metric, DIRECTIONS)
+  metric = metric or METRICS[labels][0]
+  check_choice("--metric", metric, METRICS[labels])
+  return metric
 
 
 def open_study(
