@@ -82,8 +82,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--metric",
     default="",
-    help="metric that judges a trial: top1 or loss; sample_f1, exact or loss for images "
-    "of several classes; skill, mae or loss for numbers (default: the first of these)",
+    help="metric that judges a trial: top1 or loss; for several classes an image, "
+    "sample_f1, exact or loss; for numbers, skill, mae or loss (default: the first)",
   )
   parser.add_argument(
     "--val-share",
