@@ -28,9 +28,9 @@ class Clock:
     self.chunk, self.inside, self.steps = chunk, 0.0, 0
     self.first = self.last = 0.0
 
-  def __call__(self, state, feed, count):
+  def __call__(self, state, feed, count, size):
     start = time.perf_counter()
-    result = jax.block_until_ready(self.chunk(state, feed, count))
+    result = jax.block_until_ready(self.chunk(state, feed, count, size))
     if count:  # A call of 0 steps only compiles.
       self.last = time.perf_counter()
       self.first = self.first or start

@@ -241,7 +241,7 @@ def image_shapes(config: Config) -> tuple[tuple[int, int, int], ...]:
 @pytest.mark.parametrize("name", NAMES)
 def test_images_of_a_config_have_a_size_that_suits_its_network(name):
   config = files.load_config_file(name)
-  config.init_from = ""
+  config.init_from, config.init_head = "", False
   config = resolve_settings(config)
   model = build_model(with_num_classes(config, 10))
   assert size_warnings(model, *image_shapes(config)) == []

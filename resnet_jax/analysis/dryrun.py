@@ -160,7 +160,7 @@ def rehearse(config: Config, topology: Topology) -> Report:
   # XLA cannot count the operations of the native kernels. The weights in `init_from` do
   # not change the step, and they may not exist on this machine.
   config = dataclasses.replace(
-    _with(config, "model", dtype=dtype), kernels="xla", init_from=""
+    _with(config, "model", dtype=dtype), kernels="xla", init_from="", init_head=False
   )
   source = open_resident(config.data)
 
@@ -186,7 +186,8 @@ def rehearse(config: Config, topology: Topology) -> Report:
     )
     count = jax.ShapeDtypeStruct((), jnp.int32)
     chunk: Any = experiment.train_chunk
-    traced = chunk.trace(state, data.feed, count)
+    # The last images are the largest.
+    traced = chunk.trace(state, data.feed, count, experiment.plan.sizes[-1])
     lowered: jax.stages.Lowered = traced.lower(lowering_platforms=(platform,))
     return lowered
 

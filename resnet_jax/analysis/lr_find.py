@@ -89,10 +89,13 @@ def _train(experiment: Experiment) -> Iterator[float]:
   state, config = experiment.initial_state(), experiment.config
   data = experiment.train_data
   if source := config.init_from:
-    start = load_start(source, experiment.model, data.image_shape, config.data)
+    args = source, experiment.model, data.image_shape, config.data
+    start = load_start(*args, head=config.init_head, class_names=data.class_names)
     state = start_from(state, start)
   for _, feed, count in data.train_chunks(experiment.data_key, 0, experiment.plan):
-    state, metrics = experiment.train_chunk(state, feed, count)
+    # The loss would change with the image size, so all steps have the last one.
+    size = experiment.plan.sizes[-1]
+    state, metrics = experiment.train_chunk(state, feed, count, size)
     yield summarize(metrics)["loss"]
 
 

@@ -90,11 +90,11 @@ def _is_import_path(text: str) -> bool:
   return not text or (bool(name) and all(part.isidentifier() for part in parts))
 
 
-def increasing(default: Numbers) -> Numbers:
+def increasing(default: Numbers, example: str = "(30, 60)") -> Numbers:
   def check(values: Numbers) -> bool:
     return all(a < b for a, b in zip((0, *values), values, strict=False))
 
-  return setting(default, "increasing and > 0, such as (30, 60)", check)
+  return setting(default, f"increasing and > 0, such as {example}", check)
 
 
 def check_choice(

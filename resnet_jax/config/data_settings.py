@@ -45,11 +45,12 @@ class DataConfig:
       2019, section 3.2). An epoch then has so many times fewer different images.
     train_crop: crop of training images that are decoded while training runs.
       "random_resized" takes a part of random size and shape, and resizes it. "random"
-      takes a random square of the resized image. "folder" and large TFDS sets need one
-      of them. Without a crop, a small TFDS set is decoded once, before training.
+      takes a random square of the resized image. "center" takes the middle of the
+      resized image, as evaluation does. "folder" and large TFDS sets need one of them.
+      Without a crop, a small TFDS set is decoded once, before training.
     min_area: smallest fraction of the image area that "random_resized" takes.
     train_resize: length in pixels to which the short side of training images is resized
-      before the "random" crop; 0 does not resize.
+      before the "random" or "center" crop; 0 does not resize.
     image_size: side length of the training crop, or of "synthetic" images, in pixels.
     eval_resize: length in pixels to which evaluation resizes the short side of images;
       0 does not resize; -1 takes the value of the weights, as an empty `mean` does.
@@ -90,7 +91,7 @@ class DataConfig:
   labels: str = allowed.choice("class", "class", "classes", "numbers")
   sampling: str = allowed.choice("all", "all", "balanced")
   repeats: int = allowed.positive(1)
-  train_crop: str = allowed.choice("", "", "random_resized", "random")
+  train_crop: str = allowed.choice("", "", "random_resized", "random", "center")
   min_area: float = allowed.setting(0.08, "in (0, 1]", lambda v: 0 < v <= 1)
   train_resize: int = allowed.pixels(0, 0)
   image_size: int = allowed.pixels(32, 1)
@@ -131,6 +132,11 @@ class AugmentConfig:
     batch_factory: import path of your own augmentation of batches in the compiled step,
       "package.module:function". The function takes this `AugmentConfig` and returns a
       function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
+    progressive_sizes: progressive resizing: the run has one equal part for each size,
+      in this order. The compiled step resizes the short side of the images to this
+      number of pixels, antialiased and bilinear, before any other change. The last size
+      must be at most the size of the images. Evaluation does not change;
+      `precise_bn_batches` has the last size. () trains on the images as they are.
   """
 
   padding: int = allowed.pixels(0, 0)
@@ -146,3 +152,4 @@ class AugmentConfig:
   cutmix: float = allowed.between(0.0, 0, 100)
   image_factory: str = allowed.factory()
   batch_factory: str = allowed.factory()
+  progressive_sizes: tuple[int, ...] = allowed.increasing((), "(128, 160, 224)")

@@ -104,6 +104,7 @@ _OTHER_NAMES = {
   "augment.flip": "hflip horizontal_flip",
   "augment.policy": "aa autoaugment auto_augment randaug randaugment",
   "augment.erasing": "reprob random_erase random_erasing cutout",
+  "augment.progressive_sizes": "progressive_resizing progressive_learning",
   "augment.mixup": "mixup_alpha",
   "augment.cutmix": "cutmix_alpha",
 }

@@ -29,7 +29,7 @@ class OptimConfig:
       are then unused.
     learning_rate_multipliers: factors of the learning rate for groups of parameters,
       such as {"head": 10, "stem": 0.1} in Python, or head=10,stem=0.1 on the command
-      line. The groups are those of `freeze`.
+      line. The groups are those of `freeze`, without body.
     layer_decay: a group at distance d from the head has its learning rate multiplied by
       layer_decay**d (discriminative fine-tuning, Howard & Ruder 2018, section 3.2), in
       addition to `learning_rate_multipliers`. 1 disables it.

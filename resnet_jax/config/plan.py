@@ -3,6 +3,7 @@
 Epochs are converted to steps, and periods computed, only here.
 """
 
+import bisect
 import dataclasses
 import itertools
 
@@ -24,7 +25,10 @@ class Plan:
     decay_steps: steps at which the learning rate is multiplied by the decay factor.
     swa_start: number of updates before stochastic weight averaging; 0 disables it.
     log_every, eval_every, save_every: periods in steps. With `save_every` 0, the
-      state is saved only at evaluations.
+      state is saved only at evaluations and before the image size changes.
+    sizes: short sides of the training images, in pixels, one for each part of the run;
+      0 is their own size.
+    size_steps: the steps at which the second and later parts begin.
   """
 
   num_steps: int
@@ -36,6 +40,8 @@ class Plan:
   eval_every: int
   save_every: int
   swa_start: int = 0
+  sizes: tuple[int, ...] = (0,)
+  size_steps: tuple[int, ...] = ()
 
   @classmethod
   def create(cls, config: Config, num_train_examples: int) -> "Plan":
@@ -43,8 +49,8 @@ class Plan:
 
     Raises:
       ValueError: a batch is larger than the training set, there are 2**31 steps or
-        more, two boundaries fall on the same step, or warmup does not end before the
-        first boundary.
+        more, two boundaries fall on the same step, warmup does not end before the
+        first boundary, or there are fewer steps than image sizes.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -82,6 +88,12 @@ class Plan:
         f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
         f"must end before the first decay of the learning rate at step {decay_steps[0]}"
       )
+    sizes = config.augment.progressive_sizes or (0,)
+    if num_steps < len(sizes):
+      raise UserError(
+        f"config.augment.progressive_sizes={sizes} needs a run of at least "
+        f"{len(sizes)} steps, one for each size; this run has {num_steps}"
+      )
     return cls(
       num_steps=num_steps,
       steps_per_epoch=steps_per_epoch,
@@ -96,6 +108,8 @@ class Plan:
       ),
       save_every=config.checkpoint.every_steps,
       swa_start=period(optim.swa_start_steps, optim.swa_start_epochs, 0),
+      sizes=sizes,
+      size_steps=tuple(num_steps * i // len(sizes) for i in range(1, len(sizes))),
     )
 
   def log_at(self, step: int) -> bool:
@@ -112,22 +126,39 @@ class Plan:
     return regular + (step < self.num_steps and self.num_steps % self.eval_every > 0)
 
   def save_at(self, step: int) -> bool:
-    """Whether the state is saved after `step` updates."""
-    return self.eval_at(step) or (self.save_every > 0 and step % self.save_every == 0)
+    """Whether the state is saved after `step` updates.
+
+    It is saved before the image size changes, so that a signal during the compilation
+    for the new size loses nothing.
+    """
+    is_due = self.save_every > 0 and step % self.save_every == 0
+    return self.eval_at(step) or is_due or self.resizes_at(step)
+
+  def resizes_at(self, step: int) -> bool:
+    """Whether the update after `step` updates is the first one at its image size."""
+    return step in self.size_steps
+
+  def size_at(self, step: int) -> int:
+    """Returns the image size of the update after `step` updates, as in `sizes`."""
+    return self.sizes[bisect.bisect_right(self.size_steps, step)]
 
   @property
   def longest_call(self) -> int:
-    """Steps of the longest call. It is the first, as all periods start at step 0."""
-    return self.call_end(0)
+    """Steps of the longest call, or a larger number if the image size changes.
+
+    Without such changes, it is the first call, as all periods start at step 0.
+    """
+    return dataclasses.replace(self, size_steps=()).call_end(0)
 
   def call_end(self, step: int) -> int:
     """Returns the step at which a call that starts after `step` updates ends.
 
     A call does not cross the end of an epoch, so that it needs only one shuffle. It
-    does not cross a step at which something is due.
+    does not cross a step at which something is due, or the image size changes.
     """
     periods = [self.log_every, self.eval_every, self.steps_per_epoch]
     if self.save_every:
       periods.append(self.save_every)
     due = [(step // period + 1) * period for period in periods]
+    due += [change for change in self.size_steps if change > step]
     return min(step + self.steps_per_call, self.num_steps, *due)

@@ -26,9 +26,9 @@ __all__ = [
 ]
 
 
-def _has_fixed_schedule(config: "Config") -> bool:
-  """Whether the learning rate of a step is independent of the length of the run."""
-  return config.optim.schedule != "cosine"
+def _steps_ignore_length(config: "Config") -> bool:
+  """Whether the result of a step is independent of the length of the run."""
+  return config.optim.schedule != "cosine" and not config.augment.progressive_sizes
 
 
 @dataclasses.dataclass(slots=True)
@@ -68,11 +68,14 @@ class Config:
       is all devices; "device" is each device alone, without communication, as in the
       paper; a number such as 4 is groups of that many devices. With `optim.accumulate`,
       the images of one part are pooled.
-    init_from: trained weights to start from. The head is not taken. It is a run (RUN or
-      RUN/checkpoints/STEP), or a file or name that `weights.load` reads.
+    init_from: trained weights to start from: a run (RUN or RUN/checkpoints/STEP), or a
+      file or name that `weights.load` reads. Their head is not taken, unless
+      `init_head` is set.
+    init_head: also take the head of `init_from`. The images must have its classes.
     freeze: groups of parameters that do not change: any of stem, stage1, stage2, ...
-      and head. Their batch-norm statistics do not change either. On the command line,
-      the groups are separated by commas.
+      and head. Their batch-norm statistics do not change either. "body" is all but the
+      head and the last norm, as in FixRes (Touvron et al. 2019, section 4.2). On the
+      command line, the groups are separated by commas.
     task: import path of your own `Task`, "package.module:function". The function takes
       the config and returns the task; "" is the task that fits `data.labels`.
     precise_bn_batches: training batches used to re-estimate batch-norm statistics
@@ -81,9 +84,9 @@ class Config:
   """
 
   seed: int = allowed.setting(0, "in [0, 2**31)", lambda v: 0 <= v < 2**31)
-  num_epochs: float = allowed.positive(1.0, may_change=_has_fixed_schedule)
+  num_epochs: float = allowed.positive(1.0, may_change=_steps_ignore_length)
   num_steps: int = allowed.setting(
-    0, "in [0, 2**31)", lambda v: 0 <= v < 2**31, may_change=_has_fixed_schedule
+    0, "in [0, 2**31)", lambda v: 0 <= v < 2**31, may_change=_steps_ignore_length
   )
   batch_size: int = allowed.positive(128)
   steps_per_call: int = allowed.positive(10, may_change=True)
@@ -98,6 +101,7 @@ class Config:
     lambda v: v in ("global", "device") if isinstance(v, str) else v > 0,
   )
   init_from: str = ""
+  init_head: bool = False
   freeze: tuple[str, ...] = ()
   task: str = allowed.factory()
   precise_bn_batches: int = allowed.at_least(0, 0)

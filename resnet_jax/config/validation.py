@@ -98,11 +98,17 @@ def validate(config: Config) -> None:
         f"config.{name}={value} needs a batch norm, not "
         f"config.model.norm={config.model.norm!r}"
       )
-  if data.train_crop == "random" and data.image_size > data.train_resize:
+  is_resized = data.train_crop in ("random", "center")
+  if is_resized and data.image_size > data.train_resize:
     raise UserError(
       f"config.data.image_size={data.image_size} must be at most "
       f"config.data.train_resize={data.train_resize} with "
-      "config.data.train_crop='random'"
+      f"config.data.train_crop={data.train_crop!r}"
+    )
+  if config.init_head and not config.init_from:
+    raise UserError(
+      "config.init_head=True needs config.init_from, the trained weights that have the "
+      "head; name a run or a file of weights"
     )
   if config.augment.policy and not data.train_crop:
     raise UserError(

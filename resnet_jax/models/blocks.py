@@ -55,6 +55,8 @@ class Block(TakesOldNames):
     anti_alias: a function such as `blur_pool` that carries the stride; the convolution
       before it then has stride 1 (Zhang 2019, section 3.2). None leaves the stride to
       the convolution.
+    last_norm_cls: the norm after the last convolution; None is `norm_cls`. A
+      pre-activation block has no such norm.
   """
 
   features: int
@@ -68,6 +70,7 @@ class Block(TakesOldNames):
   dilation: int = 1
   first_dilation: int | None = None
   anti_alias: Callable[[Array, int, int], Array] | None = None
+  last_norm_cls: ModuleDef | None = None
 
   @property
   def out_features(self) -> int:
@@ -136,7 +139,8 @@ class Block(TakesOldNames):
     """
     zeros, ones = nn.initializers.zeros, nn.initializers.ones
     scale_init = zeros if self.zero_init else ones
-    norm = self.norm_cls(scale_init=scale_init, name=norm_name)
+    norm_cls = self.last_norm_cls or self.norm_cls
+    norm = norm_cls(scale_init=scale_init, name=norm_name)
     lost = {} if self.first_dilation is None else {"dilation": self.first_dilation}
     shortcut = self.shortcut_cls(
       self.out_features, self.stride, name="shortcut", **lost

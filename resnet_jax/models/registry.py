@@ -13,7 +13,7 @@ from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.models.architectures import MODELS, Row
-from resnet_jax.models.groups import check_frozen, check_multipliers
+from resnet_jax.models.groups import BODY, check_frozen, check_multipliers
 from resnet_jax.models.norms import NORMS
 from resnet_jax.models.old_names import warn_of_old_name
 from resnet_jax.models.resnet import ResNet
@@ -144,7 +144,8 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
   """Returns the network with some groups in evaluation mode during training.
 
   Raises:
-    UserError: the network has no such groups, or no field `frozen`.
+    UserError: the network has no such groups, or no field `frozen`; or "body" is frozen
+      and `scan` is on.
   """
   if not frozen:
     return model
@@ -152,7 +153,14 @@ def with_frozen(model: nn.Module, frozen: tuple[str, ...]) -> nn.Module:
   changed = model.clone(frozen=frozen)
   # A network without `groups` is checked later, when its parameters are known.
   if groups := getattr(changed, "groups", ()):
-    check_frozen(frozen, groups)
+    check_frozen(frozen, groups, has_body=isinstance(changed, ResNet))
+  is_uniform = isinstance(changed, ResNet) and changed.pre_activation
+  if BODY in frozen and getattr(changed, "scan", False) and not is_uniform:
+    raise UserError(
+      f"config.freeze={','.join(frozen)} needs config.model.scan=False, as the last "
+      "norm is trained and the same norm of the other blocks is not",
+      setting="model.scan",
+    )
   return changed
 
 

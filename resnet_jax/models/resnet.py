@@ -16,6 +16,7 @@ from jax.typing import DTypeLike
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.models.blocks import BasicBlock, Noise
+from resnet_jax.models.groups import BODY
 from resnet_jax.models.layers import Conv, ModuleDef, norm_relu
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.models.old_names import TakesOldNames
@@ -43,6 +44,7 @@ class Stage(nn.Module):
       `scan_layout.py`. The backward pass then reuses the outputs of the convolutions
       and the batch-norm moments of all blocks, and recomputes the rest.
     remat: keep only the blocks' inputs for the backward pass, and recompute the rest.
+    last_block_cls: `block_cls` of the last block; None is the same. It excludes `scan`.
   """
 
   num_blocks: int
@@ -52,6 +54,7 @@ class Stage(nn.Module):
   first_dilation: int = 1
   scan: bool = False
   remat: bool = False
+  last_block_cls: ModuleDef | None = None
 
   @nn.compact
   def __call__(
@@ -79,10 +82,16 @@ class Stage(nn.Module):
       policy = jax.checkpoint_policies.save_only_these_names(*names)
       run = nn.remat(run, prevent_cse=not self.scan, policy=policy)
     block, first = self.block_cls, {"stride": self.stride}
+    # All blocks have the same variables, so `init` may scan.
+    last = None if self.is_initializing() else self.last_block_cls
+    if last is not None and self.scan:
+      raise UserError("frozen='body' excludes scan and the scanned layout")
+    last = last or block
     if self.dilation > 1:
-      block = partial(block, dilation=self.dilation)
+      block, last = (partial(b, dilation=self.dilation) for b in (block, last))
       first["first_dilation"] = self.first_dilation
-    x, _ = run(block(**first, name="block1"), x, noise_of(0))
+    block_of = [*[block] * (self.num_blocks - 1), last]
+    x, _ = run(block_of[0](**first, name="block1"), x, noise_of(0))
     if self.scan and self.num_blocks > 1:
       scan = nn.scan(
         run,
@@ -93,7 +102,7 @@ class Stage(nn.Module):
       x, _ = scan(block(name="blocks"), x, noise_of(slice(1, None)))
     else:
       for i in range(1, self.num_blocks):
-        x, _ = run(block(name=f"block{i + 1}"), x, noise_of(i))
+        x, _ = run(block_of[i](name=f"block{i + 1}"), x, noise_of(i))
     return x
 
 
@@ -119,8 +128,9 @@ class ResNet(TakesOldNames):
       It rises linearly from the first block (Huang et al. 2016, eq. 4).
     dropout: dropout probability inside the blocks, for blocks that have dropout.
     frozen: names of `groups` that stay in evaluation mode during training. Their norms
-      use the running statistics and do not update them, and nothing is dropped. The
-      optimiser must freeze their parameters, see `training/optimizer.py`.
+      use the running statistics and do not update them, and nothing is dropped. "body"
+      is all but the last norm and the head, see `frozen_mask`; it excludes `scan`. The
+      optimiser must freeze the parameters, see `training/optimizer.py`.
     scan: run the identical blocks of a stage as one under `nn.scan`, so that deeper
       networks do not take longer to compile. `init` then returns the scanned layout of
       `scan_layout.py`; `apply` accepts both layouts.
@@ -154,6 +164,13 @@ class ResNet(TakesOldNames):
     return "stem", *stages, *(["bn"] if self.pre_activation else []), "head"
 
   @property
+  def _trains_last_norm(self) -> bool:
+    """Whether the last norm of the last stage is trained and the stage is not."""
+    last = f"stage{len(self.stage_sizes)}"
+    is_frozen = self.pre_activation or last in self.frozen
+    return BODY in self.frozen and not is_frozen
+
+  @property
   def stage_strides(self) -> tuple[int, ...]:
     """Stride of each stage's output, in pixels of the image; 4 for an unknown stem."""
     stem = getattr(self.stem_cls(self.stem_features or self.features), "STRIDE", 4)
@@ -167,7 +184,7 @@ class ResNet(TakesOldNames):
 
   def setup(self) -> None:
     for group in self.frozen:
-      check_choice("frozen", group, self.groups)
+      check_choice("frozen", group, (*self.groups, BODY))
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
 
   @nn.nowrap
@@ -201,10 +218,13 @@ class ResNet(TakesOldNames):
   ) -> list[Float[Array, "b _ _ _"]]:
     """Returns the output of each stage. The arguments are those of `Backbone`."""
     conv = partial(self.conv_cls, dtype=self.dtype)
+    any_norm = partial(self.norm_cls, dtype=self.dtype)
+    frozen = set(self.frozen)
+    if BODY in frozen:
+      frozen |= set(self.groups) - {"bn", "head"}
 
     def norm_of(group: str) -> ModuleDef:
-      in_evaluation = not train or group in self.frozen
-      return partial(self.norm_cls, use_running_average=in_evaluation, dtype=self.dtype)
+      return partial(any_norm, use_running_average=not train or group in frozen)
 
     stem = self.stem_cls(
       self.stem_features or self.features,
@@ -232,6 +252,10 @@ class ResNet(TakesOldNames):
         shortcut_cls=partial(self.shortcut_cls, conv_cls=conv, norm_cls=norm),
         **({"dropout": self.dropout} if self.dropout else {}),
       )
+      last_block = None
+      if self._trains_last_norm and i == len(self.stage_sizes) - 1:
+        last_norm = partial(any_norm, use_running_average=not train)
+        last_block = partial(block, last_norm_cls=last_norm)
       x = self._stage_type(name)(
         self.stage_sizes[i],
         block,
@@ -239,8 +263,9 @@ class ResNet(TakesOldNames):
         dilation=2 ** max(0, i + 1 - kept),
         first_dilation=2 ** max(0, i - kept),
         remat=self.remat,
+        last_block_cls=last_block,
         name=name,
-      )(x, None if name in self.frozen else noise)
+      )(x, None if name in frozen else noise)
       outputs.append(x)
     if self.pre_activation:
       outputs[-1] = norm_relu(norm_of("bn")(name="bn"), x)

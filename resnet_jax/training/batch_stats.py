@@ -15,6 +15,7 @@ from jax import lax
 from resnet_jax import kernels
 from resnet_jax.config.plan import Plan
 from resnet_jax.data import Dataset
+from resnet_jax.models.groups import frozen_mask
 from resnet_jax.models.registry import with_norm
 from resnet_jax.models.variables import Change, Variables
 from resnet_jax.runtime import compilation
@@ -165,12 +166,9 @@ def create_refresh(
       for step, feed, number in train_data.train_chunks(key, 0, plan)
     ]
     total = functools.reduce(partial(jax.tree.map, operator.add), sums)
-    frozen = {
-      name: statistics
-      for name, statistics in variables["batch_stats"].items()
-      if name in getattr(model, "frozen", ())
-    }
-    statistics = precise_statistics(total, num_batches) | frozen
+    old, new = variables["batch_stats"], precise_statistics(total, num_batches)
+    mask = frozen_mask(getattr(model, "frozen", ()), old)
+    statistics = jax.tree.map(lambda x, y, m: x if m else y, old, new, mask)
     return variables | {"batch_stats": statistics}
 
   return refresh

@@ -259,12 +259,12 @@ class Experiment:
 
   @functools.cached_property
   def preprocess(self) -> steps.Preprocess:
-    """(images, key) -> augmented and normalised images."""
+    """(images, key, size=0) -> resized, augmented and normalised images."""
     return create_preprocess(self.config, self.train_data.image_shape)
 
   @functools.cached_property
   def train_chunk(self) -> steps.TrainChunk:
-    """Compiled (state, feed, number of updates) -> state, metrics."""
+    """Compiled (state, feed, number of updates, image size) -> state, metrics."""
     config = self.config
     return steps.compile_train_chunk(
       task=self.task,
@@ -310,7 +310,7 @@ class Experiment:
       self.train_data,
       self.plan,
       num_batches=self.config.precise_bn_batches,
-      preprocess=self.preprocess,
+      preprocess=partial(self.preprocess, size=self.plan.sizes[-1]),
       key=self.data_key,
       sharding=replicated(self.mesh),
       kernel_choice=self.kernels,

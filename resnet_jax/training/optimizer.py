@@ -13,7 +13,7 @@ from optax import contrib
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import OptimConfig
-from resnet_jax.models.groups import distances_from_head
+from resnet_jax.models.groups import distances_from_head, frozen_mask
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.muon import muon_or_adam
 
@@ -81,7 +81,8 @@ def create_optimizer(
   Args:
     config: names the optimiser and its settings.
     schedule: the learning-rate schedule; None if `own` is given.
-    frozen: top-level groups of parameters that must not change, not even in one bit.
+    frozen: names of `frozen_mask`; the parameters must not change, not even in one
+      bit.
     own: an optimiser in place of the one that `config` names.
     warmup_steps: length of warmup.
 
@@ -99,7 +100,7 @@ def create_optimizer(
     assert schedule is not None
     tx = _create_optimizer(config, schedule)
   freeze = (
-    [optax.masked(optax.set_to_zero(), partial(_within, frozen))] if frozen else []
+    [optax.masked(optax.set_to_zero(), partial(frozen_mask, frozen))] if frozen else []
   )
   if config.warmup == "head":
     is_over = optax.scale_by_schedule(lambda step: step >= warmup_steps)

@@ -13,6 +13,7 @@ import jax
 import jax.numpy as jnp
 
 from resnet_jax.config.schema import Config
+from resnet_jax.models.groups import frozen_mask
 
 # (parameters, gradients) -> parameters at which the update's gradient is computed.
 Perturb = Callable[[Any, Any], dict[str, Any]]
@@ -37,12 +38,15 @@ def climb(
     params: parameters by group.
     gradients: like `params`.
     rho: L2 norm of the movement, over all groups together.
-    frozen: groups that do not move. Their gradients do not count for the norm.
+    frozen: names of `frozen_mask`: parameters that do not move. Their gradients do not
+      count for the norm.
   """
-  gradients = {name: g for name, g in gradients.items() if name not in frozen}
+  if frozen:
+    is_frozen = frozen_mask(frozen, gradients)
+    zeros = jax.tree.map(jnp.zeros_like, gradients)
+    gradients = jax.tree.map(jnp.where, is_frozen, zeros, gradients)
   # Where the gradient is 0, the loss has no direction of ascent.
   norm = jnp.sqrt(sum(jnp.vdot(g, g) for g in jax.tree.leaves(gradients)))
   scale = rho / jnp.maximum(norm, 1e-12)
-  old = {name: params[name] for name in gradients}
-  new: dict[str, Any] = jax.tree.map(lambda w, g: w + scale * g, old, gradients)
-  return params | new
+  moved: dict[str, Any] = jax.tree.map(lambda w, g: w + scale * g, params, gradients)
+  return moved

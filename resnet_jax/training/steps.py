@@ -41,9 +41,12 @@ class TrainChunk(Protocol):
   """Compiled `train_chunk`; it donates the memory of its input state."""
 
   def __call__(
-    self, state: TrainState, feed: Any, count: int | Int[Array, ""], /
+    self, state: TrainState, feed: Any, count: int | Int[Array, ""], size: int = 0, /
   ) -> tuple[TrainState, Metrics]:
-    """Applies `count` updates."""
+    """Applies `count` updates on images of a `size`, see `preprocess`.
+
+    A first call with a new size compiles.
+    """
 
 
 @runtime_checkable
@@ -272,6 +275,7 @@ def eval_chunk(
 def compile_train_chunk(
   *,
   task: Task,
+  preprocess: Preprocess,
   take_batch: TakeBatch,
   sharding: jax.sharding.Sharding,
   state_sharding: Any = None,
@@ -279,12 +283,13 @@ def compile_train_chunk(
   kernel_choice: str = "xla",
   **options: Any,
 ) -> TrainChunk:
-  """Returns jitted `train_chunk(state, feed, count)`.
+  """Returns jitted `train_chunk(state, feed, count, size=0)`.
 
-  The function donates the memory of its input state.
+  The function donates the memory of its input state. It compiles for each `size`.
 
   Args:
     task: gives targets, loss and metrics.
+    preprocess: see `train_step`; it gets `size` as an argument if that is not 0.
     take_batch: see `train_chunk`; it places each batch on the devices.
     sharding: sharding of the metrics.
     state_sharding: shardings of the state's leaves; None is `sharding`.
@@ -294,18 +299,29 @@ def compile_train_chunk(
   """
   shardings = state_sharding or sharding, sharding
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    state, metrics = train_step(state, batch, task=task, **options)
-    # Without this, the loop could shard the parameters like the optimiser's state.
-    return lax.with_sharding_constraint(state, shardings[0]), metrics
+  def chunk(
+    state: TrainState, feed: Any, count: Int[Array, ""], size: int = 0
+  ) -> tuple[TrainState, Metrics]:
+    resized = partial(preprocess, size=size) if size else preprocess
 
-  chunk = partial(train_chunk, train_step=step, take_batch=take_batch, task=task)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+      state, metrics = train_step(
+        state, batch, task=task, preprocess=resized, **options
+      )
+      # Without this, the loop could shard the parameters like the optimiser's state.
+      return lax.with_sharding_constraint(state, shardings[0]), metrics
+
+    return train_chunk(
+      state, feed, count, train_step=step, take_batch=take_batch, task=task
+    )
+
   device: jax.Device = next(iter(sharding.device_set))
   return compilation.jit(
     kernels.traced_with(kernel_choice, chunk),
     device.platform,
     dtype=dtype,
     donate_argnums=0,
+    static_argnums=3,
     out_shardings=shardings,
   )
 

@@ -87,10 +87,10 @@ def train(
       chunks = data.train_chunks(experiment.data_key, first, plan)
       chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
       for end, feed, count in clock.waiting(chunks):
-        if step == first:
-          state = _compile(experiment, state, feed, stop)
+        if step == first or plan.resizes_at(step):
+          state = _compile(experiment, state, feed, stop, is_first=step == first)
           clock.start()
-        state, metrics = experiment.train_chunk(state, feed, count)
+        state, metrics = experiment.train_chunk(state, feed, count, plan.size_at(step))
         step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
@@ -176,12 +176,12 @@ class _Keeper:
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
-  """Returns the weights that `config.init_from` names, without the head."""
-  source = experiment.config.init_from
-  if not source:
+  """Returns the weights that `config.init_from` names."""
+  config, data = experiment.config, experiment.train_data
+  if not config.init_from:
     return None
-  image_shape = experiment.train_data.image_shape
-  return load_start(source, experiment.model, image_shape, experiment.config.data)
+  args = config.init_from, experiment.model, data.image_shape, config.data
+  return load_start(*args, head=config.init_head, class_names=data.class_names)
 
 
 def _restore(
@@ -207,7 +207,8 @@ def _restore(
       start = _load_start(experiment)
     if start is not None:
       state = start_from(state, start)
-      say(f"starts from {experiment.config.init_from}, with a new head")
+      head = "its" if experiment.config.init_head else "a new"
+      say(f"starts from {experiment.config.init_from}, with {head} head")
   say(*_headline(experiment, state), f"run: {workdir}")
   shapes = experiment.train_data.image_shape, experiment.eval_data.image_shape
   for text in size_warnings(experiment.model, *shapes):
@@ -255,18 +256,31 @@ def _open_writer(
 
 
 def _compile(
-  experiment: Experiment, state: TrainState, feed: Any, stop: StopRequest
+  experiment: Experiment,
+  state: TrainState,
+  feed: Any,
+  stop: StopRequest,
+  is_first: bool,
 ) -> TrainState:
   """Compiles by calls with 0 steps, so that no measured time includes compilation.
+
+  Args:
+    experiment: what is trained.
+    state: before the next update; it is saved or being written.
+    feed: the data of the next update.
+    stop: can end a compilation.
+    is_first: whether this process has not trained yet, so that exiting loses nothing.
 
   Raises:
     Stopped: a signal asked the run to stop.
   """
-  # Exiting loses nothing: this process has not trained yet; earlier steps are saved.
-  with stop.interrupting(int(state.step), may_exit=True):
-    state, _ = experiment.train_chunk(state, feed, 0)
-    eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
-    experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
+  step = int(state.step)
+  with stop.interrupting(step, may_exit=is_first):
+    size = experiment.plan.size_at(step)
+    state, _ = experiment.train_chunk(state, feed, 0, size)
+    if is_first:
+      eval_feed, _ = next(iter(experiment.eval_data.eval_chunks()))
+      experiment.eval_chunk(experiment.fold(state.variables), eval_feed, 0)
   return state
 
 
@@ -316,6 +330,8 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
     f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so "
     f"{result}"
   )
+  ends = zip(plan.sizes, [*plan.size_steps, plan.num_steps], strict=True)
+  sizes = ", ".join(f"{size} pixels to step {end}" for size, end in ends)
   return [
     f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
     f"{experiment.data_name}: {train_data.num_examples:,} training and "
@@ -324,5 +340,6 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
     f"{plan.num_steps} step{'s' * (plan.num_steps > 1)} of {config.batch_size} "
     f"images{done}, on "
     f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
+    *[f"size of the training images: {sizes}"] * bool(plan.size_steps),
     *[warning] * too_long,
   ]

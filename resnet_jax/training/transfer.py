@@ -1,6 +1,8 @@
-"""Fine-tuning: training starts from trained weights, with a new head."""
+"""Fine-tuning: training starts from trained weights, with a new head or theirs."""
 
+import itertools
 import os
+from collections.abc import Sequence
 from typing import Any
 
 import jax
@@ -24,6 +26,7 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.training.state import TrainState
+from resnet_jax.weights import imagenet
 from resnet_jax.weights.architecture import check_same, describe
 
 
@@ -32,22 +35,29 @@ def load_start(
   model: nn.Module,
   image_shape: tuple[int, int, int],
   data: DataConfig,
+  head: bool = False,
+  class_names: Sequence[str] = (),
 ) -> Variables:
-  """Reads trained weights without their head.
+  """Reads trained weights.
 
   Warns if the weights expect another mean, standard deviation or order of channels.
 
   Args:
     source: as `config.init_from`.
-    model: the network to fine-tune; its number of classes does not matter.
+    model: the network to fine-tune; without `head`, its number of classes does not
+      matter.
     image_shape: (H, W, C) of its images.
     data: settings that say how the images are normalised.
+    head: whether to take the head too, as `config.init_head`.
+    class_names: names of the images' classes, in order; () if they are not known.
 
   Returns:
-    {"params": ..., "batch_stats": ...} in the named layout, without "head".
+    {"params": ..., "batch_stats": ...} in the named layout; without "head" if `head` is
+    False.
 
   Raises:
-    ValueError: the weights do not fit the model; the message names the arrays.
+    ValueError: the weights do not fit the model, and the message names the arrays; or
+      their head is for other classes.
     FileNotFoundError: the run, checkpoint or file does not exist.
     OSError: the checkpoint is damaged.
   """
@@ -56,9 +66,10 @@ def load_start(
     workdir, which = run_dir.split_checkpoint(source)
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
-    variables["params"].pop("head", None)
+    if not head:
+      variables["params"].pop("head", None)
   else:
-    variables = weights.load(source, model, head=False)
+    variables = weights.load(source, model, head=head)
   if isinstance(model, ResNet) and (given := image_channels(variables)) == 3:
     if given != image_shape[2]:
       warn(
@@ -69,7 +80,8 @@ def load_start(
     variables = with_channels(variables, image_shape[2])
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
-  wanted["params"].pop("head", None)
+  if not head:
+    wanted["params"].pop("head", None)
   found, needed = _shapes(variables), _shapes(wanted)
   problems = [
     f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
@@ -81,8 +93,10 @@ def load_start(
     raise UserError(
       f"config.init_from={source!r} does not fit the model: {'; '.join(problems[:3])}"
       f"{more}; use the config.model.* of those weights, and images with as many "
-      "channels as they were trained on"
+      "channels as they were trained on" + ", and as many classes" * head
     )
+  if head:
+    _check_classes(source, saved is not None, variables, class_names)
   if saved is not None and not saved.model.factory and isinstance(model, ResNet):
     former = build_model(saved)
     assert isinstance(former, ResNet)
@@ -97,6 +111,30 @@ def load_start(
         "value of the weights"
       )
   return variables
+
+
+def _check_classes(
+  source: str, is_run: bool, variables: Variables, class_names: Sequence[str]
+) -> None:
+  """Raises `UserError` if the head of trained weights is for other classes by name."""
+  if is_run:
+    theirs = run_dir.load_class_names(run_dir.split_checkpoint(source)[0])
+  else:
+    num_classes = len(variables["params"]["head"]["bias"])
+    theirs = weights.known_class_names(source, num_classes)
+  # ImageNet's classes have two kinds of names.
+  both = [
+    imagenet.synsets() if imagenet.are_classes(names) else tuple(names)
+    for names in (theirs, class_names)
+  ]
+  if all(both) and both[0] != both[1]:
+    pairs = itertools.zip_longest(*both, fillvalue="no class")
+    i, (old, new) = next((i, p) for i, p in enumerate(pairs) if p[0] != p[1])
+    raise UserError(
+      f"config.init_head=True needs images of the same classes in the same order, but "
+      f"class {i} is {old!r} in config.init_from={source!r} and {new!r} in the "
+      "images; set config.init_head=False for a new head"
+    )
 
 
 def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:

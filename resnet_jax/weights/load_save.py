@@ -113,7 +113,7 @@ def load(
       found = f"its head has {size} classes, not {model.num_classes}"
       problems.append(
         f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
-        "--num-classes and config.init_from do"
+        "--num-classes and config.init_from without config.init_head do"
       )
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "

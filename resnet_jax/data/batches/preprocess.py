@@ -35,7 +35,11 @@ class Preprocess(Protocol):
   """`preprocess` with its settings bound."""
 
   def __call__(
-    self, images: UInt8[Array, "b h w c"], key: PRNGKeyArray | None = None
+    self,
+    images: UInt8[Array, "b h w c"],
+    key: PRNGKeyArray | None = None,
+    *,
+    size: int = 0,
   ) -> Float32[Array, "b _ _ c"]: ...
 
 
@@ -138,6 +142,7 @@ def preprocess(
   images: UInt8[Array, "b h w c"],
   key: PRNGKeyArray | None = None,
   *,
+  size: int = 0,
   padding: int = 0,
   flip: bool = False,
   brightness: float = 0.0,
@@ -155,6 +160,8 @@ def preprocess(
   Args:
     images: as stored.
     key: PRNG key of the batch in training; None in evaluation.
+    size: short side in pixels to which `resize_and_crop` resizes the images before
+      anything else; 0 keeps their size.
     padding: see `random_crop`.
     flip: whether to apply `random_flip`.
     brightness: strength, see `color_jitter`.
@@ -165,8 +172,10 @@ def preprocess(
     mean: see `normalize`.
     std: see `normalize`.
     channel_order: see `normalize`.
-    own: (key, images) -> images, the user's augmentation, which is applied first.
+    own: (key, images) -> images, the user's augmentation, which is applied before
+      the others.
   """
+  images = resize_and_crop(images, size, 0, "bilinear")
   if key is None:
     return normalize(images, mean, std, channel_order)
   crop_key, flip_key = jax.random.split(key)
@@ -187,14 +196,23 @@ def create_preprocess(config: Config, image_shape: tuple[int, int, int]) -> Prep
   """Returns `preprocess` with these settings: (images, key or None) -> images.
 
   Raises:
-    UserError: the padding is as large as the training images.
+    UserError: the padding is as large as the training images, or the images are smaller
+      than the size to which they should be resized.
   """
   augment, own = config.augment, None
   height, width, _ = image_shape
-  if augment.padding >= min(height, width):
+  sizes = augment.progressive_sizes
+  if sizes and sizes[-1] > min(height, width):
+    raise UserError(
+      f"config.augment.progressive_sizes={sizes} must be at most the short side of the "
+      f"training images, {height}x{width}; lower the last size, or set "
+      "config.data.image_size to it if config.data.train_crop is set"
+    )
+  if augment.padding >= min(height, width, *sizes):
+    first = f", and than the first of config.augment.progressive_sizes={sizes}"
     raise UserError(
       f"config.augment.padding={augment.padding} must be less than the sides of the "
-      f"training images, {height}x{width}"
+      f"training images, {height}x{width}{first if sizes else ''}"
     )
   if augment.batch_factory:
     own = call_factory(augment.batch_factory, "augment.batch_factory", augment)

@@ -163,15 +163,15 @@ class EvalTransform:
 
 @dataclasses.dataclass(frozen=True)
 class TrainTransform:
-  """Crops a random part and may augment it.
+  """Crops a part and may augment it.
 
   Attributes:
     crop: "random_resized" is a part of random size and shape, "random" is a square of
-      the resized image.
-    resize: short side for "random", in pixels.
+      the resized image, "center" is the middle of the resized image.
+    resize: short side for "random" and "center", in pixels.
     size: side of the result.
     min_area: smallest fraction of the image area for "random_resized".
-    interpolation: for "random", antialiased.
+    interpolation: for "random" and "center", antialiased.
     policy: "rand", "trivial" or "": see `auto_augment`.
     magnitude: strength of "rand", from 0 to 30.
     max_pixels: see `open_image`.
@@ -198,8 +198,9 @@ class TrainTransform:
     """
     with image_errors():
       head = open_image(data, self.max_pixels)
-      if self.crop == "random":
-        box = resized_box(*upright_size(head), self.resize, self.size, rng)
+      if self.crop in ("random", "center"):
+        position = rng if self.crop == "random" else None
+        box = resized_box(*upright_size(head), self.resize, self.size, position)
         image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
       else:
         box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))

@@ -148,8 +148,9 @@ def require_train_crop(config: DataConfig) -> None:
   if not config.train_crop:
     raise UserError(
       "the images have many sizes, so config.data.train_crop='' must be "
-      "'random_resized' or 'random', and config.data.image_size the size to cut them "
-      "to; start from a config that sets both, such as --config=finetune_photos"
+      "'random_resized', 'random' or 'center', and config.data.image_size the size to "
+      "cut them to; start from a config that sets both, such as "
+      "--config=finetune_photos"
     )
 
 
