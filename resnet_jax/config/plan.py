@@ -25,6 +25,8 @@ class Plan:
     swa_start: number of updates before stochastic weight averaging; 0 disables it.
     log_every, eval_every, save_every: periods in steps. With `save_every` 0, the
       state is saved only at evaluations.
+    may_stop_early: whether the run may end at any evaluation. Training metrics are then
+      logged at each of them.
   """
 
   num_steps: int
@@ -36,6 +38,7 @@ class Plan:
   eval_every: int
   save_every: int
   swa_start: int = 0
+  may_stop_early: bool = False
 
   @classmethod
   def create(cls, config: Config, num_train_examples: int) -> "Plan":
@@ -43,8 +46,8 @@ class Plan:
 
     Raises:
       ValueError: a batch is larger than the training set, there are 2**31 steps or
-        more, two boundaries fall on the same step, or warmup does not end before the
-        first boundary.
+        more, two boundaries fall on the same step, warmup does not end before the first
+        boundary, or stochastic weight averaging does not start before the last step.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -82,6 +85,13 @@ class Plan:
         f"config.optim.{name}={getattr(optim, name)} ends at step {warmup_steps}; it "
         f"must end before the first decay of the learning rate at step {decay_steps[0]}"
       )
+    swa_start = period(optim.swa_start_steps, optim.swa_start_epochs, 0)
+    if swa_start >= num_steps:
+      name = "swa_start_steps" if optim.swa_start_steps else "swa_start_epochs"
+      raise UserError(
+        f"config.optim.{name}={getattr(optim, name)} is step {swa_start}; it must be "
+        f"before the end of the run at step {num_steps}"
+      )
     return cls(
       num_steps=num_steps,
       steps_per_epoch=steps_per_epoch,
@@ -95,16 +105,26 @@ class Plan:
         config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
       ),
       save_every=config.checkpoint.every_steps,
-      swa_start=period(optim.swa_start_steps, optim.swa_start_epochs, 0),
+      swa_start=swa_start,
+      may_stop_early=optim.early_stopping_patience > 0,
     )
 
   def log_at(self, step: int) -> bool:
     """Whether training metrics are written after `step` updates."""
-    return step % self.log_every == 0 or step == self.num_steps
+    is_end = step == self.num_steps or (self.may_stop_early and self.eval_at(step))
+    return is_end or step % self.log_every == 0
 
   def eval_at(self, step: int) -> bool:
     """Whether the model is evaluated after `step` updates."""
     return step % self.eval_every == 0 or step == self.num_steps
+
+  def counts_at(self, step: int) -> bool:
+    """Whether the evaluation after `step` updates counts for a plateau or early stop.
+
+    Those during warmup do not count. Nor does that of the last step between two regular
+    ones: a longer run, as which this run may be resumed, does not have it.
+    """
+    return step > self.warmup_steps and step % self.eval_every == 0
 
   def evals_after(self, step: int) -> int:
     """Returns how many evaluations are still to come after `step` updates."""
