@@ -225,8 +225,8 @@ def test_a_stop_survives_a_kill_and_more_patience_goes_on(whole, tmp_path, monke
   state, _ = run(STOPPING, tmp_path, 2, Console(file=shown, width=200))
   assert state.step == 6
   assert re.search(
-    r"had stopped early at step 6: 2 evaluations in a row were not better by more than "
-    r"1 than top1 0\.\d+ of step 2\nnothing is left to train",
+    r"had stopped early at step 6: since step 2, 2 evaluations in a row did not exceed "
+    r"its top1 of 0\.\d+ by more than 1\nnothing is left to train",
     shown.getvalue(),
   )
   assert_same_end(run(DROPPING, tmp_path, 2), whole[1])
@@ -237,7 +237,9 @@ def test_an_early_stop_is_the_end_of_a_run(tmp_path, monkeypatch, capsys):
   monkeypatch.setattr(compilation, "keep_compiled", lambda path: None)
   job = Job("run", STOPPING, tmp_path / "run")
   worker.run(job.request | {"workdir": str(job.workdir)})
-  assert "\nstopped early at step 6: 2 evaluations" in capsys.readouterr().out
+  assert (
+    "\nstopped early at step 6: since step 2, 2 evaluations" in capsys.readouterr().out
+  )
   records = job.metrics()
   # The end of training is logged, although the period is 5.
   assert [r["step"] for r in records if r["split"] == "train"] == [2, 4, 5, 6]

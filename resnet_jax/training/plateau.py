@@ -136,14 +136,15 @@ class Plateau:
     """
     more = f" by more than {self.min_delta:g}" if self.min_delta else ""
     verb = "stopped" if has_trained else "this run had stopped"
+    count = f"{self.waited} evaluation{'s' * (self.waited > 1)}"
     lines = [
-      f"{verb} early at step {step}: {self.waited} evaluations in a row were not "
-      f"better{more} than {self.metric} {self.best:.4g} of step {self.best_step}"
+      f"{verb} early at step {step}: since step {self.best_step}, {count} in a row did "
+      f"not exceed its {self.metric} of {self.best:.4g}{more}"
     ]
     if not has_trained:
       lines.append(
-        "nothing is left to train; a larger config.optim.early_stopping_patience, or "
-        "0, goes on"
+        "nothing is left to train; to train on, set a larger "
+        "config.optim.early_stopping_patience, or 0"
       )
     return lines
 
