@@ -315,6 +315,10 @@ def test_calls_stop_at_everything_due_and_at_epoch_ends(start):
       Config(num_steps=50, optim=OptimConfig(decay_epochs=(1.0, 1.02))),
       r"decay_epochs=\(1\.0, 1\.02\) are steps \(10, 10\)",
     ),
+    (
+      Config(num_steps=50, optim=OptimConfig(swa_start_epochs=5.0)),
+      r"swa_start_epochs=5\.0 is step 50.*before the end of the run at step 50",
+    ),
   ],
 )
 def test_plan_refuses_what_does_not_fit(config, message):

@@ -39,7 +39,15 @@ CONFIG = Config(
   batch_size=16,
   model=ModelConfig(factory="own_parts:normed_network"),
   data=DataConfig(name="synthetic", image_size=8, num_examples=70),
-  optim=OptimConfig(warmup="head", warmup_steps=10, schedule="cosine", ema_decay=0.9),
+  optim=OptimConfig(
+    warmup="head",
+    warmup_steps=10,
+    schedule="plateau",
+    plateau_patience=3,
+    early_stopping_patience=1,
+    min_delta=0.1,
+    ema_decay=0.9,
+  ),
 )
 
 
@@ -81,3 +89,13 @@ def test_wrong_flags_get_one_line(flags, capsys):
     main(["lr-find", "--config=digits", *flags])
   assert error.value.code == 2
   assert capsys.readouterr().err.count("\n") == 1
+
+
+@pytest.mark.parametrize("variable", ["WORLD_SIZE", "JAX_NUM_PROCESSES"])
+def test_several_processes_are_refused(variable, monkeypatch, capsys):
+  monkeypatch.setenv(variable, "2")
+  with pytest.raises(SystemExit) as error:
+    main(["lr-find", "--config=digits"])
+  assert error.value.code == 2
+  (line,) = capsys.readouterr().err.splitlines()
+  assert "lr-find runs in one process" in line

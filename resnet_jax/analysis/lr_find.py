@@ -14,7 +14,7 @@ from pathlib import Path
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.config.schema import Config
+from resnet_jax.config.schema import Config, OptimConfig
 from resnet_jax.runs.metrics import summarize
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.atomic_files import replacing
@@ -66,6 +66,9 @@ def find_learning_rate(
     schedule="step",
     decay_epochs=(),
     decay_steps=(),
+    plateau_patience=OptimConfig().plateau_patience,
+    early_stopping_patience=0,
+    min_delta=0.0,
     warmup="linear",
     warmup_epochs=0.0,
     warmup_steps=0,

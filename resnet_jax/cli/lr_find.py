@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> None:
   from rich.console import Console
 
   from resnet_jax.analysis import lr_find
+  from resnet_jax.runtime.launchers import check_alone
 
+  check_alone("lr-find")
   with Console().status(plain("training with growing learning rates")):
     curve = lr_find.find_learning_rate(
       config, lowest=args.lowest, highest=args.highest, steps=steps

@@ -46,10 +46,20 @@ class OptimConfig:
     decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
       did. Without it, weight decay applies to kernels only.
     schedule: after warmup, "step" multiplies the rate by `decay_factor` at each
-      boundary; "cosine" decreases it to 0 at the last step.
+      boundary; "cosine" decreases it to 0 at the last step; "plateau" multiplies it by
+      `decay_factor` when the evaluations stop improving, see `plateau_patience`.
     decay_epochs, decay_steps: boundaries of "step", counted from the start of training,
       in epochs or in steps.
-    decay_factor: factor of the learning rate at each boundary.
+    decay_factor: factor of the learning rate at each boundary or plateau.
+    plateau_patience: "plateau" decreases the rate after more than this number of
+      evaluations in a row without a new best metric, as PyTorch's `ReduceLROnPlateau`
+      does. The metric is the one that chooses the best checkpoint, such as top-1, of
+      the EMA if there is one. Evaluations during warmup do not count.
+    early_stopping_patience: end the run after this number of evaluations in a row
+      without a new best metric, with any schedule; 0 disables it. Evaluations during
+      warmup do not count.
+    min_delta: a metric is a new best only if it exceeds the best one by more than this,
+      for "plateau" and for early stopping.
     warmup: "linear" increases the rate from `warmup_learning_rate` to `learning_rate`;
       "constant" keeps it at `warmup_learning_rate`; "head" trains the head alone, at
       `learning_rate`, and leaves all other parameters as they are.
@@ -92,10 +102,13 @@ class OptimConfig:
   nesterov: bool = False
   weight_decay: float = allowed.at_least(1e-4, 0)
   decay_all: bool = False
-  schedule: str = allowed.choice("step", "step", "cosine")
+  schedule: str = allowed.choice("step", "step", "cosine", "plateau")
   decay_epochs: tuple[float, ...] = allowed.increasing(())
   decay_steps: tuple[int, ...] = allowed.increasing(())
   decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)
+  plateau_patience: int = allowed.at_least(10, 0)
+  early_stopping_patience: int = allowed.at_least(0, 0, may_change=True)
+  min_delta: float = allowed.at_least(0.0, 0)
   warmup: str = allowed.choice("linear", "linear", "constant", "head")
   warmup_epochs: float = allowed.at_least(0.0, 0)
   warmup_steps: int = allowed.at_least(0, 0)
@@ -114,6 +127,11 @@ class OptimConfig:
   def has_average(self) -> bool:
     """Whether an average of the parameters is kept and evaluated too."""
     return self.ema_decay > 0 or self.swa_start_epochs > 0 or self.swa_start_steps > 0
+
+  @property
+  def has_plateau(self) -> bool:
+    """Whether evaluations decide when the learning rate decreases."""
+    return self.schedule == "plateau"
 
   @property
   def is_schedule_free(self) -> bool:

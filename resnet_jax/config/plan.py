@@ -29,6 +29,8 @@ class Plan:
     sizes: short sides of the training images, in pixels, one for each part of the run;
       0 is their own size.
     size_steps: the steps at which the second and later parts begin.
+    may_stop_early: whether the run may end at any evaluation. Training metrics are then
+      logged at each of them.
   """
 
   num_steps: int
@@ -42,6 +44,7 @@ class Plan:
   swa_start: int = 0
   sizes: tuple[int, ...] = (0,)
   size_steps: tuple[int, ...] = ()
+  may_stop_early: bool = False
 
   @classmethod
   def create(cls, config: Config, num_train_examples: int) -> "Plan":
@@ -49,8 +52,9 @@ class Plan:
 
     Raises:
       ValueError: a batch is larger than the training set, there are 2**31 steps or
-        more, two boundaries fall on the same step, warmup does not end before the
-        first boundary, or there are fewer steps than image sizes.
+        more, two boundaries fall on the same step, warmup does not end before the first
+        boundary, stochastic weight averaging does not start before the last step, or
+        there are fewer steps than image sizes.
     """
     steps_per_epoch = num_train_examples // config.batch_size
     if steps_per_epoch == 0:
@@ -94,6 +98,13 @@ class Plan:
         f"config.augment.progressive_sizes={sizes} needs a run of at least "
         f"{len(sizes)} steps, one for each size; this run has {num_steps}"
       )
+    swa_start = period(optim.swa_start_steps, optim.swa_start_epochs, 0)
+    if swa_start >= num_steps:
+      name = "swa_start_steps" if optim.swa_start_steps else "swa_start_epochs"
+      raise UserError(
+        f"config.optim.{name}={getattr(optim, name)} is step {swa_start}; it must be "
+        f"before the end of the run at step {num_steps}"
+      )
     return cls(
       num_steps=num_steps,
       steps_per_epoch=steps_per_epoch,
@@ -107,18 +118,28 @@ class Plan:
         config.eval_every_steps, config.eval_every_epochs, steps_per_epoch
       ),
       save_every=config.checkpoint.every_steps,
-      swa_start=period(optim.swa_start_steps, optim.swa_start_epochs, 0),
+      swa_start=swa_start,
+      may_stop_early=optim.early_stopping_patience > 0,
       sizes=sizes,
       size_steps=tuple(num_steps * i // len(sizes) for i in range(1, len(sizes))),
     )
 
   def log_at(self, step: int) -> bool:
     """Whether training metrics are written after `step` updates."""
-    return step % self.log_every == 0 or step == self.num_steps
+    is_end = step == self.num_steps or (self.may_stop_early and self.eval_at(step))
+    return is_end or step % self.log_every == 0
 
   def eval_at(self, step: int) -> bool:
     """Whether the model is evaluated after `step` updates."""
     return step % self.eval_every == 0 or step == self.num_steps
+
+  def counts_at(self, step: int) -> bool:
+    """Whether the evaluation after `step` updates counts for a plateau or early stop.
+
+    Those during warmup do not count. Nor does that of the last step between two regular
+    ones: a longer run, as which this run may be resumed, does not have it.
+    """
+    return step > self.warmup_steps and step % self.eval_every == 0
 
   def evals_after(self, step: int) -> int:
     """Returns how many evaluations are still to come after `step` updates."""

@@ -31,6 +31,11 @@ def _steps_ignore_length(config: "Config") -> bool:
   return config.optim.schedule != "cosine" and not config.augment.progressive_sizes
 
 
+def _has_free_evaluations(config: "Config") -> bool:
+  """Whether evaluations decide neither the learning rate nor the end of the run."""
+  return not config.optim.has_plateau and not config.optim.early_stopping_patience
+
+
 @dataclasses.dataclass(slots=True)
 class CheckpointConfig:
   """Checkpoints. Each evaluation saves one, and so does the end of training.
@@ -92,8 +97,8 @@ class Config:
   steps_per_call: int = allowed.positive(10, may_change=True)
   log_every_steps: int = allowed.at_least(0, 0, may_change=True)
   log_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
-  eval_every_steps: int = allowed.at_least(0, 0, may_change=True)
-  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=True)
+  eval_every_steps: int = allowed.at_least(0, 0, may_change=_has_free_evaluations)
+  eval_every_epochs: float = allowed.at_least(0.0, 0, may_change=_has_free_evaluations)
   kernels: str = allowed.choice("auto", "auto", "xla", "native", may_change=True)
   bn_scope: int | str = allowed.setting(
     "global",

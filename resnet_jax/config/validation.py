@@ -136,11 +136,13 @@ def validate(config: Config) -> None:
       f"{','.join(config.freeze)} freezes it; remove 'head' from config.freeze, or use "
       "another config.optim.warmup"
     )
-  if optim.schedule == "cosine" and (optim.decay_epochs or optim.decay_steps):
+  if optim.schedule != "step" and (optim.decay_epochs or optim.decay_steps):
     raise UserError(
       f"config.optim.decay_epochs={optim.decay_epochs} and config.optim.decay_steps="
-      f"{optim.decay_steps} belong to config.optim.schedule='step'; 'cosine' has none"
+      f"{optim.decay_steps} belong to config.optim.schedule='step'; "
+      f"{optim.schedule!r} has none, set them to ()"
     )
+  _check_patience(optim)
   if optim.ema_decay and (optim.swa_start_epochs or optim.swa_start_steps):
     raise UserError(
       f"config.optim.ema_decay={optim.ema_decay} and config.optim.swa_start_epochs or "
@@ -182,6 +184,22 @@ _OF_LABELS = {
   "loss.target_mean": ("numbers",),
   "loss.target_std": ("numbers",),
 }
+
+
+def _check_patience(optim: OptimConfig) -> None:
+  """Refuses settings of a plateau or of early stopping that have no effect."""
+  default = OptimConfig().plateau_patience
+  if optim.plateau_patience != default and not optim.has_plateau:
+    raise UserError(
+      f"config.optim.plateau_patience={optim.plateau_patience} belongs to "
+      f"config.optim.schedule='plateau', not {optim.schedule!r}; set it to {default}"
+    )
+  if optim.min_delta and not (optim.has_plateau or optim.early_stopping_patience):
+    raise UserError(
+      f"config.optim.min_delta={optim.min_delta} belongs to "
+      "config.optim.schedule='plateau' and config.optim.early_stopping_patience; set "
+      "one of them, or min_delta to 0"
+    )
 
 
 def _check_schedule_free(optim: OptimConfig) -> None:

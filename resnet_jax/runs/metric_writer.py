@@ -209,13 +209,22 @@ class MetricWriter:
       self._drawn_at = time.monotonic()
       self._draw_seconds = self._drawn_at - began
 
+  @property
+  def records(self) -> Sequence[Mapping[str, Any]]:
+    """The lines of `metrics.jsonl`; none in processes that do not write."""
+    return self._records
+
+  def describe_rate(self, step: int) -> str:
+    """Returns ", at learning rate ..." of the update to `step`; "" if not known."""
+    if self._learning_rate is None:
+      return ""
+    return f", at learning rate {self._learning_rate(step - 1):.3g}"
+
   def _check_finite(self, step: int, loss: float) -> None:
     if not math.isfinite(loss):
-      rate = ""
-      if self._learning_rate is not None:
-        rate = f", at learning rate {self._learning_rate(step - 1):.3g}"
       raise FloatingPointError(
-        f"the loss became {loss} by step {step}{rate}; {DIVERGENCE_ADVICE}"
+        f"the loss became {loss} by step {step}{self.describe_rate(step)}; "
+        f"{DIVERGENCE_ADVICE}"
       )
 
   def _show_skipped(self) -> None:

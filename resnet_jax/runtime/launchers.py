@@ -74,6 +74,20 @@ def find_place(
   return None
 
 
+def check_alone(command: str) -> None:
+  """Raises `UserError` if a launcher started several processes of a command."""
+  try:
+    place = find_place(None, None, None)
+    is_alone = place is None or place[1] == 1
+  except UserError:  # Several, but they cannot find each other.
+    is_alone = False
+  if not is_alone:
+    raise UserError(
+      f"resnet-jax {command} runs in one process, but a launcher or JAX_NUM_PROCESSES "
+      "started several; start it once, without them"
+    )
+
+
 def _check(values: dict[str, Any]) -> tuple[str, int, int]:
   """Checks the three flags or variables, as {name: value}, and returns the values."""
   (name, address), *numbers = values.items()

@@ -19,7 +19,10 @@ from resnet_jax.training.muon import muon_or_adam
 
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
-  """Returns a schedule: warmup, then step decay or a cosine.
+  """Returns a schedule: warmup, then step decay, a cosine or a constant rate.
+
+  The rate is constant for a plateau: `create_optimizer` multiplies it by a scale that
+  the optimiser's state contains.
 
   Args:
     config: kind and shape of the schedule.
@@ -59,6 +62,10 @@ def batch_scale(config: OptimConfig, batch_size: int) -> float:
   return math.sqrt(scale) if config.batch_scaling == "sqrt" else scale
 
 
+# Key of the plateau's factor of the learning rate in an optimiser's state.
+PLATEAU_SCALE = "plateau_scale"
+
+
 def kernels_only(params: optax.Params) -> optax.Params:
   """Returns a tree of bools: True for kernels, False for batch norm and biases."""
 
@@ -89,16 +96,21 @@ def create_optimizer(
   Raises:
     UserError: `config` trains only the head during warmup, but the parameters have no
       group "head"; or `config` has a layer decay, and the order of the groups is not
-      known. The result's `init` raises it.
+      known. The result's `init` raises it. Or `config` has a plateau and `own` is
+      given, which has its own learning rate.
   """
   if own is not None:
+    if config.has_plateau:
+      raise UserError(
+        "config.optim.schedule='plateau' cannot change the learning rate of an "
+        "optimiser that is given as an object; name config.optim.factory, a function "
+        "that takes the schedule"
+      )
     tx = own
-  elif config.factory:
-    kind = optax.GradientTransformation
-    tx = call_factory(config.factory, "optim.factory", schedule, returns=(kind,))
   else:
     assert schedule is not None
-    tx = _create_optimizer(config, schedule)
+    create = _with_plateau if config.has_plateau else _create
+    tx = create(config, schedule)
   freeze = (
     [optax.masked(optax.set_to_zero(), partial(frozen_mask, frozen))] if frozen else []
   )
@@ -119,6 +131,34 @@ def create_optimizer(
     free = contrib.schedule_free(optax.chain(*rows), schedule, b1=config.momentum)
     rows = [free, *freeze]
   return optax.chain(*rows) if len(rows) > 1 else rows[0]
+
+
+def _with_plateau(
+  config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Returns the optimiser with a factor of its learning rate in its state, first 1.
+
+  To multiply the updates instead would differ where momentum comes after the rate, as
+  in LARS.
+  """
+
+  def create(plateau_scale: jax.Array) -> optax.GradientTransformation:
+    return _create(config, lambda step: plateau_scale * schedule(step))
+
+  return optax.inject_hyperparams(create)(**{PLATEAU_SCALE: 1.0})
+
+
+def _create(
+  config: OptimConfig, schedule: optax.Schedule
+) -> optax.GradientTransformation:
+  """Returns the user's optimiser, or the one that `config` names."""
+  if not config.factory:
+    return _create_optimizer(config, schedule)
+  kind = optax.GradientTransformation
+  made: optax.GradientTransformation = call_factory(
+    config.factory, "optim.factory", schedule, returns=(kind,)
+  )
+  return made
 
 
 def _within(groups: Collection[str], params: optax.Params) -> optax.Params:

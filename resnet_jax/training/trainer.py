@@ -8,13 +8,14 @@ from functools import partial
 from typing import Any, NamedTuple, TypeVar
 
 import jax
+from etils import epath
 from rich.console import Console
 
 from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
+from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, Lap, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
 from resnet_jax.runtime.terminal import plain, show, warn
@@ -23,6 +24,7 @@ from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.hooks import Hook
+from resnet_jax.training.plateau import Plateau, create_plateau
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
 
@@ -69,6 +71,7 @@ def train(
     start = _prepare(experiment, workdir)
   data, plan = experiment.train_data, experiment.plan
   config, facts = experiment.saved_config, experiment.facts
+  plateau = create_plateau(config.optim, plan, experiment.task)
   with (
     open_run(workdir, config, plan.num_steps, data.class_names, facts),
     _last_checkpoint_in_errors(workdir),
@@ -78,13 +81,15 @@ def train(
     state = _restore(experiment, store, stop, start, workdir, console)
     step = first = int(state.step)
     due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
-    with (
-      Clock() as clock,
-      _open_writer(experiment, workdir, first, due, clock, console, hooks) as writer,
-    ):
-      keeper = _Keeper(experiment, writer, store, stop, hooks)
+    parts = experiment, plateau, workdir, first, due, console, hooks
+    with Clock() as clock, _open_writer(*parts, clock.lap) as writer:
+      keeper = _Keeper(experiment, writer, store, stop, plateau, hooks)
+      plateau.replay(writer.records, "eval" if state.ema is None else "ema", first, due)
       results = keeper.evaluate(state, first) if due else None
+      state = plateau.apply(state)
       chunks = data.train_chunks(experiment.data_key, first, plan)
+      if plateau.should_stop:
+        chunks = iter(())
       chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
       for end, feed, count in clock.waiting(chunks):
         if step == first or plan.resizes_at(step):
@@ -97,9 +102,14 @@ def train(
         if (stopping := stop.is_asked()) or plan.save_at(step):
           keeper.save(state, step)
           results = keeper.evaluate(state, step) if plan.eval_at(step) else None
+          state = plateau.apply(state)
           clock.start()
+        if plateau.should_stop:
+          break
         if stopping and step < plan.num_steps:
           raise Stopped(step)
+  if plateau.should_stop and step < plan.num_steps:
+    show(*plateau.describe_stop(step, step > first), console=console)
   if results is None:  # There was nothing left to train.
     results = evaluate(experiment, _last_version(experiment, state))
   return TrainResult(state, results)
@@ -138,6 +148,7 @@ class _Keeper:
   writer: MetricWriter
   store: CheckpointStore
   stop: StopRequest
+  plateau: Plateau
   hooks: Sequence[Hook]
 
   def save(self, state: TrainState, step: int) -> None:
@@ -145,7 +156,7 @@ class _Keeper:
     if not step:
       return
     self.writer.flush()
-    _check_finite(self.experiment, state, step)
+    self._check_finite(state, step)
     *_, last = state.versions.values()
     is_average = last["params"] is not state.params
     if self.store.save(step, state, last if is_average else None):
@@ -171,8 +182,20 @@ class _Keeper:
       self.writer.evaluation(step, values, name)
     is_refreshed = self.experiment.config.precise_bn_batches > 0
     self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    self.plateau.add(step, results)
     self.writer.draw_curves()
     return results
+
+  def _check_finite(self, state: TrainState, step: int) -> None:
+    """Raises `FloatingPointError` if parameters or statistics are not finite."""
+    if not _all_finite(state.variables):
+      raise FloatingPointError(
+        f"the parameters are no longer finite after step {step}"
+        f"{self.writer.describe_rate(step)}; {DIVERGENCE_ADVICE}"
+      )
+
+
+_all_finite = jax.jit(steps.all_finite)
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
@@ -218,21 +241,27 @@ def _restore(
 
 def _open_writer(
   experiment: Experiment,
+  plateau: Plateau,
   workdir: str,
   first: int,
   evaluates_first: bool,
-  clock: Clock,
   console: Console,
   hooks: Sequence[Hook],
+  lap: Lap,
 ) -> MetricWriter:
-  config, plan, schedule = experiment.config, experiment.plan, experiment.schedule
-  draw = partial(
-    draw_curves,
-    title=f"{experiment.model_name} on {experiment.data_name}",
-    best_metric=experiment.facts.best_metric,
-    decays=[step / plan.steps_per_epoch for step in plan.decay_steps if schedule],
-    smoothed=config.optim.label_smoothing > 0,
-  )
+  plan, schedule = experiment.plan, experiment.schedule
+  compiled = None if schedule is None else jax.jit(schedule)
+
+  def draw(records: list[dict[str, Any]], path: epath.Path) -> None:
+    drops = [*plan.decay_steps, *plateau.decay_steps] if schedule else []
+    draw_curves(
+      records,
+      path,
+      title=f"{experiment.model_name} on {experiment.data_name}",
+      best_metric=experiment.facts.best_metric,
+      decays=[step / plan.steps_per_epoch for step in drops],
+      smoothed=experiment.config.optim.label_smoothing > 0,
+    )
 
   def tell(step: int, split: str, values: dict[str, float]) -> None:
     for hook in hooks:
@@ -244,10 +273,10 @@ def _open_writer(
   return MetricWriter(
     workdir,
     plan,
-    None if schedule is None else jax.jit(schedule),
+    None if compiled is None else lambda step: plateau.scale * compiled(step),
     first,
     console,
-    clock.lap,
+    lap,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
@@ -298,21 +327,6 @@ def _last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
     step = latest_step(workdir)
     last = f"the last good checkpoint is of step {step}" if step else "nothing is saved"
     raise FloatingPointError(f"{error}; {last}") from None
-
-
-def _check_finite(experiment: Experiment, state: TrainState, step: int) -> None:
-  """Raises `FloatingPointError` if parameters or statistics are not finite."""
-  if not _all_finite(state.variables):
-    schedule, rate = experiment.schedule, ""
-    if schedule is not None:
-      rate = f", at learning rate {float(schedule(step - 1)):.3g}"
-    raise FloatingPointError(
-      f"the parameters are no longer finite after step {step}{rate}; "
-      f"{DIVERGENCE_ADVICE}"
-    )
-
-
-_all_finite = jax.jit(steps.all_finite)
 
 
 def _headline(experiment: Experiment, state: TrainState) -> list[str]:
