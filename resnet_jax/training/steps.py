@@ -21,6 +21,7 @@ from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
 from resnet_jax.training.averages import Average
+from resnet_jax.training.distillation import BoundChunk, Distillation
 from resnet_jax.training.sharpness import Perturb
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
@@ -67,6 +68,7 @@ def train_step(
   accumulate: int = 1,
   average: Average | None = None,
   skip_nonfinite: bool = False,
+  distillation: Distillation | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
 
@@ -84,6 +86,7 @@ def train_step(
       no average.
     skip_nonfinite: if the loss or a gradient is not finite, skip the update: only the
       step counts change.
+    distillation: the teacher, computed once for the whole batch; None has no teacher.
 
   Returns:
     The state after the update, and the batch's metrics in train mode, computed with
@@ -100,6 +103,8 @@ def train_step(
     targets = task.targets(batch["label"])
     images, targets = mix(mix_key, batch["image"], targets)
     batch |= {"image": images, "target": targets}
+  if distillation is not None:
+    batch |= {"teacher_logits": distillation.logits(batch["image"])}
   count = jnp.sum(batch["mask"], dtype=jnp.float32)
 
   def loss_fn(
@@ -113,6 +118,10 @@ def train_step(
       rngs={"dropout": key},
     )
     metrics = compute_metrics(task, logits, batch, batch.get("target"), train=True)
+    if distillation is not None:
+      outputs = logits, batch["teacher_logits"]
+      total = distillation.total_loss(metrics["loss"], *outputs, batch["mask"])
+      metrics = metrics | {"loss": total}
     return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
 
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -277,6 +286,7 @@ def compile_train_chunk(
   state_sharding: Any = None,
   dtype: DTypeLike = jnp.float32,
   kernel_choice: str = "xla",
+  distillation: Distillation | None = None,
   **options: Any,
 ) -> TrainChunk:
   """Returns jitted `train_chunk(state, feed, count)`.
@@ -290,24 +300,36 @@ def compile_train_chunk(
     state_sharding: shardings of the state's leaves; None is `sharding`.
     dtype: dtype of the model.
     kernel_choice: "xla" or "native", from `kernels.resolve`.
+    distillation: see `train_step`; its arrays are of the host.
     **options: further arguments of `train_step`.
   """
   shardings = state_sharding or sharding, sharding
 
-  def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-    state, metrics = train_step(state, batch, task=task, **options)
-    # Without this, the loop could shard the parameters like the optimiser's state.
-    return lax.with_sharding_constraint(state, shardings[0]), metrics
+  def chunk(
+    state: TrainState, feed: Any, count: Any, teacher: Distillation | None = None
+  ) -> tuple[TrainState, Metrics]:
+    parts = {"task": task, "distillation": teacher, **options}
 
-  chunk = partial(train_chunk, train_step=step, take_batch=take_batch, task=task)
+    def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
+      state, metrics = train_step(state, batch, **parts)
+      # Without this, the loop could shard the parameters like the optimiser's state.
+      return lax.with_sharding_constraint(state, shardings[0]), metrics
+
+    return train_chunk(
+      state, feed, count, train_step=step, take_batch=take_batch, task=task
+    )
+
   device: jax.Device = next(iter(sharding.device_set))
-  return compilation.jit(
+  compiled = compilation.jit(
     kernels.traced_with(kernel_choice, chunk),
     device.platform,
     dtype=dtype,
     donate_argnums=0,
     out_shardings=shardings,
   )
+  if distillation is None:
+    return compiled
+  return BoundChunk(compiled, distillation, sharding)
 
 
 def compile_eval_chunk(
