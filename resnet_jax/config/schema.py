@@ -11,6 +11,7 @@ import dataclasses
 
 from resnet_jax.config import allowed
 from resnet_jax.config.data_settings import AugmentConfig, DataConfig
+from resnet_jax.config.distill_settings import DistillConfig
 from resnet_jax.config.loss_settings import LossConfig
 from resnet_jax.config.model_settings import ModelConfig
 from resnet_jax.config.optim_settings import OptimConfig
@@ -20,6 +21,7 @@ __all__ = [
   "CheckpointConfig",
   "Config",
   "DataConfig",
+  "DistillConfig",
   "LossConfig",
   "ModelConfig",
   "OptimConfig",
@@ -116,3 +118,4 @@ class Config:
   loss: LossConfig = dataclasses.field(default_factory=LossConfig)
   optim: OptimConfig = dataclasses.field(default_factory=OptimConfig)
   checkpoint: CheckpointConfig = dataclasses.field(default_factory=CheckpointConfig)
+  distill: DistillConfig = dataclasses.field(default_factory=DistillConfig)

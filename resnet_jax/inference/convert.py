@@ -26,6 +26,9 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
 
+# Settings that may be paths on this machine.
+_PATHS = ("init_from", "distill.teacher")
+
 
 def convert(
   source: str,
@@ -175,9 +178,9 @@ def _describe_training(
   settings = {
     path: value
     for path, field, value in walk(config)
-    # `init_from` may be a path on this machine, so it is left out. So are settings that
-    # may change when a run is resumed, such as the data folder or how often to log.
-    if value != defaults[path] and path != "init_from" and not may_change(field, config)
+    # A file of weights does not tell paths on this machine. It also leaves out settings
+    # that may change when a run is resumed, such as how often to log.
+    if value != defaults[path] and path not in _PATHS and not may_change(field, config)
   }
   return {
     "data": part_name(config.data.factory, config.data.name),

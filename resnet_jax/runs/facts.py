@@ -36,6 +36,7 @@ class RunFacts:
     num_train_images: number of training images; 0 if not known.
     train_digest: digest of the list of training images; "" if they have none.
     has_digests: whether all checkpoints of the run have digests of their files.
+    teacher_digest: digest of the teacher's weights; "" if the run has no teacher.
   """
 
   kernels: str = ""
@@ -45,6 +46,7 @@ class RunFacts:
   num_train_images: int = 0
   train_digest: str = ""
   has_digests: bool = False
+  teacher_digest: str = ""
 
   @property
   def images(self) -> ImageCount:

@@ -48,6 +48,7 @@ def plot_curves(
   best_metric: str = "top1",
   decays: Sequence[float] = (),
   smoothed: bool = False,
+  distilled: bool = False,
 ) -> None:
   """Draws training (thin) and evaluation (bold) curves, like the paper's figures.
 
@@ -59,6 +60,7 @@ def plot_curves(
     best_metric: the metric that chooses the best checkpoint; more is better.
     decays: epochs at which the learning rate drops.
     smoothed: whether the training loss uses label smoothing.
+    distilled: whether the training loss is that of a distillation.
   """
   series: dict[str, list[dict[str, Any]]] = {
     split: [record for record in records if record["split"] == split]
@@ -111,7 +113,7 @@ def plot_curves(
   figure.text(
     0.02,
     0.015,
-    _note(smoothed, bool(drops)),
+    _note(smoothed, distilled, bool(drops)),
     fontsize=7.5,
     color=figure_style.FAINT_TEXT,
     linespacing=1.3,
@@ -154,12 +156,14 @@ def _shown(value: float, metric: str) -> float:
   return 100 * (1 - value) if metric == "top1" else value
 
 
-def _note(smoothed: bool, drops: bool) -> str:
+def _note(smoothed: bool, distilled: bool, drops: bool) -> str:
   labels = " with smoothed labels" if smoothed else ""
   note = (
     "The training line shows means over the steps between two logs, on augmented "
     f"images{labels}, so it can lie above the evaluation."
   )
+  if distilled:
+    note += " The training loss is that of the distillation."
   if drops:
     note += " Dotted lines mark where the learning rate drops."
   return textwrap.fill(note, 104)

@@ -226,6 +226,11 @@ def _check_resumable(
       f"{describe_parts(own)}); give the same parts or use a new --workdir"
     )
   _check_same_images(before, facts, workdir)
+  if before.teacher_digest != facts.teacher_digest:
+    raise UserError(
+      f"cannot resume: config.distill.teacher={config.distill.teacher!r} has other "
+      "weights than when this run began; put the old ones back or use a new --workdir"
+    )
   if before.kernels not in ("", facts.kernels):
     print(
       f"warning: this run was trained with {printable(before.kernels)} kernels and is "

@@ -136,6 +136,28 @@ def pair_classes(
   )
 
 
+def order_classes(
+  names: Sequence[str], class_names: Sequence[str]
+) -> tuple[int, ...] | None:
+  """Returns the index of a network's class for each class of the images.
+
+  Classes with identical names match. ImageNet's may also be named by their WordNet ids.
+
+  Args:
+    names: names of all classes of the images, in order.
+    class_names: the network's class names, in order.
+
+  Returns:
+    An index for each of `names`, all different; None if the two sets of classes differ.
+  """
+  if tuple(names) == tuple(class_names):
+    return (*range(len(names)),)
+  for known in (_unique(class_names), _synsets(class_names)):
+    if sorted(known) == sorted(names) and len(known) == len(class_names):
+      return tuple(known[name] for name in names)
+  return None
+
+
 def _relabel(
   source: Source, labels: Mapping[int, int], class_names: tuple[str, ...]
 ) -> Source:

@@ -49,6 +49,7 @@ from resnet_jax.training.resolved_config import (
 from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Task, check_outputs, check_task, create_task
+from resnet_jax.training.teacher import Teacher, create_teacher
 
 Devices = Sequence[jax.Device]
 # A split given by the user: a data set ready to train on, or a source of its images.
@@ -263,9 +264,14 @@ class Experiment:
     return create_preprocess(self.config, self.train_data.image_shape)
 
   @functools.cached_property
+  def teacher(self) -> Teacher | None:
+    """The teacher of `config.distill`, which fits the data; None if it has none."""
+    return create_teacher(self.config, self.task, self.train_data)
+
+  @functools.cached_property
   def train_chunk(self) -> steps.TrainChunk:
     """Compiled (state, feed, number of updates, image size) -> state, metrics."""
-    config = self.config
+    config, teacher = self.config, self.teacher
     return steps.compile_train_chunk(
       task=self.task,
       preprocess=self.preprocess,
@@ -279,6 +285,7 @@ class Experiment:
       dtype=config.model.dtype,
       sharding=replicated(self.mesh),
       kernel_choice=self.kernels,
+      distillation=None if teacher is None else teacher.distillation,
     )
 
   @functools.cached_property
@@ -320,7 +327,11 @@ class Experiment:
   def facts(self) -> RunFacts:
     """What to save with a run in addition to its settings."""
     shape, images = self.eval_data.image_shape, count_images(self.train_data)
-    return RunFacts(self.kernels, self.task.best_metric, shape, self.own_parts, *images)
+    facts = RunFacts(
+      self.kernels, self.task.best_metric, shape, self.own_parts, *images
+    )
+    teacher = "" if self.teacher is None else self.teacher.digest
+    return dataclasses.replace(facts, teacher_digest=teacher)
 
   @property
   def saved_config(self) -> Config:

@@ -21,6 +21,7 @@ from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
 from resnet_jax.training.averages import Average
+from resnet_jax.training.distillation import BoundChunk, Distillation
 from resnet_jax.training.sharpness import Perturb
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
@@ -70,6 +71,7 @@ def train_step(
   accumulate: int = 1,
   average: Average | None = None,
   skip_nonfinite: bool = False,
+  distillation: Distillation | None = None,
 ) -> tuple[TrainState, Metrics]:
   """Applies one update.
 
@@ -87,6 +89,7 @@ def train_step(
       no average.
     skip_nonfinite: if the loss or a gradient is not finite, skip the update: only the
       step counts change.
+    distillation: the teacher, computed once for the whole batch; None has no teacher.
 
   Returns:
     The state after the update, and the batch's metrics in train mode, computed with
@@ -103,6 +106,8 @@ def train_step(
     targets = task.targets(batch["label"])
     images, targets = mix(mix_key, batch["image"], targets)
     batch |= {"image": images, "target": targets}
+  if distillation is not None:
+    batch |= {"teacher_logits": distillation.logits(batch["image"])}
   count = jnp.sum(batch["mask"], dtype=jnp.float32)
 
   def loss_fn(
@@ -116,6 +121,10 @@ def train_step(
       rngs={"dropout": key},
     )
     metrics = compute_metrics(task, logits, batch, batch.get("target"), train=True)
+    if distillation is not None:
+      outputs = logits, batch["teacher_logits"]
+      total = distillation.total_loss(metrics["loss"], *outputs, batch["mask"])
+      metrics = metrics | {"loss": total}
     return metrics["loss"] / count, (updates.get("batch_stats", {}), metrics)
 
   gradient = jax.grad(loss_fn, has_aux=True)
@@ -281,6 +290,7 @@ def compile_train_chunk(
   state_sharding: Any = None,
   dtype: DTypeLike = jnp.float32,
   kernel_choice: str = "xla",
+  distillation: Distillation | None = None,
   **options: Any,
 ) -> TrainChunk:
   """Returns jitted `train_chunk(state, feed, count, size=0)`.
@@ -295,19 +305,23 @@ def compile_train_chunk(
     state_sharding: shardings of the state's leaves; None is `sharding`.
     dtype: dtype of the model.
     kernel_choice: "xla" or "native", from `kernels.resolve`.
+    distillation: see `train_step`; its arrays are of the host.
     **options: further arguments of `train_step`.
   """
   shardings = state_sharding or sharding, sharding
 
   def chunk(
-    state: TrainState, feed: Any, count: Int[Array, ""], size: int = 0
+    state: TrainState,
+    feed: Any,
+    count: Int[Array, ""],
+    size: int = 0,
+    teacher: Distillation | None = None,
   ) -> tuple[TrainState, Metrics]:
     resized = partial(preprocess, size=size) if size else preprocess
+    parts = {"task": task, "distillation": teacher, "preprocess": resized, **options}
 
     def step(state: TrainState, batch: Batch) -> tuple[TrainState, Metrics]:
-      state, metrics = train_step(
-        state, batch, task=task, preprocess=resized, **options
-      )
+      state, metrics = train_step(state, batch, **parts)
       # Without this, the loop could shard the parameters like the optimiser's state.
       return lax.with_sharding_constraint(state, shardings[0]), metrics
 
@@ -316,7 +330,7 @@ def compile_train_chunk(
     )
 
   device: jax.Device = next(iter(sharding.device_set))
-  return compilation.jit(
+  compiled = compilation.jit(
     kernels.traced_with(kernel_choice, chunk),
     device.platform,
     dtype=dtype,
@@ -324,6 +338,9 @@ def compile_train_chunk(
     static_argnums=3,
     out_shardings=shardings,
   )
+  if distillation is None:
+    return compiled
+  return BoundChunk(compiled, distillation, sharding)
 
 
 def compile_eval_chunk(

@@ -121,7 +121,7 @@ def _prepare(experiment: Experiment, workdir: str) -> Variables | None:
   Returns:
     The weights that a new run starts from, if the settings name any.
   """
-  for part in ("state_init", "preprocess", "refresh"):
+  for part in ("state_init", "preprocess", "refresh", "teacher"):
     getattr(experiment, part)
   return None if latest_step(workdir) else _load_start(experiment)
 
@@ -261,6 +261,7 @@ def _open_writer(
       best_metric=experiment.facts.best_metric,
       decays=[step / plan.steps_per_epoch for step in drops],
       smoothed=experiment.config.optim.label_smoothing > 0,
+      distilled=experiment.teacher is not None,
     )
 
   def tell(step: int, split: str, values: dict[str, float]) -> None:
@@ -351,9 +352,20 @@ def _headline(experiment: Experiment, state: TrainState) -> list[str]:
     f"{experiment.data_name}: {train_data.num_examples:,} training and "
     f"{eval_data.num_examples:,} evaluation images of "
     f"{len(train_data.class_names):,} classes",
+    *_describe_teacher(experiment),
     f"{plan.num_steps} step{'s' * (plan.num_steps > 1)} of {config.batch_size} "
     f"images{done}, on "
     f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
     *[f"size of the training images: {sizes}"] * bool(plan.size_steps),
     *[warning] * too_long,
+  ]
+
+
+def _describe_teacher(experiment: Experiment) -> list[str]:
+  teacher, settings = experiment.teacher, experiment.config.distill
+  if teacher is None:
+    return []
+  return [
+    f"teacher: {settings.teacher}, {teacher.name} ({teacher.num_parameters:,} "
+    f"parameters), temperature {settings.temperature:g}, weight {settings.weight:g}"
   ]

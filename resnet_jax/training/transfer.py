@@ -61,7 +61,7 @@ def load_start(
     FileNotFoundError: the run, checkpoint or file does not exist.
     OSError: the checkpoint is damaged.
   """
-  source, saved = _find(source)
+  source, saved = find_weights(source)
   if saved is not None:
     workdir, which = run_dir.split_checkpoint(source)
     with CheckpointStore(workdir) as store:
@@ -148,21 +148,28 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
     UserError: the run or the file is damaged.
     NotFoundError: the run or file does not exist.
   """
-  source, saved = _find(source)
+  source, saved = find_weights(source)
   if saved is not None:
     return preprocessing_of(saved.data)
   return weights.read_preprocessing(source, model)
 
 
-def _find(source: str) -> tuple[str, Config | None]:
-  """Returns the path of trained weights and, if they belong to a run, its settings."""
+def find_weights(
+  source: str, setting: str = "config.init_from"
+) -> tuple[str, Config | None]:
+  """Returns the path of trained weights and, if they belong to a run, its settings.
+
+  Raises:
+    NotFoundError: there are no such weights.
+    UserError: the settings of the run are damaged.
+  """
   source = os.path.expanduser(source)
-  weights.check_exists(source, "config.init_from=")
+  weights.check_exists(source, f"{setting}=")
   if not weights.is_run(source):
     return source, None
   saved = run_dir.read_config(run_dir.split_checkpoint(source)[0])
   if saved is None:
-    raise NotFoundError(f"config.init_from={source!r} holds no run: no config.json")
+    raise NotFoundError(f"{setting}={source!r} holds no run: no config.json")
   return source, saved
 
 

@@ -29,7 +29,10 @@ _TORCHVISION = re.compile(r"(\w+)-[0-9a-f]{8}")
 
 
 def complete_model(
-  path: str | Path, model: ModelConfig, ema: bool | None = None
+  path: str | Path,
+  model: ModelConfig,
+  ema: bool | None = None,
+  advice: str = "--model, such as --model resnet50 (model='resnet50' in Python)",
 ) -> ModelConfig:
   """Completes the settings of a network from a file of weights.
 
@@ -40,6 +43,7 @@ def complete_model(
       names, or the only one with parameters of these names and shapes. A `num_classes`
       of 0 stands for the number of logits in the file.
     ema: as for `load`.
+    advice: how the user names an architecture, for an error.
 
   Raises:
     UserError: the name is "", and no network of this package fits the file, or several
@@ -54,7 +58,7 @@ def complete_model(
   if not model.name:
     settings = None if saved is None else find_settings(saved)
     if settings is None:
-      settings = {"name": _find_name(path, tensors)}
+      settings = {"name": _find_name(path, tensors, advice)}
     model = dataclasses.replace(model, **settings)
   if not model.num_classes:
     model = dataclasses.replace(model, num_classes=count_logits(tensors))
@@ -75,7 +79,7 @@ def needs_new_head(path: str | Path, num_classes: int, ema: bool | None = None) 
   return count_logits(tensors) != num_classes
 
 
-def _find_name(path: Path, tensors: Tensors) -> str:
+def _find_name(path: Path, tensors: Tensors, advice: str) -> str:
   named = timm_name(config_files.read_architecture(path.parent))
   if named in MODELS:
     return named
@@ -88,8 +92,7 @@ def _find_name(path: Path, tensors: Tensors) -> str:
     return names[0]
   which = f"may be for {', '.join(names)}" if names else "fits no network here"
   raise UserError(
-    f"{path} does not say which network it is for, and {which}; name it by --model, "
-    "such as --model resnet50 (model='resnet50' in Python)"
+    f"{path} does not say which network it is for, and {which}; name it by {advice}"
   )
 
 

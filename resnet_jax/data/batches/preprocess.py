@@ -10,8 +10,10 @@ from typing import Protocol, runtime_checkable
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from resnet_jax.config.factories import call_factory
+from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasing
 from resnet_jax.runtime.arrays import (
@@ -95,6 +97,30 @@ def normalize(
   shift = jnp.array(mean, jnp.float32) / jnp.array(std, jnp.float32)
   pixels = images.astype(jnp.float32)
   return pixels * prepend_axes(scale, pixels) - prepend_axes(shift, pixels)
+
+
+def renormalize(
+  images: Float32[Array, "b h w c"], given: Preprocessing, wanted: Preprocessing
+) -> Float32[Array, "b h w c"]:
+  """Changes normalised images to another mean, standard deviation and channel order.
+
+  Args:
+    images: result of `normalize` with the values of `given`.
+    given: how the images are normalised. Only mean, std and channel order count.
+    wanted: how they are to be normalised.
+  """
+  is_reversed = given.channel_order != wanted.channel_order
+  # Computed in float64 at trace time, so that equal values give exactly 1 and 0.
+  (mean, std), (new_mean, new_std) = (
+    (np.array(p.mean), np.array(p.std)) for p in (given, wanted)
+  )
+  if is_reversed:
+    images, mean, std = images[..., ::-1], mean[::-1], std[::-1]
+  scale, shift = std / new_std, (mean - new_mean) / new_std
+  if (scale == 1).all() and (shift == 0).all():
+    return images
+  scale, shift = (jnp.asarray(values, jnp.float32) for values in (scale, shift))
+  return images * prepend_axes(scale, images) + prepend_axes(shift, images)
 
 
 def create_normalize(data: DataConfig) -> Callable[[jax.Array], jax.Array]:
