@@ -301,8 +301,8 @@ def _fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
       "those of the evaluation, or another --dataset"
     )
   split = f"{args.dataset or saved.name}:{args.split or ''}"
-  fit = temperature if args.fit_temperature else multi_label
-  return fit.fit_and_store(prepared, args.workdir, split)
+  fit = temperature.fit_and_store if args.fit_temperature else multi_label.fit_and_store
+  return fit(prepared, args.workdir, split)
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":

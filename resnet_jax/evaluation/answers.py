@@ -139,7 +139,7 @@ class SetAnswers(Outputs):
   @staticmethod
   def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
     """Returns logits whose sigmoid is the average of the given ones' sigmoid."""
-    mean = np.mean([expit(x.astype(np.float64)) for x in logits], axis=0)
+    mean = np.stack([expit(x.astype(np.float64)) for x in logits]).mean(axis=0)
     averaged: np.ndarray = logit(mean).astype(np.float32)
     return averaged
 
@@ -165,8 +165,8 @@ class NumberAnswers(Outputs):
   @staticmethod
   def average(logits: Sequence[Float32[np.ndarray, "n k"]]) -> np.ndarray:
     """Returns the mean."""
-    averaged: np.ndarray = np.mean(logits, axis=0, dtype=np.float64).astype(np.float32)
-    return averaged
+    averaged: np.ndarray = np.stack(logits).mean(axis=0, dtype=np.float64)
+    return averaged.astype(np.float32)
 
 
 def has_answers(experiment: Experiment) -> bool:

@@ -55,9 +55,10 @@ class Run:
     records = read_records(path)
     try:
       kept = json.loads("".join(_lines(path / "report" / "metrics.json")) or "{}")
-      rows = csv.DictReader(_lines(path / "report" / "predictions.csv"))
-      if config.data.labels == "numbers":  # They are not right or wrong.
-        rows = iter([])
+      # Numbers are not right or wrong.
+      has_classes = config.data.labels != "numbers"
+      file = path / "report" / "predictions.csv"
+      rows = csv.DictReader(_lines(file) if has_classes else [])
       predictions = {row["path"]: (row["label"], row["prediction"]) for row in rows}
       scores = kept.get("scores", {})
       if not scores:

@@ -157,7 +157,7 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
 def _in_units(variables: Variables, loss: LossConfig) -> Variables:
   """Returns variables whose head gives numbers in the units of the labels."""
   params = dict(variables["params"])
-  mean, std = np.float32(loss.target_mean), np.float32(loss.target_std)
+  mean, std = (np.array(x, np.float32) for x in (loss.target_mean, loss.target_std))
   head = params["head"]
   params["head"] = {
     "kernel": head["kernel"] * std,

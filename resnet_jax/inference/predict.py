@@ -75,15 +75,14 @@ def predict(
   def outputs(found: dict[str, Array]) -> tuple[Array, Array, Array]:
     answers = found[classifier.answer]
     count = answers.shape[-1]
-    if numbers:
-      top_k = [answers, jnp.zeros(answers.shape, jnp.int32)]
-    else:
+    top_k = answers, jnp.zeros(answers.shape, jnp.int32)
+    if not numbers:
       top_k = jax.lax.top_k(answers, count if several else min(top, count))
     maps = [name for name in found if name.startswith("c")]
     if not maps:  # A custom network.
-      return *top_k, jnp.zeros((len(top_k[0]), 1, 1))
+      return top_k[0], top_k[1], jnp.zeros((len(answers), 1, 1))
     kernel = classifier.variables["params"]["head"]["kernel"]
-    return *top_k, grad_cam(found[max(maps)], kernel, top_k[1][:, 0])
+    return top_k[0], top_k[1], grad_cam(found[max(maps)], kernel, top_k[1][:, 0])
 
   batches = read_batches(
     files,

@@ -162,9 +162,10 @@ def _relabel(
   source: Source, labels: Mapping[int, int], class_names: tuple[str, ...]
 ) -> Source:
   if label_spec(source).kind == "classes":
+    every: np.ndarray = getattr(source, "labels")  # noqa: B009 - not in the protocol
     new = np.zeros((len(source), len(class_names)), bool)
     for old, place in labels.items():
-      new[:, place] = source.labels[:, old]
+      new[:, place] = every[:, old]
     if not is_in_memory(source):
       return RelabelledSets(source, new, class_names)
   elif not is_in_memory(source):

@@ -43,6 +43,7 @@ from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
   resolve_settings,
   with_dtype,
+  with_eval_size,
   with_label_statistics,
   with_num_classes,
 )
@@ -335,16 +336,8 @@ class Experiment:
 
   @property
   def saved_config(self) -> Config:
-    """The settings to save with a run.
-
-    If no setting resizes the evaluation images and they are square, their size is
-    added. Photos are later resized to this size.
-    """
-    (height, width, _), data = self.eval_data.image_shape, self.config.data
-    if data.eval_resize or data.eval_crop or height != width:
-      return self.config
-    data = dataclasses.replace(data, eval_resize=height, eval_crop=width)
-    return dataclasses.replace(self.config, data=data)
+    """The settings to save with a run."""
+    return with_eval_size(self.config, self.eval_data.image_shape)
 
 
 def _open_training(config: Config, mesh: Mesh, images: Images | None) -> Dataset:

@@ -132,6 +132,18 @@ def with_label_statistics(config: Config, images: Dataset) -> Config:
   return dataclasses.replace(config, loss=loss)
 
 
+def with_eval_size(config: Config, image_shape: tuple[int, int, int]) -> Config:
+  """Returns settings with the size of square evaluation images, if none resizes them.
+
+  Photos are later resized to this size.
+  """
+  (height, width, _), data = image_shape, config.data
+  if data.eval_resize or data.eval_crop or height != width:
+    return config
+  data = dataclasses.replace(data, eval_resize=height, eval_crop=width)
+  return dataclasses.replace(config, data=data)
+
+
 def with_dtype(config: Config) -> Config:
   """Returns a copy of settings with the dtype of this machine."""
   config = copy.deepcopy(config)

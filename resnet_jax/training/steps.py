@@ -20,6 +20,7 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
+from resnet_jax.training.accumulation import accumulate_gradients
 from resnet_jax.training.averages import Average
 from resnet_jax.training.distillation import BoundChunk, Distillation
 from resnet_jax.training.sharpness import Perturb
@@ -31,10 +32,6 @@ TakeBatch = Callable[[Any, jax.Array], Batch]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Metrics]
 Apply = Callable[..., Any]  # A module's `apply`.
-# (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
-_Gradient = Callable[
-  [dict[str, Any], Batch, jax.Array], tuple[Any, tuple[dict[str, Any], Metrics]]
-]
 
 
 @runtime_checkable
@@ -132,7 +129,7 @@ def train_step(
   def gradient_at(params: Any) -> tuple[Any, dict[str, Any], Metrics]:
     args = state.batch_stats, batch, dropout_key
     if accumulate > 1:
-      return _accumulate(partial(gradient, params), *args, accumulate)
+      return accumulate_gradients(partial(gradient, params), *args, accumulate)
     grads, (batch_stats, metrics) = gradient(params, *args)
     return grads, batch_stats, metrics
 
@@ -164,46 +161,6 @@ def train_step(
 def all_finite(tree: Any) -> Bool[Array, ""]:
   """Whether every number of a tree is finite."""
   return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
-
-
-def _accumulate(
-  gradient: _Gradient,
-  batch_stats: dict[str, Any],
-  batch: Batch,
-  key: jax.Array,
-  parts: int,
-) -> tuple[Any, dict[str, Any], Metrics]:
-  """Adds up the gradients and metrics of the parts of a batch.
-
-  Args:
-    gradient: (batch_stats, batch, key) -> gradients, (batch_stats, metrics).
-    batch_stats: the batch-norm statistics before the batch.
-    batch: the whole batch. Part i has the rows i, i + parts, ..., so that each part is
-      spread over all devices.
-    key: PRNG key of dropout.
-    parts: number of parts, a divisor of B.
-  """
-  split = jax.tree.map(
-    lambda x: x.reshape(-1, parts, *x.shape[1:]).swapaxes(0, 1), batch
-  )
-
-  def body(
-    carry: tuple[dict[str, Any], Any, Metrics], part: tuple[Batch, jax.Array]
-  ) -> tuple[tuple[dict[str, Any], Any, Metrics], None]:
-    batch_stats, grads, metrics = carry
-    more_grads, (batch_stats, more) = gradient(batch_stats, *part)
-    grads = jax.tree.map(jnp.add, grads, more_grads)
-    return (batch_stats, grads, add_metrics(metrics, more)), None
-
-  inputs = split, jax.random.split(key, parts)
-  # The sums start at zero. To start them with the first part's values would compile the
-  # gradient twice: once before the loop, once in it.
-  first = jax.tree.map(lambda x: x[0], inputs)
-  shapes = jax.eval_shape(gradient, batch_stats, *first)
-  grads, (_, metrics) = jax.tree.map(jnp.zeros_like, shapes)
-  carry, _ = lax.scan(body, (batch_stats, grads, metrics), inputs)
-  batch_stats, grads, metrics = carry
-  return grads, batch_stats, metrics
 
 
 def eval_step(

@@ -23,6 +23,7 @@ from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.headline import headline
 from resnet_jax.training.hooks import Hook
 from resnet_jax.training.plateau import Plateau, create_plateau
 from resnet_jax.training.state import TrainState
@@ -232,7 +233,7 @@ def _restore(
       state = start_from(state, start)
       head = "its" if experiment.config.init_head else "a new"
       say(f"starts from {experiment.config.init_from}, with {head} head")
-  say(*_headline(experiment, state), f"run: {workdir}")
+  say(*headline(experiment, state), f"run: {workdir}")
   shapes = experiment.train_data.image_shape, experiment.eval_data.image_shape
   for text in size_warnings(experiment.model, *shapes):
     warn(text)
@@ -328,44 +329,3 @@ def _last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
     step = latest_step(workdir)
     last = f"the last good checkpoint is of step {step}" if step else "nothing is saved"
     raise FloatingPointError(f"{error}; {last}") from None
-
-
-def _headline(experiment: Experiment, state: TrainState) -> list[str]:
-  config, plan = experiment.config, experiment.plan
-  train_data, eval_data = experiment.train_data, experiment.eval_data
-  params = sum(leaf.size for leaf in jax.tree.leaves(state.params))
-  kind = experiment.mesh.devices.flat[0].device_kind
-  count = experiment.mesh.size
-  done = f", {int(state.step)} of them done" if state.step else ""
-  too_long = plan.warmup_steps > plan.num_steps
-  result = "the learning rate stays below its peak"
-  if config.optim.warmup == "head":
-    result = "only the head is trained"
-  warning = (
-    f"warning: the warmup of {plan.warmup_steps} steps is longer than the run, so "
-    f"{result}"
-  )
-  ends = zip(plan.sizes, [*plan.size_steps, plan.num_steps], strict=True)
-  sizes = ", ".join(f"{size} pixels to step {end}" for size, end in ends)
-  return [
-    f"{experiment.model_name} ({params:,} parameters, {config.model.dtype}) on "
-    f"{experiment.data_name}: {train_data.num_examples:,} training and "
-    f"{eval_data.num_examples:,} evaluation images of "
-    f"{len(train_data.class_names):,} classes",
-    *_describe_teacher(experiment),
-    f"{plan.num_steps} step{'s' * (plan.num_steps > 1)} of {config.batch_size} "
-    f"images{done}, on "
-    f"{count} {kind} device{'s' * (count > 1)}, {experiment.kernels} kernels",
-    *[f"size of the training images: {sizes}"] * bool(plan.size_steps),
-    *[warning] * too_long,
-  ]
-
-
-def _describe_teacher(experiment: Experiment) -> list[str]:
-  teacher, settings = experiment.teacher, experiment.config.distill
-  if teacher is None:
-    return []
-  return [
-    f"teacher: {settings.teacher}, {teacher.name} ({teacher.num_parameters:,} "
-    f"parameters), temperature {settings.temperature:g}, weight {settings.weight:g}"
-  ]

@@ -2,7 +2,6 @@
 
 import csv
 import hashlib
-import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -80,6 +79,7 @@ def _list_table(
 ) -> FileList:
   rows = _read_table(path, kind)
   _check_rows(path, rows)
+  labels: Sequence[int] | np.ndarray
   if kind == "classes":
     labels, classes = _several_classes(path, rows, class_names)
   elif kind == "numbers":
@@ -113,13 +113,13 @@ def _several_classes(
 
 def _numbers(path: Path, rows: Sequence[_Row]) -> tuple[np.ndarray, list[str]]:
   """Returns float32 [N, K] and names of the numbers of labels such as "0.5;12"."""
-  labels = []
+  labels: list[list[float]] = []
   for row in rows:
     try:
       label = [float(text) for text in row.label.split(";")]
     except ValueError:
       label = []
-    if not label or not all(map(math.isfinite, np.float32(label))):
+    if not label or not np.isfinite(np.array(label, np.float32)).all():
       raise UserError(
         f"{path}, line {row.line}: label {row.label[:40]!r} must be one or several "
         "finite numbers, such as 0.5 or 0.5;12"
