@@ -3,6 +3,7 @@
 import csv
 import io
 import json
+import re
 
 import cv2
 import jax
@@ -244,7 +245,12 @@ def test_the_command_prints_and_writes_a_table(tmp_path, capsys):
   with open(folder / "corruptions.csv") as file:
     rows = [*csv.reader(file)]
   assert [row[1:] for row in rows[2:]] == [row[1:] for row in table[2:]]
-  assert "| contrast | " in (folder / "corruptions.md").read_text()
+  markdown = (folder / "corruptions.md").read_text()
+  assert "| contrast | " in markdown and markdown in (folder / "report.md").read_text()
+  page = (folder / "report.html").read_text()
+  for row in rows:
+    cells = "".join(f"<t[dh]>{re.escape(cell)}</t[dh]>" for cell in row)
+    assert re.search(cells, page)
   with Image.open(folder / "corruptions.png") as picture:
     assert min(picture.size) > 200
 

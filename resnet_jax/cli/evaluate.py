@@ -5,6 +5,7 @@ import json
 from typing import TYPE_CHECKING, Any
 
 from resnet_jax.cli.ensembles import member, name_member
+from resnet_jax.cli.fitting import fit
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
   SOURCE,
@@ -230,7 +231,7 @@ def _evaluate(
   kind = first.experiment.config.data.labels
   _check_kind(args, kind)
   if args.fit_temperature or args.fit_thresholds:
-    return first.step, _fit(args, first), None
+    return first.step, fit(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
   is_plain = not any(others) and not corruptions and views == Views()
   if is_plain and (kind == "class" or not has_answers(first.experiment)):
@@ -269,7 +270,7 @@ def _evaluate(
     return first.step, score(answers), corrupted
   who = f"{len(found)} networks" if args.ensemble else first.experiment.model_name
   title = f"{who} on {data_name(first)}"
-  scores = write_report(args.report, first, answers, title)
+  scores = write_report(args.report, first, answers, title, corrupted)
   write_robustness(args.report, corrupted)
   return first.step, scores, corrupted
 
@@ -281,28 +282,6 @@ def _check_kind(args: argparse.Namespace, kind: str) -> None:
       raise UserError(
         f"--{flag} needs a network with config.data.labels={needed!r}, not {kind!r}"
       )
-
-
-def _fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
-  """Fits a temperature or thresholds and stores them with the run."""
-  from resnet_jax.evaluation import multi_label, temperature
-  from resnet_jax.runs import run_dir
-
-  flag = "--fit-temperature" if args.fit_temperature else "--fit-thresholds"
-  if args.workdir is None:
-    raise UserError(f"{flag} needs --workdir RUN, where it is stored")
-  saved = run_dir.load_run_config(args.workdir, args.trust_code).data
-  others = {None, saved.train_split, saved.eval_split}
-  if not saved.eval_split:  # One of these was evaluated.
-    others |= {"test", "val", "validation"}
-  if args.dataset is None and args.split in others:
-    raise UserError(
-      f"{flag} needs --split with images that are neither the training images nor "
-      "those of the evaluation, or another --dataset"
-    )
-  split = f"{args.dataset or saved.name}:{args.split or ''}"
-  fit = temperature.fit_and_store if args.fit_temperature else multi_label.fit_and_store
-  return fit(prepared, args.workdir, split)
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":

@@ -21,6 +21,7 @@ from resnet_jax.evaluation import classification, multi_label, regression, score
 from resnet_jax.evaluation.answers import Answers, NumberAnswers, Outputs, SetAnswers
 from resnet_jax.evaluation.contents import Contents, Grid
 from resnet_jax.evaluation.intervals import LEVEL
+from resnet_jax.evaluation.robustness import EXPLANATION, Robustness
 from resnet_jax.evaluation.scores import score_rows
 from resnet_jax.inference.image_grid import Picture, draw_grid
 from resnet_jax.runtime.atomic_files import write_text
@@ -84,7 +85,11 @@ def check_folder(folder: str | Path) -> Path:
 
 
 def write_report(
-  folder: str | Path, prepared: Prepared, answers: Outputs, title: str
+  folder: str | Path,
+  prepared: Prepared,
+  answers: Outputs,
+  title: str,
+  robustness: Robustness | None = None,
 ) -> dict[str, float]:
   """Writes report.html, report.md, metrics.json, the tables and the pictures.
 
@@ -95,6 +100,7 @@ def write_report(
     prepared: gives the images.
     answers: of one network, or of several averaged.
     title: of the page.
+    robustness: the errors on corrupted images, for a table below the scores.
 
   Returns:
     The result of `score`.
@@ -123,6 +129,9 @@ def write_report(
   for name, table in found.tables.items():
     write_text(path / f"{name}.csv", as_csv(table))
   text = [f"# {title}\n\n{facts}\n\n", markdown(rows), f"\n{note}\n"]
+  corrupted = robustness.rows() if robustness else []
+  if corrupted:
+    text.append(f"\n## Corrupted images\n\n{EXPLANATION}\n\n{markdown(corrupted)}")
   for picture in shown:
     image = f"\n![{picture.title}]({picture.name}.png)\n" if picture.data else ""
     text.append(f"\n## {picture.title}\n\n{picture.text}\n{image}")
@@ -132,6 +141,8 @@ def write_report(
     facts=facts,
     scores=rows,
     note=note,
+    corrupted=corrupted,
+    explanation=EXPLANATION,
     pictures=shown,
     origin=origin,
     style=STYLE,

@@ -15,6 +15,10 @@ from resnet_jax.evaluation.pictures import draw_corruptions
 from resnet_jax.runtime.tables import write_table
 
 FILE = "corruptions"  # .csv, .md and .png in the folder of a report.
+EXPLANATION = (
+  "The share of wrong predictions when the images are corrupted. Strength 1 is the "
+  "mildest, strength 5 the strongest."
+)
 
 
 @dataclasses.dataclass(frozen=True)
