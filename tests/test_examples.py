@@ -27,3 +27,13 @@ def test_mean_iou():
   mean_iou = runpy.run_path(str(EXAMPLES / "segment_digits.py"))["mean_iou"]
   # Class 0 has 6 of 6 + 2 + 1 pixels, class 1 has 3 of 3 + 2 + 1.
   assert mean_iou(np.array([[6, 2], [1, 3]])) == pytest.approx((6 / 9 + 3 / 6) / 2)
+
+
+def test_several_digits_for_each_image(tmp_path, monkeypatch, capsys):
+  run = tmp_path / "run"
+  arguments = ["--epochs", "1", "--canvases", "300", "--workdir", str(run)]
+  monkeypatch.setattr("sys.argv", ["multi_label_digits.py", *arguments])
+  monkeypatch.setattr("resnet_jax.runtime.compilation.keep_freed_memory", lambda: None)
+  runpy.run_path(str(EXAMPLES / "multi_label_digits.py"), run_name="__main__")
+  assert re.search(r"mAP of 30 test canvases: 0\.\d{3}\n", capsys.readouterr().out)
+  assert (run / "report" / "report.html").is_file()

@@ -26,7 +26,7 @@ def member(
 ) -> "Callable[[Corrupt | None], Outputs]":
   """Returns a function that gives the answers of a network, calibrated if asked."""
   from resnet_jax.evaluation.answers import collector
-  from resnet_jax.inference.classifier import read_calibration
+  from resnet_jax.inference.calibration import read_calibration
 
   run = collector(prepared, views)
   if not args.calibrated:

@@ -25,17 +25,17 @@ from resnet_jax.config.preprocessing import (
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.data.pipelines.host_batches import HostBatch
+from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir
-from resnet_jax.runs.calibration import check_fitted, read_fitted
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt8
-from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
 
@@ -166,7 +166,8 @@ class Classifier:
 
   def _answers(self, logits: Float32[Array, "b k"]) -> dict[str, Float32[Array, "b k"]]:
     if self.labels == "numbers":
-      return {"values": logits * jnp.array(self.std) + jnp.array(self.mean)}
+      mean, std = (jnp.array(x)[None] for x in (self.mean, self.std))
+      return {"values": logits * std + mean}
     activation = jax.nn.sigmoid if self.labels == "classes" else jax.nn.softmax
     return {"probabilities": activation(logits / self.temperature)}
 
@@ -286,33 +287,6 @@ def load_weights(
     labels=labels,
     **read_calibration(path, None, labels) if calibrated else {},
   )
-
-
-def read_calibration(path: str, step: int | None, labels: str) -> dict[str, Any]:
-  """Returns "temperature" or "thresholds", which were fitted for a network.
-
-  Args:
-    path: a run directory, or weights.
-    step: the completed steps of the run; None for weights.
-    labels: what the network predicts, see `DataConfig.labels`.
-
-  Raises:
-    NotFoundError: they were not fitted.
-    UserError: they are damaged, or the network predicts numbers.
-  """
-  if labels == "numbers":
-    raise UserError(f"{path} predicts numbers, which have no calibration")
-  name = "temperature" if labels == "class" else "thresholds"
-  if step is None:
-    found = weights.read_training(path).get(name)
-  else:
-    found = read_fitted(path, step, name)
-  if found is None:
-    raise NotFoundError(
-      f"{path} has no {name}; fit {'one' if labels == 'class' else 'them'} for its run "
-      f"by `resnet-jax evaluate --fit-{name}`, and convert the run again"
-    )
-  return {name: check_fitted(found, path)}
 
 
 def check_finite(outputs: np.ndarray, name: str) -> None:

@@ -160,7 +160,7 @@ def _in_units(variables: Variables, loss: LossConfig) -> Variables:
   mean, std = (np.array(x, np.float32) for x in (loss.target_mean, loss.target_std))
   head = params["head"]
   params["head"] = {
-    "kernel": head["kernel"] * std,
+    "kernel": head["kernel"] * std[None],
     "bias": head["bias"] * std + mean,
   }
   return {**variables, "params": params}

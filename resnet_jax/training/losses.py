@@ -74,7 +74,7 @@ def several_binary(
     weights: factors for each class of the part where the image has it, as PyTorch's
       `pos_weight`; () is 1.
   """
-  scale = jnp.array(weights) if weights else 1.0
+  scale = jnp.array(weights or (1.0,))[None]
   has, lacks = jax.nn.log_sigmoid(logits), jax.nn.log_sigmoid(-logits)
   own, others = -targets * scale * has, -(1 - targets) * lacks
   if gamma:

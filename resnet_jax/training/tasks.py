@@ -192,7 +192,7 @@ class Regression:
 
   def targets(self, labels: Float32[Array, "b k"]) -> Float32[Array, "b k"]:
     """Returns standardised numbers."""
-    return (labels - jnp.array(self.mean)) / jnp.array(self.std)
+    return (labels - jnp.array(self.mean)[None]) / jnp.array(self.std)[None]
 
   def loss(
     self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
@@ -209,7 +209,7 @@ class Regression:
     labels: 1 is perfect, and 0 is as good as that constant.
     """
     error = jnp.abs(logits - self.targets(labels))
-    mae = (error * jnp.array(self.std)).mean(axis=-1)
+    mae = (error * jnp.array(self.std)[None]).mean(axis=-1)
     return {"mae": mae, "skill": 1 - jnp.square(error).mean(axis=-1)}
 
 

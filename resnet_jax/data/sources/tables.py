@@ -119,7 +119,8 @@ def _numbers(path: Path, rows: Sequence[_Row]) -> tuple[np.ndarray, list[str]]:
       label = [float(text) for text in row.label.split(";")]
     except ValueError:
       label = []
-    if not label or not np.isfinite(np.array(label, np.float32)).all():
+    highest = float(np.finfo(np.float32).max)
+    if not label or not all(abs(x) <= highest for x in label):  # NaN is neither.
       raise UserError(
         f"{path}, line {row.line}: label {row.label[:40]!r} must be one or several "
         "finite numbers, such as 0.5 or 0.5;12"
