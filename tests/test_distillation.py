@@ -76,6 +76,27 @@ def test_a_weight_mixes_the_losses_of_the_teacher_and_of_the_labels():
   assert losses[TEACHER, 0.25] == pytest.approx(mixed, rel=1e-5)
 
 
+def first_loss(devices=None, **settings) -> float:
+  # Group norm, because batch norm sees each part of a batch on its own.
+  config = config_of(model__norm="group", **settings)
+  experiment = Experiment.create(config, devices=devices)
+  chunks = experiment.train_data.train_chunks(experiment.data_key, 0, experiment.plan)
+  state = experiment.initial_state()
+  _, metrics = experiment.train_chunk(state, next(iter(chunks))[1], 1)
+  return float(metrics["loss"])
+
+
+@pytest.mark.parametrize("more", [{"optim__accumulate": 2}, {"optim__sam_rho": 0.05}])
+def test_the_loss_is_the_same_in_parts_and_with_sam(more):
+  assert first_loss(**more) == pytest.approx(first_loss(), rel=1e-5)
+
+
+@pytest.mark.several_devices
+def test_the_loss_is_the_same_on_any_number_of_devices():
+  one = first_loss(jax.devices()[:1])
+  assert first_loss() == pytest.approx(one, rel=1e-5)
+
+
 def test_a_resumed_run_with_a_teacher_is_exact(tmp_path):
   config = config_of(augment__mixup=1.0)
   train_config(config, tmp_path / "resumed")

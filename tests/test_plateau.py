@@ -219,7 +219,7 @@ STOPPING = dataclasses.replace(
 
 @pytest.mark.several_devices
 def test_a_stop_survives_a_kill_and_more_patience_goes_on(whole, tmp_path, monkeypatch):
-  """The kill comes in the evaluation that decides about the stop, that of step 6."""
+  """The kill comes in the evaluation of step 6, which decides to stop the run."""
   die_in_evaluation(STOPPING, tmp_path, 6, monkeypatch, 2)
   shown = io.StringIO()
   state, _ = run(STOPPING, tmp_path, 2, Console(file=shown, width=200))

@@ -11,10 +11,11 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 
 def fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
   """Fits a temperature or thresholds and stores them with the run."""
-  from resnet_jax.evaluation import multi_label, temperature
+  from resnet_jax.evaluation.fitting import fit_and_store
   from resnet_jax.runs import run_dir
 
-  flag = "--fit-temperature" if args.fit_temperature else "--fit-thresholds"
+  name = "temperature" if args.fit_temperature else "thresholds"
+  flag = f"--fit-{name}"
   if args.workdir is None:
     raise UserError(f"{flag} needs --workdir RUN, where it is stored")
   saved = run_dir.load_run_config(args.workdir, args.trust_code).data
@@ -27,6 +28,4 @@ def fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
       "those of the evaluation, or another --dataset"
     )
   split = f"{args.dataset or saved.name}:{args.split or ''}"
-  function = temperature if args.fit_temperature else multi_label
-  found: dict[str, float] = function.fit_and_store(prepared, args.workdir, split)
-  return found
+  return fit_and_store(prepared, args.workdir, name, split)

@@ -136,8 +136,8 @@ class Plan:
   def counts_at(self, step: int) -> bool:
     """Whether the evaluation after `step` updates counts for a plateau or early stop.
 
-    Those during warmup do not count. Nor does that of the last step between two regular
-    ones: a longer run, as which this run may be resumed, does not have it.
+    Evaluations during warmup do not count. The evaluation of the last step counts only
+    if it is regular: a longer run, which may resume this one, would not have it.
     """
     return step > self.warmup_steps and step % self.eval_every == 0
 

@@ -12,6 +12,20 @@ from resnet_jax.config.optim_settings import OptimConfig
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
+# Setting -> the values of `data.labels` with which it has a meaning.
+_OF_LABELS = {
+  "optim.label_smoothing": ("class", "classes"),
+  "augment.cutmix": ("class", "classes"),
+  "data.sampling": ("class",),
+  "loss.bce_threshold": ("class",),
+  "loss.class_weighting": ("class", "classes"),
+  "loss.class_weights": ("class", "classes"),
+  "loss.class_counts": ("class",),
+  "loss.logit_adjustment": ("class",),
+  "loss.target_mean": ("numbers",),
+  "loss.target_std": ("numbers",),
+}
+
 
 def has_type(value: object, kind: Any) -> bool:
   """Whether a value has the type of a field; a bool is not a number."""
@@ -169,21 +183,6 @@ def _check_loss(config: Config) -> None:
         f"config.{name}={values[name]!r} has no meaning with config.data.labels="
         f"{kind!r}; set it to {defaults[name]!r}"
       )
-
-
-# Setting -> the values of `data.labels` with which it has a meaning.
-_OF_LABELS = {
-  "optim.label_smoothing": ("class", "classes"),
-  "augment.cutmix": ("class", "classes"),
-  "data.sampling": ("class",),
-  "loss.bce_threshold": ("class",),
-  "loss.class_weighting": ("class", "classes"),
-  "loss.class_weights": ("class", "classes"),
-  "loss.class_counts": ("class",),
-  "loss.logit_adjustment": ("class",),
-  "loss.target_mean": ("numbers",),
-  "loss.target_std": ("numbers",),
-}
 
 
 def _check_patience(optim: OptimConfig) -> None:

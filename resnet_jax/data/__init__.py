@@ -206,9 +206,15 @@ def is_in_memory(source: Source) -> TypeIs[ImageArrays]:
   return isinstance(source, ImageArrays)
 
 
+def known_labels(source: Source | Dataset) -> np.ndarray | None:
+  """Returns the labels of all images; None if they are not known before the images."""
+  labels: np.ndarray | None = getattr(source, "labels", None)
+  return labels
+
+
 def label_spec(source: Source) -> LabelSpec:
   """Returns the dtype and shape of the label of an image."""
-  labels = getattr(source, "labels", None)
+  labels = known_labels(source)
   if labels is None:
     return LabelSpec.of("class", len(source.class_names))
   return LabelSpec(labels.dtype, labels.shape[1:])
@@ -220,7 +226,7 @@ def count_classes(source: Source | Dataset) -> tuple[int, ...]:
   It is known of images in memory, and of an `ImageSource` or `Dataset` that has an
   attribute `labels`. Numbers have no classes.
   """
-  labels: np.ndarray | None = getattr(source, "labels", None)
+  labels = known_labels(source)
   if labels is None or labels.dtype.kind == "f":
     return ()
   if labels.ndim == 2:

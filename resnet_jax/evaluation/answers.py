@@ -107,9 +107,9 @@ class Answers(Outputs):
     averaged: np.ndarray = total.astype(np.float32)
     return averaged
 
-  def calibrated(self, *, temperature: float) -> "Answers":  # type: ignore[override]
-    """Returns the answers with the logits divided by a temperature."""
-    return self.with_logits(self.logits / np.float32(temperature))
+  def calibrated(self, **values: Any) -> "Answers":
+    """Returns the answers with the logits divided by `temperature`."""
+    return self.with_logits(self.logits / np.float32(values["temperature"]))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -123,6 +123,11 @@ class SetAnswers(Outputs):
 
   thresholds: tuple[float, ...] = ()
 
+  @property
+  def limits(self) -> Float64[np.ndarray, " k"]:
+    """The threshold of each class."""
+    return np.array(self.thresholds or [0.5] * self.logits.shape[1], np.float64)
+
   @functools.cached_property
   def probabilities(self) -> Float64[np.ndarray, "n k"]:
     """The sigmoid of the logits."""
@@ -132,8 +137,7 @@ class SetAnswers(Outputs):
   @functools.cached_property
   def predictions(self) -> Bool[np.ndarray, "n k"]:
     """Whether each class is predicted."""
-    limits = np.array(self.thresholds or [0.5] * self.logits.shape[1])
-    found: np.ndarray = self.probabilities >= limits
+    found: np.ndarray = self.probabilities >= self.limits
     return found
 
   @staticmethod

@@ -86,7 +86,6 @@ def _charts(answers: Answers) -> list[Chart]:
     confusion = "The pairs of label → prediction with the most mistakes."
   if not pairs:
     confusion = "No image is confused with another class."
-  counts = Counts.of(answers)
   return [
     Chart(
       *("confusion", "Confusion", confusion),
@@ -94,13 +93,7 @@ def _charts(answers: Answers) -> list[Chart]:
       if many and not pairs
       else functools.partial(pictures.draw_confusion, answers=answers),
     ),
-    Chart(
-      *("classes", "Classes"),
-      pictures.text_of_classes(int(np.count_nonzero(counts.labelled))),
-      functools.partial(
-        pictures.draw_classes, counts=counts, class_names=answers.class_names
-      ),
-    ),
+    pictures.chart_of_classes(Counts.of(answers), answers.class_names),
     Chart(
       *("reliability", "Reliability"),
       "How often predictions of a confidence are right. Above the line, the network is "

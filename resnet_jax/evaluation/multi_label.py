@@ -11,15 +11,13 @@ import numpy as np
 from sklearn import metrics
 
 from resnet_jax.evaluation import pictures
-from resnet_jax.evaluation.answers import SetAnswers, collect
+from resnet_jax.evaluation.answers import SetAnswers
 from resnet_jax.evaluation.contents import Caption, Chart, Contents, Grid
 from resnet_jax.evaluation.intervals import bootstrap
 from resnet_jax.evaluation.scores import Counts
-from resnet_jax.runs.calibration import write_fitted
 from resnet_jax.runtime.arrays import Bool, Float64
 from resnet_jax.runtime.figure_style import RIGHT, WRONG
 from resnet_jax.runtime.tables import Table
-from resnet_jax.training.evaluator import Prepared
 
 
 def count(answers: SetAnswers, weights: np.ndarray | None = None) -> Counts:
@@ -112,29 +110,6 @@ def _best_threshold(
   return float((sorted_ones[best] + following) / 2)
 
 
-def fit_and_store(prepared: Prepared, workdir: str, split: str) -> dict[str, float]:
-  """Fits the thresholds of a run on images, and stores them with the run.
-
-  Args:
-    prepared: the run and the images.
-    workdir: the run directory.
-    split: name of the images.
-
-  Returns:
-    "count", and scores with the thresholds and, as "macro_f1_before", without them.
-  """
-  answers = collect(prepared)
-  assert isinstance(answers, SetAnswers)
-  assert prepared.step is not None
-  thresholds, images = fit_thresholds(answers), len(answers.labels)
-  write_fitted(workdir, prepared.step, "thresholds", thresholds, split, images)
-  after, before = score(answers.calibrated(thresholds=thresholds)), score(answers)
-  found: dict[str, float] = {"count": images}
-  for name in ("macro_f1", "micro_f1", "sample_f1"):
-    found |= {name: after[name], f"{name}_before": before[name]}
-  return found
-
-
 def contents(answers: SetAnswers) -> Contents:
   """Returns what the report of these answers shows."""
   counts = count(answers)
@@ -147,13 +122,7 @@ def contents(answers: SetAnswers) -> Contents:
     bootstrap(per, lambda weights: _of_counts(count(answers, weights))),
     {"predictions": _predictions(answers), "per_class": _per_class(answers, counts)},
     [
-      Chart(
-        *("classes", "Classes"),
-        pictures.text_of_classes(int(np.count_nonzero(counts.labelled))),
-        functools.partial(
-          pictures.draw_classes, counts=counts, class_names=answers.class_names
-        ),
-      ),
+      pictures.chart_of_classes(counts, answers.class_names),
       Chart(
         *("precision_recall", "Precision and recall"),
         "Precision and recall of each class for all thresholds; the area below a curve "
@@ -208,7 +177,6 @@ def _predictions(answers: SetAnswers) -> Table:
 
 
 def _per_class(answers: SetAnswers, counts: Counts) -> Table:
-  limits = answers.thresholds or [0.5] * len(answers.class_names)
   header = ["class", "images", "predicted", "right", "threshold"]
   header += ["precision", "recall", "f1", "average_precision"]
   with warnings.catch_warnings():
@@ -221,7 +189,7 @@ def _per_class(answers: SetAnswers, counts: Counts) -> Table:
     [
       name,
       *(f"{int(x[i])}" for x in (counts.labelled, counts.predicted, counts.right)),
-      f"{limits[i]:.6f}",
+      f"{answers.limits[i]:.6f}",
       *(f"{x[i]:.6f}" for x in (counts.precision, counts.recall, counts.f1, ranked)),
     ]
     for i, name in enumerate(answers.class_names)

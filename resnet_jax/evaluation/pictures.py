@@ -1,12 +1,14 @@
 """The pictures of a report, as PNG files."""
 
 from collections.abc import Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from resnet_jax.evaluation.answers import Answers
+from resnet_jax.evaluation.contents import Chart
 from resnet_jax.evaluation.scores import Counts, calibration
 from resnet_jax.inference.image_grid import fit_text
 from resnet_jax.runtime import figure_style
@@ -69,10 +71,12 @@ def draw_confusion(path: Path, answers: Answers) -> None:
     _save(figure, path)
 
 
-def text_of_classes(count: int) -> str:
-  """Says what `draw_classes` shows of `count` classes with images."""
-  fewer = f"the {MOST_ROWS} classes with the lowest F1"
-  return f"Precision, recall and F1 of {'each class' if count <= MOST_ROWS else fewer}."
+def chart_of_classes(counts: Counts, class_names: Sequence[str]) -> Chart:
+  """Returns the chart that `draw_classes` draws."""
+  few = np.count_nonzero(counts.labelled) <= MOST_ROWS
+  which = "each class" if few else f"the {MOST_ROWS} classes with the lowest F1"
+  draw = partial(draw_classes, counts=counts, class_names=class_names)
+  return Chart("classes", "Classes", f"Precision, recall and F1 of {which}.", draw)
 
 
 def draw_classes(path: Path, counts: Counts, class_names: Sequence[str]) -> None:

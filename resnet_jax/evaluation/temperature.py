@@ -4,11 +4,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp
 
-from resnet_jax.evaluation.answers import Answers, collect
-from resnet_jax.evaluation.scores import score
-from resnet_jax.runs.calibration import write_fitted
+from resnet_jax.evaluation.answers import Answers
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.training.evaluator import Prepared
 
 RANGE = 0.01, 100.0
 
@@ -39,29 +36,3 @@ def fit_temperature(answers: Answers) -> float:
     loss, bounds=tuple(np.log(RANGE)), method="bounded", options={"xatol": 1e-6}
   )
   return float(np.exp(found.x))
-
-
-def fit_and_store(prepared: Prepared, workdir: str, split: str) -> dict[str, float]:
-  """Fits the temperature of a run on images, and stores it with the run.
-
-  Args:
-    prepared: the run and the images.
-    workdir: the run directory.
-    split: name of the images.
-
-  Returns:
-    "temperature", "count", and "loss" and "calibration_error" with it and, as
-    "loss_before" and "calibration_error_before", without it.
-  """
-  answers = collect(prepared)
-  assert isinstance(answers, Answers)
-  temperature = fit_temperature(answers)
-  after = score(answers.calibrated(temperature=temperature))
-  before = score(answers)
-  assert prepared.step is not None
-  count = len(answers.labels)
-  write_fitted(workdir, prepared.step, "temperature", temperature, split, count)
-  found = {"temperature": temperature, "count": count}
-  for name in ("loss", "calibration_error"):
-    found |= {name: after[name], f"{name}_before": before[name]}
-  return found

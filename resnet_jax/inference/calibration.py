@@ -3,7 +3,7 @@
 from typing import Any
 
 from resnet_jax import weights
-from resnet_jax.runs.calibration import check_fitted, read_fitted
+from resnet_jax.runs.fitted_values import check_fitted, read_fitted
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 

@@ -21,8 +21,8 @@ from resnet_jax.config.schema import Config, DataConfig, LossConfig, ModelConfig
 from resnet_jax.models import registry
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
-from resnet_jax.runs.calibration import read_fitted
 from resnet_jax.runs.checkpoint import CheckpointStore
+from resnet_jax.runs.fitted_values import read_fitted
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
 

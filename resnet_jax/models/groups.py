@@ -21,8 +21,9 @@ def frozen_mask(frozen: Collection[str], tree: Any) -> Any:
 
   Args:
     frozen: names of groups, or "body": all but the head and the last norm. The last
-      norm is that of a pre-activation network after its stages, or else the last one of
-      the last block. (The norm of that block's shortcut, if it has one, is frozen.)
+      norm follows the stages of a pre-activation network. In other networks, it is the
+      last one of the last block. (The norm of that block's shortcut, if it has one, is
+      frozen.)
     tree: parameters or batch-norm statistics in the named layout by group. For "body"
       in the scanned layout, the last norm is not found, and so it is frozen.
   """

@@ -60,7 +60,7 @@ def plot_curves(
     best_metric: the metric that chooses the best checkpoint; more is better.
     decays: epochs at which the learning rate drops.
     smoothed: whether the training loss uses label smoothing.
-    distilled: whether the training loss is that of a distillation.
+    distilled: whether the training loss includes a teacher.
   """
   series: dict[str, list[dict[str, Any]]] = {
     split: [record for record in records if record["split"] == split]
@@ -163,7 +163,7 @@ def _note(smoothed: bool, distilled: bool, drops: bool) -> str:
     f"images{labels}, so it can lie above the evaluation."
   )
   if distilled:
-    note += " The training loss is that of the distillation."
+    note += " The training loss includes the teacher."
   if drops:
     note += " Dotted lines mark where the learning rate drops."
   return textwrap.fill(note, 104)

@@ -13,6 +13,7 @@ from resnet_jax.data import (
   Source,
   count_classes,
   is_in_memory,
+  known_labels,
   label_spec,
 )
 from resnet_jax.data.sources.base import is_number, plain_number
@@ -162,7 +163,8 @@ def _relabel(
   source: Source, labels: Mapping[int, int], class_names: tuple[str, ...]
 ) -> Source:
   if label_spec(source).kind == "classes":
-    every: np.ndarray = getattr(source, "labels")  # noqa: B009 - not in the protocol
+    every = known_labels(source)
+    assert every is not None  # `label_spec` read them.
     new = np.zeros((len(source), len(class_names)), bool)
     for old, place in labels.items():
       new[:, place] = every[:, old]

@@ -1,6 +1,6 @@
 """Knowledge distillation: the outputs of a trained network, the teacher, are targets.
 
-The loss is that of Hinton et al. 2015 (arXiv:1503.02531, section 2). As in Beyer et al.
+Hinton et al. 2015 (arXiv:1503.02531, section 2) defined the loss. As in Beyer et al.
 2022 (arXiv:2106.05237, section 3.1), the teacher sees exactly the images that the
 trained network, the student, sees: after augmentation and mixing.
 

@@ -328,11 +328,10 @@ class Experiment:
   def facts(self) -> RunFacts:
     """What to save with a run in addition to its settings."""
     shape, images = self.eval_data.image_shape, count_images(self.train_data)
-    facts = RunFacts(
-      self.kernels, self.task.best_metric, shape, self.own_parts, *images
+    return RunFacts(
+      *(self.kernels, self.task.best_metric, shape, self.own_parts, *images),
+      teacher_digest="" if self.teacher is None else self.teacher.digest,
     )
-    teacher = "" if self.teacher is None else self.teacher.digest
-    return dataclasses.replace(facts, teacher_digest=teacher)
 
   @property
   def saved_config(self) -> Config:

@@ -7,6 +7,7 @@ from resnet_jax.training.state import TrainState
 
 
 def headline(experiment: Experiment, state: TrainState) -> list[str]:
+  """Returns the lines that a run shows before its first step."""
   config, plan = experiment.config, experiment.plan
   train_data, eval_data = experiment.train_data, experiment.eval_data
   params = sum(leaf.size for leaf in jax.tree.leaves(state.params))

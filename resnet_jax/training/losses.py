@@ -83,28 +83,24 @@ def several_binary(
   return losses
 
 
-def squared(
-  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
+def regression(
+  outputs: Float32[Array, "b k"],
+  targets: Float32[Array, "b k"],
+  error: Loss = optax.squared_error,
 ) -> Float32[Array, " b"]:
-  """Returns the mean squared error over the numbers of a label."""
-  losses: Array = optax.squared_error(outputs, targets).mean(axis=-1)
+  """Returns the mean error over the numbers of a label.
+
+  Args:
+    outputs: of the network.
+    targets: standardised numbers.
+    error: error of each number.
+  """
+  losses: Array = error(outputs, targets).mean(axis=-1)
   return losses
 
 
-def absolute(
-  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
-) -> Float32[Array, " b"]:
-  """Returns the mean absolute error over the numbers of a label."""
-  losses: Array = jnp.abs(outputs - targets).mean(axis=-1)
-  return losses
-
-
-def huber(
-  outputs: Float32[Array, "b k"], targets: Float32[Array, "b k"]
-) -> Float32[Array, " b"]:
-  """Returns Huber's loss (1964): squared below an error of 1, else absolute."""
-  losses: Array = optax.huber_loss(outputs, targets).mean(axis=-1)
-  return losses
+def _absolute(outputs: Array, targets: Array) -> Array:
+  return jnp.abs(outputs - targets)
 
 
 def create_loss(config: LossConfig, labels: str) -> Loss:
@@ -120,6 +116,11 @@ def create_loss(config: LossConfig, labels: str) -> Loss:
       "bce": partial(several_binary, weights=weights),
       "focal": partial(several_binary, gamma=gamma, weights=weights),
     },
-    "numbers": {"mse": squared, "mae": absolute, "huber": huber},
+    "numbers": {
+      "mse": regression,
+      "mae": partial(regression, error=_absolute),
+      # Huber 1964: squared below an error of 1, else absolute.
+      "huber": partial(regression, error=optax.huber_loss),
+    },
   }
   return losses[labels][config.name or LOSSES[labels][0]]

@@ -27,8 +27,8 @@ from resnet_jax.training.tasks import Task, zero_metrics
 class Plateau:
   """Follows the metric that chooses the best checkpoint.
 
-  `scale` is that of PyTorch's `ReduceLROnPlateau` with mode "max", threshold mode
-  "abs", and cooldown, minimum and eps 0. Early stopping is that of Keras.
+  `scale` follows PyTorch's `ReduceLROnPlateau` with mode "max", threshold mode "abs",
+  and cooldown, minimum and eps 0. Early stopping follows Keras.
 
   Attributes:
     plan: says which evaluations count.

@@ -9,7 +9,7 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
-from resnet_jax.data import Dataset, count_classes
+from resnet_jax.data import Dataset, count_classes, known_labels
 from resnet_jax.models.registry import build_model, create_model, own_norm
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
@@ -96,7 +96,7 @@ def with_label_statistics(config: Config, images: Dataset) -> Config:
   """
   loss, count = config.loss, images.num_examples
   if config.data.labels == "numbers":
-    numbers = getattr(images, "labels", None)
+    numbers = known_labels(images)
     if numbers is None:
       raise UserError(
         "the data set does not tell the labels before its images are read; give "

@@ -183,7 +183,7 @@ class Regression:
   mean: tuple[float, ...]
   std: tuple[float, ...]
   best_metric: str = "skill"
-  loss_of: Loss = losses.squared
+  loss_of: Loss = losses.regression
 
   @property
   def label(self) -> LabelSpec:
@@ -198,7 +198,7 @@ class Regression:
     self, logits: Float32[Array, "b k"], targets: Float32[Array, "b k"], train: bool
   ) -> Float32[Array, " b"]:
     """Returns the loss in training; the squared error in evaluation. Standardised."""
-    return (self.loss_of if train else losses.squared)(logits, targets)
+    return (self.loss_of if train else losses.regression)(logits, targets)
 
   def metrics(
     self, logits: Float32[Array, "b k"], labels: Float32[Array, "b k"]

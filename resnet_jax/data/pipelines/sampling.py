@@ -4,7 +4,7 @@ import sys
 
 import numpy as np
 
-from resnet_jax.data import Source
+from resnet_jax.data import Source, known_labels
 from resnet_jax.data.pipelines.host_batches import Order
 from resnet_jax.runtime.arrays import Float64, Int
 from resnet_jax.runtime.errors import UserError
@@ -16,7 +16,7 @@ def labels_of(source: Source) -> Int[np.ndarray, " n"]:
   Raises:
     UserError: they are not known before the images are read.
   """
-  labels: np.ndarray | None = getattr(source, "labels", None)
+  labels = known_labels(source)
   if labels is None:
     raise UserError(
       "config.data.sampling=balanced needs the labels of all images before they are "

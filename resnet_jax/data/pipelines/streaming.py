@@ -17,7 +17,7 @@ import numpy as np
 from jax.sharding import Mesh
 
 from resnet_jax.config.plan import Plan
-from resnet_jax.data import ImageSource
+from resnet_jax.data import ImageSource, known_labels
 from resnet_jax.data.batch import Batch
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.host_batches import (
@@ -100,7 +100,7 @@ class StreamingDataset:
     """
     self.num_examples = len(source)
     self.class_names = source.class_names
-    self.labels: np.ndarray | None = getattr(source, "labels", None)
+    self.labels = known_labels(source)
     self.digest: str = getattr(source, "digest", "")
     self.image_shape = (transform.size, transform.size, 3)
     self.take_batch = take_batch
