@@ -27,6 +27,7 @@ try:
     PRNGKeyArray,
     Shaped,
     UInt8,
+    UInt64,
   )
 except ModuleNotFoundError:
   if not TYPE_CHECKING:
@@ -37,7 +38,9 @@ except ModuleNotFoundError:
       def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]
 
-    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = UInt8 = _Plain
+    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = UInt8 = UInt64 = (
+      _Plain
+    )
     PRNGKeyArray = Array
 
 # An array on the device or on the host.

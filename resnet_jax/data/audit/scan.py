@@ -52,8 +52,11 @@ from resnet_jax.runtime.terminal import printable
 Images = FileList | Records | TfdsImages | EncodedImages
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
-_FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
-_FACTS.names = ("digest", "label", "width", "height", "mode", "format")
+_FACTS = np.dtype("S16, i4, i4, i4, S8, S4, u8, ?")
+_FACTS.names = (
+  *("digest", "label", "width", "height", "mode", "format"),
+  *("hash", "is_turned"),
+)
 _FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
@@ -197,14 +200,17 @@ def _look(
   highest value of each 16-bit image.
   """
   facts = np.zeros(len(source), _FACTS)
-  facts["label"] = source.labels if isinstance(source, FileList | Records) else -1
+  labels = getattr(source, "labels", None)
+  facts["label"] = -1 if labels is None or labels.ndim > 1 else labels
   errors, misnamed, highest = [], [], []
 
   def look(start: int) -> None:
     for i in range(start, min(start + _CHUNK, len(source))):
       try:
         data, label = source[i]
-        facts["label"][i] = label
+        # Several classes or numbers are not counted here.
+        number = label if np.ndim(label) == 0 else -1
+        facts["label"][i] = number
         image = open_image(data, config.max_pixels)
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
@@ -216,7 +222,9 @@ def _look(
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
       digest = hashlib.blake2b(data, digest_size=16).digest()
-      facts[i] = (digest, label, *size, mode, kind)
+      look_hash = perceptual_hash(shrink(pixels))
+      is_turned = image.orientation > 1
+      facts[i] = (digest, number, *size, mode, kind, look_hash, is_turned)
       suffix = os.path.splitext(source.name(i))[1].lower()
       # MPO is a JPEG that is followed by more pictures.
       if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
