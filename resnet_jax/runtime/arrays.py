@@ -26,6 +26,7 @@ try:
     Num,
     PRNGKeyArray,
     Shaped,
+    UInt,
     UInt8,
   )
 except ModuleNotFoundError:
@@ -37,7 +38,8 @@ except ModuleNotFoundError:
       def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]
 
-    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = UInt8 = _Plain
+    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = _Plain
+    UInt = UInt8 = _Plain
     PRNGKeyArray = Array
 
 # An array on the device or on the host.
@@ -55,6 +57,7 @@ __all__ = [
   "Num",
   "PRNGKeyArray",
   "Shaped",
+  "UInt",
   "UInt8",
   "prepend_axes",
 ]

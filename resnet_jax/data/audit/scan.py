@@ -18,15 +18,10 @@ from rich.progress import Progress
 
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.audit.report import Report, SplitReport
-from resnet_jax.data.images.crops import EvalTransform
-from resnet_jax.data.images.decode import (
-  decode,
-  has_16_bits,
-  open_image,
-  upright_size,
-)
+from resnet_jax.data.images.crops import resize_exactly, resized_box
+from resnet_jax.data.images.decode import open_image, read_stored, upright_size
 from resnet_jax.data.images.errors import ImageError
-from resnet_jax.data.images.formats import KNOWN, READ
+from resnet_jax.data.images.formats import KNOWN, READABLE
 from resnet_jax.data.pipelines.host_batches import count_threads
 from resnet_jax.data.sources.base import SPLITS
 from resnet_jax.data.sources.cifar import EncodedImages, find_cifar, load_cifar
@@ -44,9 +39,9 @@ from resnet_jax.runtime.terminal import printable
 Images = FileList | TfdsImages | EncodedImages
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
-_FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
+_FACTS = np.dtype("S16, i4, i4, i4, S12, S5")
 _FACTS.names = ("digest", "label", "width", "height", "mode", "format")
-_FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
+_FORMAT_OF = {suffix: name for name in READABLE for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
 
@@ -195,9 +190,9 @@ def _look(
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
         # Reads all bytes, but computes a JPEG only at an eighth of its size.
-        pixels = decode(data, image, 8)
-        if has_16_bits(data, image):
-          highest.append(256 * int(pixels.max()) + 255)
+        stored = read_stored(data, image, 8)
+        if stored.top == 65535:
+          highest.append(int(stored.colors.max()))
       except Exception as error:  # Libraries raise errors of many types.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
@@ -287,14 +282,30 @@ def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) ->
   left, step = int(max(widths)) + 4 * _GAP, _SIDE + _GAP
   sheet = Image.new("RGB", (left + _COLUMNS * step, _GAP + len(labels) * step), "white")
   draw = ImageDraw.Draw(sheet)
-  transform = EvalTransform(_SIDE, _SIDE, "bilinear", max_pixels)
   for row, (label, text) in enumerate(zip(labels, texts, strict=True)):
     top = _GAP + row * step
     middle = (2 * _GAP, top + _SIDE / 2)
     draw.multiline_text(middle, text, "black", font, anchor="lm")
     chosen = rng.permutation(np.flatnonzero(good & (facts["label"] == label)))
     for column, i in enumerate(chosen[:_COLUMNS].tolist()):
-      image = Image.fromarray(transform(source[i][0], rng))
+      image = Image.fromarray(_square(source[i][0], max_pixels))
       sheet.paste(image, (left + column * step, top))
   with replacing(path) as part:
     sheet.save(part, "png")
+
+
+def _square(data: bytes, max_pixels: int) -> np.ndarray:
+  """Returns the middle of an image, [S, S, 3] uint8, whatever it stores.
+
+  Values that are not 8-bit are stretched, so that the highest one is white. The first
+  three channels are shown in colour; of two channels, the first is shown as grey.
+  """
+  head = open_image(data, max_pixels)
+  values = read_stored(data, head).colors
+  values = values[..., : 3 if values.shape[2] >= 3 else 1]
+  if values.dtype != np.uint8:
+    white = max(float(values.max()), np.finfo(np.float32).tiny)
+    values = np.nan_to_num(values * (255 / white)).clip(0, 255).astype(np.uint8)
+  rgb = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
+  box = resized_box(*upright_size(head), _SIDE, _SIDE)
+  return resize_exactly(rgb, box, _SIDE, "bilinear")
