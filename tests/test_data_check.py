@@ -331,9 +331,9 @@ def test_mistakes_are_one_line_with_status_2(tmp_path, capsys, argv, message):
 @pytest.mark.parametrize(
   ("highest", "hint"),
   [
-    (4095, "  only 12 bits are in use: multiply all values by 16\n"),
-    (1023, "  only 10 bits are in use: multiply all values by 64\n"),
-    (32767, "  only 15 bits are in use: multiply all values by 2\n"),
+    (4095, "  only 12 bits are in use: set config.data.max_value=4095\n"),
+    (1023, "  only 10 bits are in use: set config.data.max_value=1023\n"),
+    (32767, "  only 15 bits are in use: set config.data.max_value=32767\n"),
     (65535, ""),
   ],
 )
@@ -346,7 +346,7 @@ def test_sixteen_bits_are_counted_and_their_highest_value_is_said(
     image[4, 5] = highest - i
     cv2.imwrite(str(root / "train" / "a" / f"deep{i}.png"), image)
   status, out, _ = call(capsys, root, "--figure=")
-  said = f"  values up to {highest:,} of 65,535; the upper 8 bits are used\n"
+  said = f"  values up to {highest:,} of 65,535\n"
   assert status == 0 and f"images of 16 bits a channel: 2\n{said}{hint}" in out
   assert ("in use" in out) == bool(hint)
   found = json.loads(call(capsys, root, "--figure=", "--json")[1])

@@ -194,13 +194,13 @@ def test_what_systems_leave_behind_is_no_data(tmp_path, name):
 
 
 def test_what_is_left_out_is_said(tmp_path):
-  touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/a/2.TIF", "train/b/x/3.tif")
+  touch(tmp_path, "train/a/1.jpg", "train/b/1.jpg", "train/a/2.SVG", "train/b/x/3.svg")
   touch(tmp_path, "train/a/4.ppm", "train/b/README", "train/5.jpg", "extra/a/6.jpg")
   touch(tmp_path, "val/a/1.jpg", "train/a/Thumbs.db")
   assert list_images(tmp_path, "train", 0.1).left_out == (
     "1 without a suffix",
     "1 .ppm",
-    "2 .tif",
+    "2 .svg",
     "1 images outside of the class folders",
     "the folder 'extra'",
   )

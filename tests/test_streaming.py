@@ -28,6 +28,7 @@ from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines import streaming
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.folder import list_images
@@ -66,6 +67,7 @@ class Noise:
 
   sleep_s: float = 0.0
   size = 8
+  pixels = PixelFormat()
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
     LOADED.append(data[0])

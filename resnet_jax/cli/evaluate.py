@@ -240,6 +240,8 @@ def _evaluate(
   if corruptions:
     channels = first.experiment.eval_data.image_shape[-1]
     corruptions = fit_channels(corruptions, channels)
+    if top := first.experiment.config.data.max_value:
+      raise UserError(f"corruptions need 8-bit images, not config.data.max_value={top}")
   members = [member(args, first, views)]
   found = [members[0](None)]
   for name in args.ensemble:

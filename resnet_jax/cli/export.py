@@ -15,7 +15,7 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
 TEXT = (
-  "Write a network as one file that runs without this package: uint8 images in, "
+  "Write a network as one file that runs without this package: images in, "
   "probabilities out, any batch size. Then read the file, and compare its "
   "probabilities with the network's."
 )
@@ -86,9 +86,13 @@ def run(args: argparse.Namespace) -> None:
     if size.resize:
       steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
     steps.append(f"cut the middle {height}x{width}")
+  kind = "uint8"
+  if size.max_value:
+    kind = "uint16"
+    steps.append(f"multiply its values by 65535 / {size.max_value}")
   show(
     f"{classifier.name} -> {args.out} ({os.path.getsize(args.out) / 1e6:.1f} MB)",
-    f"images [batch, {height}, {width}, {classifier.channels}] uint8 -> probabilities "
+    f"images [batch, {height}, {width}, {classifier.channels}] {kind} -> probabilities "
     f"[batch, {len(classifier.class_names)}] float32",
     f"prepare each image first: {', '.join(steps)}",
     f"probabilities of the file and of the network differ by {difference:.1g} at most",

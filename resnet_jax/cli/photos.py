@@ -53,11 +53,8 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     for name in ("resize", "crop", "mean", "std")
     if (value := getattr(args, name))
   }
-  channels = found.channels
-  if channels not in (1, 3):
-    raise UserError(f"the network takes {channels} channels, image files have 1 or 3")
   preprocessing = dataclasses.replace(found.preprocessing, **given)
-  check_fits(preprocessing, channels)
+  check_fits(preprocessing, found.channels)
   if not preprocessing.crop:
     raise UserError(
       "these weights do not say how large their images are: give the short side and "

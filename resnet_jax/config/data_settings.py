@@ -73,6 +73,14 @@ class DataConfig:
       resized bilinearly, without antialiasing.
     channel_order: "rgb", or "bgr" for weights that expect blue first. `mean` and `std`
       are given in this order. "" takes the order of the weights in `init_from`.
+    channels: number of channels that images are decoded to. 3 is RGB: grey is repeated
+      and transparency dropped. 1 is grey: colour becomes luma. For any other number,
+      each file must have exactly so many, such as an array [H, W, C] in an .npy file or
+      a TIFF with several bands. It has no effect on images that are in memory.
+    max_value: the value that counts as 1 when pixels are scaled to [0, 1], in files
+      with more than 8 bits or with floats; 4095 for a 12-bit camera. A higher value or
+      a negative one is an error, and the images stay exact to 16 bits. 0 takes the
+      highest value of the file's type, such as 65535, and rounds to 8 bits.
     num_examples: number of images of "synthetic" in each of its two splits.
     on_error: what to do with an unreadable image. "raise" ends the run with an error
       that names the image. "skip" counts it; training takes the next image instead, and
@@ -112,6 +120,8 @@ class DataConfig:
   eval_crop: int = allowed.pixels(0, -1)
   interpolation: str = allowed.choice("bilinear", "bilinear", "bicubic", "")
   channel_order: str = allowed.choice("rgb", "rgb", "bgr", "")
+  channels: int = allowed.between(3, 1, 64)
+  max_value: int = allowed.between(0, 0, 2**32 - 1)
   num_examples: int = allowed.positive(1024)
   on_error: str = allowed.choice("raise", "raise", "skip", may_change=True)
   max_skip_share: float = allowed.setting(
@@ -131,7 +141,7 @@ class AugmentConfig:
     padding: largest random shift along each axis, in pixels (zero-pad, then crop).
     flip: mirror a random half of the images left to right.
     policy: "trivial" (TrivialAugment), "rand" (RandAugment) or "". It needs
-      `data.train_crop`, as it runs on the host.
+      `data.train_crop`, as it runs on the host, and 8-bit images of 1 or 3 channels.
     magnitude: strength of RandAugment.
     brightness, contrast, saturation: largest relative change of each.
     hue: largest change of the hue, as a fraction of a full turn.
@@ -140,11 +150,13 @@ class AugmentConfig:
       batch gets one of them at random.
     image_factory: import path of your own augmentation of single images on the host,
       "package.module:function". The function takes this `AugmentConfig` and returns a
-      function (image [H, W, 3] uint8, `np.random.Generator`) -> image. It runs after
-      the crop, and needs `data.train_crop`.
+      function (image [H, W, C], `np.random.Generator`) -> image. The image is uint8, or
+      uint16 if `data.max_value` is set. The function runs after the crop, and needs
+      `data.train_crop`.
     batch_factory: import path of your own augmentation of batches in the compiled step,
       "package.module:function". The function takes this `AugmentConfig` and returns a
-      function (key, images [B, H, W, C] uint8) -> images. It runs before the others.
+      function (key, images [B, H, W, C]) -> images. They are uint8, or float32 in [0,
+      255] if `data.max_value` is set. The function runs before the others.
     progressive_sizes: progressive resizing: the run has one equal part for each size,
       in this order. The compiled step resizes the short side of the images to this
       number of pixels, antialiased and bilinear, before any other change. The last size

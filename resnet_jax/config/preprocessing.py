@@ -32,6 +32,7 @@ class Preprocessing:
     interpolation: "bilinear" or "bicubic", antialiased.
     channel_order: "rgb", or "bgr" for a network that takes blue first. `mean` and `std`
       are in this order too.
+    max_value: see `DataConfig.max_value`.
   """
 
   mean: tuple[float, ...] = (0.485, 0.456, 0.406)
@@ -40,6 +41,7 @@ class Preprocessing:
   crop: int = 224
   interpolation: str = "bilinear"
   channel_order: str = "rgb"
+  max_value: int = 0
 
   def __post_init__(self) -> None:
     channels = {len(self.mean), len(self.std)} - {1}
@@ -66,6 +68,10 @@ class Preprocessing:
       )
     if self.channel_order not in ("rgb", "bgr"):
       raise UserError(f"channel_order={self.channel_order!r} must be 'rgb' or 'bgr'")
+    if type(self.max_value) is not int or not 0 <= self.max_value < 2**32:
+      raise UserError(
+        f"max_value={self.max_value!r} must be a whole number in [0, 2**32)"
+      )
 
 
 def _is_share(value: object) -> bool:
@@ -118,6 +124,7 @@ def preprocessing_of(data: DataConfig) -> Preprocessing:
     crop=data.eval_crop,
     interpolation=data.interpolation,
     channel_order=data.channel_order,
+    max_value=data.max_value,
   )
 
 
@@ -131,7 +138,26 @@ def with_preprocessing(data: DataConfig, preprocessing: Preprocessing) -> DataCo
     eval_crop=preprocessing.crop,
     interpolation=preprocessing.interpolation,
     channel_order=preprocessing.channel_order,
+    max_value=preprocessing.max_value,
   )
+
+
+def for_channels(preprocessing: Preprocessing, channels: int) -> Preprocessing:
+  """Returns the preprocessing of RGB images for another number of channels.
+
+  `mean` and `std` of three values follow the first kernel (`models.with_channels`): one
+  channel takes the average of the three; any other number repeats them in order.
+  """
+
+  def adapt(values: tuple[float, ...]) -> tuple[float, ...]:
+    if len(values) != 3 or channels == 3:
+      return values
+    if channels == 1:
+      return (sum(values) / 3,)
+    return (values * -(-channels // 3))[:channels]
+
+  mean, std = adapt(preprocessing.mean), adapt(preprocessing.std)
+  return dataclasses.replace(preprocessing, mean=mean, std=std)
 
 
 def fields_of_weights(data: DataConfig) -> list[str]:
@@ -141,6 +167,6 @@ def fields_of_weights(data: DataConfig) -> list[str]:
 
 def fill_in(data: DataConfig, preprocessing: Preprocessing) -> DataConfig:
   """Returns `data` with all `fields_of_weights` filled in from `preprocessing`."""
-  theirs = with_preprocessing(data, preprocessing)
+  theirs = with_preprocessing(data, for_channels(preprocessing, data.channels))
   values = {name: getattr(theirs, name) for name in fields_of_weights(data)}
   return dataclasses.replace(data, **values)

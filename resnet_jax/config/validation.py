@@ -9,7 +9,7 @@ from typing import Any
 from resnet_jax.config.fields import flatten, type_name, walk
 from resnet_jax.config.loss_settings import LOSSES
 from resnet_jax.config.optim_settings import OptimConfig
-from resnet_jax.config.schema import Config
+from resnet_jax.config.schema import AugmentConfig, Config, DataConfig
 from resnet_jax.runtime.errors import UserError, setting_name
 
 # Setting -> the values of `data.labels` with which it has a meaning.
@@ -128,6 +128,7 @@ def validate(config: Config) -> None:
     raise UserError(
       f"config.augment.policy={config.augment.policy!r} needs config.data.train_crop"
     )
+  _check_pixels(data, config.augment)
   if config.augment.image_factory and not data.train_crop:
     raise UserError(
       f"config.augment.image_factory={config.augment.image_factory!r} needs "
@@ -166,6 +167,21 @@ def validate(config: Config) -> None:
     _check_schedule_free(optim)
   if not config.task:
     _check_loss(config)
+
+
+def _check_pixels(data: DataConfig, augment: AugmentConfig) -> None:
+  """Refuses settings that have no meaning for the channels or the range of images."""
+  if augment.policy and (data.channels not in (1, 3) or data.max_value):
+    raise UserError(
+      f"config.augment.policy={augment.policy!r} needs 8-bit images of 1 or 3 "
+      f"channels, not config.data.channels={data.channels} and "
+      f"config.data.max_value={data.max_value}; set it to ''"
+    )
+  if data.channel_order == "bgr" and data.channels not in (1, 3):
+    raise UserError(
+      f"config.data.channel_order='bgr' has no meaning for config.data.channels="
+      f"{data.channels}; set it to 'rgb'"
+    )
 
 
 def _check_loss(config: Config) -> None:

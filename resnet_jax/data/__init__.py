@@ -48,7 +48,7 @@ class ImageArrays:
   """A split in host memory, small enough to be kept on the devices.
 
   Attributes:
-    images: uint8 [N, H, W, C], N > 0.
+    images: uint8 [N, H, W, C], N > 0; or uint16, of which 65535 counts as 1.
     labels: one of: integers [N] in [0, K), converted to int32; bool [N, K], or integers
       0 and 1, for any number of classes an image; finite floats [N, K] or [N] for
       regression, converted to float32 [N, K].
@@ -64,9 +64,11 @@ class ImageArrays:
 
   def __post_init__(self) -> None:
     images, labels = self.images, self.labels
-    if images.dtype != np.uint8 or images.ndim != 4 or not len(images):
+    is_known = images.dtype in (np.uint8, np.uint16)
+    if not is_known or images.ndim != 4 or not len(images):
       raise UserError(
-        f"images must be uint8 [N, H, W, C] with N > 0, not {_describe(images)}"
+        "images must be uint8 or uint16 [N, H, W, C] with N > 0, not "
+        f"{_describe(images)}"
       )
     labels = _checked_labels(labels, len(images), len(self.class_names))
     object.__setattr__(self, "labels", labels)

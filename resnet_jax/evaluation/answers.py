@@ -28,7 +28,7 @@ from resnet_jax.runtime.arrays import (
   Float64,
   Int,
   Shaped,
-  UInt8,
+  UInt,
 )
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
@@ -274,7 +274,7 @@ def _pass(
   take_batch: Callable[..., Batch] = experiment.eval_data.take_batch
 
   def forward(
-    variables: Variables, pixels: UInt8[Array, "b h w c"]
+    variables: Variables, pixels: UInt[Array, "b h w c"]
   ) -> Float32[Array, "v b k"]:
     found: list[Any] = []
     for view in views_of(pixels):

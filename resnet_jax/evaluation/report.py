@@ -196,7 +196,11 @@ def _cells(
     place = int(answers.index[row])
     try:
       image = read_image(
-        prepared.source, place, preprocessing_of(data), data.max_pixels
+        prepared.source,
+        place,
+        preprocessing_of(data),
+        data.max_pixels,
+        data.channels,
       )
     except ImageError:  # It was removed in the meantime.
       continue

@@ -23,7 +23,7 @@ from resnet_jax.config.preprocessing import (
   preprocessing_of,
 )
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
-from resnet_jax.data.batches.preprocess import normalize
+from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.models.folding import fold_batch_norm, folded_model
@@ -34,7 +34,7 @@ from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt8
+from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
@@ -53,7 +53,8 @@ class Classifier:
     variables: {"params": ..., "batch_stats": ...} in the named layout.
     preprocessing: how images are resized, cropped and normalised.
     class_names: in the order of the logits.
-    channels: C of the images that the network takes: 1 is grey, 3 is RGB.
+    channels: C of the images that the network takes: 1 is grey, 3 is RGB. Image files
+      are decoded to it, as with `DataConfig.channels`.
     max_pixels: largest number of pixels of an image file; larger ones count as
       unreadable.
     temperature: the logits are divided by it before the softmax (Guo et al. 2017,
@@ -78,15 +79,15 @@ class Classifier:
   std: tuple[float, ...] = (1.0,)
 
   def __call__(
-    self, images: UInt8[AnyArray, "b h w c"]
+    self, images: UInt[AnyArray, "b h w c"]
   ) -> dict[str, Float[Array, "b ..."]]:
     """Computes the network's outputs for images that are already resized and cropped.
 
     Batch norm is folded, and a CPU uses the native kernels. `apply` does neither.
 
     Args:
-      images: resized and cropped images. Grey images are converted for a network that
-        takes colour, and the reverse.
+      images: resized and cropped images; the highest value of uint8 or uint16 counts as
+        1. Grey images are converted for a network that takes colour, and the reverse.
 
     Returns:
       "probabilities": [B, K] float32; or "values", if the network predicts numbers. A
@@ -140,6 +141,7 @@ class Classifier:
     """
     preprocessing, model = self.preprocessing, self.model
     check_fits(preprocessing, self.channels)
+    images = to_grey_levels(images)
     given = images.shape[-1]
     if given == 1 and self.channels == 3:
       images = images.repeat(3, axis=-1)

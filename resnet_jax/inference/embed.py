@@ -102,6 +102,7 @@ def extract(
     classifier.preprocessing,
     fill_devices(min(batch_size, len(source)), mesh),
     classifier.max_pixels,
+    classifier.channels,
   )
 
   def wanted(found: dict[str, Array]) -> Array:
@@ -190,7 +191,7 @@ def _draw_neighbours(
   nearest, similarity = find_neighbours(features, queries, count)
 
   def picture(row: int, text: str, color: str = "") -> Picture:
-    size = classifier.preprocessing, classifier.max_pixels
+    size = classifier.preprocessing, classifier.max_pixels, classifier.channels
     name = Path(source.name(index[row])).name
     if labels[row] >= 0:
       name = source.class_names[labels[row]]

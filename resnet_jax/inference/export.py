@@ -1,10 +1,12 @@
 """Exports a trained network to a file that runs without this package.
 
 The formats are StableHLO and ONNX. The exported network takes `images` [batch, H, W, C]
-uint8 of any batch size, and returns `probabilities` [batch, K] float32, or `values` if
-the network predicts numbers. It resizes, crops and normalises like the evaluation,
+uint8 of any batch size (uint16 if `Preprocessing.max_value` is set), and returns
+`probabilities` [batch, K] float32, or `values` if the network predicts numbers. It
+resizes, crops and normalises like the evaluation,
 except for rounding. If no image size is given at export, the caller must resize and
-crop; the metadata of an ONNX file say how. They also have the names of the classes.
+crop; the metadata of an ONNX file say how. They also have the names of the classes, and
+`max_value`, which 65535 stands for in the images.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
@@ -24,6 +26,8 @@ import numpy as np
 from jax import lax
 
 from resnet_jax.config.allowed import check_choice
+from resnet_jax.data.batches.preprocess import to_grey_levels
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.runtime.arrays import Array, Float32, Num
@@ -86,9 +90,12 @@ def export(
   if image_size is None:
     size = dataclasses.asdict(classifier.preprocessing)
     metadata |= {name: size[name] for name in ("resize", "crop", "interpolation")}
+  if top := classifier.preprocessing.max_value:
+    metadata["max_value"] = top
   with replacing(path) as part, jax.default_device(cpu):
-    content, run = _WRITERS[form](function, shape, metadata, classifier.answer)
-    difference = max(_difference(function, run, batch, shape) for batch in _BATCHES)
+    image = jax.ShapeDtypeStruct(shape, _dtype(classifier))
+    content, run = _WRITERS[form](function, image, metadata, classifier.answer)
+    difference = max(_difference(function, run, batch, image) for batch in _BATCHES)
     if not difference <= TOLERANCE:
       raise RuntimeError(  # A bug, here or in the exporter.
         f"the exported network differs by {difference:.1g} in an answer, more than "
@@ -117,6 +124,11 @@ def _create_function(
   return function
 
 
+def _dtype(classifier: Classifier) -> np.dtype[Any]:
+  """Returns the dtype of the images that the exported network takes."""
+  return PixelFormat(max_value=classifier.preprocessing.max_value).dtype
+
+
 def _resize(
   images: Num[Array, "b h w c"], rows: Array, columns: Array
 ) -> Float32[Array, "b _ _ c"]:
@@ -124,7 +136,7 @@ def _resize(
 
   It does not round the values: two programs could round a tie differently.
   """
-  images = images.astype(jnp.float32)
+  images = to_grey_levels(images).astype(jnp.float32)
   mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
   return lax.max(lax.min(mixed, 255.0), 0.0)  # jax2onnx fails on `lax.clamp`.
 
@@ -145,10 +157,11 @@ def _resizing(
 
 
 def _difference(
-  function: Function, run: Run, batch: int, shape: tuple[int, ...]
+  function: Function, run: Run, batch: int, image: jax.ShapeDtypeStruct
 ) -> float:
   generator = np.random.default_rng(batch)
-  images = generator.integers(0, 256, (batch, *shape), np.uint8)
+  top, shape = np.iinfo(image.dtype).max, (batch, *image.shape)
+  images = generator.integers(0, top, shape, image.dtype, endpoint=True)
   expected = np.asarray(jax.jit(function)(images))
   check_finite(expected, "random images")
   scale = max(1.0, float(np.abs(expected).max()))
@@ -156,11 +169,11 @@ def _difference(
 
 
 def _to_stablehlo(
-  function: Function, shape: tuple[int, ...], metadata: Metadata, answer: str
+  function: Function, image: jax.ShapeDtypeStruct, metadata: Metadata, answer: str
 ) -> tuple[bytes, Run]:
   del metadata, answer  # StableHLO has neither metadata nor names.
   batch = jax.export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((*batch, *shape), jnp.uint8)
+  images = jax.ShapeDtypeStruct((*batch, *image.shape), image.dtype)
   exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
   content = bytes(exported.serialize())
   again = jax.export.deserialize(bytearray(content))
@@ -168,7 +181,7 @@ def _to_stablehlo(
 
 
 def _to_onnx(
-  function: Function, shape: tuple[int, ...], metadata: Metadata, answer: str
+  function: Function, image: jax.ShapeDtypeStruct, metadata: Metadata, answer: str
 ) -> tuple[bytes, Run]:
   try:
     import jax2onnx
@@ -181,7 +194,7 @@ def _to_onnx(
   def convert(opset: int) -> Any:
     return jax2onnx.to_onnx(
       function,
-      [jax.ShapeDtypeStruct(("batch", *shape), jnp.uint8)],
+      [jax.ShapeDtypeStruct(("batch", *image.shape), image.dtype)],
       model_name="resnet_jax",
       opset=opset,
       input_names=["images"],

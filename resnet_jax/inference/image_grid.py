@@ -8,6 +8,7 @@ import numpy as np
 
 from resnet_jax.inference.grad_cam import overlay
 from resnet_jax.runtime import figure_style
+from resnet_jax.runtime.arrays import UInt, UInt8
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.terminal import printable
 
@@ -25,7 +26,7 @@ class Picture(NamedTuple):
   """One cell of a grid.
 
   Attributes:
-    image: [H, W, 3] or [H, W, 1] uint8.
+    image: [H, W, C] uint8 or uint16, see `as_rgb`.
     lines: captions below it, each on one line.
     color: colour of a frame and of the last caption; "" draws no frame.
     bars: names with fractions in [0, 1], drawn as bars below the captions.
@@ -39,6 +40,19 @@ class Picture(NamedTuple):
   bars: Sequence[tuple[str, float]] = ()
   heat: np.ndarray | None = None
   heat_title: str = ""
+
+
+def as_rgb(
+  image: UInt[np.ndarray, "h w c"],
+) -> UInt8[np.ndarray, "h w 3"]:
+  """Returns an image to look at: its first three channels as red, green and blue.
+
+  Of fewer than three channels, the first is shown as grey.
+  """
+  shown = image[..., : 3 if image.shape[2] >= 3 else 1]
+  if shown.dtype == np.uint16:
+    shown = np.rint(shown / 257).astype(np.uint8)
+  return np.broadcast_to(shown, (*shown.shape[:2], 3))
 
 
 def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
@@ -70,8 +84,7 @@ def _draw_cell(
   figure: "Figure", picture: Picture, left: float, top: float, lines: int
 ) -> None:
   """Draws a picture whose upper left corner is at (left, top), in inches."""
-  height, width = picture.image.shape[:2]
-  rgb = np.broadcast_to(picture.image, (height, width, 3))
+  rgb = as_rgb(picture.image)
   _draw_photo(figure, rgb, left, top, picture.color)
   captions = [*picture.lines, *[""] * (lines - len(picture.lines))]
   baseline = top - _SIDE - 0.05

@@ -14,7 +14,7 @@ from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
 from resnet_jax.inference.grad_cam import grad_cam
-from resnet_jax.runtime.arrays import Array, Float32, UInt8
+from resnet_jax.runtime.arrays import Array, Float32, UInt
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 
@@ -40,7 +40,7 @@ class Prediction:
   classes: tuple[int, ...] = ()
   probabilities: tuple[float, ...] = ()
   values: tuple[float, ...] = ()
-  image: UInt8[np.ndarray, "s s 3"] | None = None
+  image: UInt[np.ndarray, "s s c"] | None = None
   heat: Float32[np.ndarray, "h w"] | None = None
 
 
@@ -89,6 +89,7 @@ def predict(
     classifier.preprocessing,
     fill_devices(min(batch_size, len(files)), mesh),
     classifier.max_pixels,
+    classifier.channels,
   )
   first = 0
   thresholds = np.array(

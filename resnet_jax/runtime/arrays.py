@@ -26,8 +26,8 @@ try:
     Num,
     PRNGKeyArray,
     Shaped,
+    UInt,
     UInt8,
-    UInt64,
   )
 except ModuleNotFoundError:
   if not TYPE_CHECKING:
@@ -38,9 +38,8 @@ except ModuleNotFoundError:
       def __class_getitem__(cls, array_and_shape: tuple[Any, str]) -> Any:
         return array_and_shape[0]
 
-    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = UInt8 = UInt64 = (
-      _Plain
-    )
+    Bool = Float = Float32 = Float64 = Int = Int32 = Num = Shaped = _Plain
+    UInt = UInt8 = _Plain
     PRNGKeyArray = Array
 
 # An array on the device or on the host.
@@ -58,6 +57,7 @@ __all__ = [
   "Num",
   "PRNGKeyArray",
   "Shaped",
+  "UInt",
   "UInt8",
   "prepend_axes",
 ]

@@ -148,15 +148,15 @@ def prepare_run(
   if not names and not has_data and config.model.num_classes == 1000:
     names = imagenet.class_names()  # As for a file of weights.
   source = _open_images(config, names, f"the run {workdir}", has_data, labelled)
+  if shape := read_facts(workdir).image_shape:
+    config = _with_channels(config, source, shape[-1])
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
   )
   with CheckpointStore(workdir) as store:
     step, variables = store.restore_model(which, replicated(experiment.mesh))
-  if shape := read_facts(workdir).image_shape:
-    _check_channels(config, source, shape[-1])
-  elif isinstance(experiment.model, ResNet):
-    _check_channels(config, source, image_channels(variables))
+  if not shape and isinstance(experiment.model, ResNet):
+    _with_channels(config, source, image_channels(variables))
   return Prepared(experiment, variables, source, names, step)
 
 
@@ -192,10 +192,10 @@ def prepare_weights(
   num_classes = config.model.num_classes
   names = () if new_head else weights.known_class_names(path, num_classes)
   source = _open_images(config, names, path, False, labelled)
+  config = _with_channels(config, source, image_channels(variables))
   experiment = Experiment.create(
     config, devices=devices, eval_data=source, class_names=()
   )
-  _check_channels(config, source, image_channels(variables))
   check_fits(preprocessing_of(config.data), image_channels(variables))
   return Prepared(experiment, variables, source, names)
 
@@ -229,13 +229,21 @@ def _open_images(
   return pair_classes(source, class_names, num_classes, owner, in_order)
 
 
-def _check_channels(config: Config, source: Source, needed: int) -> None:
-  given = source.images.shape[-1] if is_in_memory(source) else 3
-  if given != needed:
+def _with_channels(config: Config, source: Source, needed: int) -> Config:
+  """Returns settings that decode images to the channels that a network needs.
+
+  Raises:
+    UserError: the images are in memory, and have another number of channels.
+  """
+  if not is_in_memory(source):
+    data = dataclasses.replace(config.data, channels=needed)
+    return dataclasses.replace(config, data=data)
+  if (given := source.images.shape[-1]) != needed:
     name = part_name(config.data.factory, config.data.name)
     raise UserError(
       f"the images of {name!r} have {given} channels, the model takes {needed}"
     )
+  return config
 
 
 def _check_finite(results: dict[str, float]) -> dict[str, float]:

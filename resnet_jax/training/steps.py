@@ -74,7 +74,7 @@ def train_step(
 
   Args:
     state: before the update.
-    batch: images as stored, uint8.
+    batch: images as stored, uint8 or uint16.
     task: gives targets, loss and metrics.
     preprocess: (images, key) -> augmented and normalised float32 images.
     mix: (key, images, targets) -> mixed images and targets; None mixes nothing.
@@ -94,7 +94,7 @@ def train_step(
     the other metrics are then 0.
   """
   chex.assert_rank(batch["image"], 4)
-  chex.assert_type(batch["image"], jnp.uint8)
+  assert batch["image"].dtype in (jnp.uint8, jnp.uint16), batch["image"].dtype
   key = jax.random.fold_in(state.key, state.step)
   augment_key, dropout_key = jax.random.split(key)
   batch = batch | {"image": preprocess(batch["image"], augment_key)}
@@ -175,7 +175,7 @@ def eval_step(
 
   Args:
     variables: {"params": ..., "batch_stats": ...}.
-    batch: images as stored, uint8.
+    batch: images as stored, uint8 or uint16.
     task: gives loss and metrics.
     apply_fn: the model's `apply`.
     preprocess: images -> normalised float32 images.

@@ -10,7 +10,12 @@ import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax import weights
-from resnet_jax.config.preprocessing import Preprocessing, are_equal, preprocessing_of
+from resnet_jax.config.preprocessing import (
+  Preprocessing,
+  are_equal,
+  for_channels,
+  preprocessing_of,
+)
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
@@ -102,6 +107,7 @@ def load_start(
     assert isinstance(former, ResNet)
     check_same(describe(former), model, f"config.init_from={source!r}")
   preprocessing = read_preprocessing(source, model)
+  preprocessing = for_channels(preprocessing, image_shape[2])
   for name in ("mean", "std", "channel_order"):
     theirs, ours = getattr(preprocessing, name), getattr(data, name)
     if theirs != ours and (isinstance(ours, str) or not are_equal(theirs, ours)):

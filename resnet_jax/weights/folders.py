@@ -133,13 +133,18 @@ def _for_others(net: _Net, form: str) -> _Net:
   """Returns a network as other libraries need it: resized, cropped and RGB images.
 
   Raises:
-    UserError: its images are not resized and cropped.
+    UserError: its images are not resized and cropped, or have more than 8 bits.
   """
   wanted = net.preprocessing
   if not wanted.resize or not wanted.crop:
     raise UserError(
       f"--format={form} needs images that are resized and cropped; the weights have "
       f"resize={wanted.resize} and crop={wanted.crop}"
+    )
+  if wanted.max_value:
+    raise UserError(
+      f"--format={form} is for 8-bit images; the weights have max_value="
+      f"{wanted.max_value}"
     )
   if wanted.channel_order == "rgb":
     return net

@@ -11,7 +11,7 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from resnet_jax.runtime.arrays import Float32, UInt8, UInt64
+from resnet_jax.runtime.arrays import Float32, UInt, UInt8
 
 # Two images are compared if at most so many of the 64 bits of their hashes differ.
 _MOST_BITS = 6
@@ -49,7 +49,7 @@ def look_same(
 
 
 def find_similar(
-  first: UInt64[np.ndarray, " n"], second: UInt64[np.ndarray, " m"]
+  first: UInt[np.ndarray, " n"], second: UInt[np.ndarray, " m"]
 ) -> list[tuple[int, int]]:
   """Returns pairs of images whose hashes differ in at most 6 bits.
 

@@ -45,8 +45,8 @@ class Report:
     ignored: number of files in the folder per non-image suffix.
     unlisted: number of images in the folder that are in no class of a split.
     sixteen_bits: number of images with 16 bits per channel.
-    highest_value: upper bound of the values in images with 16 bits per channel, such as
-      4095 of 65535. It is computed from the upper 8 bits; 0 if no image has 16 bits.
+    highest_value: highest value in images with 16 bits per channel, such as 4095 of
+      65535; 0 if no image has 16 bits.
     picture: path of the contact sheet, or "".
   """
 
@@ -113,10 +113,11 @@ def describe(report: Report) -> str:
   if report.sixteen_bits:
     highest = report.highest_value
     lines.append(f"images of 16 bits a channel: {report.sixteen_bits:,}")
-    lines.append(f"  values up to {highest:,} of 65,535; the upper 8 bits are used")
+    lines.append(f"  values up to {highest:,} of 65,535")
     if (bits := highest.bit_length()) < 16:
-      factor = 2 ** (16 - bits)
-      lines.append(f"  only {bits} bits are in use: multiply all values by {factor:,}")
+      lines.append(
+        f"  only {bits} bits are in use: set config.data.max_value={2**bits - 1}"
+      )
   misnamed = [f"{one['file']} is {one['format']}" for one in report.misnamed]
   lines += _list_some("files whose suffix names another format (no error)", misnamed)
   across = report.duplicates[: report.across_splits]

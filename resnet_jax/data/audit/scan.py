@@ -4,60 +4,43 @@ Every image is read and decoded once, as in training. N is the number of images 
 split.
 """
 
-import dataclasses
 import hashlib
 import os
-import textwrap
 from collections import Counter, defaultdict
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress
 
 from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.audit.report import Report, SplitReport
-from resnet_jax.data.images.crops import EvalTransform
-from resnet_jax.data.images.decode import (
-  decode,
-  has_16_bits,
-  open_image,
-  upright_size,
-)
+from resnet_jax.data.images.decode import open_image, read_stored, upright_size
 from resnet_jax.data.images.errors import ImageError
-from resnet_jax.data.images.formats import KNOWN, READ
+from resnet_jax.data.images.formats import KNOWN, READABLE
 from resnet_jax.data.pipelines.host_batches import count_threads
-from resnet_jax.data.sources.base import SPLITS
-from resnet_jax.data.sources.cifar import EncodedImages, find_cifar, load_cifar
+from resnet_jax.data.sources.cifar import EncodedImages
 from resnet_jax.data.sources.file_list import (
   FileList,
   count_other_suffixes,
   files_below,
 )
-from resnet_jax.data.sources.folder import find_root, list_images, list_splits
-from resnet_jax.data.sources.record_files import (
-  kind_of_files,
-  list_record_splits,
-  open_records,
-)
+from resnet_jax.data.sources.folder import find_root
 from resnet_jax.data.sources.records import Records
-from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
-from resnet_jax.runtime.atomic_files import replacing
-from resnet_jax.runtime.errors import UserError, setting_name
-from resnet_jax.runtime.terminal import printable
+from resnet_jax.data.sources.tfds import TfdsImages
+from resnet_jax.runtime.errors import UserError
 
 Images = FileList | Records | TfdsImages | EncodedImages
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
-_FACTS = np.dtype("S16, i4, i4, i4, S8, S4, u8, ?")
+_FACTS = np.dtype("S16, i4, i4, i4, S12, S5, u8, ?")
 _FACTS.names = (
   *("digest", "label", "width", "height", "mode", "format"),
   *("hash", "is_turned"),
 )
-_FORMAT_OF = {suffix: name for name in READ for suffix in KNOWN[name].suffixes}
+_FORMAT_OF = {suffix: name for name in READABLE for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
 _SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
 
@@ -121,69 +104,6 @@ def scan(
   )
 
 
-def _open_splits(
-  config: DataConfig,
-) -> tuple[dict[str, Images], dict[str, str], list[dict[str, str]]]:
-  """Returns the opened splits, the skipped ones, and those that cannot be listed."""
-  opened: dict[str, Images] = {}
-  skipped, refused = {}, []
-  if config.name == "folder":
-    root = find_root(config.dir)
-    for split in list_splits(root):
-      try:
-        opened[split] = list_images(root, split, config.val_share)
-      except (ValueError, OSError) as error:
-        if not opened:
-          raise
-        refused.append({"file": str(root / split), "reason": str(error)})
-  elif config.name in ("digits", "synthetic"):
-    raise UserError(
-      f"{setting_name('data.name')}={config.name!r} is built in: nothing to check"
-    )
-  elif kind := kind_of_files(config.name, config.dir):
-    encoded = dataclasses.replace(config, train_crop="center")
-    for split in list_record_splits(kind, config.dir):
-      records = open_records(encoded, split, kind)
-      assert isinstance(records, Records)
-      opened[split] = records
-  elif path := find_cifar(config.name, config.dir):
-    for split in SPLITS:
-      images = load_cifar(config.name, path, split, stream=True)
-      assert isinstance(images, EncodedImages)
-      opened[split] = images
-  else:
-    whole = load_tfds(config.name, config.dir, "all", stream=True)
-    assert isinstance(whole, TfdsImages)
-    for split, info in whole.records.dataset_info.splits.items():
-      if not info.num_examples:  # TFDS cannot open it.
-        skipped[split] = "it has no images"
-        continue
-      part = load_tfds(config.name, config.dir, split, stream=True)
-      assert isinstance(part, TfdsImages)
-      opened[split] = part
-  for split in list(opened):
-    if why := _why_skipped(opened[split]):
-      skipped[split] = why
-      del opened[split]
-  if not opened:
-    raise UserError(
-      f"{setting_name('data.name')}={config.name!r} has no images with labels"
-    )
-  return opened, skipped, refused
-
-
-def _why_skipped(source: Images) -> str:
-  if not len(source):
-    return "it has no images"
-  if isinstance(source, TfdsImages):
-    try:
-      if source.records[0]["label"] < 0:
-        return "its images have no labels"
-    except Exception:  # The scan will say what is wrong with it.
-      pass
-  return ""
-
-
 def _count_files(root: Path) -> tuple[dict[str, int], int]:
   """Returns the number of files per non-image suffix, and the number of images."""
   paths = files_below(root)
@@ -215,9 +135,9 @@ def _look(
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
         # Reads all bytes, but computes a JPEG only at an eighth of its size.
-        pixels = decode(data, image, 8)
-        if has_16_bits(data, image):
-          highest.append(256 * int(pixels.max()) + 255)
+        stored = read_stored(data, image, 8)
+        if stored.top == 65535:
+          highest.append(int(stored.colors.max()))
       except Exception as error:  # Libraries raise errors of many types.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
@@ -289,34 +209,3 @@ def _find_duplicates(
       names(group) for group in across + within if len(set(labels[group])) > 1
     ],
   }
-
-
-def _draw_some(source: Images, facts: np.ndarray, path: str, max_pixels: int) -> None:
-  """Writes a contact sheet with some classes, one row of square images per class."""
-  rng = np.random.default_rng(0)
-  good = facts["format"] != b""
-  labels = np.sort(rng.permutation(np.unique(facts["label"][good]))[:_ROWS])
-  counts = np.bincount(facts["label"][facts["label"] >= 0])
-  texts = []
-  for label in labels.tolist():
-    name = printable(source.class_names[label])
-    lines = textwrap.wrap(name, 20, max_lines=4)
-    count = int(counts[label])
-    texts.append("\n".join([*lines, f"{count:,} image{'s' * (count != 1)}"]))
-  font = ImageFont.load_default(14)
-  ruler = ImageDraw.Draw(Image.new("L", (1, 1)))
-  widths = [ruler.multiline_textbbox((0, 0), text, font)[2] for text in texts]
-  left, step = int(max(widths)) + 4 * _GAP, _SIDE + _GAP
-  sheet = Image.new("RGB", (left + _COLUMNS * step, _GAP + len(labels) * step), "white")
-  draw = ImageDraw.Draw(sheet)
-  transform = EvalTransform(_SIDE, _SIDE, "bilinear", max_pixels)
-  for row, (label, text) in enumerate(zip(labels, texts, strict=True)):
-    top = _GAP + row * step
-    middle = (2 * _GAP, top + _SIDE / 2)
-    draw.multiline_text(middle, text, "black", font, anchor="lm")
-    chosen = rng.permutation(np.flatnonzero(good & (facts["label"] == label)))
-    for column, i in enumerate(chosen[:_COLUMNS].tolist()):
-      image = Image.fromarray(transform(source[i][0], rng))
-      sheet.paste(image, (left + column * step, top))
-  with replacing(path) as part:
-    sheet.save(part, "png")

@@ -29,8 +29,10 @@ def _blend(
   return jnp.clip(factor * images + (1 - factor) * other, 0, 255)
 
 
-def _grey(images: Float32[Array, "b h w 3"]) -> Float32[Array, "b h w 1"]:
-  """Returns the luma of ITU-R BT.601, like PIL's mode L."""
+def _grey(images: Float32[Array, "b h w c"]) -> Float32[Array, "b h w 1"]:
+  """Returns the luma of RGB (ITU-R BT.601, like PIL's mode L), or else the mean."""
+  if images.shape[-1] != 3:
+    return jnp.mean(images, axis=-1, keepdims=True)
   # Not a matrix product, because accelerators would round its factors.
   luma = prepend_axes(jnp.array([0.299, 0.587, 0.114], jnp.float32), images)
   return jnp.sum(images * luma, axis=-1, keepdims=True)
@@ -74,19 +76,20 @@ def _shift_hue(
 
 def color_jitter(
   key: PRNGKeyArray,
-  images: Num[AnyArray, "b h w 3"],
+  images: Num[AnyArray, "b h w c"],
   brightness: float,
   contrast: float,
   saturation: float,
   hue: float = 0.0,
-) -> Float32[Array, "b h w 3"]:
+) -> Float32[Array, "b h w c"]:
   """Changes the colours of each image at random, as torchvision's ColorJitter does.
 
   The changes follow the order of the arguments; torchvision draws a random order. A
   strength s gives a factor that is uniform in [max(0, 1 - s), 1 + s]. It blends the
   image with black (brightness), with the mean of its grey version (contrast) or with
   its grey version (saturation). Each result is clipped to [0, 255]. Strength 0 changes
-  nothing.
+  nothing. The grey version is the mean of the channels if there are not three of them.
+  Saturation and hue then have no meaning.
 
   Args:
     key: the same key always gives the same colours.

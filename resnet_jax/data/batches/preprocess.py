@@ -1,7 +1,8 @@
 """On-device preprocessing of image batches: pure functions of (key, images).
 
-Shapes: B batch, H height, W width, C channels. Before `normalize`, images are in
-[0, 255]: uint8, or float32 after `color_jitter`. `normalize` returns float32.
+Shapes: B batch, H height, W width, C channels. Stored images are uint8 in [0, 255] or
+uint16 in [0, 65535]. `to_grey_levels` brings both to [0, 255], the range of all
+augmentations. `normalize` returns float32.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,7 +24,7 @@ from resnet_jax.runtime.arrays import (
   Float32,
   Num,
   PRNGKeyArray,
-  UInt8,
+  UInt,
   prepend_axes,
 )
 from resnet_jax.runtime.errors import UserError, setting_name
@@ -38,11 +39,20 @@ class Preprocess(Protocol):
 
   def __call__(
     self,
-    images: UInt8[Array, "b h w c"],
+    images: UInt[Array, "b h w c"],
     key: PRNGKeyArray | None = None,
     *,
     size: int = 0,
   ) -> Float32[Array, "b _ _ c"]: ...
+
+
+def to_grey_levels(images: Num[AnyArray, "b h w c"]) -> Num[Array, "b h w c"]:
+  """Returns uint16 images as float32 in [0, 255], and others unchanged.
+
+  65535 / 255 is 257, so a uint8 value v and the uint16 value 257 v are equal.
+  """
+  images = jnp.asarray(images)
+  return images.astype(jnp.float32) / 257 if images.dtype == jnp.uint16 else images
 
 
 def random_crop(
@@ -85,11 +95,12 @@ def normalize(
   """Returns (images / 255 - mean) / std, per channel.
 
   Args:
-    images: in [0, 255].
+    images: in [0, 255], or uint16 in [0, 65535].
     mean: C values, or one for all channels, of pixels scaled to [0, 1].
     std: standard deviations, in the same form as `mean`.
     channel_order: "bgr" reverses the channels first; "rgb" does not.
   """
+  images = to_grey_levels(images)
   if channel_order == "bgr":
     images = images[..., ::-1]
   # One multiplication and one subtraction per pixel.
@@ -131,15 +142,18 @@ def create_normalize(data: DataConfig) -> Callable[[jax.Array], jax.Array]:
 
 
 def resize_and_crop(
-  images: UInt8[Array, "b h w c"], resize: int, crop: int, interpolation: str
-) -> UInt8[Array, "b _ _ c"]:
+  images: UInt[Array, "b h w c"], resize: int, crop: int, interpolation: str
+) -> UInt[Array, "b _ _ c"]:
   """Resizes the short side and cuts a square from the middle, as torchvision does.
 
   Args:
     images: any.
     resize: new length of the shorter of H and W, in pixels; 0 keeps the size.
     crop: side of the square, in pixels; 0 cuts nothing.
-    interpolation: "bilinear" or "bicubic", antialiased, rounded to whole grey levels.
+    interpolation: "bilinear" or "bicubic", antialiased, rounded to whole numbers.
+
+  Returns:
+    Same dtype as `images`.
 
   Raises:
     ValueError: the square is larger than the image.
@@ -151,7 +165,8 @@ def resize_and_crop(
     method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
     shape = (batch, height, width, channels)
     resized = jax.image.resize(images.astype(jnp.float32), shape, method)
-    images = jnp.clip(jnp.round(resized), 0, 255).astype(jnp.uint8)
+    largest = jnp.iinfo(images.dtype).max
+    images = jnp.clip(jnp.round(resized), 0, largest).astype(images.dtype)
   if crop:
     if crop > min(height, width):
       raise UserError(
@@ -165,7 +180,7 @@ def resize_and_crop(
 
 
 def preprocess(
-  images: UInt8[Array, "b h w c"],
+  images: UInt[Array, "b h w c"],
   key: PRNGKeyArray | None = None,
   *,
   size: int = 0,
@@ -201,7 +216,7 @@ def preprocess(
     own: (key, images) -> images, the user's augmentation, which is applied before
       the others.
   """
-  images = resize_and_crop(images, size, 0, "bilinear")
+  images = to_grey_levels(resize_and_crop(images, size, 0, "bilinear"))
   if key is None:
     return normalize(images, mean, std, channel_order)
   crop_key, flip_key = jax.random.split(key)

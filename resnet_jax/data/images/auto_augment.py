@@ -1,8 +1,8 @@
 """RandAugment and TrivialAugment of one image at a time, on the host with Pillow.
 
-Shapes: H height, W width. Images are RGB, uint8 in [0, 255]. All randomness comes
-from the caller's generator and nothing is shared, so several threads may call these
-functions at the same time.
+Shapes: H height, W width, C channels. Images are uint8 in [0, 255], RGB or grey. All
+randomness comes from the caller's generator and nothing is shared, so several threads
+may call these functions at the same time.
 """
 
 import math
@@ -24,7 +24,7 @@ class Op(NamedTuple):
   """An operation and the values it takes at bins 0 and 30, linear in between.
 
   Attributes:
-    apply: maps an RGB image and a value to an image of the same size.
+    apply: maps an RGB or grey image and a value to an image of the same size.
     rand: values at both ends in RandAugment.
     wide: values at both ends in TrivialAugment's wide space.
     signed: whether the value is negated with probability 1/2.
@@ -94,6 +94,10 @@ def _apply(
   return op.apply(image, -value if op.signed and rng.integers(2) else value)
 
 
+def _to_pillow(image: np.ndarray) -> Image.Image:
+  return Image.fromarray(image[..., 0] if image.shape[2] == 1 else image)
+
+
 def rand_augment(
   image: np.ndarray, rng: np.random.Generator, num_ops: int = 2, magnitude: int = 9
 ) -> np.ndarray:
@@ -102,13 +106,13 @@ def rand_augment(
   Cubuk et al. 2019, arXiv 1909.13719, section 3.
 
   Args:
-    image: [H, W, 3] uint8; not modified.
+    image: [H, W, C] uint8, C 1 or 3; not modified.
     rng: draws the operations, with replacement, and the signs of their values.
     num_ops: number of operations, >= 0.
     magnitude: bin of the strength, from 0 to 30.
 
   Returns:
-    [H, W, 3] uint8, a new array.
+    [H, W, C] uint8, a new array.
 
   Raises:
     ValueError: `num_ops` or `magnitude` is out of range.
@@ -117,11 +121,11 @@ def rand_augment(
     raise UserError(f"num_ops must be >= 0, got {num_ops}")
   if not 0 <= magnitude <= LAST_BIN:
     raise UserError(f"magnitude must be from 0 to {LAST_BIN}, got {magnitude}")
-  result = Image.fromarray(image)
+  result = _to_pillow(image)
   ops = list(operations(*result.size).values())
   for i in rng.integers(len(ops), size=num_ops):
     result = _apply(ops[i], ops[i].rand, magnitude, result, rng)
-  return np.array(result)
+  return np.array(result).reshape(image.shape)
 
 
 def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
@@ -130,14 +134,15 @@ def trivial_augment(image: np.ndarray, rng: np.random.Generator) -> np.ndarray:
   Müller & Hutter 2021, arXiv 2103.10158, algorithm 1.
 
   Args:
-    image: [H, W, 3] uint8; not modified.
+    image: [H, W, C] uint8, C 1 or 3; not modified.
     rng: draws the operation, its bin from 0 to 30, and the sign of its value.
 
   Returns:
-    [H, W, 3] uint8, a new array.
+    [H, W, C] uint8, a new array.
   """
-  result = Image.fromarray(image)
+  result = _to_pillow(image)
   ops = list(operations(*result.size).values())
   op = ops[rng.integers(len(ops))]
   strength = int(rng.integers(LAST_BIN + 1))
-  return np.array(_apply(op, op.wide, strength, result, rng))
+  changed = _apply(op, op.wide, strength, result, rng)
+  return np.array(changed).reshape(image.shape)

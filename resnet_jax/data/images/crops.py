@@ -14,6 +14,7 @@ from PIL import Image
 from resnet_jax.data.images.auto_augment import rand_augment, trivial_augment
 from resnet_jax.data.images.decode import decode, decode_part, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
+from resnet_jax.data.images.pixels import RGB8, PixelFormat
 from resnet_jax.runtime.errors import setting_name
 
 Box = tuple[float, float, float, float]
@@ -96,35 +97,53 @@ def resize_exactly(
   """Resizes a part of an image with antialiasing, as Pillow and torchvision do.
 
   Args:
-    image: [H, W, 3] uint8.
+    image: [H, W, C] uint8 or uint16.
     box: the part to resize.
     size: side of the result, in pixels.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
-    [size, size, 3] uint8.
+    [size, size, C] of the same dtype, rounded.
   """
   left, top, width, height = box
   method = Image.Resampling[interpolation.upper()]
   corners = (left, top, left + width, top + height)
-  return np.asarray(Image.fromarray(image).resize((size, size), method, corners))
+
+  def resize(pixels: np.ndarray) -> np.ndarray:
+    return np.asarray(Image.fromarray(pixels).resize((size, size), method, corners))
+
+  if image.dtype == np.uint8 and image.shape[2] == 3:
+    return resize(image)
+  # Pillow has no other modes whose channels are independent of each other.
+  channels = [np.ascontiguousarray(image[..., i]) for i in range(image.shape[2])]
+  if image.dtype == np.uint8:
+    return np.stack([*map(resize, channels)], axis=-1)
+  resized = np.stack([resize(np.float32(channel)) for channel in channels], axis=-1)
+  return np.rint(resized).clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
 
 
 def resize_fast(image: np.ndarray, size: int) -> np.ndarray:
   """Resizes bilinearly without antialiasing, or by averages if it shrinks 2x or more.
 
   Args:
-    image: [H, W, 3] uint8.
+    image: [H, W, C] uint8 or uint16.
     size: side of the result, in pixels.
 
   Returns:
-    [size, size, 3] uint8.
+    [size, size, C] of the same dtype.
   """
   # The decoder already shrinks JPEGs. For other formats, bilinear resizing would skip
   # most pixels.
   much = min(image.shape[:2]) >= 2 * size
   method = cv2.INTER_AREA if much else cv2.INTER_LINEAR
-  return cv2.resize(image, (size, size), interpolation=method)
+  # OpenCV resizes at most four channels at a time.
+  parts = [
+    cv2.resize(image[..., i : i + 4], (size, size), interpolation=method)
+    for i in range(0, image.shape[2], 4)
+  ]
+  if len(parts) > 1:
+    return np.concatenate([part.reshape(size, size, -1) for part in parts], axis=2)
+  return parts[0].reshape(size, size, -1)  # OpenCV drops a single channel.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -136,12 +155,14 @@ class EvalTransform:
     crop: side of the square.
     interpolation: "bilinear" or "bicubic", antialiased.
     max_pixels: see `open_image`.
+    pixels: the pixels of the images.
   """
 
   resize: int
   crop: int
   interpolation: str
   max_pixels: int
+  pixels: PixelFormat = RGB8
 
   @property
   def size(self) -> int:
@@ -149,7 +170,7 @@ class EvalTransform:
     return self.crop
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """Maps the content of a file to [crop, crop, 3] uint8, without randomness.
+    """Maps the content of a file to [crop, crop, C], without randomness.
 
     Raises:
       ImageError: see `decode` and `resized_box`. Their other errors become this one.
@@ -158,7 +179,8 @@ class EvalTransform:
     with image_errors():
       head = open_image(data, self.max_pixels)
       box = resized_box(*upright_size(head), self.resize, self.crop)
-      return resize_exactly(decode(data, head), box, self.crop, self.interpolation)
+      image = decode(data, head, 1, self.pixels)
+      return resize_exactly(image, box, self.crop, self.interpolation)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -175,9 +197,10 @@ class TrainTransform:
     policy: "rand", "trivial" or "": see `auto_augment`.
     magnitude: strength of "rand", from 0 to 30.
     max_pixels: see `open_image`.
-    own: (image [size, size, 3] uint8, generator) -> image of the same shape and dtype,
-      the user's augmentation, which is applied last. It must be picklable for worker
+    own: (image [size, size, C], generator) -> image of the same shape and dtype, the
+      user's augmentation, which is applied last. It must be picklable for worker
       processes.
+    pixels: the pixels of the images.
   """
 
   crop: str
@@ -189,9 +212,10 @@ class TrainTransform:
   magnitude: int
   max_pixels: int
   own: Callable[[np.ndarray, np.random.Generator], np.ndarray] | None = None
+  pixels: PixelFormat = RGB8
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
-    """Maps the content of a file to [size, size, 3] uint8.
+    """Maps the content of a file to [size, size, C] of `pixels.dtype`.
 
     Raises:
       ImageError: see `decode` and `resized_box`. Their other errors become this one.
@@ -201,14 +225,16 @@ class TrainTransform:
       if self.crop in ("random", "center"):
         position = rng if self.crop == "random" else None
         box = resized_box(*upright_size(head), self.resize, self.size, position)
-        image = resize_exactly(decode(data, head), box, self.size, self.interpolation)
+        image = decode(data, head, 1, self.pixels)
+        image = resize_exactly(image, box, self.size, self.interpolation)
       else:
         box = random_resized_box(rng, *upright_size(head), (self.min_area, 1.0))
         # Decode at a smaller size if the part still has `size` pixels a side.
         factor = 1
         while factor < 8 and min(box[2:]) >= 2 * factor * self.size:
           factor *= 2
-        image = resize_fast(decode_part(data, head, box, factor), self.size)
+        part = decode_part(data, head, box, factor, self.pixels)
+        image = resize_fast(part, self.size)
     if self.policy == "rand":
       image = rand_augment(image, rng, magnitude=self.magnitude)
     elif self.policy == "trivial":

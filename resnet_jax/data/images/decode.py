@@ -2,22 +2,31 @@
 
 libjpeg-turbo decodes parts of ordinary JPEG files, and OpenCV decodes whole ones. They
 were the fastest in measurements (benchmarks/NOTES.md), and other threads can run
-meanwhile. Pillow decodes all other files.
+meanwhile. `tiff.py`, `arrays.py` and `dicom.py` read the formats of their names, and
+Pillow all other files.
 """
 
 import io
 import re
 import struct
 import warnings
+from collections.abc import Callable
 from typing import NamedTuple
 
 import cv2
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.images import turbojpeg
-from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
-from resnet_jax.data.images.formats import KNOWN, READ
+from resnet_jax.data.images import arrays, dicom, tiff, turbojpeg
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.formats import KNOWN, READ, READABLE, format_of
+from resnet_jax.data.images.pixels import (
+  RGB8,
+  Head,
+  PixelFormat,
+  Stored,
+  to_pixels,
+)
 from resnet_jax.data.images.turbojpeg import MAX_SCANS
 
 # The "GRAYSCALE" flags only set the size here. The "COLOR" flags also ask for BGR, and
@@ -34,9 +43,6 @@ _SEGMENTS = frozenset((0xC4, 0xDB, 0xDD, 0xFE, *range(0xE0, 0xF0)))
 # Start of a JPEG scan; its length is 6 + 2 * channels. The marker alone also occurs in
 # videos that phones append to a picture.
 _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
-# If an image uses at most 14 of its 16 bits, as from a camera, the upper 8 bits stay
-# below this value.
-_DARK = 64
 # Largest number of scans in a JPEG of `max_pixels` pixels. A smaller JPEG may have
 # more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
@@ -62,37 +68,38 @@ if "AVIF" in READ:
   AvifImagePlugin.DEFAULT_MAX_THREADS = 1
 
 
-class Head(NamedTuple):
-  """The header of an image file.
+class _Reader(NamedTuple):
+  """Reads the header and the content of files of one format."""
 
-  Attributes:
-    format: Pillow's name of the format.
-    mode: Pillow's name of the mode.
-    size: (width, height) in pixels, as stored.
-    orientation: EXIF orientation, 1 to 8: 1 is upright, 5 and above swap the sides.
-    plain: whether it is a JPEG that the fast decoders decode correctly.
-  """
+  open: Callable[[bytes], Head]
+  read: Callable[[bytes], Stored]
 
-  format: str
-  mode: str
-  size: tuple[int, int]
-  orientation: int
-  plain: bool = False
+
+_READERS = {
+  "TIFF": _Reader(tiff.open_tiff, tiff.read_tiff),
+  "NPY": _Reader(arrays.open_array, arrays.read_array),
+  "NPZ": _Reader(arrays.open_array, arrays.read_array),
+  "DICOM": _Reader(dicom.open_dicom, dicom.read_dicom),
+}
 
 
 def open_image(data: bytes, max_pixels: int) -> Head:
   """Reads the header of an image file.
 
   Args:
-    data: content of a file of one of the formats in `READ`, whatever its name.
-    max_pixels: largest width times height, which bounds the memory of decoding.
+    data: content of a file of one of the formats in `READABLE`, whatever its name.
+    max_pixels: largest width times height, which bounds the memory of decoding: no file
+      has more than `MAX_CHANNELS` channels.
 
   Raises:
     ImageError: the file has none of these formats, is damaged, has too many pixels, or
       is a JPEG with too many scans or EXIF segments.
   """
   head = _read_jpeg_head(data, max_pixels)
-  if head is None or not head.format:
+  kind = "" if head else format_of(data)
+  if kind in _READERS and kind in READABLE:
+    head = _READERS[kind].open(data)
+  elif head is None or not head.format:
     image = _open_by_pillow(data)
     orientation = _orientation(image.info.get("exif") or b"")
     plain = head is not None and head.plain and image.format == "JPEG"
@@ -176,18 +183,17 @@ def _open_by_pillow(data: bytes) -> Image.Image:
     pixels = 2 * (Image.MAX_IMAGE_PIXELS or 0)
     raise ImageError(f"it has more than {pixels} pixels") from None
   except Exception as error:  # Pillow raises errors of many types.
-    for name, known in KNOWN.items():
-      if re.match(known.beginning, data):
-        if known.package:
-          raise ImageError(
-            f"it is {name} ({' '.join(known.suffixes)}), which "
-            f"`pip install {known.package}` makes readable"
-          ) from error
+    if known := KNOWN.get(name := format_of(data)):
+      if known.package:
         raise ImageError(
-          f"it is a {name} that is truncated or damaged, or of an unsupported kind"
+          f"it is {name} ({' '.join(known.suffixes)}), which "
+          f"`pip install {known.package}` makes readable"
         ) from error
+      raise ImageError(
+        f"it is a {name} that is truncated or damaged, or of an unsupported kind"
+      ) from error
     raise ImageError(
-      f"it is none of {', '.join(READ)} (content begins with {data[:8]!r})"
+      f"it is none of {', '.join(READABLE)} (content begins with {data[:8]!r})"
     ) from error
 
 
@@ -208,42 +214,56 @@ def upright_size(head: Head) -> tuple[int, int]:
   return head.size[::-1] if head.orientation >= 5 else head.size
 
 
-def decode(data: bytes, head: Head, factor: int = 1) -> np.ndarray:
-  """Decodes the first picture of an image file, upright, as RGB.
-
-  Transparency is dropped, as in torchvision. 16 bits per channel become 8.
+def decode(
+  data: bytes, head: Head, factor: int = 1, pixels: PixelFormat = RGB8
+) -> np.ndarray:
+  """Decodes the first picture of an image file, upright.
 
   Args:
     data: content of the file.
     head: from `open_image`.
     factor: 1, 2, 4 or 8. A JPEG is decoded at 1 / `factor` of its size, which is
       faster; other formats are decoded at full size.
+    pixels: the pixels to return, see `to_pixels`.
 
   Returns:
-    [H, W, 3] uint8.
+    [H, W, C] of `pixels.dtype`.
 
   Raises:
     ImageError: the image is truncated or damaged, its size differs from its header, or
-      it has 16 bits per channel and would become all black.
+      its values do not fit `pixels`.
   """
-  pixels = None
+  return np.ascontiguousarray(to_pixels(read_stored(data, head, factor), pixels))
+
+
+def read_stored(data: bytes, head: Head, factor: int = 1) -> Stored:
+  """Returns the values of the first picture of an image file, upright; see `decode`."""
+  stored = None
   if _is_plain(data, head):
     flags = cv2.IMREAD_COLOR_RGB | cv2.IMREAD_IGNORE_ORIENTATION | _REDUCED[factor]
-    pixels = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-  if pixels is None:
-    pixels, factor = _decode_by_pillow(data, head), 1
-  _check_size(head, (pixels.shape[1], pixels.shape[0]), factor)
+    values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
+    stored = None if values is None else Stored(values)
+  if stored is None:
+    reader = _READERS.get(head.format)
+    stored = reader.read(data) if reader else _read_by_pillow(data, head)
+    factor = 1
+  values = stored.values
+  _check_size(head, (values.shape[1], values.shape[0]), factor)
   if head.orientation >= 5:
-    pixels = pixels.swapaxes(0, 1)
+    values = values.swapaxes(0, 1)
   if head.orientation in (3, 4, 7, 8):
-    pixels = pixels[::-1]
+    values = values[::-1]
   if head.orientation in (2, 3, 6, 7):
-    pixels = pixels[:, ::-1]
-  return np.ascontiguousarray(pixels)
+    values = values[:, ::-1]
+  return stored._replace(values=values)
 
 
 def decode_part(
-  data: bytes, head: Head, box: tuple[int, int, int, int], factor: int
+  data: bytes,
+  head: Head,
+  box: tuple[int, int, int, int],
+  factor: int,
+  pixels: PixelFormat = RGB8,
 ) -> np.ndarray:
   """Decodes a part of an image like `decode`, but faster and a little less exactly.
 
@@ -252,23 +272,24 @@ def decode_part(
     head: see `decode`.
     box: left, top, width and height, in pixels of the upright image.
     factor: see `decode`.
+    pixels: see `decode`.
 
   Returns:
-    [height / factor, width / factor, 3] uint8, sides rounded down; [height, width, 3]
-    for formats that are decoded at full size only.
+    [height / factor, width / factor, C] of `pixels.dtype`, sides rounded down; [height,
+    width, C] for formats that are decoded at full size only.
 
   Raises:
     ImageError: see `decode`.
   """
   x, y, width, height = (n // factor for n in box)
   if head.orientation == 1 and _is_plain(data, head):
-    pixels = turbojpeg.decode_part(data, x, y, width, height, factor)
-    if pixels is not None:
-      return pixels
-  pixels = decode(data, head, factor)
-  if pixels.shape[1::-1] == upright_size(head):
+    part = turbojpeg.decode_part(data, x, y, width, height, factor)
+    if part is not None:
+      return to_pixels(Stored(part), pixels)
+  whole = decode(data, head, factor, pixels)
+  if whole.shape[1::-1] == upright_size(head):
     x, y, width, height = box
-  return pixels[y : y + height, x : x + width]
+  return whole[y : y + height, x : x + width]
 
 
 def _is_plain(data: bytes, head: Head) -> bool:
@@ -289,35 +310,35 @@ def _check_size(head: Head, size: tuple[int, int], factor: int = 1) -> None:
     raise ImageError(f"its head says {width}x{height} pixels, its decoder says {found}")
 
 
-def _decode_by_pillow(data: bytes, head: Head) -> np.ndarray:
+def _read_by_pillow(data: bytes, head: Head) -> Stored:
   image = _open_by_pillow(data)
   _check_size(head, image.size)
   try:
-    if image.mode.startswith("I"):  # 16 bits; Pillow would clip values above 255.
-      pixels = (np.asarray(image) >> 8).astype(np.uint8)[..., None].repeat(3, axis=2)
-    else:
-      pixels = np.asarray(image.convert("RGB"))
+    if image.mode.startswith("I"):  # 16 bits of grey.
+      return Stored(np.asarray(image).astype(np.uint16)[..., None], 65535)
+    stored = tiff.of_mode(image)
   except Exception as error:  # Pillow raises errors of many types.
     raise ImageError(f"it is truncated or damaged ({error})") from error
-  if not has_16_bits(data, head):
-    return pixels
-  highest = int(pixels.max())
-  if 0 < highest < _DARK:
-    warn_of_few_bits(8 + highest.bit_length())
-  elif not highest:
-    # Pillow reads only the upper 8 bits of colour images. OpenCV reads all 16 bits, but
-    # prints messages.
-    flags = cv2.IMREAD_COLOR | cv2.IMREAD_ANYDEPTH
-    values = cv2.imdecode(np.frombuffer(data, np.uint8), flags)
-    if values is not None and values.any():
-      raise ImageError(
-        f"it would be black: the highest of its 16-bit values is {values.max()}, and "
-        "only the upper 8 bits are used; multiply the values to use the range to 65535"
-      )
-  return pixels
+  return _read_deep(data, stored) if has_16_bits(data, head) else stored
+
+
+def _read_deep(data: bytes, shallow: Stored) -> Stored:
+  """Reads a PNG of 16 bits a channel, of which Pillow reads only the upper 8 bits.
+
+  OpenCV reads all of them. It does not see that a file is truncated, but Pillow does.
+  """
+  values = cv2.imdecode(np.frombuffer(data, np.uint8), cv2.IMREAD_UNCHANGED)
+  if values is None or values.dtype != np.uint16 or values.ndim != 3:
+    raise ImageError("its 16 bits cannot be decoded")
+  values = values[..., [2, 1, 0, 3][: values.shape[2]]]  # From BGR.
+  channels = shallow.values.shape[2]
+  if shallow.has_alpha:
+    grey_and_alpha = [0, 3]
+    return Stored(values if channels == 4 else values[..., grey_and_alpha], 65535, True)
+  return Stored(values[..., :channels], 65535)
 
 
 def has_16_bits(data: bytes, head: Head) -> bool:
-  """Whether a file has 16 bits per channel, of which `decode` drops the lower 8."""
+  """Whether a file is a PNG with 16 bits per channel."""
   start = struct.pack(">IIB", *head.size, 16)
   return head.format == "PNG" and data[16:25] == start

@@ -37,8 +37,8 @@ def warn_of_few_bits(bits: int) -> None:
   name = image_name.get()
   if name is not None and _has_warned.acquire(blocking=False):
     text = (
-      f"only {bits} of the 16 bits of {name()} are in use, and its upper 8 bits are "
-      f"read: it becomes dark, of {2 ** (bits - 8)} levels; multiply the values by "
-      f"{2 ** (16 - bits)}, perhaps of other images too"
+      f"only {bits} of the 16 bits of {name()} are in use, so it becomes dark and "
+      f"coarse; if {2**bits - 1} counts as white in all images, set config.data."
+      f"max_value={2**bits - 1}"
     )
     print(f"warning: {printable(text)}", file=sys.stderr)

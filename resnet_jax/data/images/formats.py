@@ -1,6 +1,7 @@
 """The formats of image files, and the packages that some of them need."""
 
 import importlib.util
+import re
 from typing import NamedTuple
 
 from PIL import features
@@ -13,11 +14,18 @@ class Format(NamedTuple):
     beginning: regular expression of the first bytes.
     suffixes: suffixes of the file names, in lower case.
     package: missing package that reads the format; "" if none is missing.
+    by_pillow: whether Pillow reads the format.
   """
 
   beginning: bytes
   suffixes: tuple[str, ...]
   package: str = ""
+  by_pillow: bool = True
+
+
+def _missing(module: str) -> str:
+  """Returns the name of a package's module if it is not installed, else ""."""
+  return "" if importlib.util.find_spec(module) else module
 
 
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
@@ -37,10 +45,24 @@ KNOWN = {
   "AVIF": Format(
     rb"(?s)....ftypavi[fs]", (".avif",), "" if _HAS_AVIF else "'pillow>=11.3'"
   ),
+  "TIFF": Format(rb"II[*+]\0|MM\0[*+]", (".tif", ".tiff"), by_pillow=False),
+  "NPY": Format(rb"\x93NUMPY", (".npy",), by_pillow=False),
+  "NPZ": Format(rb"PK\x03\x04", (".npz",), by_pillow=False),
+  # Last, because its first 128 bytes can be those of any other format.
+  "DICOM": Format(
+    rb"(?s).{128}DICM", (".dcm", ".dicom"), _missing("pydicom"), by_pillow=False
+  ),
 }
-# Pillow's names of the formats that can be read.
-READ = tuple(name for name, known in KNOWN.items() if not known.package)
-SUFFIXES = tuple(suffix for name in READ for suffix in KNOWN[name].suffixes)
+# The formats that can be read, and those of them that Pillow reads, by its names.
+READABLE = tuple(name for name, known in KNOWN.items() if not known.package)
+READ = tuple(name for name in READABLE if KNOWN[name].by_pillow)
+SUFFIXES = tuple(suffix for name in READABLE for suffix in KNOWN[name].suffixes)
+
+
+def format_of(data: bytes) -> str:
+  """Returns the key of `KNOWN` for the content of a file; "" if it is none of them."""
+  beginnings = ((name, known.beginning) for name, known in KNOWN.items())
+  return next((name for name, begin in beginnings if re.match(begin, data)), "")
 
 
 def needed_package(suffix: str) -> str:

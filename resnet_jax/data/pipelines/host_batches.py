@@ -1,7 +1,7 @@
 """Loads batches of images ahead of time, in threads or processes.
 
 Host side only: nothing here touches a device, so that worker processes start quickly.
-Letters: N images of a split, B batch, S side of the images.
+Letters: N images of a split, B batch, S side of the images, C channels.
 """
 
 import dataclasses
@@ -22,6 +22,7 @@ from absl import flags
 
 from resnet_jax.data import ImageSource, LabelSpec, label_spec
 from resnet_jax.data.images.errors import ImageError, image_name
+from resnet_jax.data.images.pixels import PixelFormat
 
 
 @runtime_checkable
@@ -30,6 +31,9 @@ class Transform(Protocol):
 
   @property
   def size(self) -> int: ...
+
+  @property
+  def pixels(self) -> PixelFormat: ...
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray: ...
 
@@ -47,7 +51,7 @@ class HostBatch(TypedDict):
   """The part of a batch that this process loads.
 
   Attributes:
-    image: [B, S, S, 3] uint8.
+    image: [B, S, S, C] uint8 or uint16, see `PixelFormat`.
     label: [B, ...], see `LabelSpec`.
     mask: [B] bool, False where an image is missing.
     errors: (index, text) of each image that could not be read.
@@ -93,8 +97,9 @@ class Batches:
   def __getitem__(self, number: int) -> HostBatch:
     first, last = (number * self.batch_size + row for row in self.rows)
     rows, side, spec = last - first, self.transform.size, label_spec(self.source)
+    pixels = self.transform.pixels
     batch: HostBatch = {
-      "image": np.empty((rows, side, side, 3), np.uint8),
+      "image": np.empty((rows, side, side, pixels.channels), pixels.dtype),
       "label": np.zeros((rows, *spec.shape), spec.dtype),
       "mask": np.zeros(rows, bool),
       "errors": [],

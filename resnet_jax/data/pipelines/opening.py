@@ -22,6 +22,7 @@ from resnet_jax.data import (
   label_spec,
 )
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines.host_batches import Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
@@ -79,7 +80,7 @@ def create_dataset(
     )
   if augment and isinstance(source, FileList | Records) and kind != "numbers":
     _check_all_classes(source, where)
-  channels = source.images.shape[-1] if is_in_memory(source) else 3
+  channels = _count_channels(config, source, where)
   for field in ("mean", "std"):
     values = getattr(config, field)
     check_channels(f"{setting_name(f'data.{field}')}={values}", values, channels)
@@ -108,6 +109,27 @@ def create_dataset(
       interpolation=config.interpolation,
     )
   return create_streaming(config, source, batch_size, mesh, augment)
+
+
+def _count_channels(config: DataConfig, source: Source, where: str) -> int:
+  """Returns C of the images; raises `UserError` if a setting asks for other images."""
+  if not is_in_memory(source):
+    return config.channels
+  channels = int(source.images.shape[-1])
+  default = DataConfig()
+  if config.channels not in (default.channels, channels):
+    raise UserError(
+      f"{setting_name('data.channels')}={config.channels} is for images that are "
+      f"decoded during the run (config.data.train_crop); {where} is in memory, with "
+      f"{channels} channel{'s' * (channels > 1)}"
+    )
+  if config.max_value:
+    raise UserError(
+      f"{setting_name('data.max_value')}={config.max_value} is for images that are "
+      f"decoded during the run; {where} is in memory: scale its uint16 images so that "
+      "65535 counts as 1"
+    )
+  return channels
 
 
 def _check_same_images(source: Source, where: str) -> None:
@@ -164,6 +186,7 @@ def create_streaming(
 ) -> StreamingDataset:
   """Returns a streamed data set; arguments and errors as for `create_dataset`."""
   transform: Transform
+  pixels = PixelFormat(config.channels, config.max_value)
   if augment is None:
     if not config.eval_crop:
       raise UserError(
@@ -175,6 +198,7 @@ def create_streaming(
       crop=config.eval_crop,
       interpolation=config.interpolation,
       max_pixels=config.max_pixels,
+      pixels=pixels,
     )
   else:
     require_train_crop(config)
@@ -191,6 +215,7 @@ def create_streaming(
       magnitude=augment.magnitude,
       max_pixels=config.max_pixels,
       own=own,
+      pixels=pixels,
     )
   return StreamingDataset(
     source,

@@ -20,7 +20,7 @@ from resnet_jax.data import ImageArrays
 from resnet_jax.data.batch import Batch, TakeBatch
 from resnet_jax.data.batches.preprocess import resize_and_crop
 from resnet_jax.data.pipelines.sampling import balanced_shares
-from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, Shaped, UInt8
+from resnet_jax.runtime.arrays import Array, Int, Int32, PRNGKeyArray, Shaped, UInt
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 
 
@@ -34,7 +34,7 @@ class Feed:
     order: indices of the examples, for at least one batch. Indices >= N are padding.
   """
 
-  image: UInt8[Array, "n h w c"]
+  image: UInt[Array, "n h w c"]
   label: Shaped[Array, "n ..."]
   order: Int32[Array, " _"]
 
@@ -63,7 +63,7 @@ def take_batch(
     resize: resizes the batch's images to the input size of the model.
 
   Returns:
-    {"image": [B, H, W, C] uint8, "label": [B, ...], "mask": [B] bool}.
+    {"image": [B, H, W, C], "label": [B, ...], "mask": [B] bool}.
   """
   position = step % (len(feed.order) // batch_size) * batch_size
   index = jax.lax.dynamic_slice_in_dim(feed.order, position, batch_size)
@@ -78,7 +78,7 @@ def take_batch(
 
 
 def bind_take_batch(
-  images: UInt8[np.ndarray, "n h w c"],
+  images: UInt[np.ndarray, "n h w c"],
   batch_size: int,
   mesh: Mesh,
   resize: int = 0,
@@ -105,7 +105,7 @@ def bind_take_batch(
 
 
 class ResidentDataset:
-  """One split, kept as uint8 on every device.
+  """One split, kept as integers on every device.
 
   Attributes:
     num_examples: N.

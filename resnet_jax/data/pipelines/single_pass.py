@@ -17,6 +17,7 @@ from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data import ImageArrays, Source, is_in_memory
 from resnet_jax.data.batches.preprocess import resize_and_crop
 from resnet_jax.data.images.crops import EvalTransform
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines.host_batches import (
   Batches,
   HostBatch,
@@ -29,7 +30,7 @@ from resnet_jax.data.sources.file_list import (
   is_image,
   no_images,
 )
-from resnet_jax.runtime.arrays import UInt8
+from resnet_jax.runtime.arrays import UInt
 from resnet_jax.runtime.errors import NotFoundError
 
 
@@ -66,6 +67,7 @@ def read_batches(
   preprocessing: Preprocessing,
   batch_size: int,
   max_pixels: int,
+  channels: int = 3,
 ) -> Iterator[HostBatch]:
   """Yields all images, resized and cropped as in evaluation.
 
@@ -74,10 +76,12 @@ def read_batches(
     preprocessing: how to resize and crop them.
     batch_size: B; the last batch is padded.
     max_pixels: see `open_image`.
+    channels: C of images that are decoded.
 
   Yields:
-    "image" [B, S, S, C] uint8, "label" [B] int32, "mask" [B] bool and "errors", a list
-    of (index, text). The mask is False for padding and for unreadable images.
+    "image" [B, S, S, C] uint8 or uint16, "label" [B] int32, "mask" [B] bool and
+    "errors", a list of (index, text). The mask is False for padding and for unreadable
+    images.
 
   Raises:
     ValueError: the images of an `ImageArrays` are smaller than the crop.
@@ -88,7 +92,7 @@ def read_batches(
   length = math.ceil(len(source) / batch_size) * batch_size
   batches = Batches(
     source=source,
-    transform=_transform(preprocessing, max_pixels),
+    transform=_transform(preprocessing, max_pixels, channels),
     order=grain.MapDataset.range(length),
     batch_size=batch_size,
     rows=(0, batch_size),
@@ -104,7 +108,8 @@ def read_image(
   index: int,
   preprocessing: Preprocessing,
   max_pixels: int,
-) -> UInt8[np.ndarray, "s s c"]:
+  channels: int = 3,
+) -> UInt[np.ndarray, "s s c"]:
   """Returns one image, resized and cropped as in `read_batches`.
 
   Raises:
@@ -116,13 +121,19 @@ def read_image(
     )
     image: np.ndarray = next(_slices(one, preprocessing, 1))["image"][0]
     return image
-  transform = _transform(preprocessing, max_pixels)
+  transform = _transform(preprocessing, max_pixels, channels)
   return transform(source[index][0], np.random.default_rng())
 
 
-def _transform(preprocessing: Preprocessing, max_pixels: int) -> EvalTransform:
+def _transform(
+  preprocessing: Preprocessing, max_pixels: int, channels: int
+) -> EvalTransform:
   return EvalTransform(
-    preprocessing.resize, preprocessing.crop, preprocessing.interpolation, max_pixels
+    preprocessing.resize,
+    preprocessing.crop,
+    preprocessing.interpolation,
+    max_pixels,
+    PixelFormat(channels, preprocessing.max_value),
   )
 
 

@@ -17,6 +17,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.data import ImageArrays, LabelSpec, is_in_memory
 from resnet_jax.data.batch import TakeBatch
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
 from resnet_jax.data.sources.opening import open_source
@@ -92,10 +93,11 @@ def create_abstract_dataset(
     split: _Abstract = partial(jax.ShapeDtypeStruct, sharding=chunk_sharding(mesh))
     number = max(_NUM_STREAMED, batch_size)
     rows = Plan.create(config, number).longest_call, batch_size
-    shape = data.image_size, data.image_size, 3
+    shape = data.image_size, data.image_size, data.channels
+    pixels = PixelFormat(data.channels, data.max_value)
     label = LabelSpec.of(data.labels, config.model.num_classes)
     batches = {
-      "image": split(rows + shape, jnp.uint8),
+      "image": split(rows + shape, pixels.dtype),
       "label": split((*rows, *label.shape), label.dtype),
       "mask": split(rows, jnp.bool_),
     }
@@ -103,7 +105,7 @@ def create_abstract_dataset(
     return AbstractDataset(chunk, streaming.take_batch, shape, number, 0)
   count = len(source.images)
   feed = resident.Feed(
-    image=whole(source.images.shape, jnp.uint8),
+    image=whole(source.images.shape, source.images.dtype),
     label=whole(source.labels.shape, source.labels.dtype),
     order=whole((count,), jnp.int32),
   )

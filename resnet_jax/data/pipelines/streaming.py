@@ -1,7 +1,7 @@
 """A data set of any size: decoded on the host while the device computes.
 
 A call is one call of the compiled step, which can run several batches.
-Letters: N examples, K batches of a call, B batch, S side of the images.
+Letters: N examples, K batches of a call, B batch, S side of the images, C channels.
 """
 
 import contextlib
@@ -38,7 +38,8 @@ class Chunk:
   """The batches of one call, on the devices.
 
   Attributes:
-    batches: {"image": [K, B, S, S, 3] uint8, "label": [K, B, ...], "mask": [K, B]}.
+    batches: {"image": [K, B, S, S, C], "label": [K, B, ...], "mask": [K, B]}, see
+      `Batch`.
     first: number of the first batch.
   """
 
@@ -64,7 +65,7 @@ class StreamingDataset:
   Attributes:
     num_examples: N.
     class_names: names of the labels, in order.
-    image_shape: (S, S, 3).
+    image_shape: (S, S, C).
     labels: of all examples; None if they are not known before the images are read.
     take_batch: (chunk, step) -> Batch, for `train_chunk` and `eval_chunk`.
     skipped: index -> reason, for each image that could not be read.
@@ -88,7 +89,7 @@ class StreamingDataset:
 
     Args:
       source: the images.
-      transform: maps the content of a file to [S, S, 3] uint8.
+      transform: maps the content of a file to [S, S, C].
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
       max_skip_share: largest fraction of N that may be skipped; None allows none.
@@ -102,7 +103,7 @@ class StreamingDataset:
     self.class_names = source.class_names
     self.labels = known_labels(source)
     self.digest: str = getattr(source, "digest", "")
-    self.image_shape = (transform.size, transform.size, 3)
+    self.image_shape = (transform.size, transform.size, transform.pixels.channels)
     self.take_batch = take_batch
     self.skipped: dict[int, str] = {}
     self._source, self._transform = source, transform
