@@ -16,7 +16,7 @@ from PIL import Image, ImageDraw
 
 from resnet_jax.cli.main import main
 from resnet_jax.config import DataConfig
-from resnet_jax.data.audit import scan
+from resnet_jax.data.audit import near_duplicates, scan
 from resnet_jax.data.images.formats import KNOWN
 from resnet_jax.data.sources import cifar
 
@@ -118,6 +118,8 @@ def test_json_tells_all_that_is_wrong(tmp_path, capsys):
   twins = [str(val / "b" / "0.jpg"), str(val / "b" / "twin.jpg")]
   assert found["duplicates"] == [again, twins] and found["across_splits"] == 1
   assert found["different_labels"] == [again]
+  assert found["few_images"] == {"a": 8, "b": 6, "c": 6} and found["turned"] == 1
+  assert found["near_duplicates"] == []
   assert found["misnamed"] == [{"file": str(train / "b/really.jpg"), "format": "PNG"}]
   assert found["ignored"] == {".txt": 1, "": 1} and found["unlisted"] == 1
   reasons = {Path(one["file"]).name: one["reason"] for one in found["unreadable"]}
@@ -128,6 +130,59 @@ def test_json_tells_all_that_is_wrong(tmp_path, capsys):
     "gone.jpg": "it is a dangling link",
     "pipe.jpg": "it is no file",
   }
+
+
+def test_images_that_look_the_same_are_found_across_splits(tmp_path, capsys):
+  root = make_clean(tmp_path)
+  photo = cv2.GaussianBlur(cv2.imread(str(root / "train/a/0.jpg")), (9, 9), 3)
+  first, *_ = places = [
+    root / "train" / "b" / "photo.png",
+    root / "val" / "a" / "smaller.png",
+    root / "val" / "b" / "darker.jpg",
+  ]
+  cv2.imwrite(str(first), photo)
+  cv2.imwrite(str(places[1]), cv2.resize(photo, (32, 24)))
+  cv2.imwrite(str(places[2]), photo // 2 + 20, [cv2.IMWRITE_JPEG_QUALITY, 70])
+  cv2.imwrite(str(root / "val" / "c" / "other.png"), photo[::-1])
+  status, out, _ = call(capsys, root, "--json")
+  found = json.loads(out)
+  assert status == 0 and found["duplicates"] == []
+  pairs = [[str(first), str(place)] for place in places[1:]]
+  assert sorted(found["near_duplicates"]) == sorted(pairs)
+
+
+def test_black_images_do_not_look_the_same(tmp_path, capsys):
+  root = make_clean(tmp_path)
+  for i, split in enumerate(("train", "train", "val", "val")):
+    Image.new("RGB", (30 + i, 30)).save(root / split / "a" / f"black{i}.png")
+  assert json.loads(call(capsys, root, "--json")[1])["near_duplicates"] == []
+
+
+def test_similar_hashes_are_those_of_a_search_through_all_pairs():
+  random = np.random.default_rng(0)
+  first = random.integers(0, 2**63, 500, np.uint64)
+  second = first[:60] ^ np.array(
+    [sum(2 ** int(b) for b in random.choice(64, i % 9, False)) for i in range(60)],
+    np.uint64,
+  )
+  bits = np.bitwise_count(first[:, None] ^ second[None])
+  expected = [(int(i), int(j)) for j, i in np.argwhere(bits.T <= 6)]
+  assert len(expected) > 40
+  assert near_duplicates.find_similar(first, second) == expected
+
+
+def test_several_classes_are_counted(tmp_path, capsys):
+  make_clean(tmp_path)
+  rows = ["path,label,split", "train/a/0.jpg,a;b,train", "train/b/0.jpg,a,train"]
+  (tmp_path / "list.csv").write_text("\n".join([*rows, "val/a/0.jpg,,val"]))
+  out = call(capsys, tmp_path / "list.csv", "--labels=classes", "--json")[1]
+  assert json.loads(out)["splits"]["train"]["classes"] == {"a": 2, "b": 1}
+  rows = ["path,label", "train/a/0.jpg,0.5", "train/b/0.jpg,1", "val/a/0.jpg,2"]
+  (tmp_path / "list.csv").write_text("\n".join(rows))
+  status, out, _ = call(
+    capsys, tmp_path / "list.csv", "--labels=numbers", "--val-share=0.4"
+  )
+  assert status == 0 and "train: 2 images\n" in out
 
 
 def test_words_agree_with_json(tmp_path, capsys):
@@ -369,7 +424,7 @@ def test_ctrl_c_ends_it(tmp_path):
   code = """
 import gc, sys, time
 from resnet_jax.cli.main import main
-from resnet_jax.data.audit import scan
+from resnet_jax.data.audit import near_duplicates, scan
 from resnet_jax.data.images.formats import KNOWN
 from resnet_jax.data.sources import cifar
 

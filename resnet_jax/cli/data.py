@@ -41,8 +41,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   text = (
     "Read every image of every split, and report the classes, the sizes, the "
-    "unreadable images and the duplicates. The exit status is 1 if an image cannot be "
-    "read or a file is in two splits."
+    "unreadable images, and the images that are equal or look the same. "
+    "The exit status is 1 if an image cannot be read or a file is in two splits."
   )
   check = commands.add_parser(
     "check",
@@ -67,6 +67,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "largest number of pixels of an image; a larger one counts as unreadable (default: "
     f"{DataConfig().max_pixels:,})",
   )
+  check.add_argument(
+    "--labels",
+    choices=("class", "classes", "numbers"),
+    default="class",
+    help="what the label of an image is: one class, several classes or numbers "
+    "(default: %(default)s)",
+  )
   figure = check.add_argument(
     "--figure",
     metavar="FILE.png",
@@ -86,7 +93,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.data.audit.report import describe
 
   config = data_config(args.source, args.data_dir)
-  config.val_share = args.val_share
+  config.val_share, config.labels = args.val_share, args.labels
   config.max_pixels = args.max_pixels or config.max_pixels
   console = Console(stderr=True)
   progress = Progress(console=console, transient=True, disable=not console.is_terminal)

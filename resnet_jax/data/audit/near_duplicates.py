@@ -11,7 +11,9 @@ from typing import Literal
 import cv2
 import numpy as np
 
-from resnet_jax.runtime.arrays import Float32, UInt, UInt8
+from resnet_jax.data.images.decode import read_stored
+from resnet_jax.data.images.pixels import Head, Stored
+from resnet_jax.runtime.arrays import Float32, Num, UInt
 
 # Two images are compared if at most so many of the 64 bits of their hashes differ.
 _MOST_BITS = 6
@@ -22,10 +24,17 @@ _MOST_PAIRS = 5  # Of an image.
 _SIDES: tuple[Literal["left", "right"], ...] = ("left", "right")
 
 
-def shrink(image: UInt8[np.ndarray, "h w c"]) -> Float32[np.ndarray, "s s"]:
-  """Returns a small grey image, in [0, 255]."""
-  gray = image.astype(np.float32).mean(axis=2)
-  return cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+def read_small(data: bytes, head: Head) -> Stored:
+  """Reads all bytes of an image file, but computes a large JPEG at a smaller size."""
+  factors = (factor for factor in (8, 4, 2) if min(head.size) >= factor * _SIDE)
+  return read_stored(data, head, next(factors, 1))
+
+
+def shrink(image: Num[np.ndarray, "h w c"]) -> Float32[np.ndarray, "s s"]:
+  """Returns a small grey image, in the range of the values of the image."""
+  gray = np.nan_to_num(image.astype(np.float32).mean(axis=2))
+  small: np.ndarray = cv2.resize(gray, (_SIDE, _SIDE), interpolation=cv2.INTER_AREA)
+  return small
 
 
 def perceptual_hash(small: Float32[np.ndarray, "s s"]) -> int:

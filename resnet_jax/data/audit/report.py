@@ -14,7 +14,7 @@ class SplitReport:
 
   Attributes:
     images: N, including unreadable images.
-    classes: number of images per class.
+    classes: number of images per class; {} if the labels are numbers.
     sizes: "width" and "height" of the upright images in pixels, each with "min",
       "median" and "max". "frequent" has the number of images of each of the 5 most
       frequent sizes. Empty if no image can be read.
@@ -40,8 +40,12 @@ class Report:
     duplicates: groups of identical files; groups across splits come first.
     across_splits: number of groups across splits.
     different_labels: the groups whose files belong to several classes.
+    near_duplicates: the names of each two images of different splits that look almost
+      the same, though their files differ.
     missing_classes: the classes without images, per split.
+    few_images: the number of images of each class that has fewer than 10 in "train".
     misnamed: "file" and true "format" of images whose suffix names another format.
+    turned: number of images that EXIF asks to turn or mirror, which is done.
     ignored: number of files in the folder per non-image suffix.
     unlisted: number of images in the folder that are in no class of a split.
     sixteen_bits: number of images with 16 bits per channel.
@@ -57,8 +61,11 @@ class Report:
   duplicates: list[list[str]]
   across_splits: int
   different_labels: list[list[str]]
+  near_duplicates: list[list[str]]
   missing_classes: dict[str, list[str]]
+  few_images: dict[str, int]
   misnamed: list[dict[str, str]]
+  turned: int
   ignored: dict[str, int]
   unlisted: int
   sixteen_bits: int
@@ -80,7 +87,8 @@ def describe(report: Report) -> str:
   lines = [report.source]
   for split, part in report.splits.items():
     ranked = sorted((-count, name) for name, count in part.classes.items() if count)
-    lines += ["", f"{split}: {part.images:,} images of {len(ranked):,} classes"]
+    of_classes = f" of {len(ranked):,} classes" if part.classes else ""
+    lines += ["", f"{split}: {part.images:,} images{of_classes}"]
     for side in ("width", "height") if part.sizes else ():
       text = "{min} to {max}, median {median:g}".format(**part.sizes[side])
       lines.append(f"  {side:8} {text}")
@@ -90,7 +98,8 @@ def describe(report: Report) -> str:
       ("formats", part.formats),
     ):
       lines.append(f"  {name:8} {_join_counts(counts)}")
-    lines.append("  images of each class")
+    if part.classes:
+      lines.append("  images of each class")
     shown = [f"  {-count:8,} {name}" for count, name in ranked]
     if len(shown) > 20:
       median = statistics.median(-count for count, _ in ranked)
@@ -101,6 +110,13 @@ def describe(report: Report) -> str:
     lines.append(f"split {split} is left out: {why}")
   for split, names in report.missing_classes.items():
     lines += _list_some(f"classes missing in {split}", names)
+  few = [f"{name}: {count}" for name, count in report.few_images.items()]
+  lines += _list_some("classes with fewer than 10 training images", few)
+  if report.turned:
+    lines.append(
+      f"images that EXIF turns or mirrors: {report.turned:,}; training turns them too, "
+      "but other programs may not"
+    )
   if report.ignored:
     lines.append(f"files ignored for their suffix: {_join_counts(report.ignored)}")
     for suffix in report.ignored:
@@ -127,6 +143,8 @@ def describe(report: Report) -> str:
     ("equal files of different classes", report.different_labels),
   ):
     lines += _list_some(text, [" = ".join(group) for group in groups])
+  near = [" ~ ".join(pair) for pair in report.near_duplicates]
+  lines += _list_some("images that look the same across splits (no error)", near)
   bad = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
   lines += _list_some("unreadable", bad, most=len(bad))
   if report.picture:

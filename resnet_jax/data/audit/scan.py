@@ -5,8 +5,10 @@ split.
 """
 
 import hashlib
+import itertools
 import os
 from collections import Counter, defaultdict
+from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,23 +18,28 @@ from rich.progress import Progress
 
 from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import DataConfig
+from resnet_jax.data import count_classes, known_labels
+from resnet_jax.data.audit.contact_sheet import draw_contact_sheet
+from resnet_jax.data.audit.near_duplicates import (
+  find_similar,
+  look_same,
+  perceptual_hash,
+  read_small,
+  shrink,
+)
 from resnet_jax.data.audit.report import Report, SplitReport
-from resnet_jax.data.images.decode import open_image, read_stored, upright_size
+from resnet_jax.data.audit.splits import Images, open_splits
+from resnet_jax.data.images.decode import open_image, upright_size
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import KNOWN, READABLE
 from resnet_jax.data.pipelines.host_batches import count_threads
-from resnet_jax.data.sources.cifar import EncodedImages
 from resnet_jax.data.sources.file_list import (
-  FileList,
   count_other_suffixes,
   files_below,
 )
 from resnet_jax.data.sources.folder import find_root
-from resnet_jax.data.sources.records import Records
-from resnet_jax.data.sources.tfds import TfdsImages
 from resnet_jax.runtime.errors import UserError
 
-Images = FileList | Records | TfdsImages | EncodedImages
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
 _FACTS = np.dtype("S16, i4, i4, i4, S12, S5, u8, ?")
@@ -42,7 +49,7 @@ _FACTS.names = (
 )
 _FORMAT_OF = {suffix: name for name in READABLE for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
-_SIDE, _GAP, _COLUMNS, _ROWS = 96, 4, 8, 10  # Sizes of the contact sheet.
+_FEW = 10  # Fewer training images of a class are reported.
 
 
 def scan(
@@ -51,8 +58,8 @@ def scan(
   """Reads and checks every image of every split.
 
   Args:
-    config: only `name` ("folder" or a TFDS set), `dir`, `val_share`, `max_pixels` and
-      `num_threads` are used.
+    config: only `name`, `dir`, `labels`, the columns, `val_share`, `max_pixels` and
+      `num_threads` are used. The images that are built in cannot be checked.
     picture: path of a .png file to write, with some training images of some classes; ""
       writes none.
     progress: displays the progress.
@@ -66,7 +73,7 @@ def scan(
     sheet.suffix != ".png" or sheet.is_dir() or not sheet.parent.is_dir()
   ):
     raise UserError(f"--figure {picture!r} must be a .png file in an existing folder")
-  opened, skipped, unreadable = _open_splits(config)
+  opened, skipped, unreadable = open_splits(config)
   ignored: dict[str, int] = {}
   in_folder = 0
   if config.name == "folder" and (root := find_root(config.dir)).is_dir():
@@ -85,7 +92,7 @@ def scan(
   }
   first = "train" if "train" in opened else next(iter(opened))
   if picture and (facts[first]["format"] != b"").any():
-    _draw_some(opened[first], facts[first], picture, config.max_pixels)
+    draw_contact_sheet(opened[first], facts[first], picture, config.max_pixels)
   else:
     picture = ""
   return Report(
@@ -94,8 +101,15 @@ def scan(
     skipped=skipped,
     unreadable=unreadable,
     **_find_duplicates(opened, facts),
+    near_duplicates=_find_near_duplicates(opened, facts, config.max_pixels),
     missing_classes={split: names for split, names in missing.items() if names},
+    few_images={
+      name: count
+      for name, count in splits[first].classes.items()
+      if first == "train" and 0 < count < _FEW
+    },
     misnamed=misnamed,
+    turned=sum(int(rows["is_turned"].sum()) for rows in facts.values()),
     ignored=ignored,
     unlisted=max(0, in_folder - sum(map(len, opened.values()))),
     sixteen_bits=len(highest),
@@ -120,31 +134,30 @@ def _look(
   highest value of each 16-bit image.
   """
   facts = np.zeros(len(source), _FACTS)
-  labels = getattr(source, "labels", None)
+  labels = known_labels(source)
   facts["label"] = -1 if labels is None or labels.ndim > 1 else labels
   errors, misnamed, highest = [], [], []
 
-  def look(start: int) -> None:
+  def read(start: int) -> None:
     for i in range(start, min(start + _CHUNK, len(source))):
       try:
         data, label = source[i]
-        # Several classes or numbers are not counted here.
+        # Several classes are counted by `_sum_up`.
         number = label if np.ndim(label) == 0 else -1
         facts["label"][i] = number
         image = open_image(data, config.max_pixels)
         size = upright_size(image)
         mode, kind = image.mode, str(image.format)
-        # Reads all bytes, but computes a JPEG only at an eighth of its size.
-        stored = read_stored(data, image, 8)
+        stored = read_small(data, image)
         if stored.top == 65535:
           highest.append(int(stored.colors.max()))
       except Exception as error:  # Libraries raise errors of many types.
         errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
         continue
       digest = hashlib.blake2b(data, digest_size=16).digest()
-      look_hash = perceptual_hash(shrink(pixels))
+      look = perceptual_hash(shrink(stored.colors))
       is_turned = image.orientation > 1
-      facts[i] = (digest, number, *size, mode, kind, look_hash, is_turned)
+      facts[i] = (digest, number, *size, mode, kind, look, is_turned)
       suffix = os.path.splitext(source.name(i))[1].lower()
       # MPO is a JPEG that is followed by more pictures.
       if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
@@ -153,7 +166,7 @@ def _look(
   task = bar.add_task(split, total=len(source))
   pool = ThreadPoolExecutor(config.num_threads or count_threads(), "check")
   try:
-    for _ in pool.map(look, range(0, len(source), _CHUNK)):
+    for _ in pool.map(read, range(0, len(source), _CHUNK)):
       bar.advance(task, _CHUNK)
   finally:
     # After Ctrl-C, a million images may still wait to be read.
@@ -162,8 +175,13 @@ def _look(
 
 
 def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
-  labels = facts["label"][facts["label"] >= 0]
-  counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
+  known = known_labels(source)
+  counts: Sequence[int]
+  if known is not None and known.ndim > 1:
+    counts = count_classes(source)
+  else:
+    labels = facts["label"][facts["label"] >= 0]
+    counts = np.bincount(labels, minlength=len(source.class_names)).tolist()
   good = facts[facts["format"] != b""]
   sizes: dict[str, dict[str, Any]] = {}
   if len(good):
@@ -175,7 +193,7 @@ def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
     sizes["frequent"] = {f"{w}x{h}": times for (w, h), times in pairs.most_common(5)}
   return SplitReport(
     images=len(facts),
-    classes=dict(zip(source.class_names, counts, strict=True)),
+    classes=dict(zip(source.class_names if counts else (), counts, strict=True)),
     sizes=sizes,
     modes=dict(Counter(good["mode"].astype(str).tolist()).most_common()),
     formats=dict(Counter(good["format"].astype(str).tolist()).most_common()),
@@ -209,3 +227,26 @@ def _find_duplicates(
       names(group) for group in across + within if len(set(labels[group])) > 1
     ],
   }
+
+
+def _find_near_duplicates(
+  opened: dict[str, Images], facts: dict[str, np.ndarray], max_pixels: int
+) -> list[list[str]]:
+  """Returns the names of each two images of different splits that look the same."""
+
+  def small(source: Images, index: int) -> np.ndarray:
+    data = source[index][0]
+    return shrink(read_small(data, open_image(data, max_pixels)).colors)
+
+  found = []
+  for names in itertools.combinations(opened, 2):
+    first, second = (opened[name] for name in names)
+    rows, others = (facts[name] for name in names)
+    good, also = (np.flatnonzero(x["format"] != b"") for x in (rows, others))
+    for a, b in find_similar(rows["hash"][good], others["hash"][also]):
+      i, j = int(good[a]), int(also[b])
+      if rows["digest"][i] != others["digest"][j] and look_same(
+        small(first, i), small(second, j)
+      ):
+        found.append([first.name(i), second.name(j)])
+  return found

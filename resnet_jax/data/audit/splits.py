@@ -27,9 +27,9 @@ def open_splits(
   skipped, refused = {}, []
   if config.name == "folder":
     root = find_root(config.dir)
-    for split in list_splits(root):
+    for split in list_splits(root, config.labels):
       try:
-        opened[split] = list_images(root, split, config.val_share)
+        opened[split] = list_images(root, split, config.val_share, kind=config.labels)
       except (ValueError, OSError) as error:
         if not opened:
           raise

@@ -53,13 +53,13 @@ def find_root(config_dir: str) -> Path:
   return Path(os.path.expanduser(config_dir))
 
 
-def list_splits(root: Path) -> list[str]:
+def list_splits(root: Path, kind: str = "class") -> list[str]:
   """Returns the splits that a folder or table of images has.
 
   Raises:
     FileNotFoundError: there is no such folder or table.
   """
-  return list(_find_splits(root))
+  return list(_find_splits(root, kind))
 
 
 def _find_splits(root: Path, kind: str = "class") -> dict[str, str]:
