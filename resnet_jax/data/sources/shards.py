@@ -143,7 +143,8 @@ def by_split(shards: Shards) -> dict[str, list[str]]:
         f"folders in {setting_name('data.dir')}"
       )
     _check_complete(shards.place, names)
-  return dict(found)
+  first = {name: i for i, name in enumerate(("train", "validation", "test"))}
+  return dict(sorted(found.items(), key=lambda item: first.get(item[0], len(first))))
 
 
 def plain_split(split: str) -> str:
