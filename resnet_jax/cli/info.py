@@ -45,7 +45,8 @@ def collect() -> dict[str, Any]:
 
   from resnet_jax import __version__
   from resnet_jax.data.images import turbojpeg
-  from resnet_jax.kernels import choice, native
+  from resnet_jax.kernels import choice
+  from resnet_jax.runtime.private_folder import cache_dir
 
   reason = choice.why_not_native()
   kernels = f"xla, as {reason}" if reason else "native"
@@ -67,7 +68,7 @@ def collect() -> dict[str, Any]:
     "kernels": kernels,
     "jpeg": jpeg,
     "caches": {
-      "kernels": str(native.cache_dir()),
+      "kernels": str(cache_dir()),
       "compiled": str(getattr(jax.config, "jax_compilation_cache_dir", None) or "none"),
     },
     "packages": versions,

@@ -14,8 +14,10 @@ class DataConfig:
 
   Attributes:
     name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
-      "folder" (image files), "cifar10" or "cifar100" (official archives), or the name
-      of a TFDS data set that was prepared as array_record.
+      "folder" (image files), "parquet" (Hugging Face), "webdataset" (tar files),
+      "cifar10" or "cifar100" (official archives), or the name of a TFDS data set that
+      was prepared as array_record. If `dir` has parquet files, they are read under any
+      name but the first three.
     factory: import path of your own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
       `ImageArrays`. `name` is then unused.
@@ -23,6 +25,9 @@ class DataConfig:
       For "folder", a directory with one folder per class, with or without train/ and
       val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
       path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
+      For "parquet", a file, a folder with files such as train-00000-of-00002.parquet,
+      or hf://datasets/owner/name[/folder][@revision]. For "webdataset", a folder with
+      files such as train-000000.tar.
     train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
       "folder", the name of the split's folder. The included sets have "train" and
       "test".
@@ -38,6 +43,9 @@ class DataConfig:
       (multi-label): a .csv file has them in one cell, such as cat;outdoor. "numbers" is
       one or several numbers to predict (regression), such as 0.5;12. Your own data set
       gives bool [K] or float [K] for each image.
+    image_column, label_column: names of the columns of "parquet" with the images and
+      the labels. For "webdataset", the suffixes of these files, such as jpg and cls; or
+      the key of the label in .json files. "" finds the usual names.
     sampling: "all" takes each training image once in an epoch. "balanced" draws a class
       at random for each place of a batch, and then one of its images.
     repeats: number of times that a batch has each of its training images, with another
@@ -89,6 +97,8 @@ class DataConfig:
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
   labels: str = allowed.choice("class", "class", "classes", "numbers")
+  image_column: str = ""
+  label_column: str = ""
   sampling: str = allowed.choice("all", "all", "balanced")
   repeats: int = allowed.positive(1)
   train_crop: str = allowed.choice("", "", "random_resized", "random", "center")

@@ -1,7 +1,20 @@
-"""Folders whose files are run as code: only their owner may write to them."""
+"""The user's cache folder, and folders whose files are run as code.
+
+Only their owner may write to the latter.
+"""
 
 import os
 from pathlib import Path
+
+
+def cache_dir() -> Path:
+  """Returns the folder where this package keeps what it can make again.
+
+  Raises:
+    RuntimeError: the user has no home folder.
+  """
+  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+  return Path(cache) / "resnet_jax"
 
 
 def private_folder(folder: Path) -> Path:

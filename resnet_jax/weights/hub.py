@@ -1,12 +1,11 @@
 """Weights on the Hugging Face hub, `hf://owner/name`: fetched and uploaded."""
 
 import contextlib
-import logging
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.hugging_face import import_hub
 from resnet_jax.weights import config_files
 from resnet_jax.weights.shards import INDEX, shards
 
@@ -41,23 +40,11 @@ def check_repository(name: str) -> str:
   Raises:
     UserError: it is no such name, or huggingface_hub is missing.
   """
-  _import(name)
+  import_hub(name)
   repo, file, _ = split(name)
   if file:
     raise UserError(f"{name!r} must be hf://owner/name, without a file")
   return repo
-
-
-def _import(name: str) -> Any:
-  try:
-    import huggingface_hub
-    import huggingface_hub.utils.logging as hub_logging
-  except ModuleNotFoundError as error:
-    raise UserError(
-      f"{name} needs huggingface_hub: pip install 'flax-resnet[hf]'"
-    ) from error
-  hub_logging.set_verbosity(logging.ERROR)  # Hides retries.
-  return huggingface_hub
 
 
 def fetch(name: str, candidates: Sequence[str]) -> Path:
@@ -74,7 +61,7 @@ def fetch(name: str, candidates: Sequence[str]) -> Path:
     NotFoundError: there is no such file, or the Hub cannot be reached.
     UserError: huggingface_hub is missing, or the name is none of the Hub.
   """
-  hub = _import(name)
+  hub = import_hub(name)
   repo, file, revision = split(name)
   reasons: list[str] = []
   missing: list[str] = []  # Files not in the cache, if the Hub cannot be reached.
@@ -122,7 +109,7 @@ def upload(folder: Path, name: str, private: bool) -> str:
     UserError: huggingface_hub is missing, the name is none of a repository, or the Hub
       refuses or cannot be reached.
   """
-  hub = _import(name)
+  hub = import_hub(name)
   repo, branch = check_repository(name), split(name)[2]
   api = hub.HfApi()
   try:

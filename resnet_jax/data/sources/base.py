@@ -1,7 +1,9 @@
 """Helpers that the readers of data sets share."""
 
 import dataclasses
+import hashlib
 import re
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -58,16 +60,51 @@ def take_part(source: ImageArrays, name: str, split: str) -> ImageArrays:
   """
   if split == name:
     return source
+  index = part_of(len(source), name, split)
+  images, labels = source.images[index], source.labels[index]
+  return dataclasses.replace(source, images=images, labels=labels)
+
+
+def part_of(count: int, name: str, split: str) -> np.ndarray:
+  """Returns the indices of a part of a split of `count` images; see `take_part`."""
   import tensorflow_datasets as tfds
 
   try:
-    whole = tfds.core.SplitInfo(name=name, shard_lengths=[len(source)], num_bytes=0)
+    whole = tfds.core.SplitInfo(name=name, shard_lengths=[count], num_bytes=0)
     parts = tfds.core.ReadInstruction.from_spec(split).to_absolute({name: whole})
-    every = np.arange(len(source))
+    every = np.arange(count)
     index = np.concatenate([every[part.from_ : part.to] for part in parts])
   except (ValueError, AssertionError) as error:
     raise UserError(f"{split_name()}={split!r}: {error}") from error
   if not len(index):
     raise UserError(f"{split_name()}={split!r} is empty")
-  images, labels = source.images[index], source.labels[index]
-  return dataclasses.replace(source, images=images, labels=labels)
+  return index
+
+
+def is_validation(
+  names: Sequence[bytes], labels: np.ndarray, share: float
+) -> np.ndarray:
+  """Chooses the images of each class that are kept for evaluation.
+
+  They are those whose names have the smallest hashes. If an image is added or removed,
+  at most one other image moves between training and evaluation.
+
+  Args:
+    names: of N images.
+    labels: of the images, see `LabelSpec`. Only classes are divided one by one.
+    share: fraction of each class.
+
+  Returns:
+    [N] bool.
+  """
+  if labels.ndim > 1:
+    labels = np.zeros(len(labels), np.int32)
+  digests = [hashlib.blake2b(name).digest() for name in names]
+  order = np.array(sorted(range(len(names)), key=digests.__getitem__))
+  order = order[np.argsort(labels[order], kind="stable")]
+  counts = np.bincount(labels)
+  first = np.cumsum(counts) - counts
+  place = np.empty(len(names), int)  # Rank of each image in its shuffled class.
+  place[order] = np.arange(len(names)) - np.repeat(first, counts)
+  chosen: np.ndarray = place < np.round(counts * share)[labels]
+  return chosen

@@ -19,6 +19,7 @@ from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import check_local, find_root, list_images
+from resnet_jax.data.sources.record_files import kind_of_files, open_records
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
@@ -75,16 +76,19 @@ def _find_source(
       config.factory, "data.factory", config, split, returns=kinds
     )
     return own
-  check_local(config.dir)
+  kind = kind_of_files(config.name, config.dir)
+  if not kind:
+    check_local(config.dir)
   if not config.name:
     raise UserError(
       f"{setting_name('data.name')} must name a data set, because none is saved with "
       "the weights"
     )
-  if config.labels != "class" and config.name != "folder":
+  if config.labels != "class" and config.name != "folder" and not kind:
     raise UserError(
-      f"config.data.labels={config.labels!r} needs a .csv file of path,label, or your "
-      f"own data set, not {setting_name('data.name')}={config.name!r}"
+      f"config.data.labels={config.labels!r} needs a .csv file of path,label, parquet "
+      "or WebDataset files, or your own data set, not "
+      f"{setting_name('data.name')}={config.name!r}"
     )
   if config.name == "digits":
     return load_digits(split or "test")
@@ -100,6 +104,8 @@ def _find_source(
         f"{setting_name('data.val_share')} or add images"
       )
     return files
+  if kind:
+    return open_records(config, split, kind, class_names)
   stream = bool(config.train_crop)
   if path := find_cifar(config.name, config.dir):
     return load_cifar(config.name, path, split or "test", stream)

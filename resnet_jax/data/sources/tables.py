@@ -1,7 +1,6 @@
 """Images listed in a table of paths and labels."""
 
 import csv
-import hashlib
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,13 +8,19 @@ from typing import NamedTuple
 
 import numpy as np
 
-from resnet_jax.data.sources.base import EVAL_SPLITS, is_number, plain_number
+from resnet_jax.data.sources.base import (
+  EVAL_SPLITS,
+  is_number,
+  is_validation,
+  plain_number,
+)
 from resnet_jax.data.sources.file_list import (
   _MAX_CLASSES,
   FileList,
   _check_known,
   is_image,
 )
+from resnet_jax.data.sources.stored_labels import number_names
 from resnet_jax.runtime.errors import UserError
 
 # Kind of label -> the column of a table that may be empty.
@@ -132,8 +137,7 @@ def _numbers(path: Path, rows: Sequence[_Row]) -> tuple[np.ndarray, list[str]]:
       )
     labels.append(label)
   count = len(labels[0])
-  names = ["value"] if count == 1 else [f"value {i}" for i in range(1, count + 1)]
-  return np.array(labels, np.float32), names
+  return np.array(labels, np.float32), list(number_names(count))
 
 
 def _one_class(
@@ -203,8 +207,6 @@ def _check_rows(path: Path, rows: Sequence[_Row]) -> None:
 
 def _part(files: FileList, split: str, val_share: float) -> FileList:
   """Returns the "train" or "val" part of files that have no splits of their own."""
-  # The files of a class whose names have the smallest hashes are "val". If a file is
-  # added or removed, at most one other file moves between training and evaluation.
   # A table may name a file twice; then both rows are in the same part.
   names = list(map(files._relative, range(len(files))))
   root = os.path.abspath(files._root)
@@ -212,15 +214,8 @@ def _part(files: FileList, split: str, val_share: float) -> FileList:
   unique: dict[str, int] = {}
   for i, path in enumerate(paths):
     unique.setdefault(path, i)
-  labels = files.labels[list(unique.values())]
-  if labels.ndim > 1:  # Only classes are divided one by one.
-    labels = np.zeros(len(labels), np.int32)
-  digests = [hashlib.blake2b(os.fsencode(names[i])).digest() for i in unique.values()]
-  order = np.array(sorted(range(len(unique)), key=digests.__getitem__))
-  order = order[np.argsort(labels[order], kind="stable")]
-  counts = np.bincount(labels)
-  first = np.cumsum(counts) - counts
-  place = np.empty(len(unique), int)  # Rank of each file in its shuffled class.
-  place[order] = np.arange(len(unique)) - np.repeat(first, counts)
-  is_val = dict(zip(unique, place < np.round(counts * val_share)[labels], strict=True))
+  first = list(unique.values())
+  encoded = [os.fsencode(names[i]) for i in first]
+  chosen = is_validation(encoded, files.labels[first], val_share)
+  is_val = dict(zip(unique, chosen, strict=True))
   return files.select(np.array([is_val[path] for path in paths]) == (split == "val"))

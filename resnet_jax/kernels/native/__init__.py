@@ -18,7 +18,6 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.kernels.native import library
-from resnet_jax.kernels.native.library import cache_dir as cache_dir
 from resnet_jax.runtime.arrays import Array, Float, Float32
 
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"

@@ -24,7 +24,7 @@ import jax
 import jaxlib.version
 
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.private_folder import is_private, private_folder
+from resnet_jax.runtime.private_folder import cache_dir, is_private, private_folder
 from resnet_jax.runtime.terminal import printable
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
@@ -35,12 +35,6 @@ _DAY_S = 24 * 3600
 
 class CompileError(Exception):
   """There is no library; the message is one line."""
-
-
-def cache_dir() -> Path:
-  """Returns the folder where compiled kernels are kept."""
-  cache = os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache"
-  return Path(cache) / "resnet_jax"
 
 
 def load() -> ctypes.CDLL:

@@ -1,0 +1,272 @@
+"""Reads images and labels from parquet files, as the Hugging Face hub stores them.
+
+A file has groups of rows, and a group can only be read as a whole. To read one image is
+cheap if the groups are small, or if all of them fit into the cache of this process.
+"""
+
+import json
+import threading
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from resnet_jax.config.schema import DataConfig
+from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.sources.records import Table
+from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.terminal import warn
+
+if TYPE_CHECKING:  # It is an extra.
+  import pyarrow
+
+_CACHE_BYTES = 2**30  # For the images of a process.
+_LARGE_GROUP = 2**22  # Bytes; more than about 40 photos.
+_OPEN_FILES = 64  # Of a thread.
+# The usual names of columns, in order of preference.
+_IMAGE_NAMES = "image", "img", "jpg", "png", "webp", "picture"
+_LABEL_NAMES = "label", "labels", "fine_label", "target", "class", "cls", "value"
+
+
+def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
+  """Reads the labels of parquet files; the images are read on demand.
+
+  Args:
+    paths: the files of a split, in order.
+    config: `image_column`, `label_column` and `labels` are used.
+
+  Raises:
+    UserError: pyarrow is missing, a file is damaged, or it has no such column.
+  """
+  parquet = _import_parquet()
+  schema = None
+  labels: list[Any] = []
+  names: list[str | None] = []
+  sizes: list[list[int]] = []
+  total, where = 0, ""
+  for path in paths:
+    try:
+      with parquet.ParquetFile(path, memory_map=True) as file:
+        if schema is None:
+          schema, where = file.schema_arrow, str(path)
+          image = _image_column(schema, config.image_column, where)
+          fields = _fields(schema.field(image).type)
+          label, class_names = _label_column(schema, config, where)
+        labels += _read(file, label)
+        if "path" in fields:
+          names += _read(file, f"{image}.path", "path")
+        else:
+          names += [None] * file.metadata.num_rows
+        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+    except Exception as error:
+      if isinstance(error, UserError):
+        raise
+      raise UserError(
+        f"{str(path)!r} cannot be read as a parquet file with the columns of "
+        f"{where!r}: {str(error).splitlines()[0][:200]}; download or write it again"
+      ) from error
+    sizes.append([group.num_rows for group in groups])
+    total += sum(group.total_byte_size for group in groups)
+  count = sum(map(len, sizes))
+  if total > _CACHE_BYTES and total / max(1, count) > _LARGE_GROUP:
+    warn(
+      f"{str(paths[0].parent)!r} has groups of {len(labels) // count} images, and each "
+      "image costs reading its group; `resnet-jax data prepare` writes small groups"
+    )
+  return Table(
+    ParquetReader(paths, image, bool(fields), sizes, names), labels, class_names
+  )
+
+
+def _import_parquet() -> Any:
+  try:
+    import pyarrow.parquet as parquet
+  except ModuleNotFoundError as error:
+    raise UserError(
+      "parquet files need pyarrow: pip install 'flax-resnet[parquet]'"
+    ) from error
+  return parquet
+
+
+def _read(file: Any, column: str, field: str = "") -> list[Any]:
+  """Returns the values of a column, or of the field of a struct."""
+  values = file.read(columns=[column], use_threads=False).column(0)
+  if field:
+    import pyarrow.compute
+
+    values = pyarrow.compute.struct_field(values, [field])
+  found: list[Any] = values.to_pylist()
+  return found
+
+
+def _features(schema: "pyarrow.Schema") -> Mapping[str, Any]:
+  """Returns the features of Hugging Face's `datasets`; {} if there are none."""
+  try:
+    stored = json.loads((schema.metadata or {})[b"huggingface"])
+    features = stored["info"]["features"]
+  except (KeyError, TypeError, ValueError):
+    return {}
+  return features if isinstance(features, dict) else {}
+
+
+def _fields(kind: "pyarrow.DataType") -> list[str]:
+  """Returns the names of the fields of a struct; [] for other types."""
+  import pyarrow
+
+  if not pyarrow.types.is_struct(kind):
+    return []
+  return [kind.field(i).name for i in range(kind.num_fields)]
+
+
+def _image_column(schema: "pyarrow.Schema", asked: str, where: str) -> str:
+  """Returns the name of the column of images: bytes, or structs with bytes."""
+  import pyarrow
+
+  bytes_of_any_size = pyarrow.binary(), pyarrow.large_binary()
+  images = [
+    field.name
+    for field in schema
+    if field.type in bytes_of_any_size or "bytes" in _fields(field.type)
+  ]
+  features = _features(schema)
+  marked = [x for x in images if _kind(features.get(x)) == "Image"]
+  return _choose(asked, marked or images, _IMAGE_NAMES, "image", schema.names, where)
+
+
+def _label_column(
+  schema: "pyarrow.Schema", config: DataConfig, where: str
+) -> tuple[str, tuple[str, ...]]:
+  """Returns the name of the column of labels, and the class names if it has them."""
+  features = _features(schema)
+  names = {name: _class_names(feature) for name, feature in features.items()}
+  marked = [name for name in schema.names if names.get(name)]
+  usual = [name for name in _LABEL_NAMES if name in schema.names]
+  if config.labels == "numbers":
+    marked = []
+  asked = config.label_column
+  name = _choose(asked, marked or usual, _LABEL_NAMES, "label", schema.names, where)
+  return name, names.get(name) or ()
+
+
+def _kind(feature: Any) -> str:
+  return str(feature.get("_type", "")) if isinstance(feature, dict) else ""
+
+
+def _class_names(feature: Any) -> tuple[str, ...]:
+  """Returns the names of a `ClassLabel`, or of a list of them; else ()."""
+  if isinstance(feature, list) and len(feature) == 1:  # The oldest form of a list.
+    feature = feature[0]
+  if _kind(feature) in ("Sequence", "List", "LargeList"):
+    feature = feature.get("feature")
+  names = feature.get("names") if _kind(feature) == "ClassLabel" else None
+  return tuple(map(str, names)) if isinstance(names, list) else ()
+
+
+def _choose(
+  asked: str,
+  found: Sequence[str],
+  preferred: Iterable[str],
+  what: str,
+  columns: Sequence[str],
+  where: str,
+) -> str:
+  """Returns the name of the column of images or labels."""
+  if asked in found or (asked in columns and what == "label"):
+    return asked
+  if len(found) == 1 and not asked:
+    return found[0]
+  usual = [name for name in preferred if name in found]
+  if usual and not asked:
+    return usual[0]
+  reason = f"no column {asked!r}" if asked else f"no one column of {what}s"
+  raise UserError(
+    f"{where!r} has {reason} among {', '.join(columns)}; name it in "
+    f"config.data.{what}_column"
+  )
+
+
+class ParquetReader:
+  """Reads the images of the rows of some parquet files."""
+
+  def __init__(
+    self,
+    paths: Sequence[Path],
+    column: str,
+    is_struct: bool,
+    sizes: Sequence[Sequence[int]],
+    names: Sequence[str | None],
+  ):
+    """Opens nothing yet.
+
+    Args:
+      paths: the files, in order.
+      column: name of the column of images.
+      is_struct: whether it has structs with the fields "bytes" and "path".
+      sizes: number of rows of each group of each file.
+      names: for each row, the name of its image, or None.
+    """
+    self._paths = list(map(str, paths))
+    self._column, self._names = column, names
+    self._is_struct = is_struct
+    self._groups = [(f, g) for f, some in enumerate(sizes) for g in range(len(some))]
+    self._starts = np.cumsum([0, *(rows for some in sizes for rows in some)])
+    self._reset()
+
+  def _reset(self) -> None:
+    self._cache: OrderedDict[int, Any] = OrderedDict()
+    self._cached_bytes = 0
+    self._lock, self._files = threading.Lock(), threading.local()
+
+  def __getstate__(self) -> dict[str, Any]:
+    hidden = "_cache", "_cached_bytes", "_lock", "_files"
+    return {name: x for name, x in self.__dict__.items() if name not in hidden}
+
+  def __setstate__(self, state: dict[str, Any]) -> None:
+    self.__dict__.update(state)
+    self._reset()
+
+  def name(self, record: int) -> str:
+    """Returns the name of the image, or else its file and its row in the split."""
+    group = int(np.searchsorted(self._starts, record, "right")) - 1
+    file = Path(self._paths[self._groups[group][0]]).name
+    return f"{file}/{self._names[record] or f'row {record}'}"
+
+  def read(self, record: int) -> bytes:
+    """Returns the content of an image file, or raises `ImageError`."""
+    number = int(np.searchsorted(self._starts, record, "right")) - 1
+    try:
+      image = self._group(number)[record - int(self._starts[number])].as_py()
+    except Exception as error:  # pyarrow raises errors of many types.
+      raise ImageError(f"it cannot be read ({error})") from error
+    if image is None:
+      raise ImageError("it has no bytes; its file must be in the parquet file")
+    content: bytes = image
+    return content
+
+  def _group(self, number: int) -> Any:
+    """Returns the images of a group of rows, an array of bytes."""
+    with self._lock:
+      if number in self._cache:
+        self._cache.move_to_end(number)
+        return self._cache[number]
+    file, group = self._groups[number]
+    column = f"{self._column}.bytes" if self._is_struct else self._column
+    # Several threads must not use one object.
+    opened = self._files.__dict__.setdefault("opened", {})
+    if file not in opened:
+      if len(opened) >= _OPEN_FILES:
+        opened.clear()
+      opened[file] = _import_parquet().ParquetFile(self._paths[file], memory_map=True)
+    table = opened[file].read_row_group(group, columns=[column], use_threads=False)
+    images = table.column(0).combine_chunks()
+    if self._is_struct:
+      images = images.field("bytes")
+    with self._lock:
+      if number not in self._cache:
+        self._cache[number] = images
+        self._cached_bytes += images.nbytes
+      while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+        self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+    return images
