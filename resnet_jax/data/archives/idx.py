@@ -32,6 +32,8 @@ def reader(class_names: tuple[str, ...]) -> Read:
         len(images) == len(labels),
         f"it has {len(labels):,} labels for {len(images):,} images",
       )
+      highest = int(labels.max(initial=0))
+      check(highest < len(class_names), f"it has the label {highest}")
     return Split(class_names, _rows(images, labels))
 
   return read
