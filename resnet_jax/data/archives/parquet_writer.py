@@ -12,24 +12,13 @@ import numpy as np
 
 from resnet_jax.data.archives.rows import Row, Split
 from resnet_jax.data.images.png import encode_png
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.data.sources.parquet import import_parquet
 
 # A reader of one image reads its whole group of rows, so groups are small.
 _GROUP_ROWS = 100
 _GROUP_BYTES = 2**20
 # The Hugging Face hub has files of this size too.
 _FILE_BYTES = 500_000_000
-
-
-def import_parquet() -> Any:
-  """Returns `pyarrow.parquet`, or raises `UserError` if pyarrow is missing."""
-  try:
-    import pyarrow.parquet
-  except ModuleNotFoundError as error:
-    raise UserError(
-      "`resnet-jax data prepare` needs pyarrow: pip install 'flax-resnet[parquet]'"
-    ) from error
-  return pyarrow.parquet
 
 
 def write_split(split: Split, name: str, folder: Path) -> None:

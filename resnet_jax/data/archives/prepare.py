@@ -10,8 +10,9 @@ from rich.progress import Progress
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.data.archives.known_sets import KNOWN_SETS, KnownSet
-from resnet_jax.data.archives.parquet_writer import import_parquet, write_split
+from resnet_jax.data.archives.parquet_writer import write_split
 from resnet_jax.data.archives.rows import Row, Split, check, reading
+from resnet_jax.data.sources.parquet import import_parquet
 from resnet_jax.runtime.atomic_files import new_folder
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
 
@@ -83,7 +84,7 @@ def prepare(
           _checked_rows(read, count, files, split), total=count, task_id=task
         )
         write_split(read._replace(rows=rows), split, new / "data")
-      written = _sum_files(sorted((new / "data").iterdir()), bar, "Adding up")
+      written = _sum_files(sorted((new / "data").iterdir()), bar, "Writing the sums")
       lines = [f"# made from {file} {value}" for file, value in sums.items()]
       lines += [f"{value}  data/{file}" for file, value in written.items()]
       (new / SUMS).write_text("\n".join(lines) + "\n", encoding="utf-8")
