@@ -6,6 +6,7 @@ import hashlib
 import http.server
 import json
 import threading
+import urllib.parse
 from collections import defaultdict
 
 SHA = "0123456789abcdef0123456789abcdef01234567"
@@ -101,7 +102,20 @@ class _Handler(http.server.BaseHTTPRequestHandler):
         self._answer(404, {"error": self.path})
 
   def do_GET(self):
-    match self.path.strip("/").split("/"):
+    match urllib.parse.unquote(self.path).strip("/").split("/"):
+      case ["api", "datasets", owner, name, *rest]:
+        branch = "/".join(rest[1:]) or "main"
+        files = self.server.files.get((f"datasets/{owner}/{name}", branch))
+        if files is None:
+          return self._answer(404, X_Error_Code="RepoNotFound")
+        listed = [{"rfilename": file} for file in files]
+        sha = hashlib.sha1(branch.encode()).hexdigest()
+        self.server.files[f"datasets/{owner}/{name}", sha] = files
+        self._answer(200, {"id": f"{owner}/{name}", "sha": sha, "siblings": listed})
+      case ["datasets", owner, name, "resolve", sha, *file]:
+        content = self.server.files[f"datasets/{owner}/{name}", sha]["/".join(file)]
+        etag = f'"{hashlib.sha256(content).hexdigest()}"'
+        self._answer(200, content, ETag=etag, X_Repo_Commit=sha)
       case [owner, name, "resolve", branch, file]:
         content = self.server.files[f"{owner}/{name}", branch].get(file)
         if content is None:

@@ -20,6 +20,7 @@ from resnet_jax.cli.options import (
   hint,
   list_examples,
 )
+from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import (
   NotFoundError,
@@ -172,7 +173,7 @@ def _check(args: argparse.Namespace) -> None:
   config.max_pixels = args.max_pixels or config.max_pixels
   names = {
     "data.name": "SOURCE",
-    "data.dir": "SOURCE" if config.name == "folder" else "--data-dir",
+    "data.dir": "SOURCE" if config.name in KINDS_OF_FILES else "--data-dir",
     "data.val_share": "--val-share",
     "data.max_pixels": "--max-pixels",
   }

@@ -19,6 +19,7 @@ from resnet_jax.cli.options import (
 )
 from resnet_jax.cli.photos import add_calibrated
 from resnet_jax.config.allowed import MAX_SIZE
+from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.tables import aligned
@@ -176,7 +177,7 @@ def run(args: argparse.Namespace) -> None:
     flags |= MODEL_FLAGS
   if args.dataset not in (None, *_NAMES):
     named = data_config(args.dataset, args.data_dir)
-    if named.name == "folder":
+    if named.name in KINDS_OF_FILES:
       flags["data.dir"] = "--dataset"
     args.dataset, args.data_dir = named.name, named.dir
   with flags_of_settings(flags):

@@ -28,7 +28,10 @@ MODEL_FLAGS = {
   )
 }
 _SAVED = "(default: as the run or the weights say)"
-SOURCE = "folder of images, .csv file of path,label, or name of a TFDS data set"
+SOURCE = (
+  "folder of images, .csv file of path,label, parquet or tar files, "
+  "hf://datasets/owner/name, or name of a TFDS data set"
+)
 
 
 class Parser(argparse.ArgumentParser):
@@ -311,11 +314,14 @@ def add_data_dir(parser: argparse.ArgumentParser) -> None:
 def data_config(source: str, data_dir: str | None) -> DataConfig:
   """Returns the data set that SOURCE names: an existing path, or else a TFDS data set.
 
-  With `data_dir`, it is always a TFDS data set in that directory. A remote path is
-  taken for a folder, whose error says what to do.
+  A path is a folder of images, or has parquet or tar files. With `data_dir`, it is
+  always a data set in that directory. A remote path that is not of the hub is taken for
+  a folder, whose error says what to do.
   """
   if data_dir is None and (os.path.exists(source) or "://" in source):
-    return DataConfig(name="folder", dir=source)
+    from resnet_jax.data.sources.record_files import find_kind
+
+    return DataConfig(name=find_kind(source) or "folder", dir=source)
   return DataConfig(name=source, dir=data_dir or "")
 
 

@@ -4,6 +4,7 @@ import os
 from collections.abc import Mapping, Sequence
 
 from resnet_jax.config import factories, fields
+from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.files import list_configs, load_config_file
 from resnet_jax.config.schema import Config
 from resnet_jax.config.values import parse_value
@@ -67,14 +68,14 @@ def change(config: Config, values: Mapping[str, object]) -> Config:
 def default_config(values: Mapping[str, object]) -> str:
   """Returns the name of the default config.
 
-  For a folder of images it is "finetune_photos" if `init_from` is set, or else
-  "finetune_photos:scratch". For all other images it is "digits".
+  For a folder, parquet or tar files it is "finetune_photos" if `init_from` is set, or
+  else "finetune_photos:scratch". For all other images it is "digits".
 
   Args:
     values: values from `parse_settings`.
   """
-  is_folder = values.get("data.name", "folder") == "folder"
-  if not values.get("data.dir") or not is_folder or values.get("data.factory"):
+  are_files = values.get("data.name", "folder") in KINDS_OF_FILES
+  if not values.get("data.dir") or not are_files or values.get("data.factory"):
     return "digits"
   return "finetune_photos" if values.get("init_from") else "finetune_photos:scratch"
 

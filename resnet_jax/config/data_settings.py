@@ -7,6 +7,9 @@ import dataclasses
 
 from resnet_jax.config import allowed
 
+# Values of `DataConfig.name` that only say how to read files; `dir` names the data set.
+KINDS_OF_FILES = "folder", "parquet", "webdataset"
+
 
 @dataclasses.dataclass(slots=True)
 class DataConfig:

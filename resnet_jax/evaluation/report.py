@@ -13,6 +13,7 @@ import jax
 import jinja2
 
 from resnet_jax import __version__
+from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.data.images.errors import ImageError
@@ -154,8 +155,8 @@ def write_report(
 def data_name(prepared: Prepared) -> str:
   """Returns the name of the images: a data set, a folder or the user's function."""
   data = prepared.experiment.config.data
-  if data.name == "folder" and not data.factory:
-    return os.path.basename(os.path.abspath(data.dir))
+  if data.name in KINDS_OF_FILES and not data.factory:
+    return os.path.basename(data.dir.rstrip("/") or os.path.abspath(data.dir))
   return part_name(data.factory, data.name)
 
 

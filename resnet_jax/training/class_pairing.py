@@ -8,7 +8,6 @@ import numpy as np
 
 from resnet_jax import weights
 from resnet_jax.data import (
-  ImageArrays,
   ImageSource,
   Source,
   count_classes,
@@ -17,7 +16,6 @@ from resnet_jax.data import (
   label_spec,
 )
 from resnet_jax.data.sources.base import is_number, plain_number
-from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.arrays import Bool
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
@@ -105,7 +103,7 @@ def pair_classes(
   if kind == "numbers" or tuple(names) == tuple(first):
     return source
   used: Sequence[int] = range(len(names))
-  if isinstance(source, ImageArrays | FileList):
+  if known_labels(source) is not None:
     # If labels in a .csv file are numbers, unused numbers between them have names too.
     used = np.flatnonzero(count_classes(source)).tolist()
   numbers = _numbers(class_names, num_classes)

@@ -12,7 +12,6 @@ import numpy as np
 
 from resnet_jax.data.archives.rows import Row, Split
 from resnet_jax.data.images.png import encode_png
-from resnet_jax.data.sources.parquet import import_parquet
 
 # A reader of one image reads its whole group of rows, so groups are small.
 _GROUP_ROWS = 100
@@ -30,8 +29,8 @@ def write_split(split: Split, name: str, folder: Path) -> None:
     folder: an existing folder.
   """
   import pyarrow as pa
+  from pyarrow import parquet
 
-  parquet = import_parquet()
   schema = _schema(split.class_names)
   groups = _groups(split.rows)
   group = next(groups, None)

@@ -12,7 +12,6 @@ from resnet_jax.config.allowed import check_choice
 from resnet_jax.data.archives.known_sets import KNOWN_SETS, KnownSet
 from resnet_jax.data.archives.parquet_writer import write_split
 from resnet_jax.data.archives.rows import Row, Split, check, reading
-from resnet_jax.data.sources.parquet import import_parquet
 from resnet_jax.runtime.atomic_files import new_folder
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
 
@@ -56,13 +55,11 @@ def prepare(
     progress: displays the progress.
 
   Raises:
-    UserError: a file is missing, damaged or another one; the folder is not empty;
-      pyarrow is missing.
+    UserError: a file is missing, damaged or another one; the folder is not empty.
     NotFoundError: a source does not exist.
   """
   check_choice("NAME", name, KNOWN_SETS)
   known = KNOWN_SETS[name]
-  import_parquet()
   folder = os.path.expanduser(folder or name)
   if os.path.lexists(folder) and not (os.path.isdir(folder) and not os.listdir(folder)):
     raise UserError(f"--out {folder!r} must be a new or an empty folder")

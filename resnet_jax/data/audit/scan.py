@@ -4,6 +4,7 @@ Every image is read and decoded once, as in training. N is the number of images 
 split.
 """
 
+import dataclasses
 import hashlib
 import os
 import textwrap
@@ -16,6 +17,7 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 from rich.progress import Progress
 
+from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.audit.report import Report, SplitReport
 from resnet_jax.data.images.crops import EvalTransform
@@ -36,12 +38,18 @@ from resnet_jax.data.sources.file_list import (
   files_below,
 )
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
+from resnet_jax.data.sources.record_files import (
+  kind_of_files,
+  list_record_splits,
+  open_records,
+)
+from resnet_jax.data.sources.records import Records
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
 
-Images = FileList | TfdsImages | EncodedImages
+Images = FileList | Records | TfdsImages | EncodedImages
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
 _FACTS = np.dtype("S16, i4, i4, i4, S8, S4")
@@ -95,7 +103,7 @@ def scan(
   else:
     picture = ""
   return Report(
-    source=config.dir if config.name == "folder" else config.name,
+    source=config.dir if config.name in KINDS_OF_FILES else config.name,
     splits=splits,
     skipped=skipped,
     unreadable=unreadable,
@@ -129,6 +137,12 @@ def _open_splits(
     raise UserError(
       f"{setting_name('data.name')}={config.name!r} is built in: nothing to check"
     )
+  elif kind := kind_of_files(config.name, config.dir):
+    encoded = dataclasses.replace(config, train_crop="center")
+    for split in list_record_splits(kind, config.dir):
+      records = open_records(encoded, split, kind)
+      assert isinstance(records, Records)
+      opened[split] = records
   elif path := find_cifar(config.name, config.dir):
     for split in SPLITS:
       images = load_cifar(config.name, path, split, stream=True)
@@ -141,9 +155,9 @@ def _open_splits(
       if not info.num_examples:  # TFDS cannot open it.
         skipped[split] = "it has no images"
         continue
-      records = load_tfds(config.name, config.dir, split, stream=True)
-      assert isinstance(records, TfdsImages)
-      opened[split] = records
+      part = load_tfds(config.name, config.dir, split, stream=True)
+      assert isinstance(part, TfdsImages)
+      opened[split] = part
   for split in list(opened):
     if why := _why_skipped(opened[split]):
       skipped[split] = why
@@ -183,7 +197,7 @@ def _look(
   highest value of each 16-bit image.
   """
   facts = np.zeros(len(source), _FACTS)
-  facts["label"] = source.labels if isinstance(source, FileList) else -1
+  facts["label"] = source.labels if isinstance(source, FileList | Records) else -1
   errors, misnamed, highest = [], [], []
 
   def look(start: int) -> None:

@@ -27,6 +27,7 @@ from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.opening import open_source
+from resnet_jax.data.sources.records import Records
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size, of_first_process
 from resnet_jax.runtime.terminal import warn
@@ -76,7 +77,7 @@ def create_dataset(
       f"{where} has one class, {source.class_names[0]!r}: nothing to learn; name the "
       "folder that holds the classes"
     )
-  if augment and isinstance(source, FileList) and kind != "numbers":
+  if augment and isinstance(source, FileList | Records) and kind != "numbers":
     _check_all_classes(source, where)
   channels = source.images.shape[-1] if is_in_memory(source) else 3
   for field in ("mean", "std"):
@@ -125,7 +126,7 @@ def _check_same_images(source: Source, where: str) -> None:
   multihost_utils.sync_global_devices("all have the same images")
 
 
-def _check_all_classes(files: FileList, where: str) -> None:
+def _check_all_classes(files: FileList | Records, where: str) -> None:
   """Raises `UserError` if a class has no training image, as after a typo in a list."""
   several = [name for name in files.class_names if ";" in name]
   if several and files.labels.ndim == 1:

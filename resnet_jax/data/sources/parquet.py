@@ -19,7 +19,7 @@ from resnet_jax.data.sources.records import Table
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 
-if TYPE_CHECKING:  # It is an extra.
+if TYPE_CHECKING:  # It takes half a second to import.
   import pyarrow
 
 _CACHE_BYTES = 2**30  # For the images of a process.
@@ -38,9 +38,10 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
     config: `image_column`, `label_column` and `labels` are used.
 
   Raises:
-    UserError: pyarrow is missing, a file is damaged, or it has no such column.
+    UserError: a file is damaged, or it has no such column.
   """
-  parquet = _import_parquet()
+  from pyarrow import parquet
+
   schema = None
   labels: list[Any] = []
   names: list[str | None] = []
@@ -78,16 +79,6 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   return Table(
     ParquetReader(paths, image, bool(fields), sizes, names), labels, class_names
   )
-
-
-def _import_parquet() -> Any:
-  try:
-    import pyarrow.parquet as parquet
-  except ModuleNotFoundError as error:
-    raise UserError(
-      "parquet files need pyarrow: pip install 'flax-resnet[parquet]'"
-    ) from error
-  return parquet
 
 
 def _read(file: Any, column: str, field: str = "") -> list[Any]:
@@ -253,12 +244,14 @@ class ParquetReader:
         return self._cache[number]
     file, group = self._groups[number]
     column = f"{self._column}.bytes" if self._is_struct else self._column
+    from pyarrow import parquet
+
     # Several threads must not use one object.
     opened = self._files.__dict__.setdefault("opened", {})
     if file not in opened:
       if len(opened) >= _OPEN_FILES:
         opened.clear()
-      opened[file] = _import_parquet().ParquetFile(self._paths[file], memory_map=True)
+      opened[file] = parquet.ParquetFile(self._paths[file], memory_map=True)
     table = opened[file].read_row_group(group, columns=[column], use_threads=False)
     images = table.column(0).combine_chunks()
     if self._is_struct:

@@ -54,6 +54,14 @@ KINDS = {
 }
 
 
+def find_kind(place: str) -> str:
+  """Returns the key of `KINDS` of the files in a folder or on the hub; "" if none."""
+  if hugging_face.is_data_set(place):
+    return "parquet"
+  kinds = (kind for kind in KINDS if has_shards(place, KINDS[kind].suffix))
+  return next(kinds, "")
+
+
 def kind_of_files(name: str, place: str) -> str:
   """Returns the key of `KINDS` that reads a data set; "" if none does.
 
@@ -66,11 +74,8 @@ def kind_of_files(name: str, place: str) -> str:
   """
   if name in KINDS:
     return name
-  if not name or not place or name in ("digits", "synthetic", "folder"):
-    return ""
-  if hugging_face.is_data_set(place) or has_shards(place, ".parquet"):
-    return "parquet"
-  return ""
+  is_named = name and place and name not in ("digits", "synthetic", "folder")
+  return "parquet" if is_named and find_kind(place) == "parquet" else ""
 
 
 def list_record_splits(kind: str, place: str) -> list[str]:

@@ -7,13 +7,14 @@ import dataclasses
 import hashlib
 from collections.abc import Sequence
 from functools import cached_property
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
 from resnet_jax.data import label_bytes
 
 
+@runtime_checkable
 class Reader(Protocol):
   """Reads the images of records. It must be picklable."""
 

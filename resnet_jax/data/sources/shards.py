@@ -9,7 +9,7 @@ import re
 from collections import defaultdict
 from collections.abc import Sequence
 from pathlib import Path, PurePosixPath
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from resnet_jax.data.sources.file_list import is_left_over
 from resnet_jax.runtime import hugging_face
@@ -25,6 +25,7 @@ _WORD = re.compile(rf"(?:^|[^a-z])({'|'.join(_SPLITS)})(?=[^a-z]|$)")
 _NUMBER = re.compile(r"[-_.]?(\d+)(?:-of-(\d+))?$")
 
 
+@runtime_checkable
 class Shards(Protocol):
   """Files with images.
 

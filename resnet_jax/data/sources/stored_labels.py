@@ -19,7 +19,10 @@ def class_names_of(values: Sequence[Any], kind: str) -> tuple[str, ...]:
     values: the labels: numbers or texts, or for several classes lists of these.
     kind: "class" or "classes", see `DataConfig.labels`.
   """
-  every = set(itertools.chain(*values)) if kind == "classes" else set(values)
+  # A label of another kind has no name here, and is refused by `encode`.
+  lists = [value for value in values if _is_list(value)]
+  single = [] if lists else values
+  every = set(itertools.chain(*lists) if kind == "classes" else single)
   texts = {value for value in every if isinstance(value, str)}
   if texts:
     return tuple(sorted(texts))
@@ -52,7 +55,7 @@ def encode(
       return np.array([number[value] for _, value in places], np.int32)
     labels = np.zeros((len(values), len(class_names)), bool)
     for place, value in places:
-      if isinstance(value, str) or not hasattr(value, "__iter__"):
+      if not _is_list(value):
         raise TypeError
       labels[place, [number[one] for one in value]] = True
     return labels
@@ -64,7 +67,7 @@ def encode(
 
 def _fault(value: Any, kind: str, class_names: Sequence[str]) -> str:
   text = f"label {str(value)[:60]!r}"
-  is_list = not isinstance(value, str) and hasattr(value, "__iter__")
+  is_list = _is_list(value)
   if is_list and kind == "class":
     return f"{text} is a list; config.data.labels=classes takes several classes"
   if not is_list and kind == "classes":
@@ -92,6 +95,10 @@ def _numbers(values: Sequence[Any], where: str) -> np.ndarray:
 def number_names(count: int) -> tuple[str, ...]:
   """Returns names of the numbers of a label, which have none where they are stored."""
   return ("value",) if count == 1 else tuple(f"value {i + 1}" for i in range(count))
+
+
+def _is_list(value: Any) -> bool:
+  return hasattr(value, "__iter__") and not isinstance(value, str)
 
 
 def _is_whole(value: Any) -> bool:
