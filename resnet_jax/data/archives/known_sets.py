@@ -44,7 +44,6 @@ class KnownSet(NamedTuple):
   left_out: str = ""
 
 
-_OWN_NAME = "--config.data.name=parquet"
 _IDX_URL = "https://storage.googleapis.com/cvdf-datasets/mnist/"
 _FASHION_URL = "https://github.com/zalandoresearch/fashion-mnist"
 _IDX_SPLITS = {"train": 60_000, "test": 10_000}
@@ -125,7 +124,7 @@ KNOWN_SETS = {
       }
     ),
     read=idx.reader(idx.DIGITS),
-    train=f"--config=fashion_mnist_resnet18 {_OWN_NAME}",
+    train="--config=fashion_mnist_resnet18 --config.data.name=mnist",
   ),
   "fashion_mnist": KnownSet(
     url=_FASHION_URL,
@@ -147,7 +146,7 @@ KNOWN_SETS = {
       }
     ),
     read=idx.reader(idx.CLOTHES),
-    train=f"--config=fashion_mnist_resnet18 {_OWN_NAME}",
+    train="--config=fashion_mnist_resnet18",
   ),
   "svhn": KnownSet(
     url="http://ufldl.stanford.edu/housenumbers/",
@@ -170,7 +169,9 @@ KNOWN_SETS = {
       },
     },
     read=svhn.read,
-    train=f"--config=cifar10_resnet20 {_OWN_NAME} --config.augment.flip=False",
+    train=(
+      "--config=cifar10_resnet20 --config.data.name=svhn --config.augment.flip=False"
+    ),
     optional=("extra",),
   ),
   "stl10": KnownSet(
@@ -185,8 +186,9 @@ KNOWN_SETS = {
     },
     read=stl10.read,
     train=(
-      f"--config=imagenette_resnet18 {_OWN_NAME} --config.data.image_size=96 "
-      "--config.data.eval_resize=96 --config.data.eval_crop=96"
+      "--config=imagenette_resnet18 --config.data.name=stl10 "
+      "--config.data.image_size=96 --config.data.eval_resize=96 "
+      "--config.data.eval_crop=96"
     ),
     left_out="the 100,000 images without labels",
   ),
@@ -201,7 +203,7 @@ KNOWN_SETS = {
       }
     },
     read=tiny_imagenet_zip.read,
-    train=f"--config=tiny_imagenet_resnet {_OWN_NAME}",
+    train="--config=tiny_imagenet_resnet --config.data.name=tiny_imagenet",
     left_out="the 10,000 test images, which have no labels",
   ),
   "imagenet": KnownSet(
@@ -225,7 +227,7 @@ KNOWN_SETS = {
       },
     },
     read=imagenet_tars.read,
-    train=f"--config=imagenet_resnet {_OWN_NAME}",
+    train="--config=imagenet_resnet",
     optional=("train",),
   ),
 }
