@@ -18,7 +18,7 @@ FLOORS = [
   ["data", "kernels/native"],
   ["data/images", "data/batches", "kernels"],
   ["data/sources"],
-  ["data/pipelines"],
+  ["data/pipelines", "data/archives"],
   ["data/audit"],
   ["models"],
   ["weights", "runs"],

@@ -1,10 +1,12 @@
-"""`resnet-jax data check`: checks a data set before training on it."""
+"""`resnet-jax data`: checks a data set, and prepares well-known ones."""
 
 import argparse
 import dataclasses
 import json
+import shlex
 import sys
 import textwrap
+from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
@@ -24,13 +26,25 @@ from resnet_jax.runtime.errors import (
   NotFoundError,
   flags_of_settings,
 )
+from resnet_jax.runtime.terminal import show
 
-TEXT = "Check a data set before training on it."
-EXAMPLES = ("resnet-jax data check PHOTOS",)
-_EXAMPLES = (
-  *EXAMPLES,
+if TYPE_CHECKING:
+  from rich.progress import Progress
+
+TEXT = "Check a data set before training on it, or prepare a well-known one."
+EXAMPLES = (
+  "resnet-jax data check PHOTOS",
+  "resnet-jax data prepare cifar10 --from cifar-10-python.tar.gz",
+)
+_CHECK_EXAMPLES = (
+  EXAMPLES[0],
   "resnet-jax data check PHOTOS --figure contact_sheet.png",
   "resnet-jax data check cifar10 --data-dir DIR --json",
+)
+_PREPARE_EXAMPLES = (
+  EXAMPLES[1],
+  "resnet-jax data prepare svhn --from train_32x32.mat test_32x32.mat --out DIR",
+  "resnet-jax data prepare imagenet --from FOLDER_OF_ARCHIVES",
 )
 
 
@@ -39,6 +53,11 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   commands = parser.add_subparsers(
     required=True, metavar="COMMAND", help="what to do with the data set"
   )
+  _add_check(commands)
+  _add_prepare(commands)
+
+
+def _add_check(commands: Any) -> None:
   text = (
     "Read every image of every split, and report the classes, the sizes, the "
     "unreadable images, and the images that are equal or look the same. "
@@ -48,9 +67,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "check",
     help=text.split(". ")[0],
     description=textwrap.fill(text, 80),
-    epilog=list_examples(_EXAMPLES),
+    epilog=list_examples(_CHECK_EXAMPLES),
   )
-  check.set_defaults(parser=check)
+  check.set_defaults(parser=check, run=_check)
   check.add_argument("source", metavar="SOURCE", help=SOURCE)
   add_data_dir(check)
   check.add_argument(
@@ -84,10 +103,74 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_json(check)
 
 
+def _add_prepare(commands: Any) -> None:
+  text = (
+    "Turn the published files of a well-known data set into a folder of parquet files "
+    "that trains. The files are compared with their published SHA-256 sums. The folder "
+    "also works with Hugging Face's `load_dataset`."
+  )
+  prepare = commands.add_parser(
+    "prepare",
+    help=text.split(". ")[0],
+    description=textwrap.fill(text, 80),
+    epilog=list_examples(_PREPARE_EXAMPLES),
+  )
+  prepare.set_defaults(parser=prepare, run=_prepare)
+  prepare.add_argument(
+    "name",
+    metavar="NAME",
+    help="cifar10, cifar100, mnist, fashion_mnist, svhn, stl10, tiny_imagenet or "
+    "imagenet",
+  )
+  prepare.add_argument(
+    "--from",
+    dest="sources",
+    nargs="+",
+    required=True,
+    metavar="FILE",
+    help="published files of the data set, not unpacked, or the folder that holds them",
+  )
+  prepare.add_argument(
+    "--out",
+    metavar="DIR",
+    default="",
+    help="new or empty folder for the data set (default: NAME)",
+  )
+
+
 def run(args: argparse.Namespace) -> None:
   """Runs the command."""
+  args.run(args)
+
+
+def _prepare(args: argparse.Namespace) -> None:
+  from resnet_jax.data.archives.known_sets import KNOWN_SETS
+  from resnet_jax.data.archives.prepare import prepare
+
+  done = prepare(args.name, args.sources, args.out, _progress())
+  if done.left_out:
+    show(f"left out: {done.left_out}")
+  if done.unchecked:
+    show(f"not checked, as no sum is published: {', '.join(done.unchecked)}")
+  parts = ", ".join(f"{split} {count:,}" for split, count in done.counts.items())
+  show(
+    f"{sum(done.counts.values()):,} images ({parts}) of {done.num_classes} classes -> "
+    f"{done.folder}"
+  )
+  if "train" in done.counts:
+    flags = KNOWN_SETS[args.name].train
+    folder = shlex.quote(done.folder)
+    show(f"train: resnet-jax train {flags} --config.data.dir={folder} --workdir=RUN")
+
+
+def _progress() -> "Progress":
   from rich.progress import Progress
 
+  console = Console(stderr=True)
+  return Progress(console=console, transient=True, disable=not console.is_terminal)
+
+
+def _check(args: argparse.Namespace) -> None:
   from resnet_jax.config.validation import validate
   from resnet_jax.data.audit import scan
   from resnet_jax.data.audit.report import describe
@@ -95,8 +178,6 @@ def run(args: argparse.Namespace) -> None:
   config = data_config(args.source, args.data_dir)
   config.val_share, config.labels = args.val_share, args.labels
   config.max_pixels = args.max_pixels or config.max_pixels
-  console = Console(stderr=True)
-  progress = Progress(console=console, transient=True, disable=not console.is_terminal)
   names = {
     "data.name": "SOURCE",
     "data.dir": "SOURCE" if config.name in KINDS_OF_FILES else "--data-dir",
@@ -106,7 +187,7 @@ def run(args: argparse.Namespace) -> None:
   with flags_of_settings(names):
     validate(Config(data=config))
     try:
-      report = scan.scan(config, args.figure, progress)
+      report = scan.scan(config, args.figure, _progress())
     except NotFoundError as error:
       if args.data_dir is not None:
         raise

@@ -1,7 +1,8 @@
-"""Atomic files: a file is written completely or not at all."""
+"""Atomic files and folders: one is written completely or not at all."""
 
 import contextlib
 import os
+import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,28 @@ def replacing(path: str) -> Iterator[str]:
   finally:
     with contextlib.suppress(FileNotFoundError):
       os.unlink(part)
+
+
+@contextlib.contextmanager
+def new_folder(path: str) -> Iterator[Path]:
+  """Yields an empty folder that becomes `path` at the end.
+
+  `~` in `path` is expanded, and the folders above it are made. After an error or
+  Ctrl-C, the new folder is removed with all its files.
+
+  Raises:
+    OSError: the folder cannot be written, or `path` exists and is not empty.
+  """
+  path = os.path.normpath(os.path.expanduser(path))
+  part = Path(f"{path}.{os.getpid()}.part")
+  part.mkdir(parents=True)
+  try:
+    yield part
+    with contextlib.suppress(FileNotFoundError):
+      os.rmdir(path)
+    os.rename(part, path)
+  finally:
+    shutil.rmtree(part, ignore_errors=True)
 
 
 def write_text(path: Path, text: str) -> None:

@@ -16,10 +16,10 @@ from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import Any, Literal
 
-import cv2
 import numpy as np
 
 from resnet_jax.data import ImageArrays
+from resnet_jax.data.images.png import encode_png
 from resnet_jax.data.sources.base import SPLITS, take_part, whole_split
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -115,8 +115,8 @@ class EncodedImages:
 
   def __getitem__(self, index: int) -> tuple[bytes, int]:
     """Returns (content of a PNG file, label)."""
-    image = cv2.cvtColor(self.arrays.images[index], cv2.COLOR_RGB2BGR)
-    return cv2.imencode(".png", image)[1].tobytes(), int(self.arrays.labels[index])
+    image = encode_png(self.arrays.images[index])
+    return image, int(self.arrays.labels[index])
 
   def name(self, index: int) -> str:
     """Returns the name of the image for messages."""

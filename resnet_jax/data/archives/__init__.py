@@ -1,0 +1,1 @@
+"""Turns the published archives of well-known data sets into sets that train."""
