@@ -1,6 +1,7 @@
 """Compares how fast this and other libraries turn JPEG photos into training batches.
 
-python benchmarks/input.py DIR [--cores 1 2] [--tensorflow PYTHON]
+python benchmarks/input.py DIR [--cores 1 2] [--cases ours webdataset ...]
+  [--tensorflow PYTHON]
 
 DIR holds photos, in folders of any depth. Each case runs in its own process, which is
 bound to the given number of cores. It reads and decodes files, cuts a random resized
@@ -26,7 +27,7 @@ from turns import Turns
 SIZE, BATCH = 224, 64
 
 
-def ours(files: list[str], cores: int, workers: int = 0):
+def ours(files: list[str], cores: int, workers: int = 0, source=None):
   import grain
 
   from resnet_jax.data.images.crops import TrainTransform
@@ -44,7 +45,7 @@ def ours(files: list[str], cores: int, workers: int = 0):
     max_pixels=10**8,
   )
   batches = Batches(
-    source=FileList("/", files, [0] * len(files), ["photo"]),
+    source=source or FileList("/", files, [0] * len(files), ["photo"]),
     transform=transform,
     order=grain.MapDataset.range(len(files)).shuffle(0).repeat(),
     batch_size=BATCH,
@@ -58,6 +59,82 @@ def ours(files: list[str], cores: int, workers: int = 0):
 
 def ours_in_processes(files: list[str], cores: int):
   return ours(files, cores, workers=cores)
+
+
+def ours_from(files: list[str], cores: int, kind: str, write):
+  """Reads the photos from files of many records, which it writes first."""
+  import tempfile
+
+  import numpy as np
+
+  from resnet_jax.config import DataConfig
+  from resnet_jax.data.sources.record_files import open_records
+  from resnet_jax.data.sources.records import Records
+
+  unique = list(dict.fromkeys(files))
+  # Enough for many groups of rows.
+  photos = [Path(file).read_bytes() for file in files[: max(1000, len(unique))]]
+  folder = Path(tempfile.mkdtemp(dir="/dev/shm"))  # As quick as the files in the cache.
+  write(folder, photos)
+  config = DataConfig(name=kind, dir=str(folder), train_crop="random", val_share=1e-9)
+  reader = open_records(config, "train", kind).reader
+  places = np.arange(len(files)) % len(photos)
+  records = Records(reader, places, np.zeros(len(files), np.int32), ("photo",))
+  return ours(files, cores, source=records)
+
+
+def parquet_in_cache(files: list[str], cores: int):
+  """Groups of 100 rows, as the Hugging Face hub has them, and all of them in memory."""
+  return ours_from(files, cores, "parquet", write_large_groups)
+
+
+def parquet_large_groups(files: list[str], cores: int):
+  """Groups of 100 rows, each of which is read again for each photo."""
+  from resnet_jax.data.sources import parquet
+
+  parquet._CACHE_BYTES = 0
+  return ours_from(files, cores, "parquet", write_large_groups)
+
+
+def parquet_small_groups(files: list[str], cores: int):
+  """Groups of 1 MiB, as `resnet-jax data prepare` writes them; no group is kept."""
+  from resnet_jax.data.sources import parquet
+
+  parquet._CACHE_BYTES = 0
+  return ours_from(files, cores, "parquet", write_small_groups)
+
+
+def webdataset(files: list[str], cores: int):
+  return ours_from(files, cores, "webdataset", write_tar)
+
+
+def write_large_groups(folder: Path, photos: list[bytes]) -> None:
+  import pyarrow as pa
+  from pyarrow import parquet
+
+  images = [{"bytes": photo, "path": None} for photo in photos]
+  table = pa.table({"image": images, "label": [0] * len(photos)})
+  parquet.write_table(table, folder / "train.parquet", row_group_size=100)
+
+
+def write_small_groups(folder: Path, photos: list[bytes]) -> None:
+  from resnet_jax.data.archives.parquet_writer import write_split
+  from resnet_jax.data.archives.rows import Row, Split
+
+  rows = (Row(photo, 0) for photo in photos)
+  write_split(Split(("photo",), rows), "train", folder)
+
+
+def write_tar(folder: Path, photos: list[bytes]) -> None:
+  import io
+  import tarfile
+
+  with tarfile.open(folder / "train.tar", "w") as archive:
+    for number, photo in enumerate(photos):
+      for suffix, content in (("jpg", photo), ("cls", b"0")):
+        member = tarfile.TarInfo(f"{number:06}.{suffix}")
+        member.size = len(content)
+        archive.addfile(member, io.BytesIO(content))
 
 
 def tf_data(files: list[str], cores: int, same_crops: bool = False):
@@ -153,6 +230,10 @@ def pillow_in_dataloader(files: list[str], cores: int):
 CASES = (
   ours,
   ours_in_processes,
+  parquet_in_cache,
+  parquet_large_groups,
+  parquet_small_groups,
+  webdataset,
   tf_data,
   tf_data_same_crops,
   pillow,
@@ -197,6 +278,8 @@ def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
   parser.add_argument("directory")
   parser.add_argument("--cores", type=int, nargs="+", default=[1, 2])
+  names = [case.__name__ for case in CASES]
+  parser.add_argument("--cases", nargs="+", choices=names, default=names)
   parser.add_argument("--tensorflow", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=15)
   parser.add_argument("--batches", type=int, default=8)
@@ -215,6 +298,8 @@ def main() -> None:
   for cores in args.cores:
     cases = {}
     for case in CASES:
+      if case.__name__ not in args.cases:
+        continue
       python = args.tensorflow if case.__name__.startswith("tf") else sys.executable
       command = [python, __file__, args.directory, "--case", case.__name__]
       cases[case.__name__] = Turns([*command, "--cores", str(cores)])

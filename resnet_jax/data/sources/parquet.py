@@ -73,8 +73,8 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   count = sum(map(len, sizes))
   if total > _CACHE_BYTES and total / max(1, count) > _LARGE_GROUP:
     warn(
-      f"{str(paths[0].parent)!r} has groups of {len(labels) // count} images, and each "
-      "image costs reading its group; `resnet-jax data prepare` writes small groups"
+      f"{str(paths[0].parent)!r} has {len(labels) // count} images in a group, and a "
+      "whole group is read for each image; write it with a smaller row_group_size"
     )
   return Table(
     ParquetReader(paths, image, bool(fields), sizes, names), labels, class_names
@@ -253,7 +253,8 @@ class ParquetReader:
         opened.clear()
       opened[file] = parquet.ParquetFile(self._paths[file], memory_map=True)
     table = opened[file].read_row_group(group, columns=[column], use_threads=False)
-    images = table.column(0).combine_chunks()
+    chunks = table.column(0)
+    images = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
     if self._is_struct:
       images = images.field("bytes")
     with self._lock:
