@@ -10,6 +10,7 @@ command also resumes a run that has ended early.
 """
 
 import argparse
+import logging
 import os
 
 from ray.train import FailureConfig, RunConfig, ScalingConfig
@@ -22,9 +23,10 @@ def train_worker(options: dict) -> None:
   from resnet_jax import Experiment, train
   from resnet_jax.cli.settings import load_config
 
+  logging.getLogger("absl").setLevel(logging.ERROR)  # Orbax tells each file it writes.
   config = load_config(options["config"], options["settings"])
   result = train(Experiment.create(config), options["workdir"])
-  print(f"done: {result.metrics}")
+  print(f"done: {result.metrics} after {result.state.step} steps")
 
 
 def main() -> None:
@@ -50,6 +52,7 @@ def main() -> None:
       num_workers=args.workers, **(devices if args.gpus else {})
     ),
     run_config=RunConfig(
+      storage_path=f"{workdir}_ray",  # Ray's own notes about the job.
       failure_config=FailureConfig(max_failures=3),
       worker_runtime_env={
         "env_vars": {"JAX_PLATFORMS": "cuda,cpu" if args.gpus else "cpu"}
