@@ -51,7 +51,9 @@ def finish(started) -> str:
 
 def test_pods_of_kubeflow_give_the_parameters_of_one_process(tmp_path, whole):
   pods = cluster_files.kubeflow(count=2, address=f"localhost:{free_port()}")
-  with cluster_files.started(pods, *SETTINGS, STEPS, f"--workdir={tmp_path}") as started:
+  with cluster_files.started(
+    pods, *SETTINGS, STEPS, f"--workdir={tmp_path}"
+  ) as started:
     assert finish(started).count("on 2 cpu devices") == 1
   check_equal(tmp_path, whole)
 

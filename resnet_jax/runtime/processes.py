@@ -66,8 +66,7 @@ def connect(
   or Cloud TPU. Without a launcher, the process is alone. If some processes are missing
   after 5 minutes, those that wait for them end with status 1.
 
-  If `jax.distributed.initialize` was called before, as by Ray or in a notebook, nothing
-  is done: who connected the processes also ends them.
+  It does nothing if Ray or the user has called `jax.distributed.initialize` before.
 
   Args:
     coordinator: HOST:PORT at which process 0 listens. Give all three arguments or none.
@@ -76,8 +75,7 @@ def connect(
 
   Raises:
     UserError: the arguments are wrong or incomplete, the launcher does not tell where
-      process 0 is, process 0 has another `num_processes`, or the arguments differ from
-      those of an earlier connection.
+      process 0 is, or process 0 or an earlier connection has other values.
     OSError: process 0 cannot listen, or the connection fails.
   """
   if jax.distributed.is_initialized():
