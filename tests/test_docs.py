@@ -75,13 +75,6 @@ def test_scripts_have_no_syntax_errors():
   for text in scripts:
     found = subprocess.run(["bash", "-n"], input=text, text=True, capture_output=True)
     assert not found.stderr, f"{text}\n{found.stderr}"
-  batch = [text for text in scripts if "#SBATCH" in text]
-  assert batch
-  for text in batch:  # Slurm needs the first line and ignores options after a command.
-    first, *lines = text.splitlines()
-    assert first == "#!/bin/bash"
-    commands = [i for i, line in enumerate(lines) if line and line[0] != "#"]
-    assert not any("#SBATCH" in line for line in lines[commands[0] :])
 
 
 def commands_shown(page: Path) -> set[str]:

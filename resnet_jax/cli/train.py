@@ -3,6 +3,8 @@
 import argparse
 import shlex
 import signal
+import sys
+import threading
 from typing import TYPE_CHECKING
 
 from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
@@ -60,6 +62,14 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   add_trust_code(parser)
   parser.add_argument(
+    "--stopped-status",
+    type=_status,
+    default=0,
+    metavar="N",
+    help="exit status of a run that a signal stopped before its end; with 75, a "
+    "launcher counts it as failed and starts it again (default: %(default)s)",
+  )
+  parser.add_argument(
     "--coordinator",
     metavar="HOST:PORT",
     help="address of process 0 (default: as the launcher says)",
@@ -78,6 +88,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def _status(text: str) -> int:
+  """Reads an exit status."""
+  if not text.isdecimal() or int(text) > 255:
+    raise argparse.ArgumentTypeError(f"{text} must be a whole number in [0, 255]")
+  return int(text)
+
+
 def run(args: argparse.Namespace) -> None:
   """Connects the processes, then trains or evaluates."""
   if args.help:
@@ -85,14 +102,18 @@ def run(args: argparse.Namespace) -> None:
     print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
     return
   # Imported here, because JAX, Orbax and the rest take seconds to import.
-  from resnet_jax.runtime import compilation, processes
+  from resnet_jax.runtime import compilation, interruption, processes
 
+  interruption.set_stopped_status(args.stopped_status)
   compilation.keep_freed_memory()
   with processes.connect(args.coordinator, args.num_processes, args.process_id):
-    _run(args)
+    was_stopped = _run(args)
+  if was_stopped and args.stopped_status:  # Later than the end of all processes.
+    sys.exit(args.stopped_status)
 
 
-def _run(args: argparse.Namespace) -> None:
+def _run(args: argparse.Namespace) -> bool:
+  """Trains or evaluates; returns whether a signal stopped the run."""
   from resnet_jax.runs import run_dir
   from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
@@ -106,14 +127,15 @@ def _run(args: argparse.Namespace) -> None:
     if workdir is None:
       raise UserError("--mode=eval needs --workdir, the directory of a run")
     # With several processes, JAX would read SIGTERM as a notice to save.
-    signal.signal(signal.SIGTERM, signal.SIG_DFL)
+    if threading.current_thread() is threading.main_thread():  # As Python demands.
+      signal.signal(signal.SIGTERM, signal.SIG_DFL)
     step, results = evaluate_run(config, workdir, args.checkpoint, trust_code=True)
     _show(f"step {step}: {describe(results)}")
-    return
+    return False
   is_default = args.config is None and saved is None
   name = default_config(parse_settings(args.settings)) if is_default else ""
   with given_or_new(workdir, config.data.name) as workdir:
-    _train(config, workdir, name, args.report)
+    return _train(config, workdir, name, args.report)
 
 
 def _explain(name: str, config: Config) -> list[str]:
@@ -132,8 +154,8 @@ def _explain(name: str, config: Config) -> list[str]:
   return lines
 
 
-def _train(config: Config, workdir: str, default: str, has_report: bool) -> None:
-  """Trains, and prints the result.
+def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool:
+  """Trains, and prints the result; returns whether a signal stopped the run.
 
   Args:
     config: the settings.
@@ -157,7 +179,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> None
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
     _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
-    return
+    return True
   except KeyboardInterrupt:
     step = run_dir.latest_step(workdir)
     hint = f"{resume} from step {step}" if step else "nothing was saved yet"
@@ -171,6 +193,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> None
     f"next: resnet-jax evaluate {run}",
     *(f"      {line}" for line in next_commands(config, run)),
   )
+  return False
 
 
 def _write_report(experiment: "Experiment", workdir: str) -> bool:

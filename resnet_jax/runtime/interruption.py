@@ -6,6 +6,19 @@ import sys
 from typing import NoReturn
 
 _interrupted = False
+# Exit status of a process that ends because a signal stopped its run.
+_stopped_status = 0
+
+
+def set_stopped_status(status: int) -> None:
+  """Sets the exit status of this process if a signal stops its run."""
+  global _stopped_status
+  _stopped_status = status
+
+
+def stopped_status() -> int:
+  """Returns the exit status of this process if a signal stops its run."""
+  return _stopped_status
 
 
 def note_interruption() -> None:

@@ -18,6 +18,14 @@ _FLAGS = {
   "--num-processes": "JAX_NUM_PROCESSES",
   "--process-id": "JAX_PROCESS_ID",
 }
+# Variables by which other launchers tell everything: host and port of process 0, number
+# of processes, index of this one.
+_COMPLETE = (
+  # JAXJob of Kubeflow's training operator: pkg/controller.v1/jax/envvar.go
+  ("COORDINATOR_ADDRESS", "COORDINATOR_PORT", "NUM_PROCESSES", "PROCESS_ID"),
+  # xpk with GPUs: src/xpk/core/docker_resources.py
+  ("JAX_COORDINATOR_ADDRESS", "JAX_COORDINATOR_PORT", "NNODES", "NODE_RANK"),
+)
 # The variables that JAX itself reads.
 _SLURM = "JOB_ID", "STEP_NODELIST", "NTASKS", "PROCID", "LOCALID"
 _OPEN_MPI = "OMPI_MCA_orte_hnp_uri"
@@ -49,6 +57,9 @@ def find_place(
 ) -> tuple[str, int, int, Any] | None:
   """Finds the place of this process in a run.
 
+  The values come from the arguments, else from JAX's variables, which Kubeflow Trainer
+  and our files for JobSets set too, else from the launcher.
+
   Returns:
     Address of process 0, number of processes, index of this process, and its devices
     in JAX's form; None if the process is alone.
@@ -65,6 +76,8 @@ def find_place(
   missing = [name for name, value in values.items() if value is None]
   if not missing:
     return (*_check(values), None)
+  if not by_flags and (complete := _complete_variables()):
+    return (*_check(complete), None)
   launched = _is_launched()
   if not by_flags and (launched or _has_chips()):
     return _ask_launcher(values, launched)
@@ -77,8 +90,11 @@ def find_place(
 def check_alone(command: str) -> None:
   """Raises `UserError` if a launcher started several processes of a command."""
   try:
-    place = find_place(None, None, None)
-    is_alone = place is None or place[1] == 1
+    if jax.distributed.is_initialized():
+      is_alone = jax.process_count() == 1
+    else:
+      place = find_place(None, None, None)
+      is_alone = place is None or place[1] == 1
   except UserError:  # Several, but they cannot find each other.
     is_alone = False
   if not is_alone:
@@ -86,6 +102,28 @@ def check_alone(command: str) -> None:
       f"resnet-jax {command} runs in one process, but a launcher or JAX_NUM_PROCESSES "
       "started several; start it once, without them"
     )
+
+
+def check_same_place(num_processes: int | None, process_id: int | None) -> None:
+  """Raises `UserError` if the arguments differ from the connection of this process."""
+  for flag, given, actual in (
+    ("--num-processes", num_processes, jax.process_count()),
+    ("--process-id", process_id, jax.process_index()),
+  ):
+    if given not in (None, actual):
+      raise UserError(
+        f"{flag}={given} differs from {actual}, the value with which this process was "
+        "connected by jax.distributed.initialize; leave the flag out"
+      )
+
+
+def _complete_variables() -> dict[str, str]:
+  """Returns variables of `_COMPLETE` as `_check` takes them; {} if none is complete."""
+  for names in _COMPLETE:
+    if all(os.environ.get(name) for name in names):
+      host, port, count, index = (os.environ[name] for name in names)
+      return {names[0]: f"{host}:{port}", names[2]: count, names[3]: index}
+  return {}
 
 
 def _check(values: dict[str, Any]) -> tuple[str, int, int]:

@@ -18,7 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from resnet_jax.runtime.errors import UserError, clean_errors, show_error
-from resnet_jax.runtime.launchers import CONNECT_TIMEOUT_S, find_place
+from resnet_jax.runtime.launchers import CONNECT_TIMEOUT_S, check_same_place, find_place
 from resnet_jax.runtime.terminal import printable
 
 # Time after which a silent process counts as lost.
@@ -62,9 +62,11 @@ def connect(
 
   Call it before any other use of JAX. Without arguments, the values come from
   JAX_COORDINATOR_ADDRESS, JAX_NUM_PROCESSES and JAX_PROCESS_ID, or else from the
-  launcher: Slurm, Open MPI 4, Kubernetes (indexed Jobs and JobSets), GKE or Cloud TPU.
-  Without a launcher, the process is alone. If some processes are missing after 5
-  minutes, those that wait for them end with status 1.
+  launcher: Slurm, Open MPI 4, Kubernetes (indexed Jobs and JobSets), Kubeflow, xpk, GKE
+  or Cloud TPU. Without a launcher, the process is alone. If some processes are missing
+  after 5 minutes, those that wait for them end with status 1.
+
+  It does nothing if Ray or the user has called `jax.distributed.initialize` before.
 
   Args:
     coordinator: HOST:PORT at which process 0 listens. Give all three arguments or none.
@@ -73,9 +75,13 @@ def connect(
 
   Raises:
     UserError: the arguments are wrong or incomplete, the launcher does not tell where
-      process 0 is, or process 0 has another `num_processes`.
+      process 0 is, or process 0 or an earlier connection has other values.
     OSError: process 0 cannot listen, or the connection fails.
   """
+  if jax.distributed.is_initialized():
+    check_same_place(num_processes, process_id)
+    yield
+    return
   place = find_place(coordinator, num_processes, process_id)
   if place is None:
     yield

@@ -12,7 +12,7 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from resnet_jax.runtime.interruption import note_interruption
+from resnet_jax.runtime.interruption import note_interruption, stopped_status
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the main thread to respond by itself.
@@ -150,7 +150,7 @@ class StopRequest:
         time.sleep(_PATIENCE_S)
         if self._may_exit:  # The main thread still compiles.
           _say(_SHOW_CURSOR if sys.stderr.isatty() else "")
-          os._exit(0)
+          os._exit(stopped_status())
 
 
 def _say(text: str) -> None:
