@@ -208,6 +208,13 @@ def test_a_set_with_one_split_is_divided_by_class(tmp_path):
   assert len(read(tmp_path, "", val_share=1.0)) == 30
 
 
+@pytest.mark.parametrize("split", ["val", "test"])
+def test_a_set_with_only_a_split_for_evaluation_is_not_divided(tmp_path, split):
+  write_parquet(tmp_path / f"{split}-00000-of-00001.parquet")
+  assert len(read(tmp_path, "")) == len(read(tmp_path, split)) == 30
+  assert "'train' is not in" in text_of(tmp_path, "parquet")
+
+
 TEXTS = [NAMES[label] for label in LABELS]
 
 

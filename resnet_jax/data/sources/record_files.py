@@ -84,9 +84,13 @@ def list_record_splits(kind: str, place: str) -> list[str]:
 
 
 def _splits(shards: Shards) -> dict[str, list[str]]:
-  """Returns the files of each split. "train" and "val" may be parts of the same."""
+  """Returns the files of each split.
+
+  If there is only one split, and it is not for evaluation, it is divided into "train"
+  and "val".
+  """
   found = by_split(shards)
-  if len(found) == 1:
+  if len(found) == 1 and not found.keys() & {"validation", "test"}:
     return dict.fromkeys(_PARTS, *found.values())
   return found
 
