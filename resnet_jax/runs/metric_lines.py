@@ -2,7 +2,7 @@
 
 import json
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -11,6 +11,8 @@ from etils import epath
 from resnet_jax.config.validation import has_type
 from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runtime.errors import UserError, naming
+
+_PLACE = ("step", "epoch", "split")  # Each line has these, besides its metrics.
 
 
 class MetricLines:
@@ -66,6 +68,12 @@ class MetricLines:
       text = "".join(json.dumps(record) + "\n" for record in records)
       write_file(self._path, text)
     return records
+
+  def logged(self) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """Yields the arguments of `log` for each line."""
+    for record in self.records:
+      values = {key: value for key, value in record.items() if key not in _PLACE}
+      yield record["step"], record["split"], values
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Adds a line; raises `OSError` if it cannot be written."""

@@ -78,7 +78,8 @@ class MetricWriter:
       evaluates_first: whether the run starts with the evaluation of `start_step`; lines
         that an earlier try wrote about it are then dropped too.
       draw: draws `curves.png`.
-      trackers: where the metrics go in addition; they stay open.
+      trackers: where the metrics go in addition. They get the lines of an earlier try
+        again, from which they take what they lack. They stay open.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
@@ -97,6 +98,9 @@ class MetricWriter:
         Board(self._workdir / "tensorboard", start_step)
       )
       self._records, self._sinks = lines.records, [lines, board, *trackers]
+      for earlier in lines.logged():
+        for tracker in trackers:
+          tracker.log(*earlier)
     self._pending: tuple[int, Metrics] | None = None
     self._sums: HostMetrics | None = None
     self._seconds = self._waited = 0.0

@@ -1,11 +1,13 @@
 """Calls a tracker in a thread, so that a slow or dead server delays no step."""
 
+import contextlib
 import queue
 import threading
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
 
+from resnet_jax.runs.trackers.progress import Progress
 from resnet_jax.runs.trackers.tracker import (
   Status,
   TrackedRun,
@@ -27,15 +29,18 @@ class BackgroundTracker:
   thread.
   """
 
-  def __init__(self, name: str, factory: TrackerFactory, run: TrackedRun):
+  def __init__(
+    self, name: str, factory: TrackerFactory, run: TrackedRun, progress: Progress
+  ):
     """Starts the tracker.
 
     Args:
       name: name of the tracker in messages.
       factory: starts it; its exceptions are raised here.
       run: argument of the factory.
+      progress: says which metrics an earlier try of the run has sent.
     """
-    self._name = name
+    self._name, self._progress = name, progress
     self._lines: queue.SimpleQueue[tuple[int, str, Mapping[str, float]] | None]
     self._lines = queue.SimpleQueue()
     self._is_ending = threading.Event()
@@ -48,8 +53,12 @@ class BackgroundTracker:
     started.result()
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
-    """Sends metrics in the background; see `MetricSink`."""
-    self._lines.put((step, split, values))
+    """Sends metrics in the background, unless an earlier try has sent them.
+
+    A run that was killed and resumed repeats steps; their metrics are the same.
+    """
+    if not self._progress.had(step, split):
+      self._lines.put((step, split, values))
 
   def finish(self, status: Status, files: Mapping[str, Path]) -> None:
     """Sends what is left, then finishes the tracker.
@@ -104,6 +113,8 @@ class BackgroundTracker:
           )
         has_failed = True
       else:
+        with contextlib.suppress(OSError):  # Of a full disk, which the run notices.
+          self._progress.add(step, split)
         if has_failed:
           show(f"{self._name} works again; no metrics are missing")
         return True

@@ -23,8 +23,8 @@ _STATUS: dict[Status, str] = {
 class MlflowTracker:
   """A run of MLflow, which has the id of our run as a tag.
 
-  MLflow cannot remove or change values. So a step that a resumed run repeats is sent
-  only if MLflow lacks it, and a parameter keeps its first value.
+  MLflow cannot change a parameter. If a resumed run has other settings, the parameters
+  keep their first values, and the uploaded config.json has the last ones.
   """
 
   def __init__(self, run: TrackedRun):
@@ -43,8 +43,6 @@ class MlflowTracker:
       self._client.update_run(self._id, status="RUNNING")
     else:
       self._id, known = self._create(experiment, run), {}
-    # Metric -> steps that MLflow has; filled when it is needed.
-    self._steps: dict[str, set[int]] | None = {} if found else None
     params = [
       Param(path, str(value))
       for path, value in flatten(run.config).items()
@@ -68,22 +66,11 @@ class MlflowTracker:
     from mlflow.entities import Metric
 
     now = round(1000 * time.time())  # Milliseconds.
-    named = {_as_name(f"{split}/{name}"): value for name, value in values.items()}
     metrics = [
-      Metric(name, float(value), now, step)
-      for name, value in named.items()
-      if not self._has(name, step)
+      Metric(_as_name(f"{split}/{name}"), float(value), now, step)
+      for name, value in values.items()
     ]
-    if metrics:
-      self._client.log_batch(self._id, metrics=metrics)
-
-  def _has(self, name: str, step: int) -> bool:
-    if self._steps is None:
-      return False
-    if name not in self._steps:
-      history = self._client.get_metric_history(self._id, name)
-      self._steps[name] = {metric.step for metric in history}
-    return step in self._steps[name]
+    self._client.log_batch(self._id, metrics=metrics)
 
   def finish(self, status: Status, files: Mapping[str, Path]) -> None:
     """Uploads the files, and sets the status of the run."""

@@ -1,4 +1,4 @@
-"""Finds the trackers that the settings name, starts them, and ends them with the run."""
+"""Finds the trackers of a run, starts them, and ends them with the run."""
 
 import contextlib
 import importlib.util
@@ -18,6 +18,7 @@ from resnet_jax.config.schema import Config
 from resnet_jax.runs.run_dir import latest_step, write_file
 from resnet_jax.runs.trackers.background import BackgroundTracker
 from resnet_jax.runs.trackers.mlflow import MlflowTracker
+from resnet_jax.runs.trackers.progress import Progress
 from resnet_jax.runs.trackers.tracker import (
   MetricSink,
   Status,
@@ -32,7 +33,7 @@ from resnet_jax.runtime.signals import Stopped
 # A tracker's name is also that of the package that it needs, and of our extra.
 TRACKERS: dict[str, TrackerFactory] = {"mlflow": MlflowTracker, "wandb": WandbTracker}
 
-_ID_FILE = "tracker_id.txt"
+_FOLDER = "trackers"  # In the run directory.
 # What a finished run uploads, with its newest checkpoint.
 _FILES = (
   *("config.json", "run.json", "classes.txt", "metrics.jsonl", "curves.png"),
@@ -105,14 +106,17 @@ def open_trackers(
   if jax.process_index() > 0 or not factories:
     yield ()
     return
+  folder, start_step = epath.Path(workdir) / _FOLDER, latest_step(workdir)
+  if not start_step and folder.exists():  # There is nothing to resume.
+    folder.rmtree()
   name = os.path.basename(os.path.normpath(workdir))
-  facts = workdir, config, latest_step(workdir), num_steps
-  run = TrackedRun(_read_id(workdir), name, *facts)
+  run = TrackedRun(_read_id(folder), name, workdir, config, start_step, num_steps)
   opened: list[BackgroundTracker] = []
   status: Status = "failed"
   try:
     for name, start in factories.items():
-      opened.append(BackgroundTracker(name, start, run))
+      progress = Progress(folder / f"{name.replace(':', '.')}.json")
+      opened.append(BackgroundTracker(name, start, run, progress))
     yield opened
     status = "finished"
   except (Stopped, KeyboardInterrupt):
@@ -124,16 +128,17 @@ def open_trackers(
         tracker.finish(status, files)
 
 
-def _read_id(workdir: str) -> str:
+def _read_id(folder: epath.Path) -> str:
   """Returns the id of the run; creates one if it has none."""
-  path = epath.Path(workdir) / _ID_FILE
+  path = folder / "id.txt"
   if not path.exists():
+    folder.mkdir(exist_ok=True)
     write_file(path, secrets.token_hex(16) + "\n")
-  made = path.read_text().strip()
+  made = str(path.read_text()).strip()
   if not re.fullmatch(r"[0-9a-f]{32}", made):
     raise UserError(
       f"{path} is damaged: {made!r:.50} must be 32 characters of 0-9 and a-f; delete "
-      "the file to begin a new run in the trackers"
+      f"{folder} to begin new runs in the trackers"
     )
   return made
 

@@ -21,8 +21,8 @@ class TrackedRun:
   """What a tracker knows about the run when it starts.
 
   Attributes:
-    id: 32 characters, 0-9 and a-f. A resumed run has the same id, so that a tracker can
-      continue its own run.
+    id: 32 characters, 0-9 and a-f. A run that is resumed from a checkpoint has the same
+      id, so that a tracker can continue its own run.
     name: name of the run directory.
     workdir: path of the run directory.
     config: the settings.
@@ -39,14 +39,13 @@ class TrackedRun:
 
 
 class MetricSink(Protocol):
-  """Takes the metrics of a run."""
+  """Takes the metrics of a run, each line of `metrics.jsonl` once."""
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Takes the metrics of one log or one evaluation.
 
     Args:
-      step: completed updates. A run that was killed and resumed repeats the steps after
-        its last checkpoint.
+      step: completed updates.
       split: "train", "eval", or "ema" for the average of the parameters.
       values: such as "loss", "top1" and "images_per_s".
     """
