@@ -9,6 +9,7 @@ from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
 from resnet_jax.cli.settings import default_config, load_config, parse_settings
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
+from resnet_jax.config.validation import validate
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
 
@@ -158,6 +159,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> None
       del state, metrics
       self.is_written = has_report and _write_report(experiment, workdir)
 
+  validate(config)
   find_trackers(config.trackers)  # Before any image is read.
   run, report = f"--workdir={shlex.quote(workdir)}", Report()
   resume = f"resnet-jax train {run} resumes it"

@@ -3,6 +3,8 @@
 import contextlib
 import queue
 import threading
+import time
+from collections import deque
 from collections.abc import Mapping
 from concurrent.futures import Future
 from pathlib import Path
@@ -17,6 +19,8 @@ from resnet_jax.runs.trackers.tracker import (
 from resnet_jax.runtime.terminal import show, warn
 
 _RETRY_AFTER_S = 60.0
+# W&B may lose the metrics of the last 15 s when a run is killed.
+_SAFE_AFTER_S = 30.0
 # A scheduler kills a run soon after it asked the run to stop.
 _PATIENCE_S = 10.0
 
@@ -26,7 +30,7 @@ class BackgroundTracker:
 
   If the tracker fails, one warning says so, and the metrics wait. They are sent again
   every minute, in their order. All calls, including the factory's, come from one
-  thread.
+  thread. If the run is killed, its next try sends the metrics of the last 30 s again.
   """
 
   def __init__(
@@ -43,6 +47,8 @@ class BackgroundTracker:
     self._name, self._progress = name, progress
     self._lines: queue.SimpleQueue[tuple[int, str, Mapping[str, float]] | None]
     self._lines = queue.SimpleQueue()
+    # (time in seconds, step, split) of metrics that were sent in the last 30 s.
+    self._new: deque[tuple[float, int, str]] = deque()
     self._is_ending = threading.Event()
     self._end: tuple[Status, Mapping[str, Path]] = "failed", {}
     started: Future[None] = Future()
@@ -95,6 +101,15 @@ class BackgroundTracker:
       tracker.finish(*self._end)
     except Exception as error:  # The programs of others may raise anything.
       warn(f"{self._name} fails at the end of the run: {_describe(error)}")
+    else:
+      self._note_safe(0.0)
+
+  def _note_safe(self, after_s: float) -> None:
+    """Notes the metrics that were sent so many seconds ago."""
+    with contextlib.suppress(OSError):  # Of a full disk, which the run notices.
+      while self._new and self._new[0][0] <= time.monotonic() - after_s:
+        _, step, split = self._new.popleft()
+        self._progress.add(step, split)
 
   def _send(
     self, tracker: Tracker, step: int, split: str, values: Mapping[str, float]
@@ -113,8 +128,8 @@ class BackgroundTracker:
           )
         has_failed = True
       else:
-        with contextlib.suppress(OSError):  # Of a full disk, which the run notices.
-          self._progress.add(step, split)
+        self._new.append((time.monotonic(), step, split))
+        self._note_safe(_SAFE_AFTER_S)
         if has_failed:
           show(f"{self._name} works again; no metrics are missing")
         return True

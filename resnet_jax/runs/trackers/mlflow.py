@@ -76,8 +76,11 @@ class MlflowTracker:
     """Uploads the files, and sets the status of the run."""
     try:
       for name, path in files.items():
-        folder, _, _ = name.rpartition("/")
+        folder, _, last = name.rpartition("/")
         self._client.log_artifact(self._id, str(path), folder or None)
+        if folder.endswith(f"/{last}"):
+          # MLflow does not download a folder whose only file has the folder's name.
+          self._client.log_text(self._id, "", f"{folder}/.keep")
     finally:
       self._client.set_terminated(self._id, _STATUS[status])
 

@@ -1,7 +1,8 @@
 """Remembers in the run directory which metrics a tracker has.
 
-A run that is killed and resumed repeats the steps after its checkpoint. A tracker gets
-each line of `metrics.jsonl` once, also one that a kill or a dead server held up.
+A run that is resumed repeats the steps after its checkpoint. A tracker gets each line
+of `metrics.jsonl` once, also one that a dead server did not take. Only a killed run
+sends some lines twice.
 """
 
 import json

@@ -38,8 +38,12 @@ class TrackedRun:
   num_steps: int
 
 
+@runtime_checkable
 class MetricSink(Protocol):
-  """Takes the metrics of a run, each line of `metrics.jsonl` once."""
+  """Takes the metrics of a run, each line of `metrics.jsonl` once.
+
+  The metrics of the last 30 s before a run was killed may come twice, with equal values.
+  """
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
     """Takes the metrics of one log or one evaluation.
