@@ -42,7 +42,7 @@ class TrackedRun:
 class MetricSink(Protocol):
   """Takes the metrics of a run, each line of `metrics.jsonl` once.
 
-  The metrics of the last 30 s before a run was killed may come twice, with equal values.
+  The metrics of the last 30 s before a run was killed may come twice, as equal values.
   """
 
   def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
