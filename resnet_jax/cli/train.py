@@ -11,6 +11,7 @@ from resnet_jax.cli.options import add_checkpoint, add_config, add_trust_code
 from resnet_jax.cli.settings import default_config, load_config, parse_settings
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
+from resnet_jax.config.validation import validate
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
 
@@ -164,18 +165,31 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool
     has_report: whether to write a report of the last evaluation.
   """
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.trackers.opening import find_trackers
   from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe
   from resnet_jax.training.experiment import Experiment
+  from resnet_jax.training.hooks import Hook
   from resnet_jax.training.trainer import train
 
-  run = f"--workdir={shlex.quote(workdir)}"
+  class Report(Hook):
+    """Writes RUN/report/ while the trackers are open, as they upload it."""
+
+    is_written = False
+
+    def on_end(self, state: object, metrics: object) -> None:
+      del state, metrics
+      self.is_written = has_report and _write_report(experiment, workdir)
+
+  validate(config)
+  find_trackers(config.trackers)  # Before any image is read.
+  run, report = f"--workdir={shlex.quote(workdir)}", Report()
   resume = f"resnet-jax train {run} resumes it"
   try:
     experiment = Experiment.create(config)
     if default not in ("", "digits"):
       _show(*_explain(default, config))
-    state, results = train(experiment, workdir)
+    state, results = train(experiment, workdir, hooks=[report])
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
     _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")
@@ -186,7 +200,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool
     fail(1, f"interrupted; {hint}")
   _show(f"done: {describe(results)} after {state.step} steps")
   shown = "config.json, checkpoints/, metrics.jsonl, curves.png"
-  if has_report and _write_report(experiment, workdir):
+  if report.is_written:
     shown += ", report/"
   _show(
     f"run:  {workdir} ({shown})",

@@ -84,6 +84,29 @@ def factory() -> str:
   return dataclasses.field(default="", metadata=metadata)
 
 
+def factories(*names: str) -> tuple[str, ...]:
+  """Returns a field of built-in parts and import paths of the user's own code.
+
+  A resumed run may have others.
+
+  Args:
+    *names: names of the built-in parts.
+  """
+  listed = ", ".join(map(repr, names))
+  metadata = {
+    "allowed": (
+      f"different names of {listed}, or import paths, such as 'package.module:function'"
+    ),
+    "check": lambda values: (
+      len(set(values)) == len(values)
+      and all(v in names or (v and _is_import_path(v)) for v in values)
+    ),
+    "may_change": True,
+    "is_factory": True,
+  }
+  return dataclasses.field(default=(), metadata=metadata)
+
+
 def _is_import_path(text: str) -> bool:
   module, _, name = text.partition(":")
   parts = [*module.split("."), *name.split(".")]

@@ -15,7 +15,7 @@ from resnet_jax.config.fields import flatten, walk
 from resnet_jax.config.schema import Config
 from resnet_jax.runtime.errors import UserError, setting_name
 
-# Settings whose value is an import path.
+# Settings whose value is an import path, or a tuple that may have some.
 FACTORIES = tuple(
   path for path, field, _ in walk(Config()) if field.metadata.get("is_factory")
 )
@@ -37,7 +37,7 @@ def call_factory(
       arguments or returns another type. Errors within the user's code are raised
       unchanged.
   """
-  function = _import(path, setting)
+  function = import_path(path, setting)
   where = f"{setting_name(setting)}={path!r}"
   given = ", ".join(type(arg).__name__ for arg in args)
   if not callable(function):
@@ -60,7 +60,12 @@ def part_name(factory: str, name: str) -> str:
   return factory.rpartition(":")[2] or name
 
 
-def _import(path: str, setting: str) -> Any:
+def import_path(path: str, setting: str) -> Any:
+  """Returns what "package.module:name" names.
+
+  Raises:
+    UserError: the module or the name does not exist.
+  """
   if os.getcwd() not in sys.path and "" not in sys.path:
     # `python` also searches this folder. It is last here, so that no file in it hides a
     # package.
@@ -111,11 +116,13 @@ def check_trust(
     return
   values = flatten(config)
   for setting in used:
-    path = str(values[setting])
-    if path and setting not in named:
-      raise UserError(
-        f"{origin} names code to run, config.{setting}={path!r}; if you trust it, add "
-        "--trust-code (trust_code=True in Python)",
-        setting=setting,
-        value=path,
-      )
+    value = values[setting]
+    for path in value if isinstance(value, tuple) else (str(value),):
+      # A name without ":" is a part of this package.
+      if ":" in path and setting not in named:
+        raise UserError(
+          f"{origin} names code to run, config.{setting}={path!r}; if you trust it, "
+          "add --trust-code (trust_code=True in Python)",
+          setting=setting,
+          value=path,
+        )

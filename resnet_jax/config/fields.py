@@ -74,6 +74,7 @@ _OTHER_NAMES = {
   "eval_every_steps": "eval_every eval_freq eval_interval val_every",
   "checkpoint.every_steps": "save_every save_freq save_interval checkpoint_every",
   "checkpoint.keep": "keep_checkpoints max_to_keep save_total_limit",
+  "trackers": "log_to log_wandb logger loggers mlflow report_to tracker wandb",
   "seed": "manual_seed random_seed",
   "model.name": "arch architecture backbone depth model model_name net network",
   "model.dtype": "amp bf16 fp16 half mixed_precision precision",

@@ -85,6 +85,9 @@ class Config:
       command line, the groups are separated by commas.
     task: import path of your own `Task`, "package.module:function". The function takes
       the config and returns the task; "" is the task that fits `data.labels`.
+    trackers: where the metrics and files go in addition to the run directory: any of
+      mlflow and wandb (Weights & Biases), or the import path of your own tracker,
+      "package.module:function". On the command line, they are separated by commas.
     precise_bn_batches: training batches used to re-estimate batch-norm statistics
       before each evaluation, as the paper's authors did; 0 keeps the running
       statistics.
@@ -111,6 +114,7 @@ class Config:
   init_head: bool = False
   freeze: tuple[str, ...] = ()
   task: str = allowed.factory()
+  trackers: tuple[str, ...] = allowed.factories("mlflow", "wandb")
   precise_bn_batches: int = allowed.at_least(0, 0)
   model: ModelConfig = dataclasses.field(default_factory=ModelConfig)
   data: DataConfig = dataclasses.field(default_factory=DataConfig)

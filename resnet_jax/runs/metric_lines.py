@@ -1,13 +1,93 @@
-"""Reads `metrics.jsonl`."""
+"""Reads and writes `metrics.jsonl`, which has one JSON object per line."""
 
 import json
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+from etils import epath
+
 from resnet_jax.config.validation import has_type
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runs.run_dir import write_file
+from resnet_jax.runtime.errors import UserError, naming
+
+_PLACE = ("step", "epoch", "split")  # Each line has these, besides its metrics.
+
+
+class MetricLines:
+  """Writes the `metrics.jsonl` of a run; a metric sink and a context manager.
+
+  Attributes:
+    records: the lines of the file.
+  """
+
+  def __init__(
+    self,
+    workdir: str,
+    steps_per_epoch: int,
+    start_step: int,
+    evaluates_first: bool = False,
+  ):
+    """Opens the file; drops lines that an earlier try wrote after `start_step`.
+
+    Args:
+      workdir: the run directory.
+      steps_per_epoch: number of updates per epoch.
+      start_step: completed updates.
+      evaluates_first: whether the run starts with the evaluation of `start_step`; lines
+        that an earlier try wrote about it are then dropped too.
+
+    Raises:
+      UserError: a line is damaged.
+    """
+    self._path = epath.Path(workdir) / "metrics.jsonl"
+    self._steps_per_epoch = steps_per_epoch
+    self.records = self._drop_later_lines(start_step, evaluates_first)
+    # Object stores cannot append.
+    self._file = None if "://" in workdir else self._path.open("a")
+
+  def __enter__(self) -> "MetricLines":
+    return self
+
+  def __exit__(self, *exc_info: object) -> None:
+    if self._file is not None:
+      self._file.close()
+
+  def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
+    if not self._path.exists():
+      return []
+    records = []
+    # A kill can leave half a last line.
+    *lines, last = self._path.read_bytes().split(b"\n")
+    for record in parse_lines(self._path, lines):
+      is_due = evaluates_first and record["split"] != "train"
+      if record["step"] < step or (record["step"] == step and not is_due):
+        records.append(record)
+    if last or len(records) < len(lines):
+      text = "".join(json.dumps(record) + "\n" for record in records)
+      write_file(self._path, text)
+    return records
+
+  def logged(self) -> Iterator[tuple[int, str, dict[str, float]]]:
+    """Yields the arguments of `log` for each line."""
+    for record in self.records:
+      values = {key: value for key, value in record.items() if key not in _PLACE}
+      yield record["step"], record["split"], values
+
+  def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Adds a line; raises `OSError` if it cannot be written."""
+    epoch = round(step / self._steps_per_epoch, 4)
+    record = {"step": step, "epoch": epoch, "split": split, **values}
+    self.records.append(record)
+    line = json.dumps(record, allow_nan=False) + "\n"
+    with naming(self._path):
+      if self._file is None:
+        lines = [json.dumps(earlier) + "\n" for earlier in self.records]
+        self._path.write_text("".join(lines))
+      else:
+        self._file.write(line)
+        self._file.flush()
 
 
 def parse_lines(path: os.PathLike[str], lines: Iterable[bytes]) -> list[dict[str, Any]]:

@@ -1,11 +1,10 @@
-"""Writes the metrics of a run to files, and shows them to the user.
+"""Sends the metrics of a run to files and trackers, and shows them to the user.
 
 The run directory gets `metrics.jsonl` (one JSON object per line), TensorBoard files and
 `curves.png`. A terminal shows a live progress bar, other outputs show plain lines.
 """
 
 import contextlib
-import json
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -18,7 +17,7 @@ from rich.live import Live
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.runs.metric_lines import parse_lines
+from resnet_jax.runs.metric_lines import MetricLines
 from resnet_jax.runs.metrics import (
   HostMetrics,
   Metrics,
@@ -27,8 +26,8 @@ from resnet_jax.runs.metrics import (
   to_host,
 )
 from resnet_jax.runs.progress_line import ProgressLine
-from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runs.tensorboard import Board
+from resnet_jax.runs.trackers.tracker import MetricSink
 from resnet_jax.runtime.errors import naming
 from resnet_jax.runtime.terminal import show
 
@@ -63,6 +62,7 @@ class MetricWriter:
     tell: Tell = lambda *_: None,
     evaluates_first: bool = False,
     draw: Draw = draw_curves,
+    trackers: Sequence[MetricSink] = (),
   ):
     """Opens the files; drops lines that an earlier try wrote after `start_step`.
 
@@ -78,6 +78,8 @@ class MetricWriter:
       evaluates_first: whether the run starts with the evaluation of `start_step`; lines
         that an earlier try wrote about it are then dropped too.
       draw: draws `curves.png`.
+      trackers: where the metrics go in addition. They get the lines of an earlier try
+        again, from which they take what they lack. They stay open.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
@@ -87,17 +89,18 @@ class MetricWriter:
     self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
     self._records: list[dict[str, Any]] = []
-    if self._writes:
-      self._records = self._drop_later_lines(start_step, evaluates_first)
-    # With several processes, only the first one writes.
+    self._sinks: list[MetricSink] = []
     self._files = contextlib.ExitStack()
-    self._file = None
-    if self._writes:
-      if "://" not in str(workdir):
-        lines = (self._workdir / "metrics.jsonl").open("a")
-        self._file = self._files.enter_context(lines)
-      board = Board(self._workdir / "tensorboard", start_step)
-      self._board = self._files.enter_context(board)
+    if self._writes:  # With several processes, only the first one writes.
+      start = plan.steps_per_epoch, start_step, evaluates_first
+      lines = self._files.enter_context(MetricLines(workdir, *start))
+      board = self._files.enter_context(
+        Board(self._workdir / "tensorboard", start_step)
+      )
+      self._records, self._sinks = lines.records, [lines, board, *trackers]
+      for earlier in lines.logged():
+        for tracker in trackers:
+          tracker.log(*earlier)
     self._pending: tuple[int, Metrics] | None = None
     self._sums: HostMetrics | None = None
     self._seconds = self._waited = 0.0
@@ -119,20 +122,6 @@ class MetricWriter:
     with contextlib.suppress(*hidden), naming(self._workdir):
       self._files.close()
       self._draw_now()
-
-  def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
-    path = self._workdir / "metrics.jsonl"
-    if not path.exists():
-      return []
-    records = []
-    *lines, last = path.read_bytes().split(b"\n")  # A kill can leave half a last line.
-    for record in parse_lines(path, lines):
-      is_due = evaluates_first and record["split"] != "train"
-      if record["step"] < step or (record["step"] == step and not is_due):
-        records.append(record)
-    if last or len(records) < len(lines):
-      write_file(path, "".join(json.dumps(record) + "\n" for record in records))
-    return records
 
   def train(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a new call, and shows those of the call before it.
@@ -249,27 +238,14 @@ class MetricWriter:
     self._tell(step, split, values)  # Last: user code may fail.
 
   def _record(self, step: int, split: str, values: dict[str, float]) -> None:
-    epoch = round(step / self._plan.steps_per_epoch, 4)
-    record = {"step": step, "epoch": epoch, "split": split, **values}
-    self._records.append(record)
-    line = json.dumps(record, allow_nan=False) + "\n"
-    path = self._workdir / "metrics.jsonl"
-    with naming(path):
-      if self._file is None:  # Object stores cannot append.
-        lines = [json.dumps(earlier) + "\n" for earlier in self._records]
-        path.write_text("".join(lines))
-      else:
-        self._file.write(line)
-        self._file.flush()
-    with naming(self._workdir / "tensorboard"):
-      for name, value in values.items():
-        self._board.add_scalar(f"{split}/{name}", value, step)
+    for sink in self._sinks:
+      sink.log(step, split, values)
     total, rate = f"/{self._plan.num_steps}", ""
     if (lr := values.get("learning_rate")) is not None:
       rate = f"  lr {lr:.3g}"
     if self._console.is_terminal:  # The progress line has both; 80 columns are few.
       total = rate = ""
-    place = f"step {step}{total}  epoch {epoch:.1f}"
+    place = f"step {step}{total}  epoch {step / self._plan.steps_per_epoch:.1f}"
     show(f"{place}  {split:5}  {_describe(values)}{rate}", console=self._console)
 
 

@@ -107,6 +107,17 @@ def latest_step(workdir: str | Path) -> int:
   return max(saved_steps(workdir), default=0)
 
 
+@contextlib.contextmanager
+def last_checkpoint_in_errors(workdir: str | Path) -> Iterator[None]:
+  """Adds the last good checkpoint to the error of a run that diverged."""
+  try:
+    yield
+  except FloatingPointError as error:
+    step = latest_step(workdir)
+    last = f"the last good checkpoint is of step {step}" if step else "nothing is saved"
+    raise FloatingPointError(f"{error}; {last}") from None
+
+
 def load_class_names(workdir: str | Path) -> tuple[str, ...]:
   """Returns the names of the classes of a run, in order; () if they are not known.
 

@@ -2,9 +2,12 @@
 
 import sys
 import time
+from collections.abc import Mapping
 from typing import TYPE_CHECKING
 
 from etils import epath
+
+from resnet_jax.runtime.errors import naming
 
 if TYPE_CHECKING:
   import tensorboardX
@@ -13,7 +16,7 @@ _FLUSH_EVERY_S = 30
 
 
 class Board:
-  """Writes numbers for TensorBoard; a context manager.
+  """Writes numbers for TensorBoard; a metric sink and a context manager.
 
   tensorboardX's `SummaryWriter` is not used: its thread ends at the first error, such
   as a full disk, and the run would then wait forever to write the next number.
@@ -23,7 +26,7 @@ class Board:
     """Opens a new event file. TensorBoard hides older values after `start_step`."""
     tensorboard = _import_tensorboard()
     self._proto, self._scalar = tensorboard.proto.event_pb2, tensorboard.summary.scalar
-    writer = tensorboard.event_file_writer
+    writer, self._directory = tensorboard.event_file_writer, directory
     writer.directory_check(str(directory))
     self._file = writer.EventsWriter(str(directory / "events"))
     self._flushed = time.monotonic()
@@ -35,6 +38,12 @@ class Board:
 
   def __exit__(self, *exc_info: object) -> None:
     self._file.close()
+
+  def log(self, step: int, split: str, values: Mapping[str, float]) -> None:
+    """Adds numbers, such as "train/loss"; raises `OSError` as `add_scalar`."""
+    with naming(self._directory):
+      for name, value in values.items():
+        self.add_scalar(f"{split}/{name}", value, step)
 
   def add_scalar(self, name: str, value: float, step: int) -> None:
     """Adds a number; raises `OSError` if it cannot be written."""

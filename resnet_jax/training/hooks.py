@@ -1,4 +1,4 @@
-"""User code that runs at logs, evaluations and checkpoints."""
+"""User code that runs at logs, evaluations, checkpoints and the end of a run."""
 
 from collections.abc import Mapping
 
@@ -36,4 +36,12 @@ class Hook:
       step: completed updates.
       state: the saved state. Copy what you need after the call: the next update reuses
         its memory.
+    """
+
+  def on_end(self, state: TrainState, metrics: Mapping[str, float]) -> None:
+    """Called when the run is complete and saved; the trackers are still open.
+
+    Args:
+      state: the state after the last update.
+      metrics: the metrics of the last evaluation.
     """

@@ -1,6 +1,5 @@
 """Training: from an experiment to a trained, evaluated and saved model."""
 
-import contextlib
 import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
@@ -16,7 +15,9 @@ from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, Lap, MetricWriter
-from resnet_jax.runs.run_dir import latest_step, open_run
+from resnet_jax.runs.run_dir import last_checkpoint_in_errors, latest_step, open_run
+from resnet_jax.runs.trackers.opening import find_trackers, open_trackers
+from resnet_jax.runs.trackers.tracker import MetricSink, TrackerFactory
 from resnet_jax.runtime.signals import Stopped, StopRequest
 from resnet_jax.runtime.terminal import plain, show, warn
 from resnet_jax.training import steps
@@ -51,6 +52,7 @@ def train(
   *,
   console: Console | None = None,
   hooks: Sequence[Hook] = (),
+  trackers: Sequence[TrackerFactory] = (),
 ) -> TrainResult:
   """Trains from the newest checkpoint in `workdir`, or from step 0.
 
@@ -58,31 +60,54 @@ def train(
     experiment: what to train.
     workdir: the run directory, which is created if it does not exist.
     console: where progress is shown; None is standard output of the first process.
-    hooks: user code that is called at logs, evaluations and checkpoints.
+    hooks: user code that is called at logs, evaluations, checkpoints and the end.
+    trackers: start your own trackers, in addition to those of `config.trackers`.
 
   Raises:
-    UserError: the directory holds a run with other settings, or is in use.
+    UserError: the directory holds a run with other settings, or is in use, or a tracker
+      does not start.
     FloatingPointError: the loss is no longer finite.
     OSError: a state cannot be saved, for example because the disk is full.
     Stopped: a signal asked the run to stop; the state is saved.
   """
   workdir = os.path.expanduser(workdir)
+  find_trackers(experiment.config.trackers)  # Before any image is read.
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
     start = _prepare(experiment, workdir)
+  config, num_steps = experiment.saved_config, experiment.plan.num_steps
+  names, facts = experiment.train_data.class_names, experiment.facts
+  with (
+    open_run(workdir, config, num_steps, names, facts),
+    open_trackers(workdir, config, num_steps, trackers) as sinks,
+  ):
+    result = _train(experiment, workdir, start, console, hooks, sinks)
+    for hook in hooks:
+      hook.on_end(*result)
+  return result
+
+
+def _train(
+  experiment: Experiment,
+  workdir: str,
+  start: Variables | None,
+  console: Console,
+  hooks: Sequence[Hook],
+  trackers: Sequence[MetricSink],
+) -> TrainResult:
+  """Trains in an open run directory."""
   data, plan = experiment.train_data, experiment.plan
-  config, facts = experiment.saved_config, experiment.facts
+  config, best_metric = experiment.config, experiment.facts.best_metric
   plateau = create_plateau(config.optim, plan, experiment.task)
   with (
-    open_run(workdir, config, plan.num_steps, data.class_names, facts),
-    _last_checkpoint_in_errors(workdir),
+    last_checkpoint_in_errors(workdir),
     StopRequest() as stop,
-    CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
+    CheckpointStore(workdir, config.checkpoint.keep, best_metric) as store,
   ):
     state = _restore(experiment, store, stop, start, workdir, console)
     step = first = int(state.step)
     due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
-    parts = experiment, plateau, workdir, first, due, console, hooks
+    parts = experiment, plateau, workdir, first, due, console, hooks, trackers
     with Clock() as clock, _open_writer(*parts, clock.lap) as writer:
       keeper = _Keeper(experiment, writer, store, stop, plateau, hooks)
       plateau.replay(writer.records, "eval" if state.ema is None else "ema", first, due)
@@ -248,6 +273,7 @@ def _open_writer(
   evaluates_first: bool,
   console: Console,
   hooks: Sequence[Hook],
+  trackers: Sequence[MetricSink],
   lap: Lap,
 ) -> MetricWriter:
   plan, schedule = experiment.plan, experiment.schedule
@@ -283,6 +309,7 @@ def _open_writer(
     tell,
     evaluates_first,
     draw,
+    trackers,
   )
 
 
@@ -318,14 +345,3 @@ def _compile(
 def _last_version(experiment: Experiment, state: TrainState) -> Variables:
   *_, last = state.versions.values()
   return experiment.refresh(last)
-
-
-@contextlib.contextmanager
-def _last_checkpoint_in_errors(workdir: str) -> Iterator[None]:
-  """Adds the last good checkpoint to the error of a run that diverged."""
-  try:
-    yield
-  except FloatingPointError as error:
-    step = latest_step(workdir)
-    last = f"the last good checkpoint is of step {step}" if step else "nothing is saved"
-    raise FloatingPointError(f"{error}; {last}") from None

@@ -1,0 +1,1 @@
+"""Experiment trackers: metrics and files of a run, sent to other programs."""
