@@ -27,8 +27,8 @@ from PIL import Image
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
-from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines import streaming
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.folder import list_images

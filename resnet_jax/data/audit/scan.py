@@ -304,7 +304,7 @@ def _square(data: bytes, max_pixels: int) -> np.ndarray:
   values = read_stored(data, head).colors
   values = values[..., : 3 if values.shape[2] >= 3 else 1]
   if values.dtype != np.uint8:
-    white = max(float(values.max()), np.finfo(np.float32).tiny)
+    white = float(values.max()) or 1.0
     values = np.nan_to_num(values * (255 / white)).clip(0, 255).astype(np.uint8)
   rgb = np.ascontiguousarray(np.broadcast_to(values, (*values.shape[:2], 3)))
   box = resized_box(*upright_size(head), _SIDE, _SIDE)
