@@ -686,11 +686,11 @@ def test_a_folder_without_images_is_refused_in_training_only(tmp_path, capsys):
 def test_what_is_left_out_is_said_in_a_line(tmp_path, capsys):
   for name in ("a", "b"):
     (tmp_path / name).mkdir()
-    for suffix in ("jpg", "tif", "TIF"):
+    for suffix in ("jpg", "svg", "SVG"):
       (tmp_path / name / f"1.{suffix}").touch()
   config = DataConfig(name="folder", dir=str(tmp_path))
   opening.open_source(config, "train")
-  assert capsys.readouterr().err == f"left out of train in {tmp_path}: 4 .tif\n"
+  assert capsys.readouterr().err == f"left out of train in {tmp_path}: 4 .svg\n"
 
 
 def test_photos_without_a_recipe_are_told_of_one(tmp_path):

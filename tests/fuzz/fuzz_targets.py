@@ -5,6 +5,7 @@ Any other exception, more than 10 seconds or too much memory is a finding.
 """
 
 import contextlib
+import io
 import json
 import tempfile
 from argparse import Namespace
@@ -23,6 +24,7 @@ from resnet_jax import create_model
 from resnet_jax.config import ModelConfig
 from resnet_jax.data.images import decode
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.sources import folder
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import (
@@ -95,6 +97,11 @@ def images(data: bytes) -> None:
     head = decode.open_image(data, MOST_PIXELS)
     assert head.size[0] * head.size[1] <= MOST_PIXELS
     width, height = decode.upright_size(head)
+    with contextlib.suppress(ImageError):
+      stored = decode.read_stored(data, head)
+      channels = stored.values.shape[2]
+      assert stored.values.shape == (height, width, channels), stored.values.shape
+      decode.to_pixels(stored, PixelFormat(channels, 1000))
     for factor in (1, 8):
       # Only the fast decoders of JPEG shrink by the factor; others keep the full size.
       with contextlib.suppress(ImageError):
@@ -158,6 +165,23 @@ def _images_seeds() -> Iterator[bytes]:
     yield encode_image(picture(), kind, exif=exif(6))
   for kind in ("JPEG", "MPO"):
     yield with_scans(kind, 101)
+  yield encode_image(picture(), "TIFF", compression="tiff_deflate")
+  array = np.arange(210, dtype=np.uint16).reshape(6, 7, 5)
+  for save in (np.save, np.savez_compressed):
+    save(file := io.BytesIO(), array)
+    yield file.getvalue()
+  with contextlib.suppress(ModuleNotFoundError):  # The extras tiff and dicom.
+    import tifffile
+
+    for compression in (None, "zlib", "lzw"):
+      options = {"photometric": "minisblack", "planarconfig": "contig"}
+      tifffile.imwrite(file := io.BytesIO(), array, compression=compression, **options)
+      yield file.getvalue()
+  with contextlib.suppress(ModuleNotFoundError):
+    from pydicom import data
+
+    for name in ("CT_small.dcm", "MR_small_RLE.dcm", "SC_rgb_rle.dcm"):
+      yield Path(str(data.get_testdata_file(name, download=False))).read_bytes()
 
 
 def _lists_seeds() -> Iterator[bytes]:

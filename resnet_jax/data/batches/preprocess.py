@@ -165,7 +165,7 @@ def resize_and_crop(
     method = {"bilinear": "linear", "bicubic": "cubic"}[interpolation]
     shape = (batch, height, width, channels)
     resized = jax.image.resize(images.astype(jnp.float32), shape, method)
-    largest = jnp.iinfo(images.dtype).max
+    largest = np.iinfo(images.dtype).max
     images = jnp.clip(jnp.round(resized), 0, largest).astype(images.dtype)
   if crop:
     if crop > min(height, width):

@@ -5,7 +5,7 @@ import io
 import math
 import zipfile
 from collections.abc import Iterator
-from typing import IO
+from typing import Any
 
 import numpy as np
 
@@ -15,6 +15,7 @@ from resnet_jax.data.images.pixels import Head, Stored, check_shape, mode_of
 _LONGEST_HEADER = 10_000  # Bytes; an ordinary one has 118.
 # Names of the image in an .npz file with several arrays.
 _NAMES = ("image.npy", "arr_0.npy")
+_File = io.BytesIO | zipfile.ZipExtFile
 _TOPS = {"bool": 1, "uint8": 255, "uint16": 65535}
 
 
@@ -50,7 +51,7 @@ def read_array(data: bytes) -> Stored:
 
 
 @contextlib.contextmanager
-def _opened(data: bytes) -> Iterator[tuple[IO[bytes], str]]:
+def _opened(data: bytes) -> Iterator[tuple[_File, str]]:
   """Opens the array within the content of a file: (file, "NPY" or "NPZ")."""
   try:
     if data.startswith(b"PK"):
@@ -63,7 +64,7 @@ def _opened(data: bytes) -> Iterator[tuple[IO[bytes], str]]:
     raise ImageError(f"it is truncated or damaged ({error!s:.100})") from error
 
 
-def _open_member(data: bytes) -> IO[bytes]:
+def _open_member(data: bytes) -> _File:
   with zipfile.ZipFile(io.BytesIO(data)) as archive:
     names = [name for name in archive.namelist() if name.endswith(".npy")]
     known = [name for name in _NAMES if name in names]
@@ -71,10 +72,12 @@ def _open_member(data: bytes) -> IO[bytes]:
       raise ImageError(
         f"it has {len(names)} arrays; give it one, or name one of them 'image'"
       )
-    return archive.open((known or names)[0])
+    member = archive.open((known or names)[0])
+    assert isinstance(member, zipfile.ZipExtFile)
+    return member
 
 
-def _read_header(file: IO[bytes]) -> tuple[tuple[int, int, int], bool, np.dtype]:
+def _read_header(file: _File) -> tuple[tuple[int, int, int], bool, np.dtype[Any]]:
   """Returns the shape [H, W, C], the order of the axes in memory, and the dtype."""
   readers = {
     (1, 0): np.lib.format.read_array_header_1_0,

@@ -118,8 +118,9 @@ def resize_exactly(
   channels = [np.ascontiguousarray(image[..., i]) for i in range(image.shape[2])]
   if image.dtype == np.uint8:
     return np.stack([*map(resize, channels)], axis=-1)
-  resized = np.stack([resize(np.float32(channel)) for channel in channels], axis=-1)
-  return np.rint(resized).clip(0, np.iinfo(image.dtype).max).astype(image.dtype)
+  resized = np.stack([resize(x.astype(np.float32)) for x in channels], axis=-1)
+  rounded: np.ndarray = np.rint(resized).clip(0, np.iinfo(image.dtype).max)
+  return rounded.astype(image.dtype)
 
 
 def resize_fast(image: np.ndarray, size: int) -> np.ndarray:

@@ -6,7 +6,9 @@ because they are a choice of the viewer, and differ between the images of a set.
 MONOCHROME1, whose 0 is white, is inverted, so that 0 is black in all images.
 """
 
+import contextlib
 import io
+from collections.abc import Iterator
 from typing import Any
 
 import numpy as np
@@ -25,44 +27,53 @@ def open_dicom(data: bytes) -> Head:
   Raises:
     ImageError: the file is damaged or has no image of a supported kind.
   """
-  dataset = _read(data, stop_before_pixels=True)
-  size, channels = _shape(dataset)
-  signed = "" if dataset.get("PixelRepresentation", 0) else "u"
-  dtype = np.dtype(f"{signed}int{dataset.get('BitsAllocated', 16)}")
-  return Head("DICOM", mode_of(dtype, channels), size, 1)
+  with _damage():
+    dataset = _read(data, stop_before_pixels=True)
+    size, channels = _shape(dataset)
+    signed = "" if dataset.get("PixelRepresentation", 0) else "u"
+    dtype = np.dtype(f"{signed}int{dataset.BitsAllocated}")
+    return Head("DICOM", mode_of(dtype, channels), size, 1)
 
 
 def read_dicom(data: bytes) -> Stored:
   """Returns the first frame; the caller has checked its size.
 
-  The value that counts as 1 is the highest one of "Bits Stored", such as 4095; 0, which
-  is unknown, if the values are signed or rescaled.
+  The value that counts as 1 is the highest one of "Bits Stored", such as 4095. It is
+  unknown if the values are signed or rescaled.
 
   Raises:
     ImageError: see `open_dicom`.
   """
   from pydicom.pixels import apply_modality_lut, pixel_array
 
-  dataset = _read(data, stop_before_pixels=False)
-  (width, height), channels = _shape(dataset)
+  with _damage():
+    dataset = _read(data, stop_before_pixels=False)
+    (width, height), channels = _shape(dataset)
+    values, top = pixel_array(dataset, index=0), 0  # It converts YBR to RGB.
+    if values.size != height * width * channels:
+      raise ImageError(f"its head says {height}x{width}x{channels}, not {values.shape}")
+    bits = int(dataset.BitsStored)
+    if _is_rescaled(dataset):
+      values = apply_modality_lut(values, dataset)
+    elif values.dtype.kind == "u" and 1 <= bits <= 16:
+      top = 2**bits - 1
+      if (highest := int(values.max())) > top:
+        raise ImageError(f"its value {highest} does not fit its {bits} bits")
+    if dataset.PhotometricInterpretation == _INVERTED:
+      if not top:
+        raise ImageError("its white is 0, and its values are signed or rescaled")
+      values = top - values
+    return Stored(values.reshape(height, width, channels), top)
+
+
+@contextlib.contextmanager
+def _damage() -> Iterator[None]:
   try:
-    stored = pixel_array(dataset, index=0)  # Converts YBR to RGB.
-    values = stored if channels > 1 else apply_modality_lut(stored, dataset)
+    yield
+  except ImageError:
+    raise
   except Exception as error:  # pydicom raises errors of many types.
-    raise ImageError(f"its pixels cannot be decoded ({error!s:.200})") from error
-  if values.size != height * width * channels:
-    raise ImageError(f"its head says {height}x{width}x{channels}, not {values.shape}")
-  top = 0
-  if not (_is_rescaled(dataset) or dataset.get("PixelRepresentation", 0)):
-    values, bits = stored, int(dataset.BitsStored)
-    top = 2**bits - 1 if bits <= 16 else 0
-    if top and (highest := int(values.max())) > top:
-      raise ImageError(f"its value {highest} does not fit its {bits} bits")
-  if dataset.PhotometricInterpretation == _INVERTED:
-    if not top:
-      raise ImageError("its values are signed or rescaled, and its white is the lowest")
-    values = (top - values.astype(np.int64)).astype(values.dtype)
-  return Stored(values.reshape(height, width, channels), top)
+    raise ImageError(f"it is damaged or not supported ({error!s:.200})") from error
 
 
 def _is_rescaled(dataset: Any) -> bool:
@@ -76,22 +87,18 @@ def _read(data: bytes, *, stop_before_pixels: bool) -> Any:
 
   if _DEFLATED in data[:1024]:
     raise ImageError("it is a deflated DICOM file; store it without deflate")
-  try:
-    return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
-  except Exception as error:  # pydicom raises errors of many types.
-    raise ImageError(f"it is truncated or damaged ({error!s:.200})") from error
+  return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
 
 
 def _shape(dataset: Any) -> tuple[tuple[int, int], int]:
-  try:
-    size = int(dataset.Columns), int(dataset.Rows)
-    channels = int(dataset.get("SamplesPerPixel", 1))
-    kind, bits = dataset.PhotometricInterpretation, int(dataset.BitsAllocated)
-  except Exception as error:
-    raise ImageError(f"it has no image ({error!s:.100})") from error
+  """Returns ((width, height), channels); raises an error if they are no image's."""
+  if "Rows" not in dataset:
+    raise ImageError("it has no image")
+  size = int(dataset.Columns), int(dataset.Rows)
+  channels = int(dataset.get("SamplesPerPixel", 1))
+  kind, bits = str(dataset.PhotometricInterpretation), int(dataset.BitsAllocated)
   check_shape(size, channels)
-  if bits not in (8, 16, 32) or (
-    kind not in (_GREY, _INVERTED) if channels == 1 else kind[:3] not in ("RGB", "YBR")
-  ):
+  known = (_GREY, _INVERTED) if channels == 1 else ("RGB", "YBR")
+  if bits not in (8, 16, 32) or not kind.startswith(known):
     raise ImageError(f"its pixels are of an unsupported kind: {kind} of {bits} bits")
   return size, channels

@@ -23,11 +23,6 @@ class Format(NamedTuple):
   by_pillow: bool = True
 
 
-def _missing(module: str) -> str:
-  """Returns the name of a package's module if it is not installed, else ""."""
-  return "" if importlib.util.find_spec(module) else module
-
-
 _HAS_HEIF = importlib.util.find_spec("pillow_heif") is not None
 # Older versions of Pillow do not know "avif" and would warn.
 _HAS_AVIF = "avif" in features.modules and bool(features.check("avif"))
@@ -50,7 +45,10 @@ KNOWN = {
   "NPZ": Format(rb"PK\x03\x04", (".npz",), by_pillow=False),
   # Last, because its first 128 bytes can be those of any other format.
   "DICOM": Format(
-    rb"(?s).{128}DICM", (".dcm", ".dicom"), _missing("pydicom"), by_pillow=False
+    rb"(?s).{128}DICM",
+    (".dcm", ".dicom"),
+    "" if importlib.util.find_spec("pydicom") else "'flax-resnet[dicom]'",
+    by_pillow=False,
   ),
 }
 # The formats that can be read, and those of them that Pillow reads, by its names.

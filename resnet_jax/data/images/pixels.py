@@ -142,7 +142,7 @@ def _scale(values: np.ndarray, top: int, max_value: int) -> np.ndarray:
       f"it stores {kind.name} values; set {name} to the value that counts as 1"
     )
   if kind.itemsize > 2 or kind.kind not in "bu":
-    scaled: np.ndarray = np.rint(values * np.float64(whole / top))
+    scaled: np.ndarray = np.rint(values.astype(np.float64) * whole / top)
     return scaled.astype(np.uint16 if max_value else np.uint8)
   result: np.ndarray = _table(top, whole)[values.astype(np.uint16)]
   if not max_value:
@@ -180,4 +180,5 @@ def _luma(values: np.ndarray) -> np.ndarray:
   # The sum is less than 2^32.
   weighted = values.astype(np.uint32) * np.array(_LUMA, np.uint32)
   total = weighted.sum(axis=2, keepdims=True, dtype=np.uint32) + np.uint32(1 << 15)
-  return (total >> np.uint32(16)).astype(np.uint16)
+  luma: np.ndarray = (total >> np.uint32(16)).astype(np.uint16)
+  return luma

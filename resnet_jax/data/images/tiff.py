@@ -59,7 +59,7 @@ def read_tiff(data: bytes) -> Stored:
     values = values.reshape(page.imagelength, page.imagewidth, _channels(page))
     top = 0
     if values.dtype.kind == "u" and values.dtype.itemsize <= 2:
-      top = 2**page.bitspersample - 1
+      top = 2 ** min(page.bitspersample, 8 * values.dtype.itemsize) - 1
     if page.photometric == _WHITE_IS_ZERO:
       values = _inverted(values, top)
     extra = [int(kind) for kind in page.extrasamples]
@@ -77,7 +77,7 @@ def _open_by_pillow(data: bytes) -> Image.Image | None:
     return None
   tags: Any = getattr(image, "tag_v2", {})
   bands, samples = len(image.getbands()), tags.get(_SAMPLES, 1)
-  bits = max(tags.get(_BITS, (1,)), default=1)
+  bits = max(tags.get(_BITS, (1,))[:bands], default=1)
   if bands != samples or image.mode in ("I", "F"):
     return None
   return image if bits <= 8 or image.mode in _DEEP else None
@@ -88,7 +88,7 @@ def _read_by_pillow(image: Image.Image) -> Stored:
   try:
     if image.mode in _DEEP:
       values = np.asarray(image).astype(np.uint16, copy=False)[..., None]
-      top = 2 ** max(tags.get(_BITS, (16,))) - 1
+      top = 2 ** min(16, tags.get(_BITS, (16,))[0]) - 1  # 16 bits or 12.
       if tags.get(_PHOTOMETRIC) == _WHITE_IS_ZERO:
         values = _inverted(values, top)
       return Stored(values, top)
