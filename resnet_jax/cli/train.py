@@ -60,6 +60,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   add_trust_code(parser)
   parser.add_argument(
+    "--profile",
+    type=_updates,
+    metavar="STEPS",
+    help="trace so many steps, after ten others, or the steps from FIRST:LAST; print "
+    "their most expensive operations; the trace goes to RUN/profile/",
+  )
+  parser.add_argument(
     "--coordinator",
     metavar="HOST:PORT",
     help="address of process 0 (default: as the launcher says)",
@@ -76,6 +83,16 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     metavar="N",
     help="number of this process, from 0 (default: as the launcher says)",
   )
+
+
+def _updates(text: str) -> int | tuple[int, int]:
+  """Returns the number of updates to trace, or the steps at their begin and end."""
+  first, colon, last = text.partition(":")
+  if not first.isdecimal() or (colon and not last.isdecimal()):
+    raise argparse.ArgumentTypeError(
+      f"{text!r} must be a number of steps, such as 20, or FIRST:LAST, such as 100:120"
+    )
+  return (int(first), int(last)) if colon else int(first)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -103,6 +120,8 @@ def _run(args: argparse.Namespace) -> None:
   saved = run_dir.read_config(workdir) if workdir else None
   config = load_config(args.config, args.settings, saved, args.trust_code)
   if args.mode == "eval":
+    if args.profile is not None:
+      raise UserError("--profile is for --mode=train; leave it out of --mode=eval")
     if workdir is None:
       raise UserError("--mode=eval needs --workdir, the directory of a run")
     # With several processes, JAX would read SIGTERM as a notice to save.
@@ -113,7 +132,7 @@ def _run(args: argparse.Namespace) -> None:
   is_default = args.config is None and saved is None
   name = default_config(parse_settings(args.settings)) if is_default else ""
   with given_or_new(workdir, config.data.name) as workdir:
-    _train(config, workdir, name, args.report)
+    _train(config, workdir, name, args.report, args.profile)
 
 
 def _explain(name: str, config: Config) -> list[str]:
@@ -132,7 +151,13 @@ def _explain(name: str, config: Config) -> list[str]:
   return lines
 
 
-def _train(config: Config, workdir: str, default: str, has_report: bool) -> None:
+def _train(
+  config: Config,
+  workdir: str,
+  default: str,
+  has_report: bool,
+  profile: int | tuple[int, int] | None,
+) -> None:
   """Trains, and prints the result.
 
   Args:
@@ -140,20 +165,24 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> None
     workdir: the run directory.
     default: name of the config that is used by default; "" if the user named one.
     has_report: whether to write a report of the last evaluation.
+    profile: see `train`.
   """
   from resnet_jax.runs import run_dir
   from resnet_jax.runtime.signals import Stopped
   from resnet_jax.training.evaluator import describe
   from resnet_jax.training.experiment import Experiment
+  from resnet_jax.training.profiling import check_profile
   from resnet_jax.training.trainer import train
 
+  if config.num_steps:  # Else the images are counted first.
+    check_profile(profile, config.num_steps)
   run = f"--workdir={shlex.quote(workdir)}"
   resume = f"resnet-jax train {run} resumes it"
   try:
     experiment = Experiment.create(config)
     if default not in ("", "digits"):
       _show(*_explain(default, config))
-    state, results = train(experiment, workdir)
+    state, results = train(experiment, workdir, profile=profile)
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
     _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")

@@ -15,7 +15,7 @@ from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, Lap, MetricWriter
+from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, MetricWriter
 from resnet_jax.runs.run_dir import latest_step, open_run
 from resnet_jax.runtime.signals import Stopped, StopRequest
 from resnet_jax.runtime.terminal import plain, show, warn
@@ -26,8 +26,10 @@ from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.headline import headline
 from resnet_jax.training.hooks import Hook
 from resnet_jax.training.plateau import Plateau, create_plateau
+from resnet_jax.training.profiling import Profiler, check_profile
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
+from resnet_jax.training.utilization import create_seconds_at_peak
 
 T = TypeVar("T")
 
@@ -51,6 +53,7 @@ def train(
   *,
   console: Console | None = None,
   hooks: Sequence[Hook] = (),
+  profile: int | tuple[int, int] | None = None,
 ) -> TrainResult:
   """Trains from the newest checkpoint in `workdir`, or from step 0.
 
@@ -59,9 +62,11 @@ def train(
     workdir: the run directory, which is created if it does not exist.
     console: where progress is shown; None is standard output of the first process.
     hooks: user code that is called at logs, evaluations and checkpoints.
+    profile: the number of updates to trace, or the steps before the first and after
+      the last of them; the same in all processes. None traces nothing.
 
   Raises:
-    UserError: the directory holds a run with other settings, or is in use.
+    UserError: the directory is in use or has other settings, or `profile` is wrong.
     FloatingPointError: the loss is no longer finite.
     OSError: a state cannot be saved, for example because the disk is full.
     Stopped: a signal asked the run to stop; the state is saved.
@@ -69,6 +74,7 @@ def train(
   workdir = os.path.expanduser(workdir)
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
+    check_profile(profile, experiment.plan.num_steps)
     start = _prepare(experiment, workdir)
   data, plan = experiment.train_data, experiment.plan
   config, facts = experiment.saved_config, experiment.facts
@@ -83,12 +89,16 @@ def train(
     step = first = int(state.step)
     due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
     parts = experiment, plateau, workdir, first, due, console, hooks
-    with Clock() as clock, _open_writer(*parts, clock.lap) as writer:
-      keeper = _Keeper(experiment, writer, store, stop, plateau, hooks)
+    with (
+      Clock() as clock,
+      _open_writer(*parts, clock) as writer,
+      Profiler(profile, first, plan, workdir, writer, clock, console) as profiler,
+    ):
+      keeper = _Keeper(experiment, writer, store, stop, plateau, hooks, clock)
       plateau.replay(writer.records, "eval" if state.ema is None else "ema", first, due)
       results = keeper.evaluate(state, first) if due else None
       state = plateau.apply(state)
-      chunks = data.train_chunks(experiment.data_key, first, plan)
+      chunks = data.train_chunks(experiment.data_key, first, profiler.plan)
       if plateau.should_stop:
         chunks = iter(())
       chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
@@ -96,10 +106,14 @@ def train(
         if step == first or plan.resizes_at(step):
           state = _compile(experiment, state, feed, stop, is_first=step == first)
           clock.start()
-        state, metrics = experiment.train_chunk(state, feed, count, plan.size_at(step))
+        profiler.begin_at(step, state)
+        args = state, feed, count, plan.size_at(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          state, metrics = experiment.train_chunk(*args)
         step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
+        profiler.end_at(step, state)
         if (stopping := stop.is_asked()) or plan.save_at(step):
           keeper.save(state, step)
           results = keeper.evaluate(state, step) if plan.eval_at(step) else None
@@ -151,18 +165,20 @@ class _Keeper:
   stop: StopRequest
   plateau: Plateau
   hooks: Sequence[Hook]
+  clock: Clock
 
   def save(self, state: TrainState, step: int) -> None:
     """Saves a state after `step` updates, if it is new and finite."""
     if not step:
       return
     self.writer.flush()
-    self._check_finite(state, step)
-    *_, last = state.versions.values()
-    is_average = last["params"] is not state.params
-    if self.store.save(step, state, last if is_average else None):
-      for hook in self.hooks:
-        hook.on_checkpoint(step, state)
+    with self.clock.timed("saving"):
+      self._check_finite(state, step)
+      *_, last = state.versions.values()
+      is_average = last["params"] is not state.params
+      if self.store.save(step, state, last if is_average else None):
+        for hook in self.hooks:
+          hook.on_checkpoint(step, state)
 
   def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
     """Evaluates a saved state and its EMA, if any; adds the result to its checkpoint.
@@ -175,16 +191,19 @@ class _Keeper:
     """
     found = {}
     self.writer.begin_evaluation()
-    with self.stop.interrupting(step):
-      for name, variables in state.versions.items():
-        evaluated = self.experiment.refresh(variables)
-        found[name] = results = evaluate(self.experiment, evaluated)
-    for name, values in found.items():
-      self.writer.evaluation(step, values, name)
-    is_refreshed = self.experiment.config.precise_bn_batches > 0
-    self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
+    with self.clock.timed("evaluation"):
+      with self.stop.interrupting(step):
+        for name, variables in state.versions.items():
+          evaluated = self.experiment.refresh(variables)
+          found[name] = results = evaluate(self.experiment, evaluated)
+      for name, values in found.items():
+        self.writer.evaluation(step, values, name)
+    with self.clock.timed("saving"):
+      is_refreshed = self.experiment.config.precise_bn_batches > 0
+      self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
     self.plateau.add(step, results)
-    self.writer.draw_curves()
+    with self.clock.timed("evaluation"):
+      self.writer.draw_curves()
     return results
 
   def _check_finite(self, state: TrainState, step: int) -> None:
@@ -248,7 +267,7 @@ def _open_writer(
   evaluates_first: bool,
   console: Console,
   hooks: Sequence[Hook],
-  lap: Lap,
+  clock: Clock,
 ) -> MetricWriter:
   plan, schedule = experiment.plan, experiment.schedule
   compiled = None if schedule is None else jax.jit(schedule)
@@ -278,11 +297,12 @@ def _open_writer(
     None if compiled is None else lambda step: plateau.scale * compiled(step),
     first,
     console,
-    lap,
+    clock.lap,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
     draw,
+    create_seconds_at_peak(experiment),
   )
 
 
