@@ -63,8 +63,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "--profile",
     type=_updates,
     metavar="STEPS",
-    help="trace so many steps, after ten others, or the steps from FIRST:LAST; print "
-    "their most expensive operations; the trace goes to RUN/profile/",
+    help="trace this number of steps, after ten others, or the steps FIRST:LAST, such "
+    "as 100:120; print what they spent time on; the trace goes to RUN/profile/",
   )
   parser.add_argument(
     "--coordinator",

@@ -167,9 +167,9 @@ class Plan:
 
   @property
   def longest_call(self) -> int:
-    """Steps of the longest call, or a larger number if the image size changes.
+    """Steps of the longest call, or more with `size_steps` or `call_ends`.
 
-    Without such changes, it is the first call, as all periods start at step 0.
+    Without them, it is the first call, as all periods start at step 0.
     """
     return dataclasses.replace(self, size_steps=(), call_ends=()).call_end(0)
 
