@@ -8,6 +8,7 @@ JAX reads the events, but not the compiled programs (`HloProto`) in the plane
 
 import dataclasses
 import re
+import warnings
 from collections import Counter, defaultdict
 from collections.abc import Iterator
 from typing import Any
@@ -54,13 +55,17 @@ def list_operations(trace: bytes) -> list[Operation]:
       layers |= layers_of[number]
   seconds: dict[Key, float] = defaultdict(float)
   counts: Counter[Key] = Counter()
-  for line in _device_lines(jax.profiler.ProfileData.from_serialized_xspace(trace)):
-    for (number, program, name), own in _own_seconds(line):
-      if not program and number in programs:
-        program, _ = programs[number]
-      if program in (TRAIN_PROGRAM, ""):
-        seconds[number, name] += own
-        counts[number, name] += 1
+  with warnings.catch_warnings():
+    # jaxlib 0.12 warns in C++, and aborts the process if warnings are errors.
+    warnings.simplefilter("ignore", DeprecationWarning)
+    data = jax.profiler.ProfileData.from_serialized_xspace(trace)
+    events = [event for line in _device_lines(data) for event in _own_seconds(line)]
+  for (number, program, name), own in events:
+    if not program and number in programs:
+      program, _ = programs[number]
+    if program in (TRAIN_PROGRAM, ""):
+      seconds[number, name] += own
+      counts[number, name] += 1
 
   def describe(number: int, name: str) -> str:
     # Programs from JAX's compilation cache have other numbers here than in the events.

@@ -201,8 +201,7 @@ class _Keeper:
     with self.clock.timed("saving"):
       is_refreshed = self.experiment.config.precise_bn_batches > 0
       self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
-    self.plateau.add(step, results)
-    with self.clock.timed("evaluation"):
+      self.plateau.add(step, results)
       self.writer.draw_curves()
     return results
 
