@@ -12,7 +12,6 @@ import jax
 import pytest
 
 from resnet_jax.analysis import dryrun
-from resnet_jax.analysis.chips import CHIPS
 from resnet_jax.analysis.collectives import Collective, count_collectives
 from resnet_jax.analysis.dryrun import Topology, rehearse
 from resnet_jax.cli import dryrun as dryrun_command
@@ -20,6 +19,7 @@ from resnet_jax.cli import main
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.summary import list_layers
+from resnet_jax.runtime.chips import CHIPS
 
 CONFIG = Config(
   batch_size=16,

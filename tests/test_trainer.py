@@ -31,6 +31,7 @@ from resnet_jax.data.sources.built_in import load_synthetic
 from resnet_jax.models.registry import build_model
 from resnet_jax.runs import checksums
 from resnet_jax.runs.run_dir import latest_step, read_config
+from resnet_jax.runs.time_shares import KEYS
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import evaluate_run
 from resnet_jax.training.experiment import Experiment
@@ -198,9 +199,8 @@ def test_a_signal_in_an_evaluation_loses_nothing_and_the_resumed_run_makes_up_fo
     "train"
   ]
   assert_states_equal(run(AVERAGED, stopped)[0], expected[0])
-  timed = "images_per_s", "input_wait"
   ours, theirs = (
-    [{k: v for k, v in line.items() if k not in timed} for line in records(place)]
+    [{k: v for k, v in line.items() if k not in KEYS} for line in records(place)]
     for place in (stopped, whole)
   )
   assert ours == theirs

@@ -21,6 +21,7 @@ from resnet_jax.runs.learning_curves import draw_curves, plot_curves
 from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.progress_line import ProgressLine, in_words
 from resnet_jax.runs.tensorboard import Board
+from resnet_jax.runs.time_shares import Lap
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
@@ -29,7 +30,7 @@ from resnet_jax.training.clock import Clock
 
 def four_seconds(share=0.0):
   """Returns a lap of 4 s, of which the devices wait for the fraction `share`."""
-  return lambda: (4.0, 4 * share)
+  return lambda: Lap(4.0, 4 * share, {})
 
 
 SUMS = {"loss": 20.0, "top1": 5, "count": 10, "skipped_updates": 0}
@@ -113,13 +114,14 @@ def test_the_devices_wait_only_while_they_have_nothing_to_do(busy):
       else:
         threading.Timer(0.2, result.done.set).start()
     laps = [clock.lap() for _ in range(3)]
-    seconds, waited = map(sum, zip(*laps, strict=True))
+    seconds, waited, _ = zip(*laps, strict=True)
+    seconds, waited = sum(seconds), sum(waited)
     assert seconds >= 0.3
     # Nothing ran before the first images came.
     assert waited == 0 if busy else 0.15 <= waited <= seconds - 0.15
     clock.start()
     clock.dispatched(jnp.zeros(()))
-    assert clock.lap()[1] == 0
+    assert clock.lap().waited == 0
 
 
 def test_skipped_updates_are_told_and_end_a_run_that_has_no_others(tmp_path):

@@ -17,12 +17,12 @@ import jax
 import jax.numpy as jnp
 from jax.sharding import Mesh
 
-from resnet_jax.analysis.chips import CHIPS, HOP_S, Chip
 from resnet_jax.analysis.collectives import Collective, count_collectives
 from resnet_jax.config.schema import Config
 from resnet_jax.data.pipelines.specs import create_abstract_dataset, open_resident
 from resnet_jax.models.registry import create_model
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime.chips import CHIPS, HOP_S, Chip
 from resnet_jax.runtime.errors import (
   UserError,
   is_out_of_memory,

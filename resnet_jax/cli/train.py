@@ -71,6 +71,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "launcher counts it as failed and starts it again (default: %(default)s)",
   )
   parser.add_argument(
+    "--profile",
+    type=_updates,
+    metavar="STEPS",
+    help="trace this number of steps, after ten others, or the steps FIRST:LAST, such "
+    "as 100:120; print what they spent time on; the trace goes to RUN/profile/",
+  )
+  parser.add_argument(
     "--coordinator",
     metavar="HOST:PORT",
     help="address of process 0 (default: as the launcher says)",
@@ -94,6 +101,16 @@ def _status(text: str) -> int:
   if not text.isdecimal() or int(text) > 255:
     raise argparse.ArgumentTypeError(f"{text} must be a whole number in [0, 255]")
   return int(text)
+
+
+def _updates(text: str) -> int | tuple[int, int]:
+  """Returns the number of updates to trace, or the steps at their begin and end."""
+  first, colon, last = text.partition(":")
+  if not first.isdecimal() or (colon and not last.isdecimal()):
+    raise argparse.ArgumentTypeError(
+      f"{text!r} must be a number of steps, such as 20, or FIRST:LAST, such as 100:120"
+    )
+  return (int(first), int(last)) if colon else int(first)
 
 
 def run(args: argparse.Namespace) -> None:
@@ -125,6 +142,8 @@ def _run(args: argparse.Namespace) -> bool:
   saved = run_dir.read_config(workdir) if workdir else None
   config = load_config(args.config, args.settings, saved, args.trust_code)
   if args.mode == "eval":
+    if args.profile is not None:
+      raise UserError("--profile is for --mode=train; leave it out of --mode=eval")
     if workdir is None:
       raise UserError("--mode=eval needs --workdir, the directory of a run")
     # With several processes, JAX would read SIGTERM as a notice to save.
@@ -136,7 +155,7 @@ def _run(args: argparse.Namespace) -> bool:
   is_default = args.config is None and saved is None
   name = default_config(parse_settings(args.settings)) if is_default else ""
   with given_or_new(workdir, config.data.name) as workdir:
-    return _train(config, workdir, name, args.report)
+    return _train(config, workdir, name, args.report, args.profile)
 
 
 def _explain(name: str, config: Config) -> list[str]:
@@ -155,7 +174,13 @@ def _explain(name: str, config: Config) -> list[str]:
   return lines
 
 
-def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool:
+def _train(
+  config: Config,
+  workdir: str,
+  default: str,
+  has_report: bool,
+  profile: int | tuple[int, int] | None,
+) -> bool:
   """Trains, and prints the result; returns whether a signal stopped the run.
 
   Args:
@@ -163,6 +188,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool
     workdir: the run directory.
     default: name of the config that is used by default; "" if the user named one.
     has_report: whether to write a report of the last evaluation.
+    profile: see `train`.
   """
   from resnet_jax.runs import run_dir
   from resnet_jax.runs.trackers.opening import find_trackers
@@ -170,6 +196,7 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool
   from resnet_jax.training.evaluator import describe
   from resnet_jax.training.experiment import Experiment
   from resnet_jax.training.hooks import Hook
+  from resnet_jax.training.profiling import check_profile
   from resnet_jax.training.trainer import train
 
   class Report(Hook):
@@ -183,13 +210,15 @@ def _train(config: Config, workdir: str, default: str, has_report: bool) -> bool
 
   validate(config)
   find_trackers(config.trackers)  # Before any image is read.
+  if config.num_steps:  # Else the images are counted first.
+    check_profile(profile, config.num_steps)
   run, report = f"--workdir={shlex.quote(workdir)}", Report()
   resume = f"resnet-jax train {run} resumes it"
   try:
     experiment = Experiment.create(config)
     if default not in ("", "digits"):
       _show(*_explain(default, config))
-    state, results = train(experiment, workdir, hooks=[report])
+    state, results = train(experiment, workdir, hooks=[report], profile=profile)
   except Stopped as stopped:
     done = f"after step {stopped.step}, which is saved"
     _show(f"stopped {done if stopped.step else 'before the first step'}: {resume}")

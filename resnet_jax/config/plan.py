@@ -31,6 +31,7 @@ class Plan:
     size_steps: the steps at which the second and later parts begin.
     may_stop_early: whether the run may end at any evaluation. Training metrics are then
       logged at each of them.
+    call_ends: further steps at which a call of the compiled step ends.
   """
 
   num_steps: int
@@ -45,6 +46,7 @@ class Plan:
   sizes: tuple[int, ...] = (0,)
   size_steps: tuple[int, ...] = ()
   may_stop_early: bool = False
+  call_ends: tuple[int, ...] = ()
 
   @classmethod
   def create(cls, config: Config, num_train_examples: int) -> "Plan":
@@ -165,11 +167,11 @@ class Plan:
 
   @property
   def longest_call(self) -> int:
-    """Steps of the longest call, or a larger number if the image size changes.
+    """Steps of the longest call, or more with `size_steps` or `call_ends`.
 
-    Without such changes, it is the first call, as all periods start at step 0.
+    Without them, it is the first call, as all periods start at step 0.
     """
-    return dataclasses.replace(self, size_steps=()).call_end(0)
+    return dataclasses.replace(self, size_steps=(), call_ends=()).call_end(0)
 
   def call_end(self, step: int) -> int:
     """Returns the step at which a call that starts after `step` updates ends.
@@ -181,5 +183,5 @@ class Plan:
     if self.save_every:
       periods.append(self.save_every)
     due = [(step // period + 1) * period for period in periods]
-    due += [change for change in self.size_steps if change > step]
+    due += [end for end in (*self.size_steps, *self.call_ends) if end > step]
     return min(step + self.steps_per_call, self.num_steps, *due)

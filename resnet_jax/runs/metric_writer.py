@@ -27,6 +27,7 @@ from resnet_jax.runs.metrics import (
 )
 from resnet_jax.runs.progress_line import ProgressLine
 from resnet_jax.runs.tensorboard import Board
+from resnet_jax.runs.time_shares import KEYS, Lap, TimeShares, describe_time
 from resnet_jax.runs.trackers.tracker import MetricSink
 from resnet_jax.runtime.errors import naming
 from resnet_jax.runtime.terminal import show
@@ -39,9 +40,11 @@ DIVERGENCE_ADVICE = (
 LearningRate = Callable[[int], float]
 # Called with the step, the split and its values.
 Tell = Callable[[int, str, dict[str, float]], None]
-# Returns the duration of the oldest call that is not reported yet, and the part of it
-# in which the devices waited for images, both in seconds; see `Clock.lap`.
-Lap = Callable[[], tuple[float, float]]
+# Returns the time of the oldest call that is not reported yet; see `Clock.lap`.
+GetLap = Callable[[], Lap]
+# Steps after a call -> seconds that the operations of one of its images take at the
+# peak rate of all devices; 0 if the rate is not known.
+SecondsAtPeak = Callable[[int], float]
 # Draws the lines of `metrics.jsonl` into a PNG file.
 Draw = Callable[[list[dict[str, Any]], epath.Path], None]
 _DRAW_AT_MOST = 0.02  # Fraction of the run's time.
@@ -57,12 +60,13 @@ class MetricWriter:
     learning_rate: LearningRate | None,
     start_step: int,
     console: Console,
-    lap: Lap,
+    lap: GetLap,
     skipped: Sequence[Mapping[int, str]] = (),
     tell: Tell = lambda *_: None,
     evaluates_first: bool = False,
     draw: Draw = draw_curves,
     trackers: Sequence[MetricSink] = (),
+    seconds_at_peak: SecondsAtPeak = lambda _: 0.0,
   ):
     """Opens the files; drops lines that an earlier try wrote after `start_step`.
 
@@ -72,7 +76,7 @@ class MetricWriter:
       learning_rate: step -> learning rate of the next update; None if it is not known.
       start_step: completed updates.
       console: console for the output.
-      lap: returns how long each call took; see `Lap`.
+      lap: see `GetLap`.
       skipped: for each data set, the images that it skipped so far, with the reasons.
       tell: called with (step, split, values) after they are written.
       evaluates_first: whether the run starts with the evaluation of `start_step`; lines
@@ -80,10 +84,11 @@ class MetricWriter:
       draw: draws `curves.png`.
       trackers: where the metrics go in addition. They get the lines of an earlier try
         again, from which they take what they lack. They stay open.
+      seconds_at_peak: see `SecondsAtPeak`.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
-    self._draw = draw
+    self._draw, self._seconds_at_peak = draw, seconds_at_peak
     # The first drawing imports matplotlib, which takes about a second.
     self._drawn_at, self._draw_seconds = time.monotonic(), 1.0
     self._workdir = epath.Path(workdir)
@@ -103,7 +108,7 @@ class MetricWriter:
           tracker.log(*earlier)
     self._pending: tuple[int, Metrics] | None = None
     self._sums: HostMetrics | None = None
-    self._seconds = self._waited = 0.0
+    self._time = TimeShares()
     self._skipped: set[str] = set()
     self._line = ProgressLine(plan, start_step)
     self._live = Live(self._line, console=console, refresh_per_second=10)
@@ -145,10 +150,9 @@ class MetricWriter:
       return
     (step, metrics), self._pending = self._pending, None
     sums = to_host(metrics)
-    seconds, waited = self._lap()
-    self._seconds += seconds
-    self._waited += waited
-    self._line.trained(step, seconds)
+    lap = self._lap()
+    self._time.add(lap, float(sums["count"]) * self._seconds_at_peak(step))
+    self._line.trained(step, lap.seconds)
     self._check_finite(step, float(sums["loss"]))
     self._sums = add_metrics(self._sums, sums) if self._sums else sums
     if self._plan.log_at(step):
@@ -158,10 +162,8 @@ class MetricWriter:
       values = summarize(self._sums)
       if skipped:
         values["skipped_updates"] = skipped
-      values["images_per_s"] = values.pop("count") / self._seconds
-      if self._waited:
-        values["input_wait"] = min(1.0, self._waited / self._seconds)
-      self._sums, self._seconds, self._waited = None, 0.0, 0.0
+      values |= self._time.take(values.pop("count"))
+      self._sums = None
       self._write(step, "train", values)
       if estimate := self._line.estimate():
         show(estimate, console=self._console)
@@ -251,8 +253,8 @@ class MetricWriter:
 
 # Metrics with their own format, or not shown.
 _KNOWN = {
-  *("loss", "top1", "top5", "count", "images_per_s", "learning_rate", "input_wait"),
-  *("skipped", "skipped_updates"),
+  *("loss", "top1", "top5", "count", "learning_rate", "skipped", "skipped_updates"),
+  *KEYS,
 }
 
 
@@ -261,11 +263,6 @@ def _describe(values: dict[str, float]) -> str:
   others = "".join(f" {k} {v:.4g}" for k, v in values.items() if k not in _KNOWN)
   return (
     f"loss {values['loss']:.4f}{top1}{others} "
-    f"{values['images_per_s']:.0f} images/s{_describe_wait(values)}"
+    f"{values['images_per_s']:.0f} images/s{describe_time(values)}"
     + (f", {n} updates skipped" if (n := values.get("skipped_updates")) else "")
   )
-
-
-def _describe_wait(values: dict[str, float]) -> str:
-  share = values.get("input_wait", 0.0)
-  return f", input-bound: waits {100 * share:.0f} %" if share >= 0.05 else ""

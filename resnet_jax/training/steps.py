@@ -32,6 +32,7 @@ TakeBatch = Callable[[Any, jax.Array], Batch]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
 EvalStep = Callable[[Variables, Batch], Metrics]
 Apply = Callable[..., Any]  # A module's `apply`.
+TRAIN_PROGRAM = "jit_train_chunk"  # Name of the compiled `train_chunk` in traces.
 
 
 @runtime_checkable
@@ -286,6 +287,7 @@ def compile_train_chunk(
       state, feed, count, train_step=step, take_batch=take_batch, task=task
     )
 
+  chunk.__name__ = TRAIN_PROGRAM.removeprefix("jit_")
   device: jax.Device = next(iter(sharding.device_set))
   compiled = compilation.jit(
     kernels.traced_with(kernel_choice, chunk),

@@ -18,6 +18,7 @@ from resnet_jax.config.schema import Config
 from resnet_jax.data import LabelSpec
 from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics
+from resnet_jax.runs.time_shares import KEYS as TIME_KEYS
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training import losses
@@ -25,8 +26,9 @@ from resnet_jax.training.losses import Loss
 
 # Names that the log of a run uses besides the metrics of a task.
 RESERVED = {
-  *("loss", "count", "skipped_updates", "skipped", "images_per_s", "input_wait"),
+  *("loss", "count", "skipped_updates", "skipped"),
   *("step", "epoch", "split", "learning_rate"),
+  *TIME_KEYS,
 }
 
 

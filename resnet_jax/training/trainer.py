@@ -1,6 +1,5 @@
 """Training: from an experiment to a trained, evaluated and saved model."""
 
-import dataclasses
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -14,21 +13,23 @@ from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
-from resnet_jax.runs.metric_writer import DIVERGENCE_ADVICE, Lap, MetricWriter
+from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.run_dir import last_checkpoint_in_errors, latest_step, open_run
 from resnet_jax.runs.trackers.opening import find_trackers, open_trackers
 from resnet_jax.runs.trackers.tracker import MetricSink, TrackerFactory
 from resnet_jax.runtime.signals import Stopped, StopRequest
 from resnet_jax.runtime.terminal import plain, show, warn
-from resnet_jax.training import steps
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.headline import headline
 from resnet_jax.training.hooks import Hook
+from resnet_jax.training.keeper import Keeper
 from resnet_jax.training.plateau import Plateau, create_plateau
+from resnet_jax.training.profiling import Profiler, Updates, check_profile
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.transfer import load_start, start_from
+from resnet_jax.training.utilization import create_seconds_at_peak
 
 T = TypeVar("T")
 
@@ -53,6 +54,7 @@ def train(
   console: Console | None = None,
   hooks: Sequence[Hook] = (),
   trackers: Sequence[TrackerFactory] = (),
+  profile: Updates | None = None,
 ) -> TrainResult:
   """Trains from the newest checkpoint in `workdir`, or from step 0.
 
@@ -62,10 +64,12 @@ def train(
     console: where progress is shown; None is standard output of the first process.
     hooks: user code that is called at logs, evaluations, checkpoints and the end.
     trackers: start your own trackers, in addition to those of `config.trackers`.
+    profile: the number of updates to trace, or the steps before the first and after
+      the last of them; the same in all processes. None traces nothing.
 
   Raises:
-    UserError: the directory holds a run with other settings, or is in use, or a tracker
-      does not start.
+    UserError: the directory is in use or has other settings, `profile` is wrong, or a
+      tracker does not start.
     FloatingPointError: the loss is no longer finite.
     OSError: a state cannot be saved, for example because the disk is full.
     Stopped: a signal asked the run to stop; the state is saved.
@@ -74,6 +78,7 @@ def train(
   find_trackers(experiment.config.trackers)  # Before any image is read.
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
+    check_profile(profile, experiment.plan.num_steps)
     start = _prepare(experiment, workdir)
   config, num_steps = experiment.saved_config, experiment.plan.num_steps
   names, facts = experiment.train_data.class_names, experiment.facts
@@ -81,7 +86,7 @@ def train(
     open_run(workdir, config, num_steps, names, facts),
     open_trackers(workdir, config, num_steps, trackers) as sinks,
   ):
-    result = _train(experiment, workdir, start, console, hooks, sinks)
+    result = _train(experiment, workdir, start, console, hooks, sinks, profile)
     for hook in hooks:
       hook.on_end(*result)
   return result
@@ -94,6 +99,7 @@ def _train(
   console: Console,
   hooks: Sequence[Hook],
   trackers: Sequence[MetricSink],
+  profile: Updates | None,
 ) -> TrainResult:
   """Trains in an open run directory."""
   data, plan = experiment.train_data, experiment.plan
@@ -108,12 +114,16 @@ def _train(
     step = first = int(state.step)
     due = first > 0 and plan.eval_at(first) and not store.is_evaluated(first)
     parts = experiment, plateau, workdir, first, due, console, hooks, trackers
-    with Clock() as clock, _open_writer(*parts, clock.lap) as writer:
-      keeper = _Keeper(experiment, writer, store, stop, plateau, hooks)
+    with (
+      Clock() as clock,
+      _open_writer(*parts, clock) as writer,
+      Profiler(profile, first, plan, workdir, writer, clock, console) as profiler,
+    ):
+      keeper = Keeper(experiment, writer, store, stop, plateau, hooks, clock)
       plateau.replay(writer.records, "eval" if state.ema is None else "ema", first, due)
       results = keeper.evaluate(state, first) if due else None
       state = plateau.apply(state)
-      chunks = data.train_chunks(experiment.data_key, first, plan)
+      chunks = data.train_chunks(experiment.data_key, first, profiler.plan)
       if plateau.should_stop:
         chunks = iter(())
       chunks = _saved_before_errors(chunks, lambda: keeper.save(state, step))
@@ -121,10 +131,14 @@ def _train(
         if step == first or plan.resizes_at(step):
           state = _compile(experiment, state, feed, stop, is_first=step == first)
           clock.start()
-        state, metrics = experiment.train_chunk(state, feed, count, plan.size_at(step))
+        profiler.begin_at(step, state)
+        args = state, feed, count, plan.size_at(step)
+        with jax.profiler.StepTraceAnnotation("train", step_num=step):
+          state, metrics = experiment.train_chunk(*args)
         step = end
         clock.dispatched(metrics["count"])
         writer.train(step, metrics)
+        profiler.end_at(step, state)
         if (stopping := stop.is_asked()) or plan.save_at(step):
           keeper.save(state, step)
           results = keeper.evaluate(state, step) if plan.eval_at(step) else None
@@ -164,64 +178,6 @@ def _saved_before_errors(items: Iterator[T], save: Callable[[], None]) -> Iterat
     if jax.process_count() == 1:
       save()
     raise
-
-
-@dataclasses.dataclass(frozen=True)
-class _Keeper:
-  """Saves states and evaluates them."""
-
-  experiment: Experiment
-  writer: MetricWriter
-  store: CheckpointStore
-  stop: StopRequest
-  plateau: Plateau
-  hooks: Sequence[Hook]
-
-  def save(self, state: TrainState, step: int) -> None:
-    """Saves a state after `step` updates, if it is new and finite."""
-    if not step:
-      return
-    self.writer.flush()
-    self._check_finite(state, step)
-    *_, last = state.versions.values()
-    is_average = last["params"] is not state.params
-    if self.store.save(step, state, last if is_average else None):
-      for hook in self.hooks:
-        hook.on_checkpoint(step, state)
-
-  def evaluate(self, state: TrainState, step: int) -> dict[str, float]:
-    """Evaluates a saved state and its EMA, if any; adds the result to its checkpoint.
-
-    Returns:
-      The metrics of the EMA if there is one, else those of the parameters.
-
-    Raises:
-      Stopped: a signal asked the run to stop; the resumed run does the evaluation.
-    """
-    found = {}
-    self.writer.begin_evaluation()
-    with self.stop.interrupting(step):
-      for name, variables in state.versions.items():
-        evaluated = self.experiment.refresh(variables)
-        found[name] = results = evaluate(self.experiment, evaluated)
-    for name, values in found.items():
-      self.writer.evaluation(step, values, name)
-    is_refreshed = self.experiment.config.precise_bn_batches > 0
-    self.store.add_evaluation(step, results, evaluated if is_refreshed else None)
-    self.plateau.add(step, results)
-    self.writer.draw_curves()
-    return results
-
-  def _check_finite(self, state: TrainState, step: int) -> None:
-    """Raises `FloatingPointError` if parameters or statistics are not finite."""
-    if not _all_finite(state.variables):
-      raise FloatingPointError(
-        f"the parameters are no longer finite after step {step}"
-        f"{self.writer.describe_rate(step)}; {DIVERGENCE_ADVICE}"
-      )
-
-
-_all_finite = jax.jit(steps.all_finite)
 
 
 def _load_start(experiment: Experiment) -> Variables | None:
@@ -274,7 +230,7 @@ def _open_writer(
   console: Console,
   hooks: Sequence[Hook],
   trackers: Sequence[MetricSink],
-  lap: Lap,
+  clock: Clock,
 ) -> MetricWriter:
   plan, schedule = experiment.plan, experiment.schedule
   compiled = None if schedule is None else jax.jit(schedule)
@@ -304,12 +260,13 @@ def _open_writer(
     None if compiled is None else lambda step: plateau.scale * compiled(step),
     first,
     console,
-    lap,
+    clock.lap,
     (experiment.train_data.skipped, experiment.eval_data.skipped),
     tell,
     evaluates_first,
     draw,
     trackers,
+    create_seconds_at_peak(experiment),
   )
 
 

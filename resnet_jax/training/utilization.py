@@ -1,0 +1,45 @@
+"""How long the operations of training take at the chips' peak rate."""
+
+import functools
+from functools import partial
+
+import jax
+import jax.numpy as jnp
+
+from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.summary import list_layers
+from resnet_jax.runs.metric_writer import SecondsAtPeak
+from resnet_jax.runtime.chips import FLOPS_PER_S
+from resnet_jax.training.experiment import Experiment
+
+
+def create_seconds_at_peak(experiment: Experiment) -> SecondsAtPeak:
+  """Returns the numerator of model FLOPs utilisation (MFU), for the metric writer.
+
+  The operations are those that the network needs, as in PaLM (Chowdhery et al. 2022,
+  appendix B): three times the multiplications and additions of the forward pass, as the
+  two gradients of a convolution cost as much as itself. SAM needs this twice. A
+  teacher, and what `remat` computes again, do not count. The peak rate is that of
+  bfloat16, whatever the dtype.
+
+  Returns:
+    (step after an update) -> seconds of one of its images on all devices. They are 0 if
+    the peak rate is unknown, with `config.freeze`, and for a network of the user.
+  """
+  config, plan, model = experiment.config, experiment.plan, experiment.model
+  rate = FLOPS_PER_S.get(experiment.mesh.devices.flat[0].device_kind)
+  if rate is None or config.freeze or not isinstance(model, ResNet):
+    return lambda _: 0.0
+  passes = 3 * (1 + (config.optim.sam_rho > 0))
+  images = jax.ShapeDtypeStruct((1, *experiment.train_data.image_shape), jnp.uint8)
+
+  @functools.cache
+  def seconds(size: int) -> float:
+    preprocess = (
+      partial(experiment.preprocess, size=size) if size else experiment.preprocess
+    )
+    shape = jax.eval_shape(preprocess, images, experiment.data_key).shape[1:]
+    multiply_adds = sum(layer.multiply_adds for layer in list_layers(model, shape))
+    return 2 * passes * multiply_adds / (rate * experiment.mesh.size)
+
+  return lambda step: seconds(plan.size_at(step - 1))
