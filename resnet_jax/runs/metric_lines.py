@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.config.validation import has_type
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import UserError
 
 
@@ -44,7 +45,7 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
   Raises:
     UserError: a line is damaged.
   """
-  path = Path(workdir) / "metrics.jsonl"
+  path = storage_path(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   *lines, _ = path.read_bytes().split(b"\n")

@@ -26,6 +26,7 @@ from resnet_jax.runs.metrics import (
   summarize,
   to_host,
 )
+from resnet_jax.runs.outbox import Outbox
 from resnet_jax.runs.progress_line import ProgressLine
 from resnet_jax.runs.run_dir import write_file
 from resnet_jax.runs.tensorboard import Board
@@ -84,18 +85,16 @@ class MetricWriter:
     self._draw = draw
     # The first drawing imports matplotlib, which takes about a second.
     self._drawn_at, self._draw_seconds = time.monotonic(), 1.0
-    self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
     self._records: list[dict[str, Any]] = []
-    if self._writes:
-      self._records = self._drop_later_lines(start_step, evaluates_first)
     # With several processes, only the first one writes.
     self._files = contextlib.ExitStack()
-    self._file = None
     if self._writes:
-      if "://" not in str(workdir):
-        lines = (self._workdir / "metrics.jsonl").open("a")
-        self._file = self._files.enter_context(lines)
+      self._outbox = Outbox(workdir, "metrics.jsonl")
+      self._workdir = self._outbox.folder
+      self._records = self._drop_later_lines(start_step, evaluates_first)
+      lines = (self._workdir / "metrics.jsonl").open("a")
+      self._file = self._files.enter_context(lines)
       board = Board(self._workdir / "tensorboard", start_step)
       self._board = self._files.enter_context(board)
     self._pending: tuple[int, Metrics] | None = None
@@ -116,9 +115,11 @@ class MetricWriter:
     self._show_skipped()  # Too many of them may have ended the run.
     # The error that ended the run says more than a later error of the same disk.
     hidden = (OSError,) if exc_info[0] else ()
-    with contextlib.suppress(*hidden), naming(self._workdir):
-      self._files.close()
-      self._draw_now()
+    if self._writes:
+      with self._outbox, contextlib.suppress(*hidden), naming(self._workdir):
+        self._files.close()
+        self._draw_now()
+        self._outbox.send()
 
   def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     path = self._workdir / "metrics.jsonl"
@@ -198,16 +199,25 @@ class MetricWriter:
 
   def draw_curves(self) -> None:
     """Draws `curves.png`, unless drawing takes more than 2 % of the run's time."""
-    if self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at):
+    late = self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at)
+    if self._writes and late:
       with naming(self._workdir):
         self._draw_now()
 
   def _draw_now(self) -> None:
+    began = time.monotonic()
+    self._draw(self._records, self._workdir / "curves.png")
+    self._drawn_at = time.monotonic()
+    self._draw_seconds = self._drawn_at - began
+
+  def send(self) -> None:
+    """Copies all lines so far to the bucket of the run, if it is in one.
+
+    It is called before each checkpoint: a resumed run continues the lines before its
+    first step.
+    """
     if self._writes:
-      began = time.monotonic()
-      self._draw(self._records, self._workdir / "curves.png")
-      self._drawn_at = time.monotonic()
-      self._draw_seconds = self._drawn_at - began
+      self._outbox.send()
 
   @property
   def records(self) -> Sequence[Mapping[str, Any]]:
@@ -255,15 +265,12 @@ class MetricWriter:
     line = json.dumps(record, allow_nan=False) + "\n"
     path = self._workdir / "metrics.jsonl"
     with naming(path):
-      if self._file is None:  # Object stores cannot append.
-        lines = [json.dumps(earlier) + "\n" for earlier in self._records]
-        path.write_text("".join(lines))
-      else:
-        self._file.write(line)
-        self._file.flush()
+      self._file.write(line)
+      self._file.flush()
     with naming(self._workdir / "tensorboard"):
       for name, value in values.items():
         self._board.add_scalar(f"{split}/{name}", value, step)
+    self._outbox.send(may_wait=split == "train")
     total, rate = f"/{self._plan.num_steps}", ""
     if (lr := values.get("learning_rate")) is not None:
       rate = f"  lr {lr:.3g}"

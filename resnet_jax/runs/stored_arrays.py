@@ -34,14 +34,23 @@ def read_shapes(directory: epath.Path, part: str) -> Any:
     return checkpointer.metadata(directory / part).item_metadata.tree
 
 
-def check_shapes(directory: epath.Path, part: str, wanted: Any) -> None:
-  """Raises `UserError` if the arrays of a part differ from the wanted ones."""
+def check_shapes(
+  directory: epath.Path, part: str, wanted: Any, stored: epath.Path
+) -> None:
+  """Raises `UserError` if the arrays of a part differ from the wanted ones.
+
+  Args:
+    directory: the checkpoint, or a copy of it.
+    part: such as "model".
+    wanted: arrays, or their shapes.
+    stored: the checkpoint, for messages.
+  """
   found, own = _shapes(read_shapes(directory, part)), _shapes(wanted)
   for path in sorted(found.keys() | own.keys()):
     has, takes = found.get(path, "missing"), own.get(path, "missing")
     if has != takes:
       raise UserError(
-        f"checkpoint {directory} is of another network, optimiser or kind of images: "
+        f"checkpoint {stored} is of another network, optimiser or kind of images: "
         f"{path} is {has} in it and {takes} in this run; resume with the settings and "
         "the code that started the run, or train in a new --workdir"
       )

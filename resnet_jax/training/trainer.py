@@ -74,10 +74,10 @@ def train(
   config, facts = experiment.saved_config, experiment.facts
   plateau = create_plateau(config.optim, plan, experiment.task)
   with (
-    open_run(workdir, config, plan.num_steps, data.class_names, facts),
+    open_run(workdir, config, plan.num_steps, data.class_names, facts) as check,
     _last_checkpoint_in_errors(workdir),
     StopRequest() as stop,
-    CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric) as store,
+    CheckpointStore(workdir, config.checkpoint.keep, facts.best_metric, check) as store,
   ):
     state = _restore(experiment, store, stop, start, workdir, console)
     step = first = int(state.step)
@@ -157,6 +157,7 @@ class _Keeper:
     if not step:
       return
     self.writer.flush()
+    self.writer.send()
     self._check_finite(state, step)
     *_, last = state.versions.values()
     is_average = last["params"] is not state.params
