@@ -86,7 +86,7 @@ class BucketLock:
       )
       end = time.monotonic() + _EXPIRES_AFTER_S
       while found == first and time.monotonic() < end:
-        time.sleep(1.0)
+        time.sleep(_RENEW_EVERY_S / 10)
         found = _read(self._path)
     if found == first:
       self._path.unlink(missing_ok=True)

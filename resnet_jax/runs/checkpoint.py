@@ -32,9 +32,10 @@ from resnet_jax.runs.run_dir import saved_steps, write_file
 from resnet_jax.runs.saved_state import S, State
 from resnet_jax.runs.stored_arrays import (
   StoredArray,
-  check_shapes,
   clean_errors,
   read_shapes,
+  shapes_to_restore,
+  to_keys,
 )
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
@@ -66,25 +67,26 @@ class CheckpointStore:
     self._workdir, self._folder = workdir, create_folder(workdir, check)
     self._directory = self._folder.stored
     self._newest: int | None = None  # The last that was restored or saved.
-    self._saving = 0
-    self._parts: tuple[str, ...] = ()
+    self._saving, self._parts = 0, tuple[str, ...]()
 
   @functools.cached_property
   def _manager(self) -> ocp.CheckpointManager:
     """Orbax's manager, which saves and deletes."""
-    policies = checkpoint_managers
+    policies, processes = checkpoint_managers, self._folder.processes
     kept = [policies.LatestN(self._keep), KeepBest(self._best_step)]
-    if self._folder.is_copied:
-      kept = [policies.LatestN(1)]
+    kept = kept[:1] if self._folder.is_copied else kept
     return ocp.CheckpointManager(
       self._folder.local,
       options=ocp.CheckpointManagerOptions(
         create=not self._folder.is_copied,  # Orbax creates none for some processes.
         async_options=async_options(post_finalization_callback=self._complete),
-        multiprocessing_options=self._folder.processes,
+        multiprocessing_options=processes,
         preservation_policy=policies.AnyPreservationPolicy(kept),
       ),
-      item_names=("model", "training", "evaluated"),
+      item_handlers={
+        name: ocp.StandardCheckpointHandler(multiprocessing_options=processes)
+        for name in ("model", "training", "evaluated")
+      },
     )
 
   def _complete(self) -> None:
@@ -94,10 +96,9 @@ class CheckpointStore:
       OSError: it is incomplete. Orbax then abandons it, and deletes no older one.
     """
     if jax.process_index() == 0:
-      step = self._saving
-      directory = self._folder.local / f"{step}{ocp.utils.TMP_DIR_SUFFIX}"
+      directory = self._folder.local / f"{self._saving}{ocp.utils.TMP_DIR_SUFFIX}"
       checksums.write_digests(directory, self._parts)
-      self._folder.publish(step, directory, self._keep, self._best_step)
+      self._folder.publish(self._saving, directory, self._keep, self._best_step)
 
   def __enter__(self) -> "CheckpointStore":
     return self
@@ -169,8 +170,7 @@ class CheckpointStore:
     self, step: int, metrics: dict[str, float], refreshed: Variables | None
   ) -> None:
     self._saving = step
-    if "_manager" in vars(self):
-      self._manager.wait_until_finished()
+    self._manager.wait_until_finished()
     directory = self._folder.fetch(step)
     if refreshed is not None:
       with ocp.StandardCheckpointer(
@@ -239,15 +239,13 @@ class CheckpointStore:
         f"{self._directory} has weights but no training state to resume from; "
         "evaluate them, or train in a new --workdir"
       )
-    wanted = jax.tree.map(ocp.utils.to_shape_dtype_struct, state.to_saved())
+    saved, directory = state.to_saved(), self._folder.fetch(step)
+    wanted = shapes_to_restore(directory, saved, self._directory / str(step))
     items = {name: ocp.args.StandardRestore(part) for name, part in wanted.items()}
-    directory = self._folder.fetch(step)
-    for name, part in wanted.items():
-      check_shapes(directory, name, part, self._directory / str(step))
     self._manager.reload()
     with clean_errors(self._directory / str(step)):
       parts = self._manager.restore(step, args=ocp.args.Composite(**items))
-    return state.from_saved(parts)
+    return state.from_saved(to_keys(saved, dict(parts.items())))
 
   def _set_damaged_aside(self, show: Show) -> None:
     """Moves damaged checkpoints out of the way.

@@ -117,7 +117,7 @@ class CheckpointBucket(CheckpointFolder):
     process = jax.process_index()
     self.writes = process == 0
     self.processes = ocp.options.MultiprocessingOptions(
-      primary_host=process,
+      primary_host=None,  # No process looks for files of the others.
       active_processes={process},
       barrier_sync_key_prefix=f"process{process}",
     )
@@ -177,9 +177,10 @@ def create_folder(workdir: str | Path, check: Check) -> CheckpointFolder:
 
 
 def _whole(array: Any) -> Any:
-  """Returns an array as a whole; all processes take part."""
+  """Returns an array as a whole, or the data of a key; all processes take part."""
   if jnp.issubdtype(array.dtype, jax.dtypes.prng_key):
-    return array
+    # Orbax would save only this process's part of a key.
+    array = jax.random.key_data(array)
   if array.is_fully_addressable:
     return np.asarray(array)
   if array.is_fully_replicated:
