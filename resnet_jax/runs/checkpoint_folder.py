@@ -116,11 +116,12 @@ class CheckpointBucket(CheckpointFolder):
     self.local = literal_path(self._temporary.name)
     process = jax.process_index()
     self.writes = process == 0
-    self.processes = ocp.options.MultiprocessingOptions(
-      primary_host=None,  # No process looks for files of the others.
-      active_processes={process},
-      barrier_sync_key_prefix=f"process{process}",
-    )
+    if jax.process_count() > 1:
+      self.processes = ocp.options.MultiprocessingOptions(
+        primary_host=None,  # No process looks for files of the others.
+        active_processes={process},
+        barrier_sync_key_prefix=f"process{process}",
+      )
 
   def __exit__(self, *exc_info: object) -> None:
     self._temporary.cleanup()
