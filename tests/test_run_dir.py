@@ -8,12 +8,10 @@ from pathlib import Path
 
 import jax
 import pytest
-from etils import epath
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
 from resnet_jax.data.pipelines.opening import _check_same_images
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.runs import run_dir
 from resnet_jax.runs.agreement import check_same_settings
 from resnet_jax.runs.facts import RunFacts, read_facts
 from resnet_jax.runs.run_dir import (
@@ -182,7 +180,9 @@ def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
   ("workdir", "message"),
   [
     ("gs://bucket/run", r"needs gcsfs: pip install 'flax-resnet\[gcs\]'"),
-    ("s3://bucket/run", "must be a local path or begin with gs://"),
+    ("s3://bucket/run", r"needs s3fs: pip install 'flax-resnet\[s3\]'"),
+    ("s3://bucket", "must be s3://BUCKET/PATH"),
+    ("az://bucket/run", "must be a local path or begin with gs:// or s3://; mount"),
     ("/gs/bucket/run", "it reads /gs, .* as remote storage; name another"),
     ("runs/gs:/run", "which is /.*/runs/gs:/run: it reads gs:/ as remote storage"),
     ("runs/args:", "it reads gs:/ as remote storage"),
@@ -191,36 +191,11 @@ def test_a_number_of_many_digits_is_no_setting(tmp_path, setting):
   ],
 )
 def test_storage_that_cannot_be_used_is_told_at_once(monkeypatch, workdir, message):
-  monkeypatch.setitem(sys.modules, "gcsfs", None)  # As if gcsfs was not installed.
+  for package in ("gcsfs", "gcsfs.core", "s3fs"):  # As if they were not installed.
+    monkeypatch.setitem(sys.modules, package, None)
   for function in (read_config, lambda path: use(path, Config(), 5)):
     with pytest.raises(ValueError, match=message):
       function(workdir)
-
-
-def test_settings_on_remote_storage(tmp_path, monkeypatch):
-  """A local folder stands in for the bucket."""
-
-  def local(path):
-    return str(path).replace("gs://bucket", str(tmp_path))
-
-  def on_local(function, path, *args, **kwargs):
-    others = [local(arg) if "gs://" in str(arg) else arg for arg in args]
-    return function(local(path), *others, **kwargs)
-
-  names = ("exists", "isdir", "listdir", "makedirs", "mkdir", "open", "replace")
-  real = epath.backend.os_backend
-  mocks = {
-    name: (lambda _, *args, n=name, **kw: on_local(getattr(real, n), *args, **kw))
-    for name in names
-  }
-  monkeypatch.setattr("importlib.import_module", lambda name: name)
-  with epath.testing.mock_epath(**mocks):
-    use("gs://bucket/run", Config(seed=3), 9, ["cat", "dog"])
-    assert read_config("gs://bucket/run") == Config(seed=3)
-    monkeypatch.setattr(run_dir, "saved_steps", lambda _: [5])
-    with pytest.raises(ValueError, match="seed was 3 and is now 4"):
-      use("gs://bucket/run", Config(seed=4), 9)
-  assert (tmp_path / "run" / "classes.txt").read_text() == "cat\ndog\n"
 
 
 @pytest.fixture

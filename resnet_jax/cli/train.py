@@ -240,16 +240,19 @@ def _train(
 
 
 def _write_report(experiment: "Experiment", workdir: str) -> bool:
-  """Writes RUN/report/ for a classification on this machine; returns whether it did."""
+  """Writes RUN/report/ for a classification; returns whether it did."""
   from resnet_jax.evaluation.answers import collect, has_answers
   from resnet_jax.evaluation.report import data_name, write_report
+  from resnet_jax.runs.outbox import Outbox
   from resnet_jax.training.evaluator import prepare_run
 
-  if not has_answers(experiment) or "://" in workdir:
+  if not has_answers(experiment):
     return False
   prepared = prepare_run(experiment.saved_config, workdir, trust_code=True)
   title = f"{experiment.model_name} on {data_name(prepared)}"
-  write_report(f"{workdir}/report", prepared, collect(prepared), title)
+  with Outbox(workdir) as outbox:
+    write_report(f"{outbox.folder}/report", prepared, collect(prepared), title)
+    outbox.send()
   return True
 
 

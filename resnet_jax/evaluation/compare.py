@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from etils import epath
 from scipy.stats import binomtest
 
 from resnet_jax.config.fields import flatten
@@ -15,6 +16,7 @@ from resnet_jax.runs import run_dir
 from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.tables import Table
 
@@ -50,9 +52,9 @@ class Run:
       NotFoundError: there is no run.
       UserError: a file is damaged.
     """
-    path = Path(workdir)
-    config = run_dir.load_run_config(path, trust_code=True, used=())
-    records = read_records(path)
+    path = storage_path(workdir)
+    config = run_dir.load_run_config(workdir, trust_code=True, used=())
+    records = read_records(workdir)
     try:
       kept = json.loads("".join(_lines(path / "report" / "metrics.json")) or "{}")
       # Numbers are not right or wrong.
@@ -72,11 +74,12 @@ class Run:
     return cls(workdir, flatten(config), records, scores, intervals, predictions)
 
 
-def _lines(path: Path) -> list[str]:
+def _lines(path: epath.Path) -> list[str]:
   try:
-    return path.read_text(encoding="utf-8").splitlines(keepends=True)
+    text: str = path.read_text(encoding="utf-8")
   except FileNotFoundError:
     return []
+  return text.splitlines(keepends=True)
 
 
 def read_runs(workdirs: Sequence[str]) -> list[Run]:

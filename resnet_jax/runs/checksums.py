@@ -13,9 +13,9 @@ import jax.numpy as jnp
 import numpy as np
 from etils import epath
 
+from resnet_jax.runs.bucket_checkpoints import DIGESTS
 from resnet_jax.runs.run_dir import write_file
 
-_NAME = "digests.json"
 # With this file, Orbax finds the arrays of a part, such as "model".
 _INDEX = "manifest.ocdbt"
 # Orbax writes the commit time into this file, after all others.
@@ -33,7 +33,7 @@ def _digest_files(directory: epath.Path, below: str = "") -> dict[str, str]:
     name = below + path.name
     if path.is_dir():
       found |= _digest_files(path, f"{name}/")
-    elif path.name not in (_NAME, _CHANGING):
+    elif path.name not in (DIGESTS, _CHANGING):
       found[name] = _digest_file(path)
   return found
 
@@ -52,17 +52,17 @@ def write_digests(directory: epath.Path, parts: Collection[str]) -> None:
   for name in (f"{part}/{_INDEX}" for part in parts):
     if name not in digests:
       raise FileNotFoundError(f"{name} was not written")
-  (directory / _NAME).write_text(json.dumps(digests, indent=0))
+  (directory / DIGESTS).write_text(json.dumps(digests, indent=0))
 
 
 def add_digests(directory: epath.Path, parts: Collection[str]) -> None:
   """Adds digests of parts that were added or replaced after the checkpoint's save."""
-  old = _read_object(directory / _NAME) or {}
+  old = _read_object(directory / DIGESTS) or {}
   digests = {name: old[name] for name in old if name.split("/")[0] not in parts}
   for part in parts:
     if (directory / part).exists():
       digests |= _digest_files(directory / part, f"{part}/")
-  write_file(directory / _NAME, json.dumps(digests, indent=0))
+  write_file(directory / DIGESTS, json.dumps(digests, indent=0))
 
 
 def digest_arrays(tree: Any) -> str:
@@ -80,7 +80,14 @@ def digest_arrays(tree: Any) -> str:
 
 def has_digests(directory: epath.Path) -> bool:
   """Whether the directory of a checkpoint holds digests."""
-  return bool((directory / _NAME).exists())
+  return bool((directory / DIGESTS).exists())
+
+
+def is_complete(directory: epath.Path, name: str) -> bool:
+  """Whether a file of a checkpoint exists, and has a digest if others have one."""
+  if not (directory / name).exists():
+    return False
+  return not has_digests(directory) or name in (_read_object(directory / DIGESTS) or {})
 
 
 def find_damage(
@@ -99,11 +106,11 @@ def find_damage(
       return f"{name} is damaged"
   if not has_digests(directory):
     if expects_digests:
-      return f"{_NAME} is gone"
+      return f"{DIGESTS} is gone"
     return "" if (directory / "model" / _INDEX).exists() else f"model/{_INDEX} is gone"
-  digests = _read_object(directory / _NAME)
+  digests = _read_object(directory / DIGESTS)
   if digests is None or f"model/{_INDEX}" not in digests:
-    return f"{_NAME} is damaged"
+    return f"{DIGESTS} is damaged"
   for name, digest in digests.items():
     if parts and name.split("/")[0] not in parts:
       continue

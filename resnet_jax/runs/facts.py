@@ -8,10 +8,9 @@ import json
 from pathlib import Path
 from typing import Any
 
-from etils import epath
-
 from resnet_jax.config.validation import has_type
 from resnet_jax.data import ImageCount
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import UserError
 
 # Setting that names a part -> argument of `Experiment.create` that takes an object.
@@ -60,7 +59,7 @@ def read_facts(workdir: str | Path) -> RunFacts:
   Raises:
     UserError: the file is damaged.
   """
-  path = epath.Path(workdir) / "run.json"
+  path = storage_path(workdir) / "run.json"
   if not path.exists():
     return RunFacts()
   try:

@@ -8,9 +8,8 @@ import math
 from collections.abc import Sequence
 from typing import Any
 
-from etils import epath
-
 from resnet_jax.runs.run_dir import write_file
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 
@@ -33,7 +32,8 @@ def write_fitted(
     count: number of these images.
   """
   values = {name: value, "step": step, "split": split, "count": count}
-  write_file(epath.Path(workdir) / f"{name}.json", json.dumps(values, indent=2) + "\n")
+  path = storage_path(workdir) / f"{name}.json"
+  write_file(path, json.dumps(values, indent=2) + "\n")
 
 
 def read_fitted(workdir: str, step: int, name: str) -> Any:
@@ -43,7 +43,7 @@ def read_fitted(workdir: str, step: int, name: str) -> Any:
     NotFoundError: the run has none, or one of another state.
     UserError: the file is damaged.
   """
-  path = epath.Path(workdir) / f"{name}.json"
+  path = storage_path(workdir) / f"{name}.json"
   advice = f"resnet-jax evaluate --workdir {workdir} --fit-{name} --split SPLIT"
   if not path.exists():
     one = "one" if name == "temperature" else "them"

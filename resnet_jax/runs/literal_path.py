@@ -7,6 +7,8 @@ from typing import Self
 
 from etils import epath
 
+from resnet_jax.runtime.buckets import is_remote, storage_path
+
 
 class LiteralPath(type(epath.Path())):  # type: ignore[misc]
   """A local path whose `glob` reads only its argument as a pattern.
@@ -22,6 +24,5 @@ class LiteralPath(type(epath.Path())):  # type: ignore[misc]
 
 def literal_path(path: str | Path) -> epath.Path:
   """Returns a path for Orbax; a local one becomes absolute."""
-  found = epath.Path(path)
   # Etils' `resolve` would turn a remote path into a local one.
-  return found if "://" in str(found) else LiteralPath(found.resolve())
+  return storage_path(path) if is_remote(path) else LiteralPath(path).resolve()

@@ -10,6 +10,7 @@ from etils import epath
 
 from resnet_jax.config.validation import has_type
 from resnet_jax.runs.run_dir import write_file
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import UserError, naming
 
 _PLACE = ("step", "epoch", "split")  # Each line has these, besides its metrics.
@@ -24,7 +25,7 @@ class MetricLines:
 
   def __init__(
     self,
-    workdir: str,
+    folder: epath.Path,
     steps_per_epoch: int,
     start_step: int,
     evaluates_first: bool = False,
@@ -32,7 +33,7 @@ class MetricLines:
     """Opens the file; drops lines that an earlier try wrote after `start_step`.
 
     Args:
-      workdir: the run directory.
+      folder: the run directory, or a local copy of one in a bucket.
       steps_per_epoch: number of updates per epoch.
       start_step: completed updates.
       evaluates_first: whether the run starts with the evaluation of `start_step`; lines
@@ -41,18 +42,16 @@ class MetricLines:
     Raises:
       UserError: a line is damaged.
     """
-    self._path = epath.Path(workdir) / "metrics.jsonl"
+    self._path = folder / "metrics.jsonl"
     self._steps_per_epoch = steps_per_epoch
     self.records = self._drop_later_lines(start_step, evaluates_first)
-    # Object stores cannot append.
-    self._file = None if "://" in workdir else self._path.open("a")
+    self._file = self._path.open("a")
 
   def __enter__(self) -> "MetricLines":
     return self
 
   def __exit__(self, *exc_info: object) -> None:
-    if self._file is not None:
-      self._file.close()
+    self._file.close()
 
   def _drop_later_lines(self, step: int, evaluates_first: bool) -> list[dict[str, Any]]:
     if not self._path.exists():
@@ -82,12 +81,8 @@ class MetricLines:
     self.records.append(record)
     line = json.dumps(record, allow_nan=False) + "\n"
     with naming(self._path):
-      if self._file is None:
-        lines = [json.dumps(earlier) + "\n" for earlier in self.records]
-        self._path.write_text("".join(lines))
-      else:
-        self._file.write(line)
-        self._file.flush()
+      self._file.write(line)
+      self._file.flush()
 
 
 def parse_lines(path: os.PathLike[str], lines: Iterable[bytes]) -> list[dict[str, Any]]:
@@ -124,7 +119,7 @@ def read_records(workdir: str | Path) -> list[dict[str, Any]]:
   Raises:
     UserError: a line is damaged.
   """
-  path = Path(workdir) / "metrics.jsonl"
+  path = storage_path(workdir) / "metrics.jsonl"
   if not path.exists():
     return []
   *lines, _ = path.read_bytes().split(b"\n")

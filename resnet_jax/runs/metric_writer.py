@@ -25,6 +25,7 @@ from resnet_jax.runs.metrics import (
   summarize,
   to_host,
 )
+from resnet_jax.runs.outbox import Outbox
 from resnet_jax.runs.progress_line import ProgressLine
 from resnet_jax.runs.tensorboard import Board
 from resnet_jax.runs.time_shares import KEYS, Lap, TimeShares, describe_time
@@ -91,14 +92,15 @@ class MetricWriter:
     self._draw, self._seconds_at_peak = draw, seconds_at_peak
     # The first drawing imports matplotlib, which takes about a second.
     self._drawn_at, self._draw_seconds = time.monotonic(), 1.0
-    self._workdir = epath.Path(workdir)
     self._writes = jax.process_index() == 0
     self._records: list[dict[str, Any]] = []
     self._sinks: list[MetricSink] = []
     self._files = contextlib.ExitStack()
     if self._writes:  # With several processes, only the first one writes.
+      self._outbox = Outbox(workdir, "metrics.jsonl")
+      self._workdir = self._outbox.folder
       start = plan.steps_per_epoch, start_step, evaluates_first
-      lines = self._files.enter_context(MetricLines(workdir, *start))
+      lines = self._files.enter_context(MetricLines(self._workdir, *start))
       board = self._files.enter_context(
         Board(self._workdir / "tensorboard", start_step)
       )
@@ -124,9 +126,11 @@ class MetricWriter:
     self._show_skipped()  # Too many of them may have ended the run.
     # The error that ended the run says more than a later error of the same disk.
     hidden = (OSError,) if exc_info[0] else ()
-    with contextlib.suppress(*hidden), naming(self._workdir):
-      self._files.close()
-      self._draw_now()
+    if self._writes:
+      with self._outbox, contextlib.suppress(*hidden), naming(self._workdir):
+        self._files.close()
+        self._draw_now()
+        self._outbox.send()
 
   def train(self, step: int, metrics: Metrics) -> None:
     """Takes the metrics of a new call, and shows those of the call before it.
@@ -189,16 +193,25 @@ class MetricWriter:
 
   def draw_curves(self) -> None:
     """Draws `curves.png`, unless drawing takes more than 2 % of the run's time."""
-    if self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at):
+    late = self._draw_seconds <= _DRAW_AT_MOST * (time.monotonic() - self._drawn_at)
+    if self._writes and late:
       with naming(self._workdir):
         self._draw_now()
 
   def _draw_now(self) -> None:
+    began = time.monotonic()
+    self._draw(self._records, self._workdir / "curves.png")
+    self._drawn_at = time.monotonic()
+    self._draw_seconds = self._drawn_at - began
+
+  def send(self) -> None:
+    """Copies all lines so far to the bucket of the run, if it is in one.
+
+    It is called before each checkpoint: a resumed run continues the lines before its
+    first step.
+    """
     if self._writes:
-      began = time.monotonic()
-      self._draw(self._records, self._workdir / "curves.png")
-      self._drawn_at = time.monotonic()
-      self._draw_seconds = self._drawn_at - began
+      self._outbox.send()
 
   @property
   def records(self) -> Sequence[Mapping[str, Any]]:
@@ -242,6 +255,7 @@ class MetricWriter:
   def _record(self, step: int, split: str, values: dict[str, float]) -> None:
     for sink in self._sinks:
       sink.log(step, split, values)
+    self._outbox.send(may_wait=split == "train")
     total, rate = f"/{self._plan.num_steps}", ""
     if (lr := values.get("learning_rate")) is not None:
       rate = f"  lr {lr:.3g}"

@@ -22,9 +22,11 @@ from resnet_jax.config.factories import FACTORIES, check_trust
 from resnet_jax.config.schema import Config
 from resnet_jax.data import describe_change
 from resnet_jax.runs.agreement import check_same_settings
+from resnet_jax.runs.bucket_checkpoints import complete_steps
 from resnet_jax.runs.facts import RunFacts, describe_parts, read_facts, to_json
-from resnet_jax.runs.lock import hold
+from resnet_jax.runs.lock import Check, hold, no_check
 from resnet_jax.runs.workdir import check_storage
+from resnet_jax.runtime.buckets import BucketPath, is_remote, storage_path
 from resnet_jax.runtime.errors import NotFoundError, UserError, naming
 from resnet_jax.runtime.mesh import of_first_process
 from resnet_jax.runtime.terminal import printable
@@ -39,10 +41,10 @@ def read_config(workdir: str | Path) -> Config | None:
     ValueError: the file is damaged.
   """
   check_storage(workdir)
-  path = epath.Path(workdir) / "config.json"
+  path = storage_path(workdir) / "config.json"
   if not path.exists():
     run, step = split_checkpoint(str(workdir))
-    if step and (epath.Path(run) / "config.json").exists():
+    if step and (storage_path(run) / "config.json").exists():
       raise UserError(f"{workdir} is a checkpoint of the run {run}; name the run")
     return None
   try:
@@ -81,6 +83,9 @@ def load_run_config(
 
 def split_checkpoint(path: str) -> tuple[str, str]:
   """Splits RUN/checkpoints/STEP into (RUN, STEP), and RUN into (RUN, "")."""
+  if is_remote(path):
+    run, _, step = path.rstrip("/").rpartition("/checkpoints/")
+    return (run, step) if run and step.isdecimal() else (path, "")
   resolved = Path(path).resolve()
   if resolved.parent.name == "checkpoints" and resolved.name.isdecimal():
     return str(resolved.parents[1]), resolved.name
@@ -94,7 +99,9 @@ def saved_steps(workdir: str | Path) -> list[int]:
     ValueError: as in `check_storage`.
   """
   check_storage(workdir)
-  path = epath.Path(workdir) / "checkpoints"
+  path = storage_path(workdir) / "checkpoints"
+  if isinstance(path, BucketPath):
+    return complete_steps(path)
   return sorted(ocp.utils.checkpoint_steps(path)) if path.exists() else []
 
 
@@ -124,7 +131,7 @@ def load_class_names(workdir: str | Path) -> tuple[str, ...]:
   Raises:
     UserError: the file is damaged.
   """
-  path = epath.Path(workdir) / "classes.txt"
+  path = storage_path(workdir) / "classes.txt"
   if not path.exists():
     return ()
   try:
@@ -155,7 +162,7 @@ def open_run(
   num_steps: int,
   class_names: Sequence[str] = (),
   facts: RunFacts | None = None,
-) -> Iterator[None]:
+) -> Iterator[Check]:
   """Creates the run directory, or checks that its run can resume with these settings.
 
   Until the end of the context no other process can open it: see `hold`.
@@ -167,20 +174,24 @@ def open_run(
     class_names: in the order of the labels; they are saved.
     facts: facts that are not in the settings; they are saved. None is the defaults.
 
+  Yields:
+    A function that raises `OSError` if another process has taken the directory.
+
   Raises:
     ValueError: `workdir` is a file or in use; the run there has other settings or
       classes, or is past `num_steps`; a class name is not one line of text; or the
       processes have different settings or do not share one directory.
   """
   check_storage(workdir)
-  path = epath.Path(workdir)
+  path = storage_path(workdir)
+  check = no_check
   with contextlib.ExitStack() as stack:
     if jax.process_index() == 0:
       for name in class_names:
         if "\n" in name or name != name.encode(errors="replace").decode():
           raise UserError(f"class {name!r} must be one line of UTF-8; rename it")
       # `hold` creates the directory; no check below refuses a new one.
-      stack.enter_context(hold(workdir, f"--workdir={workdir}"))
+      check = stack.enter_context(hold(workdir, f"--workdir={workdir}"))
       facts = facts or RunFacts()
       _check_resumable(workdir, config, num_steps, class_names, facts)
       is_early = saved_steps(workdir) and not read_facts(workdir).has_digests
@@ -203,7 +214,7 @@ def open_run(
       multihost_utils.sync_global_devices("all have the same directory")
       if jax.process_index() == 0:
         sign.unlink()
-    yield
+    yield check
 
 
 def _check_resumable(
@@ -271,6 +282,9 @@ def _check_same_images(before: RunFacts, facts: RunFacts, workdir: str | Path) -
 
 def write_file(path: epath.Path, text: str) -> None:
   """Writes a new file, then renames it: a kill leaves the old file or the new one."""
+  if is_remote(path):  # A bucket does this for each file.
+    path.write_text(text)
+    return
   new = path.with_name(path.name + ".new")
   with naming(path):
     new.write_text(text)

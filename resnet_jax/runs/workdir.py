@@ -1,7 +1,6 @@
 """Creates a new run directory, or checks the path of a given one."""
 
 import contextlib
-import importlib
 import itertools
 import os
 import time
@@ -11,11 +10,9 @@ from pathlib import Path
 import jax
 from etils import epath
 
+from resnet_jax.runtime.buckets import check_bucket, is_remote
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import of_first_process
-
-# Modules that epath and TensorBoard's files need for gs://; Orbax has its own.
-_FOR_GCS = ("gcsfs", "google.cloud.storage")
 
 
 @contextlib.contextmanager
@@ -52,9 +49,13 @@ def _make_workdir(path: str) -> str:
 
 
 def check_storage(workdir: str | Path) -> None:
-  """Raises `ValueError` for storage that Orbax or this installation cannot use."""
-  scheme, separator, _ = str(workdir).partition("://")
-  if not separator:
+  """Checks the path of a run directory.
+
+  Raises:
+    UserError: Orbax misreads a local path, or a bucket or this kind of storage cannot
+      be used.
+  """
+  if "://" not in str(workdir):
     path = os.path.realpath(workdir)
     if problem := _problem_of_orbax(path):
       where = "" if path == str(workdir) else f", which is {path}"
@@ -63,18 +64,12 @@ def check_storage(workdir: str | Path) -> None:
         "directory"
       )
     return
-  if scheme != "gs":
+  if not is_remote(workdir):
     raise UserError(
-      f"--workdir={workdir} must be a local path or begin with gs://, as Orbax saves "
-      "nowhere else; mount other storage"
+      f"--workdir={workdir} must be a local path or begin with gs:// or s3://; mount "
+      "other storage"
     )
-  for package in _FOR_GCS:
-    try:
-      importlib.import_module(package)
-    except ImportError as error:
-      raise UserError(
-        f"--workdir={workdir} needs {package}: pip install 'flax-resnet[gcs]'"
-      ) from error
+  check_bucket(workdir, f"--workdir={workdir}")
 
 
 def _problem_of_orbax(path: str) -> str:

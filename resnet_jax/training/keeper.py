@@ -35,6 +35,7 @@ class Keeper:
       return
     self.writer.flush()
     with self.clock.timed("saving"):
+      self.writer.send()
       self._check_finite(state, step)
       *_, last = state.versions.values()
       is_average = last["params"] is not state.params

@@ -13,6 +13,7 @@ from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
+from resnet_jax.runs.lock import Check
 from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.run_dir import last_checkpoint_in_errors, latest_step, open_run
 from resnet_jax.runs.trackers.opening import find_trackers, open_trackers
@@ -83,10 +84,10 @@ def train(
   config, num_steps = experiment.saved_config, experiment.plan.num_steps
   names, facts = experiment.train_data.class_names, experiment.facts
   with (
-    open_run(workdir, config, num_steps, names, facts),
+    open_run(workdir, config, num_steps, names, facts) as check,
     open_trackers(workdir, config, num_steps, trackers) as sinks,
   ):
-    result = _train(experiment, workdir, start, console, hooks, sinks, profile)
+    result = _train(experiment, workdir, start, console, hooks, sinks, profile, check)
     for hook in hooks:
       hook.on_end(*result)
   return result
@@ -100,6 +101,7 @@ def _train(
   hooks: Sequence[Hook],
   trackers: Sequence[MetricSink],
   profile: Updates | None,
+  check: Check,
 ) -> TrainResult:
   """Trains in an open run directory."""
   data, plan = experiment.train_data, experiment.plan
@@ -108,7 +110,7 @@ def _train(
   with (
     last_checkpoint_in_errors(workdir),
     StopRequest() as stop,
-    CheckpointStore(workdir, config.checkpoint.keep, best_metric) as store,
+    CheckpointStore(workdir, config.checkpoint.keep, best_metric, check) as store,
   ):
     state = _restore(experiment, store, stop, start, workdir, console)
     step = first = int(state.step)

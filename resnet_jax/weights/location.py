@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 
 from resnet_jax.config.allowed import nearest
+from resnet_jax.runtime.buckets import check_bucket, is_remote, storage_path
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.terminal import warn_once
 from resnet_jax.weights import hub
@@ -31,8 +32,10 @@ def check_exists(source: str | Path, setting: str = "") -> None:
     setting: text before the source in the message, such as "config.init_from=".
   """
   name = str(source)
+  if is_remote(name):
+    check_bucket(name, f"{setting}{name}")
   is_known = hub.is_hub(name) or source in names()
-  if not is_known and not Path(source).exists():
+  if not is_known and not storage_path(source).exists():
     raise NotFoundError(
       f"there is no {setting}{name!r}: name a run, RUN/checkpoints/STEP, a file of "
       f"weights or hf://owner/name{_advice(name)}"
@@ -81,9 +84,14 @@ def find(path: str | Path) -> Path:
 
 
 def is_run(path: str | Path) -> bool:
-  """Whether a source that exists is a directory of a run, not weights."""
+  """Whether a source that exists is a directory of a run, not weights.
+
+  A source in a bucket can only be a run.
+  """
   if path in names():
     return False
+  if is_remote(path):
+    return True
   path = Path(os.path.expanduser(path))
   has_weights = any((path / file).is_file() for file in HF_FILES)
   # The directory of a run may also hold its weights.
