@@ -17,7 +17,7 @@ from rich.console import Console
 from running import train_config
 from test_checkpoint import assert_equal, make_state
 
-from resnet_jax import load
+from resnet_jax import Experiment, load, train
 from resnet_jax.config import (
   CheckpointConfig,
   Config,
@@ -253,3 +253,28 @@ def test_a_bucket_that_cannot_be_used_is_one_line(
     read_config(f"s3://{path}")
   assert "\n" not in str(caught.value)
   buckets.forget()
+
+
+def test_trackers_and_traces_work_in_a_bucket(bucket):
+  uploaded = {}
+
+  class Keep:
+    """Keeps the content of the files that it gets at the end."""
+
+    def __init__(self, run):
+      self.id = run.id
+
+    def log(self, step, split, values):
+      pass
+
+    def finish(self, status, files):
+      uploaded.update({name: Path(path).read_bytes() for name, path in files.items()})
+
+  workdir, experiment = f"{bucket}/tracked", Experiment.create(CONFIG)
+  console = Console(file=io.StringIO())
+  train(experiment, workdir, console=console, trackers=[Keep], profile=(4, 6))
+  assert {"config.json", "metrics.jsonl", "curves.png"} <= uploaded.keys()
+  assert uploaded["config.json"] == (storage_path(workdir) / "config.json").read_bytes()
+  assert any(name.startswith("checkpoints/8/") for name in uploaded)
+  traces = storage_path(workdir) / "profile" / "plugins" / "profile"
+  assert list(traces.iterdir())

@@ -12,11 +12,11 @@ import time
 from pathlib import Path
 
 import jax
-from etils import epath
 from rich.console import Console
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.metric_writer import MetricWriter
+from resnet_jax.runtime.buckets import storage_path
 from resnet_jax.runtime.errors import UserError, naming
 from resnet_jax.runtime.tables import aligned
 from resnet_jax.runtime.terminal import show
@@ -100,7 +100,7 @@ class Profiler:
       console: where the result is printed.
     """
     self._writer, self._clock, self._console = writer, clock, console
-    self._folder = epath.Path(workdir) / "profile"
+    self._folder = storage_path(workdir) / "profile"
     self._began: float | None = None
     self._temporary: tempfile.TemporaryDirectory[str] | None = None
     self._step, self._ends, self.plan = first, None, plan

@@ -27,6 +27,7 @@ from resnet_jax.runs.trackers.tracker import (
   TrackerFactory,
 )
 from resnet_jax.runs.trackers.wandb import WandbTracker
+from resnet_jax.runtime.buckets import is_remote, storage_path
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.signals import Stopped
 
@@ -106,7 +107,7 @@ def open_trackers(
   if jax.process_index() > 0 or not factories:
     yield ()
     return
-  folder, start_step = epath.Path(workdir) / _FOLDER, latest_step(workdir)
+  folder, start_step = storage_path(workdir) / _FOLDER, latest_step(workdir)
   if not start_step and folder.exists():  # There is nothing to resume.
     folder.rmtree()
   name = os.path.basename(os.path.normpath(workdir))
@@ -149,17 +150,17 @@ def _local_files(workdir: str, status: Status) -> Iterator[dict[str, Path]]:
   if status != "finished":
     yield {}
     return
-  root = epath.Path(workdir)
+  root = storage_path(workdir)
   found: list[str] = []
   for name in (*_FILES, f"checkpoints/{latest_step(workdir)}"):
     found += _list_files(root / name, name)
-  if "://" not in workdir:
+  if not is_remote(workdir):
     yield {name: Path(workdir, name) for name in found}
     return
   with tempfile.TemporaryDirectory() as folder:
     for name in found:
       Path(folder, name).parent.mkdir(parents=True, exist_ok=True)
-      (root / name).copy(Path(folder, name))
+      Path(folder, name).write_bytes((root / name).read_bytes())
     yield {name: Path(folder, name) for name in found}
 
 

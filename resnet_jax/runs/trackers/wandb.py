@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 from resnet_jax.runs.trackers.tracker import Status, TrackedRun
+from resnet_jax.runtime.buckets import is_remote
 
 
 class WandbTracker:
@@ -26,7 +27,7 @@ class WandbTracker:
       "id": ("WANDB_RUN_ID", run.id),
       "resume": ("WANDB_RESUME", "allow"),
       # A remote run directory cannot hold W&B's local files.
-      "dir": ("WANDB_DIR", None if "://" in run.workdir else run.workdir),
+      "dir": ("WANDB_DIR", None if is_remote(run.workdir) else run.workdir),
     }
     given: dict[str, Any] = {
       name: value for name, (variable, value) in ours.items() if not _is_set(variable)
