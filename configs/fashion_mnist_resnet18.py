@@ -9,9 +9,9 @@ test accuracy of about 90 %. The images stay 28 x 28 in memory and are resized i
 the step.
 
 The network is not trained with this package yet. It needs Fashion-MNIST as
-`resnet-jax data prepare` or TFDS (array_record) has prepared it, 40 MB, and about 2
-hours on 2 CPU cores or some minutes on a GPU. The times are estimates from the measured
-speed of ResNet-50.
+`resnet-jax data prepare` or TFDS (array_record) has prepared it, 40 MB. Training takes
+about 2 hours on 2 CPU cores or some minutes on a GPU. The times are estimates from the
+measured speed of ResNet-50.
 """
 
 from resnet_jax.config import Config, DataConfig, ModelConfig, OptimConfig

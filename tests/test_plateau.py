@@ -27,7 +27,7 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.training import trainer
+from resnet_jax.training import keeper
 from resnet_jax.training.optimizer import create_optimizer
 from resnet_jax.training.plateau import Plateau, create_plateau
 from resnet_jax.training.state import TrainState
@@ -159,8 +159,8 @@ def die_in_evaluation(config, workdir, number, monkeypatch, count=1):
         raise ZeroDivisionError
       return trainer_evaluate(*args)
 
-    trainer_evaluate = trainer.evaluate
-    patch.setattr(trainer, "evaluate", evaluate)
+    trainer_evaluate = keeper.evaluate
+    patch.setattr(keeper, "evaluate", evaluate)
     with pytest.raises(ZeroDivisionError):
       run(config, workdir, count)
 

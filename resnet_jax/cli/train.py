@@ -75,7 +75,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     type=_updates,
     metavar="STEPS",
     help="trace this number of steps, after ten others, or the steps FIRST:LAST, such "
-    "as 100:120; print what they spent time on; the trace goes to RUN/profile/",
+    "as 100:120; print what they spent time on; the trace goes to RUN/profile/ "
+    "(default: none)",
   )
   parser.add_argument(
     "--coordinator",
