@@ -77,7 +77,7 @@ def ours_from(files: list[str], cores: int, kind: str, write):
   folder = Path(tempfile.mkdtemp(dir="/dev/shm"))  # As quick as the files in the cache.
   write(folder, photos)
   config = DataConfig(name=kind, dir=str(folder), train_crop="random", val_share=1e-9)
-  reader = open_records(config, "train", kind).reader
+  reader = open_records(config, "train").reader
   places = np.arange(len(files)) % len(photos)
   records = Records(reader, places, np.zeros(len(files), np.int32), ("photo",))
   return ours(files, cores, source=records)

@@ -13,16 +13,18 @@ import pytest
 from PIL import Image
 
 from resnet_jax.cli.main import main
-from resnet_jax.config import Config, DataConfig
+from resnet_jax.config import Config, DataConfig, ModelConfig
 from resnet_jax.config.plan import Plan
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.data.sources import parquet as parquet_files
+from resnet_jax.data.sources import webdataset
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.data.sources.record_files import find_kind, open_records
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.runtime.mesh import create_mesh
+from resnet_jax.training.experiment import Experiment
 
 pa = pytest.importorskip("pyarrow")
 pq = pytest.importorskip("pyarrow.parquet")
@@ -75,7 +77,7 @@ def settings(place, kind="parquet", **changes):
 
 
 def read(place, split="train", kind="parquet", **changes):
-  return open_records(settings(place, kind, **changes), split, kind)
+  return open_records(settings(place, kind, **changes), split)
 
 
 def contents(source):
@@ -187,6 +189,8 @@ def test_many_threads_read_the_same_as_one(copies, monkeypatch):
     (["default/train/0000.parquet", "default/test/0000.parquet"], "test train"),
     (["photos_TRAIN_1.parquet", "photos_dev_1.parquet"], "train validation"),
     (["train.parquet", "extra-00000-of-00001.parquet"], "extra train"),
+    (["train_extra-0-of-1.parquet", "train-0-of-1.parquet"], "train train_extra"),
+    (["train-00000-of-00001-0123456789abcdef.parquet", "eval.parquet"], "test train"),
     (["photos.parquet"], "train val"),
     (["restraint-0.parquet"], "train val"),
   ],
@@ -216,6 +220,69 @@ def test_a_set_with_only_a_split_for_evaluation_is_not_divided(tmp_path, split):
 
 
 TEXTS = [NAMES[label] for label in LABELS]
+IMAGE_COLUMN = [{"bytes": png, "path": None} for png in PNGS]
+
+
+def test_classes_in_another_order_are_paired_by_name(tmp_path):
+  write_parquet(tmp_path / "train.parquet")
+  names = ["cat", "ant", "bee"]
+  turned = FEATURES | {"label": CLASS | {"names": names}}
+  stored = [names.index(text) for text in TEXTS]
+  columns = {"image": IMAGE_COLUMN, "label": stored}
+  write_parquet(tmp_path / "test.parquet", features=turned, **columns)
+  data = settings(tmp_path, train_crop="random_resized", image_size=8, eval_crop=8)
+  config = Config(batch_size=8, data=data, model=ModelConfig(name="resnet20"))
+  experiment = Experiment.create(config)
+  assert experiment.train_data.class_names == NAMES
+  feeds = [feed.batches["label"] for feed, _ in experiment.eval_data.eval_chunks()]
+  np.testing.assert_array_equal(np.concatenate(feeds).ravel()[:30], LABELS)
+  with pytest.raises(UserError, match="'dog' is none of the 3 classes 'ant', 'bee'"):
+    names[0] = "dog"
+    turned = FEATURES | {"label": CLASS | {"names": names}}
+    write_parquet(tmp_path / "test.parquet", features=turned, **columns)
+    open_records(data, "test", NAMES)
+  with pytest.raises(UserError, match="two of them are called 'cat'"):
+    open_records(data, "test", ("cat", "cat", "bee"))
+
+
+def test_files_of_a_split_must_have_the_same_classes_and_columns(tmp_path):
+  write_parquet(tmp_path / "train-0.parquet")
+  other = FEATURES | {"label": CLASS | {"names": NAMES[::-1]}}
+  write_parquet(tmp_path / "train-1.parquet", features=other)
+  assert "train-1.parquet' has other class names" in text_of(tmp_path, "parquet")
+  write_parquet(tmp_path / "train-1.parquet", img=PNGS, label=LABELS)
+  assert "train-1.parquet' has other columns" in text_of(tmp_path, "parquet")
+
+
+def test_words_that_are_numbers_are_sorted_by_size(tmp_path):
+  texts = [str(i % 12) for i in range(30)]
+  write_parquet(tmp_path / "train.parquet", features={}, image=PNGS, label=texts)
+  source = read(tmp_path, val_share=0.01)
+  assert source.class_names == tuple(map(str, range(12)))
+  samples = [{"png": PNGS[0], "cls": text.encode()} for text in ("1", "0", "A")]
+  write_tar(tmp_path / "tar/train-0.tar", samples)
+  source = read(tmp_path / "tar", kind="webdataset", val_share=0.01)
+  assert source.class_names == ("0", "1", "A")
+  assert source.labels.tolist() == [1, 0, 2]
+
+
+def test_class_names_of_tars_may_be_above_the_folders_of_the_splits(tmp_path):
+  write_tar(tmp_path / "train/0.tar", [{"png": PNGS[0], "cls": b"0"}])
+  (tmp_path / "classes.txt").write_text("ant\nbee\n\n")
+  assert read(tmp_path, kind="webdataset", val_share=0.01).class_names == NAMES[:2]
+  (tmp_path / "classes.txt").write_text("ant\n\nbee")
+  assert "classes.txt', line 2 is empty" in text_of(tmp_path, "webdataset")
+
+
+def test_other_images_have_another_digest(tmp_path):
+  digests = set()
+  for images in (PNGS, [PNGS[0] + b"0", *PNGS[1:]]):
+    write_parquet(tmp_path / "train.parquet", features={}, image=images, label=LABELS)
+    samples = [{"png": image, "cls": b"0"} for image in images]
+    write_tar(tmp_path / "tar/train-0.tar", samples)
+    digests.add(read(tmp_path).digest)
+    digests.add(read(tmp_path / "tar", kind="webdataset").digest)
+  assert len(digests) == 4
 
 
 @pytest.mark.parametrize(
@@ -256,16 +323,15 @@ def test_labels_may_be_several_classes_or_numbers(tmp_path):
     ({"json": b'{"label": 2, "width": 5}'}, {}, 2),
     ({"json": b'{"a": 1, "species": 2}'}, {"label_column": "species"}, 2),
     ({"cls": b"1", "kind.txt": b"2"}, {"label_column": "kind.txt"}, 2),
-    ({"seg.png": PNGS[0], "cls": b"2"}, {"image_column": "png"}, 2),
+    ({"seg.png": PNGS[0], "cls": b"2"}, {"image_column": ".PNG"}, 2),
+    ({"cls": b"1", "json": b'{"Species": 2}'}, {"label_column": "Species"}, 2),
   ],
 )
 def test_labels_of_tars(tmp_path, sample, changes, label):
-  first = {"png": PNGS[0]} | {name: b"0" for name in sample if name == "cls"}
-  del first
   write_tar(tmp_path / "train-0.tar", [{"png": PNGS[1]} | sample] * 3)
   names = changes.pop("class_names", ())
   config = settings(tmp_path, "webdataset", val_share=0.01, **changes)
-  source = open_records(config, "train", "webdataset", names)
+  source = open_records(config, "train", names)
   assert source[0] == (PNGS[1], label)
 
 
@@ -307,9 +373,10 @@ def text_of(place, kind, split="train", **changes):
     ([{"png": PNGS[0], "jpg": PNGS[0], "cls": b"1"}], "must have one image"),
     ([{"png": PNGS[0], "json": b"{"}], "has no label"),
     ([{"png": PNGS[0], "json": b'{"width": 3}'}], "has no label"),
+    ([{"png": PNGS[0], "json": b"[" * 99_999}], "has no label"),
     ([{"png": PNGS[0], "cls": b"\xff"}], "has no label"),
     ([{"png": PNGS[0], "cls": b"x" * 2**20 + b"x"}], "too many for a label"),
-    ([{"png": PNGS[0], "cls": b"-1"}], "means that it has none"),
+    ([{"png": PNGS[0], "cls": b"-1"}], "has no label"),
     ([], "has no files"),
   ],
 )
@@ -327,9 +394,6 @@ def test_a_tar_that_is_compressed_or_damaged_is_refused(tmp_path, copies):
   assert "without compression" in text_of(tmp_path, "webdataset")
 
 
-IMAGE_COLUMN = [{"bytes": png, "path": None} for png in PNGS]
-
-
 @pytest.mark.parametrize(
   ("columns", "changes", "text"),
   [
@@ -338,7 +402,10 @@ IMAGE_COLUMN = [{"bytes": png, "path": None} for png in PNGS]
     ({"image": LABELS, "label": LABELS}, {}, "no one column of images"),
     ({"image": PNGS, "label": LABELS}, {"label_column": "x"}, "no column 'x'"),
     ({"image": PNGS, "label": LABELS}, {"image_column": "label"}, "no column 'label'"),
-    ({"image": PNGS, "label": LABELS - 1}, {}, "means that it has none"),
+    ({"image": PNGS, "label": LABELS - 1}, {}, "has no label"),
+    ({"image": PNGS, "label": LABELS / 2}, {}, "no class index, which must be an int"),
+    ({"image": PNGS, "label": [{"a": 1}] * 30}, {}, "is none of the 0 classes"),
+    ({"image": PNGS, "label": [[{"a": 1}]] * 30}, {"labels": "classes"}, "of the 0"),
     ({"image": PNGS, "label": [[1]] * 30}, {}, "labels=classes"),
     ({"image": PNGS, "label": LABELS}, {"labels": "classes"}, "labels=class takes"),
     ({"image": PNGS, "label": TEXTS}, {"labels": "numbers"}, "finite number"),
@@ -358,6 +425,20 @@ def test_missing_damaged_and_mixed_files_are_refused(tmp_path):
   assert "is incomplete: of the 2 files" in text_of(tmp_path, "parquet")
   write_parquet(tmp_path / "b/train-0.parquet")
   assert "in the folders a, b" in text_of(tmp_path, "parquet")
+  for folder in ("a", "b"):
+    write_parquet(tmp_path / f"e/{folder}/train/0.parquet")
+  assert "in the folders a, b," in text_of(tmp_path / "e", "parquet")
+  for name in ("train-0", "train_extra-0"):
+    write_parquet(tmp_path / f"f/{name}.parquet")
+  text = text_of(tmp_path / "f", "parquet")
+  assert "with the names train, train_extra, which may be different" in text
+  write_parquet(tmp_path / "g/train.parquet", image=pa.array([], "binary"), label=[])
+  assert "has no images" in text_of(tmp_path / "g", "parquet")
+  assert "no config.data.dir=''" in text_of("", "parquet")
+  write_parquet(tmp_path / "f/one/train.parquet")
+  assert "Error parsing split 'train['" in text_of(
+    tmp_path / "f/one", "parquet", "train["
+  )
   (tmp_path / "c").mkdir()
   (tmp_path / "c/train.parquet").write_bytes(b"PAR1")
   assert "download or write it again" in text_of(tmp_path / "c", "parquet")
@@ -384,6 +465,66 @@ def test_cifar10_is_read_from_parquet_files_by_its_name(tmp_path, capsys):
   assert report["splits"]["train"]["classes"] == dict.fromkeys(NAMES, 10)
 
 
+def test_a_named_set_is_not_read_from_files_of_another(tmp_path):
+  write_parquet(tmp_path / "pets/train-00000-of-00001.parquet")
+  with pytest.raises(NotFoundError, match="no data set 'cifar10'"):
+    open_source(settings(tmp_path, "cifar10"), "train")
+  write_parquet(tmp_path / "data/train-00000-of-00001.parquet")
+  (tmp_path / "data").rename(tmp_path / "elsewhere")
+  (tmp_path / "data").symlink_to(tmp_path / "elsewhere", target_is_directory=True)
+  assert len(open_source(settings(tmp_path, "cifar10"), "train[:7]")) == 7
+  (tmp_path / "cifar10/3.0.2").mkdir(parents=True)
+  (tmp_path / "cifar10/3.0.2/dataset_info.json").write_text("{}")
+  with pytest.raises(UserError, match="cifar10"):  # It is damaged.
+    open_source(settings(tmp_path, "cifar10"), "train")
+
+
+def test_class_folders_are_found_beside_archives(tmp_path):
+  write_tar(tmp_path / "ILSVRC2012_img_train.tar", [])
+  write_parquet(tmp_path / "meta/labels.parquet")
+  assert find_kind(str(tmp_path)) == "parquet"
+  for name in NAMES:
+    (tmp_path / "train" / name).mkdir(parents=True)
+    (tmp_path / "train" / name / "0.png").write_bytes(PNGS[0])
+  assert find_kind(str(tmp_path)) == ""
+
+
+@pytest.mark.parametrize(
+  ("place", "text"),
+  [
+    ("", "for its .parquet files, set config.data.name=parquet"),
+    ("hf://owner/pets", "written hf://datasets/owner/pets, with"),
+    (
+      "https://huggingface.co/datasets/owner/pets/tree/main",
+      "hf://datasets/owner/pets,",
+    ),
+  ],
+)
+def test_a_set_that_is_no_folder_is_refused_with_the_right_name(tmp_path, place, text):
+  write_parquet(tmp_path / "train.parquet")
+  with pytest.raises(UserError) as error:
+    open_source(settings(place or tmp_path, "folder"), "train")
+  assert text in str(error.value)
+
+
+def test_a_check_goes_on_without_the_splits_that_have_no_labels(tmp_path, capsys):
+  write_parquet(tmp_path / "train.parquet")
+  columns = {"image": PNGS, "label": LABELS * 0 - 1}
+  write_parquet(tmp_path / "test.parquet", **columns)
+  main(["data", "check", str(tmp_path), "--json"])
+  report = json.loads(capsys.readouterr().out)
+  assert report["skipped"] == {"test": "its images have no labels"}
+
+
+def test_tars_are_read_without_a_home_folder(copies, monkeypatch):
+  monkeypatch.setattr(webdataset, "cache_dir", raise_runtime_error)
+  assert contents(read(copies / "webdataset", kind="webdataset")) == PNGS
+
+
+def raise_runtime_error():
+  raise RuntimeError
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path):
   import huggingface_hub.constants
@@ -408,6 +549,9 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(hub, copies, monkeypatch):
     "default/train/0000.parquet": file.read_bytes()
   }
   assert contents(read(name, "train", val_share=0.01)) == PNGS
+  for place in (f"{name}/default", f"{name}/default/train/0000.parquet"):
+    assert contents(read(place, "train", val_share=0.01)) == PNGS
+  assert len(read(f"{name}@refs/convert/parquet/default", "train[:2]")) == 2
   for wrong, text in (
     ("hf://datasets/owner", "must be hf://datasets/owner/name"),
     ("hf://datasets/owner/none", "was not found"),
@@ -415,3 +559,18 @@ def test_a_data_set_of_the_hub_is_read_from_its_cache(hub, copies, monkeypatch):
   ):
     with pytest.raises(UserError, match=text):
       read(wrong)
+
+
+def test_without_the_hub_its_cache_is_read_and_its_list_of_files_is_known(
+  hub, copies, monkeypatch
+):
+  file = (copies / "parquet/data/train-00000-of-00001.parquet").read_bytes()
+  branch = "datasets/owner/pets", "main"
+  hub.files[branch] = {f"data/{x}-0-of-1.parquet": file for x in ("train", "test")}
+  name = "hf://datasets/owner/pets"
+  online = read(name, "train")
+  monkeypatch.setattr("huggingface_hub.constants.ENDPOINT", "http://127.0.0.1:9")
+  offline = read(name, "train")
+  assert contents(offline) == contents(online) == PNGS
+  assert offline.digest == online.digest
+  assert "its cache here does not have the files" in text_of(name, "parquet", "test")

@@ -93,6 +93,14 @@ def _add_check(commands: Any) -> None:
     help="what the label of an image is: one class, several classes or numbers "
     "(default: %(default)s)",
   )
+  for what, suffix in (("image", "jpg"), ("label", "cls")):
+    check.add_argument(
+      f"--{what}-column",
+      metavar="NAME",
+      default="",
+      help=f"column of the {what}s in parquet files, or the suffix of these files in "
+      f"tar files, such as {suffix} (default: the usual names)",
+    )
   figure = check.add_argument(
     "--figure",
     metavar="FILE.png",
@@ -178,11 +186,14 @@ def _check(args: argparse.Namespace) -> None:
   config = data_config(args.source, args.data_dir)
   config.val_share, config.labels = args.val_share, args.labels
   config.max_pixels = args.max_pixels or config.max_pixels
+  config.image_column, config.label_column = args.image_column, args.label_column
   names = {
     "data.name": "SOURCE",
     "data.dir": "SOURCE" if config.name in KINDS_OF_FILES else "--data-dir",
     "data.val_share": "--val-share",
     "data.max_pixels": "--max-pixels",
+    "data.image_column": "--image-column",
+    "data.label_column": "--label-column",
   }
   with flags_of_settings(names):
     validate(Config(data=config))

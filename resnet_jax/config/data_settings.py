@@ -19,8 +19,7 @@ class DataConfig:
     name: data set: "digits" (included), "synthetic" (noise with one pattern per class),
       "folder" (image files), "parquet" (Hugging Face), "webdataset" (tar files),
       "cifar10" or "cifar100" (official archives), or the name of a TFDS data set that
-      was prepared as array_record. If `dir` has parquet files, they are read under any
-      name but the first three.
+      was prepared as array_record. If `dir` has parquet files instead, these are read.
     factory: import path of your own data set, "package.module:function". The function
       takes this `DataConfig` and the name of a split. It returns an `ImageSource` or an
       `ImageArrays`. `name` is then unused.
@@ -29,7 +28,7 @@ class DataConfig:
       val/ above the classes; or Tiny-ImageNet as downloaded; or a .csv file of
       path,label. For CIFAR, the archive, packed or not, or the folder that holds it.
       For "parquet", a file, a folder with files such as train-00000-of-00002.parquet,
-      or hf://datasets/owner/name[/folder][@revision]. For "webdataset", a folder with
+      or hf://datasets/owner/name[@revision][/folder]. For "webdataset", a folder with
       files such as train-000000.tar.
     train_split: training split. For TFDS, in its syntax, such as "train[:45000]". For
       "folder", the name of the split's folder. The included sets have "train" and

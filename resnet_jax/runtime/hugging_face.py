@@ -1,14 +1,29 @@
-"""Access to the Hugging Face hub, and the files of its data sets."""
+"""Access to the Hugging Face Hub, and the files of its data sets."""
 
+import contextlib
 import dataclasses
+import functools
+import hashlib
+import json
 import logging
+import re
+import urllib.parse
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.runtime.private_folder import cache_dir
 
 _DATA_SETS = "hf://datasets/"
+_FORM = f"{_DATA_SETS}owner/name[@revision][/folder]"
+# A revision is a commit, a tag, or a branch. These two kinds of branches have a "/".
+_REVISION = r"@((?:refs/(?:convert|pr)/)?[^/@]+)"
+_NAME = re.compile(
+  rf"{_DATA_SETS}([^/@]+/[^/@]+)(?:{_REVISION})?(?:/([^@]*))?(?:{_REVISION})?"
+)
 # The hub keeps a copy of each data set in parquet here.
 _CONVERTED = "refs/convert/parquet"
 
@@ -27,19 +42,19 @@ def import_hub(name: str) -> Any:
 
 
 def is_data_set(name: str) -> bool:
-  """Whether a name is one of a data set on the hub."""
+  """Whether a name is one of a data set on the Hub."""
   return name.startswith(_DATA_SETS)
 
 
 @dataclasses.dataclass(frozen=True)
 class HubDataSet:
-  """A revision of a data set on the hub.
+  """A revision of a data set on the Hub.
 
   Attributes:
-    name: `hf://datasets/owner/name[/folder][@revision]`.
+    name: `hf://datasets/owner/name[@revision][/folder]`.
     repo: "owner/name".
     revision: hash of the commit.
-    is_online: whether the hub can be reached.
+    is_online: whether the Hub can be reached.
     folder: path of the folder in the data set, "" or with "/" at its end.
     files: paths of its files, below the folder.
   """
@@ -54,19 +69,17 @@ class HubDataSet:
   def fetch(self, files: Sequence[str]) -> list[Path]:
     """Downloads files into the cache of huggingface_hub; returns their paths there."""
     hub = import_hub(self.name)
+    download = functools.partial(
+      hub.hf_hub_download,
+      self.repo,
+      repo_type="dataset",
+      revision=self.revision,
+      local_files_only=not self.is_online,
+    )
     try:
-      return [
-        Path(
-          hub.hf_hub_download(
-            self.repo,
-            self.folder + file,
-            repo_type="dataset",
-            revision=self.revision,
-            local_files_only=not self.is_online,
-          )
-        )
-        for file in files
-      ]
+      with ThreadPoolExecutor(8) as pool:
+        found = pool.map(download, [self.folder + file for file in files])
+        return [Path(path) for path in found]
     except Exception as error:
       raise _refusal(hub, self.name, error) from error
 
@@ -74,35 +87,38 @@ class HubDataSet:
 def find_data_set(name: str, suffix: str) -> HubDataSet:
   """Lists the files of a data set.
 
-  If there are none of the suffix, the copy in parquet that the hub makes of each data
-  set is taken. If the hub cannot be reached, the files in the cache are taken.
+  If no file ends in ".parquet", the Hub's own copy in parquet is taken. If the Hub
+  cannot be reached, the files in the cache are taken.
 
   Args:
-    name: `hf://datasets/owner/name[/folder][@revision]`.
+    name: `hf://datasets/owner/name[@revision][/folder]`. The revision may also be at
+      the end, and a file may take the place of the folder.
     suffix: of the files, such as ".parquet".
 
   Raises:
     NotFoundError: there is no such data set, or no such file in it.
-    UserError: the name is not of this form, huggingface_hub is missing, or the hub
+    UserError: the name is not of this form, huggingface_hub is missing, or the Hub
       refuses.
   """
-  path, _, revision = name.removeprefix(_DATA_SETS).partition("@")
-  owner, _, rest = path.rstrip("/").partition("/")
-  repo, _, folder = rest.partition("/")
-  if not is_data_set(name) or not owner or not repo:
-    raise UserError(f"{name!r} must be {_DATA_SETS}owner/name[/folder][@revision]")
-  repo, folder = f"{owner}/{repo}", folder and folder + "/"
+  parts = _NAME.fullmatch(name)
+  if not parts or (parts[2] and parts[4]):
+    raise UserError(f"{name!r} must be {_FORM}")
+  repo, path = parts[1], (parts[3] or "").strip("/")
+  asked = urllib.parse.unquote(parts[2] or parts[4] or "")
+  folder = path.rpartition("/")[0] if path.endswith(suffix) else path
+  folder = folder and folder + "/"
   hub = import_hub(name)
 
   def find(revision: str) -> HubDataSet:
     files, commit, is_online = _list(hub, repo, revision)
-    found = (f for f in files if f.startswith(folder) and f.endswith(suffix))
-    below = tuple(file.removeprefix(folder) for file in found)
-    return HubDataSet(name, repo, commit, is_online, folder, below)
+    found = [file for file in files if file.endswith(suffix)]
+    start = path if path.endswith(suffix) else folder
+    below = (file.removeprefix(folder) for file in found if file.startswith(start))
+    return HubDataSet(name, repo, commit, is_online, folder, tuple(below))
 
   try:
-    found = find(revision)
-    if not found.files and suffix == ".parquet" and not (revision or folder):
+    found = find(asked)
+    if not found.files and suffix == ".parquet" and not asked:
       found = find(_CONVERTED)
   except Exception as error:
     raise _refusal(hub, name, error) from error
@@ -114,16 +130,29 @@ def find_data_set(name: str, suffix: str) -> HubDataSet:
 def _list(hub: Any, repo: str, revision: str) -> tuple[list[str], str, bool]:
   """Returns the files of a data set, the hash of its commit, and True.
 
-  If the hub cannot be reached, these are the files in the cache, their commit, False.
+  If the Hub cannot be reached, the last element is False. The files are then those that
+  it listed before, or else those in the cache.
   """
+  key = hashlib.blake2b(f"{repo}@{revision}".encode(), digest_size=16).hexdigest()
   try:
     info = hub.HfApi().dataset_info(repo, revision=revision or None)
   except Exception as error:
     response = getattr(error, "response", None)
-    if not _is_of_connection(error) or (response and response.status_code < 500):
-      raise  # The hub answers: the name is wrong, or it needs a login.
+    # A response of `requests` is false if its status is an error.
+    is_answer = response is not None and response.status_code < 500
+    if is_answer or not _is_of_connection(error):
+      raise  # The name is wrong, or the data set needs a login.
   else:
-    return [file.rfilename for file in info.siblings or ()], info.sha, True
+    files = [file.rfilename for file in info.siblings or ()]
+    with contextlib.suppress(OSError, RuntimeError):
+      stored = _listing(key)
+      stored.parent.mkdir(parents=True, exist_ok=True)
+      with replacing(str(stored)) as part:
+        Path(part).write_text(json.dumps([files, info.sha]))
+    return files, info.sha, True
+  with contextlib.suppress(OSError, RuntimeError, ValueError):
+    files, commit = json.loads(_listing(key).read_bytes())
+    return files, commit, False
   root = Path(
     hub.snapshot_download(
       repo, repo_type="dataset", revision=revision or None, local_files_only=True
@@ -133,16 +162,21 @@ def _list(hub: Any, repo: str, revision: str) -> tuple[list[str], str, bool]:
   return files, root.name, False
 
 
+def _listing(key: str) -> Path:
+  """Returns the file with a list of files, which huggingface_hub does not keep."""
+  return cache_dir() / "hub_listings" / f"{key}.json"
+
+
 def _is_of_connection(error: Exception) -> bool:
   # The errors of httpx have no other base class.
   return isinstance(error, OSError) or type(error).__module__.startswith("httpx")
 
 
 def _refusal(hub: Any, name: str, error: Exception) -> Exception:
-  """Returns a `UserError` for an error of the hub, and other errors unchanged."""
+  """Returns a `UserError` for an error of the Hub, and other errors unchanged."""
   if isinstance(error, hub.errors.LocalEntryNotFoundError):
     return NotFoundError(
-      f"{name}: the hub cannot be reached, and its cache here does not have the files"
+      f"{name}: the Hub cannot be reached, and its cache here does not have the files"
     )
   if isinstance(error, hub.errors.HfHubHTTPError):
     status = getattr(error.response, "status_code", None)

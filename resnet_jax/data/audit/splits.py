@@ -8,11 +8,12 @@ from resnet_jax.data.sources.cifar import EncodedImages, find_cifar, load_cifar
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import find_root, list_images, list_splits
 from resnet_jax.data.sources.record_files import (
-  kind_of_files,
   list_record_splits,
   open_records,
+  record_settings,
 )
 from resnet_jax.data.sources.records import Records
+from resnet_jax.data.sources.stored_labels import UnlabelledError
 from resnet_jax.data.sources.tfds import TfdsImages, load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 
@@ -38,12 +39,20 @@ def open_splits(
     raise UserError(
       f"{setting_name('data.name')}={config.name!r} is built in: nothing to check"
     )
-  elif kind := kind_of_files(config.name, config.dir):
-    encoded = dataclasses.replace(config, train_crop="center")
-    for split in list_record_splits(kind, config.dir):
-      records = open_records(encoded, split, kind)
-      assert isinstance(records, Records)
-      opened[split] = records
+  elif found := record_settings(config):
+    encoded = dataclasses.replace(found, train_crop="center")
+    for split in list_record_splits(encoded):
+      try:
+        records = open_records(encoded, split)
+      except UnlabelledError:
+        skipped[split] = "its images have no labels"
+      except UserError as error:
+        if not opened:
+          raise
+        refused.append({"file": f"{config.dir} {split}", "reason": str(error)})
+      else:
+        assert isinstance(records, Records)
+        opened[split] = records
   elif path := find_cifar(config.name, config.dir):
     for split in SPLITS:
       images = load_cifar(config.name, path, split, stream=True)

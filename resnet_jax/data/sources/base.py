@@ -75,7 +75,8 @@ def part_of(count: int, name: str, split: str) -> np.ndarray:
     every = np.arange(count)
     index = np.concatenate([every[part.from_ : part.to] for part in parts])
   except (ValueError, AssertionError) as error:
-    raise UserError(f"{split_name()}={split!r}: {error}") from error
+    text = f"{split_name()}={split!r}: {str(error).splitlines()[0]}"
+    raise UserError(text) from error
   if not len(index):
     raise UserError(f"{split_name()}={split!r} is empty")
   return index

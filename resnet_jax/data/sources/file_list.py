@@ -209,6 +209,11 @@ def _walk(folder: Path) -> Iterator[_Place]:
     yield _Place(place, target, names, links)
 
 
+def has_image(folder: Path) -> bool:
+  """Whether there is an image in a folder or in those below it."""
+  return any(any(map(is_image, place.names)) for place in _walk(folder))
+
+
 def count_other_suffixes(paths: Iterable[str]) -> Counter[str]:
   """Returns the number of files per non-image suffix, in lower case."""
   return Counter(

@@ -4,6 +4,7 @@ There are four layouts: a folder per class below `train/`, `val/` ...; a folder 
 class without splits; Tiny-ImageNet's own; and a table of paths and labels.
 """
 
+import itertools
 import os
 import re
 from collections.abc import Sequence
@@ -15,6 +16,7 @@ from resnet_jax.data.sources.file_list import (
   FileList,
   _classes,
   _list_folder,
+  has_image,
   own_images,
   sub_folders,
 )
@@ -31,11 +33,19 @@ _SPLIT_WORD = re.compile(
 
 def check_local(config_dir: str) -> None:
   """Raises `UserError` if `config.data.dir` names remote storage."""
-  if "://" in config_dir:
-    raise UserError(
-      f"{setting_name('data.dir')}={config_dir!r} must be a local path; mount remote "
-      "storage, such as a bucket with gcsfuse"
+  if "://" not in config_dir:
+    return
+  remedy = "mount remote storage, such as a bucket with gcsfuse"
+  if found := re.match(
+    r"(?:hf://|https://huggingface\.co/)(?:datasets/)?([^/]+/[^/]+)", config_dir
+  ):
+    remedy = (
+      f"a data set of the Hub is written hf://datasets/{found[1]}, with "
+      f"{setting_name('data.name')}=parquet"
     )
+  raise UserError(
+    f"{setting_name('data.dir')}={config_dir!r} must be a local path; {remedy}"
+  )
 
 
 def find_root(config_dir: str) -> Path:
@@ -75,6 +85,18 @@ def _find_splits(root: Path, kind: str = "class") -> dict[str, str]:
     named = sorted({row.split for row in _read_table(root, kind)} - {""})
     return dict.fromkeys(named, "") or drawn
   return _split_folders(root) or drawn
+
+
+def has_class_folders(root: Path) -> bool:
+  """Whether a folder, or one of its splits, has at least two folders with images."""
+  places = [root / name for name in _split_folders(root).values()] or [root]
+  holding = (
+    folder
+    for place in places
+    for name in sub_folders(place)
+    if has_image(folder := place / name)
+  )
+  return len([*itertools.islice(holding, 2)]) == 2
 
 
 def _split_folders(root: Path) -> dict[str, str]:

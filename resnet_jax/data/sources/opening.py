@@ -19,7 +19,12 @@ from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.cifar import find_cifar, load_cifar
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import check_local, find_root, list_images
-from resnet_jax.data.sources.record_files import kind_of_files, open_records
+from resnet_jax.data.sources.record_files import (
+  KINDS,
+  find_kind,
+  open_records,
+  record_settings,
+)
 from resnet_jax.data.sources.tfds import load_tfds
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import printable
@@ -76,15 +81,15 @@ def _find_source(
       config.factory, "data.factory", config, split, returns=kinds
     )
     return own
-  kind = kind_of_files(config.name, config.dir)
-  if not kind:
-    check_local(config.dir)
+  if records := record_settings(config):
+    return open_records(records, split, class_names)
+  check_local(config.dir)
   if not config.name:
     raise UserError(
       f"{setting_name('data.name')} must name a data set, because none is saved with "
       "the weights"
     )
-  if config.labels != "class" and config.name != "folder" and not kind:
+  if config.labels != "class" and config.name != "folder":
     raise UserError(
       f"config.data.labels={config.labels!r} needs a .csv file of path,label, parquet "
       "or WebDataset files, or your own data set, not "
@@ -96,7 +101,13 @@ def _find_source(
     return load_synthetic(split or "test", config.image_size, config.num_examples)
   if config.name == "folder":
     root = find_root(config.dir)
-    files = list_images(root, split, config.val_share, class_names, config.labels)
+    try:
+      files = list_images(root, split, config.val_share, class_names, config.labels)
+    except UserError as error:
+      if not (kind := find_kind(config.dir)):
+        raise
+      text = f"{error}; for its {KINDS[kind].suffix} files, set "
+      raise UserError(f"{text}{setting_name('data.name')}={kind}") from error
     if not len(files):
       raise UserError(
         f"a share of {config.val_share} of the images of each class in {str(root)!r} "
@@ -104,8 +115,6 @@ def _find_source(
         f"{setting_name('data.val_share')} or add images"
       )
     return files
-  if kind:
-    return open_records(config, split, kind, class_names)
   stream = bool(config.train_crop)
   if path := find_cifar(config.name, config.dir):
     return load_cifar(config.name, path, split or "test", stream)

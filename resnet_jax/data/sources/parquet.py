@@ -1,22 +1,22 @@
 """Reads images and labels from parquet files, as the Hugging Face hub stores them.
 
-A file has groups of rows, and a group can only be read as a whole. To read one image is
+A file has groups of rows, and a group can only be read as a whole. Reading one image is
 cheap if the groups are small, or if all of them fit into the cache of this process.
 """
 
 import json
 import threading
-from collections import OrderedDict
+from collections import OrderedDict, defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.sources.records import Table
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.terminal import warn
 
 if TYPE_CHECKING:  # It takes half a second to import.
@@ -30,6 +30,26 @@ _IMAGE_NAMES = "image", "img", "jpg", "png", "webp", "picture"
 _LABEL_NAMES = "label", "labels", "fine_label", "target", "class", "cls", "value"
 
 
+class _File(NamedTuple):
+  """What is read of a file before its images.
+
+  Attributes:
+    image: name of the column of images.
+    is_struct: whether it holds structs with the fields "bytes" and "path".
+    class_names: names of the classes, or ().
+    labels: the label of each row.
+    names: for each row the name of its image, or None.
+    groups: number of rows and of bytes of each group.
+  """
+
+  image: str
+  is_struct: bool
+  class_names: tuple[str, ...]
+  labels: list[Any]
+  names: list[str | None]
+  groups: list[tuple[int, int]]
+
+
 def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   """Reads the labels of parquet files; the images are read on demand.
 
@@ -38,47 +58,59 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
     config: `image_column`, `label_column` and `labels` are used.
 
   Raises:
-    UserError: a file is damaged, or it has no such column.
+    UserError: a file is damaged, it has no such column, or the files have different
+      columns or classes.
   """
+  files = [_open(path, config) for path in paths]
+  first = files[0]
+  for path, file in zip(paths, files, strict=True):
+    for text, found, expected in (
+      ("columns", file[:2], first[:2]),
+      ("class names", file.class_names, first.class_names),
+    ):
+      if found != expected:
+        raise UserError(
+          f"{str(path)!r} has other {text} than {str(paths[0])!r}; write the files of "
+          "a split from one data set"
+        )
+  _warn_of_large_groups(paths[0].parent, [x for file in files for x in file.groups])
+  labels = [label for file in files for label in file.labels]
+  return Table(ParquetReader(paths, files), labels, first.class_names)
+
+
+def _open(path: Path, config: DataConfig) -> _File:
   from pyarrow import parquet
 
-  schema = None
-  labels: list[Any] = []
-  names: list[str | None] = []
-  sizes: list[list[int]] = []
-  total, where = 0, ""
-  for path in paths:
-    try:
-      with parquet.ParquetFile(path, memory_map=True) as file:
-        if schema is None:
-          schema, where = file.schema_arrow, str(path)
-          image = _image_column(schema, config.image_column, where)
-          fields = _fields(schema.field(image).type)
-          label, class_names = _label_column(schema, config, where)
-        labels += _read(file, label)
-        if "path" in fields:
-          names += _read(file, f"{image}.path", "path")
-        else:
-          names += [None] * file.metadata.num_rows
-        groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
-    except Exception as error:
-      if isinstance(error, UserError):
-        raise
-      raise UserError(
-        f"{str(path)!r} cannot be read as a parquet file with the columns of "
-        f"{where!r}: {str(error).splitlines()[0][:200]}; download or write it again"
-      ) from error
-    sizes.append([group.num_rows for group in groups])
-    total += sum(group.total_byte_size for group in groups)
-  count = sum(map(len, sizes))
-  if total > _CACHE_BYTES and total / max(1, count) > _LARGE_GROUP:
+  try:
+    with parquet.ParquetFile(path, memory_map=True) as file:
+      schema = file.schema_arrow
+      image = _image_column(schema, config.image_column, str(path))
+      fields = _fields(schema.field(image).type)
+      label, class_names = _label_column(schema, config, str(path))
+      labels = _read(file, label)
+      names: list[str | None] = [None] * len(labels)
+      if "path" in fields:
+        names = _read(file, f"{image}.path", "path")
+      groups = [file.metadata.row_group(i) for i in range(file.num_row_groups)]
+      sizes = [(group.num_rows, group.total_byte_size) for group in groups]
+  except UserError:
+    raise
+  except Exception as error:  # pyarrow raises errors of many types.
+    raise UserError(
+      f"{str(path)!r} cannot be read as a parquet file: "
+      f"{str(error).splitlines()[0][:200]}; download or write it again"
+    ) from error
+  return _File(image, bool(fields), class_names, labels, names, sizes)
+
+
+def _warn_of_large_groups(folder: Path, groups: Sequence[tuple[int, int]]) -> None:
+  rows, size = map(sum, zip((0, 0), *groups, strict=True))
+  if size > _CACHE_BYTES and size / len(groups) > _LARGE_GROUP:
     warn(
-      f"{str(paths[0].parent)!r} has {len(labels) // count} images in a group, and a "
-      "whole group is read for each image; write it with a smaller row_group_size"
+      f"{str(folder)!r} has {rows // len(groups)} images in a group of rows, and a "
+      "whole group is read for each image; write the files with a smaller "
+      "row_group_size"
     )
-  return Table(
-    ParquetReader(paths, image, bool(fields), sizes, names), labels, class_names
-  )
 
 
 def _read(file: Any, column: str, field: str = "") -> list[Any]:
@@ -174,59 +206,64 @@ def _choose(
   reason = f"no column {asked!r}" if asked else f"no one column of {what}s"
   raise UserError(
     f"{where!r} has {reason} among {', '.join(columns)}; name it in "
-    f"config.data.{what}_column"
+    f"{setting_name(f'data.{what}_column')}"
   )
 
 
 class ParquetReader:
   """Reads the images of the rows of some parquet files."""
 
-  def __init__(
-    self,
-    paths: Sequence[Path],
-    column: str,
-    is_struct: bool,
-    sizes: Sequence[Sequence[int]],
-    names: Sequence[str | None],
-  ):
-    """Opens nothing yet.
-
-    Args:
-      paths: the files, in order.
-      column: name of the column of images.
-      is_struct: whether it has structs with the fields "bytes" and "path".
-      sizes: number of rows of each group of each file.
-      names: for each row, the name of its image, or None.
-    """
+  def __init__(self, paths: Sequence[Path], files: Sequence[_File]):
+    """Opens nothing yet."""
     self._paths = list(map(str, paths))
-    self._column, self._names = column, names
-    self._is_struct = is_struct
-    self._groups = [(f, g) for f, some in enumerate(sizes) for g in range(len(some))]
-    self._starts = np.cumsum([0, *(rows for some in sizes for rows in some)])
+    self._column = f"{files[0].image}.bytes" if files[0].is_struct else files[0].image
+    self._is_struct = files[0].is_struct
+    self._names = [name for file in files for name in file.names]
+    groups = [(f, g) for f, file in enumerate(files) for g in range(len(file.groups))]
+    rows, sizes = np.array([x for file in files for x in file.groups]).T.reshape(2, -1)
+    self._groups, self._sizes = groups, sizes
+    self._starts = np.cumsum([0, *rows.tolist()])
     self._reset()
 
   def _reset(self) -> None:
     self._cache: OrderedDict[int, Any] = OrderedDict()
     self._cached_bytes = 0
     self._lock, self._files = threading.Lock(), threading.local()
+    # Only one thread reads a group.
+    self._group_locks: dict[int, threading.Lock] = defaultdict(threading.Lock)
 
   def __getstate__(self) -> dict[str, Any]:
-    hidden = "_cache", "_cached_bytes", "_lock", "_files"
+    hidden = "_cache", "_cached_bytes", "_lock", "_files", "_group_locks"
     return {name: x for name, x in self.__dict__.items() if name not in hidden}
 
   def __setstate__(self, state: dict[str, Any]) -> None:
     self.__dict__.update(state)
     self._reset()
 
+  def _group_of(self, record: int) -> int:
+    return int(np.searchsorted(self._starts, record, "right")) - 1
+
   def name(self, record: int) -> str:
     """Returns the name of the image, or else its file and its row in the split."""
-    group = int(np.searchsorted(self._starts, record, "right")) - 1
-    file = Path(self._paths[self._groups[group][0]]).name
+    file = Path(self._paths[self._groups[self._group_of(record)][0]]).name
     return f"{file}/{self._names[record] or f'row {record}'}"
+
+  def names(self) -> list[str]:
+    """Returns the names of all images, see `name`."""
+    files = [Path(path).name for path in self._paths]
+    rows = np.repeat([file for file, _ in self._groups], np.diff(self._starts))
+    named = zip(rows.tolist(), self._names, strict=True)
+    return [f"{files[f]}/{name or f'row {i}'}" for i, (f, name) in enumerate(named)]
+
+  def sizes(self) -> bytes:
+    """Returns the number of rows and of bytes of each group."""
+    both = np.stack([np.diff(self._starts), self._sizes]).astype("<i8")
+    content: bytes = both.tobytes()
+    return content
 
   def read(self, record: int) -> bytes:
     """Returns the content of an image file, or raises `ImageError`."""
-    number = int(np.searchsorted(self._starts, record, "right")) - 1
+    number = self._group_of(record)
     try:
       image = self._group(number)[record - int(self._starts[number])].as_py()
     except Exception as error:  # pyarrow raises errors of many types.
@@ -236,14 +273,24 @@ class ParquetReader:
     content: bytes = image
     return content
 
-  def _group(self, number: int) -> Any:
-    """Returns the images of a group of rows, an array of bytes."""
+  def _group(self, number: int) -> "pyarrow.BinaryArray":
+    """Returns the images of a group of rows."""
     with self._lock:
-      if number in self._cache:
-        self._cache.move_to_end(number)
-        return self._cache[number]
-    file, group = self._groups[number]
-    column = f"{self._column}.bytes" if self._is_struct else self._column
+      lock = self._group_locks[number]
+    with lock:
+      with self._lock:
+        if number in self._cache:
+          self._cache.move_to_end(number)
+          return self._cache[number]
+      images = self._read_group(*self._groups[number])
+      with self._lock:
+        self._cache[number] = images
+        self._cached_bytes += images.nbytes
+        while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
+          self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
+      return images
+
+  def _read_group(self, file: int, group: int) -> "pyarrow.BinaryArray":
     from pyarrow import parquet
 
     # Several threads must not use one object.
@@ -252,15 +299,9 @@ class ParquetReader:
       if len(opened) >= _OPEN_FILES:
         opened.clear()
       opened[file] = parquet.ParquetFile(self._paths[file], memory_map=True)
-    table = opened[file].read_row_group(group, columns=[column], use_threads=False)
+    table = opened[file].read_row_group(
+      group, columns=[self._column], use_threads=False
+    )
     chunks = table.column(0)
     images = chunks.chunk(0) if chunks.num_chunks == 1 else chunks.combine_chunks()
-    if self._is_struct:
-      images = images.field("bytes")
-    with self._lock:
-      if number not in self._cache:
-        self._cache[number] = images
-        self._cached_bytes += images.nbytes
-      while self._cached_bytes > _CACHE_BYTES and len(self._cache) > 1:
-        self._cached_bytes -= self._cache.popitem(last=False)[1].nbytes
-    return images
+    return images.field("bytes") if self._is_struct else images

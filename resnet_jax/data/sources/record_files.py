@@ -3,9 +3,11 @@
 The functions open the splits of a data set that is stored in such files.
 """
 
-from collections.abc import Callable, Sequence
+import dataclasses
+import os
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 
@@ -20,15 +22,19 @@ from resnet_jax.data.sources.base import (
   part_of,
   split_name,
 )
+from resnet_jax.data.sources.cifar import find_cifar
+from resnet_jax.data.sources.file_list import files_below
+from resnet_jax.data.sources.folder import has_class_folders
 from resnet_jax.data.sources.records import Records, Table
 from resnet_jax.data.sources.shards import (
   Shards,
   by_split,
   find_shards,
-  has_shards,
+  folder_of,
   plain_split,
 )
 from resnet_jax.data.sources.stored_labels import class_names_of, encode, number_names
+from resnet_jax.data.sources.tfds import is_prepared
 from resnet_jax.runtime import hugging_face
 from resnet_jax.runtime.errors import UserError
 
@@ -55,32 +61,44 @@ KINDS = {
 
 
 def find_kind(place: str) -> str:
-  """Returns the key of `KINDS` of the files in a folder or on the hub; "" if none."""
+  """Returns the key of `KINDS` of the files in a folder or on the Hub; "" if none.
+
+  A folder that has class folders with images has no such kind, even if there are
+  archives beside them.
+  """
   if hugging_face.is_data_set(place):
     return "parquet"
-  kinds = (kind for kind in KINDS if has_shards(place, KINDS[kind].suffix))
-  return next(kinds, "")
+  root = Path(os.path.expanduser(place))
+  if root.is_dir() and has_class_folders(root):
+    return ""
+  names = files_below(root.absolute()) if root.is_dir() else [root.name]
+  for name, kind in KINDS.items():
+    if any(file.endswith(kind.suffix) for file in names):
+      return name
+  return ""
 
 
-def kind_of_files(name: str, place: str) -> str:
-  """Returns the key of `KINDS` that reads a data set; "" if none does.
+def record_settings(config: DataConfig) -> DataConfig | None:
+  """Returns the settings that read a data set from record files, or None.
 
-  A data set can be read from parquet files under the name that it has in TFDS, such as
-  "cifar10".
-
-  Args:
-    name: `DataConfig.name`.
-    place: `DataConfig.dir`.
+  A data set that has a name in TFDS, such as "cifar10", can also be stored in parquet
+  files. The archives of CIFAR, and the files of TFDS, are preferred to these.
   """
+  name, place = config.name, config.dir
   if name in KINDS:
-    return name
-  is_named = name and place and name not in ("digits", "synthetic", "folder")
-  return "parquet" if is_named and find_kind(place) == "parquet" else ""
+    return config
+  if not name or not place or name in ("digits", "synthetic", "folder"):
+    return None
+  if not hugging_face.is_data_set(place):
+    if find_cifar(name, place) or is_prepared(name, place):
+      return None
+    place = folder_of(name, place, KINDS["parquet"].suffix)
+  return dataclasses.replace(config, name="parquet", dir=place) if place else None
 
 
-def list_record_splits(kind: str, place: str) -> list[str]:
-  """Returns the splits of a data set, for `open_records`."""
-  return list(_splits(find_shards(place, KINDS[kind].suffix)))
+def list_record_splits(config: DataConfig) -> list[str]:
+  """Returns the names of the splits that `open_records` opens."""
+  return list(_splits(find_shards(config.dir, KINDS[config.name].suffix)))
 
 
 def _splits(shards: Shards) -> dict[str, list[str]]:
@@ -95,17 +113,32 @@ def _splits(shards: Shards) -> dict[str, list[str]]:
   return found
 
 
+def _find_split(splits: Mapping[str, Any], split: str, place: str) -> str:
+  """Returns the key of `splits` for the name of a split or of a part of one."""
+  names = {plain_split(name): name for name in splits}
+  asked = split.partition("[")[0]
+  if not split:
+    asked = next((x for x in EVAL_SPLITS if plain_split(x) in names), "")
+  found = names.get(plain_split(asked))
+  if found is None:
+    raise UserError(
+      f"{split_name()}={split!r} is not in {place!r}; there are: {', '.join(splits)}"
+      + ("" if split else "; name one of them, or a part, such as train[90%:]")
+    )
+  return found
+
+
 def open_records(
-  config: DataConfig, split: str, kind: str, class_names: Sequence[str] = ()
+  config: DataConfig, split: str, class_names: Sequence[str] = ()
 ) -> Records | ImageArrays:
   """Opens a split.
 
   Args:
-    config: names the data set in `dir`.
+    config: `name` is a key of `KINDS`, and `dir` has the files.
     split: name of the split, or a part of one in TFDS's syntax, such as "train[:80%]";
       "" is the first of `EVAL_SPLITS` that exists.
-    kind: key of `KINDS`.
-    class_names: names of the classes, if the files do not tell them.
+    class_names: names of the classes in the order of the labels. By default, it is the
+      order of the files, or of the training split if these do not name their classes.
 
   Returns:
     `ImageArrays` if `config.train_crop` is "", all images have one size, and they take
@@ -116,34 +149,28 @@ def open_records(
       label is not of the kind that `config.labels` names.
     NotFoundError: there are no files.
   """
-  shards = find_shards(config.dir, KINDS[kind].suffix)
+  kind = KINDS[config.name]
+  shards = find_shards(config.dir, kind.suffix)
   splits = _splits(shards)
-  names = {plain_split(name): name for name in splits}
-  split = split or next(
-    (name for name in EVAL_SPLITS if plain_split(name) in names), ""
-  )
-  whole = names.get(plain_split(split.partition("[")[0]))
-  if whole is None:
-    raise UserError(
-      f"{split_name()}={split!r} is not in {config.dir!r}; there are: "
-      f"{', '.join(splits)}"
-      + ("" if split else "; name one of them, or a part, such as train[90%:]")
-    )
-  table = KINDS[kind].open(shards.local(splits[whole]), config)
-  known = table.class_names or tuple(class_names)
-  if config.labels != "numbers" and not known:
+  whole = _find_split(splits, split, config.dir)
+  split = split or whole
+  table = kind.open(shards.local(splits[whole]), config)
+  names = tuple(class_names) or table.class_names
+  if config.labels != "numbers" and not names:
     first = table
     if "train" in splits and splits["train"] != splits[whole]:
-      first = KINDS[kind].open(shards.local(splits["train"]), config)
-    known = class_names_of(first.labels, config.labels)
+      first = kind.open(shards.local(splits["train"]), config)
+    names = first.class_names or class_names_of(first.labels, config.labels)
   where = f"{config.dir} {whole}"
-  labels = encode(table.labels, config.labels, known, where)
+  if not len(table.labels):
+    raise UserError(f"{where} has no images")
+  labels = encode(table.labels, config.labels, names, where, table.class_names)
   if config.labels == "numbers":
-    known = number_names(labels.shape[1])
-  records = Records(table.reader, np.arange(len(labels)), labels, known)
-  if set(splits) == set(_PARTS) and splits["train"] is splits["val"]:
-    every = [records.name(i).encode() for i in range(len(records))]
-    is_val = is_validation(every, labels, config.val_share)
+    names = number_names(labels.shape[1])
+  records = Records(table.reader, np.arange(len(labels)), labels, names)
+  if splits.keys() == set(_PARTS) and splits["train"] is splits["val"]:
+    images = [os.fsencode(name) for name in table.reader.names()]
+    is_val = is_validation(images, labels, config.val_share)
     records = records.select(np.flatnonzero(is_val == (whole == "val")))
   if "[" in split:
     part = whole + split[split.index("[") :]

@@ -24,6 +24,12 @@ class Reader(Protocol):
   def name(self, record: int) -> str:
     """Returns the name of a record for messages."""
 
+  def names(self) -> list[str]:
+    """Returns the names of all R records."""
+
+  def sizes(self) -> bytes:
+    """Returns the sizes of the images or of groups of them, to notice other images."""
+
 
 class Table(NamedTuple):
   """The records of some files.
@@ -31,7 +37,7 @@ class Table(NamedTuple):
   Attributes:
     reader: reads their images.
     labels: the label of each of the R records, as it is stored.
-    class_names: the names of the classes that the files tell, or ().
+    class_names: the names of the classes whose indices are stored, or ().
   """
 
   reader: Reader
@@ -45,7 +51,7 @@ class Records:
 
   Attributes:
     reader: reads the images.
-    places: [N] the record of each image.
+    places: int [N], the record of each image.
     labels: of all images, see `LabelSpec`.
     class_names: names of the classes, or of the numbers of a label, in order.
   """
@@ -68,10 +74,11 @@ class Records:
 
   @cached_property
   def digest(self) -> str:
-    """Hash of the names of the images and of their labels, in order."""
-    digest = hashlib.blake2b(digest_size=16)
-    for index in range(len(self)):
-      digest.update(self.name(index).rpartition("/")[2].encode() + b"\0")
+    """Hash of the names and sizes of all records, and of the images' labels."""
+    names = "\0".join(self.reader.names()).encode(errors="surrogateescape")
+    digest = hashlib.blake2b(names, digest_size=16)
+    digest.update(self.reader.sizes())
+    digest.update(self.places.astype("<i8").tobytes())
     digest.update(label_bytes(self.labels))
     return digest.hexdigest()
 

@@ -65,6 +65,12 @@ class TfdsImages:
     return f"image {index} of {self.where}"
 
 
+def is_prepared(name: str, data_dir: str) -> bool:
+  """Whether a directory holds a TFDS data set of this name, of any configuration."""
+  root = Path(os.path.expanduser(data_dir), re.split("[:/]", name)[0])
+  return any(any(root.glob(f"{level}dataset_info.json")) for level in ("*/", "*/*/"))
+
+
 def load_tfds(
   name: str, data_dir: str, split: str, stream: bool = False
 ) -> ImageArrays | TfdsImages:

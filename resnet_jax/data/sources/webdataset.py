@@ -5,7 +5,10 @@ last part: `0001.jpg` and `0001.cls`. An index of each tar is written once to th
 cache folder, so that any image can then be read without reading those before it.
 """
 
+import contextlib
+import functools
 import hashlib
+import itertools
 import json
 import os
 import tarfile
@@ -23,13 +26,13 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES
 from resnet_jax.data.sources.records import Table
 from resnet_jax.runtime.atomic_files import replacing
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.private_folder import cache_dir
 
 _LABELS = "cls", "json", "txt"  # Suffixes of files with labels, in order of preference.
 _KEYS = "label", "labels", "cls", "class", "target"  # Of labels in a .json file.
 _MOST_BYTES = 2**20  # Of a file with a label.
-_FORMAT = 1  # Of the index. Another number makes all indexes be written again.
+_FORMAT = 2  # Of the index. Another number makes all indexes be written again.
 
 
 class Index(NamedTuple):
@@ -59,23 +62,57 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   Raises:
     UserError: a tar is damaged, or a sample has no image, several images or no label.
   """
-  columns = config.image_column, config.label_column
+  names = config.image_column, config.label_column
+  image, label = (name.lower().removeprefix(".") for name in names)
+  read = functools.partial(_find_index, image=image, label=label)
   console = Console(stderr=True)
   bar = Progress(console=console, transient=True, disable=not console.is_terminal)
   with bar, ThreadPoolExecutor(config.num_threads or 8) as pool:
-    found = pool.map(lambda path: _find_index(path, *columns), paths)
+    found = pool.map(read, paths)
     indexes = list(bar.track(found, len(paths), description="reading the tar files"))
   labels = [label for index in indexes for label in index.labels]
-  return Table(TarReader(paths, indexes), labels, _class_names(paths[0]))
+  folders = paths[0].parent, Path(os.path.expanduser(config.dir))
+  return Table(TarReader(paths, indexes), _plain(labels), _class_names(folders))
 
 
-def _class_names(path: Path) -> tuple[str, ...]:
-  """Returns the lines of classes.txt beside the tars; () if there is no such file."""
-  try:
-    lines = (path.parent / "classes.txt").read_text(encoding="utf-8").splitlines()
-  except (OSError, UnicodeDecodeError):
+def _plain(labels: list[Any]) -> list[Any]:
+  """Turns texts into class indices, if all of them are whole numbers.
+
+  If some labels are words, a number among them is a class name, too.
+  """
+  every = itertools.chain(*(x if isinstance(x, list) else [x] for x in labels))
+  texts = {x for x in every if isinstance(x, str)}
+  are_words = not all(text.removeprefix("-").isdecimal() for text in texts)
+
+  def plain(label: Any) -> Any:
+    if isinstance(label, list):
+      return [plain(one) for one in label]
+    if are_words:
+      return str(label) if isinstance(label, int) else label
+    return int(label) if isinstance(label, str) else label
+
+  return [plain(label) for label in labels]
+
+
+def _class_names(folders: Sequence[Path]) -> tuple[str, ...]:
+  """Returns the lines of classes.txt in the first folder that has this file, or ().
+
+  Raises:
+    UserError: the file cannot be read, or has an empty line between two names.
+  """
+  path = next((x for x in (y / "classes.txt" for y in folders) if x.is_file()), None)
+  if path is None:
     return ()
-  return tuple(line.strip() for line in lines if line.strip())
+  try:
+    lines = path.read_text(encoding="utf-8-sig").rstrip().splitlines()
+  except (OSError, UnicodeDecodeError) as error:
+    raise UserError(f"{str(path)!r} is no text in UTF-8: {error}") from error
+  names = tuple(line.strip() for line in lines)
+  if not all(names):
+    raise UserError(
+      f"{str(path)!r}, line {names.index('') + 1} is empty; name a class in each line"
+    )
+  return names
 
 
 def _find_index(path: Path, image: str, label: str) -> Index:
@@ -86,25 +123,21 @@ def _find_index(path: Path, image: str, label: str) -> Index:
   name = hashlib.blake2b(key, digest_size=16).hexdigest()
   try:
     stored = cache_dir() / "tar_indexes" / f"{name}.json"
+  except RuntimeError:  # The user has no home folder.
+    return make_index(path, image, label)
+  # An index that is missing or damaged is made again.
+  with contextlib.suppress(OSError, ValueError, TypeError):
     offsets, sizes, names, labels = json.loads(stored.read_bytes())
     index = Index(np.array(offsets, np.int64), np.array(sizes, np.int64), names, labels)
     if len(index.offsets) == len(index.sizes) == len(names) == len(labels):
       return index
-  except (
-    OSError,
-    ValueError,
-    TypeError,
-    RuntimeError,
-  ):  # There is none, or it is damaged.
-    pass
   index = make_index(path, image, label)
-  try:
+  # If another process writes the index, or the disk is full, it is only used here.
+  with contextlib.suppress(OSError):
     stored.parent.mkdir(parents=True, exist_ok=True)
     with replacing(str(stored)) as part:
       content = index.offsets.tolist(), index.sizes.tolist(), index.names, index.labels
       Path(part).write_text(json.dumps(content))
-  except OSError:  # Another process writes it, or the disk is full: it is made again.
-    pass
   return index
 
 
@@ -114,8 +147,8 @@ def make_index(path: Path, image: str = "", label: str = "") -> Index:
   Args:
     path: an uncompressed tar.
     image: suffix of the images, such as "jpg"; "" is any suffix of an image.
-    label: suffix of the labels, such as "cls", or a key of the .json files; "" is the
-      first of cls, json and txt that a sample has.
+    label: suffix of the labels, such as "cls", or a key of the .json files, in lower
+      case; "" is the first of cls, json and txt that a sample has.
 
   Raises:
     UserError: see `open_files`.
@@ -170,29 +203,29 @@ def _row(
   images = [image] if image else [x for x in files if f".{x}".endswith(SUFFIXES)]
   if len(images) != 1 or images[0] not in files:
     raise fault(
-      "it must have one image; config.data.image_column names the suffix of the images"
+      "it must have one image; the suffix of the images can be named in "
+      f"{setting_name('data.image_column')}"
     )
-  beside = [label] if label in files else [x for x in _LABELS if x in files]
-  if not beside:
+  # `label` is a suffix, or else a key in the .json file.
+  suffixes = (label,) if label in files else ("json",) if label else _LABELS
+  suffix = next((x for x in suffixes if x in files), None)
+  if suffix is None:
     raise fault(
-      f"it must have a label, a file of the suffix {', '.join(_LABELS)}; "
-      "config.data.label_column names another suffix"
+      f"it must have a label, a file of the suffix {label or ', '.join(_LABELS)}; "
+      f"{setting_name('data.label_column')} names the suffix"
     )
   member = files[images[0]]
-  content = _read_label(path, archive, files[beside[0]])
+  content = _read_label(path, archive, files[suffix])
   try:
-    text = content.decode().strip()
-    value: Any = text
-    if beside[0] == "json":
-      found = json.loads(text)
+    value: Any = content.decode().strip()
+    if suffix == "json":
+      found = {key.lower(): x for key, x in json.loads(value).items()}
       keys = [label] if label and label != "json" else _KEYS
       value = next(found[key] for key in keys if key in found)
-    elif text.removeprefix("-").isdecimal():
-      value = int(text)
-  except (UnicodeDecodeError, ValueError, TypeError, StopIteration) as error:
+  except (ValueError, AttributeError, StopIteration, RecursionError) as error:
     raise fault(
-      f"the file .{beside[0]} has no label; config.data.label_column names the suffix "
-      "of the files with the labels, or the key of the label in the .json files"
+      f"the file .{suffix} has no label; {setting_name('data.label_column')} names the "
+      "suffix of the files with the labels, or the key of the label in the .json files"
     ) from error
   return member.offset_data, member.size, member.name, value
 
@@ -224,6 +257,16 @@ class TarReader:
   def name(self, record: int) -> str:
     """Returns the name of the tar and of the image in it."""
     return f"{Path(self._path(record)).name}/{self._names[record]}"
+
+  def names(self) -> list[str]:
+    """Returns the names of all images, see `name`."""
+    tars = np.repeat([Path(path).name for path in self._paths], np.diff(self._starts))
+    return [f"{a}/{b}" for a, b in zip(tars.tolist(), self._names, strict=True)]
+
+  def sizes(self) -> bytes:
+    """Returns the size of each image."""
+    sizes: bytes = self._sizes.astype("<i8").tobytes()
+    return sizes
 
   def read(self, record: int) -> bytes:
     """Returns the content of an image file, or raises `ImageError`."""
