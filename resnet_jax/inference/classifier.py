@@ -27,6 +27,7 @@ from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.models.folding import fold_batch_norm, folded_model
+from resnet_jax.models.operations import softmax
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
@@ -170,7 +171,7 @@ class Classifier:
     if self.labels == "numbers":
       mean, std = (jnp.array(x)[None] for x in (self.mean, self.std))
       return {"values": logits * std + mean}
-    activation = jax.nn.sigmoid if self.labels == "classes" else jax.nn.softmax
+    activation = jax.nn.sigmoid if self.labels == "classes" else softmax
     return {"probabilities": activation(logits / self.temperature)}
 
 
