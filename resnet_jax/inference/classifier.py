@@ -6,7 +6,7 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
 import jax
@@ -26,6 +26,7 @@ from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
+from resnet_jax.inference.training_record import describe_training
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.operations import softmax
 from resnet_jax.models.registry import build_model
@@ -64,6 +65,7 @@ class Classifier:
     thresholds: with "classes", a class is predicted if its probability is at least
       this, for each class; () is 1/2.
     mean, std: with "numbers", the network's outputs are standardised by these.
+    training: how the weights were trained, see `describe_training`; {} if not known.
   """
 
   name: str
@@ -78,6 +80,7 @@ class Classifier:
   thresholds: tuple[float, ...] = ()
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
+  training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self, images: UInt[AnyArray, "b h w c"]
@@ -240,6 +243,7 @@ def load_run(
   config = run_dir.load_run_config(workdir, trust_code, ("model.factory",))
   with CheckpointStore(workdir) as store:
     step, variables = store.restore_model(which)
+    evaluation = store.read_evaluation(step)
   shape = read_facts(workdir).image_shape
   return Classifier(
     part_name(config.model.factory, config.model.name),
@@ -254,6 +258,8 @@ def load_run(
     labels=config.data.labels,
     mean=config.loss.target_mean or (0.0,),
     std=config.loss.target_std or (1.0,),
+    # A run that was converted from a file is at step 0.
+    training=describe_training(config, step, evaluation) if step else {},
     **read_calibration(workdir, step, config.data.labels) if calibrated else {},
   )
 
@@ -288,6 +294,7 @@ def load_weights(
     weights.all_class_names(names, num_classes),
     image_channels(variables),
     labels=labels,
+    training={} if new_head else weights.read_training(path),
     **read_calibration(path, None, labels) if calibrated else {},
   )
 

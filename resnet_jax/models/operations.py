@@ -25,14 +25,13 @@ _is_marking = contextvars.ContextVar("is_marking", default=False)
 OPERATION = Primitive("operation")
 
 
-@OPERATION.def_abstract_eval
 def _shape(*inputs: Any, function: Callable[..., Any], settings: Any) -> Any:
   (made,) = unmarked(function, inputs, settings).out_avals
   return made
 
 
 def unmarked(function: Callable[..., Any], like: Sequence[Any], settings: Any) -> Any:
-  """Returns the trace of a marked function for inputs like these, operation by operation.
+  """Returns the trace of all operations of a marked function.
 
   Args:
     function: see `OPERATION`.
@@ -42,6 +41,9 @@ def unmarked(function: Callable[..., Any], like: Sequence[Any], settings: Any) -
   shapes = [jax.ShapeDtypeStruct(x.shape, x.dtype) for x in like]
   whole = functools.partial(inspect.unwrap(function), **settings)
   return jax.make_jaxpr(whole)(*shapes)
+
+
+OPERATION.def_abstract_eval(_shape)
 
 
 @contextlib.contextmanager

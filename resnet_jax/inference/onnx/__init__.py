@@ -1,5 +1,6 @@
 """Writes a network as an ONNX graph.
 
-`build.py` traces the network, and `rules.py` says which file writes which operation of
-JAX. `graph.py` is the graph under construction, and `fusing.py` makes it shorter.
+`build.py` makes the file. `trace.py` traces the network and looks up the rule of each
+operation of JAX; the rules are in `elementwise.py`, `shapes.py`, `layers.py` and
+`marked.py`. `graph.py` is the graph under construction, and `fusing.py` shortens it.
 """

@@ -1,217 +1,62 @@
-"""Traces a network and writes it as an ONNX graph, operation by operation."""
+"""Writes a network as an ONNX model."""
 
-import dataclasses
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
-import jax
 import numpy as np
-from jax.extend.core import ClosedJaxpr, Literal
 
 from resnet_jax import __version__
-from resnet_jax.inference.onnx.elementwise import ELEMENTWISE, Call, Rule
+from resnet_jax.inference.exported_function import ExportedFunction
 from resnet_jax.inference.onnx.fusing import fuse
-from resnet_jax.inference.onnx.graph import (
-  BATCH,
-  Constant,
-  Graph,
-  Stored,
-  UnsupportedError,
-  Value,
-  usual_order,
-)
-from resnet_jax.inference.onnx.layers import LAYERS
-from resnet_jax.inference.onnx.marked import MARKED, marking_modules
-from resnet_jax.inference.onnx.shapes import SHAPES
-from resnet_jax.models.operations import OPERATION, marked_operations, unmarked
+from resnet_jax.inference.onnx.graph import BATCH, Graph
+from resnet_jax.inference.onnx.trace import trace
 from resnet_jax.runtime.errors import UserError
 
 OPSET = 17
 _MOST_BYTES = 2**31 - 2**20  # Of a file in the format of Protocol Buffers.
 
-_RULES: dict[str, Rule] = ELEMENTWISE | SHAPES | LAYERS
-_UNCHANGED = {"name", "copy", "copy_p", "stop_gradient", "optimization_barrier"}
-_CALLS = {"jit", "pjit", "custom_jvp_call", "custom_vjp_call", "closed_call"}
-_CALLS |= {"core_call", "checkpoint", "remat", "remat2", "custom_vjp_call_jaxpr"}
 
+def build(exported: ExportedFunction) -> Any:
+  """Returns an ONNX model of a network.
 
-def build(
-  function: Callable[[Any, Any], Any],
-  variables: Any,
-  image: jax.ShapeDtypeStruct,
-  output: str,
-  metadata: dict[str, str],
-) -> Any:
-  """Returns an ONNX model of a function of variables and images.
+  Its input "images" [B, H, W, C] has any batch size, and its output has the name
+  `exported.answer`. Inside, images are [B, C, H, W].
 
   Args:
-    function: (variables, images [B, H, W, C]) -> array [B, ...]. It is traced with a
-      large B, so it must not depend on B.
-    variables: nested dicts of arrays, which the file contains.
-    image: shape [H, W, C] and dtype of one image. The input of the file is named
-      "images", and has any batch size.
-    output: name of the output.
-    metadata: `metadata_props` of the file.
+    exported: the network, such as `exported_function(load(path))`. Its function must
+      not depend on B.
 
   Returns:
-    An `onnx.ModelProto`.
+    An `onnx.ModelProto`, with the metadata in `metadata_props`.
 
   Raises:
-    UserError: the function uses an operation that this package does not write; or the
+    UserError: the network uses an operation that this package does not write, or the
       file would be too large.
   """
-  graph = Graph()
-  found = trace(graph, function, variables, image)
-  last = graph.ordered(found, range(len(found.shape)))
-  fuse(graph, last)
-  return _to_model(graph, image, found, last, output, metadata)
-
-
-def trace(
-  graph: Graph,
-  function: Callable[[Any, Any], Any],
-  variables: Any,
-  image: jax.ShapeDtypeStruct,
-) -> Stored:
-  """Adds a function's operations to the graph, and returns its result."""
-  images = jax.ShapeDtypeStruct((BATCH, *image.shape), image.dtype)
-  paths, _ = jax.tree_util.tree_flatten_with_path(variables)
-  with marked_operations(), marking_modules():
-    traced = jax.make_jaxpr(function)(variables, images)
-  inputs: list[Value] = [
-    Constant(np.asarray(leaf), "/".join(str(getattr(k, "key", k)) for k in path[1:]))
-    for path, leaf in paths
-  ]
-  rank, shape = len(images.shape), images.shape
-  given = Stored(
-    graph.new_name("images"), shape, (*range(rank),), np.dtype(image.dtype), shape
-  )
-  # uint8 values are moved faster than float values.
-  order = usual_order(rank)
-  name = graph.ordered(given, order)
-  inputs.append(dataclasses.replace(given, name=name, order=order))
-  (found,) = _walk(graph, traced, inputs)
-  if isinstance(found, Constant):
-    raise UserError("the output of the network does not depend on the images")
-  return graph.whole(found)
-
-
-def _walk(
-  graph: Graph, closed: Any, inputs: Sequence[Value], scope: str = ""
-) -> list[Value]:
-  """Adds the operations of a traced function, called in `scope`; returns its outputs."""
-  jaxpr = getattr(closed, "jaxpr", closed)
-  consts = closed.consts if isinstance(closed, ClosedJaxpr) else ()
-  known = [Constant(np.asarray(const)) for const in consts]
-  values: dict[Any, Value] = dict(zip(jaxpr.constvars, known, strict=True))
-  values |= dict(zip(jaxpr.invars, inputs, strict=True))
-
-  def value_of(name: Any) -> Value:
-    if isinstance(name, Literal):
-      return Constant(np.asarray(name.val, name.aval.dtype))
-    return values[name]
-
-  for eqn in jaxpr.eqns:
-    graph.scope = _joined(scope, str(eqn.source_info.name_stack))
-    made = _outputs(graph, eqn, [value_of(name) for name in eqn.invars])
-    values |= dict(zip(eqn.outvars, made, strict=True))
-  return [value_of(name) for name in jaxpr.outvars]
-
-
-def _joined(*paths: str) -> str:
-  """Returns the names of the modules in paths such as "Net.stages/stem/stem.last"."""
-  names: list[str] = []
-  for part in "/".join(path for path in paths if path).split("/"):
-    name = part.partition(".")[0]  # Without the method.
-    if name not in names[-1:]:
-      names.append(name)
-  return "/".join(names)
-
-
-def _outputs(graph: Graph, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
-  name, params = eqn.primitive.name, eqn.params
-  if name in _CALLS:
-    inner = next(params[key] for key in ("jaxpr", "call_jaxpr") if key in params)
-    return _walk(graph, inner, inputs, graph.scope)
-  if name in _UNCHANGED:
-    return inputs
-  call = Call(graph, inputs, params, [variable.aval for variable in eqn.outvars])
-  try:
-    if eqn.primitive is OPERATION:
-      return _marked(call)
-    if all(isinstance(x, Constant) for x in inputs):
-      return _computed(eqn, inputs)
-    if name not in _RULES:
-      raise UnsupportedError(f"the operation {name!r}")
-    found = _RULES[name](call)
-  except UnsupportedError as error:
-    raise UserError(
-      f"the ONNX writer does not know {error} of JAX, which "
-      f"{graph.scope or 'the network'} uses; use --format stablehlo"
-    ) from error
-  return found if isinstance(found, list) else [found]
-
-
-def _marked(call: Call) -> Sequence[Value]:
-  function, settings = call.params["function"], call.params["settings"]
-  if (found := MARKED[function](call, **settings)) is not None:
-    return [found]
-  return _walk(call.graph, unmarked(function, [call.stored], settings), call.inputs, call.graph.scope)
-
-
-def _computed(eqn: Any, inputs: Sequence[Any]) -> Sequence[Value]:
-  """Computes an operation of constants now, for a batch of 1."""
-
-  def of_one_image(leaf: Any) -> Any:
-    if type(leaf) is int and leaf and leaf % BATCH == 0:
-      return leaf // BATCH
-    return leaf
-
-  params = jax.tree.map(of_one_image, eqn.params)
-  found = eqn.primitive.bind(*(x.array for x in inputs), **params)
-  label = next((x.label for x in inputs if x.label), "")
-  outputs = found if eqn.primitive.multiple_results else [found]
-  return [Constant(np.asarray(array), label) for array in outputs]
-
-
-def _to_model(
-  graph: Graph,
-  image: jax.ShapeDtypeStruct,
-  found: Stored,
-  last: str,
-  output: str,
-  metadata: dict[str, str],
-) -> Any:
   from onnx import helper, numpy_helper
 
-  size = sum(array.nbytes for array in graph.constants.values())
-  if size > _MOST_BYTES:
-    raise UserError(
-      f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds at most "
-      "2 GB; use --format stablehlo"
-    )
-
-  def info(name: str, shape: Sequence[int], dtype: Any) -> Any:
-    sizes = ["batch" if n % BATCH == 0 else n for n in shape]
-    kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
-    return helper.make_tensor_value_info(name, kind, sizes)
-
+  graph = Graph()
+  found = trace(graph, exported.function, exported.variables, exported.image)
+  last = graph.ordered(found, range(len(found.shape)))
+  fuse(graph, last)
+  _check_size(graph)
   nodes = [
     helper.make_node(
       node.op,
       node.inputs,
-      [output if node.output == last else node.output],
+      [exported.answer if node.output == last else node.output],
       name=node.name,
       **node.attributes,
     )
     for node in graph.nodes
   ]
+  images = (BATCH, *exported.image.shape)
   model = helper.make_model(
     helper.make_graph(
       nodes,
-      "resnet_jax",
-      [info("images", (BATCH, *image.shape), image.dtype)],
-      [info(output, found.shape, found.dtype)],
+      exported.metadata["architecture"],
+      [_describe("images", images, exported.image.dtype)],
+      [_describe(exported.answer, found.shape, found.dtype)],
       [numpy_helper.from_array(a, name) for name, a in graph.constants.items()],
     ),
     opset_imports=[helper.make_opsetid("", OPSET)],
@@ -219,5 +64,22 @@ def _to_model(
     producer_name="flax-resnet",
     producer_version=__version__,
   )
-  helper.set_model_props(model, metadata)
+  helper.set_model_props(model, exported.metadata)
   return model
+
+
+def _describe(name: str, shape: Sequence[int], dtype: Any) -> Any:
+  from onnx import helper
+
+  sizes = ["batch" if n % BATCH == 0 else n for n in shape]
+  kind = helper.np_dtype_to_tensor_dtype(np.dtype(dtype))
+  return helper.make_tensor_value_info(name, kind, sizes)
+
+
+def _check_size(graph: Graph) -> None:
+  size = sum(array.nbytes for array in graph.constants.values())
+  if size > _MOST_BYTES:
+    raise UserError(
+      f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds at most "
+      "2 GB; use --format stablehlo"
+    )

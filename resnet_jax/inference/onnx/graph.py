@@ -186,8 +186,10 @@ class Graph:
     if value.sizes == value.shape:
       return value
     sizes = [value.shape[axis] for axis in value.order]
-    if any(size % BATCH == 0 and value.sizes[axis] == 1
-           for size, axis in zip(sizes, value.order, strict=True)):
+    if any(
+      size % BATCH == 0 and value.sizes[axis] == 1
+      for size, axis in zip(sizes, value.order, strict=True)
+    ):
       raise UnsupportedError("a tensor that is repeated for each image of the batch")
     target = np.array([1 if size % BATCH == 0 else size for size in sizes], np.int64)
     name = self.node("Expand", [value.name, self.constant(target)])

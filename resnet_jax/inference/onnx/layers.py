@@ -87,7 +87,7 @@ def _dense(
   if rank > 2 and place == rank - 2:
     names = [graph.ordered(matrix, (outer, inner)), x.name]
     return graph.add("MatMul", names, call.output, order_of(x.order))
-  order = tuple(i for i in x.order if i != axis) + (axis,)
+  order = (*(i for i in x.order if i != axis), axis)
   names = [graph.ordered(x, order), graph.ordered(matrix, (inner, outer))]
   op = "Gemm" if rank == 2 else "MatMul"
   return graph.add(op, names, call.output, order_of(order))
@@ -115,7 +115,7 @@ def _einsum(call: Call) -> Value:
   )
 
 
-def _pool(op: str, **settings: int) -> Rule:
+def _pool(op: str) -> Rule:
   def rule(call: Call) -> Value:
     x, params = call.graph.whole(call.stored), call.params
     rank = len(x.shape)
@@ -128,8 +128,10 @@ def _pool(op: str, **settings: int) -> Rule:
     if {*outside, *params["base_dilation"]} != {1} or any(map(any, padding[:2])):
       raise UnsupportedError("a pool over images or channels")
     if op == "MaxPool":
-      settings["dilations"] = dilations[2:]
-    elif {*dilations} != {1}:
+      more: dict[str, Any] = {"dilations": dilations[2:]}
+    elif {*dilations} == {1}:
+      more = {"count_include_pad": 1}
+    else:
       raise UnsupportedError("an average of pixels that are not neighbours")
     return call.graph.add(
       op,
@@ -139,14 +141,14 @@ def _pool(op: str, **settings: int) -> Rule:
       kernel_shape=window[2:],
       strides=strides[2:],
       pads=_pads(padding[2:]),
-      **settings,
+      **more,
     )
 
   return rule
 
 
 def _sum_pool(call: Call) -> Value:
-  average: Any = _pool("AveragePool", count_include_pad=1)(call)
+  average: Any = _pool("AveragePool")(call)
   number = np.prod(call.params["window_dimensions"])
   return combined(call, [average, Constant(np.array(number, average.dtype))], "Mul")
 

@@ -37,12 +37,11 @@ def channel_attention(x: jax.Array, kernel: jax.Array) -> jax.Array:
   return x
 
 
-def _mark_module(
-  call: Callable[..., Any], args: Any, kwargs: Any, context: Any
-) -> Any:
+def _mark_module(call: Callable[..., Any], args: Any, kwargs: Any, context: Any) -> Any:
   module = context.module
   if context.method_name == "__call__" and len(args) == 1 and not kwargs:
     (x,) = args
+    arrays: Any
     if type(module) is nn.GroupNorm and _is_plain(module) and x.ndim == 4:
       groups = module.num_groups or x.shape[-1] // module.group_size
       arrays = (module.get_variable("params", name) for name in ("scale", "bias"))
@@ -148,8 +147,9 @@ def _group_norm(call: Call, groups: int, epsilon: float) -> Value:
   normal = graph.node("InstanceNormalization", names, epsilon=epsilon)
   name = graph.reshape(normal, x.stored_sizes)
   y = Stored(name, x.shape, _NCHW, x.dtype, x.shape)
-  return combined(call, [combined(call, [y, _per_channel(scale)], "Mul"),
-                         _per_channel(bias)], "Add")
+  return combined(
+    call, [combined(call, [y, _per_channel(scale)], "Mul"), _per_channel(bias)], "Add"
+  )
 
 
 def _per_channel(values: Any) -> Constant:

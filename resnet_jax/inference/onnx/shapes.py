@@ -21,7 +21,7 @@ from resnet_jax.inference.onnx.graph import (
 def _groups(
   old: Sequence[int], new: Sequence[int]
 ) -> list[tuple[list[int], list[int]]]:
-  """Returns which axes of an old shape become which of a new one, without sizes of 1."""
+  """Returns which axes become which, in a reshape; leaves out axes of size 1."""
   olds = [axis for axis, size in enumerate(old) if size != 1]
   news = [axis for axis, size in enumerate(new) if size != 1]
   groups = []
@@ -74,7 +74,7 @@ def reshaped(graph: Graph, x: Stored, shape: Sequence[int]) -> Stored:
 
 
 def _kept_axes(graph: Graph, x: Stored, shape: tuple[int, ...]) -> Stored | None:
-  """Returns `x` in the new shape if it is a sum that only keeps the axes summed over."""
+  """Returns a sum in the new shape if that only keeps the axes summed over."""
   if x.name not in graph.reduced:
     return None
   op, given, axes = graph.reduced[x.name]
@@ -167,7 +167,7 @@ def _slice(call: Call) -> Value:
 
 def _reverse(call: Call) -> Value:
   x = call.graph.whole(call.stored)
-  back = {axis: (-1, -(2**31), -1) for axis in call.params["dimensions"]}
+  back = dict.fromkeys(call.params["dimensions"], (-1, -(2**31), -1))
   return _sliced(call, x, back, call.output)
 
 
@@ -188,7 +188,9 @@ def _pad(call: Call) -> Value:
     raise UnsupportedError("padding with negative sizes or between pixels")
   if not any(map(any, config)):
     return x
-  return padded(call.graph, x, [side[:2] for side in config], call.output, value)
+  return padded(
+    call.graph, x, [(low, high) for low, high, _ in config], call.output, value
+  )
 
 
 def padded(
