@@ -116,14 +116,16 @@ class _Fusing:
     if node.op != "Add" or not (operands := self._operands(node)):
       return
     before, bias, bias_name = operands
-    if before.op != "Mul" or not (operands := self._operands(before)):
+    constants = self.graph.constants
+    scales = [constants[name] for name in before.inputs if name in constants]
+    if before.op != "Mul" or len(scales) != 1:
       return
-    _, scale, _ = operands
+    (scale,) = scales
     if scale.shape != bias.shape or scale.shape != (1, scale.size, 1, 1):
       return
     dtype = bias.dtype
     arrays = scale, bias, np.zeros(bias.size, dtype), np.ones(bias.size, dtype)
-    x = next(name for name in before.inputs if name not in self.graph.constants)
+    x = next(name for name in before.inputs if name not in constants)
     node.op, node.attributes = "BatchNormalization", {"epsilon": 0.0}
     node.inputs = [x, *(self.graph.constant(a.ravel(), bias_name) for a in arrays)]
 

@@ -174,9 +174,9 @@ def _reverse(call: Call) -> Value:
 def _split(call: Call) -> list[Value]:
   x, start, parts = call.graph.whole(call.stored), 0, list[Value]()
   for size, like in zip(call.params["sizes"], call.outputs, strict=True):
-    bounds = {call.params["axis"]: (start, start + size, 1)}
+    bounds = {call.params["axis"]: (start, start + int(size), 1)}
     parts.append(_sliced(call, x, bounds, like))
-    start += size
+    start += int(size)
   return parts
 
 
