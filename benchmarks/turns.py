@@ -108,19 +108,28 @@ def count_cores() -> int:
   return os.cpu_count() or 1
 
 
+def read_processor() -> dict[str, str]:
+  """Returns what /proc/cpuinfo says of the last core; nothing where it is missing."""
+  if not os.path.exists("/proc/cpuinfo"):
+    return {}
+  with open("/proc/cpuinfo") as file:
+    lines = dict(line.split(":", 1) for line in file if ":" in line)
+  return {key.strip(): value.strip() for key, value in lines.items()}
+
+
+def read_processor_flags() -> set[str]:
+  """Returns the processor's extensions, such as "avx512_bf16"; on ARM "bf16"."""
+  known = read_processor()
+  return set((known.get("flags") or known.get("Features", "")).split())
+
+
 def describe_machine() -> dict[str, object]:
   """Returns the hardware, versions and date that a result depends on."""
   import jax
 
-  processor = platform.processor()
-  if os.path.exists("/proc/cpuinfo"):
-    with open("/proc/cpuinfo") as file:
-      lines = dict(line.split(":", 1) for line in file if ":" in line)
-    names = {key.strip(): value.strip() for key, value in lines.items()}
-    processor = names.get("model name", processor)
   return {
     "device": jax.devices()[0].device_kind,
-    "processor": processor,
+    "processor": read_processor().get("model name", platform.processor()),
     "cores": count_cores(),
     "jax": jax.__version__,
     "python": platform.python_version(),
