@@ -1,16 +1,15 @@
 """Runs the forward pass of one network in one program, as a process that is timed.
 
-`inference.py` starts it with this command: python benchmarks/engines.py PEER FOLDER NAME
-BATCH DTYPE, where `networks.py` wrote FOLDER. Before it is timed, the program's answers
-are compared with PyTorch's in float32. It uses all cores, and the images are on the
-device from the start.
+`inference.py` starts it with this command: python benchmarks/engines.py PEER FOLDER
+NAME BATCH DTYPE, where `networks.py` wrote FOLDER. Before it is timed, the program's
+answers are compared with PyTorch's in float32. It uses all cores, and the images are on
+the device from the start.
 
 A dtype that a program or the processor does not have ends in `NotHereError`. Some
 programs would compute in another dtype without a word, and their time would mislead.
 """
 
 import sys
-from collections import Counter
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
@@ -30,20 +29,14 @@ from networks import (
   quantise,
   side_of,
 )
+from runtimes import Forward, NotHereError, Runtime, run_onnxruntime, run_openvino
 from turns import count_cores, read_processor_flags, serve
 
 DTYPES = "float32", "bfloat16", "int8"
 # Largest `Network.deviation` of a dtype. On a GPU, convolutions of float32 are TF32.
-BOUNDS = {"float32": 1e-3, "TF32": 2e-2, "bfloat16": 0.1, "int8": 0.3}
+BOUNDS = {"float32": 1e-4, "TF32": 2e-2, "bfloat16": 0.1, "int8": 0.5}
 # A stock Flax network pads otherwise at stride 2, so it has no such weights.
 UNCHECKED = ("stock flax",)
-
-Forward = Callable[[], np.ndarray]  # Returns the logits [B, K].
-Runtime = Callable[[Path, np.ndarray, str], Forward]
-
-
-class NotHereError(Exception):
-  """A program, or the processor, does not have a dtype."""
 
 
 def check_bfloat16(dtype: str) -> None:
@@ -178,67 +171,6 @@ def quantise_torch(model, examples):
     for part in examples.split(4):
       prepared(part)
     return quantize_pt2e.convert_pt2e(prepared)
-
-
-def run_onnxruntime(path: Path, images: np.ndarray, dtype: str) -> Forward:
-  """Returns the first output of a file in ONNX Runtime on the CPU.
-
-  Args:
-    path: a file with one input.
-    images: what it takes, [B, ...].
-    dtype: dtype of the computation; a file for "int8" is quantised.
-  """
-  import onnxruntime
-
-  if dtype == "bfloat16":
-    raise NotHereError("ONNX Runtime has no bfloat16 convolution on a CPU")
-  options = onnxruntime.SessionOptions()
-  options.intra_op_num_threads = count_cores()
-  options.add_free_dimension_override_by_name("batch", len(images))
-  providers = ["CPUExecutionProvider"]
-  session = onnxruntime.InferenceSession(path, options, providers=providers)
-  feed = {session.get_inputs()[0].name: images}
-  return lambda: session.run(None, feed)[0]
-
-
-def run_openvino(path: Path, images: np.ndarray, dtype: str) -> Forward:
-  """Returns the same in OpenVINO, in one stream on all cores."""
-  import openvino
-
-  core = openvino.Core()
-  known = core.get_property("CPU", "OPTIMIZATION_CAPABILITIES")
-  if dtype == "bfloat16" and "BF16" not in known:
-    raise NotHereError("OpenVINO has no bfloat16 on this processor")
-  model = core.read_model(path)
-  model.reshape(list(images.shape))
-  settings = {
-    "INFERENCE_PRECISION_HINT": "bf16" if dtype == "bfloat16" else "f32",
-    "INFERENCE_NUM_THREADS": count_cores(),
-    "ENABLE_HYPER_THREADING": True,
-    "NUM_STREAMS": 1,
-  }
-  compiled = core.compile_model(model, "CPU", settings)
-  wanted = {"float32": "f32", "bfloat16": "bf16", "int8": "u8"}[dtype]
-  if (used := convolutions_of(compiled)) != wanted:
-    raise NotHereError(f"OpenVINO computes most of the convolutions in {used}")
-  request = compiled.create_infer_request()
-  request.set_input_tensor(openvino.Tensor(images, shared_memory=True))
-
-  def run() -> np.ndarray:
-    request.infer()
-    return request.get_output_tensor().data
-
-  return run
-
-
-def convolutions_of(compiled) -> str:
-  """Returns the dtype in which OpenVINO computes most convolutions."""
-  nodes = [node.get_rt_info() for node in compiled.get_runtime_model().get_ops()]
-  return Counter(
-    str(info["runtimePrecision"].astype(str))
-    for info in nodes
-    if info["layerType"].astype(str) == "Convolution"
-  ).most_common(1)[0][0]
 
 
 def peer_file(network: Network, batch: int, dtype: str, run: Runtime) -> Forward:
