@@ -151,8 +151,8 @@ def report(
 
   Returns:
     {"case", "ours", "peer", "peer_name", "ratio"} for each peer, with times in seconds.
-    If ours or the peer failed, "error" is in the place of its time and of the ratio. If
-    several peers have a time, the last row is for "best peer", which "best" names.
+    If ours or the peer failed, "error" replaces its time and the ratio. If several
+    peers have a time, the last row is for "best peer", which "best" names.
   """
   own, rows = seconds[ours], []
   peers = {name: time for name, time in seconds.items() if name != ours}
@@ -175,11 +175,14 @@ def report(
 def _compare(own: float | str, peer: float | str) -> dict[str, object]:
   """Returns the fields of `report`'s row that depend on the times."""
   row: dict[str, object] = {}
-  for name, value in (("ours", own), ("peer", peer)):
-    if isinstance(value, str):
-      row.setdefault("error", value)
-    else:
-      row[name] = value
+  if isinstance(own, str):
+    row["error"] = f"ours: {own}"
+  else:
+    row["ours"] = own
+  if isinstance(peer, str):
+    row["error"] = peer
+  else:
+    row["peer"] = peer
   if not isinstance(own, str) and not isinstance(peer, str):
     row["ratio"] = round(peer / own, 3)
   return row
