@@ -197,13 +197,16 @@ def quantise(source: Path, target: Path, images: np.ndarray) -> None:
 
   ready = target.with_suffix(".ready")
   quant_pre_process(source, ready, skip_symbolic_shape=True)  # Folds batch norm.
-  name = onnx.load(ready).graph.input[0].name
+  graph = onnx.load(ready).graph
+  name = graph.input[0].name
   quantization.quantize_static(
     ready,
     target,
     Reader(),
     quant_format=quantization.QuantFormat.QDQ,
     per_channel=True,
+    # Small probabilities would be zero in 8 bits.
+    nodes_to_exclude=[node.name for node in graph.node if node.op_type == "Softmax"],
     reduce_range=not has_int8_products(),
     activation_type=quantization.QuantType.QUInt8,
     weight_type=quantization.QuantType.QInt8,
