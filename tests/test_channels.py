@@ -496,9 +496,7 @@ def test_an_export_takes_the_stored_dtype(trained, tmp_path):
 
 def test_the_check_reads_all_of_them(trained, tmp_path):
   config, *_ = trained
-  # The settings are not needed: the check reports what the files store.
-  plain = DataConfig(name="folder", dir=config.data.dir)
-  report = scan(plain, str(tmp_path / "sheet.png"))
+  report = scan(config.data, str(tmp_path / "sheet.png"))
   assert report.ok and not report.unreadable and not report.misnamed
   assert Image.open(report.picture).size[0] > 100
   assert json.dumps(report.splits["train"].modes)
