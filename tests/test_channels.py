@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import tracemalloc
 import zipfile
 
 import cv2
@@ -207,6 +208,38 @@ def test_only_the_expected_bytes_of_an_npz_are_decompressed():
     archive.writestr("image.npy", npy(np.zeros((2, 3), np.uint8)) + bytes(2**24))
   with pytest.raises(ImageError, match="6 bytes of values expected"):
     read(file.getvalue())
+
+
+def test_a_long_header_in_a_small_npz_is_not_decompressed():
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    start = b"\x93NUMPY\x02\0" + (2**27).to_bytes(4, "little")
+    archive.writestr("image.npy", start + b" " * 2**27)
+  tracemalloc.start()
+  try:
+    with pytest.raises(ImageError, match="header is damaged"):
+      open_image(file.getvalue(), LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_of_an_npz_are_refused(method):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", method) as archive:
+    archive.writestr("image.npy", npy(np.zeros((2, 3), np.uint8)))
+  with pytest.raises(ImageError, match="not deflate"):
+    read(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", [npy, lambda x: npz(x=x), bands])
+def test_many_bytes_a_pixel_are_refused_before_they_are_read(kind):
+  image = np.zeros((10, 10, 16), np.float32)  # 64 bytes a pixel.
+  assert read(kind(image), 16, 1).shape == (10, 10, 16)
+  open_image(kind(image), 800)
+  with pytest.raises(ImageError, match="10x10 pixels take 6,400 bytes, more than 8 "):
+    open_image(kind(image), 799)
 
 
 def test_dicom_values_are_rescaled_and_dark_is_low():

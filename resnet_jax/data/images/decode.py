@@ -46,6 +46,7 @@ _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
 # Largest number of scans in a JPEG of `max_pixels` pixels. A smaller JPEG may have
 # more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
+_PIXEL_BYTES = 8  # For each of `max_pixels` pixels.
 _EXIF = b"Exif\0\0"  # Start of a segment with EXIF data.
 # Most such segments in a JPEG; an ordinary file has one. For each of them, Pillow
 # copies all earlier ones.
@@ -88,8 +89,8 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 
   Args:
     data: content of a file of one of the formats in `READABLE`, whatever its name.
-    max_pixels: largest width times height, which bounds the memory of decoding: no file
-      has more than `MAX_CHANNELS` channels.
+    max_pixels: largest width times height. The values may take 8 bytes for each of
+      these pixels, as RGBA of 16 bits does. This bounds the memory of decoding.
 
   Raises:
     ImageError: the file has none of these formats, is damaged, has too many pixels, or
@@ -109,6 +110,12 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   width, height = head.size
   if width * height > max_pixels:
     raise ImageError(f"it has {width}x{height} pixels, more than {max_pixels}")
+  size = width * height * head.pixel_bytes
+  if size > _PIXEL_BYTES * max_pixels:
+    raise ImageError(
+      f"its {width}x{height} pixels take {size:,} bytes, more than {_PIXEL_BYTES} for "
+      f"each of {max_pixels} pixels; store fewer channels, or smaller numbers"
+    )
   return head
 
 

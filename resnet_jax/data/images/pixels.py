@@ -48,6 +48,7 @@ class Head(NamedTuple):
     size: (width, height) in pixels, as stored.
     orientation: EXIF orientation, 1 to 8: 1 is upright, 5 and above swap the sides.
     plain: whether it is a JPEG that the fast decoders decode correctly.
+    pixel_bytes: bytes of a pixel in memory, 4 or fewer unless it is stated.
   """
 
   format: str
@@ -55,6 +56,7 @@ class Head(NamedTuple):
   size: tuple[int, int]
   orientation: int
   plain: bool = False
+  pixel_bytes: int = 4
 
 
 class Stored(NamedTuple):

@@ -41,7 +41,9 @@ def open_tiff(data: bytes) -> Head:
     size = page.imagewidth, page.imagelength
     tag = page.tags.get(_ORIENTATION)
     turn = tag.value if tag is not None and tag.value in range(1, 9) else 1
-    return Head("TIFF", mode_of(page.dtype, channels), size, turn)
+    pixel_bytes = channels * page.dtype.itemsize
+    mode = mode_of(page.dtype, channels)
+    return Head("TIFF", mode, size, turn, pixel_bytes=pixel_bytes)
 
 
 def read_tiff(data: bytes) -> Stored:
