@@ -171,6 +171,30 @@ def test_a_tiff_whose_white_is_zero_is_inverted():
     np.testing.assert_array_equal(found, rounded(top - stored, 255, top))
 
 
+def test_signed_bytes_of_a_tiff_are_not_taken_for_unsigned_ones():
+  data = tiff(np.array([[-1, 5]], np.int8))
+  with pytest.raises(ImageError, match="stores int8 values"):
+    read(data, 1)
+  with pytest.raises(ImageError, match="values go from -1 to 5"):
+    read(data, 1, 100)
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_divided_again():
+  stored = np.array([[[50, 100], [200, 255]]], np.uint8)
+  data = tiff(stored, planarconfig="contig", extrasamples=["assocalpha"])
+  expected = [[[128], [200]]]
+  assert np.abs(read(data, 1).astype(int) - expected).max() <= 1
+
+
+def test_the_transparency_of_a_palette_is_a_channel():
+  colors = Image.fromarray(values(9, 7, 3, dtype="uint8", top=255)).quantize(20)
+  file = io.BytesIO()
+  colors.save(file, "PNG", transparency=bytes(range(20)))
+  expected = np.asarray(Image.open(file).convert("RGBA"))
+  np.testing.assert_array_equal(read(file.getvalue(), 4), expected)
+  np.testing.assert_array_equal(read(file.getvalue(), 3), expected[..., :3])
+
+
 def test_an_array_of_an_npz_is_found_by_its_name():
   one, other = values(4, 5, 3, dtype="uint8", top=255), np.zeros((4, 5), np.uint8)
   for named in ({"x": one}, {"image": one, "mask": other}, {"arr_0": one, "b": other}):
@@ -260,6 +284,8 @@ def test_dicom_values_are_rescaled_and_dark_is_low():
     read(dicom(stored, RescaleSlope=1, RescaleIntercept=-1024), 1, 4095)
   with pytest.raises(ImageError, match="damaged"):
     read(dicom(stored)[:-9], 1)
+  eight = dicom(stored % 256, BitsStored=8, HighBit=7)  # In 16 bits.
+  np.testing.assert_array_equal(read(eight, 1), grey % 256)
 
 
 # Channels and range

@@ -52,6 +52,9 @@ _FACTS.names = (
 )
 _FORMAT_OF = {suffix: name for name in READABLE for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
+# Similar images of two splits that are decoded again and compared. More would take
+# hours, if most images are empty pages, for example.
+_MOST_PAIRS = 10_000
 _FEW = 10  # Fewer training images of a class are reported.
 
 
@@ -274,7 +277,8 @@ def _find_near_duplicates(
     first, second = (opened[name] for name in names)
     rows, others = (facts[name] for name in names)
     good, also = (np.flatnonzero(x["format"] != b"") for x in (rows, others))
-    for a, b in find_similar(rows["hash"][good], others["hash"][also]):
+    pairs = find_similar(rows["hash"][good], others["hash"][also])
+    for a, b in pairs[:_MOST_PAIRS]:
       i, j = int(good[a]), int(also[b])
       if rows["digest"][i] != others["digest"][j] and look_same(
         small(first, i), small(second, j)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from resnet_jax.data.images import arrays, dicom, tiff, turbojpeg
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.exif import exif_of, orientation_of
 from resnet_jax.data.images.formats import KNOWN, READ, READABLE, format_of
 from resnet_jax.data.images.pixels import (
   RGB8,
@@ -102,7 +103,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
     head = _READERS[kind].open(data)
   elif head is None or not head.format:
     image = _open_by_pillow(data)
-    orientation = _orientation(image.info.get("exif") or b"")
+    orientation = orientation_of(exif_of(image))
     plain = head is not None and head.plain and image.format == "JPEG"
     head = Head(image.format or "", image.mode, image.size, orientation, plain)
     if head.format in ("JPEG", "MPO"):
@@ -145,7 +146,7 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
       # A JPEG without its end marker is truncated, or other data follows it. The fast
       # decoders would fill the rest with grey; Pillow can tell the two cases apart.
       whole = data.endswith(b"\xff\xd9")
-      return frame and Head(kind, *frame, _orientation(exif), whole)
+      return frame and Head(kind, *frame, orientation_of(exif), whole)
     if marker in (0xC0, 0xC1, 0xC2):
       precision, height, width, channels = struct.unpack(">BHHB", body)
       mode = {1: "L", 3: "RGB"}.get(channels)
@@ -202,18 +203,6 @@ def _open_by_pillow(data: bytes) -> Image.Image:
     raise ImageError(
       f"it is none of {', '.join(READABLE)} (content begins with {data[:8]!r})"
     ) from error
-
-
-def _orientation(exif: bytes) -> int:
-  if not exif:
-    return 1
-  tags = Image.Exif()
-  try:
-    tags.load(exif)
-    value = tags.get(0x0112, 1)
-  except Exception:  # Pillow raises errors of many types. Ignore damaged EXIF.
-    return 1
-  return value if value in range(1, 9) else 1
 
 
 def upright_size(head: Head) -> tuple[int, int]:
