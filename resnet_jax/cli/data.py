@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -167,7 +168,12 @@ def _prepare(args: argparse.Namespace) -> None:
   from resnet_jax.data.archives.known_sets import KNOWN_SETS
   from resnet_jax.data.archives.prepare import prepare
 
-  done = prepare(args.name, args.sources, args.out, _progress())
+  # SIGTERM, as a scheduler sends it, must leave nothing half-written either.
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    done = prepare(args.name, args.sources, args.out, _progress())
+  finally:
+    signal.signal(signal.SIGTERM, before)
   if done.left_out:
     show(f"left out: {done.left_out}")
   if done.unchecked:

@@ -85,7 +85,10 @@ def scan(
   in_folder = 0
   if config.name == "folder" and (root := find_root(config.dir)).is_dir():
     ignored, in_folder = _count_files(root)
-  facts, misnamed, unfit, highest = {}, [], [], []
+  facts: dict[str, np.ndarray] = {}
+  misnamed: list[dict[str, str]] = []
+  unfit: list[dict[str, str]] = []
+  highest: list[int] = []
   with progress or Progress(disable=True) as bar:
     for split, source in opened.items():
       found = _look(source, config, split, bar)

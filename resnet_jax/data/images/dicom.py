@@ -45,7 +45,8 @@ def read_dicom(data: bytes) -> Stored:
   Raises:
     ImageError: see `open_dicom`.
   """
-  from pydicom.pixels import apply_modality_lut, pixel_array
+  from pydicom.pixels.processing import apply_modality_lut
+  from pydicom.pixels.utils import pixel_array
 
   with _damage():
     dataset = _read(data, stop_before_pixels=False)
