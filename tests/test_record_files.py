@@ -457,6 +457,13 @@ def add_file(archive, name, content=PNGS[0]):
   archive.addfile(member, io.BytesIO(content))
 
 
+def test_a_check_of_tars_names_its_own_flags(tmp_path, capsys):
+  write_tar(tmp_path / "train-0.tar", [{"png": PNGS[0]}])
+  with pytest.raises(SystemExit):
+    main(["data", "check", str(tmp_path)])
+  assert "; --label-column names the suffix\n" in capsys.readouterr().err
+
+
 def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path):
   place = tmp_path / "train-0.tar"
   write_tar(place, [{"cls": b"0", "png": png} for png in PNGS[:3]])

@@ -135,7 +135,7 @@ def _scale(values: np.ndarray, top: int, max_value: int) -> np.ndarray:
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= max_value:  # NaN is not either.
       raise UnfitError(
-        f"its values go from {low:g} to {high:g}, and must be in [0, {max_value}], as "
+        f"its values go from {low} to {high}, and must be in [0, {max_value}], as "
         f"{name} is {max_value}"
       )
     top = max_value

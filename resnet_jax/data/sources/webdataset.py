@@ -6,6 +6,7 @@ cache folder, so that any image can then be read without reading those before it
 """
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import itertools
@@ -69,7 +70,9 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   console = Console(stderr=True)
   bar = Progress(console=console, transient=True, disable=not console.is_terminal)
   with bar, ThreadPoolExecutor(config.num_threads or 8) as pool:
-    found = pool.map(read, paths)
+    # The messages name the flags that this context knows.
+    contexts = (contextvars.copy_context() for _ in paths)
+    found = pool.map(lambda path, own: own.run(read, path), paths, contexts)
     indexes = list(bar.track(found, len(paths), description="reading the tar files"))
   labels = [label for index in indexes for label in index.labels]
   folders = paths[0].parent, Path(os.path.expanduser(config.dir))
