@@ -7,7 +7,6 @@ import json
 import re
 import signal
 import threading
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -220,13 +219,19 @@ def test_half_a_trace_is_not_kept(tmp_path, monkeypatch):
   (source / "a").mkdir(parents=True)
   for file in ("1", "a/2"):
     (source / file).write_text(file)
-  target = epath.Path(tmp_path / "run")
+  target = epath.Path(tmp_path / "whole")
   profiling._copy(source, target)
   assert (target / "a/2").read_text() == "a/2"
-  monkeypatch.setattr(type(epath.Path()), "write_bytes", broken)
+  write, wrote = type(target).write_bytes, []
+
+  def write_once(path, data):
+    wrote.append(path)
+    return write(path, data) if len(wrote) == 1 else broken()
+
+  monkeypatch.setattr(type(target), "write_bytes", write_once)
   with pytest.raises(RuntimeError):
-    profiling._copy(source, target)
-  assert not [path for path in Path(target).rglob("*") if path.is_file()]
+    profiling._copy(source, epath.Path(tmp_path / "half"))
+  assert not [path for path in (tmp_path / "half").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("step", [1, 4])

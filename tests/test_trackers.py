@@ -266,7 +266,10 @@ def test_a_server_that_stays_down_ends_no_run_and_gets_the_lines_later(
   first = log_one(tmp_path, Broken)
   assert first.end[0] == "finished" and not first.lines
   _, last = capfd.readouterr().err.splitlines()
-  assert last == "warning: Broken lacks the last 1 lines of metrics.jsonl"
+  assert last == (
+    "warning: Broken has not received the end of metrics.jsonl (1 lines); start the "
+    "same command again to send it"
+  )
   Broken.is_up.set()
   lines = [log_one(tmp_path, Broken).lines for _ in range(2)]
   Broken.is_up.clear()

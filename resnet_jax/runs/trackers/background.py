@@ -112,7 +112,10 @@ class BackgroundTracker:
       if lost or not self._send(tracker, *line):
         lost += 1
     if lost:
-      warn(f"{self._name} lacks the last {lost} lines of metrics.jsonl")
+      warn(
+        f"{self._name} has not received the end of metrics.jsonl ({lost} lines); start "
+        "the same command again to send it"
+      )
     try:
       tracker.finish(*self._end)
     except Exception as error:  # The programs of others may raise anything.
