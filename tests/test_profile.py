@@ -436,6 +436,9 @@ def test_shares_are_of_the_whole_time_and_sum_to_1():
   values = time.take(80)
   assert "mfu" not in values and "input_wait" not in values
   assert values["time_train"] == 0.99 and describe_time(values) == ""
+  # A clock with a low resolution may show that a call took no time.
+  time.add(Lap(0.0, 0.0, {}), seconds_at_peak=0.0)
+  assert time.take(80)["time_train"] == 1
 
 
 def test_each_training_line_of_a_run_has_its_shares(plain):

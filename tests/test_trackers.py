@@ -581,6 +581,21 @@ def test_mlflow_sends_what_it_lacks_and_changes_no_parameter(
     assert found.data.metrics == {"train/f1_0.5": 0.5 * seed}
 
 
+def test_mlflow_continues_the_run_that_its_variable_names(
+  tmp_path, server, monkeypatch
+):
+  from mlflow import MlflowClient
+
+  client = MlflowClient(server)
+  given = client.create_run(client.create_experiment("given")).info.run_id
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+  monkeypatch.setenv("MLFLOW_RUN_ID", given)
+  with open_trackers(str(tmp_path), make_config(trackers=("mlflow",)), 6) as (tracker,):
+    tracker.log(1, "train", {"loss": 0.5})
+  found = client.get_run(given)
+  assert found.info.status == "FINISHED" and found.data.metrics == {"train/loss": 0.5}
+
+
 def test_servers_that_do_not_answer_are_one_line(tmp_path, monkeypatch):
   pytest.importorskip("mlflow")
   monkeypatch.setenv("MLFLOW_TRACKING_URI", "http://127.0.0.1:9")
