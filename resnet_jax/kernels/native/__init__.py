@@ -8,12 +8,10 @@ speed-up.
 Letters: B batch, H height, W width, C input channels, F output channels (features).
 """
 
-import ctypes
 import functools
 import os
 import shutil
-from collections.abc import Callable, Sequence
-from typing import NamedTuple
+from collections.abc import Callable
 
 import jax
 import jax.numpy as jnp
@@ -98,16 +96,17 @@ def pack(
     [panels, kh, kw, C, features of a panel], or for Winograd's algorithm
     [16, panels, C, features of a panel].
   """
-  out_shape = _out_shape(x_shape, kernel.shape, stride, padding)
-  features = kernel.shape[-1]
-  lanes = _load().lanes
+  *taps, channels, features = kernel.shape
+  lanes = _load()[0]
   panel = 2 * lanes if features % (2 * lanes) == 0 else lanes
-  if _load().is_for_winograd(x_shape, kernel.shape, out_shape, stride, padding):
+  images, height, width, _ = _out_shape(x_shape, kernel.shape, stride, padding)
+  tiles = images * -(-height // 2) * -(-width // 2)
+  # As `IsForWinograd` in `winograd.h`.
+  is_wide = channels % lanes == 0 and channels >= 2 * lanes
+  if taps == [3, 3] and stride == 1 and is_wide and tiles >= 64:
     kernel = _transform_taps(_transform_taps(kernel, axis=0), axis=1)
-    kernel = kernel.reshape(16, -1, features)
-  taps = kernel.reshape(*kernel.shape[:-1], features // panel, panel)
-  is_for_winograd = taps.ndim == 4
-  return jnp.moveaxis(taps, -2, 1 if is_for_winograd else 0)
+    return kernel.reshape(16, channels, -1, panel).swapaxes(1, 2)
+  return jnp.moveaxis(kernel.reshape(*taps, channels, -1, panel), -2, 0)
 
 
 def _transform_taps(kernel: jax.Array, axis: int) -> jax.Array:
@@ -225,64 +224,36 @@ def _serves(x: jax.Array, features: int) -> bool:
     str(x.dtype) in _DTYPES
     and x.size > 0
     and not jax.sharding.get_abstract_mesh().manual_axes  # Not in shard_map.
-    and (lanes := _load().lanes) > 0
+    and (lanes := _load()[0]) > 0
     and features % lanes == 0
   )
 
 
 def why_not_loaded() -> str:
   """Compiles the kernels if necessary; returns why that failed, or ""."""
-  return _load().why_not
+  return _load()[1]
 
 
 def is_broken() -> bool:
   """Whether a compiler exists and failed."""
   is_named = "CXX" in os.environ or shutil.which("c++") is not None
-  return is_named and _load().lanes == 0
-
-
-class _Loaded(NamedTuple):
-  """What the library says about itself.
-
-  Attributes:
-    lanes: number of floats in a vector, or 0 without a library.
-    why_not: why there is no library, or "".
-    library: the functions that are not called by XLA.
-  """
-
-  lanes: int = 0
-  why_not: str = ""
-  library: ctypes.CDLL | None = None
-
-  def is_for_winograd(self, *sizes: Sequence[int] | int) -> bool:
-    """Whether `conv2d` uses Winograd's algorithm.
-
-    Args:
-      *sizes: the shapes of images, kernel and result; stride; padding.
-    """
-    assert self.library is not None
-    function = self.library.resnet_jax_is_for_winograd
-    function.restype = ctypes.c_bool
-    return bool(
-      function(
-        *(
-          ctypes.c_int64(size) if isinstance(size, int) else (ctypes.c_int64 * 4)(*size)
-          for size in sizes
-        )
-      )
-    )
+  return is_named and _load()[0] == 0
 
 
 @functools.cache
-def _load() -> _Loaded:
-  """Compiles the kernels if necessary, and registers them."""
+def _load() -> tuple[int, str]:
+  """Compiles the kernels if necessary, and registers them.
+
+  Returns:
+    The number of floats in a vector, or 0 without kernels; and why there are none.
+  """
   try:
     functions = library.load()
   except (library.CompileError, OSError) as error:
-    return _Loaded(why_not=str(error))
+    return 0, str(error)
   names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
   targets = [f"{name}_{dtype}" for name in names for dtype in _DTYPES]
   for name in (*targets, f"{_PACKED_CONV}_float32"):
     target = _capsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
-  return _Loaded(functions.resnet_jax_lanes(), library=functions)
+  return functions.resnet_jax_lanes(), ""

@@ -57,13 +57,6 @@ ffi::Error PackedConvolution(ffi::ThreadPool pool, Array<float> x, Array<float> 
   return ffi::Error::Success();
 }
 
-// Whether `Convolution` uses Winograd's algorithm.
-extern "C" bool resnet_jax_is_for_winograd(const int64_t* x, const int64_t* kernel,
-                                           const int64_t* y, int64_t stride,
-                                           int64_t padding) {
-  return IsForWinograd(Describe({x, 4}, {kernel, 4}, {y, 4}, stride, padding));
-}
-
 // No exception leaves a handler; in a task it ends the process.
 template <auto function>
 struct Guarded;

@@ -16,7 +16,8 @@ constexpr int64_t kPlaces = 16;
 // if those are fewer, or at the least: all kernels are read for them.
 constexpr int64_t kTransformedInCache = 96 * 1024, kManyTiles = 64, kFewTiles = 16;
 
-// Whether the products that are saved are worth the transformations.
+// Whether the products that are saved are worth the transformations. `pack` in Python must
+// agree.
 bool IsForWinograd(const Conv& conv) {
   const int64_t tiles = conv.n * CeilDiv(conv.out_h, 2) * CeilDiv(conv.out_w, 2);
   return conv.kh == 3 && conv.kw == 3 && conv.stride == 1 && conv.c % kLanes == 0 &&
