@@ -226,9 +226,11 @@ def test_the_layer_of_an_operation_is_read_from_its_path(path, layer):
   assert describe_layer(path) == layer
 
 
-def plane(name: str, line: str, events: list[tuple[str, int, int, str]]) -> str:
+def plane(
+  name: str, line: str, events: list[tuple[str, int, int, str]], number: int = -1
+) -> str:
   """Returns a plane with one line as text; times are in microseconds."""
-  stats = {1: "hlo_module", 2: "hlo_op"}
+  stats = {1: "hlo_module", 2: "hlo_op", 3: "program_id"}
   text = "".join(
     f"event_metadata {{ key: {i} value {{ id: {i} name: {json.dumps(event[0])} }} }}"
     for i, event in enumerate(events)
@@ -245,7 +247,7 @@ def plane(name: str, line: str, events: list[tuple[str, int, int, str]]) -> str:
       f"events {{ metadata_id: {i} offset_ps: {start}000000 "
       f"duration_ps: {length}000000 "
       + "".join(f'stats {{ metadata_id: {n} str_value: "{v}" }}' for n, v in values)
-      + " }"
+      + f"stats {{ metadata_id: 3 int64_value: {number} }} }}"
     )
   return f'planes {{ name: "{name}" {text} lines {{ name: "{line}" {shown} }} }}'
 
@@ -277,6 +279,55 @@ def test_on_a_gpu_the_streams_are_counted_and_kernels_without_a_name_too():
   events = [("gemm_kernel", 0, 7, name), ("MemcpyH2D", 10, 2, "")]
   stream = plane("/device:GPU:0", "Stream #7(Compute)", events)
   assert operations_of(stream) == [("gemm", 1, 7), ("MemcpyH2D", 1, 2)]
+
+
+def message(*fields: tuple[int, bytes]) -> bytes:
+  """Returns a message of protobuf whose fields are shorter than 16384 bytes."""
+  return b"".join(
+    bytes([number << 3 | 2, len(value) & 127 | 128, len(value) >> 7]) + value
+    for number, value in fields
+  )
+
+
+def programs(layers: dict[str, dict[str, str]]) -> str:
+  """Returns the plane of compiled programs: {program: {operation: layer}}."""
+  metadata = b""
+  for place, (title, parts) in enumerate(layers.items(), start=1):
+    computation = message(
+      *(
+        (2, message((1, name.encode()), (7, message((2, f"{layer}/op".encode())))))
+        for name, layer in parts.items()
+      )
+    )
+    stat = message((6, message((1, message((3, computation))))))
+    entry = bytes([1 << 3, place]) + message(
+      (2, message((2, title.encode()), (5, stat)))
+    )
+    metadata += message((4, entry))
+  return metadata + message((2, b"/host:metadata"))
+
+
+@pytest.mark.parametrize(
+  "number",
+  [
+    12,  # As in the table of programs: compiled in this process.
+    77,  # From the compilation cache: the number of another process.
+    3,  # The same, and here another network has this number.
+    2,  # The same, and it is a place in the table.
+  ],
+)
+def test_a_layer_is_one_of_the_traced_network_and_not_of_another_in_memory(number):
+  table = {
+    "jit_train_chunk(14)": {"conv.1": "other"},
+    "jit_train_chunk(3)": {"conv.1": "other", "dot.7": "other"},
+    "jit_train_chunk(12)": {"conv.1": "own", "add.2": "own"},
+    "jit_train_chunk(11)": {"conv.1": "before", "add.2": "before"},
+  }
+  events = [(name, 0, 9, "jit_train_chunk") for name in ("conv.1", "add.2")]
+  text = plane("/device:TPU:0", "XLA Ops", events, number)
+  trace = jax.profiler.ProfileData.text_proto_to_serialized_xspace(text)
+  found = list_operations(trace + message((1, programs(table))))
+  assert {o.name for o in found} == {"own: conv.1", "own: add.2"}
 
 
 class Result:
