@@ -108,16 +108,17 @@ def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   import jax.numpy as jnp
 
   from resnet_jax import create_model, kernels
-  from resnet_jax.models.folding import fold_batch_norm
+  from resnet_jax.models.folding import fold_batch_norm, pack_kernels
 
   size = side_of(name)
   model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
   images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
   variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
   model, variables = fold_batch_norm(model, variables)
+  choice = kernels.resolve("auto")
+  variables = kernels.traced_with(choice, pack_kernels)(model, variables, images.shape)
   forward = compilation.jit(
-    kernels.traced_with(kernels.resolve("auto"), partial(model.apply, train=False)),
-    dtype=dtype,
+    kernels.traced_with(choice, partial(model.apply, train=False)), dtype=dtype
   )
 
   def run(count: int) -> None:
