@@ -49,7 +49,7 @@ def check_bfloat16(dtype: str) -> None:
 def forward_ours(model, variables, images) -> Forward:
   """Returns the forward pass of evaluation, as users run it.
 
-  Batch norm is folded, and the package chooses the kernels.
+  Batch norm is folded, and the package chooses and packs the kernels.
 
   Args:
     model: the network.
@@ -59,14 +59,15 @@ def forward_ours(model, variables, images) -> Forward:
   import jax
 
   from resnet_jax import kernels
-  from resnet_jax.models.folding import fold_batch_norm
+  from resnet_jax.models.folding import fold_batch_norm, pack_kernels
   from resnet_jax.runtime import compilation
 
   images = jax.device_put(images)
   model, variables = fold_batch_norm(model, variables)
+  choice = kernels.resolve("auto")
+  variables = kernels.traced_with(choice, pack_kernels)(model, variables, images.shape)
   forward = compilation.jit(
-    kernels.traced_with(kernels.resolve("auto"), partial(model.apply, train=False)),
-    dtype=model.dtype,
+    kernels.traced_with(choice, partial(model.apply, train=False)), dtype=model.dtype
   )
   return lambda: np.asarray(forward(variables, images))
 

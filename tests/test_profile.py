@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from rich.console import Console
 
 from resnet_jax.cli.main import main
@@ -186,6 +187,51 @@ def test_a_run_that_is_past_the_steps_says_so_and_goes_on(plain, tmp_path):
   assert "--profile=3:8: nothing was traced, as the run goes on from step 6" in shown
   assert not (tmp_path / "profile").exists()
   assert_same_bits(state, plain[1])
+
+
+def broken(*args, **kwargs):
+  raise RuntimeError("no\nprofiler")
+
+
+@pytest.mark.parametrize(
+  ("owner", "name"),
+  [
+    (jax.profiler, "start_trace"),
+    (profiling, "list_operations"),  # Of a damaged file.
+    (profiling.Profiler, "_how_to_open"),
+  ],
+)
+def test_a_trace_that_fails_is_one_line_and_ends_no_run(
+  plain, tmp_path, monkeypatch, capfd, owner, name
+):
+  monkeypatch.setattr(owner, name, broken)
+  state, shown, _ = run(tmp_path, profile=(3, 8))
+  assert "traced" not in shown
+  assert capfd.readouterr().err == (
+    "warning: --profile=3:8: the trace failed and training continues; RuntimeError: no "
+    "profiler\n"
+  )
+  assert_same_bits(state, plain[1])
+
+
+def test_half_a_trace_is_not_kept(tmp_path, monkeypatch):
+  source = tmp_path / "source"
+  (source / "a").mkdir(parents=True)
+  for file in ("1", "a/2"):
+    (source / file).write_text(file)
+  target = epath.Path(tmp_path / "whole")
+  profiling._copy(source, target)
+  assert (target / "a/2").read_text() == "a/2"
+  write, wrote = type(target).write_bytes, []
+
+  def write_once(path, data):
+    wrote.append(path)
+    return write(path, data) if len(wrote) == 1 else broken()
+
+  monkeypatch.setattr(type(target), "write_bytes", write_once)
+  with pytest.raises(RuntimeError):
+    profiling._copy(source, epath.Path(tmp_path / "half"))
+  assert not [path for path in (tmp_path / "half").rglob("*") if path.is_file()]
 
 
 @pytest.mark.parametrize("step", [1, 4])
@@ -390,6 +436,9 @@ def test_shares_are_of_the_whole_time_and_sum_to_1():
   values = time.take(80)
   assert "mfu" not in values and "input_wait" not in values
   assert values["time_train"] == 0.99 and describe_time(values) == ""
+  # A clock with a low resolution may show that a call took no time.
+  time.add(Lap(0.0, 0.0, {}), seconds_at_peak=0.0)
+  assert time.take(80)["time_train"] == 1
 
 
 def test_each_training_line_of_a_run_has_its_shares(plain):
@@ -424,3 +473,48 @@ def test_the_share_of_the_peak_counts_three_forward_passes(monkeypatch):
   growing = AugmentConfig(progressive_sizes=(4, 8))  # The second from step 5 on.
   assert seconds_at_peak(5, augment=growing) == pytest.approx(3 * forward(4) / 2e9)
   assert seconds_at_peak(6, augment=growing) == by_hand
+
+
+def pairs(config):
+  """Augments pairs of images."""
+  del config
+  return lambda key, images: images.reshape(-1, 2, *images.shape[1:]).reshape(
+    images.shape
+  )
+
+
+def fails_later(config):
+  del config
+
+  def augment(key, images):
+    raise ValueError("no images")
+
+  return augment
+
+
+@pytest.mark.several_devices
+def test_what_counts_the_operations_of_mfu_gets_a_whole_batch_and_ends_no_run(
+  monkeypatch, capsys
+):
+  monkeypatch.setitem(chips.FLOPS_PER_S, jax.devices()[0].device_kind, 1e9)
+  own = AugmentConfig(batch_factory="test_profile:pairs")
+  assert seconds_at_peak(augment=own) == seconds_at_peak() > 0
+  own = AugmentConfig(batch_factory="test_profile:fails_later")
+  assert seconds_at_peak(augment=own) == 0
+  assert capsys.readouterr().err == (
+    "warning: the run continues without MFU: ValueError: no images\n"
+  )
+
+
+def test_the_first_line_after_a_resume_is_of_the_steps_since_the_checkpoint(tmp_path):
+  every = dataclasses.replace(CONFIG, log_every_steps=1, steps_per_call=1, num_steps=8)
+  run(tmp_path / "every", every)
+  losses = [r["loss"] for r in records(tmp_path / "every") if r["split"] == "train"]
+  run(tmp_path / "run", dataclasses.replace(CONFIG, num_steps=6))
+  run(tmp_path / "run", dataclasses.replace(CONFIG, num_steps=8))
+  *_, line, evaluation = records(tmp_path / "run")
+  assert (line["step"], evaluation["split"]) == (8, "eval")
+  assert line["loss"] == pytest.approx(np.mean(losses[6:8]), rel=1e-5)
+  shares = [line[f"time_{name}"] for name in ("train", "input", *ACTIVITIES)]
+  assert line["time_evaluation"] == line["time_saving"] == 0
+  assert sum(shares) == pytest.approx(1)
