@@ -10,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
   from resnet_jax import weights
   from resnet_jax.config import Config
-  from resnet_jax.inference.classifier import Classifier, load
+  from resnet_jax.inference.classifier import Classifier
+  from resnet_jax.inference.loading import load
   from resnet_jax.models.architectures import MODELS
   from resnet_jax.models.backbone import Backbone
   from resnet_jax.models.blocks import (
@@ -60,7 +61,8 @@ __version__ = "0.1.0"
 # The names that each file defines.
 _FILES = {
   "config": "Config",
-  "inference.classifier": "Classifier load",
+  "inference.classifier": "Classifier",
+  "inference.loading": "load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
   "models.dense_heads": "FPN FCNHead",
   "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",

@@ -33,7 +33,7 @@ from resnet_jax.data.images.decode import decode, open_image
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines.opening import create_dataset
-from resnet_jax.inference import classifier
+from resnet_jax.inference import loading
 from resnet_jax.inference.export import export
 from resnet_jax.inference.image_grid import as_rgb
 from resnet_jax.inference.predict import predict
@@ -504,7 +504,7 @@ def test_a_resumed_run_equals_an_uninterrupted_one(trained, tmp_path):
 
 def test_predictions_are_those_of_the_evaluation(trained):
   config, workdir, _, results = trained
-  net = classifier.load(str(workdir))
+  net = loading.load(str(workdir))
   assert net.channels == image_channels(net.variables) == config.data.channels
   assert net.preprocessing.max_value == config.data.max_value
   found = [*predict(net, [f"{config.data.dir}/val"], top=2, num_pictures=1)]
@@ -526,10 +526,10 @@ def test_predictions_are_those_of_the_evaluation(trained):
 
 def test_weights_remember_the_range(trained, tmp_path):
   config, workdir, state, _ = trained
-  net = classifier.load(str(workdir))
+  net = loading.load(str(workdir))
   path = tmp_path / "net.safetensors"
   weights.save(path, net.model, state.variables, net.preprocessing, net.class_names)
-  again = classifier.load(str(path))
+  again = loading.load(str(path))
   assert again.preprocessing == net.preprocessing and again.channels == net.channels
   shape = 2, SIDE, SIDE, net.channels
   dtype = np.uint16 if config.data.max_value else np.uint8
@@ -547,7 +547,7 @@ def test_weights_remember_the_range(trained, tmp_path):
 def test_an_export_takes_the_stored_dtype(trained, tmp_path):
   config, workdir, _, _ = trained
   path = tmp_path / "net.stablehlo"
-  assert export(classifier.load(str(workdir)), str(path), "stablehlo") < 1e-4
+  assert export(loading.load(str(workdir)), str(path), "stablehlo") < 1e-4
   again = jax.export.deserialize(bytearray(path.read_bytes()))
   expected = jnp.uint16 if config.data.max_value else jnp.uint8
   assert again.in_avals[0].dtype == expected

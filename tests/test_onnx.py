@@ -216,7 +216,7 @@ def test_operations_of_jax_are_written(function):
 
   image = jax.ShapeDtypeStruct((4, 6, 4), jnp.uint8)
   metadata = {"architecture": "function"}
-  model = build(ExportedFunction(whole, {}, image, "values", metadata))
+  model = build(ExportedFunction(whole, {}, image, ("values",), metadata))
   images = np.asarray(pixels(3, *image.shape))
   wanted = whole({}, jnp.asarray(images))
   np.testing.assert_allclose(run(model, images), wanted, rtol=1e-4, atol=1e-5)

@@ -31,11 +31,12 @@ from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.folder import list_images
 from resnet_jax.data.sources.opening import open_source
 from resnet_jax.inference import embed, image_grid
-from resnet_jax.inference.classifier import Classifier, load_run, load_weights
+from resnet_jax.inference.classifier import Classifier
 from resnet_jax.inference.embed import extract, find_neighbours, list_all
 from resnet_jax.inference.export import export
 from resnet_jax.inference.grad_cam import grad_cam, overlay
 from resnet_jax.inference.image_grid import Picture, draw_grid, fit_text
+from resnet_jax.inference.loading import load_run, load_weights
 from resnet_jax.inference.predict import predict
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.shortcuts import SHORTCUTS

@@ -28,7 +28,7 @@ def member(
   from resnet_jax.evaluation.answers import collector
   from resnet_jax.inference.calibration import read_calibration
 
-  run = collector(prepared, views)
+  run = collector(prepared, views, args.engine)
   if not args.calibrated:
     return run
   kind = prepared.experiment.config.data.labels

@@ -17,7 +17,7 @@ from resnet_jax.cli.options import (
   data_config,
   model_config,
 )
-from resnet_jax.cli.photos import add_calibrated
+from resnet_jax.cli.photos import add_calibrated, add_engine
 from resnet_jax.config.allowed import MAX_SIZE
 from resnet_jax.config.data_settings import KINDS_OF_FILES
 from resnet_jax.config.schema import Config, DataConfig
@@ -128,6 +128,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     "like --fit-temperature",
   )
   add_calibrated(parser)
+  add_engine(parser)
   parser.add_argument(
     "--classes",
     metavar="FILE",
@@ -211,6 +212,7 @@ def _evaluate(
     restrict,
     score_sets,
   )
+  from resnet_jax.evaluation.passes import evaluate
   from resnet_jax.evaluation.report import (
     check_folder,
     data_name,
@@ -219,7 +221,9 @@ def _evaluate(
   )
   from resnet_jax.evaluation.robustness import measure, write_robustness
   from resnet_jax.evaluation.views import Views
+  from resnet_jax.inference.engines import check_engine
 
+  check_engine(args.engine)
   views = Views(args.crops, args.flip, tuple(args.scales))
   if args.report:
     check_folder(args.report)  # Before any work.
@@ -236,7 +240,7 @@ def _evaluate(
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
   is_plain = not any(others) and not corruptions and views == Views()
   if is_plain and (kind == "class" or not has_answers(first.experiment)):
-    return first.step, first.evaluate(), None
+    return first.step, evaluate(first, args.engine), None
   if corruptions:
     channels = first.experiment.eval_data.image_shape[-1]
     corruptions = fit_channels(corruptions, channels)

@@ -16,6 +16,7 @@ from resnet_jax.cli.options import (
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
   Meter,
+  add_engine,
   check_figure,
   load_classifier,
   show_left_out,
@@ -43,6 +44,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
   )
+  add_engine(parser)
   add_data_dir(parser)
   parser.add_argument(
     "--split",

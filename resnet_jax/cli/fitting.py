@@ -28,4 +28,4 @@ def fit(args: argparse.Namespace, prepared: "Prepared") -> dict[str, float]:
       "those of the evaluation, or another --dataset"
     )
   split = f"{args.dataset or saved.name}:{args.split or ''}"
-  return fit_and_store(prepared, args.workdir, name, split)
+  return fit_and_store(prepared, args.workdir, name, split, args.engine)

@@ -19,6 +19,7 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
   from resnet_jax.inference.classifier import Classifier
 
 BATCH_SIZE = 32
+ENGINES = "jax", "onnxruntime", "openvino"  # As in `inference/engines.py`.
 
 
 def add_calibrated(parser: argparse.ArgumentParser) -> None:
@@ -32,20 +33,32 @@ def add_calibrated(parser: argparse.ArgumentParser) -> None:
   )
 
 
+def add_engine(parser: argparse.ArgumentParser) -> None:
+  """Adds the flag that chooses what computes the network."""
+  parser.add_argument(
+    "--engine",
+    choices=ENGINES,
+    default="jax",
+    help="what computes the network: jax; or onnxruntime or openvino, on the CPU, "
+    "after a comparison with JAX on the first batch (default: %(default)s)",
+  )
+
+
 def load_classifier(args: argparse.Namespace) -> "Classifier":
   """Loads the network and the preprocessing that the flags name."""
-  from resnet_jax.inference import classifier
+  from resnet_jax.inference import loading
+  from resnet_jax.inference.engines import check_engine
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
+  engine = getattr(args, "engine", "jax")
+  check_engine(engine)
   calibrated = getattr(args, "calibrated", False)
   if args.workdir is not None:
-    found = classifier.load_run(
-      args.workdir, args.checkpoint, args.trust_code, calibrated
-    )
+    found = loading.load_run(args.workdir, args.checkpoint, args.trust_code, calibrated)
   else:
     with flags_of_settings(MODEL_FLAGS):
-      found = classifier.load_weights(
+      found = loading.load_weights(
         args.weights, model_config(args), args.ema, calibrated
       )
   given: dict[str, Any] = {
@@ -60,7 +73,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
       "these weights do not say how large their images are: give the short side and "
       "the square that is cut from it, such as --resize 32 --crop 32"
     )
-  return dataclasses.replace(found, preprocessing=preprocessing)
+  return dataclasses.replace(found, preprocessing=preprocessing, engine=engine)
 
 
 def show_left_out(folder: str, number: int | None = None) -> None:

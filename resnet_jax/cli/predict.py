@@ -11,6 +11,7 @@ from resnet_jax.cli.photos import (
   BATCH_SIZE,
   Meter,
   add_calibrated,
+  add_engine,
   check_figure,
   load_classifier,
   show_left_out,
@@ -44,6 +45,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   )
   add_trained(parser)
   add_calibrated(parser)
+  add_engine(parser)
   add_number(
     parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
   )

@@ -8,30 +8,20 @@ import functools
 from collections.abc import Callable, Sequence
 from typing import Any, TypeVar
 
-import jax
-import jax.numpy as jnp
 import numpy as np
 from scipy.special import expit, log_softmax, logit
 
-from resnet_jax import kernels
-from resnet_jax.data.batch import Batch
-from resnet_jax.data.batches.preprocess import create_normalize
 from resnet_jax.evaluation.corruptions import Corrupt
+from resnet_jax.evaluation.passes import create_pass
 from resnet_jax.evaluation.views import Views
-from resnet_jax.models.folding import folded_model
-from resnet_jax.models.variables import Variables
-from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import (
-  Array,
   Bool,
   Float32,
   Float64,
   Int,
   Shaped,
-  UInt,
 )
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.tasks import Classification, MultiLabel, Regression
@@ -187,7 +177,10 @@ def _kind_of(experiment: Experiment) -> Callable[..., Outputs]:
 
 
 def collect(
-  prepared: Prepared, views: Views | None = None, corrupt: Corrupt | None = None
+  prepared: Prepared,
+  views: Views | None = None,
+  corrupt: Corrupt | None = None,
+  engine: str = "jax",
 ) -> Outputs:
   """Computes the outputs for all images of an evaluation, on all devices and hosts.
 
@@ -200,16 +193,18 @@ def collect(
     corrupt: changes the images on the host, after they are resized and cropped, and
       before crops of `views` are taken. It gets [B, H, W, C] uint8 and the place of
       the first one in the source; it need not be the same B at each call.
+    engine: computes the outputs, see `engines.py`. Others than "jax" compute on the
+      CPU.
 
   Raises:
     UserError: the task is the user's own, the views do not fit the images, or an image
       cannot be read.
   """
-  return collector(prepared, views)(corrupt)
+  return collector(prepared, views, engine)(corrupt)
 
 
 def collector(
-  prepared: Prepared, views: Views | None = None
+  prepared: Prepared, views: Views | None = None, engine: str = "jax"
 ) -> Callable[[Corrupt | None], Outputs]:
   """Returns `collect` as a function of `corrupt`, which compiles at most once.
 
@@ -236,7 +231,9 @@ def collector(
         class_names=(),
       )
     passes.append(
-      _pass(one, prepared.variables, functools.partial(views.of, crop=crop))
+      create_pass(
+        one, prepared.variables, functools.partial(views.of, crop=crop), engine
+      )
     )
   names = all_class_names(
     prepared.class_names or tuple(prepared.source.class_names),
@@ -258,72 +255,3 @@ def average(answers: Sequence[AnyOutputs]) -> AnyOutputs:
   if not others:
     return first
   return first.with_logits(first.average([each.logits for each in answers]))
-
-
-def _pass(
-  experiment: Experiment,
-  variables: Variables,
-  views_of: Callable[[Array], list[Array]],
-) -> Callable[[Corrupt | None], tuple[np.ndarray, np.ndarray, np.ndarray]]:
-  """Returns a function that gives logits, labels and index of all readable images.
-
-  The logits are [V, N, K] for V views.
-  """
-  model = folded_model(experiment.model)
-  normalize = create_normalize(experiment.config.data)
-  take_batch: Callable[..., Batch] = experiment.eval_data.take_batch
-
-  def forward(
-    variables: Variables, pixels: UInt[Array, "b h w c"]
-  ) -> Float32[Array, "v b k"]:
-    found: list[Any] = []
-    for view in views_of(pixels):
-      found.append(model.apply(variables, normalize(view), train=False))
-    return jnp.stack(found)
-
-  def run(
-    variables: Variables, feed: Any, number: Int[Array, ""]
-  ) -> tuple[Float32[Array, "v b k"], Shaped[Array, "b ..."], Bool[Array, " b"]]:
-    batch = take_batch(feed, number)
-    return forward(variables, batch["image"]), batch["label"], batch["mask"]
-
-  def compiled(function: Callable[..., Any]) -> jax.stages.Wrapped:
-    return compilation.jit(
-      kernels.traced_with(experiment.kernels, function),
-      dtype=experiment.config.model.dtype,
-      out_shardings=replicated(experiment.mesh),
-    )
-
-  # A function that is not called is not compiled.
-  whole, take, rest = compiled(run), compiled(take_batch), compiled(forward)
-  placed = jax.device_put(variables, replicated(experiment.mesh))
-  folded = experiment.fold(placed)
-
-  def corrupted(feed: Any, number: int, first: int, corrupt: Corrupt) -> Any:
-    batch = jax.device_get(take(feed, number))
-
-    def rows(index: Any) -> np.ndarray:  # Those of one device.
-      start, end, _ = index[0].indices(len(batch["image"]))
-      return corrupt(batch["image"][start:end], first + start)
-
-    shape, split = batch["image"].shape, batch_sharding(experiment.mesh)
-    images = jax.make_array_from_callback(shape, split, rows)
-    return jax.device_get(rest(folded, images)), batch["label"], batch["mask"]
-
-  def answer(
-    corrupt: Corrupt | None,
-  ) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    parts, first = [], 0
-    for feed, count in experiment.eval_data.eval_chunks():
-      for number in range(count):
-        if corrupt is None:
-          parts.append(jax.device_get(whole(folded, feed, number)))
-        else:
-          parts.append(corrupted(feed, number, first, corrupt))
-        first += len(parts[-1][2])
-    logits, labels, masks = zip(*parts, strict=True)
-    mask = np.concatenate(masks)
-    every = np.concatenate(logits, axis=1)[:, mask]
-    return every, np.concatenate(labels)[mask], np.flatnonzero(mask)
-
-  return answer

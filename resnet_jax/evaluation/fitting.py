@@ -25,7 +25,7 @@ _FITS = {
 
 
 def fit_and_store(
-  prepared: Prepared, workdir: str, name: str, split: str
+  prepared: Prepared, workdir: str, name: str, split: str, engine: str = "jax"
 ) -> dict[str, float]:
   """Fits a value on images, and stores it with the run.
 
@@ -34,12 +34,13 @@ def fit_and_store(
     workdir: the run directory.
     name: "temperature" or "thresholds".
     split: name of the images.
+    engine: see `collect`.
 
   Returns:
     The temperature, "count", and scores with the value and, with the suffix "_before",
     without it.
   """
-  answers, fit = collect(prepared), _FITS[name]
+  answers, fit = collect(prepared, engine=engine), _FITS[name]
   value, count = fit.function(answers), len(answers.labels)
   assert prepared.step is not None
   write_fitted(workdir, prepared.step, name, value, split, count)

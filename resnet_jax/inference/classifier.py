@@ -1,12 +1,11 @@
-"""Loads a trained network and its preprocessing from a run or a file of weights.
+"""A trained network with all that using it needs.
 
 Letters: B batch, S side of the images, C channels, K classes, F features.
 """
 
 import dataclasses
 import functools
-import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,36 +13,19 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 
-from resnet_jax import kernels, weights
-from resnet_jax.config.factories import part_name
-from resnet_jax.config.preprocessing import (
-  Preprocessing,
-  check_fits,
-  preprocessing_of,
-)
-from resnet_jax.config.schema import Config, DataConfig, ModelConfig
+from resnet_jax import kernels
+from resnet_jax.config.preprocessing import Preprocessing, check_fits
+from resnet_jax.config.schema import DataConfig
 from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
-from resnet_jax.data.pipelines.host_batches import HostBatch
-from resnet_jax.inference.calibration import read_calibration
-from resnet_jax.inference.training_record import describe_training
+from resnet_jax.inference import engines
 from resnet_jax.models.folding import fold_batch_norm, folded_model, pack_kernels
 from resnet_jax.models.operations import softmax
-from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.variables import Variables, image_channels
-from resnet_jax.runs import run_dir
-from resnet_jax.runs.checkpoint import CheckpointStore
-from resnet_jax.runs.facts import read_facts
+from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import batch_sharding, replicated
-from resnet_jax.training.resolved_config import resolve_model
-
-# Selects what is wanted from the outputs of `Classifier`; returns a pytree.
-Outputs = Callable[[dict[str, Array]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,6 +49,7 @@ class Classifier:
       this, for each class; () is 1/2.
     mean, std: with "numbers", the network's outputs are standardised by these.
     training: how the weights were trained, see `describe_training`; {} if not known.
+    engine: what computes the outputs, see `with_engine`. `apply` is always JAX's.
   """
 
   name: str
@@ -82,6 +65,7 @@ class Classifier:
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
   training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
+  engine: str = "jax"
 
   def __call__(
     self, images: UInt[AnyArray, "b h w c"]
@@ -103,10 +87,44 @@ class Classifier:
       UserError: the images have another number of channels, or the number of values in
         mean or std differs from the network's channels.
     """
+    if self.engine != "jax":
+      outputs = self._run_engine(np.asarray(images))
+      return {name: jnp.asarray(array) for name, array in outputs.items()}
     folded = self.folded
     variables = folded.packed((*images.shape[:-1], self.channels))
     found: dict[str, Array] = folded._compiled(variables, images)
     return found
+
+  def with_engine(self, engine: str) -> "Classifier":
+    """Returns the same classifier, whose outputs another engine computes.
+
+    Calls, `predict` and `embed.extract` use the engine. Its outputs for the first batch
+    of each shape are compared with JAX's.
+
+    Args:
+      engine: "jax", "onnxruntime" or "openvino", see `engines.py`.
+
+    Raises:
+      UserError: there is no such engine, or its library is not installed.
+    """
+    engines.check_engine(engine)
+    return dataclasses.replace(self, engine=engine)
+
+  def in_engine(self, names: tuple[str, ...] = ()) -> engines.Run:
+    """Returns what computes these outputs, or all, in an engine that is not JAX."""
+
+    def forward(model: nn.Module, variables: Variables, images: Array) -> Any:
+      found = dataclasses.replace(self, model=model).apply(variables, images)
+      return {name: found[name] for name in names or found}
+
+    return engines.create_run(
+      self.engine,
+      self.model,
+      self.variables,
+      forward,
+      dtype=self.dtype,
+      unit=max(self.std) if self.labels == "numbers" else 0.0,
+    )
 
   @functools.cached_property
   def folded(self) -> "Classifier":
@@ -130,11 +148,21 @@ class Classifier:
       kernels.traced_with(kernels.resolve("auto"), self.apply), dtype=self.dtype
     )
 
+  @functools.cached_property
+  def _run_engine(self) -> engines.Run:
+    return self.in_engine()
+
   @property
   def has_maps(self) -> bool:
     """Whether the network is a `ResNet`, with logits from its last feature map."""
     model = self.model
     return isinstance(model, ResNet) and type(model).__call__ is ResNet.__call__
+
+  @property
+  def map_names(self) -> tuple[str, ...]:
+    """The names of the feature maps in the outputs; () for a custom network."""
+    stages: Any = self.model.stage_sizes if self.has_maps else ()
+    return tuple(f"c{i}" for i in range(2, 2 + len(stages)))
 
   @property
   def answer(self) -> str:
@@ -188,127 +216,6 @@ class Classifier:
     return {"probabilities": activation(logits / self.temperature)}
 
 
-def load(
-  path: str,
-  model: str = "",
-  *,
-  num_classes: int = 0,
-  checkpoint: str = "latest",
-  trust_code: bool = False,
-  ema: bool | None = None,
-  calibrated: bool = False,
-) -> Classifier:
-  """Loads a trained network: a run, or a file of weights.
-
-  Args:
-    path: directory of a run, or weights: a name in the package such as
-      "resnet20_cifar10", a file or folder for `weights.load`, or hf://owner/name.
-    model: architecture of the weights, such as "resnet50", if their file does not name
-      it. Not needed for a run.
-    num_classes: number of classes; 0 takes it from the file. If the file has another
-      number, the network gets a new head, which is not trained, and a line says so.
-    checkpoint: checkpoint of a run: "latest", "best" or a step.
-    trust_code: whether to allow code outside this package that a run names.
-    ema: see `weights.load`; None for a run.
-    calibrated: use the temperature or the thresholds that `resnet-jax evaluate
-      --fit-temperature` or `--fit-thresholds` stored with the run, or with the weights
-      that were converted from it.
-
-  Raises:
-    NotFoundError: the run, checkpoint or file does not exist.
-    UserError: the weights do not fit, or the path and `model` do not go together.
-    OSError: the checkpoint is damaged.
-  """
-  path = os.path.expanduser(path)
-  weights.check_exists(path)
-  if weights.is_run(path):
-    if model:
-      raise UserError(f"{path!r} is a run, which names its own model; omit `model`")
-    if ema is not None:
-      raise UserError(f"{path!r} is a run, whose config decides on EMA; omit `ema`")
-    return load_run(path, checkpoint, trust_code, calibrated)
-  config = ModelConfig(name=model, num_classes=num_classes)
-  return load_weights(path, config, ema, calibrated)
-
-
-def load_run(
-  workdir: str,
-  which: str = "latest",
-  trust_code: bool = False,
-  calibrated: bool = False,
-) -> Classifier:
-  """Loads a run.
-
-  Args:
-    workdir: the run directory.
-    which: "latest", "best" or a step.
-    trust_code: whether to allow code outside this package that the run names.
-    calibrated: see `load`.
-
-  Raises:
-    FileNotFoundError: the run or checkpoint does not exist.
-    OSError: the checkpoint is damaged.
-    ValueError: the run's settings are damaged.
-  """
-  config = run_dir.load_run_config(workdir, trust_code, ("model.factory",))
-  with CheckpointStore(workdir) as store:
-    step, variables = store.restore_model(which)
-    evaluation = store.read_evaluation(step)
-  shape = read_facts(workdir).image_shape
-  return Classifier(
-    part_name(config.model.factory, config.model.name),
-    build_model(config),
-    variables,
-    preprocessing_of(config.data),
-    weights.all_class_names(
-      run_dir.load_class_names(workdir), config.model.num_classes
-    ),
-    shape[-1] if shape else image_channels(variables),
-    config.data.max_pixels,
-    labels=config.data.labels,
-    mean=config.loss.target_mean or (0.0,),
-    std=config.loss.target_std or (1.0,),
-    # A run that was converted from a file is at step 0.
-    training=describe_training(config, step, evaluation) if step else {},
-    **read_calibration(workdir, step, config.data.labels) if calibrated else {},
-  )
-
-
-def load_weights(
-  path: str, model: ModelConfig, ema: bool | None = None, calibrated: bool = False
-) -> Classifier:
-  """Loads a file of weights, and their preprocessing (`weights.read_preprocessing`).
-
-  Args:
-    path: as in `weights.load`.
-    model: the architecture, see `weights.complete_model`.
-    ema: as in `weights.load`.
-    calibrated: see `load`.
-
-  Raises:
-    FileNotFoundError: the file does not exist.
-    ValueError: the architecture is unknown, or the weights do not fit it.
-  """
-  new_head = weights.needs_new_head(path, model.num_classes, ema)
-  model = weights.complete_model(path, model, ema)
-  config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
-  variables = weights.load(path, network, ema=ema, new_head=new_head)
-  num_classes = config.model.num_classes
-  names = () if new_head else weights.known_class_names(path, num_classes)
-  labels = "class" if new_head else weights.read_labels(path)
-  return Classifier(
-    config.model.name,
-    network,
-    variables,
-    weights.read_preprocessing(path, network),
-    weights.all_class_names(names, num_classes),
-    image_channels(variables),
-    labels=labels,
-    training={} if new_head else weights.read_training(path),
-    **read_calibration(path, None, labels) if calibrated else {},
-  )
-
-
 def check_finite(outputs: np.ndarray, name: str) -> None:
   """Raises `FloatingPointError` if a network's outputs for an image are not finite."""
   if not np.isfinite(outputs).all():
@@ -316,42 +223,3 @@ def check_finite(outputs: np.ndarray, name: str) -> None:
       f"the network's outputs for {name} are not finite; check its weights, and the "
       "mean and std of the images"
     )
-
-
-def run_batches(
-  classifier: Classifier,
-  batches: Iterator[HostBatch],
-  outputs: Outputs,
-  mesh: Mesh,
-) -> Iterator[tuple[HostBatch, Any]]:
-  """Yields batches with the network's outputs for them.
-
-  The next batch is read while the devices compute; at most three are in memory.
-
-  Args:
-    classifier: the network.
-    batches: batches from `read_batches`; B is a multiple of the number of devices.
-    outputs: traced function that selects from the outputs of `Classifier`.
-    mesh: the devices.
-  """
-  folded = classifier.folded
-  run = compilation.jit(
-    kernels.traced_with(
-      kernels.resolve("auto"),
-      lambda variables, images: outputs(folded.apply(variables, images)),
-    ),
-    dtype=folded.dtype,
-    out_shardings=batch_sharding(mesh),
-  )
-  before = variables = None
-  for batch in batches:
-    images = jax.device_put(batch["image"], batch_sharding(mesh))
-    if variables is None:
-      variables = folded.packed((*images.shape[:-1], folded.channels))
-      variables = jax.device_put(variables, replicated(mesh))
-    now = batch, run(variables, images)
-    if before is not None:
-      yield before[0], jax.device_get(before[1])
-    before = now
-  if before is not None:
-    yield before[0], jax.device_get(before[1])

@@ -16,7 +16,8 @@ from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
 from resnet_jax.data.sources.file_list import FileList, own_images, sub_folders
 from resnet_jax.data.sources.folder import list_images, list_splits
-from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
+from resnet_jax.inference.batches import run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.image_grid import Picture, draw_grid
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.arrays import Array, Float, Int
@@ -94,8 +95,7 @@ def extract(
     raise UserError(f"{path!r} must be an .npz file in an existing folder")
   if not classifier.has_maps:
     raise UserError(f"features need a ResNet, not {type(classifier.model).__name__}")
-  stages = [f"c{i}" for i in range(2, 2 + len(classifier.model.stage_sizes))]
-  check_choice("layer", layer, ["pooled", *stages])
+  check_choice("layer", layer, ["pooled", *classifier.map_names])
   mesh = create_mesh()
   batches = read_batches(
     source,
@@ -117,7 +117,7 @@ def extract(
     contextlib.ExitStack() as stack,
   ):
     part = stack.enter_context(replacing(path))
-    for batch, found in run_batches(classifier, batches, wanted, mesh):
+    for batch, found in run_batches(classifier, batches, [layer], wanted, mesh):
       rows = np.flatnonzero(batch["mask"])
       raw.write(found[rows].tobytes())
       for row in rows.tolist():

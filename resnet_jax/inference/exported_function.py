@@ -18,7 +18,7 @@ from jax import lax
 from resnet_jax.data.batches.preprocess import to_grey_levels
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.inference.classifier import Classifier
-from resnet_jax.models.resnet import ResNet
+from resnet_jax.inference.portable import portable
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.errors import UserError
@@ -29,20 +29,22 @@ class ExportedFunction:
   """What an export writes.
 
   Attributes:
-    function: (variables, images [B, H, W, C]) -> answers [B, K] float32.
+    function: (variables, images [B, H, W, C]) -> answers [B, K] float32, or a dict of
+      several outputs.
     variables: those of the network with folded batch norm, on the CPU.
     image: [H, W, C] and the dtype of an image: uint8, or uint16 if
       `Preprocessing.max_value` is set.
-    answer: "probabilities", or "values" if the network predicts numbers.
+    outputs: names of the outputs, sorted: "probabilities", or "values" if the network
+      predicts numbers.
     metadata: what a file stores beside the graph. "class_names", "preprocessing" and
       "recipe" are JSON. "resize", "crop" and "interpolation" say what the caller must
       do, if `function` does not do it. "max_value" is what 65535 stands for.
   """
 
-  function: Callable[[Variables, Array], Array]
+  function: Callable[[Variables, Array], Any]
   variables: Variables
   image: jax.ShapeDtypeStruct
-  answer: str
+  outputs: tuple[str, ...]
   metadata: dict[str, str]
 
 
@@ -62,14 +64,9 @@ def exported_function(
   shape = *(image_size or (size.crop, size.crop)), classifier.channels
   if min(shape[:2]) < size.crop and not size.resize:
     raise UserError(f"images of {shape[:2]} are smaller than the crop, {size.crop}")
-  model = classifier.model
-  if isinstance(model, ResNet):
-    model = model.clone(dtype=jnp.float32, scan=False, remat=False)
-  # The CPU computes in full float32; accelerators multiply with fewer bits.
-  cpu = jax.local_devices(backend="cpu")[0]
-  with jax.default_device(cpu):
-    variables = jax.device_put(classifier.variables, cpu)
-    folded = dataclasses.replace(classifier, model=model, variables=variables).folded
+  model, variables = portable(classifier.model, classifier.variables)
+  folded = dataclasses.replace(classifier, model=model, variables=variables)
+  with jax.default_device(jax.local_devices(backend="cpu")[0]):
     matrices = None
     if image_size is not None:
       matrices = [_resizing(n, min(image_size), classifier) for n in image_size]
@@ -85,7 +82,7 @@ def exported_function(
     function,
     folded.variables,
     jax.ShapeDtypeStruct(shape, PixelFormat(max_value=size.max_value).dtype),
-    folded.answer,
+    (folded.answer,),
     _metadata(classifier, image_size is not None),
   )
 

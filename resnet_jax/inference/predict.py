@@ -12,7 +12,8 @@ import numpy as np
 
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
+from resnet_jax.inference.batches import run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.grad_cam import grad_cam
 from resnet_jax.runtime.arrays import Array, Float32, UInt
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
@@ -72,17 +73,19 @@ def predict(
   if not isinstance(files, FileList):
     files = find_images([files] if isinstance(files, str) else files)
 
+  # A custom network has no maps.
+  maps = classifier.map_names[-1:] if num_pictures else ()
+
   def outputs(found: dict[str, Array]) -> tuple[Array, Array, Array]:
     answers = found[classifier.answer]
     count = answers.shape[-1]
     top_k = answers, jnp.zeros(answers.shape, jnp.int32)
     if not numbers:
       top_k = jax.lax.top_k(answers, count if several else min(top, count))
-    maps = [name for name in found if name.startswith("c")]
-    if not maps:  # A custom network.
+    if not maps:
       return top_k[0], top_k[1], jnp.zeros((len(answers), 1, 1))
     kernel = classifier.variables["params"]["head"]["kernel"]
-    return top_k[0], top_k[1], grad_cam(found[max(maps)], kernel, top_k[1][:, 0])
+    return top_k[0], top_k[1], grad_cam(found[maps[0]], kernel, top_k[1][:, 0])
 
   batches = read_batches(
     files,
@@ -96,7 +99,7 @@ def predict(
     classifier.thresholds or [0.5] * len(classifier.class_names), np.float32
   )
   for batch, (answers, classes, heat) in run_batches(
-    classifier, batches, outputs, mesh
+    classifier, batches, (classifier.answer, *maps), outputs, mesh
   ):
     errors = dict(batch["errors"])
     for row in range(min(len(batch["mask"]), len(files) - first)):

@@ -30,18 +30,22 @@ from resnet_jax.training.resolved_config import (
   resolve_model,
   with_num_classes,
 )
+from resnet_jax.training.steps import EvalChunk
 from resnet_jax.weights import imagenet
 
 # Settings that may name code; every evaluation of a run uses that code.
 USED = ("model.factory", "task")
 
 
-def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
+def evaluate(
+  experiment: Experiment, variables: Variables, eval_chunk: EvalChunk | None = None
+) -> dict[str, float]:
   """Evaluates on every image of `experiment.eval_data`, each counted once.
 
   Args:
     experiment: gives the model, the task and the images.
     variables: {"params": ..., "batch_stats": ...}.
+    eval_chunk: computes the metrics; None is `experiment.eval_chunk`.
 
   Returns:
     "loss" in nats, "top1" and, for more than 5 classes, "top5" as fractions, or the
@@ -51,9 +55,10 @@ def evaluate(experiment: Experiment, variables: Variables) -> dict[str, float]:
   # Variables that the user restored may be on one device.
   variables = jax.device_put(variables, replicated(experiment.mesh))
   variables = experiment.fold(variables)
+  eval_chunk = eval_chunk or experiment.eval_chunk
   total: Metrics | None = None
   for chunk in experiment.eval_data.eval_chunks():
-    metrics = experiment.eval_chunk(variables, *chunk)
+    metrics = eval_chunk(variables, *chunk)
     # The host is at most one call ahead of the device, because each call that waits
     # holds its images in memory.
     total = add_metrics(jax.block_until_ready(total), metrics) if total else metrics
@@ -80,13 +85,16 @@ class Prepared:
   class_names: tuple[str, ...]
   step: int | None = None
 
-  def evaluate(self) -> dict[str, float]:
+  def evaluate(self, eval_chunk: EvalChunk | None = None) -> dict[str, float]:
     """Returns the results of `evaluate`.
+
+    Args:
+      eval_chunk: see `evaluate`.
 
     Raises:
       FloatingPointError: a metric is not finite.
     """
-    return _check_finite(evaluate(self.experiment, self.variables))
+    return _check_finite(evaluate(self.experiment, self.variables, eval_chunk))
 
 
 def evaluate_run(

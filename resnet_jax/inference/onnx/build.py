@@ -8,7 +8,7 @@ import numpy as np
 from resnet_jax import __version__
 from resnet_jax.inference.exported_function import ExportedFunction
 from resnet_jax.inference.onnx.fusing import fuse
-from resnet_jax.inference.onnx.graph import BATCH, Graph
+from resnet_jax.inference.onnx.graph import BATCH, Graph, Node
 from resnet_jax.inference.onnx.trace import trace
 from resnet_jax.runtime.errors import UserError
 
@@ -19,8 +19,8 @@ _MOST_BYTES = 2**31 - 2**20  # Of a file in the format of Protocol Buffers.
 def build(exported: ExportedFunction) -> Any:
   """Returns an ONNX model of a network.
 
-  Its input "images" [B, H, W, C] has any batch size, and its output has the name
-  `exported.answer`. Inside, images are [B, C, H, W].
+  Its input "images" [B, H, W, C] has any batch size, and its outputs have the names
+  `exported.outputs`. Inside, images are [B, C, H, W].
 
   Args:
     exported: the network, such as `exported_function(load(path))`. Its function must
@@ -37,14 +37,15 @@ def build(exported: ExportedFunction) -> Any:
 
   graph = Graph()
   found = trace(graph, exported.function, exported.variables, exported.image)
-  last = graph.ordered(found, range(len(found.shape)))
+  last = [graph.ordered(value, range(len(value.shape))) for value in found]
   fuse(graph, last)
+  names = _name_outputs(graph, last, exported.outputs)
   _check_size(graph)
   nodes = [
     helper.make_node(
       node.op,
-      node.inputs,
-      [exported.answer if node.output == last else node.output],
+      [names.get(name, name) for name in node.inputs],
+      [names.get(node.output, node.output)],
       name=node.name,
       **node.attributes,
     )
@@ -56,7 +57,10 @@ def build(exported: ExportedFunction) -> Any:
       nodes,
       exported.metadata["architecture"],
       [_describe("images", images, exported.image.dtype)],
-      [_describe(exported.answer, found.shape, found.dtype)],
+      [
+        _describe(name, value.shape, value.dtype)
+        for name, value in zip(exported.outputs, found, strict=True)
+      ],
       [numpy_helper.from_array(a, name) for name, a in graph.constants.items()],
     ),
     opset_imports=[helper.make_opsetid("", OPSET)],
@@ -66,6 +70,19 @@ def build(exported: ExportedFunction) -> Any:
   )
   helper.set_model_props(model, exported.metadata)
   return model
+
+
+def _name_outputs(
+  graph: Graph, last: Sequence[str], names: Sequence[str]
+) -> dict[str, str]:
+  """Returns the tensors' new names; a tensor that is two outputs gets a copy."""
+  renamed: dict[str, str] = {}
+  for tensor, name in zip(last, names, strict=True):
+    if tensor in renamed:
+      graph.nodes.append(Node("Identity", name, [tensor], name, {}))
+    else:
+      renamed[tensor] = name
+  return renamed
 
 
 def _describe(name: str, shape: Sequence[int], dtype: Any) -> Any:
@@ -81,5 +98,5 @@ def _check_size(graph: Graph) -> None:
   if size > _MOST_BYTES:
     raise UserError(
       f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds at most "
-      "2 GB; use --format stablehlo"
+      "2 GB; use --format stablehlo to export it, and --engine jax to run it"
     )

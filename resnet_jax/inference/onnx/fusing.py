@@ -5,26 +5,27 @@ that is divided by the number of its values becomes a mean.
 """
 
 from collections import Counter
+from collections.abc import Collection
 
 import numpy as np
 
 from resnet_jax.inference.onnx.graph import Graph, Node
 
 
-def fuse(graph: Graph, output: str) -> None:
-  """Changes the graph's nodes, and removes those that `output` does not need."""
-  _Fusing(graph, output).run()
+def fuse(graph: Graph, outputs: Collection[str]) -> None:
+  """Changes the graph's nodes, and removes those that `outputs` do not need."""
+  _Fusing(graph, outputs).run()
 
 
 class _Fusing:
-  def __init__(self, graph: Graph, output: str) -> None:
-    self.graph, self.output = graph, output
+  def __init__(self, graph: Graph, outputs: Collection[str]) -> None:
+    self.graph, self.outputs = graph, outputs
     self.made: dict[str, Node] = {}
 
   def run(self) -> None:
     self._remove_unused()
     self.uses = Counter(name for node in self.graph.nodes for name in node.inputs)
-    self.uses[self.output] += 1
+    self.uses.update(self.outputs)
     kept = []
     for node in self.graph.nodes:
       if before := self._mean(node) or self._folded(node):
@@ -38,7 +39,7 @@ class _Fusing:
     self._remove_unused()
 
   def _remove_unused(self) -> None:
-    needed, kept = {self.output}, []
+    needed, kept = set(self.outputs), []
     for node in reversed(self.graph.nodes):
       if node.output in needed:
         needed.update(node.inputs)

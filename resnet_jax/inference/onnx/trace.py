@@ -35,8 +35,8 @@ def trace(
   function: Callable[[Any, Any], Any],
   variables: Any,
   image: jax.ShapeDtypeStruct,
-) -> Stored:
-  """Adds a function's operations to the graph, and returns its result."""
+) -> list[Stored]:
+  """Adds a function's operations to the graph, and returns its results."""
   images = jax.ShapeDtypeStruct((BATCH, *image.shape), image.dtype)
   paths, _ = jax.tree_util.tree_flatten_with_path(variables)
   with marked_operations(), marking_modules():
@@ -53,10 +53,12 @@ def trace(
   order = usual_order(rank)
   name = graph.ordered(given, order)
   inputs.append(dataclasses.replace(given, name=name, order=order))
-  (found,) = _walk(graph, traced, inputs)
-  if isinstance(found, Constant):
-    raise UserError("the output of the network does not depend on the images")
-  return graph.whole(found)
+  found = []
+  for value in _walk(graph, traced, inputs):
+    if isinstance(value, Constant):
+      raise UserError("the output of the network does not depend on the images")
+    found.append(graph.whole(value))
+  return found
 
 
 def _walk(
@@ -111,7 +113,8 @@ def _outputs(graph: Graph, eqn: Any, inputs: list[Value]) -> Sequence[Value]:
   except UnsupportedError as error:
     raise UserError(
       f"the ONNX writer does not know {error} of JAX, which "
-      f"{graph.scope or 'the network'} uses; use --format stablehlo"
+      f"{graph.scope or 'the network'} uses; use --format stablehlo to export it, and "
+      "--engine jax to run it"
     ) from error
   return found if isinstance(found, list) else [found]
 
