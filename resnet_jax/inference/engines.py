@@ -7,9 +7,11 @@ compared with JAX's.
 Letters: B batch, H height, W width, C channels.
 """
 
+import contextlib
 import functools
 import importlib
-from collections.abc import Callable
+import sys
+from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import jax
@@ -127,14 +129,33 @@ def check_engine(name: str) -> None:
       f"the engine {name} works in one process, not in {jax.process_count()}; use the "
       "engine jax"
     )
-  for module in ("onnx", name):
-    try:
-      importlib.import_module(module)
-    except ModuleNotFoundError as error:
-      raise UserError(
-        f"the engine {name} needs {error.name}: pip install "
-        f"'flax-resnet[{ENGINES[name].extra}]'"
-      ) from error
+  try:
+    with _without_telemetry():
+      for module in ("onnx", name):
+        importlib.import_module(module)
+  except ModuleNotFoundError as error:
+    raise UserError(
+      f"the engine {name} needs {error.name}: pip install "
+      f"'flax-resnet[{ENGINES[name].extra}]'"
+    ) from error
+
+
+@contextlib.contextmanager
+def _without_telemetry() -> Iterator[None]:
+  """Makes the import of OpenVINO report nothing to its makers.
+
+  The report would also fork this process, which is not safe with JAX's threads.
+  """
+  name = "openvino_telemetry"
+  modules: dict[str, Any] = sys.modules
+  if name in modules:
+    yield
+    return
+  modules[name] = None  # OpenVINO then does as if the package were not installed.
+  try:
+    yield
+  finally:
+    del modules[name]
 
 
 def create_run(
