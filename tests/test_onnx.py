@@ -13,9 +13,10 @@ from flax import linen as nn
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.inference.classifier import Classifier
 from resnet_jax.inference.export import export
-from resnet_jax.inference.exported_function import ExportedFunction, exported_function
+from resnet_jax.inference.exported_function import exported_function
 from resnet_jax.inference.onnx import build as build_module
 from resnet_jax.inference.onnx.build import build
+from resnet_jax.inference.portable import ExportedFunction
 from resnet_jax.models.registry import MODELS, create_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runtime.errors import UserError

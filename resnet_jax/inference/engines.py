@@ -22,7 +22,7 @@ from flax import linen as nn
 from resnet_jax import kernels
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.data.pipelines.host_batches import count_threads
-from resnet_jax.inference.portable import portable
+from resnet_jax.inference.portable import ExportedFunction, portable
 from resnet_jax.models.folding import folded_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables
@@ -233,7 +233,6 @@ def _write(
   names: list[str],
 ) -> bytes:
   """Returns a network as a file of ONNX, whose outputs have these names."""
-  from resnet_jax.inference.exported_function import ExportedFunction
   from resnet_jax.inference.onnx.build import build
 
   image = jax.ShapeDtypeStruct(images.shape[1:], images.dtype)

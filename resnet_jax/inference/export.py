@@ -17,7 +17,8 @@ import numpy as np
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.inference.classifier import Classifier, check_finite
-from resnet_jax.inference.exported_function import ExportedFunction, exported_function
+from resnet_jax.inference.exported_function import exported_function
+from resnet_jax.inference.portable import ExportedFunction
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 

@@ -8,7 +8,6 @@ Letters: B batch, H height, W width, C channels, K classes.
 
 import dataclasses
 import json
-from collections.abc import Callable
 from typing import Any
 
 import jax
@@ -18,34 +17,10 @@ from jax import lax
 from resnet_jax.data.batches.preprocess import to_grey_levels
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.inference.classifier import Classifier
-from resnet_jax.inference.portable import portable
+from resnet_jax.inference.portable import ExportedFunction, portable
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.arrays import Array, Float32, Num
 from resnet_jax.runtime.errors import UserError
-
-
-@dataclasses.dataclass(frozen=True)
-class ExportedFunction:
-  """What an export writes.
-
-  Attributes:
-    function: (variables, images [B, H, W, C]) -> answers [B, K] float32, or a dict of
-      several outputs.
-    variables: those of the network with folded batch norm, on the CPU.
-    image: [H, W, C] and the dtype of an image: uint8, or uint16 if
-      `Preprocessing.max_value` is set.
-    outputs: names of the outputs, sorted: "probabilities", or "values" if the network
-      predicts numbers.
-    metadata: what a file stores beside the graph. "class_names", "preprocessing" and
-      "recipe" are JSON. "resize", "crop" and "interpolation" say what the caller must
-      do, if `function` does not do it. "max_value" is what 65535 stands for.
-  """
-
-  function: Callable[[Variables, Array], Any]
-  variables: Variables
-  image: jax.ShapeDtypeStruct
-  outputs: tuple[str, ...]
-  metadata: dict[str, str]
 
 
 def exported_function(

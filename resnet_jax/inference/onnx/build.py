@@ -6,10 +6,10 @@ from typing import Any
 import numpy as np
 
 from resnet_jax import __version__
-from resnet_jax.inference.exported_function import ExportedFunction
 from resnet_jax.inference.onnx.fusing import fuse
 from resnet_jax.inference.onnx.graph import BATCH, Graph, Node
 from resnet_jax.inference.onnx.trace import trace
+from resnet_jax.inference.portable import ExportedFunction
 from resnet_jax.runtime.errors import UserError
 
 OPSET = 17
