@@ -14,7 +14,6 @@ import tempfile
 from collections.abc import Callable
 from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.export
@@ -179,12 +178,14 @@ def _write_onnx(
   exported: ExportedFunction, part: Path, form: str, precision: str, int8: Int8 | None
 ) -> Run:
   """Writes ONNX's or OpenVINO's files."""
+  from resnet_jax.inference.onnx import openvino_file
+
   try:
-    import onnx
+    import onnx  # noqa: F401
     import onnxruntime
 
     if form == "openvino":
-      import openvino
+      openvino_file.import_openvino()
   except ModuleNotFoundError as error:
     raise UserError(
       f"--format {form} needs {error.name}: pip install 'flax-resnet[{form}]'"
@@ -196,24 +197,13 @@ def _write_onnx(
     from resnet_jax.inference.onnx.quantize import quantize
 
     model = quantize(model, int8.images.calibration(int8.number))
+  if form == "openvino":
+    return openvino_file.write(model, part, exported.metadata)
   content = model.SerializeToString()
-  if form == "onnx":
-    part.write_bytes(content)
-    # Log errors only, as warnings are about what the runtime itself optimises.
-    options = onnxruntime.SessionOptions()
-    options.log_severity_level = 3
-    session = onnxruntime.InferenceSession(
-      content, options, providers=["CPUExecutionProvider"]
-    )
-    return lambda images: session.run(None, {"images": images})[0]
-  given = part.with_suffix(".onnx")
-  onnx.save(model, given)
-  net: Any = openvino.Core().read_model(given)
-  for key, value in exported.metadata.items():
-    net.set_rt_info(value, ["flax_resnet", key])
-  openvino.serialize(net, part, part.with_suffix(".bin"))
-  given.unlink()
-  # Otherwise OpenVINO computes in bfloat16 on processors that have it.
-  hint = {"INFERENCE_PRECISION_HINT": "f32"}
-  compiled = openvino.Core().compile_model(part, "CPU", hint)
-  return lambda images: compiled([images])[0]
+  part.write_bytes(content)
+  options = onnxruntime.SessionOptions()
+  options.log_severity_level = 3  # Only errors.
+  session = onnxruntime.InferenceSession(
+    content, options, providers=["CPUExecutionProvider"]
+  )
+  return lambda images: session.run(None, {"images": images})[0]
