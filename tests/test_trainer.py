@@ -54,10 +54,10 @@ def make_config(**changes) -> Config:
   return dataclasses.replace(config, **changes)
 
 
-def run(config, workdir, devices=1, hooks=()):
+def run(config, workdir, devices=1, hooks=(), draws=False):
   console = Console(file=io.StringIO(), width=200)
   state, results = train_config(
-    config, workdir, jax.devices()[:devices], console, hooks
+    config, workdir, jax.devices()[:devices], console, hooks, draws
   )
   return state, results, console.file.getvalue()
 
@@ -69,7 +69,7 @@ def records(workdir) -> list[dict]:
 @pytest.fixture(scope="module")
 def whole(tmp_path_factory):
   workdir = tmp_path_factory.mktemp("whole")
-  return workdir, *run(make_config(), workdir)
+  return workdir, *run(make_config(), workdir, draws=True)
 
 
 def assert_states_equal(a, b):

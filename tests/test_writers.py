@@ -322,7 +322,8 @@ def test_curves_have_a_log_axis_for_small_errors_and_mark_what_happened(error, s
     record(40, "eval", 1 - 1.5 * error),
   ]
   with figure_style.styled_figure(4, 4) as figure:
-    plot_curves(figure, records, "net on $data", decays=[3, 9], smoothed=True)
+    marks = {"decays": [3, 9], "smoothed": True, "distilled": True}
+    plot_curves(figure, records, "net on $data", **marks)
     loss, top1 = figure.axes
     texts = [text.get_text() for text in figure.texts]
   assert loss.get_yscale() == "linear" and top1.get_yscale() == scale
@@ -333,7 +334,8 @@ def test_curves_have_a_log_axis_for_small_errors_and_mark_what_happened(error, s
   np.testing.assert_allclose(best, [[2, 100 * error]])
   said = f"best evaluation: top-1 {100 * (1 - error):.2f} % at step 20 (circle)"
   assert texts[0] == f"net on $data\n{said}"
-  assert "smoothed labels" in texts[1] and "Dotted lines" in texts[1]
+  for part in ("smoothed labels", "includes the teacher", "Dotted lines"):
+    assert part in " ".join(texts[1].split())
 
 
 def test_curves_have_no_empty_axes(tmp_path):

@@ -6,14 +6,14 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 
 from resnet_jax import kernels, weights
 from resnet_jax.config.factories import part_name
@@ -24,10 +24,9 @@ from resnet_jax.config.preprocessing import (
 )
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
-from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.inference.training_record import describe_training
-from resnet_jax.models.folding import fold_batch_norm, folded_model
+from resnet_jax.models.folding import fold_batch_norm, folded_model, pack_kernels
 from resnet_jax.models.operations import softmax
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
@@ -38,11 +37,7 @@ from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
-
-# Selects what is wanted from the outputs of `Classifier`; returns a pytree.
-Outputs = Callable[[dict[str, Array]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,7 +98,8 @@ class Classifier:
         mean or std differs from the network's channels.
     """
     folded = self.folded
-    found: dict[str, Array] = folded._compiled(folded.variables, images)
+    variables = folded.packed((*images.shape[:-1], self.channels))
+    found: dict[str, Array] = folded._compiled(variables, images)
     return found
 
   @functools.cached_property
@@ -112,6 +108,14 @@ class Classifier:
     fold = jax.jit(lambda variables: fold_batch_norm(self.model, variables)[1])
     return dataclasses.replace(
       self, model=folded_model(self.model), variables=fold(self.variables)
+    )
+
+  @functools.cached_property
+  def packed(self) -> Callable[[tuple[int, ...]], Variables]:
+    """Image shape -> the variables as the chosen kernels read them: `pack_kernels`."""
+    pack = partial(pack_kernels, self.model, self.variables)
+    return functools.lru_cache(maxsize=2)(
+      kernels.traced_with(kernels.resolve("auto"), pack)
     )
 
   @functools.cached_property
@@ -306,40 +310,3 @@ def check_finite(outputs: np.ndarray, name: str) -> None:
       f"the network's outputs for {name} are not finite; check its weights, and the "
       "mean and std of the images"
     )
-
-
-def run_batches(
-  classifier: Classifier,
-  batches: Iterator[HostBatch],
-  outputs: Outputs,
-  mesh: Mesh,
-) -> Iterator[tuple[HostBatch, Any]]:
-  """Yields batches with the network's outputs for them.
-
-  The next batch is read while the devices compute; at most three are in memory.
-
-  Args:
-    classifier: the network.
-    batches: batches from `read_batches`; B is a multiple of the number of devices.
-    outputs: traced function that selects from the outputs of `Classifier`.
-    mesh: the devices.
-  """
-  folded = classifier.folded
-  variables = jax.device_put(folded.variables, replicated(mesh))
-  run = compilation.jit(
-    kernels.traced_with(
-      kernels.resolve("auto"),
-      lambda variables, images: outputs(folded.apply(variables, images)),
-    ),
-    dtype=folded.dtype,
-    out_shardings=batch_sharding(mesh),
-  )
-  before = None
-  for batch in batches:
-    images = jax.device_put(batch["image"], batch_sharding(mesh))
-    now = batch, run(variables, images)
-    if before is not None:
-      yield before[0], jax.device_get(before[1])
-    before = now
-  if before is not None:
-    yield before[0], jax.device_get(before[1])

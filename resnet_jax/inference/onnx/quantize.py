@@ -27,7 +27,6 @@ def quantize(model: Any, batches: Iterable[np.ndarray]) -> Any:
     QuantType,
     quantize_static,
   )
-  from onnxruntime.quantization.shape_inference import quant_pre_process
 
   class Images(CalibrationDataReader):  # type: ignore[misc]
     def __init__(self) -> None:
@@ -38,12 +37,9 @@ def quantize(model: Any, batches: Iterable[np.ndarray]) -> Any:
       return None if batch is None else {"images": batch}
 
   with tempfile.TemporaryDirectory() as folder:
-    names = (str(Path(folder) / f"{name}.onnx") for name in ("float", "ready", "int8"))
-    given, ready, made = names
-    onnx.save(model, given)
-    quant_pre_process(given, ready, skip_symbolic_shape=True)
+    made = str(Path(folder) / "int8.onnx")
     quantize_static(
-      ready,
+      onnx.shape_inference.infer_shapes(model),
       made,
       Images(),
       quant_format=QuantFormat.QDQ,
