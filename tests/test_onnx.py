@@ -1,5 +1,6 @@
 """An ONNX file computes what the network computes, with one node for each layer."""
 
+import dataclasses
 import json
 from collections import Counter
 
@@ -11,12 +12,15 @@ from arrays import pixels, variables_of
 from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing
+from resnet_jax.data import ImageArrays
 from resnet_jax.inference.classifier import Classifier
-from resnet_jax.inference.export import export
+from resnet_jax.inference.export import Int8, export
 from resnet_jax.inference.exported_function import exported_function
 from resnet_jax.inference.onnx import build as build_module
 from resnet_jax.inference.onnx.build import build
+from resnet_jax.inference.onnx.openvino_file import import_openvino
 from resnet_jax.inference.portable import ExportedFunction
+from resnet_jax.inference.run_images import RunImages
 from resnet_jax.models.registry import MODELS, create_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runtime.errors import UserError
@@ -90,7 +94,10 @@ def test_frozen_norms_are_folded():
 
 @pytest.mark.parametrize("batch", [1, 64])
 def test_openvino_and_the_reference_agree(batch, tmp_path):
-  openvino = pytest.importorskip("openvino")
+  try:
+    openvino = import_openvino()
+  except ModuleNotFoundError:
+    pytest.skip("no OpenVINO")
   import onnx
   from onnx.reference import ReferenceEvaluator
 
@@ -111,8 +118,8 @@ def test_each_layer_is_one_node():
   assert Counter(node.op_type for node in nodes) == {
     # The images are uint8 and NHWC; they become normalised and NCHW.
     **{"Transpose": 1, "Cast": 1, "Mul": 1, "Sub": 1},
-    # The stem, four blocks and two shortcuts.
-    **{"Conv": 11, "Relu": 9, "Add": 4, "MaxPool": 1},
+    # The stem, three blocks of two convolutions, and one shortcut with a convolution.
+    **{"Conv": 8, "Relu": 7, "Add": 3, "MaxPool": 1},
     **{"GlobalAveragePool": 1, "Flatten": 1, "Gemm": 1},
   }
   assert all(len(node.input) == 3 for node in nodes if node.op_type == "Conv")
@@ -221,3 +228,72 @@ def test_operations_of_jax_are_written(function):
   images = np.asarray(pixels(3, *image.shape))
   wanted = whole({}, jnp.asarray(images))
   np.testing.assert_allclose(run(model, images), wanted, rtol=1e-4, atol=1e-5)
+
+
+class FewImages:
+  """Random images, whose labels are those that a network gives them."""
+
+  def __init__(self, net: Classifier) -> None:
+    self.images = np.asarray(pixels(40, 32, 32, 3))
+    self.labels = np.asarray(net(self.images)[net.answer]).argmax(-1)
+    self.net = net
+
+  def open(self) -> RunImages:
+    data = ImageArrays(self.images, self.labels.astype(np.int32), self.net.class_names)
+    return RunImages(data, data, self.net)
+
+
+@pytest.mark.parametrize("form", ["onnx", "openvino"])
+@pytest.mark.parametrize("precision", ["float16", "bfloat16", "int8"])
+def test_smaller_weights_make_a_smaller_file(form, precision, tmp_path):
+  try:
+    import_openvino()
+  except ModuleNotFoundError:
+    pytest.skip("no OpenVINO")
+  net = small("resnet8")
+  suffix = {"onnx": "onnx", "openvino": "xml"}[form]
+  sizes = []
+  for kind in ("float32", precision):
+    folder = tmp_path / kind
+    folder.mkdir()
+    int8 = Int8(FewImages(net).open(), max_loss=100) if kind == "int8" else None
+    export(net, str(folder / f"net.{suffix}"), form, precision=kind, int8=int8)
+    names = {file.name for file in folder.iterdir()}
+    more = {"net.bin"} if form == "openvino" else set()
+    more |= {f"net.{suffix}.json"} if int8 else set()
+    assert names == {f"net.{suffix}"} | more
+    weights = folder / ("net.bin" if form == "openvino" else "net.onnx")
+    sizes.append(weights.stat().st_size)
+  assert sizes[1] < 0.6 * sizes[0]
+
+
+def test_int8_that_loses_too_much_is_one_line(tmp_path):
+  net = small("resnet8")
+  images = FewImages(net).open()
+  with pytest.raises(UserError, match=r"falls from .* --max-loss=-101 points"):
+    export(
+      *(net, str(tmp_path / "net.onnx"), "onnx"),
+      precision="int8",
+      int8=Int8(images, number=8, max_loss=-101),
+    )
+  assert not list(tmp_path.iterdir())
+
+
+def test_calibration_sees_only_training_images():
+  net = small("resnet8")
+  few = FewImages(net)
+  others = ImageArrays(few.images[::-1] // 2, few.labels, net.class_names)
+  images = dataclasses.replace(few.open(), evaluation=others)
+  batches = [*images.calibration(33)]
+  assert [len(batch) for batch in batches] == [32, 1]
+  known = {image.tobytes() for image in few.images}
+  seen = {image.tobytes() for batch in batches for image in batch}
+  assert seen <= known and len(seen) == 33
+  assert sum(map(len, images.calibration(1000))) == 40
+
+
+def test_weights_too_large_for_float16_are_one_line(tmp_path):
+  net = small("resnet8")
+  net.variables["params"]["head"]["kernel"] *= 1e9
+  with pytest.raises(UserError, match=r"head/kernel has values .* use --precision bfl"):
+    export(net, str(tmp_path / "net.onnx"), "onnx", precision="float16")

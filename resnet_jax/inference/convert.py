@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 from flax import linen as nn
 
-from resnet_jax import weights
+from resnet_jax import __version__, weights
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import (
@@ -132,7 +132,9 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     evaluation = store.read_evaluation(step)
   name = part_name(config.model.factory, config.model.name)
   curves, labels = Path(path) / "curves.png", config.data.labels
-  extra = {} if labels == "class" else {"labels": labels}
+  extra: dict[str, Any] = {"converted_by": f"flax-resnet {__version__}"}
+  if labels != "class":
+    extra["labels"] = labels
   for fitted in ("temperature", "thresholds"):
     with contextlib.suppress(NotFoundError):
       extra[fitted] = read_fitted(path, step, fitted)

@@ -7,11 +7,9 @@ compared with JAX's.
 Letters: B batch, H height, W width, C channels.
 """
 
-import contextlib
 import functools
 import importlib
-import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, NamedTuple
 
 import jax
@@ -22,6 +20,7 @@ from flax import linen as nn
 from resnet_jax import kernels
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.data.pipelines.host_batches import count_threads
+from resnet_jax.inference.onnx.openvino_file import import_openvino
 from resnet_jax.inference.portable import ExportedFunction, portable
 from resnet_jax.models.folding import folded_model
 from resnet_jax.models.resnet import ResNet
@@ -45,10 +44,11 @@ _Start = Callable[[bytes, tuple[int, ...], str], Callable[[np.ndarray], list[Any
 
 
 class _Engine(NamedTuple):
-  """Another engine: what it is called, the extra that installs it, how it starts."""
+  """Another engine: its name, the extra that installs it, and how it is imported."""
 
   title: str
   extra: str
+  load: Callable[[], Any]
   start: _Start
 
 
@@ -75,9 +75,7 @@ def _start_onnxruntime(
 def _start_openvino(
   content: bytes, shape: tuple[int, ...], dtype: str
 ) -> Callable[[np.ndarray], list[Any]]:
-  import openvino
-
-  core = openvino.Core()
+  core = import_openvino().Core()
   model = core.read_model(content)
   model.reshape(list(shape))
   hint = {"float32": "f32", "bfloat16": "bf16"}[dtype]
@@ -102,8 +100,13 @@ def _start_openvino(
 
 
 ENGINES = {
-  "onnxruntime": _Engine("ONNX Runtime", "onnx", _start_onnxruntime),
-  "openvino": _Engine("OpenVINO", "openvino", _start_openvino),
+  "onnxruntime": _Engine(
+    "ONNX Runtime",
+    "onnx",
+    functools.partial(importlib.import_module, "onnxruntime"),
+    _start_onnxruntime,
+  ),
+  "openvino": _Engine("OpenVINO", "openvino", import_openvino, _start_openvino),
 }
 NAMES = ("jax", *ENGINES)
 
@@ -130,32 +133,13 @@ def check_engine(name: str) -> None:
       "engine jax"
     )
   try:
-    with _without_telemetry():
-      for module in ("onnx", name):
-        importlib.import_module(module)
+    importlib.import_module("onnx")
+    ENGINES[name].load()
   except ModuleNotFoundError as error:
     raise UserError(
       f"the engine {name} needs {error.name}: pip install "
       f"'flax-resnet[{ENGINES[name].extra}]'"
     ) from error
-
-
-@contextlib.contextmanager
-def _without_telemetry() -> Iterator[None]:
-  """Makes the import of OpenVINO report nothing to its makers.
-
-  The report would also fork this process, which is not safe with JAX's threads.
-  """
-  name = "openvino_telemetry"
-  modules: dict[str, Any] = sys.modules
-  if name in modules:
-    yield
-    return
-  modules[name] = None  # OpenVINO then does as if the package were not installed.
-  try:
-    yield
-  finally:
-    del modules[name]
 
 
 def create_run(

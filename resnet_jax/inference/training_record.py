@@ -2,7 +2,6 @@
 
 from typing import Any
 
-from resnet_jax import __version__
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.fields import flatten, may_change, walk
 from resnet_jax.config.schema import Config
@@ -16,8 +15,8 @@ def describe_training(
 ) -> dict[str, Any]:
   """Returns how a run trained its weights, for `weights.read_training`.
 
-  Everything is from the run's files, except the version of the package that converts
-  it. "settings" are the settings that differ from the defaults.
+  Everything is from the run's files. "settings" are those that differ from the
+  defaults.
   """
   defaults = flatten(Config())
   settings = {
@@ -33,5 +32,4 @@ def describe_training(
     "steps": step,
     "evaluation": {k: v for k, v in evaluation.items() if k != "images_per_s"},
     "settings": settings,
-    "converted_by": f"flax-resnet {__version__}",
   }

@@ -3,6 +3,7 @@
 from collections.abc import Sequence
 from typing import Any
 
+import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax import __version__
@@ -13,10 +14,12 @@ from resnet_jax.inference.portable import ExportedFunction
 from resnet_jax.runtime.errors import UserError
 
 OPSET = 17
+_HALVES = {"float16": np.dtype(np.float16), "bfloat16": np.dtype(jnp.bfloat16)}
+_SMALLEST = 256  # Values in a kernel that is stored in 16 bits.
 _MOST_BYTES = 2**31 - 2**20  # Of a file in the format of Protocol Buffers.
 
 
-def build(exported: ExportedFunction) -> Any:
+def build(exported: ExportedFunction, precision: str = "float32") -> Any:
   """Returns an ONNX model of a network.
 
   Its input "images" [B, H, W, C] has any batch size, and its outputs have the names
@@ -25,6 +28,9 @@ def build(exported: ExportedFunction) -> Any:
   Args:
     exported: the network, such as `exported_function(load(path))`. Its function must
       not depend on B.
+    precision: "float16" or "bfloat16" stores the kernels in this type. They become
+      float32 before they are used, which a runtime does once, when it loads the file.
+      Otherwise all is float32.
 
   Returns:
     An `onnx.ModelProto`, with the metadata in `metadata_props`.
@@ -33,12 +39,14 @@ def build(exported: ExportedFunction) -> Any:
     UserError: the network uses an operation that this package does not write, or the
       file would be too large.
   """
-  from onnx import helper, numpy_helper
+  from onnx import helper
 
   graph = Graph()
   found = trace(graph, exported.function, exported.variables, exported.image)
   last = [graph.ordered(value, range(len(value.shape))) for value in found]
   fuse(graph, last)
+  if precision in _HALVES:
+    _halve(graph, precision)
   names = _name_outputs(graph, last, exported.outputs)
   _check_size(graph)
   nodes = [
@@ -61,7 +69,7 @@ def build(exported: ExportedFunction) -> Any:
         _describe(name, value.shape, value.dtype)
         for name, value in zip(exported.outputs, found, strict=True)
       ],
-      [numpy_helper.from_array(a, name) for name, a in graph.constants.items()],
+      [_tensor(name, array) for name, array in graph.constants.items()],
     ),
     opset_imports=[helper.make_opsetid("", OPSET)],
     ir_version=8,  # Of ONNX 1.12, the first with this opset.
@@ -85,6 +93,40 @@ def _name_outputs(
   return renamed
 
 
+def _halve(graph: Graph, precision: str) -> None:
+  """Stores the kernels in 16 bits."""
+  dtype, casts = _HALVES[precision], []
+  for name, array in list(graph.constants.items()):
+    if array.dtype != np.float32 or array.ndim < 2 or array.size < _SMALLEST:
+      continue
+    with np.errstate(over="ignore"):
+      half = array.astype(dtype)
+    if not np.isfinite(half.astype(np.float32)).all():
+      raise UserError(
+        f"{name} has values up to {np.abs(array).max():.3g}, too large for float16; "
+        "use --precision bfloat16"
+      )
+    del graph.constants[name]
+    stored = graph.new_name(f"{name}/{precision}")
+    graph.constants[stored] = half
+    casts.append(Node("Cast", stored, [stored], name, {"to": 1}))  # 1 is float32.
+  graph.nodes[:0] = casts
+
+
+def _tensor(name: str, array: np.ndarray) -> Any:
+  """Returns an initialiser; `numpy_helper` of older versions lacks bfloat16."""
+  from onnx import TensorProto, numpy_helper
+
+  if array.dtype != jnp.bfloat16:
+    return numpy_helper.from_array(array, name)
+  return TensorProto(
+    name=name,
+    dims=array.shape,
+    data_type=TensorProto.BFLOAT16,
+    raw_data=array.tobytes(),
+  )
+
+
 def _describe(name: str, shape: Sequence[int], dtype: Any) -> Any:
   from onnx import helper
 
@@ -98,5 +140,6 @@ def _check_size(graph: Graph) -> None:
   if size > _MOST_BYTES:
     raise UserError(
       f"the network has {size / 1e9:.1f} GB of weights, and an ONNX file holds at most "
-      "2 GB; use --format stablehlo to export it, and --engine jax to run it"
+      "2 GB; use --format stablehlo, or --precision float16, to export it, and "
+      "--engine jax to run it"
     )
