@@ -19,6 +19,7 @@ import jax
 import jax.export
 import numpy as np
 
+from resnet_jax import __version__
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.exported_function import exported_function
@@ -194,6 +195,7 @@ def _write_onnx(
   from resnet_jax.inference.onnx.build import build
 
   model = build(exported, precision)
+  model.producer_version = __version__
   if int8 is not None and precision == "int8":
     from resnet_jax.inference.onnx.quantize import quantize
 

@@ -6,7 +6,6 @@ from typing import Any
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax import __version__
 from resnet_jax.inference.onnx.fusing import fuse
 from resnet_jax.inference.onnx.graph import BATCH, Graph, Node
 from resnet_jax.inference.onnx.trace import trace
@@ -74,7 +73,6 @@ def build(exported: ExportedFunction, precision: str = "float32") -> Any:
     opset_imports=[helper.make_opsetid("", OPSET)],
     ir_version=8,  # Of ONNX 1.12, the first with this opset.
     producer_name="flax-resnet",
-    producer_version=__version__,
   )
   helper.set_model_props(model, exported.metadata)
   return model
