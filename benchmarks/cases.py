@@ -1,37 +1,19 @@
-"""Runs one network, ours or a peer's, as a process that `turns.py` times.
+"""Runs the training step of one network, ours or a peer's, as a process that is timed.
 
-`train_step.py` and `inference.py` start it with this command:
-python benchmarks/cases.py PEER TASK MODEL BATCH DTYPE
-It reads from stdin how often to run. The images are random, and they are on the device
-from the start.
+`train_step.py` starts it with this command: python benchmarks/cases.py PEER MODEL BATCH
+DTYPE. It reads from stdin how often to run. The images are random, and they are on the
+device from the start. `engines.py` is the same for inference.
 """
 
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from types import SimpleNamespace
 
+from networks import MODELS, classes_of, create_torch, side_of
 from turns import count_cores, serve
 
-# Blocks per stage, whether they are bottlenecks, side of the images in pixels.
-MODELS = {
-  "resnet18": ((2, 2, 2, 2), False, 224),
-  "resnet34": ((3, 4, 6, 3), False, 224),
-  "resnet50": ((3, 4, 6, 3), True, 224),
-  "resnet20": ((3, 3, 3), False, 32),
-  "resnet56": ((9, 9, 9), False, 32),
-  "resnet110": ((18, 18, 18), False, 32),
-}
 RATE, MOMENTUM, DECAY = 0.01, 0.9, 1e-4
-
-
-def classes_of(size: int) -> int:
-  return 10 if size == 32 else 1000
-
-
-def side_of(name: str) -> int:
-  return MODELS[name][2] if name in MODELS else 32
 
 
 def create_experiment(name: str, batch: int, dtype: str = "float32", **options: bool):
@@ -96,37 +78,6 @@ def ours_train(
   return run
 
 
-def ours_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """Returns the forward pass of evaluation, as users run it.
-
-  Batch norm is folded, and the package chooses the kernels.
-  """
-  from resnet_jax.runtime import compilation
-
-  compilation.keep_freed_memory()
-  import jax
-  import jax.numpy as jnp
-
-  from resnet_jax import create_model, kernels
-  from resnet_jax.models.folding import fold_batch_norm
-
-  size = side_of(name)
-  model = create_model(name, classes_of(size), dtype=jnp.dtype(dtype))
-  images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
-  variables = jax.jit(partial(model.init, train=False))(jax.random.key(1), images)
-  model, variables = fold_batch_norm(model, variables)
-  forward = compilation.jit(
-    kernels.traced_with(kernels.resolve("auto"), partial(model.apply, train=False)),
-    dtype=dtype,
-  )
-
-  def run(count: int) -> None:
-    for _ in range(count):
-      jax.block_until_ready(forward(variables, images))
-
-  return run
-
-
 def stock_flax(name: str, dtype: str):
   """Returns the stock model, its variables, and the side of its images.
 
@@ -183,45 +134,21 @@ def stock_train(name: str, batch: int, dtype: str) -> Callable[[int], None]:
   return run
 
 
-def stock_infer(name: str, batch: int, dtype: str) -> Callable[[int], None]:
-  """`jax.jit` of the forward pass."""
-  import jax
-
-  model, variables, size = stock_flax(name, dtype)
-  images = jax.random.normal(jax.random.key(0), (batch, size, size, 3))
-  forward = jax.jit(model.apply)
-
-  def run(count: int) -> None:
-    for _ in range(count):
-      jax.block_until_ready(forward(variables, images))
-
-  return run
-
-
 def torch_model(name: str, compiled: bool):
   """Returns a channels-last model, its device, and the side of its images."""
   import torch
   from torch import nn
 
   torch.set_num_threads(count_cores())
-  sizes, bottleneck, size = MODELS[name]
-  small = size == 32
+  size = side_of(name)
   device = "cuda" if torch.cuda.is_available() else "cpu"
   torch.backends.cudnn.benchmark = True  # Picks the fastest kernels, as XLA does.
-  if device == "cuda" and not small:
+  if device == "cuda" and size > 32:
     import torchvision
 
     model = torchvision.models.get_model(name)
   else:  # An equal network. torchvision has none for CIFAR, and may be missing.
-    sys.path.append(str(Path(__file__).parents[1] / "tests"))
-    from torch_resnet import ResNet
-
-    class Logits(ResNet):
-      def forward(self, x):
-        return super().forward(x)[1]
-
-    options = {"features": 16, "stem": "cifar", "shortcut": "A"} if small else {}
-    model = Logits(sizes, classes_of(size), bottleneck=bottleneck, **options)
+    model = create_torch(name)
   model = model.to(device, memory_format=torch.channels_last)
   wrapped: nn.Module = torch.compile(model) if compiled else model
   return wrapped, device, size
@@ -254,43 +181,18 @@ def torch_train(
   return run
 
 
-def torch_infer(
-  name: str, batch: int, dtype: str, compiled: bool = False
-) -> Callable[[int], None]:
-  """The forward pass in inference mode."""
-  import torch
-
-  model, device, size = torch_model(name, compiled)
-  model.eval()
-  images = torch.randn(batch, 3, size, size, device=device)
-  images = images.to(memory_format=torch.channels_last)
-
-  def run(count: int) -> None:
-    with torch.inference_mode():
-      for _ in range(count):
-        with torch.autocast(device, torch.bfloat16, enabled=dtype == "bfloat16"):
-          logits = model(images)
-        logits.sum().item()
-
-  return run
-
-
 CASES = {
-  ("ours", "train"): ours_train,
-  ("ours scanned", "train"): partial(ours_train, scan=True),
-  ("ours", "infer"): ours_infer,
-  ("stock flax", "train"): stock_train,
-  ("stock flax", "infer"): stock_infer,
-  ("torch", "train"): torch_train,
-  ("torch", "infer"): torch_infer,
-  ("torch.compile", "train"): partial(torch_train, compiled=True),
-  ("torch.compile", "infer"): partial(torch_infer, compiled=True),
+  "ours": ours_train,
+  "ours scanned": partial(ours_train, scan=True),
+  "stock flax": stock_train,
+  "torch": torch_train,
+  "torch.compile": partial(torch_train, compiled=True),
 }
 
 
 def main() -> None:
-  peer, task, model, batch, dtype = sys.argv[1:]
-  serve(CASES[peer, task](model, int(batch), dtype))
+  peer, model, batch, dtype = sys.argv[1:]
+  serve(CASES[peer](model, int(batch), dtype))
 
 
 if __name__ == "__main__":

@@ -26,7 +26,7 @@ _BF16 = ["--dtype", "bfloat16", "--cases", "resnet50:16", "resnet20:128"]
 FULL = [
   ("train_step.py", ["--turns", "5"]),
   ("train_step.py", [*_BF16, "--turns", "3"]),
-  ("inference.py", []),
+  ("inference.py", ["--turns", "3"]),
   ("loop.py", []),
   ("compile_time.py", []),
   ("memory.py", []),

@@ -3,49 +3,39 @@
 Command: python benchmarks/train_step.py [--cases resnet50:16 resnet20:128]
 [--dtype float32] [--torch PYTHON] [--json]. The extra `torch` installs the peers;
 PyTorch may have another interpreter. A case is a network and a batch size. A ratio
-above 1 means that ours is faster. The best PyTorch is the faster one of eager mode and
-`torch.compile`.
+above 1 means that ours is faster.
 """
 
 import argparse
 import sys
 from pathlib import Path
 
+from cases import CASES
+from networks import parse_case
 from turns import add_arguments, alternate, report
 
 PEERS = ("stock flax", "torch", "torch.compile")
-DEFAULT = {
-  "train": ["resnet18:16", "resnet50:16", "resnet20:128", "resnet56:128"],
-  "infer": ["resnet50:1", "resnet50:16", "resnet20:32", "resnet20:256"],
-}
+DEFAULT = ["resnet18:16", "resnet50:16", "resnet20:128", "resnet56:128"]
 
 
-def compare(task: str, args: argparse.Namespace) -> list[dict]:
-  """Runs and prints the comparisons; `task` is "train" or "infer"."""
-  rows = []
-  for case in args.cases or DEFAULT[task]:
-    model, batch = case.split(":")
+def main() -> None:
+  """Runs and prints the comparisons."""
+  parser = argparse.ArgumentParser(description=__doc__)
+  add_arguments(parser, DEFAULT, parse_case)
+  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
+  others = [peer for peer in CASES if peer != "ours"]
+  parser.add_argument("--peers", nargs="+", choices=others, default=PEERS)
+  args = parser.parse_args()
+  file = str(Path(__file__).with_name("cases.py"))
+  for model, batch in args.cases:
     commands = {}
     for peer in ("ours", *args.peers):
       python = args.torch if peer.startswith("torch") else sys.executable
-      file = str(Path(__file__).with_name("cases.py"))
-      commands[peer] = [python, file, peer, task, model, batch, args.dtype]
+      commands[peer] = [python, file, peer, model, str(batch), args.dtype]
     seconds = alternate(commands, args.turns, args.seconds)
-    title = f"{task} {model}, batch {batch}, {args.dtype}"
-    rows += report(title, seconds, "ours", args.json)
-  return rows
-
-
-def create_parser(text: str) -> argparse.ArgumentParser:
-  """Returns the parser that `train_step.py` and `inference.py` share."""
-  parser = argparse.ArgumentParser(description=text)
-  parser.add_argument("--cases", nargs="+", metavar="MODEL:BATCH")
-  parser.add_argument("--dtype", default="float32", choices=("float32", "bfloat16"))
-  others = (*PEERS, "ours scanned")
-  parser.add_argument("--peers", nargs="+", choices=others, default=PEERS)
-  add_arguments(parser)
-  return parser
+    title = f"train {model}, batch {batch}, {args.dtype}"
+    report(title, seconds, "ours", args.json)
 
 
 if __name__ == "__main__":
-  compare("train", create_parser(__doc__ or "").parse_args())
+  main()

@@ -108,19 +108,28 @@ def count_cores() -> int:
   return os.cpu_count() or 1
 
 
+def read_processor() -> dict[str, str]:
+  """Returns what /proc/cpuinfo says of the last core; nothing where it is missing."""
+  if not os.path.exists("/proc/cpuinfo"):
+    return {}
+  with open("/proc/cpuinfo") as file:
+    lines = dict(line.split(":", 1) for line in file if ":" in line)
+  return {key.strip(): value.strip() for key, value in lines.items()}
+
+
+def read_processor_flags() -> set[str]:
+  """Returns the processor's extensions, such as "avx512_bf16"; on ARM "bf16"."""
+  known = read_processor()
+  return set((known.get("flags") or known.get("Features", "")).split())
+
+
 def describe_machine() -> dict[str, object]:
   """Returns the hardware, versions and date that a result depends on."""
   import jax
 
-  processor = platform.processor()
-  if os.path.exists("/proc/cpuinfo"):
-    with open("/proc/cpuinfo") as file:
-      lines = dict(line.split(":", 1) for line in file if ":" in line)
-    names = {key.strip(): value.strip() for key, value in lines.items()}
-    processor = names.get("model name", processor)
   return {
     "device": jax.devices()[0].device_kind,
-    "processor": processor,
+    "processor": read_processor().get("model name", platform.processor()),
     "cores": count_cores(),
     "jax": jax.__version__,
     "python": platform.python_version(),
@@ -131,43 +140,79 @@ def describe_machine() -> dict[str, object]:
 def report(
   case: str, seconds: dict[str, float | str], ours: str, as_json: bool
 ) -> list[dict]:
-  """Prints the times of a case and our speed-up over each peer.
+  """Prints the times of a case and our speed-up over each peer, and over the best.
 
   Args:
     case: what was measured.
-    seconds: the result of `alternate`.
+    seconds: the result of `alternate`. Other forms of ours have names that start with
+      "ours"; they are not counted as the best peer.
     ours: our name in `seconds`.
     as_json: whether to print an object for each peer instead of a table.
 
   Returns:
-    {"case", "ours", "peer", "peer_name", "ratio"} for each peer, with times in seconds;
-    {"case", "peer_name", "error"} if ours or the peer failed.
+    {"case", "ours", "peer", "peer_name", "ratio"} for each peer, with times in seconds.
+    If ours or the peer failed, "error" replaces its time and the ratio. If several
+    peers have a time, the last row is for "best peer", which "best" names.
   """
   own, rows = seconds[ours], []
-  for name, peer in seconds.items():
-    if name == ours:
-      continue
-    row: dict[str, object] = {"case": case, "peer_name": name}
-    if isinstance(own, str) or isinstance(peer, str):
-      row["error"] = own if isinstance(own, str) else peer
-    else:
-      row |= {"ours": own, "peer": peer, "ratio": round(peer / own, 3)}
-    rows.append(row)
-    if as_json:
-      print(json.dumps(row), flush=True)
-    elif "error" in row:
-      print(f"{case:42} {name:16} failed: {row['error']}", flush=True)
-    else:
-      print(
-        f"{case:42} {name:16} {1e3 * own:9.1f} ms, {1e3 * peer:9.1f} ms  "
-        f"x {row['ratio']:.2f}",
-        flush=True,
-      )
+  peers = {name: time for name, time in seconds.items() if name != ours}
+  for name, peer in peers.items():
+    rows.append({"case": case, "peer_name": name} | _compare(own, peer))
+  timed = {
+    name: peer
+    for name, peer in peers.items()
+    if not isinstance(peer, str) and not name.startswith("ours")
+  }
+  if len(timed) > 1:
+    best = min(timed, key=timed.__getitem__)
+    row = {"case": case, "peer_name": "best peer", "best": best}
+    rows.append(row | _compare(own, timed[best]))
+  for row in rows:
+    print(json.dumps(row) if as_json else _line(row), flush=True)
   return rows
 
 
-def add_arguments(parser: argparse.ArgumentParser) -> None:
+def _compare(own: float | str, peer: float | str) -> dict[str, object]:
+  """Returns the fields of `report`'s row that depend on the times."""
+  row: dict[str, object] = {}
+  if isinstance(own, str):
+    row["error"] = f"ours: {own}"
+  else:
+    row["ours"] = own
+  if isinstance(peer, str):
+    row["error"] = peer
+  else:
+    row["peer"] = peer
+  if not isinstance(own, str) and not isinstance(peer, str):
+    row["ratio"] = round(peer / own, 3)
+  return row
+
+
+def _line(row: dict) -> str:
+  """Returns a row of `report` as text."""
+  times = [
+    f"{1e3 * row[name]:9.1f} ms" if name in row else f"{'-':>12}"
+    for name in ("ours", "peer")
+  ]
+  result = (
+    row["error"] if "error" in row else f"x {row['ratio']:.2f} {row.get('best', '')}"
+  )
+  return f"{row['case']:42} {row['peer_name']:20} {', '.join(times)}  {result}".rstrip()
+
+
+def add_arguments(
+  parser: argparse.ArgumentParser,
+  cases: list[str],
+  parse_case: Callable[[str], tuple[str, int]],
+) -> None:
   """Adds the flags that the comparisons share."""
+  parser.add_argument(
+    "--cases",
+    nargs="+",
+    metavar="MODEL:BATCH",
+    type=parse_case,
+    default=list(map(parse_case, cases)),
+  )
   parser.add_argument("--torch", metavar="PYTHON", default=sys.executable)
   parser.add_argument("--turns", type=int, default=7)
   parser.add_argument("--seconds", type=float, default=5, help="minimum time of a turn")

@@ -17,7 +17,8 @@ from pathlib import Path
 
 import cv2
 import numpy as np
-from cases import classes_of, ours_infer, side_of
+from engines import forward_ours
+from networks import classes_of, make_images, normalise, side_of
 from turns import report
 
 from resnet_jax import Classifier, create_model
@@ -26,7 +27,7 @@ from resnet_jax.data.pipelines.single_pass import find_images
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.inference.embed import extract
 from resnet_jax.inference.predict import predict
-from resnet_jax.runtime.compilation import jit_once
+from resnet_jax.runtime.compilation import jit_once, keep_freed_memory
 
 
 def create_classifier(name: str) -> Classifier:
@@ -77,9 +78,11 @@ def main() -> None:
   parser.add_argument("--json", action="store_true", help="a JSON line per comparison")
   args = parser.parse_args()
   batch, count = args.batch_size, args.batch_size * args.batches
-  # First, because it sets memory options that must be set before JAX starts.
-  bare = ours_infer(args.model, batch, "float32")
+  keep_freed_memory()  # Before JAX starts.
   classifier = create_classifier(args.model)
+  images = normalise(make_images(batch, side_of(args.model), seed=0))
+  bare = forward_ours(classifier.model, classifier.variables, images)
+  bare()  # Compiles.
   with tempfile.TemporaryDirectory() as folder:
     if not args.photos:
       write_photos(folder, 64)
@@ -89,7 +92,7 @@ def main() -> None:
 
     def run_bare(tell: Callable[[int], None]) -> None:
       for _ in range(args.batches):
-        bare(1)
+        bare()
         tell(batch)
 
     def run_predict(tell: Callable[[int], None]) -> None:

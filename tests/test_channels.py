@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import json
+import tracemalloc
 import zipfile
 
 import cv2
@@ -170,6 +171,30 @@ def test_a_tiff_whose_white_is_zero_is_inverted():
     np.testing.assert_array_equal(found, rounded(top - stored, 255, top))
 
 
+def test_signed_bytes_of_a_tiff_are_not_taken_for_unsigned_ones():
+  data = tiff(np.array([[-1, 5]], np.int8))
+  with pytest.raises(ImageError, match="stores int8 values"):
+    read(data, 1)
+  with pytest.raises(ImageError, match="values go from -1 to 5"):
+    read(data, 1, 100)
+
+
+def test_grey_that_is_multiplied_by_its_alpha_is_divided_again():
+  stored = np.array([[[50, 100], [200, 255]]], np.uint8)
+  data = tiff(stored, planarconfig="contig", extrasamples=["assocalpha"])
+  expected = [[[128], [200]]]
+  assert np.abs(read(data, 1).astype(int) - expected).max() <= 1
+
+
+def test_the_transparency_of_a_palette_is_a_channel():
+  colors = Image.fromarray(values(9, 7, 3, dtype="uint8", top=255)).quantize(20)
+  file = io.BytesIO()
+  colors.save(file, "PNG", transparency=bytes(range(20)))
+  expected = np.asarray(Image.open(file).convert("RGBA"))
+  np.testing.assert_array_equal(read(file.getvalue(), 4), expected)
+  np.testing.assert_array_equal(read(file.getvalue(), 3), expected[..., :3])
+
+
 def test_an_array_of_an_npz_is_found_by_its_name():
   one, other = values(4, 5, 3, dtype="uint8", top=255), np.zeros((4, 5), np.uint8)
   for named in ({"x": one}, {"image": one, "mask": other}, {"arr_0": one, "b": other}):
@@ -209,6 +234,38 @@ def test_only_the_expected_bytes_of_an_npz_are_decompressed():
     read(file.getvalue())
 
 
+def test_a_long_header_in_a_small_npz_is_not_decompressed():
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED) as archive:
+    start = b"\x93NUMPY\x02\0" + (2**27).to_bytes(4, "little")
+    archive.writestr("image.npy", start + b" " * 2**27)
+  tracemalloc.start()
+  try:
+    with pytest.raises(ImageError, match="header is damaged"):
+      open_image(file.getvalue(), LIMIT)
+    assert tracemalloc.get_traced_memory()[1] < 2**20
+  finally:
+    tracemalloc.stop()
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compressions_of_an_npz_are_refused(method):
+  file = io.BytesIO()
+  with zipfile.ZipFile(file, "w", method) as archive:
+    archive.writestr("image.npy", npy(np.zeros((2, 3), np.uint8)))
+  with pytest.raises(ImageError, match="not deflate"):
+    read(file.getvalue())
+
+
+@pytest.mark.parametrize("kind", [npy, lambda x: npz(x=x), bands])
+def test_many_bytes_a_pixel_are_refused_before_they_are_read(kind):
+  image = np.zeros((10, 10, 16), np.float32)  # 64 bytes a pixel.
+  assert read(kind(image), 16, 1).shape == (10, 10, 16)
+  open_image(kind(image), 800)
+  with pytest.raises(ImageError, match="10x10 pixels take 6,400 bytes, more than 8 "):
+    open_image(kind(image), 799)
+
+
 def test_dicom_values_are_rescaled_and_dark_is_low():
   stored = values(6, 5, top=4095)
   grey = stored[..., None]
@@ -227,6 +284,8 @@ def test_dicom_values_are_rescaled_and_dark_is_low():
     read(dicom(stored, RescaleSlope=1, RescaleIntercept=-1024), 1, 4095)
   with pytest.raises(ImageError, match="damaged"):
     read(dicom(stored)[:-9], 1)
+  eight = dicom(stored % 256, BitsStored=8, HighBit=7)  # In 16 bits.
+  np.testing.assert_array_equal(read(eight, 1), grey % 256)
 
 
 # Channels and range
@@ -496,9 +555,7 @@ def test_an_export_takes_the_stored_dtype(trained, tmp_path):
 
 def test_the_check_reads_all_of_them(trained, tmp_path):
   config, *_ = trained
-  # The settings are not needed: the check reports what the files store.
-  plain = DataConfig(name="folder", dir=config.data.dir)
-  report = scan(plain, str(tmp_path / "sheet.png"))
+  report = scan(config.data, str(tmp_path / "sheet.png"))
   assert report.ok and not report.unreadable and not report.misnamed
   assert Image.open(report.picture).size[0] > 100
   assert json.dumps(report.splits["train"].modes)

@@ -409,6 +409,26 @@ def test_sixteen_bits_are_counted_and_their_highest_value_is_said(
   assert found["sixteen_bits"] == 2 and found["highest_value"] == highest
 
 
+@pytest.mark.parametrize(
+  ("dtype", "channels", "flag"), [("uint8", 5, "--channels=5"), ("float32", 3, "")]
+)
+def test_images_that_need_a_flag_are_one_line(tmp_path, capsys, dtype, channels, flag):
+  for i, split in enumerate(("train", "train", "val")):
+    (tmp_path / split / "a").mkdir(parents=True, exist_ok=True)
+    image = np.random.default_rng(i).random((9, 8, channels)) * 255
+    np.save(tmp_path / split / "a" / f"{i}.npy", image.astype(dtype))
+  flag = flag or "--max-value"
+  status, out, _ = call(capsys, tmp_path, "--figure=")
+  said = "images that do not fit the settings: 3\n"
+  (line,) = out.split(said)[1].split("\nunreadable: 0")[0].splitlines()
+  assert status == 1
+  assert line.startswith(f"  {tmp_path}/train/a/0.npy and 2 more: it ")
+  assert f"set {flag}" in line
+  flags = [flag] if "=" in flag else [f"{flag}=255"]
+  status, out, _ = call(capsys, tmp_path, "--figure=", *flags)
+  assert (status, "do not fit" in out) == (0, False)
+
+
 def test_sixteen_bits_are_not_mentioned_where_there_are_none(tmp_path, capsys):
   out = call(capsys, make_clean(tmp_path), "--figure=")[1]
   assert "16 bits" not in out

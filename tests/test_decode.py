@@ -17,7 +17,7 @@ import cv2
 import grain
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import Image, ImageOps, PngImagePlugin
 
 from resnet_jax.data.images import errors, turbojpeg
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
@@ -321,6 +321,15 @@ def test_a_jpeg_that_only_looks_like_several_pictures_is_decoded_quickly(monkeyp
 )
 def test_other_file_is_upright(orientation, kind, options):
   data = encode(noisy(), kind, exif=exif(orientation), **options)
+  np.testing.assert_array_equal(decoded(data), by_pillow(data))
+
+
+def test_a_png_of_imagemagick_is_upright():
+  text = PngImagePlugin.PngInfo()
+  digits = exif(6).tobytes().hex()
+  text.add_text("Raw profile type exif", f"\nexif\n    {len(digits) // 2}\n{digits}\n")
+  data = encode(noisy(), "PNG", pnginfo=text)
+  assert decoded(data).shape == (61, 43, 3)
   np.testing.assert_array_equal(decoded(data), by_pillow(data))
 
 

@@ -217,6 +217,17 @@ def test_a_checkpoint_of_processes_is_restored_on_other_numbers_of_devices(share
       "process 1 has config.batch_size=64 and process 0 has 16; start all with the "
       "same flags and configs",
     ),
+    # With other calls of the compiled step, a signal would leave processes waiting.
+    (
+      "--profile=2:5",
+      "process 1 has profile=(2, 5) and process 0 has profile=None; give all processes "
+      "the same",
+    ),
+    (
+      "--report",
+      "process 1 has --report=True and process 0 has --report=False; give all "
+      "processes the same",
+    ),
   ],
 )
 def test_an_error_in_one_process_ends_all_with_that_error(tmp_path, flag, text):

@@ -4,9 +4,12 @@ import gzip
 import hashlib
 import io
 import json
+import os
 import re
 import shlex
+import signal
 import tarfile
+import time
 from pathlib import Path
 
 import archive_writer
@@ -353,9 +356,11 @@ def test_a_damaged_archive_is_one_line_and_leaves_nothing(
   assert [*tmp_path.iterdir()] == [folder]
 
 
-def test_ctrl_c_leaves_nothing(tmp_path, mnist, capsys, monkeypatch):
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_leaves_nothing(tmp_path, mnist, capsys, monkeypatch, number):
   def interrupt(image):
-    raise KeyboardInterrupt
+    os.kill(os.getpid(), number)
+    time.sleep(10)
 
   monkeypatch.setattr(parquet_writer, "encode_png", interrupt)
   (tmp_path / "out").mkdir()
@@ -363,6 +368,27 @@ def test_ctrl_c_leaves_nothing(tmp_path, mnist, capsys, monkeypatch):
   assert (status, text) == (1, "error: interrupted\n")
   assert {path.name for path in tmp_path.iterdir()} == {"in", "out"}
   assert not [*(tmp_path / "out").iterdir()]
+
+
+def test_folders_above_the_new_one_are_removed_after_an_error(tmp_path, mnist, capsys):
+  damage(mnist / "train-images-idx3-ubyte.gz", lambda data: data[:-1])
+  assert run(capsys, "mnist", "--from", mnist, "--out", tmp_path / "a/b/c")[0] == 2
+  assert [*tmp_path.iterdir()] == [mnist]
+
+
+def test_an_empty_folder_is_filled_and_not_replaced(
+  tmp_path, mnist, capsys, monkeypatch
+):
+  for name in ("here", "target"):
+    (tmp_path / name).mkdir()
+  (tmp_path / "link").symlink_to("target")
+  monkeypatch.chdir(tmp_path / "here")
+  for out, place in ((".", "here"), ("../link", "target")):
+    node = (tmp_path / place).stat().st_ino
+    status, text = run(capsys, "mnist", "--from", mnist, "--out", out)
+    assert status == 0, text
+    assert {x.name for x in (tmp_path / place).iterdir()} == {"data", "SHA256SUMS"}
+    assert (tmp_path / place).stat().st_ino == node
 
 
 @pytest.mark.parametrize(

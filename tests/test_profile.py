@@ -12,6 +12,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from etils import epath
 from rich.console import Console
 
 from resnet_jax.cli.main import main
@@ -188,6 +189,51 @@ def test_a_run_that_is_past_the_steps_says_so_and_goes_on(plain, tmp_path):
   assert_same_bits(state, plain[1])
 
 
+def broken(*args, **kwargs):
+  raise RuntimeError("no\nprofiler")
+
+
+@pytest.mark.parametrize(
+  ("owner", "name"),
+  [
+    (jax.profiler, "start_trace"),
+    (profiling, "list_operations"),  # Of a damaged file.
+    (profiling.Profiler, "_how_to_open"),
+  ],
+)
+def test_a_trace_that_fails_is_one_line_and_ends_no_run(
+  plain, tmp_path, monkeypatch, capfd, owner, name
+):
+  monkeypatch.setattr(owner, name, broken)
+  state, shown, _ = run(tmp_path, profile=(3, 8))
+  assert "traced" not in shown
+  assert capfd.readouterr().err == (
+    "warning: --profile=3:8: the trace failed and training continues; RuntimeError: no "
+    "profiler\n"
+  )
+  assert_same_bits(state, plain[1])
+
+
+def test_half_a_trace_is_not_kept(tmp_path, monkeypatch):
+  source = tmp_path / "source"
+  (source / "a").mkdir(parents=True)
+  for file in ("1", "a/2"):
+    (source / file).write_text(file)
+  target = epath.Path(tmp_path / "whole")
+  profiling._copy(source, target)
+  assert (target / "a/2").read_text() == "a/2"
+  write, wrote = type(target).write_bytes, []
+
+  def write_once(path, data):
+    wrote.append(path)
+    return write(path, data) if len(wrote) == 1 else broken()
+
+  monkeypatch.setattr(type(target), "write_bytes", write_once)
+  with pytest.raises(RuntimeError):
+    profiling._copy(source, epath.Path(tmp_path / "half"))
+  assert not [path for path in (tmp_path / "half").rglob("*") if path.is_file()]
+
+
 @pytest.mark.parametrize("step", [1, 4])
 def test_a_run_that_ends_before_the_steps_says_so_and_leaves_no_trace(tmp_path, step):
   class Signal(Hook):
@@ -226,9 +272,11 @@ def test_the_layer_of_an_operation_is_read_from_its_path(path, layer):
   assert describe_layer(path) == layer
 
 
-def plane(name: str, line: str, events: list[tuple[str, int, int, str]]) -> str:
+def plane(
+  name: str, line: str, events: list[tuple[str, int, int, str]], number: int = -1
+) -> str:
   """Returns a plane with one line as text; times are in microseconds."""
-  stats = {1: "hlo_module", 2: "hlo_op"}
+  stats = {1: "hlo_module", 2: "hlo_op", 3: "program_id"}
   text = "".join(
     f"event_metadata {{ key: {i} value {{ id: {i} name: {json.dumps(event[0])} }} }}"
     for i, event in enumerate(events)
@@ -245,7 +293,7 @@ def plane(name: str, line: str, events: list[tuple[str, int, int, str]]) -> str:
       f"events {{ metadata_id: {i} offset_ps: {start}000000 "
       f"duration_ps: {length}000000 "
       + "".join(f'stats {{ metadata_id: {n} str_value: "{v}" }}' for n, v in values)
-      + " }"
+      + f"stats {{ metadata_id: 3 int64_value: {number} }} }}"
     )
   return f'planes {{ name: "{name}" {text} lines {{ name: "{line}" {shown} }} }}'
 
@@ -277,6 +325,55 @@ def test_on_a_gpu_the_streams_are_counted_and_kernels_without_a_name_too():
   events = [("gemm_kernel", 0, 7, name), ("MemcpyH2D", 10, 2, "")]
   stream = plane("/device:GPU:0", "Stream #7(Compute)", events)
   assert operations_of(stream) == [("gemm", 1, 7), ("MemcpyH2D", 1, 2)]
+
+
+def message(*fields: tuple[int, bytes]) -> bytes:
+  """Returns a message of protobuf whose fields are shorter than 16384 bytes."""
+  return b"".join(
+    bytes([number << 3 | 2, len(value) & 127 | 128, len(value) >> 7]) + value
+    for number, value in fields
+  )
+
+
+def programs(layers: dict[str, dict[str, str]]) -> str:
+  """Returns the plane of compiled programs: {program: {operation: layer}}."""
+  metadata = b""
+  for place, (title, parts) in enumerate(layers.items(), start=1):
+    computation = message(
+      *(
+        (2, message((1, name.encode()), (7, message((2, f"{layer}/op".encode())))))
+        for name, layer in parts.items()
+      )
+    )
+    stat = message((6, message((1, message((3, computation))))))
+    entry = bytes([1 << 3, place]) + message(
+      (2, message((2, title.encode()), (5, stat)))
+    )
+    metadata += message((4, entry))
+  return metadata + message((2, b"/host:metadata"))
+
+
+@pytest.mark.parametrize(
+  "number",
+  [
+    12,  # As in the table of programs: compiled in this process.
+    77,  # From the compilation cache: the number of another process.
+    3,  # The same, and here another network has this number.
+    2,  # The same, and it is a place in the table.
+  ],
+)
+def test_a_layer_is_one_of_the_traced_network_and_not_of_another_in_memory(number):
+  table = {
+    "jit_train_chunk(14)": {"conv.1": "other"},
+    "jit_train_chunk(3)": {"conv.1": "other", "dot.7": "other"},
+    "jit_train_chunk(12)": {"conv.1": "own", "add.2": "own"},
+    "jit_train_chunk(11)": {"conv.1": "before", "add.2": "before"},
+  }
+  events = [(name, 0, 9, "jit_train_chunk") for name in ("conv.1", "add.2")]
+  text = plane("/device:TPU:0", "XLA Ops", events, number)
+  trace = jax.profiler.ProfileData.text_proto_to_serialized_xspace(text)
+  found = list_operations(trace + message((1, programs(table))))
+  assert {o.name for o in found} == {"own: conv.1", "own: add.2"}
 
 
 class Result:
@@ -339,6 +436,9 @@ def test_shares_are_of_the_whole_time_and_sum_to_1():
   values = time.take(80)
   assert "mfu" not in values and "input_wait" not in values
   assert values["time_train"] == 0.99 and describe_time(values) == ""
+  # A clock with a low resolution may show that a call took no time.
+  time.add(Lap(0.0, 0.0, {}), seconds_at_peak=0.0)
+  assert time.take(80)["time_train"] == 1
 
 
 def test_each_training_line_of_a_run_has_its_shares(plain):
@@ -373,3 +473,48 @@ def test_the_share_of_the_peak_counts_three_forward_passes(monkeypatch):
   growing = AugmentConfig(progressive_sizes=(4, 8))  # The second from step 5 on.
   assert seconds_at_peak(5, augment=growing) == pytest.approx(3 * forward(4) / 2e9)
   assert seconds_at_peak(6, augment=growing) == by_hand
+
+
+def pairs(config):
+  """Augments pairs of images."""
+  del config
+  return lambda key, images: images.reshape(-1, 2, *images.shape[1:]).reshape(
+    images.shape
+  )
+
+
+def fails_later(config):
+  del config
+
+  def augment(key, images):
+    raise ValueError("no images")
+
+  return augment
+
+
+@pytest.mark.several_devices
+def test_what_counts_the_operations_of_mfu_gets_a_whole_batch_and_ends_no_run(
+  monkeypatch, capsys
+):
+  monkeypatch.setitem(chips.FLOPS_PER_S, jax.devices()[0].device_kind, 1e9)
+  own = AugmentConfig(batch_factory="test_profile:pairs")
+  assert seconds_at_peak(augment=own) == seconds_at_peak() > 0
+  own = AugmentConfig(batch_factory="test_profile:fails_later")
+  assert seconds_at_peak(augment=own) == 0
+  assert capsys.readouterr().err == (
+    "warning: the run continues without MFU: ValueError: no images\n"
+  )
+
+
+def test_the_first_line_after_a_resume_is_of_the_steps_since_the_checkpoint(tmp_path):
+  every = dataclasses.replace(CONFIG, log_every_steps=1, steps_per_call=1, num_steps=8)
+  run(tmp_path / "every", every)
+  losses = [r["loss"] for r in records(tmp_path / "every") if r["split"] == "train"]
+  run(tmp_path / "run", dataclasses.replace(CONFIG, num_steps=6))
+  run(tmp_path / "run", dataclasses.replace(CONFIG, num_steps=8))
+  *_, line, evaluation = records(tmp_path / "run")
+  assert (line["step"], evaluation["split"]) == (8, "eval")
+  assert line["loss"] == pytest.approx(np.mean(losses[6:8]), rel=1e-5)
+  shares = [line[f"time_{name}"] for name in ("train", "input", *ACTIVITIES)]
+  assert line["time_evaluation"] == line["time_saving"] == 0
+  assert sum(shares) == pytest.approx(1)

@@ -399,13 +399,16 @@ def test_a_tar_that_is_compressed_or_damaged_is_refused(tmp_path, copies):
   [
     ({"image": PNGS, "kind": LABELS}, {}, "no one column of labels"),
     ({"a": PNGS, "b": PNGS, "label": LABELS}, {}, "no one column of images"),
-    ({"image": LABELS, "label": LABELS}, {}, "no one column of images"),
+    ({"image": LABELS, "label": LABELS}, {}, "no column of images among image (int64)"),
+    ({"image": [[png] for png in PNGS], "label": LABELS}, {}, "image (list<"),
+    ({"image": [{"bytes": "x"}] * 30, "label": LABELS}, {}, "image (struct<bytes: str"),
+    ({"x": [{"image": {"bytes": PNGS[0]}}] * 30, "label": LABELS}, {}, "x (struct<ima"),
     ({"image": PNGS, "label": LABELS}, {"label_column": "x"}, "no column 'x'"),
-    ({"image": PNGS, "label": LABELS}, {"image_column": "label"}, "no column 'label'"),
+    ({"image": PNGS, "label": LABELS}, {"image_column": "label"}, "label (int64)"),
     ({"image": PNGS, "label": LABELS - 1}, {}, "has no label"),
     ({"image": PNGS, "label": LABELS / 2}, {}, "no class index, which must be an int"),
-    ({"image": PNGS, "label": [{"a": 1}] * 30}, {}, "is none of the 0 classes"),
-    ({"image": PNGS, "label": [[{"a": 1}]] * 30}, {"labels": "classes"}, "of the 0"),
+    ({"image": PNGS, "label": [{"a": 1}] * 30}, {}, "is of the type dict"),
+    ({"image": PNGS, "label": [[{"a": 1}]] * 30}, {"labels": "classes"}, "type dict"),
     ({"image": PNGS, "label": [[1]] * 30}, {}, "labels=classes"),
     ({"image": PNGS, "label": LABELS}, {"labels": "classes"}, "labels=class takes"),
     ({"image": PNGS, "label": TEXTS}, {"labels": "numbers"}, "finite number"),
@@ -414,6 +417,100 @@ def test_a_tar_that_is_compressed_or_damaged_is_refused(tmp_path, copies):
 def test_wrong_parquet_files_are_refused(tmp_path, columns, changes, text):
   write_parquet(tmp_path / "train.parquet", features={}, **columns)
   assert text in text_of(tmp_path, "parquet", **changes)
+
+
+def sparse(archive, name):
+  member = tarfile.TarInfo(name)
+  member.type, member.size = tarfile.GNUTYPE_SPARSE, 0
+  archive.addfile(member)
+
+
+def link(archive, name):
+  member = tarfile.TarInfo(name)
+  member.type, member.linkname = tarfile.LNKTYPE, "000.png"
+  archive.addfile(member)
+
+
+@pytest.mark.parametrize(
+  ("add", "text"),
+  [
+    (sparse, "has '001.png', which is a sparse file; write"),
+    (link, "has '001.png', which is a link; write"),
+    (lambda archive, _: add_file(archive, "000.PNG"), "two files of the suffix 'png'"),
+  ],
+)
+def test_members_of_a_tar_that_have_no_content_of_their_own_are_refused(
+  tmp_path, add, text
+):
+  with tarfile.open(tmp_path / "train-0.tar", "w") as archive:
+    add_file(archive, "000.cls", b"0")
+    add_file(archive, "000.png")
+    add(archive, "001.png")
+  found = text_of(tmp_path, "webdataset")
+  assert "train-0.tar'" in found
+  assert text in found
+
+
+def add_file(archive, name, content=PNGS[0]):
+  member = tarfile.TarInfo(name)
+  member.size = len(content)
+  archive.addfile(member, io.BytesIO(content))
+
+
+def test_a_check_of_tars_names_its_own_flags(tmp_path, capsys):
+  write_tar(tmp_path / "train-0.tar", [{"png": PNGS[0]}])
+  with pytest.raises(SystemExit):
+    main(["data", "check", str(tmp_path)])
+  assert "; --label-column names the suffix\n" in capsys.readouterr().err
+
+
+def test_a_tar_that_goes_on_after_its_end_is_refused(tmp_path):
+  place = tmp_path / "train-0.tar"
+  write_tar(place, [{"cls": b"0", "png": png} for png in PNGS[:3]])
+  whole = place.read_bytes()
+  at = whole.index(b"001.cls")
+  for damaged, end in (
+    (whole[:at] + b"X" + whole[at + 1 :], f"{at:,}"),  # The checksum is wrong.
+    (whole + whole, ""),
+  ):
+    place.write_bytes(damaged)
+    text = text_of(tmp_path, "webdataset")
+    assert f"train-0.tar' is damaged at byte {end}" in text
+  place.write_bytes(whole + bytes(5 * 512))
+  assert len(read(tmp_path, kind="webdataset", val_share=0.01)) == 3
+
+
+@pytest.mark.parametrize("kind", ["parquet", "webdataset"])
+@pytest.mark.parametrize("bad", ["text", "nothing"])
+def test_an_unreadable_image_is_named_even_without_a_crop(tmp_path, kind, bad):
+  images = [PNGS[0], b"no image", PNGS[2]]
+  name = "train.tar/001.png"
+  if kind == "parquet":
+    rows = [{"bytes": x, "path": f"{i}.png"} for i, x in enumerate(images)]
+    rows[1]["bytes"] = None if bad == "nothing" else rows[1]["bytes"]
+    write_parquet(tmp_path / "train.parquet", image=rows, label=[0, 1, 2])
+    name = "train.parquet/1.png"
+  else:
+    samples = [{"cls": b"%d" % i, "png": x} for i, x in enumerate(images)]
+    if bad == "nothing":
+      samples[1]["png"] = b""
+    write_tar(tmp_path / "train.tar", samples)
+  with pytest.raises(UserError, match=f"^{name}: it "):
+    read(tmp_path, "train[:3]", kind, train_crop="", val_share=0.01)
+
+
+def test_images_in_memory_have_the_channels_and_the_range_that_are_asked_for(tmp_path):
+  values = np.random.default_rng(0).integers(0, 4096, (6, 8, 8), np.uint16)
+  rows = [{"bytes": encode(image), "path": None} for image in values]
+  for split in ("train", "test"):
+    columns = {"image": rows, "label": np.arange(6) % 3}
+    write_parquet(tmp_path / f"{split}.parquet", **columns)
+  config = settings(tmp_path, train_crop="", channels=1, max_value=4095)
+  found = open_source(config, "train").images
+  expected = np.rint(values.astype(float) * 65535 / 4095)
+  np.testing.assert_array_equal(found[..., 0], expected)
+  data = create_dataset(config, 2, create_mesh(jax.devices()[:1]))
+  assert data.image_shape == (8, 8, 1)
 
 
 def test_missing_damaged_and_mixed_files_are_refused(tmp_path):

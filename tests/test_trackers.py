@@ -4,6 +4,7 @@ The tests of real programs need `pip install wandb mlflow aim`. Others need noth
 """
 
 import dataclasses
+import functools
 import io
 import json
 import os
@@ -17,6 +18,7 @@ import time
 import urllib.request
 from pathlib import Path
 from typing import ClassVar
+from unittest.mock import Mock
 
 import jax
 import numpy as np
@@ -36,6 +38,7 @@ from resnet_jax.config.fields import flatten
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.runs.trackers import background, opening
 from resnet_jax.runs.trackers.opening import TRACKERS, find_trackers, open_trackers
+from resnet_jax.runtime import interruption
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.signals import Stopped
 from resnet_jax.training.evaluator import USED
@@ -135,6 +138,65 @@ def test_a_tracker_gets_each_line_once_and_the_files_of_a_finished_run(tmp_path)
   assert steps == {"6"}
 
 
+def test_trackers_of_one_name_all_get_the_metrics(tmp_path, monkeypatch):
+  monkeypatch.setattr(opening, "latest_step", lambda workdir: 3)
+
+  def create(name):
+    return type(name, (Memory,), {})
+
+  trackers = [create("Sink"), create("Sink"), functools.partial(create("sink"))]
+  for _ in range(2):  # The second try has nothing to send.
+    with open_trackers(str(tmp_path), make_config(), 6, trackers) as opened:
+      for tracker in opened:
+        tracker.log(1, "train", {"loss": 1.0})
+  assert [len(made.lines) for made in Memory.made] == [1, 1, 1, 0, 0, 0]
+  names = {path.name for path in (tmp_path / "trackers").iterdir()}
+  assert names == {"id.txt", "Sink.json", "Sink-2.json", "sink-3.json"}
+
+
+def test_a_run_whose_files_cannot_be_read_ends_as_failed(tmp_path, monkeypatch):
+  monkeypatch.setattr(opening, "_local_files", Mock(side_effect=OSError("bucket")))
+  opened = open_trackers(str(tmp_path), make_config(), 6, [Memory, Late])
+  with pytest.raises(OSError, match="bucket"), opened:
+    pass
+  assert [made.end for made in Memory.made] == [("failed", {})] * 2
+
+
+@pytest.mark.parametrize(
+  ("was_stopped", "status"), [(True, "stopped"), (False, "failed")]
+)
+def test_a_process_that_must_end_at_once_finishes_its_trackers(
+  tmp_path, was_stopped, status
+):
+  with open_trackers(str(tmp_path), make_config(), 6, [Memory]):
+    interruption.act_before_exit(was_stopped)
+    assert Memory.made[0].end == (status, {})
+  assert Memory.made[0].end == (status, {})  # Not a second time.
+  interruption.act_before_exit(was_stopped=False)  # Of no run.
+
+
+def test_sigterm_in_the_last_hook_stops_a_run_that_is_saved(tmp_path):
+  class Signal(Hook):
+    def on_end(self, state, metrics):
+      signal.raise_signal(signal.SIGTERM)
+      pytest.fail("it went on")
+
+  with pytest.raises(Stopped) as stopped:
+    run(make_config(num_steps=2), tmp_path, hooks=[Signal()], trackers=[Memory])
+  assert stopped.value.step == 2 and Memory.made[0].end == ("stopped", {})
+  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+
+
+def test_passwords_in_addresses_are_not_shown(tmp_path, capfd):
+  class Refused(Memory):
+    def log(self, step, split, values):
+      raise ConnectionError("https://me:p@ss@host:1/a?b=c@d and postgresql://tok@host")
+
+  log_one(tmp_path, Refused)
+  said = capfd.readouterr().err
+  assert "https://***@host:1/a?b=c@d and postgresql://***@host" in said
+
+
 def log_one(workdir, tracker, step=1):
   """Opens a tracker for a run, and logs a line of a step."""
   with open_trackers(str(workdir), make_config(), 6, [tracker]) as (opened,):
@@ -204,7 +266,10 @@ def test_a_server_that_stays_down_ends_no_run_and_gets_the_lines_later(
   first = log_one(tmp_path, Broken)
   assert first.end[0] == "finished" and not first.lines
   _, last = capfd.readouterr().err.splitlines()
-  assert last == "warning: Broken lacks the last 1 lines of metrics.jsonl"
+  assert last == (
+    "warning: Broken has not received the end of metrics.jsonl (1 lines); start the "
+    "same command again to send it"
+  )
   Broken.is_up.set()
   lines = [log_one(tmp_path, Broken).lines for _ in range(2)]
   Broken.is_up.clear()
@@ -226,7 +291,10 @@ def test_a_server_that_hangs_does_not_hold_up_a_run_that_is_killed(
     tracker.log(1, "train", {"loss": 1.0})
     raise Stopped(1)
   never.set()
-  assert "Hangs did not take the last metrics within 0.1 s" in capfd.readouterr().err
+  assert (
+    "Hangs did not take the last metrics in time; metrics.jsonl"
+    in capfd.readouterr().err
+  )
 
 
 def broken_start(run):
@@ -511,6 +579,21 @@ def test_mlflow_sends_what_it_lacks_and_changes_no_parameter(
     found = only_run()
     assert found.info.status == status and found.data.params["seed"] == "1"
     assert found.data.metrics == {"train/f1_0.5": 0.5 * seed}
+
+
+def test_mlflow_continues_the_run_that_its_variable_names(
+  tmp_path, server, monkeypatch
+):
+  from mlflow import MlflowClient
+
+  client = MlflowClient(server)
+  given = client.create_run(client.create_experiment("given")).info.run_id
+  monkeypatch.setenv("MLFLOW_TRACKING_URI", server)
+  monkeypatch.setenv("MLFLOW_RUN_ID", given)
+  with open_trackers(str(tmp_path), make_config(trackers=("mlflow",)), 6) as (tracker,):
+    tracker.log(1, "train", {"loss": 0.5})
+  found = client.get_run(given)
+  assert found.info.status == "FINISHED" and found.data.metrics == {"train/loss": 0.5}
 
 
 def test_servers_that_do_not_answer_are_one_line(tmp_path, monkeypatch):

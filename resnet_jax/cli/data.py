@@ -4,6 +4,7 @@ import argparse
 import dataclasses
 import json
 import shlex
+import signal
 import sys
 import textwrap
 from typing import TYPE_CHECKING, Any
@@ -61,7 +62,7 @@ def _add_check(commands: Any) -> None:
   text = (
     "Read every image of every split, and report the classes, the sizes, the "
     "unreadable images, and the images that are equal or look the same. "
-    "The exit status is 1 if an image cannot be read or a file is in two splits."
+    "The exit status is 1 if training cannot use an image or a file is in two splits."
   )
   check = commands.add_parser(
     "check",
@@ -85,6 +86,18 @@ def _add_check(commands: Any) -> None:
     "--max-pixels",
     "largest number of pixels of an image; a larger one counts as unreadable (default: "
     f"{DataConfig().max_pixels:,})",
+  )
+  add_number(
+    check,
+    "--channels",
+    "number of channels that training expects, as config.data.channels (default: "
+    f"{DataConfig().channels})",
+  )
+  add_number(
+    check,
+    "--max-value",
+    "value that counts as 1, as config.data.max_value (default: the highest one of the "
+    "file's type)",
   )
   check.add_argument(
     "--labels",
@@ -155,7 +168,12 @@ def _prepare(args: argparse.Namespace) -> None:
   from resnet_jax.data.archives.known_sets import KNOWN_SETS
   from resnet_jax.data.archives.prepare import prepare
 
-  done = prepare(args.name, args.sources, args.out, _progress())
+  # SIGTERM, as a scheduler sends it, must leave nothing half-written either.
+  before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+  try:
+    done = prepare(args.name, args.sources, args.out, _progress())
+  finally:
+    signal.signal(signal.SIGTERM, before)
   if done.left_out:
     show(f"left out: {done.left_out}")
   if done.unchecked:
@@ -186,11 +204,15 @@ def _check(args: argparse.Namespace) -> None:
   config = data_config(args.source, args.data_dir)
   config.val_share, config.labels = args.val_share, args.labels
   config.max_pixels = args.max_pixels or config.max_pixels
+  config.channels = args.channels or config.channels
+  config.max_value = args.max_value or config.max_value
   config.image_column, config.label_column = args.image_column, args.label_column
   names = {
     "data.name": "SOURCE",
     "data.dir": "SOURCE" if config.name in KINDS_OF_FILES else "--data-dir",
     "data.val_share": "--val-share",
+    "data.channels": "--channels",
+    "data.max_value": "--max-value",
     "data.max_pixels": "--max-pixels",
     "data.image_column": "--image-column",
     "data.label_column": "--label-column",

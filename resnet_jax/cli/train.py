@@ -133,10 +133,16 @@ def run(args: argparse.Namespace) -> None:
 
 def _run(args: argparse.Namespace) -> bool:
   """Trains or evaluates; returns whether a signal stopped the run."""
+  import jax
+
   from resnet_jax.runs import run_dir
+  from resnet_jax.runs.agreement import check_same_arguments
   from resnet_jax.runs.workdir import given_or_new
   from resnet_jax.training.evaluator import describe, evaluate_run
 
+  if jax.distributed.is_initialized():  # Else the flags are checked before JAX starts.
+    flags = "mode", "report", "checkpoint"
+    check_same_arguments(**{f"--{flag}": getattr(args, flag) for flag in flags})
   workdir = args.workdir
   if workdir == "":
     raise UserError("--workdir= is empty; name a directory or leave the flag out")

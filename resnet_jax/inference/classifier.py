@@ -7,6 +7,7 @@ import dataclasses
 import functools
 import os
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import jax
@@ -26,7 +27,7 @@ from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
-from resnet_jax.models.folding import fold_batch_norm, folded_model
+from resnet_jax.models.folding import fold_batch_norm, folded_model, pack_kernels
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
@@ -99,7 +100,8 @@ class Classifier:
         mean or std differs from the network's channels.
     """
     folded = self.folded
-    found: dict[str, Array] = folded._compiled(folded.variables, images)
+    variables = folded.packed((*images.shape[:-1], self.channels))
+    found: dict[str, Array] = folded._compiled(variables, images)
     return found
 
   @functools.cached_property
@@ -108,6 +110,14 @@ class Classifier:
     fold = jax.jit(lambda variables: fold_batch_norm(self.model, variables)[1])
     return dataclasses.replace(
       self, model=folded_model(self.model), variables=fold(self.variables)
+    )
+
+  @functools.cached_property
+  def packed(self) -> Callable[[tuple[int, ...]], Variables]:
+    """Image shape -> the variables as the chosen kernels read them: `pack_kernels`."""
+    pack = partial(pack_kernels, self.model, self.variables)
+    return functools.lru_cache(maxsize=2)(
+      kernels.traced_with(kernels.resolve("auto"), pack)
     )
 
   @functools.cached_property
@@ -317,7 +327,6 @@ def run_batches(
     mesh: the devices.
   """
   folded = classifier.folded
-  variables = jax.device_put(folded.variables, replicated(mesh))
   run = compilation.jit(
     kernels.traced_with(
       kernels.resolve("auto"),
@@ -326,9 +335,12 @@ def run_batches(
     dtype=folded.dtype,
     out_shardings=batch_sharding(mesh),
   )
-  before = None
+  before = variables = None
   for batch in batches:
     images = jax.device_put(batch["image"], batch_sharding(mesh))
+    if variables is None:
+      variables = folded.packed((*images.shape[:-1], folded.channels))
+      variables = jax.device_put(variables, replicated(mesh))
     now = batch, run(variables, images)
     if before is not None:
       yield before[0], jax.device_get(before[1])

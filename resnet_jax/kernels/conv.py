@@ -30,7 +30,7 @@ from resnet_jax.kernels.single_conv import cpu_conv as _cpu_conv
 from resnet_jax.kernels.single_conv import is_native as _is_native
 from resnet_jax.kernels.single_conv import lax_conv as _lax_conv
 from resnet_jax.kernels.single_conv import pointwise_gradients as _pointwise_gradients
-from resnet_jax.runtime.arrays import Array, Float, prepend_axes
+from resnet_jax.runtime.arrays import Array, Float, Float32, prepend_axes
 
 # Wide enough for the kernels to be efficient, narrow enough to multiply few zeros.
 _DENSE_CHANNELS = 64
@@ -87,6 +87,7 @@ def conv2d_then(
   groups: int = 1,
   dilation: int = 1,
   relu: bool = False,
+  packed: Float[Array, "..."] | None = None,
 ) -> Float[Array, "b h2 w2 f"]:
   """Convolves as `conv2d`, then adds a bias and a residual, then applies ReLU.
 
@@ -102,23 +103,62 @@ def conv2d_then(
     groups: see `conv2d`.
     dilation: see `conv2d`.
     relu: whether to apply ReLU at the end.
+    packed: the kernel from `pack_kernel`, which the native kernels then use instead of
+      `kernel`; the result is not differentiable.
 
   Returns:
     See `conv2d`.
   """
   settings = {"stride": stride, "padding": padding}
-  if (
-    groups == dilation == 1
-    and x.dtype == jnp.float32
-    and _is_native(x, kernel, kernel.shape, **settings)
-  ):
-    added = () if residual is None else (residual,)
-    return _fused_conv2d(x, kernel, (bias, *added), stride, padding, relu)
+  if _is_fused(x, kernel, stride, padding, groups, dilation):
+    then = (bias,) if residual is None else (bias, residual)
+    if packed is not None:
+      return native.packed_conv2d(x, packed, *then, **settings, relu=relu)
+    return _fused_conv2d(x, kernel, then, stride, padding, relu)
   y = conv2d(x, kernel, stride, padding, groups, dilation)
   y = (y + prepend_axes(bias, y)).astype(x.dtype)
   if residual is not None:
     y += residual
   return jax.nn.relu(y) if relu else y
+
+
+def pack_kernel(
+  x: Float[Array, "b h w c"],
+  kernel: Float[Array, "_ _ c//{groups} f"],
+  stride: int,
+  padding: int,
+  groups: int,
+  dilation: int,
+) -> Float32[Array, "..."] | None:
+  """Returns the kernel as `conv2d_then` reads it fastest, or None if it is as it is.
+
+  Args:
+    x: images like those to convolve; their shape decides the algorithm.
+    kernel: see `conv2d`.
+    stride: see `conv2d`.
+    padding: see `conv2d`.
+    groups: see `conv2d`.
+    dilation: see `conv2d`.
+  """
+  if _is_fused(x, kernel, stride, padding, groups, dilation):
+    return native.pack(x.shape, kernel, stride, padding)
+  return None
+
+
+def _is_fused(
+  x: jax.Array,
+  kernel: jax.Array,
+  stride: int,
+  padding: int,
+  groups: int,
+  dilation: int,
+) -> bool:
+  """Whether one native kernel computes `conv2d_then`."""
+  return (
+    groups == dilation == 1
+    and x.dtype == jnp.float32
+    and _is_native(x, kernel, kernel.shape, stride, padding)
+  )
 
 
 @partial(jax.custom_vjp, nondiff_argnums=(2, 3, 4))
@@ -235,9 +275,7 @@ def _fused_conv2d(
     relu: whether to apply ReLU at the end.
   """
   settings: dict[str, Any] = {"stride": stride, "padding": padding, "relu": relu}
-  bias, *added = then
-  scale = jnp.ones_like(bias)
-  return native.conv2d(x, kernel, scale, bias, *added, **settings)
+  return native.conv2d(x, kernel, *then, **settings)
 
 
 def _conv_and_then(

@@ -18,11 +18,16 @@ from jax.nn.initializers import Initializer
 from jax.typing import DTypeLike
 
 from resnet_jax.kernels import conv2d
-from resnet_jax.kernels.conv import conv2d_then
+from resnet_jax.kernels.conv import conv2d_then, pack_kernel
 from resnet_jax.runtime.arrays import Array, Float, Float32, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 ModuleDef = Callable[..., Any]
+
+# The collection of kernels in the order in which the native kernels read them. A folded
+# network uses them if they are there, and writes them if the collection is mutable.
+PACKED = "packed"
+
 Path = tuple[str, ...]  # The names that lead to a module of a network.
 
 # He et al. 2015, "Delving deep into rectifiers", eq. 14 (fan-out), as torchvision.
@@ -90,7 +95,13 @@ class Conv(nn.Module):
     x, kernel = x.astype(self.dtype), kernel.astype(self.dtype)
     if residual is not None:
       residual = residual.astype(self.dtype)
-    return conv2d_then(x, kernel, bias, residual, **self._settings(), relu=relu)
+    settings = self._settings()
+    if self.is_mutable_collection(PACKED):
+      packed = pack_kernel(x, kernel, **settings)
+      if packed is not None:
+        self.put_variable(PACKED, "kernel", packed)
+    packed = self.get_variable(PACKED, "kernel")
+    return conv2d_then(x, kernel, bias, residual, **settings, relu=relu, packed=packed)
 
   def standardize(self, kernel: Float32[Array, "k k i o"]) -> Float32[Array, "k k i o"]:
     """Returns the kernel that convolves; a subclass may normalise it here."""

@@ -1,6 +1,7 @@
-"""Checks that all processes of a run have the same settings before training."""
+"""Checks before training that all processes of a run have the same settings."""
 
 import dataclasses
+import json
 
 import jax
 from jax.experimental import multihost_utils
@@ -33,3 +34,26 @@ def check_same_settings(config: Config) -> None:
       )
   if jax.process_count() > 1:
     multihost_utils.sync_global_devices("all have the same settings")
+
+
+def check_same_arguments(**arguments: object) -> None:
+  """Compares arguments of all processes; each waits for the others.
+
+  Args:
+    **arguments: name -> value. With other values, a process would take part in other
+      collective operations than the rest, and all would wait for ever.
+
+  Raises:
+    UserError: an argument differs from that of process 0. The others keep waiting.
+  """
+  if jax.process_count() == 1:
+    return
+  own = {name: repr(value) for name, value in arguments.items()}
+  first = json.loads(of_first_process(json.dumps(own)))
+  for name, value in own.items():
+    if value != first[name]:
+      raise UserError(
+        f"process {jax.process_index()} has {name}={value} and process 0 has "
+        f"{name}={first[name]}; give all processes the same"
+      )
+  multihost_utils.sync_global_devices("all have the same arguments")

@@ -4,6 +4,7 @@ The time between two training lines is the time of the training calls, in which 
 devices may wait for images, and the time of other activities.
 """
 
+import time
 from collections.abc import Mapping
 from typing import NamedTuple
 
@@ -14,6 +15,8 @@ KEYS = (
   *("images_per_s", "input_wait", "mfu", "time_train", "time_input"),
   *(f"time_{activity}" for activity in ACTIVITIES),
 )
+# Of the clock, in seconds. A short call may seem to take no time on Windows.
+_RESOLUTION = time.get_clock_info("monotonic").resolution
 _NOTABLE = 0.05  # Smaller shares are not shown.
 
 
@@ -69,13 +72,14 @@ class TimeShares:
       would take at the peak rate. "time_train", "time_input", "time_evaluation",
       "time_saving" and "time_other": fractions of the whole time, whose sum is 1.
     """
-    values = {"images_per_s": num_images / self._seconds}
+    seconds = max(self._seconds, _RESOLUTION)
+    values = {"images_per_s": num_images / seconds}
     if self._waited:
-      values["input_wait"] = self._waited / self._seconds
+      values["input_wait"] = self._waited / seconds
     if self._at_peak:
-      values["mfu"] = self._at_peak / self._seconds
-    whole = self._seconds + sum(self._others.values())
-    values["time_train"] = (self._seconds - self._waited) / whole
+      values["mfu"] = self._at_peak / seconds
+    whole = seconds + sum(self._others.values())
+    values["time_train"] = (seconds - self._waited) / whole
     values["time_input"] = self._waited / whole
     for activity, seconds in self._others.items():
       values[f"time_{activity}"] = seconds / whole

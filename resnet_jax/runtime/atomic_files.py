@@ -1,6 +1,7 @@
 """Atomic files and folders: one is written completely or not at all."""
 
 import contextlib
+import errno
 import os
 import shutil
 from collections.abc import Iterator
@@ -32,22 +33,33 @@ def replacing(path: str) -> Iterator[str]:
 def new_folder(path: str) -> Iterator[Path]:
   """Yields an empty folder that becomes `path` at the end.
 
-  `~` in `path` is expanded, and the folders above it are made. After an error or
-  Ctrl-C, the new folder is removed with all its files.
+  `~` in `path` is expanded, and the folders above it are made. An existing folder is
+  filled, not replaced: it may be a link, a mounted disk, or the current folder. After
+  an error or Ctrl-C, all that was made is removed.
 
   Raises:
     OSError: the folder cannot be written, or `path` exists and is not empty.
   """
-  path = os.path.normpath(os.path.expanduser(path))
-  part = Path(f"{path}.{os.getpid()}.part")
+  path = os.path.abspath(os.path.expanduser(path))
+  exists = os.path.isdir(path)
+  name = f".{os.getpid()}.part"
+  part = Path(path, name) if exists else Path(path + name)
+  missing = [folder for folder in part.parents if not folder.exists()]
   part.mkdir(parents=True)
   try:
     yield part
-    with contextlib.suppress(FileNotFoundError):
-      os.rmdir(path)
-    os.rename(part, path)
+    if not exists:
+      os.rename(part, path)
+    elif os.listdir(path) != [name]:
+      raise FileExistsError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), path)
+    else:
+      for file in sorted(os.listdir(part)):
+        os.rename(part / file, os.path.join(path, file))
   finally:
     shutil.rmtree(part, ignore_errors=True)
+    for folder in missing:
+      with contextlib.suppress(OSError):  # It is not empty.
+        folder.rmdir()
 
 
 def write_text(path: Path, text: str) -> None:

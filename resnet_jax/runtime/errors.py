@@ -61,6 +61,12 @@ def show_error(error: BaseException | str) -> None:
   print(f"error: {printable(text)}", file=sys.stderr)
 
 
+def describe_error(error: BaseException) -> str:
+  """Returns the class and the text of another program's error, in one short line."""
+  text = " ".join(str(error).split())
+  return f"{type(error).__name__}: {text:.200}" if text else type(error).__name__
+
+
 def fail(status: int, error: BaseException | str) -> NoReturn:
   """Prints one line to standard error and exits."""
   show_error(error)

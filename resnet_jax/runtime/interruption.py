@@ -1,13 +1,18 @@
-"""Ends a process after a signal interrupted a computation."""
+"""Ends a process after a signal interrupted a computation, or at once."""
 
+import contextlib
 import multiprocessing
 import os
 import sys
+from collections.abc import Callable, Iterator
 from typing import NoReturn
 
 _interrupted = False
 # Exit status of a process that ends because a signal stopped its run.
 _stopped_status = 0
+
+# See `before_exit`.
+_last_acts: list[Callable[[bool], None]] = []
 
 
 def set_stopped_status(status: int) -> None:
@@ -42,4 +47,39 @@ def leave(status: int) -> NoReturn:
   sys.stderr.flush()
   for child in multiprocessing.active_children():
     child.terminate()
+  os._exit(status)
+
+
+@contextlib.contextmanager
+def before_exit(act: Callable[[bool], None]) -> Iterator[None]:
+  """Within the context, `act_before_exit` calls `act`.
+
+  Args:
+    act: called with whether a signal stopped the run; else it failed. It must return
+      soon. It may be called in any thread, also while the context ends.
+  """
+  _last_acts.append(act)
+  try:
+    yield
+  finally:
+    _last_acts.remove(act)
+
+
+def act_before_exit(was_stopped: bool) -> None:
+  """Calls what `before_exit` was given, such as the end of the trackers."""
+  for act in tuple(_last_acts):
+    with contextlib.suppress(Exception):
+      act(was_stopped)
+
+
+def exit_now(status: int, was_stopped: bool) -> NoReturn:
+  """Ends the process from any thread, whatever its main thread does.
+
+  Args:
+    status: exit status.
+    was_stopped: whether a signal stopped the run; else it failed.
+  """
+  act_before_exit(was_stopped)
+  sys.stdout.flush()
+  sys.stderr.flush()
   os._exit(status)

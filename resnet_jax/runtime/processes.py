@@ -18,6 +18,7 @@ import jax
 from jax.experimental import multihost_utils
 
 from resnet_jax.runtime.errors import UserError, clean_errors, show_error
+from resnet_jax.runtime.interruption import exit_now
 from resnet_jax.runtime.launchers import CONNECT_TIMEOUT_S, check_same_place, find_place
 from resnet_jax.runtime.terminal import printable
 
@@ -319,11 +320,9 @@ class _Peers:
 
   def _exit(self, status: int) -> NoReturn:
     """Ends without JAX's shutdown, which would wait for the failed processes."""
-    sys.stdout.flush()
-    sys.stderr.flush()
     if self._index == 0:
       time.sleep(4 * _POLL_S)  # The others still read the store here.
-    os._exit(status)
+    exit_now(status, was_stopped=False)
 
 
 def _show(error: BaseException) -> tuple[int, str]:

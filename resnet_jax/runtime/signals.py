@@ -12,7 +12,12 @@ from types import FrameType
 import jax
 from jax.experimental import multihost_utils
 
-from resnet_jax.runtime.interruption import note_interruption, stopped_status
+from resnet_jax.runtime.interruption import (
+  act_before_exit,
+  exit_now,
+  note_interruption,
+  stopped_status,
+)
 
 _SIGNALS = (signal.SIGINT, signal.SIGTERM)
 # Time for the main thread to respond by itself.
@@ -149,8 +154,42 @@ class StopRequest:
       if may_exit:
         time.sleep(_PATIENCE_S)
         if self._may_exit:  # The main thread still compiles.
+          act_before_exit(was_stopped=True)
+        if self._may_exit:
           _say(_SHOW_CURSOR if sys.stderr.isatty() else "")
           os._exit(stopped_status())
+
+
+@contextlib.contextmanager
+def stopped_by_sigterm(step: int) -> Iterator[None]:
+  """Within the context, SIGTERM stops a run whose last state is saved.
+
+  By default SIGTERM ends a process without its cleanup. In one of several processes,
+  the others notice that it is gone. Outside of the main thread nothing changes.
+
+  Args:
+    step: number of completed updates.
+
+  Raises:
+    Stopped: there was a SIGTERM.
+  """
+
+  def end(number: int, frame: FrameType | None) -> None:
+    del frame
+    signal.signal(number, signal.SIG_DFL)
+    if jax.process_count() > 1:
+      exit_now(128 + number, was_stopped=True)
+    raise Stopped(step)
+
+  is_main = threading.current_thread() is threading.main_thread()
+  if not is_main or signal.getsignal(signal.SIGTERM) != signal.SIG_DFL:
+    yield
+    return
+  signal.signal(signal.SIGTERM, end)
+  try:
+    yield
+  finally:
+    signal.signal(signal.SIGTERM, signal.SIG_DFL)
 
 
 def _say(text: str) -> None:

@@ -1,21 +1,31 @@
 """Prints text for people, in which names cannot act as terminal commands.
 
 Names of files and classes, and errors that quote them, may contain terminal control
-codes, markup of rich, or letters that the terminal's encoding lacks.
+codes, markup of rich, or letters that the terminal's encoding lacks. The addresses of
+servers may contain passwords.
 """
 
 import functools
 import io
+import re
 import sys
 import textwrap
 
 from rich.console import Console
 from rich.text import Text
 
+# The user and the password, or the token, in https://USER:PASSWORD@HOST.
+_SECRET = re.compile(r"(?<=://)[^/?#\s]+(?=@)")
+
 
 def printable(text: str) -> str:
-  """Replaces each character that is not printable, and each line end, by "?"."""
-  return "".join(c if c.isprintable() else "?" for c in text)
+  """Returns a text that can be shown.
+
+  Each character that is not printable, and each line end, becomes "?". What precedes
+  the host in a URL, such as USER:PASSWORD@, becomes "***@".
+  """
+  text = "".join(c if c.isprintable() else "?" for c in text)
+  return _SECRET.sub("***", text)
 
 
 def plain(text: str) -> Text:

@@ -4,22 +4,25 @@ Process 0 traces its own devices and its host. The trace goes to RUN/profile/, i
 layout of TensorBoard and XProf.
 """
 
+import contextlib
 import dataclasses
 import shlex
 import sys
 import tempfile
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import jax
+from etils import epath
 from rich.console import Console
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runtime.buckets import storage_path
-from resnet_jax.runtime.errors import UserError, naming
+from resnet_jax.runtime.errors import UserError, describe_error, naming
 from resnet_jax.runtime.tables import aligned
-from resnet_jax.runtime.terminal import show
+from resnet_jax.runtime.terminal import show, warn
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.state import TrainState
 from resnet_jax.training.trace import Operation, list_operations
@@ -119,7 +122,8 @@ class Profiler:
 
   def __exit__(self, *exc_info: object) -> None:
     if self._temporary:
-      jax.profiler.stop_trace()
+      with contextlib.suppress(Exception):  # It would hide the error of the run.
+        jax.profiler.stop_trace()
       self._temporary.cleanup()
     if self._ends:
       self._say_nothing(f"the run ended at step {self._step}, before {self._ends[1]}")
@@ -138,13 +142,8 @@ class Profiler:
       return
     self._wait(state)
     if jax.process_index() == 0:
-      self._temporary = tempfile.TemporaryDirectory(prefix="resnet_jax_profile_")
-      options = jax.profiler.ProfileOptions()
-      # Calls of Python functions slow the run down, and are most of a trace.
-      options.python_tracer_level = 0
-      jax.profiler.start_trace(
-        self._temporary.name, create_perfetto_trace=True, profiler_options=options
-      )
+      with self._surviving():
+        self._temporary = _start()
     self._began = time.monotonic()
     self._clock.start()
 
@@ -164,28 +163,30 @@ class Profiler:
     self._ends = None
     if self._temporary:
       folder, self._temporary = self._temporary, None
-      with folder:
+      with self._surviving(), folder:
         jax.profiler.stop_trace()
+        _copy(Path(folder.name), self._folder)
         (path,) = Path(folder.name).rglob("*.xplane.pb")
-        operations = list_operations(path.read_bytes())
-        self._keep(Path(folder.name))
-      title = f"traced steps {begin} to {end} in {seconds:.2f} s"
-      lines = [*_describe(operations, title), _describe_memory(), *self._how_to_open()]
-      show(*lines, console=self._console)
+        title = f"traced steps {begin} to {end} in {seconds:.2f} s"
+        lines = _describe(list_operations(path.read_bytes()), title)
+        lines += [_describe_memory(), *self._how_to_open()]
+        show(*lines, console=self._console)
     self._clock.start()
+
+  @contextlib.contextmanager
+  def _surviving(self) -> Iterator[None]:
+    """Turns all errors of the profiler into a warning: a trace ends no run."""
+    try:
+      yield
+    except Exception as error:  # JAX's profiler, protobuf and buckets have all kinds.
+      warn(
+        f"{self._name}: the trace failed and training continues; "
+        f"{describe_error(error)}"
+      )
 
   def _wait(self, state: TrainState) -> None:
     self._writer.flush()
     jax.block_until_ready(state)
-
-  def _keep(self, source: Path) -> None:
-    """Copies the files of a trace to the run directory, which may be remote."""
-    for path in source.rglob("*"):
-      if path.is_file():
-        to = self._folder / path.relative_to(source)
-        with naming(to):
-          to.parent.mkdir(parents=True, exist_ok=True)
-          to.write_bytes(path.read_bytes())
 
   def _how_to_open(self) -> list[str]:
     folder = shlex.quote(str(self._folder))
@@ -194,6 +195,40 @@ class Profiler:
       f"  XProf:    pip install xprof && xprof --logdir={folder}",
       "  Perfetto: open its perfetto_trace.json.gz on https://ui.perfetto.dev",
     ]
+
+
+def _start() -> tempfile.TemporaryDirectory[str]:
+  """Begins a trace, and returns the folder to which JAX will write it."""
+  folder = tempfile.TemporaryDirectory(
+    prefix="resnet_jax_profile_", ignore_cleanup_errors=True
+  )
+  options = jax.profiler.ProfileOptions()
+  # Calls of Python functions slow the run down, and are most of a trace.
+  options.python_tracer_level = 0
+  try:
+    jax.profiler.start_trace(
+      folder.name, create_perfetto_trace=True, profiler_options=options
+    )
+  except Exception:
+    folder.cleanup()
+    raise
+  return folder
+
+
+def _copy(source: Path, target: epath.Path) -> None:
+  """Copies all files below a folder to another one, which may be in a bucket."""
+  copied = []
+  try:
+    for path in filter(Path.is_file, source.rglob("*")):
+      copied.append(to := target / path.relative_to(source))
+      with naming(to):
+        to.parent.mkdir(parents=True, exist_ok=True)
+        to.write_bytes(path.read_bytes())
+  except Exception:
+    for to in copied:  # A part of a trace is of no use.
+      with contextlib.suppress(Exception):
+        to.unlink(missing_ok=True)
+    raise
 
 
 def _describe(operations: list[Operation], title: str) -> list[str]:

@@ -10,7 +10,7 @@ import dataclasses
 import re
 import warnings
 from collections import Counter, defaultdict
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any
 
 import jax
@@ -19,6 +19,8 @@ from resnet_jax.training.steps import TRAIN_PROGRAM
 
 # A program's number and the name of an operation in it.
 Key = tuple[int, str]
+# Name of an operation -> its layer.
+Layers = dict[str, str]
 _NOTHING = memoryview(b"")
 
 
@@ -46,13 +48,12 @@ def list_operations(trace: bytes) -> list[Operation]:
   Args:
     trace: the content of a file *.xplane.pb.
   """
-  programs = dict(_programs(memoryview(trace)))
-  layers: dict[str, str] = {}
-  layers_of: dict[int, dict[str, str]] = {}
-  for number, (program, module) in programs.items():
+  programs: dict[int, str] = {}
+  layers_of: dict[int, Layers] = {}
+  for number, program, module in _programs(memoryview(trace)):
+    programs[number] = program
     if program == TRAIN_PROGRAM:
       layers_of[number] = dict(_layers(module))
-      layers |= layers_of[number]
   seconds: dict[Key, float] = defaultdict(float)
   counts: Counter[Key] = Counter()
   with warnings.catch_warnings():
@@ -60,22 +61,45 @@ def list_operations(trace: bytes) -> list[Operation]:
     warnings.simplefilter("ignore", DeprecationWarning)
     data = jax.profiler.ProfileData.from_serialized_xspace(trace)
     events = [event for line in _device_lines(data) for event in _own_seconds(line)]
+  names: dict[int, set[str]] = defaultdict(set)
   for (number, program, name), own in events:
-    if not program and number in programs:
-      program, _ = programs[number]
-    if program in (TRAIN_PROGRAM, ""):
+    if (program or programs.get(number, "")) in (TRAIN_PROGRAM, ""):
       seconds[number, name] += own
       counts[number, name] += 1
+      names[number].add(name)
+  found = {number: _find_layers(number, names[number], layers_of) for number in names}
 
   def describe(number: int, name: str) -> str:
-    # Programs from JAX's compilation cache have other numbers here than in the events.
-    layer = layers_of.get(number, layers).get(name, "")
+    layer = found[number].get(name, "")
     return f"{layer}: {name}" if layer else name
 
   return [
     Operation(describe(*key), counts[key], total)
     for key, total in sorted(seconds.items(), key=lambda item: -item[1])
   ]
+
+
+def _find_layers(
+  number: int, names: set[str], layers_of: Mapping[int, Layers]
+) -> Layers:
+  """Returns the layers of the program that has the operations of some events.
+
+  On a CPU, a program from JAX's compilation cache has a new number in this process, but
+  its events have the number that it had where it was compiled. This may be the number
+  of another program here. The trace also has older programs that are still in memory,
+  such as those of an earlier run. So the operations decide, then the number, then which
+  program is the newest.
+
+  Args:
+    number: the number of the program in the events.
+    names: the operations of the events.
+    layers_of: the programs of the training step, by their numbers in this process.
+  """
+
+  def order(candidate: int) -> tuple[int, bool, int]:
+    return len(names & layers_of[candidate].keys()), candidate == number, candidate
+
+  return layers_of[max(layers_of, key=order)] if layers_of else {}
 
 
 def _device_lines(data: Any) -> Iterator[Any]:
@@ -107,8 +131,8 @@ def _own_seconds(line: Any) -> Iterator[tuple[tuple[int, str, str], float]]:
       continue
     # A TPU's event has the text of the operation, "%fusion.3 = ...", as its name.
     name = str(stats.get("hlo_op") or event.name.partition(" = ")[0].lstrip("%"))
-    program = int(stats.get("program_id", -1)), str(stats.get("hlo_module", ""))
-    key = program[0], re.sub(r"\(\d+\)$", "", program[1]), name
+    program, _ = _split_number(str(stats.get("hlo_module", "")))
+    key = int(stats.get("program_id", -1)), program, name
     events.append((event.start_ns, -event.duration_ns, key))
   events.sort()
   outer: list[list[Any]] = []  # [end, key, own seconds] of the events that enclose.
@@ -123,18 +147,32 @@ def _own_seconds(line: Any) -> Iterator[tuple[tuple[int, str, str], float]]:
     yield key, own
 
 
-def _programs(trace: memoryview) -> Iterator[tuple[int, tuple[str, memoryview]]]:
-  """Yields number, name and `HloModuleProto` of each compiled program of a trace."""
+def _programs(trace: memoryview) -> Iterator[tuple[int, str, memoryview]]:
+  """Yields number, name and `HloModuleProto` of each compiled program of a trace.
+
+  The number is in the name, "jit_train_chunk(33)". The map of the plane counts its own
+  entries on a CPU.
+  """
   for plane in _all(trace, 1):
     if bytes(_first(plane, 2)) != b"/host:metadata":
       continue
-    for entry in _all(plane, 4):  # A map from the program's number.
+    for entry in _all(plane, 4):
       metadata = _first(entry, 2)
-      name = bytes(_first(metadata, 2)).decode()
+      title = bytes(_first(metadata, 2)).decode()
+      name, number = _split_number(title)
       for stat in _all(metadata, 5):
         for proto in _all(stat, 6):
-          program = re.sub(r"\(\d+\)$", "", name)
-          yield int(_first(entry, 1, 0)), (program, _first(proto, 1))
+          yield (
+            int(_first(entry, 1, 0)) if number < 0 else number,
+            name,
+            _first(proto, 1),
+          )
+
+
+def _split_number(title: str) -> tuple[str, int]:
+  """Splits "jit_train_chunk(33)" into ("jit_train_chunk", 33); -1 is no number."""
+  found = re.search(r"\((\d+)\)$", title)
+  return (title[: found.start()], int(found[1])) if found else (title, -1)
 
 
 def _layers(module: memoryview) -> Iterator[tuple[str, str]]:

@@ -1,5 +1,6 @@
 """Training: from an experiment to a trained, evaluated and saved model."""
 
+import contextlib
 import os
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
@@ -11,6 +12,7 @@ from rich.console import Console
 
 from resnet_jax.models.image_size import size_warnings
 from resnet_jax.models.variables import Variables
+from resnet_jax.runs.agreement import check_same_arguments
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.runs.lock import Check
@@ -18,7 +20,7 @@ from resnet_jax.runs.metric_writer import MetricWriter
 from resnet_jax.runs.run_dir import last_checkpoint_in_errors, latest_step, open_run
 from resnet_jax.runs.trackers.opening import find_trackers, open_trackers
 from resnet_jax.runs.trackers.tracker import MetricSink, TrackerFactory
-from resnet_jax.runtime.signals import Stopped, StopRequest
+from resnet_jax.runtime.signals import Stopped, StopRequest, stopped_by_sigterm
 from resnet_jax.runtime.terminal import plain, show, warn
 from resnet_jax.training.clock import Clock
 from resnet_jax.training.evaluator import evaluate
@@ -80,14 +82,18 @@ def train(
   console = console or Console(quiet=jax.process_index() > 0)
   with console.status(plain(f"loading {experiment.data_name}")):
     check_profile(profile, experiment.plan.num_steps)
+    check_same_arguments(profile=profile)
     start = _prepare(experiment, workdir)
   config, num_steps = experiment.saved_config, experiment.plan.num_steps
   names, facts = experiment.train_data.class_names, experiment.facts
   with (
     open_run(workdir, config, num_steps, names, facts) as check,
+    contextlib.ExitStack() as later,
     open_trackers(workdir, config, num_steps, trackers) as sinks,
   ):
     result = _train(experiment, workdir, start, console, hooks, sinks, profile, check)
+    # Until the trackers have the files of the run, too.
+    later.enter_context(stopped_by_sigterm(int(result.state.step)))
     for hook in hooks:
       hook.on_end(*result)
   return result

@@ -10,6 +10,8 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.summary import list_layers
 from resnet_jax.runs.metric_writer import SecondsAtPeak
 from resnet_jax.runtime.chips import FLOPS_PER_S
+from resnet_jax.runtime.errors import describe_error
+from resnet_jax.runtime.terminal import warn
 from resnet_jax.training.experiment import Experiment
 
 
@@ -31,15 +33,25 @@ def create_seconds_at_peak(experiment: Experiment) -> SecondsAtPeak:
   if rate is None or config.freeze or not isinstance(model, ResNet):
     return lambda _: 0.0
   passes = 3 * (1 + (config.optim.sam_rho > 0))
-  images = jax.ShapeDtypeStruct((1, *experiment.train_data.image_shape), jnp.uint8)
+  # The batch of a step: the user's own augmentation may need more than one image.
+  batch = config.batch_size, *experiment.train_data.image_shape
+  images = jax.ShapeDtypeStruct(batch, jnp.uint8)
 
-  @functools.cache
-  def seconds(size: int) -> float:
+  def count(size: int) -> int:
+    """Returns the multiplications and additions of the forward pass of one image."""
     preprocess = (
       partial(experiment.preprocess, size=size) if size else experiment.preprocess
     )
     shape = jax.eval_shape(preprocess, images, experiment.data_key).shape[1:]
-    multiply_adds = sum(layer.multiply_adds for layer in list_layers(model, shape))
+    return sum(layer.multiply_adds for layer in list_layers(model, shape))
+
+  @functools.cache
+  def seconds(size: int) -> float:
+    try:
+      multiply_adds = count(size)
+    except Exception as error:  # Of any code; a missing number ends no run.
+      warn(f"the run continues without MFU: {describe_error(error)}")
+      return 0.0
     return 2 * passes * multiply_adds / (rate * experiment.mesh.size)
 
   return lambda step: seconds(plan.size_at(step - 1))

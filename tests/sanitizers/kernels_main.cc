@@ -78,15 +78,31 @@ void Run(const int64_t* sizes) {
   const Shape out = {n, (h + 2 * padding - kh) / stride + 1,
                      (w + 2 * padding - kw) / stride + 1, f};
   Numbers<T> x({n, h, w, c}), kernel({kh, kw, c, f}), dy(out);
-  Numbers<float> scale({f}), shift({f}), added(out);
-  x.Fill(), kernel.Fill(), dy.Fill(), scale.Fill(), shift.Fill(), added.Fill();
-  const std::vector<Array<float>> then = {scale.array(), shift.array(), added.array()};
-  for (size_t count : {0, 2, 3}) {
+  Numbers<float> shift({f}), added(out);
+  x.Fill(), kernel.Fill(), dy.Fill(), shift.Fill(), added.Fill();
+  const std::vector<Array<float>> then = {shift.array(), added.array()};
+  for (size_t count : {0, 1, 2}) {
     const ffi::RemainingArgs rest = {{then.begin(), then.begin() + count}};
     Check<T>("convolution", out, [&](ffi::ThreadPool pool, Result<T> y) {
       return Guarded<Convolution<T>>::Call(pool, x.array(), kernel.array(), rest, stride,
-                                           padding, count == 3, y);
+                                           padding, count == 2, y);
     });
+  }
+  if constexpr (std::is_same_v<T, float>) {
+    const int64_t panel = f % (2 * kLanes) ? kLanes : 2 * kLanes;
+    std::vector<Shape> packed = {{f / panel, kh, kw, c, panel}};
+    if (kh == 3 && kw == 3 && stride == 1 && c % kLanes == 0) {
+      packed.push_back({kPlaces, f / panel, c, panel});
+    }
+    for (const Shape& sizes : packed) {
+      Numbers<float> factors(sizes);
+      factors.Fill();
+      Check<float>("packed convolution", out, [&](ffi::ThreadPool pool, Result<float> y) {
+        return Guarded<PackedConvolution>::Call(pool, x.array(), factors.array(),
+                                                {{then.begin(), then.end()}}, stride,
+                                                padding, true, y);
+      });
+    }
   }
   Check<float>("kernel gradient", kernel.shape, [&](ffi::ThreadPool pool, Result<float> y) {
     return Guarded<ConvKernelGradient<T>>::Call(pool, x.array(), dy.array(), stride, padding,

@@ -69,9 +69,10 @@ def prepare(
   left_out = [f"the split {split}" for split in skipped]
   left_out += [known.left_out] if known.left_out else []
   num_classes = 0
-  with progress or Progress(disable=True) as bar:
+  # The folder is made first: a mistake in its name is found before hours of work.
+  with progress or Progress(disable=True) as bar, new_folder(folder) as new:
     sums = _check_files(known, files, bar)
-    with naming(folder), new_folder(folder) as new:
+    with naming(folder):
       (new / "data").mkdir()
       for split, count in counts.items():
         read = known.read(files, split)

@@ -60,6 +60,8 @@ def reading(path: Path) -> Iterator[None]:
     raise
   except Exception as error:  # Readers of archives raise errors of many types.
     if isinstance(error, OSError) and error.errno is not None:
+      if error.filename is None:
+        error.filename = str(path)
       raise
     reason = error if isinstance(error, DamageError) else f"it cannot be read ({error})"
     raise UserError(f"{str(path)!r} is damaged: {reason}; download it again") from error

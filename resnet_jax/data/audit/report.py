@@ -2,6 +2,7 @@
 
 import dataclasses
 import statistics
+from collections import defaultdict
 from typing import Any
 
 from resnet_jax.data.images.formats import needed_package
@@ -37,6 +38,8 @@ class Report:
     splits: the report on each split, by name.
     skipped: splits without images or labels, with the reason.
     unreadable: "file" and "reason" of each unreadable image or folder of a split.
+    unfit: "file" and "reason" of each readable image that does not fit the number of
+      channels or the range of values that training expects.
     duplicates: groups of identical files; groups across splits come first.
     across_splits: number of groups across splits.
     different_labels: the groups whose files belong to several classes.
@@ -58,6 +61,7 @@ class Report:
   splits: dict[str, SplitReport]
   skipped: dict[str, str]
   unreadable: list[dict[str, str]]
+  unfit: list[dict[str, str]]
   duplicates: list[list[str]]
   across_splits: int
   different_labels: list[list[str]]
@@ -74,12 +78,14 @@ class Report:
 
   @property
   def ok(self) -> bool:
-    """Whether all images are readable, no file is in two splits, and "train" is whole.
+    """Whether training can use all images, and no file is in two splits.
 
-    "train" is whole if it has images of every class.
+    Training can use them if they are readable and fit the settings, and if "train" has
+    images of every class.
     """
     is_whole = "train" not in self.missing_classes
-    return is_whole and not self.unreadable and not self.across_splits
+    bad = self.unreadable or self.unfit
+    return is_whole and not bad and not self.across_splits
 
 
 def describe(report: Report) -> str:
@@ -145,11 +151,26 @@ def describe(report: Report) -> str:
     lines += _list_some(text, [" = ".join(group) for group in groups])
   near = [" ~ ".join(pair) for pair in report.near_duplicates]
   lines += _list_some("images that look the same across splits (no error)", near)
+  if report.unfit:
+    lines += _describe_unfit(report.unfit)
   bad = [f"{one['file']}: {one['reason']}" for one in report.unreadable]
   lines += _list_some("unreadable", bad, most=len(bad))
   if report.picture:
     lines.append(f"picture of some images: {report.picture}")
   return "\n".join(map(printable, lines))
+
+
+def _describe_unfit(unfit: list[dict[str, str]]) -> list[str]:
+  """Returns one line for each reason, however many images have it."""
+  files = defaultdict(list)
+  for one in unfit:
+    files[one["reason"]].append(one["file"])
+  texts = [
+    f"{names[0]}{f' and {len(names) - 1:,} more' if names[1:] else ''}: {reason}"
+    for reason, names in files.items()
+  ]
+  title = f"images that do not fit the settings: {len(unfit):,}"
+  return [title, *_list_some("", texts)[1:]]
 
 
 def _join_counts(counts: dict[str, int]) -> str:

@@ -4,6 +4,8 @@ Every image is read and decoded once, as in training. N is the number of images 
 split.
 """
 
+import contextvars
+import dataclasses
 import hashlib
 import itertools
 import os
@@ -30,8 +32,9 @@ from resnet_jax.data.audit.near_duplicates import (
 from resnet_jax.data.audit.report import Report, SplitReport
 from resnet_jax.data.audit.splits import Images, open_splits
 from resnet_jax.data.images.decode import open_image, upright_size
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, UnfitError
 from resnet_jax.data.images.formats import KNOWN, READABLE
+from resnet_jax.data.images.pixels import PixelFormat, to_pixels
 from resnet_jax.data.pipelines.host_batches import count_threads
 from resnet_jax.data.sources.file_list import (
   count_other_suffixes,
@@ -49,6 +52,9 @@ _FACTS.names = (
 )
 _FORMAT_OF = {suffix: name for name in READABLE for suffix in KNOWN[name].suffixes}
 _CHUNK = 32  # Images per task. A thread that is told to stop finishes its task.
+# Similar images of two splits that are decoded again and compared. More would take
+# hours, if most images are empty pages, for example.
+_MOST_PAIRS = 10_000
 _FEW = 10  # Fewer training images of a class are reported.
 
 
@@ -58,8 +64,9 @@ def scan(
   """Reads and checks every image of every split.
 
   Args:
-    config: only `name`, `dir`, `labels`, the columns, `val_share`, `max_pixels` and
-      `num_threads` are used. The images that are built in cannot be checked.
+    config: only `name`, `dir`, `labels`, the columns, `val_share`, `channels`,
+      `max_value`, `max_pixels` and `num_threads` are used. The images that are built in
+      cannot be checked.
     picture: path of a .png file to write, with some training images of some classes; ""
       writes none.
     progress: displays the progress.
@@ -78,13 +85,21 @@ def scan(
   in_folder = 0
   if config.name == "folder" and (root := find_root(config.dir)).is_dir():
     ignored, in_folder = _count_files(root)
-  facts, misnamed, highest = {}, [], []
+  facts: dict[str, np.ndarray] = {}
+  misnamed: list[dict[str, str]] = []
+  unfit: list[dict[str, str]] = []
+  highest: list[int] = []
   with progress or Progress(disable=True) as bar:
     for split, source in opened.items():
-      facts[split], errors, others, values = _look(source, config, split, bar)
-      highest += values
-      unreadable += [{"file": source.name(i), "reason": text} for i, text in errors]
-      misnamed += [{"file": source.name(i), "format": text} for i, text in others]
+      found = _look(source, config, split, bar)
+      facts[split] = found.facts
+      highest += found.highest
+      for reports, key, texts in (
+        (unreadable, "reason", found.errors),
+        (unfit, "reason", found.unfit),
+        (misnamed, "format", found.misnamed),
+      ):
+        reports += [{"file": source.name(i), key: text} for i, text in sorted(texts)]
   splits = {split: _sum_up(opened[split], rows) for split, rows in facts.items()}
   missing = {
     split: [name for name, count in part.classes.items() if not count]
@@ -100,6 +115,7 @@ def scan(
     splits=splits,
     skipped=skipped,
     unreadable=unreadable,
+    unfit=unfit,
     **_find_duplicates(opened, facts),
     near_duplicates=_find_near_duplicates(opened, facts, config.max_pixels),
     missing_classes={split: names for split, names in missing.items() if names},
@@ -125,18 +141,31 @@ def _count_files(root: Path) -> tuple[dict[str, int], int]:
   return dict(sorted(others.items())), len(paths) - others.total()
 
 
-def _look(
-  source: Images, config: DataConfig, split: str, bar: Progress
-) -> tuple[np.ndarray, list[tuple[int, str]], list[tuple[int, str]], list[int]]:
-  """Reads a split and returns [N] `_FACTS` and three lists.
+@dataclasses.dataclass
+class _Findings:
+  """What is found in a split.
 
-  The lists hold (index, reason) of errors, (index, format) of misnamed files, and the
-  highest value of each 16-bit image.
+  Attributes:
+    facts: [N] `_FACTS`.
+    errors: (index, reason) of each unreadable image.
+    unfit: (index, reason) of each image that does not fit the settings.
+    misnamed: (index, format) of each misnamed file.
+    highest: the highest value of each 16-bit image.
   """
-  facts = np.zeros(len(source), _FACTS)
+
+  facts: np.ndarray
+  errors: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+  unfit: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+  misnamed: list[tuple[int, str]] = dataclasses.field(default_factory=list)
+  highest: list[int] = dataclasses.field(default_factory=list)
+
+
+def _look(source: Images, config: DataConfig, split: str, bar: Progress) -> _Findings:
+  """Reads all images of a split."""
+  found = _Findings(facts := np.zeros(len(source), _FACTS))
   labels = known_labels(source)
   facts["label"] = -1 if labels is None or labels.ndim > 1 else labels
-  errors, misnamed, highest = [], [], []
+  pixels = PixelFormat(config.channels, config.max_value)
 
   def read(start: int) -> None:
     for i in range(start, min(start + _CHUNK, len(source))):
@@ -150,10 +179,15 @@ def _look(
         mode, kind = image.mode, str(image.format)
         stored = read_small(data, image)
         if stored.top == 65535:
-          highest.append(int(stored.colors.max()))
+          found.highest.append(int(stored.colors.max()))
       except Exception as error:  # Libraries raise errors of many types.
-        errors.append((i, str(error) if isinstance(error, ImageError) else repr(error)))
+        text = str(error) if isinstance(error, ImageError) else repr(error)
+        found.errors.append((i, text))
         continue
+      try:
+        to_pixels(stored, pixels)
+      except UnfitError as error:
+        found.unfit.append((i, str(error)))
       digest = hashlib.blake2b(data, digest_size=16).digest()
       look = perceptual_hash(shrink(stored.colors))
       is_turned = image.orientation > 1
@@ -161,17 +195,20 @@ def _look(
       suffix = os.path.splitext(source.name(i))[1].lower()
       # MPO is a JPEG that is followed by more pictures.
       if _FORMAT_OF.get(suffix, kind) != kind.replace("MPO", "JPEG"):
-        misnamed.append((i, kind))
+        found.misnamed.append((i, kind))
 
   task = bar.add_task(split, total=len(source))
   pool = ThreadPoolExecutor(config.num_threads or count_threads(), "check")
   try:
-    for _ in pool.map(read, range(0, len(source), _CHUNK)):
+    starts = range(0, len(source), _CHUNK)
+    # The messages name the flags that this context knows.
+    contexts = (contextvars.copy_context() for _ in starts)
+    for _ in pool.map(lambda start, own: own.run(read, start), starts, contexts):
       bar.advance(task, _CHUNK)
   finally:
     # After Ctrl-C, a million images may still wait to be read.
     pool.shutdown(wait=False, cancel_futures=True)
-  return facts, sorted(errors), sorted(misnamed), highest
+  return found
 
 
 def _sum_up(source: Images, facts: np.ndarray) -> SplitReport:
@@ -243,7 +280,8 @@ def _find_near_duplicates(
     first, second = (opened[name] for name in names)
     rows, others = (facts[name] for name in names)
     good, also = (np.flatnonzero(x["format"] != b"") for x in (rows, others))
-    for a, b in find_similar(rows["hash"][good], others["hash"][also]):
+    pairs = find_similar(rows["hash"][good], others["hash"][also])
+    for a, b in pairs[:_MOST_PAIRS]:
       i, j = int(good[a]), int(also[b])
       if rows["digest"][i] != others["digest"][j] and look_same(
         small(first, i), small(second, j)

@@ -19,6 +19,7 @@ from PIL import Image
 
 from resnet_jax.data.images import arrays, dicom, tiff, turbojpeg
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.exif import exif_of, orientation_of
 from resnet_jax.data.images.formats import KNOWN, READ, READABLE, format_of
 from resnet_jax.data.images.pixels import (
   RGB8,
@@ -46,6 +47,7 @@ _SCAN = re.compile(rb"\xff\xda\x00[\x06-\x0e]")
 # Largest number of scans in a JPEG of `max_pixels` pixels. A smaller JPEG may have
 # more, up to `MAX_SCANS`.
 _LARGEST_SCANS = 12
+_PIXEL_BYTES = 8  # For each of `max_pixels` pixels.
 _EXIF = b"Exif\0\0"  # Start of a segment with EXIF data.
 # Most such segments in a JPEG; an ordinary file has one. For each of them, Pillow
 # copies all earlier ones.
@@ -88,8 +90,8 @@ def open_image(data: bytes, max_pixels: int) -> Head:
 
   Args:
     data: content of a file of one of the formats in `READABLE`, whatever its name.
-    max_pixels: largest width times height, which bounds the memory of decoding: no file
-      has more than `MAX_CHANNELS` channels.
+    max_pixels: largest width times height. The values may take 8 bytes for each of
+      these pixels, as RGBA of 16 bits does. This bounds the memory of decoding.
 
   Raises:
     ImageError: the file has none of these formats, is damaged, has too many pixels, or
@@ -101,7 +103,7 @@ def open_image(data: bytes, max_pixels: int) -> Head:
     head = _READERS[kind].open(data)
   elif head is None or not head.format:
     image = _open_by_pillow(data)
-    orientation = _orientation(image.info.get("exif") or b"")
+    orientation = orientation_of(exif_of(image))
     plain = head is not None and head.plain and image.format == "JPEG"
     head = Head(image.format or "", image.mode, image.size, orientation, plain)
     if head.format in ("JPEG", "MPO"):
@@ -109,6 +111,12 @@ def open_image(data: bytes, max_pixels: int) -> Head:
   width, height = head.size
   if width * height > max_pixels:
     raise ImageError(f"it has {width}x{height} pixels, more than {max_pixels}")
+  size = width * height * head.pixel_bytes
+  if size > _PIXEL_BYTES * max_pixels:
+    raise ImageError(
+      f"its {width}x{height} pixels take {size:,} bytes, more than {_PIXEL_BYTES} for "
+      f"each of {max_pixels} pixels; store fewer channels, or smaller numbers"
+    )
   return head
 
 
@@ -138,7 +146,7 @@ def _read_jpeg_head(data: bytes, max_pixels: int) -> Head | None:
       # A JPEG without its end marker is truncated, or other data follows it. The fast
       # decoders would fill the rest with grey; Pillow can tell the two cases apart.
       whole = data.endswith(b"\xff\xd9")
-      return frame and Head(kind, *frame, _orientation(exif), whole)
+      return frame and Head(kind, *frame, orientation_of(exif), whole)
     if marker in (0xC0, 0xC1, 0xC2):
       precision, height, width, channels = struct.unpack(">BHHB", body)
       mode = {1: "L", 3: "RGB"}.get(channels)
@@ -195,18 +203,6 @@ def _open_by_pillow(data: bytes) -> Image.Image:
     raise ImageError(
       f"it is none of {', '.join(READABLE)} (content begins with {data[:8]!r})"
     ) from error
-
-
-def _orientation(exif: bytes) -> int:
-  if not exif:
-    return 1
-  tags = Image.Exif()
-  try:
-    tags.load(exif)
-    value = tags.get(0x0112, 1)
-  except Exception:  # Pillow raises errors of many types. Ignore damaged EXIF.
-    return 1
-  return value if value in range(1, 9) else 1
 
 
 def upright_size(head: Head) -> tuple[int, int]:

@@ -32,7 +32,8 @@ def open_dicom(data: bytes) -> Head:
     size, channels = _shape(dataset)
     signed = "" if dataset.get("PixelRepresentation", 0) else "u"
     dtype = np.dtype(f"{signed}int{dataset.BitsAllocated}")
-    return Head("DICOM", mode_of(dtype, channels), size, 1)
+    pixel_bytes = channels * dtype.itemsize
+    return Head("DICOM", mode_of(dtype, channels), size, 1, pixel_bytes=pixel_bytes)
 
 
 def read_dicom(data: bytes) -> Stored:
@@ -44,7 +45,8 @@ def read_dicom(data: bytes) -> Stored:
   Raises:
     ImageError: see `open_dicom`.
   """
-  from pydicom.pixels import apply_modality_lut, pixel_array
+  from pydicom.pixels.processing import apply_modality_lut
+  from pydicom.pixels.utils import pixel_array
 
   with _damage():
     dataset = _read(data, stop_before_pixels=False)
@@ -85,7 +87,7 @@ def _is_rescaled(dataset: Any) -> bool:
 def _read(data: bytes, *, stop_before_pixels: bool) -> Any:
   import pydicom
 
-  if _DEFLATED in data[:1024]:
+  if _DEFLATED in data:
     raise ImageError("it is a deflated DICOM file; store it without deflate")
   return pydicom.dcmread(io.BytesIO(data), stop_before_pixels=stop_before_pixels)
 

@@ -18,6 +18,10 @@ class ImageError(UserError):
   """An image cannot be read; the text says why."""
 
 
+class UnfitError(ImageError):
+  """The pixels of a readable image do not fit the settings; the text says why."""
+
+
 @contextlib.contextmanager
 def image_errors() -> Iterator[None]:
   """Turns exceptions of decoders and resizers in its block into `ImageError`.

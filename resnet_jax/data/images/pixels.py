@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.images.errors import ImageError, warn_of_few_bits
+from resnet_jax.data.images.errors import ImageError, UnfitError, warn_of_few_bits
 from resnet_jax.runtime.errors import setting_name
 
 MAX_CHANNELS = 64
@@ -48,6 +48,7 @@ class Head(NamedTuple):
     size: (width, height) in pixels, as stored.
     orientation: EXIF orientation, 1 to 8: 1 is upright, 5 and above swap the sides.
     plain: whether it is a JPEG that the fast decoders decode correctly.
+    pixel_bytes: bytes of a pixel in memory, 4 or fewer unless it is stated.
   """
 
   format: str
@@ -55,6 +56,7 @@ class Head(NamedTuple):
   size: tuple[int, int]
   orientation: int
   plain: bool = False
+  pixel_bytes: int = 4
 
 
 class Stored(NamedTuple):
@@ -104,7 +106,7 @@ def to_pixels(stored: Stored, pixels: PixelFormat) -> np.ndarray:
     [H, W, channels] of `pixels.dtype`.
 
   Raises:
-    ImageError: the number of channels does not fit, a value is not in [0, max_value],
+    UnfitError: the number of channels does not fit, a value is not in [0, max_value],
       or the image would be black though its values are not 0.
   """
   values, wanted = stored.values, pixels.channels
@@ -112,11 +114,11 @@ def to_pixels(stored: Stored, pixels: PixelFormat) -> np.ndarray:
     values = stored.colors
     if wanted not in (1, 3) or values.shape[2] not in (1, 3):
       found, name = stored.values.shape[2], setting_name("data.channels")
-      raise ImageError(
+      raise UnfitError(
         f"it has {found} channel{'s' * (found > 1)}, and {name} is {wanted}: give all "
         f"images {wanted}, or set {name}={found}"
       )
-  if stored.top != 255 or pixels.max_value:
+  if values.dtype != np.uint8 or pixels.max_value:
     values = _scale(values, stored.top, pixels.max_value)
   if values.shape[2] == 1 and wanted == 3:
     return values.repeat(3, axis=2)
@@ -132,13 +134,13 @@ def _scale(values: np.ndarray, top: int, max_value: int) -> np.ndarray:
   if max_value and top not in (1, 255):  # Not for bool and uint8.
     low, high = values.min(), values.max()
     if not 0 <= low <= high <= max_value:  # NaN is not either.
-      raise ImageError(
-        f"its values go from {low:g} to {high:g}, and must be in [0, {max_value}], as "
+      raise UnfitError(
+        f"its values go from {low} to {high}, and must be in [0, {max_value}], as "
         f"{name} is {max_value}"
       )
     top = max_value
   if not top:
-    raise ImageError(
+    raise UnfitError(
       f"it stores {kind.name} values; set {name} to the value that counts as 1"
     )
   if kind.itemsize > 2 or kind.kind not in "bu":
@@ -158,13 +160,13 @@ def _table(top: int, whole: int) -> np.ndarray:
 
 
 def _check_dark(values: np.ndarray, pixels: np.ndarray, top: int) -> None:
-  """Warns if few bits are in use; raises `ImageError` if only black is left."""
+  """Warns if few bits are in use; raises `UnfitError` if only black is left."""
   highest = int(values.max())
   if not highest or highest > top // 4:  # More than 14 of 16 bits.
     return
   bits = highest.bit_length()
   if not pixels.any():
-    raise ImageError(
+    raise UnfitError(
       f"it would be black: the highest of its values is {highest}, and {top} counts as "
       f"white; set {setting_name('data.max_value')}={2**bits - 1}"
     )

@@ -18,7 +18,8 @@ from resnet_jax.data.images.pixels import Head, Stored, check_shape, mode_of
 
 INSTALL = "pip install 'flax-resnet[tiff]'"
 # Numbers of tags, and the kinds of colours that are read: "PhotometricInterpretation".
-_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES = 258, 262, 274, 277
+_BITS, _PHOTOMETRIC, _ORIENTATION, _SAMPLES, _SIGNS = 258, 262, 274, 277, 339
+_UNSIGNED = 1  # The default of "SampleFormat".
 _WHITE_IS_ZERO, _KINDS = 0, (0, 1, 2)
 _ALPHA = (1, 2)  # Values of "ExtraSamples".
 # Compressions whose decoders take the size of the result: none, LZW, deflate (two
@@ -41,7 +42,9 @@ def open_tiff(data: bytes) -> Head:
     size = page.imagewidth, page.imagelength
     tag = page.tags.get(_ORIENTATION)
     turn = tag.value if tag is not None and tag.value in range(1, 9) else 1
-    return Head("TIFF", mode_of(page.dtype, channels), size, turn)
+    pixel_bytes = channels * page.dtype.itemsize
+    mode = mode_of(page.dtype, channels)
+    return Head("TIFF", mode, size, turn, pixel_bytes=pixel_bytes)
 
 
 def read_tiff(data: bytes) -> Stored:
@@ -78,7 +81,9 @@ def _open_by_pillow(data: bytes) -> Image.Image | None:
   tags: Any = getattr(image, "tag_v2", {})
   bands, samples = len(image.getbands()), tags.get(_SAMPLES, 1)
   bits = max(tags.get(_BITS, (1,))[:bands], default=1)
-  if bands != samples or image.mode in ("I", "F"):
+  # Pillow takes signed numbers of 8 bits for unsigned ones.
+  is_signed = set(tags.get(_SIGNS, ())) - {_UNSIGNED}
+  if bands != samples or image.mode in ("I", "F") or is_signed:
     return None
   return image if bits <= 8 or image.mode in _DEEP else None
 
@@ -101,6 +106,11 @@ def _read_by_pillow(image: Image.Image) -> Stored:
 
 def of_mode(image: Image.Image) -> Stored:
   """Returns the 8-bit pixels of an image of Pillow: grey or RGB, perhaps with alpha."""
+  # Pillow's name for colours that are multiplied by their alpha ends in "a".
+  if image.mode in ("La", "RGBa"):
+    image = image.convert(image.mode.upper())
+  if image.mode == "PA" or (image.mode == "P" and "transparency" in image.info):
+    image = image.convert("RGBA")
   if image.mode in ("LA", "RGBA"):
     return Stored(np.asarray(image), has_alpha=True)
   grey = image.mode in ("1", "L")

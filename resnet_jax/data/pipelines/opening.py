@@ -28,6 +28,7 @@ from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.data.sources.opening import open_source
+from resnet_jax.data.sources.record_files import record_settings
 from resnet_jax.data.sources.records import Records
 from resnet_jax.runtime.errors import UserError, setting_name
 from resnet_jax.runtime.mesh import check_batch_size, of_first_process
@@ -61,6 +62,7 @@ def create_dataset(
   """
   check_batch_size(batch_size, mesh)
   where = "the images"
+  are_decoded = source is None and record_settings(config) is not None
   if source is None:
     split = config.eval_split if augment is None else config.train_split
     source = open_source(config, split, class_names)
@@ -80,7 +82,10 @@ def create_dataset(
     )
   if augment and isinstance(source, FileList | Records) and kind != "numbers":
     _check_all_classes(source, where)
-  channels = _count_channels(config, source, where)
+  channels = config.channels
+  if is_in_memory(source):
+    channels = int(source.images.shape[-1])
+    _check_in_memory(config, channels, where, are_decoded)
   for field in ("mean", "std"):
     values = getattr(config, field)
     check_channels(f"{setting_name(f'data.{field}')}={values}", values, channels)
@@ -111,25 +116,29 @@ def create_dataset(
   return create_streaming(config, source, batch_size, mesh, augment)
 
 
-def _count_channels(config: DataConfig, source: Source, where: str) -> int:
-  """Returns C of the images; raises `UserError` if a setting asks for other images."""
-  if not is_in_memory(source):
-    return config.channels
-  channels = int(source.images.shape[-1])
-  default = DataConfig()
-  if config.channels not in (default.channels, channels):
+def _check_in_memory(
+  config: DataConfig, channels: int, where: str, are_decoded: bool
+) -> None:
+  """Raises `UserError` if a setting asks for other images than those in memory.
+
+  Args:
+    config: `channels` and `max_value` are checked.
+    channels: C of the images.
+    where: name of the images for messages.
+    are_decoded: whether the images were decoded with these settings.
+  """
+  if config.channels not in (DataConfig().channels, channels):
     raise UserError(
       f"{setting_name('data.channels')}={config.channels} is for images that are "
       f"decoded during the run (config.data.train_crop); {where} is in memory, with "
       f"{channels} channel{'s' * (channels > 1)}"
     )
-  if config.max_value:
+  if config.max_value and not are_decoded:
     raise UserError(
       f"{setting_name('data.max_value')}={config.max_value} is for images that are "
       f"decoded during the run; {where} is in memory: scale its uint16 images so that "
       "65535 counts as 1"
     )
-  return channels
 
 
 def _check_same_images(source: Source, where: str) -> None:

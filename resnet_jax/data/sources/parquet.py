@@ -134,25 +134,35 @@ def _features(schema: "pyarrow.Schema") -> Mapping[str, Any]:
   return features if isinstance(features, dict) else {}
 
 
-def _fields(kind: "pyarrow.DataType") -> list[str]:
-  """Returns the names of the fields of a struct; [] for other types."""
+def _fields(kind: "pyarrow.DataType") -> dict[str, "pyarrow.DataType"]:
+  """Returns the fields of a struct and their types; {} for other types."""
   import pyarrow
 
   if not pyarrow.types.is_struct(kind):
-    return []
-  return [kind.field(i).name for i in range(kind.num_fields)]
+    return {}
+  fields = (kind.field(i) for i in range(kind.num_fields))
+  return {field.name: field.type for field in fields}
+
+
+def _is_image(kind: "pyarrow.DataType") -> bool:
+  """Whether a column of a type holds bytes, or structs with the field "bytes"."""
+  from pyarrow import types
+
+  kind = _fields(kind).get("bytes", kind)
+  tests = types.is_binary, types.is_large_binary, types.is_binary_view
+  return any(test(kind) for test in tests)
 
 
 def _image_column(schema: "pyarrow.Schema", asked: str, where: str) -> str:
   """Returns the name of the column of images: bytes, or structs with bytes."""
-  import pyarrow
-
-  bytes_of_any_size = pyarrow.binary(), pyarrow.large_binary()
-  images = [
-    field.name
-    for field in schema
-    if field.type in bytes_of_any_size or "bytes" in _fields(field.type)
-  ]
+  images = [field.name for field in schema if _is_image(field.type)]
+  if not images or (asked in schema.names and asked not in images):
+    shown = [x for x in schema if x.name == asked] or schema
+    kinds = [f"{x.name} ({str(x.type)[:80]})" for x in shown]
+    raise UserError(
+      f"{where!r}: no column of images among {', '.join(kinds)[:300]}; its type must "
+      "be bytes, or a struct with the field 'bytes', with the content of image files"
+    )
   features = _features(schema)
   marked = [x for x in images if _kind(features.get(x)) == "Image"]
   return _choose(asked, marked or images, _IMAGE_NAMES, "image", schema.names, where)

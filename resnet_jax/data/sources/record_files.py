@@ -14,7 +14,8 @@ import numpy as np
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.images.decode import decode, open_image
-from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.errors import ImageError, image_errors
+from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.sources import base, parquet, webdataset
 from resnet_jax.data.sources.base import (
   EVAL_SPLITS,
@@ -177,24 +178,26 @@ def open_records(
     records = records.select(part_of(len(records), whole, part))
   if not len(records):
     raise UserError(f"{split_name()}={split!r} of {config.dir!r} is empty")
-  return records if config.train_crop else _decoded(records, config.max_pixels)
+  return records if config.train_crop else _decoded(records, config)
 
 
-def _decoded(records: Records, max_pixels: int) -> Records | ImageArrays:
+def _decoded(records: Records, config: DataConfig) -> Records | ImageArrays:
   """Decodes all images, if they have one size and fit into memory."""
+  pixels = PixelFormat(config.channels, config.max_value)
   images: np.ndarray | None = None
-  is_gray = True
+  is_gray = pixels.channels == 3
   for index in range(len(records)):
-    data, _ = records[index]
     try:
-      head = open_image(data, max_pixels)
-      image = decode(data, head)
+      with image_errors():
+        data, _ = records[index]
+        head = open_image(data, config.max_pixels)
+        image = decode(data, head, 1, pixels)
     except ImageError as error:
       raise UserError(f"{records.name(index)}: {error}") from error
     if images is None:
-      if len(records) * image.size > base.MAX_GIB * 2**30:
+      if len(records) * image.nbytes > base.MAX_GIB * 2**30:
         return records
-      images = np.empty((len(records), *image.shape), np.uint8)
+      images = np.empty((len(records), *image.shape), pixels.dtype)
     if image.shape != images.shape[1:]:
       return records
     images[index] = image

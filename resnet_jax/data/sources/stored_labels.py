@@ -111,6 +111,9 @@ def _fault(value: Any, kind: str, class_names: Sequence[str]) -> str:
       f"{text} is no class index, which must be an integer; "
       "config.data.labels=numbers predicts numbers"
     )
+  one = next(iter(value), "") if is_list else value
+  if not isinstance(one, str | int):
+    return f"{text} is of the type {type(one).__name__}; give whole numbers or words"
   shown = ", ".join(map(repr, class_names[:3]))
   return f"{text} is none of the {len(class_names)} classes {shown} ..."
 

@@ -40,7 +40,10 @@ def _read_table(path: Path, labels: str = "class") -> list[_Row]:
       reader = csv.reader(file)
       rows = [(reader.line_num, row) for row in reader if row]
   except (UnicodeDecodeError, csv.Error) as error:
-    raise UserError(f"{path} is no .csv file in UTF-8: {error}") from error
+    raise UserError(
+      f"{path} is no .csv file in UTF-8: {error}; name a folder of images or a .csv "
+      "file of path,label, and unpack archives first"
+    ) from error
   columns = ["path", "label"]
   if rows:
     header = [cell.strip().lower() for cell in rows[0][1]]

@@ -6,6 +6,7 @@ cache folder, so that any image can then be read without reading those before it
 """
 
 import contextlib
+import contextvars
 import functools
 import hashlib
 import itertools
@@ -32,7 +33,8 @@ from resnet_jax.runtime.private_folder import cache_dir
 _LABELS = "cls", "json", "txt"  # Suffixes of files with labels, in order of preference.
 _KEYS = "label", "labels", "cls", "class", "target"  # Of labels in a .json file.
 _MOST_BYTES = 2**20  # Of a file with a label.
-_FORMAT = 2  # Of the index. Another number makes all indexes be written again.
+_CHUNK_BYTES = 2**20
+_FORMAT = 3  # Of the index. Another number makes all indexes be written again.
 
 
 class Index(NamedTuple):
@@ -68,7 +70,9 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   console = Console(stderr=True)
   bar = Progress(console=console, transient=True, disable=not console.is_terminal)
   with bar, ThreadPoolExecutor(config.num_threads or 8) as pool:
-    found = pool.map(read, paths)
+    # The messages name the flags that this context knows.
+    contexts = (contextvars.copy_context() for _ in paths)
+    found = pool.map(lambda path, own: own.run(read, path), paths, contexts)
     indexes = list(bar.track(found, len(paths), description="reading the tar files"))
   labels = [label for index in indexes for label in index.labels]
   folders = paths[0].parent, Path(os.path.expanduser(config.dir))
@@ -156,9 +160,10 @@ def make_index(path: Path, image: str = "", label: str = "") -> Index:
   rows = []
   try:
     with tarfile.open(path, "r:") as archive:
-      for key, files in _samples(archive):
+      for key, files in _samples(path, archive):
         rows.append(_row(path, archive, key, files, image, label))
         archive.members = []  # type: ignore[attr-defined]  # A list of all files.
+      _check_end(path, archive.offset)
   except (tarfile.TarError, OSError, EOFError) as error:
     raise UserError(
       f"{str(path)!r} cannot be read as a tar without compression: {error}; download "
@@ -174,22 +179,51 @@ def make_index(path: Path, image: str = "", label: str = "") -> Index:
 _Files = dict[str, tarfile.TarInfo]
 
 
-def _samples(archive: tarfile.TarFile) -> Iterator[tuple[str, _Files]]:
+def _samples(path: Path, archive: tarfile.TarFile) -> Iterator[tuple[str, _Files]]:
   """Yields the key and the files of each sample, by WebDataset's rule."""
   last, files = "", _Files()
   for member in archive:
     folder, _, file = member.name.rpartition("/")
     stem, _, suffix = file.partition(".")
-    if not member.isreg() or not stem:  # WebDataset leaves out hidden files.
+    if not stem:  # WebDataset leaves out hidden files.
+      continue
+    # A link has no content of its own, and the content of a sparse file has gaps.
+    if member.issym() or member.islnk() or member.issparse():
+      kind = "sparse file" if member.issparse() else "link"
+      raise UserError(
+        f"{str(path)!r} has {member.name!r}, which is a {kind}; write the tar with "
+        "whole files: tar --dereference --hard-dereference, without --sparse"
+      )
+    if not member.isreg():
       continue
     key = f"{folder}/{stem}" if folder else stem
     if key != last and files:
       yield last, files
       files = {}
-    last = key
-    files[suffix.lower()] = member
+    last, suffix = key, suffix.lower()
+    if suffix in files:
+      raise UserError(
+        f"{str(path)!r}: the sample {key!r} has two files of the suffix {suffix!r}; "
+        "give each sample a name of its own"
+      )
+    files[suffix] = member
   if files:
     yield last, files
+
+
+def _check_end(path: Path, end: int) -> None:
+  """Raises `UserError` if a tar has more data after its last file.
+
+  `tarfile` takes a damaged header for the end of the tar, and two joined tars for one.
+  """
+  with path.open("rb") as file:
+    file.seek(end)
+    while chunk := file.read(_CHUNK_BYTES):
+      if chunk.strip(b"\0"):
+        raise UserError(
+          f"{str(path)!r} is damaged at byte {end:,}, or is several tars in one file: "
+          "more data follows its last readable file; download or write it again"
+        )
 
 
 def _row(
@@ -211,8 +245,8 @@ def _row(
   suffix = next((x for x in suffixes if x in files), None)
   if suffix is None:
     raise fault(
-      f"it must have a label, a file of the suffix {label or ', '.join(_LABELS)}; "
-      f"{setting_name('data.label_column')} names the suffix"
+      f"it must have a label, a file of the suffix {label or ', '.join(_LABELS)}, next "
+      f"to its image in the tar; {setting_name('data.label_column')} names the suffix"
     )
   member = files[images[0]]
   content = _read_label(path, archive, files[suffix])

@@ -21,6 +21,7 @@ from resnet_jax.kernels.native import library
 from resnet_jax.runtime.arrays import Array, Float, Float32
 
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
+_PACKED_CONV = "resnet_jax_packed_conv"
 _MOMENTS, _BATCH_NORM_SUMS = "resnet_jax_moments", "resnet_jax_batch_norm_sums"
 _DTYPES = "float32", "bfloat16"
 
@@ -45,8 +46,8 @@ def conv2d(
   Args:
     x: the images.
     kernel: [height, width, C, F].
-    *then: a scale and a bias of the result, both [F], then a residual in the shape of
-      the result. Give all three, the first two or none.
+    *then: a bias of the result, [F], then a residual in the shape of the result, both
+      float32. Give both, only the bias or none.
     stride: step along H and W.
     padding: number of zeros on each side.
     relu: whether to apply ReLU at the end.
@@ -58,16 +59,80 @@ def conv2d(
     ValueError: `then` has other shapes, or is not float32.
   """
   shape = _out_shape(x.shape, kernel.shape, stride, padding)
-  expected = [shape[-1:], shape[-1:], shape][: len(then)]
-  is_float = all(array.dtype == jnp.float32 for array in then)
-  if len(then) == 1 or [array.shape for array in then] != expected or not is_float:
-    found = ", ".join(str(jax.typeof(array)) for array in then)
-    raise ValueError(
-      f"expected a float32 scale and bias of shape {shape[-1:]} and a residual of "
-      f"shape {shape}, got {found}"
-    )
+  _check_then(then, shape)
   settings = {"stride": stride, "padding": padding, "relu": relu}
   return _call(_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
+
+
+def _check_then(then: tuple[jax.Array, ...], shape: tuple[int, ...]) -> None:
+  expected = [shape[-1:], shape][: len(then)]
+  is_float = all(array.dtype == jnp.float32 for array in then)
+  if [array.shape for array in then] != expected or not is_float:
+    found = ", ".join(str(jax.typeof(array)) for array in then)
+    raise ValueError(
+      f"expected a float32 bias of shape {shape[-1:]} and a residual of shape {shape}, "
+      f"got {found}"
+    )
+
+
+def pack(
+  x_shape: tuple[int, ...],
+  kernel: Float32[Array, "kh kw c f"],
+  stride: int,
+  padding: int,
+) -> Float32[Array, "..."]:
+  """Writes a kernel in the order in which `packed_conv2d` reads it.
+
+  `conv2d` does this in each call. For one image, that can take longer than to convolve.
+
+  Args:
+    x_shape: [B, H, W, C]. It decides whether Winograd's algorithm is faster. The packed
+      kernel convolves images of other sizes too.
+    kernel: a kernel for which `conv2d` `fits`.
+    stride: step along H and W.
+    padding: number of zeros on each side.
+
+  Returns:
+    [panels, kh, kw, C, features of a panel], or for Winograd's algorithm
+    [16, panels, C, features of a panel].
+  """
+  *taps, channels, features = kernel.shape
+  lanes = _load()[0]
+  panel = 2 * lanes if features % (2 * lanes) == 0 else lanes
+  images, height, width, _ = _out_shape(x_shape, kernel.shape, stride, padding)
+  tiles = images * -(-height // 2) * -(-width // 2)
+  # As `IsForWinograd` in `winograd.h`.
+  is_wide = channels % lanes == 0 and channels >= 2 * lanes
+  if taps == [3, 3] and stride == 1 and is_wide and tiles >= 64:
+    kernel = _transform_taps(_transform_taps(kernel, axis=0), axis=1)
+    return kernel.reshape(16, channels, -1, panel).swapaxes(1, 2)
+  return jnp.moveaxis(kernel.reshape(*taps, channels, -1, panel), -2, 0)
+
+
+def _transform_taps(kernel: jax.Array, axis: int) -> jax.Array:
+  """Maps three taps to four: Lavin & Gray 2015, section 4.1; as in `winograd.h`."""
+  a, b, c = jnp.moveaxis(kernel, axis, 0)
+  return jnp.stack([a, 0.5 * (a + b + c), 0.5 * (a - b + c), c], axis)
+
+
+def packed_conv2d(
+  x: Float32[Array, "b h w c"],
+  kernel: Float32[Array, "..."],
+  *then: jax.Array,
+  stride: int,
+  padding: int,
+  relu: bool = False,
+) -> Float32[Array, "b _ _ f"]:
+  """Computes the same as `conv2d`, with a kernel of `pack`; see there."""
+  *_, channels, panel = kernel.shape
+  is_for_winograd = kernel.ndim == 4
+  taps = (3, 3) if is_for_winograd else kernel.shape[1:3]
+  panels = kernel.shape[1 if is_for_winograd else 0]
+  kernel_shape = (*taps, channels, panels * panel)
+  shape = _out_shape(x.shape, kernel_shape, stride, padding)
+  _check_then(then, shape)
+  settings = {"stride": stride, "padding": padding, "relu": relu}
+  return _call(_PACKED_CONV, shape, x, kernel, *then, dtype=x.dtype, **settings)
 
 
 def kernel_gradient(
@@ -187,7 +252,8 @@ def _load() -> tuple[int, str]:
   except (library.CompileError, OSError) as error:
     return 0, str(error)
   names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
-  for name in (f"{name}_{dtype}" for name in names for dtype in _DTYPES):
+  targets = [f"{name}_{dtype}" for name in names for dtype in _DTYPES]
+  for name in (*targets, f"{_PACKED_CONV}_float32"):
     target = _capsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes(), ""

@@ -155,10 +155,10 @@ class Rows {
   ConvTileFn most_, last_;
 };
 
-// Its kernel's features are multiplied by `scale`, if that is not null.
+// `ready` is the kernel as panels, see `pack` below; if it is null, `kernel` is packed here.
 template <typename T>
 void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
-                 const float* scale, const Output& output) {
+                 const float* ready, const Output& output) {
   const Rows row(conv, conv.out_w);
   const int64_t panel = row.panel, panels = row.panels, taps = conv.taps();
 
@@ -177,18 +177,15 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* k
   // The kernel, as [panels, taps, panel]; or each panel by the only task that has it.
   auto pack = [&](int64_t p, float* to) {
     for (int64_t i = 0; i < taps; ++i) {
-      float* row = to + i * panel;
-      Copy(kernel + i * conv.f + p * panel, panel, row);
-      if (!scale) continue;
-      for (int64_t f = 0; f < panel; f += kLanes) {
-        Store(row + f, Load(row + f) * Load(scale + p * panel + f));
-      }
+      Copy(kernel + i * conv.f + p * panel, panel, to + i * panel);
     }
   };
-  const bool is_shared = groups > 1;
-  float* packed = Scratch<kPacked>(is_shared ? taps * conv.f : 0);
-  ParallelFor(pool, is_shared ? panels : 0,
-              [&](int64_t p) { pack(p, packed + p * taps * panel); });
+  const float* packed = ready;
+  if (!ready && groups > 1) {
+    float* shared = Scratch<kPacked>(taps * conv.f);
+    ParallelFor(pool, panels, [&](int64_t p) { pack(p, shared + p * taps * panel); });
+    packed = shared;
+  }
 
   ParallelFor(pool, groups * splits, [&](int64_t task) {
     const int64_t split = task % splits, group = task / splits;
@@ -201,7 +198,7 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* k
     }
     for (int64_t p = panels * split / splits; p < panels * (split + 1) / splits; ++p) {
       const float* factors = packed + p * taps * panel;
-      if (!is_shared) {
+      if (!packed) {
         float* own = Scratch<kPartial>(taps * panel);
         pack(p, own);
         factors = own;

@@ -12,16 +12,14 @@
 // Floats of a vector: the features of a convolution must be a multiple.
 extern "C" int resnet_jax_lanes() { return kLanes; }
 
-// `rest` may be what to multiply each channel of the result by, and what to add to it; then
-// what else to add, in the shape of the result.
+// `rest` may be what to add to each channel of the result; then what else to add, in the
+// shape of the result.
 template <typename T>
-ffi::Error Convolution(ffi::ThreadPool pool, Array<T> x, Array<T> kernel,
-                       ffi::RemainingArgs rest, int64_t stride, int64_t padding, bool relu,
-                       Result<T> y) {
+Output DescribeOutput(const ffi::RemainingArgs& rest, bool relu, Result<T>& y) {
   auto optional = [&](size_t i) {
     return i < rest.size() ? rest.get<Array<float>>(i)->typed_data() : nullptr;
   };
-  Output output = {nullptr, nullptr, optional(1), optional(2), relu};
+  Output output = {nullptr, nullptr, optional(0), optional(1), relu};
   if constexpr (std::is_same_v<T, Half>) {
     output.halves = y->typed_data();
   } else {
@@ -29,10 +27,33 @@ ffi::Error Convolution(ffi::ThreadPool pool, Array<T> x, Array<T> kernel,
     output.is_streamed = y->size_bytes() > kMostCached &&
                          reinterpret_cast<uintptr_t>(output.y) % sizeof(Vector) == 0;
   }
+  return output;
+}
+
+template <typename T>
+ffi::Error Convolution(ffi::ThreadPool pool, Array<T> x, Array<T> kernel,
+                       ffi::RemainingArgs rest, int64_t stride, int64_t padding, bool relu,
+                       Result<T> y) {
   const Conv conv =
       Describe(x.dimensions(), kernel.dimensions(), y->dimensions(), stride, padding);
   (IsForWinograd(conv) ? WinogradForward<T> : ConvForward<T>)(
-      pool, conv, x.typed_data(), kernel.typed_data(), optional(0), output);
+      pool, conv, x.typed_data(), kernel.typed_data(), nullptr,
+      DescribeOutput<T>(rest, relu, y));
+  return ffi::Error::Success();
+}
+
+// The kernel is packed: [panels, height, width, channels, panel], or for Winograd's
+// algorithm [places, panels, channels, panel].
+ffi::Error PackedConvolution(ffi::ThreadPool pool, Array<float> x, Array<float> kernel,
+                             ffi::RemainingArgs rest, int64_t stride, int64_t padding,
+                             bool relu, Result<float> y) {
+  const auto sizes = kernel.dimensions();
+  const bool is_for_winograd = sizes.size() == 4;
+  const int64_t taps[] = {is_for_winograd ? 3 : sizes[1], is_for_winograd ? 3 : sizes[2]};
+  const Conv conv = Describe(x.dimensions(), {taps, 2}, y->dimensions(), stride, padding);
+  (is_for_winograd ? WinogradForward<float> : ConvForward<float>)(
+      pool, conv, x.typed_data(), nullptr, kernel.typed_data(),
+      DescribeOutput<float>(rest, relu, y));
   return ffi::Error::Success();
 }
 
@@ -66,3 +87,6 @@ struct Guarded<function> {
 
 HANDLERS(float, float32);
 HANDLERS(Half, bfloat16);
+HANDLER(packed_conv_float32, PackedConvolution,
+        .Arg<Array<float>>().Arg<Array<float>>().RemainingArgs()
+        OF_CONVOLUTION.Attr<bool>("relu").Ret<Array<float>>());

@@ -16,7 +16,8 @@ constexpr int64_t kPlaces = 16;
 // if those are fewer, or at the least: all kernels are read for them.
 constexpr int64_t kTransformedInCache = 96 * 1024, kManyTiles = 64, kFewTiles = 16;
 
-// Whether the products that are saved are worth the transformations.
+// Whether the products that are saved are worth the transformations. `pack` in Python must
+// agree.
 bool IsForWinograd(const Conv& conv) {
   const int64_t tiles = conv.n * CeilDiv(conv.out_h, 2) * CeilDiv(conv.out_w, 2);
   return conv.kh == 3 && conv.kw == 3 && conv.stride == 1 && conv.c % kLanes == 0 &&
@@ -65,13 +66,11 @@ void TransformTaps(Vector a, Vector b, Vector c, Vector* to, int64_t step) {
 
 // A vector of features of a kernel, whose taps are `tap` floats apart, to its places.
 template <typename T>
-void TransformKernel(const T* kernel, int64_t tap, Vector scale, int64_t step,
-                     float* places) {
+void TransformKernel(const T* kernel, int64_t tap, int64_t step, float* places) {
   Vector rows[12], columns[16];
   for (int j = 0; j < 3; ++j) {
     const T* column = kernel + j * tap;
-    TransformTaps(scale * Load(column), scale * Load(column + 3 * tap),
-                  scale * Load(column + 6 * tap), rows + j, 3);
+    TransformTaps(Load(column), Load(column + 3 * tap), Load(column + 6 * tap), rows + j, 3);
   }
   for (int i = 0; i < 4; ++i) {
     const Vector* row = rows + 3 * i;
@@ -96,10 +95,10 @@ void TransformSums(const float* places, int64_t step, Vector pixels[4]) {
   }
 }
 
-// As `ConvForward`.
+// As `ConvForward`; `ready` is the transformed kernel, see `packed` below.
 template <typename T>
 void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
-                     const float* scale, const Output& output) {
+                     const float* ready, const Output& output) {
   const int64_t tiles_h = CeilDiv(conv.out_h, 2), tiles_w = CeilDiv(conv.out_w, 2);
   const int64_t tiles = conv.n * tiles_h * tiles_w;
   // As a 1x1 convolution of rows of tiles.
@@ -115,17 +114,19 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
 
   // The kernel, as [places, panels, channels, panel].
   const int64_t place_size = conv.c * conv.f;
-  float* packed = Scratch<kPacked>(kPlaces * place_size);
-  ParallelFor(pool, panels, [&](int64_t p) {
-    for (int64_t c = 0; c < conv.c; ++c) {
-      for (int64_t f = 0; f < panel; f += kLanes) {
-        const int64_t feature = p * panel + f;
-        TransformKernel(kernel + c * conv.f + feature, place_size,
-                        scale ? Load(scale + feature) : Vector{} + 1.0f, place_size,
-                        packed + (p * conv.c + c) * panel + f);
+  const float* packed = ready;
+  if (!ready) {
+    float* shared = Scratch<kPacked>(kPlaces * place_size);
+    ParallelFor(pool, panels, [&](int64_t p) {
+      for (int64_t c = 0; c < conv.c; ++c) {
+        for (int64_t f = 0; f < panel; f += kLanes) {
+          TransformKernel(kernel + c * conv.f + p * panel + f, place_size, place_size,
+                          shared + (p * conv.c + c) * panel + f);
+        }
       }
-    }
-  });
+    });
+    packed = shared;
+  }
 
   ParallelFor(pool, CeilDiv(tiles, part), [&](int64_t task) {
     const int64_t first = task * part, count = std::min(part, tiles - first);

@@ -5,7 +5,7 @@ import queue
 import threading
 import time
 from collections import deque
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future
 from pathlib import Path
 
@@ -16,6 +16,7 @@ from resnet_jax.runs.trackers.tracker import (
   Tracker,
   TrackerFactory,
 )
+from resnet_jax.runtime.errors import describe_error
 from resnet_jax.runtime.terminal import show, warn
 
 _RETRY_AFTER_S = 60.0
@@ -67,20 +68,35 @@ class BackgroundTracker:
       self._lines.put((step, split, values))
 
   def finish(self, status: Status, files: Mapping[str, Path]) -> None:
-    """Sends what is left, then finishes the tracker.
+    """Begins to send what is left and to finish the tracker; see `wait`.
 
-    After a failure it tries once more. A run that was stopped or failed waits at most
-    10 s.
+    After a failure it tries once more. A second call does nothing.
     """
-    self._end = status, files
-    self._lines.put(None)
-    self._is_ending.set()
-    self._thread.join(None if status == "finished" else _PATIENCE_S)
-    if self._thread.is_alive():
+    if not self._is_ending.is_set():
+      self._end = status, files
+      self._lines.put(None)
+      self._is_ending.set()
+
+  def wait(self, until: float) -> None:
+    """Waits for the end of `finish`.
+
+    Args:
+      until: a time of `time.monotonic`. After it, a run that was stopped or failed
+        waits no longer, and a finished one says that it still waits for its upload.
+    """
+    self._thread.join(max(0.0, until - time.monotonic()))
+    if not self._thread.is_alive():
+      return
+    if self._end[0] != "finished":
       warn(
-        f"{self._name} did not take the last metrics within {_PATIENCE_S:g} s; "
-        "metrics.jsonl has them"
+        f"{self._name} did not take the last metrics in time; metrics.jsonl has them"
       )
+      return
+    show(
+      f"waiting for {self._name} to take the files of the run, which is complete and "
+      "saved; Ctrl-C ends it without them"
+    )
+    self._thread.join()
 
   def _work(
     self, factory: TrackerFactory, run: TrackedRun, started: "Future[None]"
@@ -96,11 +112,14 @@ class BackgroundTracker:
       if lost or not self._send(tracker, *line):
         lost += 1
     if lost:
-      warn(f"{self._name} lacks the last {lost} lines of metrics.jsonl")
+      warn(
+        f"{self._name} has not received the end of metrics.jsonl ({lost} lines); start "
+        "the same command again to send it"
+      )
     try:
       tracker.finish(*self._end)
     except Exception as error:  # The programs of others may raise anything.
-      warn(f"{self._name} fails at the end of the run: {_describe(error)}")
+      warn(f"{self._name} fails at the end of the run: {describe_error(error)}")
     else:
       self._note_safe(0.0)
 
@@ -123,8 +142,8 @@ class BackgroundTracker:
       except Exception as error:
         if not has_failed:
           warn(
-            f"{self._name} fails at step {step}: {_describe(error)}; the run continues "
-            "and sends the metrics again every minute"
+            f"{self._name} fails at step {step}: {describe_error(error)}; the run "
+            "continues and sends the metrics again every minute"
           )
         has_failed = True
       else:
@@ -138,6 +157,22 @@ class BackgroundTracker:
       self._is_ending.wait(_RETRY_AFTER_S)
 
 
-def _describe(error: Exception) -> str:
-  text = " ".join(str(error).split())
-  return f"{type(error).__name__}: {text:.200}"
+def finish_all(
+  trackers: Sequence[BackgroundTracker],
+  status: Status,
+  files: Mapping[str, Path],
+  patience_s: float | None = None,
+) -> None:
+  """Finishes all trackers at the same time, and waits for them.
+
+  Args:
+    trackers: a tracker that is already finishing keeps its status and files.
+    status: how the run ended.
+    files: see `Tracker.finish`.
+    patience_s: how long a run that was stopped or failed waits; None is 10 s.
+  """
+  for tracker in trackers:
+    tracker.finish(status, files)
+  until = time.monotonic() + (_PATIENCE_S if patience_s is None else patience_s)
+  for tracker in trackers:
+    tracker.wait(until)

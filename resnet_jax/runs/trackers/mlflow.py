@@ -28,7 +28,10 @@ class MlflowTracker:
   """
 
   def __init__(self, run: TrackedRun):
-    """Starts or continues the run on the server of MLFLOW_TRACKING_URI."""
+    """Starts or continues a run on the server of MLFLOW_TRACKING_URI.
+
+    It is that of MLFLOW_RUN_ID, if this variable is set.
+    """
     # MLflow itself tries seven times, which takes minutes. `BackgroundTracker` tries
     # again, too.
     os.environ.setdefault("MLFLOW_HTTP_REQUEST_MAX_RETRIES", "2")
@@ -36,8 +39,12 @@ class MlflowTracker:
     from mlflow.entities import Param
 
     self._client = MlflowClient()
-    experiment = _open_experiment(self._client)
-    found = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
+    if given := os.environ.get("MLFLOW_RUN_ID"):
+      found = [self._client.get_run(given)]
+      experiment = str(found[0].info.experiment_id)
+    else:
+      experiment = _open_experiment(self._client)
+      found = self._client.search_runs([experiment], f"tags.`{_TAG}` = '{run.id}'")
     if found:
       self._id, known = found[0].info.run_id, found[0].data.params
       self._client.update_run(self._id, status="RUNNING")

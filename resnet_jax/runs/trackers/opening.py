@@ -6,7 +6,7 @@ import os
 import re
 import secrets
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 
@@ -16,7 +16,7 @@ from etils import epath
 from resnet_jax.config.factories import call_factory, import_path
 from resnet_jax.config.schema import Config
 from resnet_jax.runs.run_dir import latest_step, write_file
-from resnet_jax.runs.trackers.background import BackgroundTracker
+from resnet_jax.runs.trackers.background import BackgroundTracker, finish_all
 from resnet_jax.runs.trackers.mlflow import MlflowTracker
 from resnet_jax.runs.trackers.progress import Progress
 from resnet_jax.runs.trackers.tracker import (
@@ -29,12 +29,15 @@ from resnet_jax.runs.trackers.tracker import (
 from resnet_jax.runs.trackers.wandb import WandbTracker
 from resnet_jax.runtime.buckets import is_remote, storage_path
 from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.interruption import before_exit
 from resnet_jax.runtime.signals import Stopped
 
 # A tracker's name is also that of the package that it needs, and of our extra.
 TRACKERS: dict[str, TrackerFactory] = {"mlflow": MlflowTracker, "wandb": WandbTracker}
 
 _FOLDER = "trackers"  # In the run directory.
+# A process that must end at once, as another one failed, waits no longer for trackers.
+_LAST_PATIENCE_S = 4.0
 # What a finished run uploads, with its newest checkpoint.
 _FILES = (
   *("config.json", "run.json", "classes.txt", "metrics.jsonl", "curves.png"),
@@ -102,8 +105,7 @@ def open_trackers(
   Raises:
     UserError: a tracker does not start.
   """
-  factories = find_trackers(config.trackers)
-  factories |= {getattr(start, "__name__", repr(start)): start for start in own}
+  factories = _named(find_trackers(config.trackers), own)
   if jax.process_index() > 0 or not factories:
     yield ()
     return
@@ -114,19 +116,57 @@ def open_trackers(
   run = TrackedRun(_read_id(folder), name, workdir, config, start_step, num_steps)
   opened: list[BackgroundTracker] = []
   status: Status = "failed"
-  try:
-    for name, start in factories.items():
-      progress = Progress(folder / f"{name.replace(':', '.')}.json")
-      opened.append(BackgroundTracker(name, start, run, progress))
-    yield opened
-    status = "finished"
-  except (Stopped, KeyboardInterrupt):
-    status = "stopped"
-    raise
-  finally:
-    with _local_files(workdir, status) as files:
-      for tracker in opened:
-        tracker.finish(status, files)
+  files: Mapping[str, Path] = {}
+
+  def leave(was_stopped: bool) -> None:
+    how: Status = "stopped" if was_stopped else "failed"
+    finish_all(opened, how, {}, _LAST_PATIENCE_S)
+
+  with contextlib.ExitStack() as stack:
+    stack.enter_context(before_exit(leave))
+    try:
+      for name, start in factories.items():
+        progress = Progress(folder / f"{_file_name(name)}.json")
+        opened.append(BackgroundTracker(name, start, run, progress))
+      yield opened
+      files = stack.enter_context(_local_files(workdir))
+      status = "finished"
+    except (Stopped, KeyboardInterrupt):
+      status = "stopped"
+      raise
+    finally:
+      finish_all(opened, status, files)
+
+
+def _named(
+  found: Mapping[str, TrackerFactory], own: Sequence[TrackerFactory]
+) -> dict[str, TrackerFactory]:
+  """Returns the factories of a run, each by a name whose file no other one has.
+
+  Of several trackers with one name, the second is NAME-2, and so on in their order.
+  """
+  named: dict[str, TrackerFactory] = {}
+  taken: set[str] = set()
+  given = [(_name_of(start), start) for start in own]
+  for base, start in [*found.items(), *given]:
+    name, count = base, 1
+    while _file_name(name).casefold() in taken:
+      count += 1
+      name = f"{base}-{count}"
+    taken.add(_file_name(name).casefold())
+    named[name] = start
+  return named
+
+
+def _name_of(start: TrackerFactory) -> str:
+  """Returns the name of a class, of a function or of that in a `functools.partial`."""
+  while isinstance(start, partial):
+    start = start.func
+  return str(getattr(start, "__name__", type(start).__name__))
+
+
+def _file_name(name: str) -> str:
+  return re.sub(r"[^\w.-]", ".", name)
 
 
 def _read_id(folder: epath.Path) -> str:
@@ -145,11 +185,8 @@ def _read_id(folder: epath.Path) -> str:
 
 
 @contextlib.contextmanager
-def _local_files(workdir: str, status: Status) -> Iterator[dict[str, Path]]:
+def _local_files(workdir: str) -> Iterator[dict[str, Path]]:
   """Yields the files to upload; those of a remote directory are copied for a while."""
-  if status != "finished":
-    yield {}
-    return
   root = storage_path(workdir)
   found: list[str] = []
   for name in (*_FILES, f"checkpoints/{latest_step(workdir)}"):

@@ -29,6 +29,7 @@ struct Error {
 template <typename T>
 struct Span {
   const T& operator[](size_t i) const { return from[i]; }
+  size_t size() const { return count; }
   const T& back() const { return from[count - 1]; }
   T* from;
   size_t count;
