@@ -36,10 +36,13 @@ def quantize(model: Any, batches: Iterable[np.ndarray]) -> Any:
       batch = next(self.batches, None)
       return None if batch is None else {"images": batch}
 
+  ready = onnx.shape_inference.infer_shapes(model)
+  # Otherwise a warning advises a preparation that this graph does not need.
+  ready.metadata_props.add(key="onnx.infer", value="onnxruntime.quant")
   with tempfile.TemporaryDirectory() as folder:
     made = str(Path(folder) / "int8.onnx")
     quantize_static(
-      onnx.shape_inference.infer_shapes(model),
+      ready,
       made,
       Images(),
       quant_format=QuantFormat.QDQ,
