@@ -185,7 +185,7 @@ def test_a_file_becomes_a_run_and_a_file_again(run, tmp_path, capsys):
     (["hash", "{run}", "{run}"], "is no flag of this command"),
     (["features", "{tmp}", "--workdir={run}"], "needs --out FILE.npz"),
     (["export", "--workdir={run}"], "needs --out FILE"),
-    (["export", "--workdir={run}", "--out=net.pb"], "must end in .onnx or .stablehlo"),
+    (["export", "--workdir={run}", "--out=net.pb"], "must end in .onnx, .stablehlo or"),
     (["convert", "--out=x.safetensors"], "either --workdir RUN or --weights FILE"),
     (["convert", "--workdir={run}"], "needs --out PATH"),
     (

@@ -1,8 +1,6 @@
 """An exported network, used as the documentation says, answers as `predict` does."""
 
-import logging
 import re
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -62,15 +60,3 @@ def test_the_documented_use_answers_as_predict(form, size, tmp_path, monkeypatch
 def test_each_norm_is_exported(norm, form, tmp_path):
   trained = create(norm_cls=NORMS[norm])
   assert export(trained, str(tmp_path / "net"), form) <= 1e-4
-
-
-def test_a_plugin_that_does_not_import_is_not_shown(tmp_path, monkeypatch, caplog):
-  """Some plugins of jax2onnx need operations that a newer JAX no longer has."""
-  from jax2onnx.plugins import plugin_system
-
-  monkeypatch.setattr(plugin_system, "_already_imported_plugins", False)
-  monkeypatch.setitem(sys.modules, "jax2onnx.plugins.jax.lax.erf_inv", None)
-  export(create(), str(tmp_path / "net"), "onnx")
-  assert not caplog.records
-  plugin_system.logger.warning("another one")
-  assert [record.levelno for record in caplog.records] == [logging.WARNING]

@@ -18,7 +18,7 @@ EXAMPLES = ("resnet-jax info", "resnet-jax info --json")
 _PACKAGES = (
   *("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "grain", "numpy"),
   *("tensorflow-datasets", "array_record", "opencv-python-headless", "pillow"),
-  *("PyTurboJPEG", "safetensors", "jax2onnx", "onnxruntime", "optuna", "torch"),
+  *("PyTurboJPEG", "safetensors", "onnx", "onnxruntime", "optuna", "torch"),
 )
 
 

@@ -6,7 +6,7 @@ Letters: B batch, S side of the images, C channels, K classes, F features.
 import dataclasses
 import functools
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Mapping
 from functools import partial
 from typing import Any
 
@@ -14,7 +14,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
-from jax.sharding import Mesh
 
 from resnet_jax import kernels, weights
 from resnet_jax.config.factories import part_name
@@ -25,9 +24,10 @@ from resnet_jax.config.preprocessing import (
 )
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.data.batches.preprocess import normalize, to_grey_levels
-from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.calibration import read_calibration
+from resnet_jax.inference.training_record import describe_training
 from resnet_jax.models.folding import fold_batch_norm, folded_model, pack_kernels
+from resnet_jax.models.operations import softmax
 from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
@@ -37,11 +37,7 @@ from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.resolved_config import resolve_model
-
-# Selects what is wanted from the outputs of `Classifier`; returns a pytree.
-Outputs = Callable[[dict[str, Array]], Any]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -64,6 +60,7 @@ class Classifier:
     thresholds: with "classes", a class is predicted if its probability is at least
       this, for each class; () is 1/2.
     mean, std: with "numbers", the network's outputs are standardised by these.
+    training: how the weights were trained, see `describe_training`; {} if not known.
   """
 
   name: str
@@ -78,6 +75,7 @@ class Classifier:
   thresholds: tuple[float, ...] = ()
   mean: tuple[float, ...] = (0.0,)
   std: tuple[float, ...] = (1.0,)
+  training: Mapping[str, Any] = dataclasses.field(default_factory=dict)
 
   def __call__(
     self, images: UInt[AnyArray, "b h w c"]
@@ -180,7 +178,7 @@ class Classifier:
     if self.labels == "numbers":
       mean, std = (jnp.array(x)[None] for x in (self.mean, self.std))
       return {"values": logits * std + mean}
-    activation = jax.nn.sigmoid if self.labels == "classes" else jax.nn.softmax
+    activation = jax.nn.sigmoid if self.labels == "classes" else softmax
     return {"probabilities": activation(logits / self.temperature)}
 
 
@@ -249,6 +247,7 @@ def load_run(
   config = run_dir.load_run_config(workdir, trust_code, ("model.factory",))
   with CheckpointStore(workdir) as store:
     step, variables = store.restore_model(which)
+    evaluation = store.read_evaluation(step)
   shape = read_facts(workdir).image_shape
   return Classifier(
     part_name(config.model.factory, config.model.name),
@@ -263,6 +262,8 @@ def load_run(
     labels=config.data.labels,
     mean=config.loss.target_mean or (0.0,),
     std=config.loss.target_std or (1.0,),
+    # A run that was converted from a file is at step 0.
+    training=describe_training(config, step, evaluation) if step else {},
     **read_calibration(workdir, step, config.data.labels) if calibrated else {},
   )
 
@@ -297,6 +298,7 @@ def load_weights(
     weights.all_class_names(names, num_classes),
     image_channels(variables),
     labels=labels,
+    training={} if new_head else weights.read_training(path),
     **read_calibration(path, None, labels) if calibrated else {},
   )
 
@@ -308,42 +310,3 @@ def check_finite(outputs: np.ndarray, name: str) -> None:
       f"the network's outputs for {name} are not finite; check its weights, and the "
       "mean and std of the images"
     )
-
-
-def run_batches(
-  classifier: Classifier,
-  batches: Iterator[HostBatch],
-  outputs: Outputs,
-  mesh: Mesh,
-) -> Iterator[tuple[HostBatch, Any]]:
-  """Yields batches with the network's outputs for them.
-
-  The next batch is read while the devices compute; at most three are in memory.
-
-  Args:
-    classifier: the network.
-    batches: batches from `read_batches`; B is a multiple of the number of devices.
-    outputs: traced function that selects from the outputs of `Classifier`.
-    mesh: the devices.
-  """
-  folded = classifier.folded
-  run = compilation.jit(
-    kernels.traced_with(
-      kernels.resolve("auto"),
-      lambda variables, images: outputs(folded.apply(variables, images)),
-    ),
-    dtype=folded.dtype,
-    out_shardings=batch_sharding(mesh),
-  )
-  before = variables = None
-  for batch in batches:
-    images = jax.device_put(batch["image"], batch_sharding(mesh))
-    if variables is None:
-      variables = folded.packed((*images.shape[:-1], folded.channels))
-      variables = jax.device_put(variables, replicated(mesh))
-    now = batch, run(variables, images)
-    if before is not None:
-      yield before[0], jax.device_get(before[1])
-    before = now
-  if before is not None:
-    yield before[0], jax.device_get(before[1])

@@ -11,13 +11,13 @@ from flax import linen as nn
 from resnet_jax import __version__, weights
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.factories import part_name
-from resnet_jax.config.fields import flatten, may_change, walk
 from resnet_jax.config.preprocessing import (
   Preprocessing,
   preprocessing_of,
   with_preprocessing,
 )
 from resnet_jax.config.schema import Config, DataConfig, LossConfig, ModelConfig
+from resnet_jax.inference.training_record import describe_training
 from resnet_jax.models import registry
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
@@ -25,9 +25,6 @@ from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.fitted_values import read_fitted
 from resnet_jax.runtime.errors import NotFoundError, UserError
 from resnet_jax.training.resolved_config import check_settings, resolve_model
-
-# Settings that may be paths on this machine.
-_PATHS = ("init_from", "distill.teacher")
 
 
 def convert(
@@ -135,7 +132,9 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     evaluation = store.read_evaluation(step)
   name = part_name(config.model.factory, config.model.name)
   curves, labels = Path(path) / "curves.png", config.data.labels
-  extra = {} if labels == "class" else {"labels": labels}
+  extra: dict[str, Any] = {"converted_by": f"flax-resnet {__version__}"}
+  if labels != "class":
+    extra["labels"] = labels
   for fitted in ("temperature", "thresholds"):
     with contextlib.suppress(NotFoundError):
       extra[fitted] = read_fitted(path, step, fitted)
@@ -149,7 +148,7 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
     preprocessing_of(config.data),
     run_dir.load_class_names(path),
     # A run that was converted from a file is at step 0.
-    _describe_training(config, step, evaluation) | extra if step else None,
+    describe_training(config, step, evaluation) | extra if step else None,
     str(curves) if curves.is_file() else "",
   )
 
@@ -164,32 +163,6 @@ def _in_units(variables: Variables, loss: LossConfig) -> Variables:
     "bias": head["bias"] * std + mean,
   }
   return {**variables, "params": params}
-
-
-def _describe_training(
-  config: Config, step: int, evaluation: dict[str, float]
-) -> dict[str, Any]:
-  """Returns how a run trained its weights, for `weights.read_training`.
-
-  Everything is from the run's files, except the version of the package that converts
-  it. "settings" are the settings that differ from the defaults.
-  """
-  defaults = flatten(Config())
-  settings = {
-    path: value
-    for path, field, value in walk(config)
-    # A file of weights does not tell paths on this machine. It also leaves out settings
-    # that may change when a run is resumed, such as how often to log.
-    if value != defaults[path] and path not in _PATHS and not may_change(field, config)
-  }
-  return {
-    "data": part_name(config.data.factory, config.data.name),
-    "seed": config.seed,
-    "steps": step,
-    "evaluation": {k: v for k, v in evaluation.items() if k != "images_per_s"},
-    "settings": settings,
-    "converted_by": f"flax-resnet {__version__}",
-  }
 
 
 def _read_file(source: str, model: ModelConfig, ema: bool | None) -> _Found:

@@ -16,8 +16,9 @@ from resnet_jax.data import Source
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches, read_image
 from resnet_jax.data.sources.file_list import FileList, own_images, sub_folders
 from resnet_jax.data.sources.folder import list_images, list_splits
-from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.image_grid import Picture, draw_grid
+from resnet_jax.inference.many_batches import run_batches
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.arrays import Array, Float, Int
 from resnet_jax.runtime.atomic_files import replacing

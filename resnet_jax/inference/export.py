@@ -1,52 +1,56 @@
-"""Exports a trained network to a file that runs without this package.
+"""Exports a trained network to files that run without this package.
 
-The formats are StableHLO and ONNX. The exported network takes `images` [batch, H, W, C]
-uint8 of any batch size (uint16 if `Preprocessing.max_value` is set), and returns
-`probabilities` [batch, K] float32, or `values` if the network predicts numbers. It
-resizes, crops and normalises like the evaluation,
-except for rounding. If no image size is given at export, the caller must resize and
-crop; the metadata of an ONNX file say how. They also have the names of the classes, and
-`max_value`, which 65535 stands for in the images.
+The formats are StableHLO, ONNX and OpenVINO. The exported network takes `images`
+[batch, H, W, C] of any batch size, and returns `probabilities` [batch, K] float32, or
+`values` if the network predicts numbers. See `exported_function.py` for the details.
 
 Letters: B batch, H height, W width, C channels, K classes.
 """
 
-import contextlib
 import dataclasses
 import json
-import logging
-from collections.abc import Callable, Iterator
+import os
+import tempfile
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.export
-import jax.numpy as jnp
 import numpy as np
-from jax import lax
 
 from resnet_jax.config.allowed import check_choice
-from resnet_jax.data.batches.preprocess import to_grey_levels
-from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.inference.classifier import Classifier, check_finite
-from resnet_jax.models.resnet import ResNet
-from resnet_jax.runtime.arrays import Array, Float32, Num
-from resnet_jax.runtime.atomic_files import replacing
+from resnet_jax.inference.exported_function import ExportedFunction, exported_function
+from resnet_jax.inference.run_images import RunImages
 from resnet_jax.runtime.errors import UserError
 
+FORMATS = "stablehlo", "onnx", "openvino"
 PLATFORMS = "cpu", "cuda", "tpu"
-OPSET = 17
-# Group norm with a scale per channel, and sums over axes that are inputs.
-_NEWER, _NEWER_OPSET = {"GroupNormalization", "ReduceSumSquare"}, 21
 # Largest allowed difference to this package's answers, at these batch sizes. Answers
 # above 1, which are numbers, are compared relative to the largest one.
 TOLERANCE = 1e-4
 _BATCHES = 1, 3, 16
+# The same if the weights are rounded to these types.
+_ROUNDED_TOLERANCES = {"float16": 0.02, "bfloat16": 0.2}
+PRECISIONS = "float32", "float16", "bfloat16", "int8"
 
 Run = Callable[[np.ndarray], np.ndarray]
-Function = Callable[[Array], Array]  # Images -> probabilities or values.
-# The class names as JSON, and how images must be resized and cropped.
-Metadata = dict[str, str | int]
+
+
+@dataclasses.dataclass(frozen=True)
+class Int8:
+  """What an export to 8-bit integers needs.
+
+  Attributes:
+    images: calibrates and evaluates the network.
+    number: number of images that calibrate, > 0.
+    max_loss: largest loss of accuracy that is allowed, in percentage points.
+  """
+
+  images: RunImages
+  number: int = 512
+  max_loss: float = 1.0
 
 
 def export(
@@ -54,196 +58,152 @@ def export(
   path: str,
   form: str,
   image_size: tuple[int, int] | None = None,
+  precision: str = "float32",
+  int8: Int8 | None = None,
 ) -> float:
   """Exports a network, reads the file again, and compares outputs on random images.
 
-  The exported network computes in float32. The comparison runs on the CPU.
+  The comparison runs on the CPU.
 
   Args:
     classifier: the network.
-    path: the file; an existing one is replaced if the comparison succeeds.
-    form: "stablehlo", for `jax.export.deserialize` on CPU, CUDA and TPU; or "onnx".
+    path: the file; an existing one is replaced if the comparison succeeds. OpenVINO's
+      ends in .xml, and its weights are in a second file, which ends in .bin.
+    form: "stablehlo", for `jax.export.deserialize` on CPU, CUDA and TPU; "onnx"; or
+      "openvino".
     image_size: (H, W) of the exported network's input images; None means images that
       are already cropped.
+    precision: "float32"; or "float16" or "bfloat16", the type in which the weights are
+      stored, while the computation stays in float32; or "int8", which needs `int8`.
+      The accuracies before and after are written to `path` + ".json".
+    int8: for the precision "int8".
 
   Returns:
-    The largest difference between two answers, see `TOLERANCE`.
+    The largest difference between two answers, see `TOLERANCE`; with "int8", the loss
+    of accuracy in percentage points.
 
   Raises:
-    UserError: the form is unknown, the images are smaller than the crop, or a package
-      is missing.
+    UserError: the form or precision is unknown, they do not go together, the images are
+      smaller than the crop, a package is missing, ONNX lacks an operation of the
+      network, or the precision changes the answers too much.
     FloatingPointError: the outputs of the original network are not finite.
     RuntimeError: the outputs of the exported network differ.
   """
-  check_choice("format", form, ["stablehlo", "onnx"])
-  crop = classifier.preprocessing.crop
-  shape = *(image_size or (crop, crop)), classifier.channels
-  if min(shape[:2]) < crop and not classifier.preprocessing.resize:
-    raise UserError(f"images of {shape[:2]} are smaller than the crop, {crop}")
-  # The CPU computes in full float32; accelerators multiply with fewer bits.
+  check_choice("format", form, FORMATS)
+  check_choice("precision", precision, PRECISIONS)
+  if form == "stablehlo" and precision != "float32":
+    raise UserError(f"--precision {precision} needs --format onnx or openvino")
+  if precision == "int8" and (int8 is None or image_size is not None):
+    raise UserError(
+      "--precision int8 needs --workdir RUN, whose training images calibrate it, and "
+      "no --photo-size"
+    )
+  exported = exported_function(classifier, image_size)
+  target = Path(os.path.expanduser(path))
   cpu = jax.local_devices(backend="cpu")[0]
-  variables = jax.device_put(classifier.variables, cpu)
-  function = _create_function(
-    dataclasses.replace(classifier, variables=variables), image_size
-  )
-  metadata: Metadata = {"class_names": json.dumps(list(classifier.class_names))}
-  if image_size is None:
-    size = dataclasses.asdict(classifier.preprocessing)
-    metadata |= {name: size[name] for name in ("resize", "crop", "interpolation")}
-  if top := classifier.preprocessing.max_value:
-    metadata["max_value"] = top
-  with replacing(path) as part, jax.default_device(cpu):
-    image = jax.ShapeDtypeStruct(shape, _dtype(classifier))
-    content, run = _WRITERS[form](function, image, metadata, classifier.answer)
-    difference = max(_difference(function, run, batch, image) for batch in _BATCHES)
-    if not difference <= TOLERANCE:
-      raise RuntimeError(  # A bug, here or in the exporter.
-        f"the exported network differs by {difference:.1g} in an answer, more than "
-        f"{TOLERANCE}; nothing is written"
-      )
-    Path(part).write_bytes(content)
-  return difference
+  with (
+    tempfile.TemporaryDirectory(".part", f"{target.name}.", target.parent) as folder,
+    jax.default_device(cpu),
+  ):
+    part = Path(folder) / target.name
+    if form == "stablehlo":
+      run = _write_stablehlo(exported, part)
+    else:
+      run = _write_onnx(exported, part, form, precision, int8)
+    if int8 is not None and precision == "int8":
+      result = _loss(exported, run, int8, part)
+    else:
+      result = max(_difference(exported, run, batch) for batch in _BATCHES)
+      _check_difference(result, precision)
+    # The file with the name that was given comes last.
+    for file in sorted(Path(folder).iterdir(), key=lambda file: file == part):
+      os.replace(file, target.parent / file.name)
+  return result
 
 
-def _create_function(
-  classifier: Classifier, image_size: tuple[int, int] | None
-) -> Function:
-  model = classifier.model
-  if isinstance(model, ResNet):
-    model = model.clone(dtype=jnp.float32, scan=False, remat=False)
-  classifier = dataclasses.replace(classifier, model=model).folded
-  matrices = None
-  if image_size is not None:
-    matrices = [_resizing(n, min(image_size), classifier) for n in image_size]
-
-  def function(images: Num[Array, "b h w c"]) -> Float32[Array, "b k"]:
-    if matrices is not None:
-      images = _resize(images, *matrices)
-    return classifier.apply(classifier.variables, images)[classifier.answer]
-
-  return function
-
-
-def _dtype(classifier: Classifier) -> np.dtype[Any]:
-  """Returns the dtype of the images that the exported network takes."""
-  return PixelFormat(max_value=classifier.preprocessing.max_value).dtype
-
-
-def _resize(
-  images: Num[Array, "b h w c"], rows: Array, columns: Array
-) -> Float32[Array, "b _ _ c"]:
-  """Resizes by matrix products.
-
-  It does not round the values: two programs could round a tie differently.
-  """
-  images = to_grey_levels(images).astype(jnp.float32)
-  mixed = jnp.einsum("yh,bhwc,xw->byxc", rows, images, columns)
-  return lax.max(lax.min(mixed, 255.0), 0.0)  # jax2onnx fails on `lax.clamp`.
-
-
-def _resizing(
-  old: int, short: int, classifier: Classifier
-) -> Float32[Array, "_ {old}"]:
-  """Returns the matrix that resizes and crops one axis, as `resize_and_crop` does.
-
-  The matrix is needed because jax2onnx cannot resize a batch of unknown size.
-  """
-  size = classifier.preprocessing
-  new = old * (size.resize or short) // short
-  method = {"bilinear": "linear", "bicubic": "cubic"}[size.interpolation]
-  first = round((new - size.crop) / 2)
-  matrix: Array = jax.image.resize(jnp.eye(old), (new, old), method)
-  return matrix[first : first + size.crop]
-
-
-def _difference(
-  function: Function, run: Run, batch: int, image: jax.ShapeDtypeStruct
-) -> float:
-  generator = np.random.default_rng(batch)
+def _difference(exported: ExportedFunction, run: Run, batch: int) -> float:
+  generator, image = np.random.default_rng(batch), exported.image
   top, shape = np.iinfo(image.dtype).max, (batch, *image.shape)
   images = generator.integers(0, top, shape, image.dtype, endpoint=True)
-  expected = np.asarray(jax.jit(function)(images))
+  expected = np.asarray(jax.jit(exported.function)(exported.variables, images))
   check_finite(expected, "random images")
   scale = max(1.0, float(np.abs(expected).max()))
   return float(np.abs(run(images) - expected).max()) / scale
 
 
-def _to_stablehlo(
-  function: Function, image: jax.ShapeDtypeStruct, metadata: Metadata, answer: str
-) -> tuple[bytes, Run]:
-  del metadata, answer  # StableHLO has neither metadata nor names.
+def _check_difference(difference: float, precision: str) -> None:
+  limit = _ROUNDED_TOLERANCES.get(precision)
+  if limit is not None and not difference <= limit:
+    raise UserError(
+      f"an answer of the network changes by {difference:.1g} if its weights are "
+      f"{precision}, more than {limit}; nothing is written. Use --precision float32"
+    )
+  if limit is None and not difference <= TOLERANCE:
+    raise RuntimeError(  # A bug, here or in the exporter.
+      f"the exported network differs by {difference:.1g} in an answer, more than "
+      f"{TOLERANCE}; nothing is written"
+    )
+
+
+def _loss(exported: ExportedFunction, run: Run, int8: Int8, part: Path) -> float:
+  """Returns the loss of accuracy, and writes both accuracies beside the file."""
+  function = jax.jit(partial(exported.function, exported.variables))
+  before, after = int8.images.accuracy(lambda x: np.asarray(function(x)), run)
+  if not before - after <= int8.max_loss:
+    raise UserError(
+      f"the accuracy falls from {before:.2f}% to {after:.2f}% in int8, by more than "
+      f"--max-loss={int8.max_loss} points; nothing is written. Use --precision "
+      "float16, more --calibration-images, or a larger --max-loss"
+    )
+  accuracies = {"float32": before, "int8": after}
+  text = json.dumps(
+    {"top1_percent": accuracies, "evaluation_images": len(int8.images.evaluation)}
+  )
+  part.with_name(part.name + ".json").write_text(text + "\n")
+  return before - after
+
+
+def _write_stablehlo(exported: ExportedFunction, part: Path) -> Run:
   batch = jax.export.symbolic_shape("batch")
-  images = jax.ShapeDtypeStruct((*batch, *image.shape), image.dtype)
-  exported = jax.export.export(jax.jit(function), platforms=PLATFORMS)(images)
-  content = bytes(exported.serialize())
+  shape = (*batch, *exported.image.shape)
+  images = jax.ShapeDtypeStruct(shape, exported.image.dtype)
+  function = jax.jit(partial(exported.function, exported.variables))
+  content = bytes(jax.export.export(function, platforms=PLATFORMS)(images).serialize())
+  part.write_bytes(content)
   again = jax.export.deserialize(bytearray(content))
-  return content, lambda images: np.asarray(again.call(images))
+  return lambda images: np.asarray(again.call(images))
 
 
-def _to_onnx(
-  function: Function, image: jax.ShapeDtypeStruct, metadata: Metadata, answer: str
-) -> tuple[bytes, Run]:
+def _write_onnx(
+  exported: ExportedFunction, part: Path, form: str, precision: str, int8: Int8 | None
+) -> Run:
+  """Writes ONNX's or OpenVINO's files."""
+  from resnet_jax.inference.onnx import openvino_file
+
   try:
-    import jax2onnx
+    import onnx  # noqa: F401
     import onnxruntime
+
+    if form == "openvino":
+      openvino_file.import_openvino()
   except ModuleNotFoundError as error:
     raise UserError(
-      f"--format onnx needs {error.name}: pip install 'flax-resnet[onnx]'"
+      f"--format {form} needs {error.name}: pip install 'flax-resnet[{form}]'"
     ) from error
+  from resnet_jax.inference.onnx.build import build
 
-  def convert(opset: int) -> Any:
-    return jax2onnx.to_onnx(
-      function,
-      [jax.ShapeDtypeStruct(("batch", *image.shape), image.dtype)],
-      model_name="resnet_jax",
-      opset=opset,
-      input_names=["images"],
-      output_names=[answer],
-    )
+  model = build(exported, precision)
+  if int8 is not None and precision == "int8":
+    from resnet_jax.inference.onnx.quantize import quantize
 
-  with _without_warnings("jax2onnx.plugins.plugin_system", "onnx_ir.serde"):
-    try:
-      model = convert(OPSET)
-      if any(node.op_type in _NEWER for node in model.graph.node):
-        model = convert(_NEWER_OPSET)
-    except NotImplementedError as error:
-      raise UserError(
-        f"jax2onnx lacks an operation; use --format stablehlo ({error})"
-      ) from error
-  for key, value in metadata.items():
-    model.metadata_props.add(key=key, value=str(value))
+    model = quantize(model, int8.images.calibration(int8.number))
+  if form == "openvino":
+    return openvino_file.write(model, part, exported.metadata)
   content = model.SerializeToString()
+  part.write_bytes(content)
   options = onnxruntime.SessionOptions()
-  options.log_severity_level = 3
-  try:
-    session = onnxruntime.InferenceSession(
-      content, options, providers=["CPUExecutionProvider"]
-    )
-  except Exception as error:  # ONNX Runtime raises errors of many types.
-    reason = str(error).splitlines()[0]
-    raise UserError(
-      f"ONNX Runtime refuses the exported network; use --format stablehlo ({reason})"
-    ) from error
-  return content, lambda images: session.run(None, {"images": images})[0]
-
-
-@contextlib.contextmanager
-def _without_warnings(*names: str) -> Iterator[None]:
-  """Makes loggers show errors only.
-
-  Some plugins of jax2onnx are for functions that the installed JAX no longer has.
-  jax2onnx shows a warning and a traceback for each of them. onnx_ir warns about each
-  array whose type it does not write to the file. Neither warning matters, because the
-  file is compared with the network.
-  """
-  levels = {logger: logger.level for logger in map(logging.getLogger, names)}
-  for logger in levels:
-    logger.setLevel(logging.ERROR)
-  try:
-    yield
-  finally:
-    for logger, level in levels.items():
-      logger.setLevel(level)
-
-
-_WRITERS = {"stablehlo": _to_stablehlo, "onnx": _to_onnx}
+  options.log_severity_level = 3  # Only errors.
+  session = onnxruntime.InferenceSession(
+    content, options, providers=["CPUExecutionProvider"]
+  )
+  return lambda images: session.run(None, {"images": images})[0]

@@ -12,8 +12,9 @@ import numpy as np
 
 from resnet_jax.data.pipelines.single_pass import find_images, read_batches
 from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Classifier, check_finite, run_batches
+from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.grad_cam import grad_cam
+from resnet_jax.inference.many_batches import run_batches
 from resnet_jax.runtime.arrays import Array, Float32, UInt
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 

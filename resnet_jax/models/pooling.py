@@ -12,9 +12,11 @@ import jax.numpy as jnp
 import numpy as np
 from flax import linen as nn
 
+from resnet_jax.models.operations import operation
 from resnet_jax.runtime.arrays import Array, Float
 
 
+@operation
 def max_pool_3x3(
   x: Float[Array, "b h w c"], stride: int = 2, border: float = -jnp.inf
 ) -> Float[Array, "b _ _ c"]:
@@ -39,6 +41,7 @@ def max_pool_3x3(
   return jnp.maximum(jnp.maximum(columns[0], columns[1]), columns[2])
 
 
+@operation
 def average_pool(
   x: Float[Array, "b h w c"], stride: int, distance: int = 1
 ) -> Float[Array, "b _ _ c"]:
@@ -55,7 +58,6 @@ def average_pool(
     [B, ceil(H / stride), ceil(W / stride), C]; same dtype as `x`.
   """
   if stride > 1:
-    # jax2onnx replaces this function by one that takes these arguments only by name.
     pooled: jax.Array = nn.avg_pool(
       x,
       window_shape=(stride, stride),
@@ -73,6 +75,7 @@ def average_pool(
   return total / counts.astype(x.dtype)
 
 
+@operation
 def blur_pool(
   x: Float[Array, "b h w c"], stride: int, distance: int = 1
 ) -> Float[Array, "b _ _ c"]:
