@@ -19,6 +19,7 @@ def s3():
   server = ThreadedMotoServer(ip_address="127.0.0.1", port=0, verbose=False)
   server.start()
   host, port = server.get_host_and_port()
+  server._port = port  # If a test stops and starts it again.
   variables = {
     "AWS_ENDPOINT_URL": f"http://{host}:{port}",
     "AWS_ACCESS_KEY_ID": "test",

@@ -18,14 +18,8 @@ gc.set_threshold(50_000, 20, 100)
 # Background jobs of a shell ignore SIGINT; the processes of tests would inherit that.
 signal.signal(signal.SIGINT, signal.default_int_handler)
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Most of the time goes into compiling programs that run for milliseconds. Without the
-# fusion emitters, and as one module each, they compile in a third of the CPU time.
-COMPILE_SOON = (
-  "--xla_backend_optimization_level=0",
-  "--xla_cpu_use_fusion_emitters=false",
-  "--xla_cpu_parallel_codegen_split_count=1",
-)
-os.environ.setdefault("XLA_FLAGS", " ".join(COMPILE_SOON))
+# Most of the time goes into compiling programs that run for milliseconds.
+os.environ.setdefault("XLA_FLAGS", "--xla_backend_optimization_level=0")
 wheels.name_libjpeg_turbo()
 # New for each session; the workers and the commands that tests run inherit it.
 CACHE = None
