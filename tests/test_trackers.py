@@ -175,16 +175,30 @@ def test_a_process_that_must_end_at_once_finishes_its_trackers(
   interruption.act_before_exit(was_stopped=False)  # Of no run.
 
 
-def test_sigterm_in_the_last_hook_stops_a_run_that_is_saved(tmp_path):
-  class Signal(Hook):
-    def on_end(self, state, metrics):
-      signal.raise_signal(signal.SIGTERM)
-      pytest.fail("it went on")
+LAST_HOOK = """
+import signal, sys
+sys.path.insert(0, sys.argv[1])
+import test_trackers as tests
 
-  with pytest.raises(Stopped) as stopped:
-    run(make_config(num_steps=2), tmp_path, hooks=[Signal()], trackers=[Memory])
-  assert stopped.value.step == 2 and Memory.made[0].end == ("stopped", {})
-  assert signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+class Signal(tests.Hook):
+  def on_end(self, state, metrics):
+    signal.raise_signal(signal.SIGTERM)
+    print("it went on")
+
+config = tests.make_config(num_steps=2)
+try:
+  tests.run(config, sys.argv[2], hooks=[Signal()], trackers=[tests.Memory])
+except tests.Stopped as stopped:
+  has_default = signal.getsignal(signal.SIGTERM) == signal.SIG_DFL
+  print(stopped.step, tests.Memory.made[0].end, has_default)
+"""
+
+
+def test_sigterm_in_the_last_hook_stops_a_run_that_is_saved(tmp_path):
+  # In a process of its own, as a signal that is not handled ends it.
+  command = [sys.executable, "-c", LAST_HOOK, str(TESTS), str(tmp_path)]
+  done = subprocess.run(command, capture_output=True, text=True)
+  assert (done.stdout, done.returncode) == ("2 ('stopped', {}) True\n", 0), done.stderr
 
 
 def test_passwords_in_addresses_are_not_shown(tmp_path, capfd):
