@@ -113,9 +113,9 @@ class Network:
         so the logarithms of probabilities will do.
 
     Returns:
-      The root mean square of the differences, relative to that of the differences
-      between one image's logits and the mean of all images. What all images have in
-      common would make any two programs look alike.
+      The root mean square error of the logits, divided by their standard deviation over
+      the images. So the part that all images have in common does not count: it would
+      make any two programs look alike.
     """
     expected = np.load(self.folder / "logits.npy")
     expected = expected - expected.mean(1, keepdims=True)

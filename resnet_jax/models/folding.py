@@ -5,7 +5,6 @@ a convolution, the scale goes into the kernel, and the convolution adds the bias
 """
 
 from collections.abc import Collection, Mapping
-from functools import partial
 from typing import Any
 
 import jax
@@ -81,10 +80,13 @@ def pack_kernels(
   """
   if kernels.current() != "native":
     return variables
-  images = jnp.zeros(image_shape)
-  apply = partial(model.apply, train=False, mutable=[PACKED])
-  _, packed = jax.jit(kernels.traced_with("native", apply))(variables, images)
-  return {**variables, **packed}
+
+  @jax.jit  # Only the kernels are computed: the outputs are dropped inside.
+  def pack(variables: Variables, images: jax.Array) -> Any:
+    _, packed = model.apply(variables, images, train=False, mutable=[PACKED])
+    return packed
+
+  return {**variables, **pack(variables, jnp.zeros(image_shape))}
 
 
 def folded_model(model: nn.Module) -> nn.Module:

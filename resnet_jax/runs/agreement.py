@@ -19,7 +19,8 @@ def check_same_settings(config: Config) -> None:
   The settings for where the images are and how they are read may differ per host.
 
   Raises:
-    UserError: this process has other settings than process 0. The others keep waiting.
+    UserError: this process has other settings than process 0. The processes with the
+      settings of process 0 wait until this one has ended.
   """
   data = dataclasses.replace(config.data, dir="", num_threads=0, num_workers=0)
   text = serialization.to_json(dataclasses.replace(config, data=data))
@@ -44,7 +45,8 @@ def check_same_arguments(**arguments: object) -> None:
       collective operations than the rest, and all would wait for ever.
 
   Raises:
-    UserError: an argument differs from that of process 0. The others keep waiting.
+    UserError: an argument differs from that of process 0. The processes with the
+      arguments of process 0 wait until this one has ended.
   """
   if jax.process_count() == 1:
     return

@@ -8,11 +8,16 @@ import contextvars
 import os
 import select
 import sys
-from collections.abc import Iterator, Mapping
-from typing import NoReturn
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, NoReturn, TypeVar
 
 from resnet_jax.runtime.terminal import printable
 
+if TYPE_CHECKING:
+  from concurrent.futures import ThreadPoolExecutor
+
+Item = TypeVar("Item")
+Made = TypeVar("Made")
 _flags: contextvars.ContextVar[Mapping[str, str]] = contextvars.ContextVar("flags")
 
 
@@ -48,6 +53,14 @@ def flags_of_settings(flags: Mapping[str, str]) -> Iterator[None]:
     yield
   finally:
     _flags.reset(token)
+
+
+def map_with_flags(
+  pool: "ThreadPoolExecutor", function: Callable[[Item], Made], items: Sequence[Item]
+) -> Iterator[Made]:
+  """Returns `pool.map(function, items)`, whose errors name the flags as here."""
+  contexts = (contextvars.copy_context() for _ in items)
+  return pool.map(lambda item, own: own.run(function, item), items, contexts)
 
 
 def setting_name(path: str) -> str:

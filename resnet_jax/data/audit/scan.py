@@ -4,7 +4,6 @@ Every image is read and decoded once, as in training. N is the number of images 
 split.
 """
 
-import contextvars
 import dataclasses
 import hashlib
 import itertools
@@ -41,7 +40,7 @@ from resnet_jax.data.sources.file_list import (
   files_below,
 )
 from resnet_jax.data.sources.folder import find_root
-from resnet_jax.runtime.errors import UserError
+from resnet_jax.runtime.errors import UserError, map_with_flags
 
 # Only these facts are kept per image, so that a set of millions fits in
 # memory. An unreadable image has no format.
@@ -201,9 +200,7 @@ def _look(source: Images, config: DataConfig, split: str, bar: Progress) -> _Fin
   pool = ThreadPoolExecutor(config.num_threads or count_threads(), "check")
   try:
     starts = range(0, len(source), _CHUNK)
-    # The messages name the flags that this context knows.
-    contexts = (contextvars.copy_context() for _ in starts)
-    for _ in pool.map(lambda start, own: own.run(read, start), starts, contexts):
+    for _ in map_with_flags(pool, read, starts):
       bar.advance(task, _CHUNK)
   finally:
     # After Ctrl-C, a million images may still wait to be read.

@@ -6,7 +6,6 @@ cache folder, so that any image can then be read without reading those before it
 """
 
 import contextlib
-import contextvars
 import functools
 import hashlib
 import itertools
@@ -27,7 +26,7 @@ from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES
 from resnet_jax.data.sources.records import Table
 from resnet_jax.runtime.atomic_files import replacing
-from resnet_jax.runtime.errors import UserError, setting_name
+from resnet_jax.runtime.errors import UserError, map_with_flags, setting_name
 from resnet_jax.runtime.private_folder import cache_dir
 
 _LABELS = "cls", "json", "txt"  # Suffixes of files with labels, in order of preference.
@@ -70,9 +69,7 @@ def open_files(paths: Sequence[Path], config: DataConfig) -> Table:
   console = Console(stderr=True)
   bar = Progress(console=console, transient=True, disable=not console.is_terminal)
   with bar, ThreadPoolExecutor(config.num_threads or 8) as pool:
-    # The messages name the flags that this context knows.
-    contexts = (contextvars.copy_context() for _ in paths)
-    found = pool.map(lambda path, own: own.run(read, path), paths, contexts)
+    found = map_with_flags(pool, read, paths)
     indexes = list(bar.track(found, len(paths), description="reading the tar files"))
   labels = [label for index in indexes for label in index.labels]
   folders = paths[0].parent, Path(os.path.expanduser(config.dir))

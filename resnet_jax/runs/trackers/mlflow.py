@@ -30,7 +30,7 @@ class MlflowTracker:
   def __init__(self, run: TrackedRun):
     """Starts or continues a run on the server of MLFLOW_TRACKING_URI.
 
-    It is that of MLFLOW_RUN_ID, if this variable is set.
+    If MLFLOW_RUN_ID is set, the run with this id continues.
     """
     # MLflow itself tries seven times, which takes minutes. `BackgroundTracker` tries
     # again, too.
