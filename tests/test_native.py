@@ -53,7 +53,9 @@ SHAPES = [
   # At 2 KB per pixel, copies of neighbouring pixels would compete for the same few sets
   # of the CPU cache. Each copied pixel is followed by a gap, which prevents this.
   (3, 7, 512, 32, 1, 1, 0),
+  (3, 7, 512, 32, 1, 2, 0),
   (4, 8, 512, 16, 3, 1, 1),  # The same for pixels that Winograd's algorithm transforms.
+  (1, 7, 64, 128, 3, 1, 1),  # A few tiles, divided by the features.
   # The output has 22 MB, so it is stored directly in memory, bypassing the caches.
   (3, 120, 4, 128, 1, 1, 0),
 ]
@@ -134,8 +136,8 @@ def test_a_packed_kernel_gives_the_same_bits(shape):
 @needs_compiler
 @pytest.mark.parametrize("packed_for, images", [(1, 8), (8, 1)])
 def test_a_packed_kernel_convolves_other_sizes_too(packed_for, images):
-  x, kernel, _ = arrays(images, 8, 64, 32, 3, 1, 1)
-  packed = native.pack((packed_for, 8, 8, 64), kernel, 1, 1)
+  x, kernel, _ = arrays(images, 6, 64, 32, 3, 1, 1)
+  packed = native.pack((packed_for, 6, 6, 64), kernel, 1, 1)
   assert packed.ndim == (4 if packed_for == 8 else 5)  # 4: Winograd's algorithm
   expected = native.conv2d(x, kernel, stride=1, padding=1)
   assert_close(native.packed_conv2d(x, packed, stride=1, padding=1), expected)
@@ -156,7 +158,7 @@ def test_rectangles(taps):
 
 @needs_compiler
 def test_many_tiles_are_done_by_another_algorithm():
-  x, kernel, _ = arrays(8, 8, 64, 64, 3, 1, 1)
+  x, kernel, _ = arrays(8, 6, 64, 64, 3, 1, 1)
   convolve = partial(native.conv2d, stride=1, padding=1)
   ours = convolve(x, kernel)
   direct = jnp.concatenate([convolve(image[None], kernel) for image in x])

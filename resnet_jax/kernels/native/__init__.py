@@ -102,8 +102,8 @@ def pack(
   images, height, width, _ = _out_shape(x_shape, kernel.shape, stride, padding)
   tiles = images * -(-height // 2) * -(-width // 2)
   # As `IsForWinograd` in `winograd.h`.
-  is_wide = channels % lanes == 0 and channels >= 2 * lanes
-  if taps == [3, 3] and stride == 1 and is_wide and tiles >= 64:
+  is_wide = channels % lanes == 0 and channels >= 32
+  if taps == [3, 3] and stride == 1 and is_wide and tiles >= 16:
     kernel = _transform_taps(_transform_taps(kernel, axis=0), axis=1)
     return kernel.reshape(16, channels, -1, panel).swapaxes(1, 2)
   return jnp.moveaxis(kernel.reshape(*taps, channels, -1, panel), -2, 0)

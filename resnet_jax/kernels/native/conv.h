@@ -2,8 +2,8 @@
 //
 // They work on tiles of the result that stay in vector registers while everything that
 // is added to them streams past: a vector holds neighbouring output channels, and single
-// numbers of the image are multiplied with it. Images are first copied, with their border
-// of zeros, a few rows at a time, to where the cache holds them.
+// numbers of the image are multiplied with it. Images with a border are first copied, with
+// its zeros, a few rows at a time, to where the cache holds them.
 
 #pragma once
 
@@ -13,6 +13,12 @@ namespace {
 
 // Floats of rows and of whole images that a task has in the cache.
 constexpr int64_t kRowsInCache = 48 * 1024, kImagesInCache = 96 * 1024;
+// Pixels of the smallest blocks: each reads the kernel anew.
+constexpr int64_t kFewPixels = 96;
+// Multiplications of a convolution that is not worth a second thread.
+constexpr int64_t kSmall = 1024 * 1024;
+// Floats of a panel of the kernel that the first cache holds, and of one of its lines.
+constexpr int64_t kPanelInCache = 4 * 1024, kCacheLine = 16;
 
 struct Conv {
   int64_t n, h, w, c;     // Images and their channels,
@@ -25,6 +31,7 @@ struct Conv {
   int64_t padded_w() const { return (out_w - 1) * stride + kw; }
   int64_t in_rows(int64_t rows) const { return (rows - 1) * stride + kh; }
   int64_t taps() const { return kh * kw * c; }
+  bool IsPointwise() const { return kh == 1 && kw == 1 && padding == 0; }
 };
 
 Conv Describe(ffi::Span<const int64_t> in, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> y,
@@ -83,32 +90,51 @@ struct Output {
   }
 };
 
-// T neighbouring pixels of V vectors of channels, the first of which are at `pixel` and
-// `feature` of the output: sums over the taps of x times kernel.
+// Some of the taps that a tile adds up: `count` neighbours in each of some rows of the kernel.
+struct Part {
+  int64_t rows, count;
+  int64_t first, row_step;  // Floats from a pixel to its first tap, and from a row to the next.
+  bool is_first, is_last;
+};
+
+// T pixels of V vectors of channels: sums over the taps of a part of x times kernel.
+// `pixels` are where their taps start in x; the output has them as neighbours, the first at
+// `pixel` and `feature`. Between the parts, `so_far` keeps the sums.
 template <int V, int T>
-void ConvTile(const Conv& conv, const float* x, const float* kernel, const Output& output,
-              int64_t pixel, int64_t feature) {
-  Vector sums[T][V] = {};
-  const int64_t step = conv.stride * conv.step();
-  for (int64_t i = 0; i < conv.kh; ++i) {
-    const float* row = x + i * conv.padded_w() * conv.step();
-    // The taps of a row, and their channels, are neighbours in the image as in the kernel.
-    for (int64_t k = 0; k < conv.kw * conv.c; ++k, kernel += V * kLanes) {
+void ConvTile(const Part& part, const float* const* pixels, const float* kernel, float* so_far,
+              const Output& output, int64_t pixel, int64_t feature, int64_t features) {
+  Vector sums[T][V];
+  const float* x[T];
+#pragma GCC unroll 32
+  for (int t = 0; t < T; ++t) {
+    x[t] = pixels[t] + part.first;
+    for (int v = 0; v < V; ++v) {
+      sums[t][v] = part.is_first ? Vector{} : Load(so_far + (t * V + v) * kLanes);
+    }
+  }
+  for (int64_t i = 0; i < part.rows; ++i) {
+    for (int64_t k = 0; k < part.count; ++k, kernel += V * kLanes) {
       Vector factors[V];
       for (int v = 0; v < V; ++v) factors[v] = Load(kernel + v * kLanes);
 #pragma GCC unroll 32
       for (int t = 0; t < T; ++t) {
-        const float value = row[t * step + k];
+        const float value = x[t][k];
         for (int v = 0; v < V; ++v) sums[t][v] += value * factors[v];
       }
     }
+#pragma GCC unroll 32
+    for (int t = 0; t < T; ++t) x[t] += part.row_step;
   }
   const bool is_plain = output.IsPlain();
 #pragma GCC unroll 32
   for (int t = 0; t < T; ++t) {
     for (int v = 0; v < V; ++v) {
-      const int64_t p = pixel + t * conv.f, f = feature + v * kLanes;
-      is_plain ? Store(output.y + p + f, sums[t][v]) : output(sums[t][v], p, f);
+      const int64_t p = pixel + t * features, f = feature + v * kLanes;
+      if (!part.is_last) {
+        Store(so_far + (t * V + v) * kLanes, sums[t][v]);
+      } else {
+        is_plain ? Store(output.y + p + f, sums[t][v]) : output(sums[t][v], p, f);
+      }
     }
   }
 }
@@ -123,56 +149,119 @@ ConvTileFn FindConvTile(int64_t t) {
   return ConvTile<V, T>;
 }
 
-// Rows of `width` pixels as tiles, for one panel, a vector or two, of the features.
-class Rows {
+// How features are split into panels, a vector or two, and pixels into tiles of about equal
+// size. Taps are added up in parts whose kernel the first cache holds for all tiles; the order
+// of the sums is that of the taps all the same.
+class Panels {
  public:
-  Rows(const Conv& conv, int64_t width)
-      : vectors(conv.f % (2 * kLanes) == 0 ? 2 : 1),
-        panel(vectors * kLanes),
-        panels(conv.f / panel),
+  Panels(const Conv& conv)
+      : panel((conv.f % (2 * kLanes) == 0 ? 2 : 1) * kLanes),
+        count(conv.f / panel),
         conv_(conv),
-        tiles_(CeilDiv(width, kSums / vectors)),
-        tile_(CeilDiv(width, tiles_)) {
-    auto find = vectors == 2 ? FindConvTile<2> : FindConvTile<1>;
-    most_ = find(tile_);
-    last_ = find(width - (tiles_ - 1) * tile_);
-  }
+        row_(conv.kw * conv.c),
+        rows_(std::clamp<int64_t>(kPanelInCache / panel / row_, 1, conv.kh)),
+        taps_(Even(row_, kPanelInCache / panel)) {}
 
-  void operator()(const float* x, const float* kernel, const Output& output, int64_t pixel,
-                  int64_t feature) const {
-    for (int64_t t = 0; t < tiles_; ++t) {
-      (t + 1 < tiles_ ? most_ : last_)(conv_, x, kernel, output, pixel, feature);
-      x += tile_ * conv_.stride * conv_.step();
-      pixel += tile_ * conv_.f;
+  // Convolves `pixels` with a panel; in the output, the first is at `pixel` and `feature`.
+  void operator()(const float* const* pixels, int64_t size, const float* kernel,
+                  const Output& output, int64_t pixel, int64_t feature) const {
+    const int64_t vectors = panel / kLanes, tiles = CeilDiv(size, kSums / vectors);
+    const int64_t tile = size / tiles, larger = size % tiles;
+    auto find = vectors == 2 ? FindConvTile<2> : FindConvTile<1>;
+    const ConvTileFn smaller_tile = find(tile), larger_tile = find(tile + (larger > 0));
+    float* so_far = Scratch<kSoFar>(size * panel);
+    const int64_t row_step = conv_.padded_w() * conv_.step();
+    for (int64_t i = 0; i < conv_.kh; i += rows_) {
+      for (int64_t k = 0; k < row_; k += taps_) {
+        const Part part = {std::min(rows_, conv_.kh - i), std::min(taps_, row_ - k),
+                           i * row_step + k, row_step, i + k == 0,
+                           i + rows_ >= conv_.kh && k + taps_ >= row_};
+        const int64_t floats = part.rows * part.count * panel;
+        const float *end = kernel + floats, *fetched = end;
+        for (int64_t t = 0, p = 0; t < tiles; ++t) {
+          // What comes next may still be in memory.
+          for (; fetched < end + floats * (t + 1) / tiles; fetched += kCacheLine) {
+            __builtin_prefetch(fetched, 0, 2);
+          }
+          (t < larger ? larger_tile : smaller_tile)(part, pixels + p, kernel, so_far + p * panel,
+                                                    output, pixel + p * conv_.f, feature,
+                                                    conv_.f);
+          p += tile + (t < larger);
+        }
+        kernel = end;
+      }
     }
   }
 
-  const int64_t vectors, panel, panels;
+  const int64_t panel, count;
 
  private:
   const Conv& conv_;
-  const int64_t tiles_, tile_;
-  ConvTileFn most_, last_;
+  const int64_t row_, rows_, taps_;
 };
+
+// Writes where the taps start of each pixel in rows [first, first + count) of images [n0, n1):
+// in x, if it can be read as it is, or in a copy. `conv` is how `whole` is computed, see below.
+template <typename T>
+void FindPixels(const Conv& whole, const Conv& conv, const T* x, int64_t n0, int64_t n1,
+                int64_t first, int64_t count, const float** pixels) {
+  if (whole.IsPointwise()) {
+    const int64_t step = conv.step();
+    const bool is_copied = !std::is_same_v<T, float> || step != conv.c;
+    float* copy = is_copied ? Scratch<kCopy>(count * step) : nullptr;
+    for (int64_t i = 0; i < count; ++i) {
+      const int64_t row = (first + i) / whole.out_w, w = (first + i) % whole.out_w;
+      const int64_t n = row / whole.out_h, h = row % whole.out_h;
+      const T* pixel =
+          x + ((n * whole.h + h * whole.stride) * whole.w + w * whole.stride) * whole.c;
+      if (is_copied) {
+        Copy(pixel, whole.c, copy + i * step);
+        pixels[i] = copy + i * step;
+      } else {
+        pixels[i] = reinterpret_cast<const float*>(pixel);
+      }
+    }
+    return;
+  }
+  const int64_t row_size = conv.padded_w() * conv.step();
+  const int64_t copy_size = conv.in_rows(count) * row_size;
+  float* copy = Scratch<kCopy>((n1 - n0) * copy_size);
+  for (int64_t n = n0; n < n1; ++n, copy += copy_size) {
+    CopyPadded(conv, x + n * conv.h * conv.w * conv.c, first, count, 0, conv.c, conv.step(), copy);
+    for (int64_t r = 0; r < count; ++r) {
+      for (int64_t w = 0; w < conv.out_w; ++w) {
+        *pixels++ = copy + (r * row_size + w * conv.step()) * conv.stride;
+      }
+    }
+  }
+}
 
 // `ready` is the kernel as panels, see `pack` below; if it is null, `kernel` is packed here.
 template <typename T>
-void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
+void ConvForward(ffi::ThreadPool& pool, const Conv& whole, const T* x, const T* kernel,
                  const float* ready, const Output& output) {
-  const Rows row(conv, conv.out_w);
-  const int64_t panel = row.panel, panels = row.panels, taps = conv.taps();
+  // Pixels that are convolved alone are rows of one image.
+  const int64_t all = whole.n * whole.out_h * whole.out_w;
+  const Conv conv =
+      whole.IsPointwise() ? Conv{1, all, 1, whole.c, all, 1, whole.f, 1, 1, 1, 0} : whole;
+  const Panels panels(conv);
+  const int64_t panel = panels.panel, taps = conv.taps();
 
   // A task has some rows of an image, or some whole images; each panel is read once for it.
   const int64_t row_size = conv.padded_w() * conv.step();
-  const int64_t rows = Even(
-      conv.out_h, std::clamp<int64_t>(kRowsInCache / (row_size * conv.stride), 1, conv.out_h));
-  const int64_t copy_size = conv.in_rows(rows) * row_size;
+  const int64_t most = std::max(kRowsInCache / (row_size * conv.stride), kFewPixels / conv.out_w);
+  const int64_t least = CeilDiv(conv.out_h, std::clamp<int64_t>(most, 1, conv.out_h));
+  // More blocks if threads would else be idle at the end.
+  const int64_t tasks = all * taps * conv.f < kSmall ? 1 : 4 * Threads(pool);
+  const int64_t wanted = std::min(CeilDiv(tasks, conv.n), conv.out_h * conv.out_w / kFewPixels);
+  const int64_t rows = CeilDiv(conv.out_h, std::max(least, wanted));
   const int64_t blocks = CeilDiv(conv.out_h, rows);
+  const int64_t copy_size = conv.in_rows(rows) * row_size;
   const int64_t images = std::clamp<int64_t>(
       blocks > 1 ? 1 : kImagesInCache / copy_size, 1, CeilDiv(conv.n, Threads(pool)));
   const int64_t groups = CeilDiv(conv.n, images) * blocks;
-  // Few are also split by the channels of the output.
-  const int64_t splits = std::min(panels, CeilDiv(2 * Threads(pool), groups));
+  // Few groups are also split by the channels of the output.
+  const int64_t splits = std::min(panels.count, CeilDiv(tasks, groups));
 
   // The kernel, as [panels, taps, panel]; or each panel by the only task that has it.
   auto pack = [&](int64_t p, float* to) {
@@ -183,7 +272,7 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* k
   const float* packed = ready;
   if (!ready && groups > 1) {
     float* shared = Scratch<kPacked>(taps * conv.f);
-    ParallelFor(pool, panels, [&](int64_t p) { pack(p, shared + p * taps * panel); });
+    ParallelFor(pool, panels.count, [&](int64_t p) { pack(p, shared + p * taps * panel); });
     packed = shared;
   }
 
@@ -191,25 +280,19 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* k
     const int64_t split = task % splits, group = task / splits;
     const int64_t n0 = group / blocks * images, n1 = std::min(n0 + images, conv.n);
     const int64_t first = group % blocks * rows, count = std::min(rows, conv.out_h - first);
-    float* copies = Scratch<kCopy>(images * copy_size);
-    for (int64_t n = n0; n < n1; ++n) {
-      CopyPadded(conv, x + n * conv.h * conv.w * conv.c, first, count, 0, conv.c,
-                 conv.step(), copies + (n - n0) * copy_size);
-    }
-    for (int64_t p = panels * split / splits; p < panels * (split + 1) / splits; ++p) {
+    const int64_t size = (n1 - n0) * count * conv.out_w;
+    const float** pixels = reinterpret_cast<const float**>(Scratch<kPixels>(2 * size));
+    FindPixels(whole, conv, x, n0, n1, first, count, pixels);
+    const int64_t start = (n0 * conv.out_h + first) * conv.out_w * conv.f;
+    const int64_t end = panels.count * (split + 1) / splits;
+    for (int64_t p = panels.count * split / splits; p < end; ++p) {
       const float* factors = packed + p * taps * panel;
       if (!packed) {
         float* own = Scratch<kPartial>(taps * panel);
         pack(p, own);
         factors = own;
       }
-      for (int64_t n = n0; n < n1; ++n) {
-        for (int64_t r = 0; r < count; ++r) {
-          row(copies + (n - n0) * copy_size + r * conv.stride * row_size,
-              factors, output,
-              ((n * conv.out_h + first + r) * conv.out_w) * conv.f, p * panel);
-        }
-      }
+      panels(pixels, size, factors, output, start, p * panel);
     }
   });
 }

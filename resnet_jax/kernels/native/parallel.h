@@ -91,6 +91,16 @@ int64_t Threads(const ffi::ThreadPool& pool) {
   return std::max<int64_t>(1, pool.num_threads());
 }
 
+// How often a thread looks whether others are done before it sleeps: some 50 microseconds.
+constexpr int kSpins = 1000;
+inline void Pause() {
+#if defined(__x86_64__)
+  __builtin_ia32_pause();
+#elif defined(__aarch64__)
+  asm volatile("yield");
+#endif
+}
+
 // Runs task(0) ... task(count - 1) on the pool's threads and on this one.
 void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task) {
   struct State {
@@ -119,6 +129,9 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
     pool.Schedule([state] { state->Work(); });
   }
   state->Work();
+  // A thread that sleeps takes longer to wake than most tasks to end.
+  for (int i = 0; i < kSpins && state->done < count; ++i) Pause();
+  if (state->done == count) return;
   std::unique_lock<std::mutex> lock(state->mutex);
   state->finished.wait(lock, [&] { return state->done == state->count; });
 }
@@ -137,6 +150,6 @@ float* Scratch(int64_t size) {
   }
   return reinterpret_cast<float*>(scratch.get());
 }
-enum { kCopy, kPacked, kSumsOfPart, kPartial };
+enum { kCopy, kPacked, kSumsOfPart, kPartial, kPixels, kSoFar };
 
 }  // namespace

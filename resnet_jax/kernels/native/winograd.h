@@ -15,13 +15,14 @@ constexpr int64_t kPlaces = 16;
 // Floats of transformed images that a task has in the cache, and tiles that it has at the most
 // if those are fewer, or at the least: all kernels are read for them.
 constexpr int64_t kTransformedInCache = 96 * 1024, kManyTiles = 64, kFewTiles = 16;
+// Tiles and channels for which the products that are saved are worth the transformations.
+constexpr int64_t kEnoughTiles = 16, kWide = 32;
 
-// Whether the products that are saved are worth the transformations. `pack` in Python must
-// agree.
+// `pack` in Python must agree.
 bool IsForWinograd(const Conv& conv) {
   const int64_t tiles = conv.n * CeilDiv(conv.out_h, 2) * CeilDiv(conv.out_w, 2);
   return conv.kh == 3 && conv.kw == 3 && conv.stride == 1 && conv.c % kLanes == 0 &&
-         conv.c >= 2 * kLanes && tiles >= kManyTiles;
+         conv.c >= kWide && tiles >= kEnoughTiles;
 }
 
 // Four vectors, a column of a tile or a row, to four that are `step` vectors apart.
@@ -109,15 +110,15 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
       std::max(kManyTiles, kTransformedInCache / (kPlaces * std::max(conv.c, conv.f)));
   const int64_t part =
       Even(tiles, std::clamp(CeilDiv(tiles, Threads(pool)), kFewTiles, most));
-  const Rows row(product, part), last_row(product, tiles - (CeilDiv(tiles, part) - 1) * part);
-  const int64_t panel = row.panel, panels = row.panels;
+  const Panels panels(product);
+  const int64_t panel = panels.panel;
 
   // The kernel, as [places, panels, channels, panel].
   const int64_t place_size = conv.c * conv.f;
   const float* packed = ready;
   if (!ready) {
     float* shared = Scratch<kPacked>(kPlaces * place_size);
-    ParallelFor(pool, panels, [&](int64_t p) {
+    ParallelFor(pool, panels.count, [&](int64_t p) {
       for (int64_t c = 0; c < conv.c; ++c) {
         for (int64_t f = 0; f < panel; f += kLanes) {
           TransformKernel(kernel + c * conv.f + p * panel + f, place_size, place_size,
@@ -128,8 +129,14 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
     packed = shared;
   }
 
-  ParallelFor(pool, CeilDiv(tiles, part), [&](int64_t task) {
-    const int64_t first = task * part, count = std::min(part, tiles - first);
+  // Few parts are also split by the channels of the output; each task transforms the images.
+  const int64_t parts = CeilDiv(tiles, part);
+  const int64_t splits =
+      parts < Threads(pool) ? std::min(panels.count, CeilDiv(2 * Threads(pool), parts)) : 1;
+  ParallelFor(pool, parts * splits, [&](int64_t task) {
+    const int64_t split = task % splits;
+    const int64_t p0 = panels.count * split / splits, p1 = panels.count * (split + 1) / splits;
+    const int64_t first = task / splits * part, count = std::min(part, tiles - first);
     float* transformed = Scratch<kCopy>(kPlaces * count * step);
     float* sums = Scratch<kSumsOfPart>(kPlaces * count * conv.f);
     auto each_tile = [&](auto&& function) {
@@ -147,16 +154,16 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
       }
       TransformTile(pixels, conv.c, count * step, transformed + t * step);
     });
+    const float** pixels = reinterpret_cast<const float**>(Scratch<kPixels>(2 * count));
     for (int64_t place = 0; place < kPlaces; ++place) {
-      for (int64_t p = 0; p < panels; ++p) {
-        (count == part ? row : last_row)(
-            transformed + place * count * step,
-            packed + place * place_size + p * conv.c * panel,
-            {sums + place * count * conv.f}, 0, p * panel);
+      for (int64_t t = 0; t < count; ++t) pixels[t] = transformed + (place * count + t) * step;
+      for (int64_t p = p0; p < p1; ++p) {
+        panels(pixels, count, packed + place * place_size + p * conv.c * panel,
+               {sums + place * count * conv.f}, 0, p * panel);
       }
     }
     each_tile([&](int64_t t, int64_t n, int64_t h, int64_t w) {
-      for (int64_t f = 0; f < conv.f; f += kLanes) {
+      for (int64_t f = p0 * panel; f < p1 * panel; f += kLanes) {
         Vector pixels[4];
         TransformSums(sums + t * conv.f + f, count * conv.f, pixels);
         for (int64_t i = 0; i < 4; ++i) {
