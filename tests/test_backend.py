@@ -157,10 +157,10 @@ def test_freed_memory_is_kept():
 
 KEEP = """
 import sys
-from pathlib import Path
 import jax, jax.numpy as jnp
 from resnet_jax.runtime import compilation
-compilation.keep_compiled(Path(sys.argv[1]))
+compilation.processor_flags = lambda: ""
+compilation.keep_compiled()
 jax.config.update("jax_persistent_cache_min_compile_time_secs", 0)
 jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
 """
@@ -168,16 +168,22 @@ jax.jit(lambda x: x + 1)(jnp.ones(3)).block_until_ready()
 
 @pytest.mark.parametrize("mode", [0o700, 0o755, 0o770, 0o777])
 def test_compiled_programs_are_kept_where_nobody_else_can_write(mode, tmp_path):
-  folder = tmp_path / "compiled"
+  folder = tmp_path / "resnet_jax" / "compiled-e3b0c44298fc1c14"
+  old, new = folder / "old", folder / "new"
   if mode != 0o700:
-    folder.mkdir()
+    folder.mkdir(parents=True)
+    old.touch(), new.touch()
+    os.utime(old, (0, 0))
     folder.chmod(mode)
   environment = {k: v for k, v in os.environ.items() if "COMPILATION_CACHE" not in k}
-  command = [sys.executable, "-c", KEEP, str(folder)]
+  environment["XDG_CACHE_HOME"] = str(tmp_path)
+  command = [sys.executable, "-c", KEEP]
   done = subprocess.run(command, env=environment, capture_output=True, text=True)
   assert done.returncode == 0
   assert stat.S_IMODE(folder.stat().st_mode) == mode
   is_shared = mode & 0o022 != 0
   assert done.stderr.startswith("compiled programs are not kept for") == is_shared
   assert len(done.stderr.splitlines()) == is_shared
-  assert any(folder.iterdir()) != is_shared
+  assert any(folder.glob("jit*")) != is_shared
+  assert old.exists() == is_shared
+  assert new.exists() == (mode != 0o700)

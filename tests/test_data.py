@@ -18,6 +18,8 @@ import cloudpickle
 import jax
 import numpy as np
 import pytest
+import sklearn.datasets
+import sklearn.model_selection
 from PIL import Image
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig
@@ -43,6 +45,15 @@ def test_digits_split_is_fixed_disjoint_and_stratified():
   assert counts.min() >= 34 and counts.max() <= 37
   digest = hashlib.sha256(test.images.tobytes() + test.labels.tobytes()).hexdigest()
   assert digest.startswith(DIGITS_SHA256)
+  digits = sklearn.datasets.load_digits()
+  index = np.arange(1797)
+  parts = sklearn.model_selection.train_test_split(
+    index, test_size=360, stratify=digits.target, random_state=0
+  )
+  for ours, part in zip((train, test), parts, strict=True):
+    np.testing.assert_array_equal(ours.labels, digits.target[part])
+    expected = np.round(digits.images[part] * (255 / 16))
+    np.testing.assert_array_equal(ours.images[..., 0], expected)
   seen = {image.tobytes() for image in train.images}
   assert not any(image.tobytes() in seen for image in test.images)
 

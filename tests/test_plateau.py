@@ -234,7 +234,7 @@ def test_a_stop_survives_a_kill_and_more_patience_goes_on(whole, tmp_path, monke
 
 @pytest.mark.usefixtures("one_device")
 def test_an_early_stop_is_the_end_of_a_run(tmp_path, monkeypatch, capsys):
-  monkeypatch.setattr(compilation, "keep_compiled", lambda path: None)
+  monkeypatch.setattr(compilation, "keep_compiled", lambda: None)
   job = Job("run", STOPPING, tmp_path / "run")
   worker.run(job.request | {"workdir": str(job.workdir)})
   assert (

@@ -166,6 +166,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.training import evaluator
 
   compilation.keep_freed_memory()
+  compilation.keep_compiled()
   if args.ensemble and args.workdir is None and not args.weights:
     first, *args.ensemble = args.ensemble
     name_member(args, first)
@@ -178,8 +179,7 @@ def run(args: argparse.Namespace) -> None:
     flags |= MODEL_FLAGS
   if args.dataset not in (None, *_NAMES):
     named = data_config(args.dataset, args.data_dir)
-    if named.name in KINDS_OF_FILES:
-      flags["data.dir"] = "--dataset"
+    flags |= {"data.dir": "--dataset"} if named.name in KINDS_OF_FILES else {}
     args.dataset, args.data_dir = named.name, named.dir
   with flags_of_settings(flags):
     step, results, corrupted = _evaluate(args)

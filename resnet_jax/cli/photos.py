@@ -51,6 +51,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
   from resnet_jax.runtime import compilation
 
   compilation.keep_freed_memory()
+  compilation.keep_compiled()
   engine = getattr(args, "engine", "jax")
   check_engine(engine)
   calibrated = getattr(args, "calibrated", False)

@@ -126,6 +126,7 @@ def run(args: argparse.Namespace) -> None:
   interruption.set_stopped_status(args.stopped_status)
   compilation.keep_freed_memory()
   with processes.connect(args.coordinator, args.num_processes, args.process_id):
+    compilation.keep_compiled()
     was_stopped = _run(args)
   if was_stopped and args.stopped_status:  # Later than the end of all processes.
     sys.exit(args.stopped_status)

@@ -62,7 +62,7 @@ def run(request: dict[str, Any]) -> None:
   with hold(str(workdir), str(workdir), PATIENCE_S):
     known = read_result(workdir, request["config"])
   # Runs that differ only in their seed reuse the compiled programs.
-  compilation.keep_compiled(workdir.parent / "compiled")
+  compilation.keep_compiled()
   start = time.monotonic()
   result: dict[str, Any] = known | {"request": request}
   console = Console(file=sys.stdout, force_terminal=False)

@@ -3,12 +3,16 @@
 The reasons and measurements are in `benchmarks/NOTES.md`.
 """
 
+import contextlib
 import ctypes
 import functools
+import hashlib
 import importlib.metadata
 import importlib.util
 import platform as host
 import sys
+import time
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -17,7 +21,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.runtime.private_folder import private_folder
+from resnet_jax.runtime.private_folder import cache_dir, private_folder
 from resnet_jax.runtime.terminal import printable
 
 Options = dict[str, str | int]
@@ -48,6 +52,8 @@ _CPU_ONCE_OPTION = "xla_backend_optimization_level"
 _LARGE = 10_000_000
 
 _CACHE = "jax_compilation_cache_dir"
+_WORTH_KEEPING_S = 0.1  # A small network has many small programs.
+_MOST_AGE_S = 30 * 24 * 3600
 
 
 @functools.cache
@@ -130,23 +136,38 @@ def keep_freed_memory() -> None:
     libc.mallopt(option, value)
 
 
-def keep_compiled(folder: Path) -> None:
-  """Makes JAX keep compiled programs in a folder and reuse them.
+def keep_compiled() -> None:
+  """Makes JAX keep compiled programs in the user's cache folder and reuse them.
 
   Nothing changes if the user has chosen a folder for JAX. Nothing changes either if
   other users may write to this folder (`private_folder`); a line on standard error then
-  says so.
+  says so. If several processes train together, all compile: otherwise, those that find
+  their program would wait for the others, some of them for longer than a connection
+  lasts.
   """
-  if getattr(jax.config, _CACHE) is not None:
+  if getattr(jax.config, _CACHE) is not None or jax.distributed.is_initialized():
     return
+  # JAX distinguishes its versions, but not the extensions of processors.
+  key = hashlib.sha256(processor_flags().encode()).hexdigest()[:16]
   try:
-    private = private_folder(folder)
-  except OSError as error:
+    private = private_folder(cache_dir() / f"compiled-{key}")
+    _remove_old(private)
+  except (OSError, RuntimeError) as error:  # RuntimeError: no home folder.
     text = f"compiled programs are not kept for other runs: {error}"
     print(printable(text), file=sys.stderr)
     return
+  # A program that JAX cannot keep, see `_ONEDNN_OPTIONS`, is compiled each time.
+  warnings.filterwarnings("ignore", "Error writing persistent compilation cache")
   jax.config.update(_CACHE, str(private))
-  jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.5)
+  jax.config.update("jax_persistent_cache_min_compile_time_secs", _WORTH_KEEPING_S)
+
+
+def _remove_old(folder: Path) -> None:
+  """Removes programs that were compiled more than 30 days ago."""
+  for path in folder.iterdir():
+    with contextlib.suppress(OSError):  # Another process may do the same.
+      if path.is_file() and time.time() - path.lstat().st_mtime > _MOST_AGE_S:
+        path.unlink()
 
 
 def compute_dtype(name: str, platform: str | None = None) -> jnp.dtype:
