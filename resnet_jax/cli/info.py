@@ -69,7 +69,9 @@ def collect() -> dict[str, Any]:
     "jpeg": jpeg,
     "caches": {
       "kernels": str(cache_dir()),
-      "compiled": str(jax.config.read("jax_compilation_cache_dir") or cache_dir()),
+      "compiled": str(
+        getattr(jax.config, "jax_compilation_cache_dir", None) or cache_dir()
+      ),
     },
     "packages": versions,
   }
