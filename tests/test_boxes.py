@@ -76,7 +76,7 @@ def test_clipping_ends_at_the_border():
     np.testing.assert_array_equal(clip_boxes(boxes, size), expected)
 
 
-@pytest.mark.parametrize("seed", range(4))
+@pytest.mark.parametrize("seed", range(3))
 def test_suppression_equals_a_loop(seed):
   rng = np.random.default_rng(seed)
   boxes = random_boxes(60, seed)
@@ -84,7 +84,7 @@ def test_suppression_equals_a_loop(seed):
   labels = rng.integers(0, 3, 60)
   mask = rng.random(60) < 0.7
   there = np.flatnonzero(mask)
-  for iou in (0.0, 0.3, 0.5):
+  for iou in (0.0, 0.5):
     kept = there[loop_nms(boxes[there], scores[there], labels[there], iou)]
     for most in (5, 64):
       found, is_kept = jax.jit(non_maximum_suppression, static_argnums=4)(
