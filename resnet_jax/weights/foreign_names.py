@@ -23,6 +23,9 @@ _MOST_NETWORKS = 100  # Counting the names of each takes time.
 # A linear layer, alone or after dropout.
 _HEAD = re.compile(r"^(?:fc|linear|classifier|head\.fc)(?:\.\d+)?\.(weight|bias)$")
 
+# The prefix of the backbone in a detector of torchvision.
+BODY = "backbone.body."
+
 _Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
@@ -60,6 +63,14 @@ _DETECTRON: list[_Rule] = [
   (r"stem\.conv1\.", "conv1."),
   (r"res(\d)\.(\d{1,4})\.conv(\d)\.(norm\.|)", _block(-1)),
   (r"res(\d)\.(\d{1,4})\.shortcut\.(norm\.|)", _block(-1)),
+]
+# Before torchvision 0.13, layers without a norm had no number of their own.
+_OLD_DETECTORS: list[_Rule] = [
+  (r"(inner|layer)_blocks\.(\d)\.(weight|bias)$", r"\1_blocks.\2.0.\3"),
+  (
+    r"_head\.conv\.([0246])\.(weight|bias)$",
+    lambda match: f"_head.conv.{int(match[1]) // 2}.0.{match[2]}",
+  ),
 ]
 # kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10 say "shortcut".
 _OTHERS: list[_Rule] = [(r"\.shortcut\.", ".downsample.")]
@@ -106,6 +117,33 @@ def to_timm(
       rests = [found.removeprefix(parent) for parent in parents]
       if match := next(filter(None, map(_HEAD.match, rests)), None):
         inside[name] = f"{head}.{match[1]}"
+  return inside, prefix
+
+
+def to_detector(
+  names: Collection[str], ema: bool | None = None
+) -> tuple[dict[str, str], str]:
+  """Translates the names of a detector's state dict to those of torchvision 0.13.
+
+  The arguments and the results are those of `to_timm`.
+
+  Raises:
+    UserError: as in `to_timm`, or the names are not those of a detector.
+  """
+  translated = {name: _translate(name, _OLD_DETECTORS) for name in names}
+  body = _prefix(translated.values(), ema)
+  if not body.endswith(BODY):
+    raise UserError(
+      f"it holds no detector, whose tensors have names such as {BODY}conv1.weight; "
+      "load a backbone alone into its own network, and put its variables under "
+      "'backbone'"
+    )
+  prefix = body.removesuffix(BODY)
+  inside = {
+    name: found.removeprefix(prefix)
+    for name, found in translated.items()
+    if found.startswith(prefix)
+  }
   return inside, prefix
 
 

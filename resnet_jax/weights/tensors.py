@@ -1,5 +1,6 @@
 """Reads the tensors of a file of weights, by their names in torchvision or timm."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ from resnet_jax.weights.torch_names import torch_names
 
 # None stands for a tensor that cannot be read.
 Tensors = dict[str, np.ndarray | None]
+Translate = Callable[[Collection[str], bool | None], tuple[dict[str, str], str]]
 # Tensors that only training needs: those of batch norm and of averaged weights.
 COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
 
 
 def read_tensors(
-  path: Path, ema: bool | None = None, *, only_shapes: bool = False
+  path: Path,
+  ema: bool | None = None,
+  *,
+  only_shapes: bool = False,
+  translate: Translate = to_timm,
 ) -> tuple[Tensors, list[str]]:
   """Reads the tensors of a network.
 
@@ -34,6 +40,7 @@ def read_tensors(
     ema: as in `weights.load`.
     only_shapes: do not read the numbers of a `.safetensors` file, and do not warn. The
       arrays then have the right shapes, and any numbers.
+    translate: a function of `foreign_names.py` that translates the names.
 
   Returns:
     The tensors by name, and a list of problems.
@@ -43,7 +50,7 @@ def read_tensors(
   """
   arrays, problems = _read(path, only_shapes)
   try:
-    translated, prefix = to_timm(arrays, ema)
+    translated, prefix = translate(arrays, ema)
   except UserError as error:
     raise UserError(f"{path} cannot be loaded: {error}") from error
   beside = [name for name in arrays if name not in translated]
@@ -110,13 +117,14 @@ def wanted_by(
   The network takes images with the channels of the first convolution in `tensors`.
   """
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = abstract_variables(model, (32, 32, _channels(tensors)), device)
+  wanted = abstract_variables(model, (32, 32, channels(tensors)), device)
   return wanted, torch_names(model, wanted)
 
 
-def _channels(tensors: Tensors) -> int:
+def channels(tensors: Tensors, prefix: str = "") -> int:
+  """Returns the channels of the images that the tensors under a prefix are for."""
   for name in FIRST_KERNELS:
-    kernel = tensors.get(name)
+    kernel = tensors.get(prefix + name)
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return int(kernel.shape[1])

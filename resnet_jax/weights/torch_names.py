@@ -1,7 +1,8 @@
 """The names in PyTorch of each parameter and statistic of a network.
 
 They are torchvision's names. Parts that only timm has (squeeze-excite, deep stems,
-pooled shortcuts, pre-activation) have timm's names. The rest has names of our own.
+pooled shortcuts, pre-activation) have timm's names. The rest has names of our own. The
+names of detectors are in `detectors.py`.
 """
 
 from functools import partial
@@ -13,7 +14,8 @@ from resnet_jax.models.resnet import ResNet
 
 Path = tuple[str, ...]
 
-_LEAVES = {
+# The name of the last part of a path.
+LEAVES = {
   "kernel": "weight",
   "scale": "weight",
   "bias": "bias",
@@ -56,7 +58,7 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
   names = {}
   for path, _ in jax.tree_util.tree_leaves_with_path(variables):
     _collection, *module, leaf = keys = tuple(key.key for key in path)
-    names[f"{name_module(tuple(module))}.{_LEAVES[leaf]}"] = keys
+    names[f"{name_module(tuple(module))}.{LEAVES[leaf]}"] = keys
   return names
 
 
