@@ -95,7 +95,7 @@ def decode_boxes(
 
 
 def clip_boxes(
-  boxes: Float32[AnyArray, "*n 4"], image_size: tuple[int, int] | Array
+  boxes: Float32[AnyArray, "*n 4"], image_size: tuple[int, int] | AnyArray
 ) -> Float32[Array, "*n 4"]:
   """Cuts boxes at the border of the image.
 

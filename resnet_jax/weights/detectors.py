@@ -58,7 +58,7 @@ def load_detector(
       tensors.pop(name, None)
   problems = [*few(problems), *find_problems(tensors, wanted, names)]
   if problems:
-    problems += _advice(all_tensors, model)
+    problems += find_advice(all_tensors, model)
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this detector and number of classes"
@@ -128,14 +128,19 @@ def _wanted_by(model: RetinaNet, tensors: Tensors) -> tuple[Variables, dict[str,
   return wanted, detector_names(model, wanted)
 
 
-def _advice(tensors: Tensors, model: RetinaNet) -> list[str]:
-  """Returns what to do with a file that does not fit, perhaps nothing."""
-  names = [name for name in DETECTORS if _fits(create_detector(name), tensors)]
-  if names and not _fits(model, tensors):
-    return [f"it fits {', '.join(names)}"]
+def find_advice(tensors: Tensors, model: RetinaNet) -> list[str]:
+  """Returns what to do with a file that does not fit, perhaps nothing.
+
+  Args:
+    tensors: by their names in torchvision.
+    model: the detector that they do not fit.
+  """
+  if not _fits(model, tensors):
+    names = [name for name in DETECTORS if _fits(create_detector(name), tensors)]
+    return [f"it fits {', '.join(names)}"] if names else []
   bias = tensors.get(f"{_LAST}.bias")
   size = 0 if bias is None else bias.size // ANCHORS_PER_POSITION
-  if not names or size == model.num_classes:
+  if size == model.num_classes:
     return []
   return [
     f"its head has {size} classes, not {model.num_classes}: new_head=True makes a new "
