@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from resnet_jax.config import Config
   from resnet_jax.inference.classifier import Classifier
   from resnet_jax.inference.loading import load
+  from resnet_jax.models.anchors import Detections, detect
   from resnet_jax.models.architectures import MODELS
   from resnet_jax.models.backbone import Backbone
   from resnet_jax.models.blocks import (
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     PreActBasicBlock,
     PreActBottleneckBlock,
   )
-  from resnet_jax.models.dense_heads import FPN, FCNHead
+  from resnet_jax.models.dense_heads import FPN, FCNHead, StridedLevels
+  from resnet_jax.models.detection import DETECTORS, RetinaNet, create_detector
   from resnet_jax.models.layers import (
     Conv,
     EfficientChannelAttention,
@@ -64,7 +66,9 @@ _FILES = {
   "inference.classifier": "Classifier",
   "inference.loading": "load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
-  "models.dense_heads": "FPN FCNHead",
+  "models.anchors": "Detections detect",
+  "models.dense_heads": "FPN FCNHead StridedLevels",
+  "models.detection": "DETECTORS RetinaNet create_detector",
   "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",
   "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
   "models.architectures": "MODELS",
@@ -82,6 +86,7 @@ _FILES = {
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names.split()}
 
 __all__ = [
+  "DETECTORS",
   "FPN",
   "MODELS",
   "Backbone",
@@ -94,6 +99,7 @@ __all__ = [
   "Config",
   "Conv",
   "DeepStem",
+  "Detections",
   "EfficientChannelAttention",
   "EvoNormS0",
   "Experiment",
@@ -115,12 +121,16 @@ __all__ = [
   "ResNet50",
   "ResNet101",
   "ResNet152",
+  "RetinaNet",
   "SqueezeExcite",
   "StandardizedConv",
+  "StridedLevels",
   "Task",
   "TieredStem",
   "TrainResult",
+  "create_detector",
   "create_model",
+  "detect",
   "evaluate",
   "load",
   "train",
