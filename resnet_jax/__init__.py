@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     PreActBasicBlock,
     PreActBottleneckBlock,
   )
-  from resnet_jax.models.dense_heads import FPN, FCNHead
+  from resnet_jax.models.dense_heads import FPN, DeepLabV3Head, FCNHead
   from resnet_jax.models.layers import (
     Conv,
     EfficientChannelAttention,
@@ -43,6 +43,7 @@ if TYPE_CHECKING:
     create_model,
   )
   from resnet_jax.models.resnet import ResNet
+  from resnet_jax.models.segmentation import SEGMENTERS, Segmenter, create_segmenter
   from resnet_jax.models.shortcuts import (
     HighwayShortcut,
     IdentityShortcut,
@@ -64,13 +65,14 @@ _FILES = {
   "inference.classifier": "Classifier",
   "inference.loading": "load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
-  "models.dense_heads": "FPN FCNHead",
+  "models.dense_heads": "FPN DeepLabV3Head FCNHead",
   "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",
   "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
   "models.architectures": "MODELS",
   "models.registry": "create_model ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
   "models.backbone": "Backbone",
   "models.resnet": "ResNet",
+  "models.segmentation": "SEGMENTERS Segmenter create_segmenter",
   "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
   "models.stems": "CifarStem DeepStem ImageNetStem TieredStem",
   "training.evaluator": "evaluate",
@@ -84,6 +86,7 @@ _FILE_OF = {name: file for file, names in _FILES.items() for name in names.split
 __all__ = [
   "FPN",
   "MODELS",
+  "SEGMENTERS",
   "Backbone",
   "BasicBlock",
   "BatchNorm",
@@ -93,6 +96,7 @@ __all__ = [
   "Classifier",
   "Config",
   "Conv",
+  "DeepLabV3Head",
   "DeepStem",
   "EfficientChannelAttention",
   "EvoNormS0",
@@ -115,12 +119,14 @@ __all__ = [
   "ResNet50",
   "ResNet101",
   "ResNet152",
+  "Segmenter",
   "SqueezeExcite",
   "StandardizedConv",
   "Task",
   "TieredStem",
   "TrainResult",
   "create_model",
+  "create_segmenter",
   "evaluate",
   "load",
   "train",
