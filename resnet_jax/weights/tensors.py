@@ -7,15 +7,14 @@ import jax
 import numpy as np
 import safetensors
 
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import keras_file, state_dict, torch_checkpoint
-from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
+from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_segmenter, to_timm
 from resnet_jax.weights.location import KERAS_SUFFIXES
 from resnet_jax.weights.shards import INDEX, shards
-from resnet_jax.weights.torch_names import torch_names
+from resnet_jax.weights.torch_names import Network, torch_names
 
 # None stands for a tensor that cannot be read.
 Tensors = dict[str, np.ndarray | None]
@@ -25,7 +24,11 @@ _FEW = 5  # The largest number of names of one kind in a message.
 
 
 def read_tensors(
-  path: Path, ema: bool | None = None, *, only_shapes: bool = False
+  path: Path,
+  ema: bool | None = None,
+  *,
+  only_shapes: bool = False,
+  segmenter: bool = False,
 ) -> tuple[Tensors, list[str]]:
   """Reads the tensors of a network.
 
@@ -34,16 +37,18 @@ def read_tensors(
     ema: as in `weights.load`.
     only_shapes: do not read the numbers of a `.safetensors` file, and do not warn. The
       arrays then have the right shapes, and any numbers.
+    segmenter: whether to read a network for semantic segmentation, with its heads.
 
   Returns:
     The tensors by name, and a list of problems.
 
   Raises:
-    UserError: the file is damaged, or `ema` does not choose one of its networks.
+    UserError: the file is damaged, `ema` does not choose one of its networks, or it has
+      no network for semantic segmentation.
   """
   arrays, problems = _read(path, only_shapes)
   try:
-    translated, prefix = to_timm(arrays, ema)
+    translated, prefix = (to_segmenter if segmenter else to_timm)(arrays, ema)
   except UserError as error:
     raise UserError(f"{path} cannot be loaded: {error}") from error
   beside = [name for name in arrays if name not in translated]
@@ -103,7 +108,7 @@ def few(names: list[str]) -> list[str]:
 
 
 def wanted_by(
-  model: ResNet, tensors: Tensors
+  model: Network, tensors: Tensors
 ) -> tuple[Variables, dict[str, tuple[str, ...]]]:
   """Returns a network's abstract variables, and the path of each by its name.
 
@@ -116,7 +121,7 @@ def wanted_by(
 
 def _channels(tensors: Tensors) -> int:
   for name in FIRST_KERNELS:
-    kernel = tensors.get(name)
+    kernel = tensors.get(name, tensors.get(f"backbone.{name}"))
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return int(kernel.shape[1])
