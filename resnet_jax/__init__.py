@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     PreActBasicBlock,
     PreActBottleneckBlock,
   )
-  from resnet_jax.models.dense_heads import FPN, FCNHead, StridedLevels
+  from resnet_jax.models.dense_heads import FPN, DeepLabV3Head, FCNHead, StridedLevels
   from resnet_jax.models.detection import DETECTORS, RetinaNet, create_detector
   from resnet_jax.models.layers import (
     Conv,
@@ -45,6 +45,7 @@ if TYPE_CHECKING:
     create_model,
   )
   from resnet_jax.models.resnet import ResNet
+  from resnet_jax.models.segmentation import SEGMENTERS, Segmenter, create_segmenter
   from resnet_jax.models.shortcuts import (
     HighwayShortcut,
     IdentityShortcut,
@@ -67,7 +68,7 @@ _FILES = {
   "inference.loading": "load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
   "models.anchors": "Detections detect",
-  "models.dense_heads": "FPN FCNHead StridedLevels",
+  "models.dense_heads": "FPN DeepLabV3Head FCNHead StridedLevels",
   "models.detection": "DETECTORS RetinaNet create_detector",
   "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",
   "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
@@ -75,6 +76,7 @@ _FILES = {
   "models.registry": "create_model ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
   "models.backbone": "Backbone",
   "models.resnet": "ResNet",
+  "models.segmentation": "SEGMENTERS Segmenter create_segmenter",
   "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
   "models.stems": "CifarStem DeepStem ImageNetStem TieredStem",
   "training.evaluator": "evaluate",
@@ -89,6 +91,7 @@ __all__ = [
   "DETECTORS",
   "FPN",
   "MODELS",
+  "SEGMENTERS",
   "Backbone",
   "BasicBlock",
   "BatchNorm",
@@ -98,6 +101,7 @@ __all__ = [
   "Classifier",
   "Config",
   "Conv",
+  "DeepLabV3Head",
   "DeepStem",
   "Detections",
   "EfficientChannelAttention",
@@ -122,6 +126,7 @@ __all__ = [
   "ResNet101",
   "ResNet152",
   "RetinaNet",
+  "Segmenter",
   "SqueezeExcite",
   "StandardizedConv",
   "StridedLevels",
@@ -130,6 +135,7 @@ __all__ = [
   "TrainResult",
   "create_detector",
   "create_model",
+  "create_segmenter",
   "detect",
   "evaluate",
   "load",

@@ -189,9 +189,76 @@ class FCNHead(TakesOldNames):
     """
     norm = self.norm_cls(use_running_average=not train, dtype=self.dtype, name="bn")
     conv = Conv(max(1, x.shape[-1] // 4), 3, dtype=self.dtype, name="conv")
-    x = conv_norm(conv, norm, x)
-    x = nn.Dropout(self.dropout, broadcast_dims=(1, 2), deterministic=not train)(x)
-    x = nn.Dense(self.num_classes, name="head")(x.astype(jnp.float32))
-    shape = x.shape[0], *size, self.num_classes
-    logits: jax.Array = jax.image.resize(x, shape, "bilinear")
-    return logits
+    x = _drop_channels(conv_norm(conv, norm, x), self.dropout, train)
+    return _classify(x, self.num_classes, size)
+
+
+class DeepLabV3Head(nn.Module):
+  """Predicts the class of each pixel (Chen et al. 2017, arXiv 1706.05587, section 3).
+
+  Branches look at the same feature map at several scales ("atrous spatial pyramid
+  pooling"): a 1x1 convolution, a dilated 3x3 convolution for each rate, and the mean of
+  the whole image. A 1x1 convolution joins them. Dropout, a 3x3 convolution and a 1x1
+  convolution to the classes follow. Norm and ReLU follow each convolution but the last.
+  The logits are then enlarged bilinearly. Unlike torchvision's `DeepLabHead`, dropout
+  zeroes whole channels, not single values.
+
+  In training, batch norm normalises the means of the images, one value for each image.
+  So a batch needs two images or more.
+
+  Attributes:
+    num_classes: number of logits per pixel.
+    rates: dilation of each dilated branch. (12, 24, 36) is for a feature map of stride
+      8, and (6, 12, 18) for one of stride 16 (table 5).
+    features: channels of each branch and of the layers after them.
+    dropout: probability of zeroing a channel of an image in training.
+    norm_cls: a norm of `norms.py`.
+    dtype: dtype of the computation; logits are float32.
+  """
+
+  num_classes: int
+  rates: Sequence[int] = (12, 24, 36)
+  features: int = 256
+  dropout: float = 0.5
+  norm_cls: ModuleDef = BatchNorm
+  dtype: DTypeLike = jnp.float32
+
+  @nn.compact
+  def __call__(
+    self, x: Float[Array, "b h w c"], size: tuple[int, int], train: bool = False
+  ) -> Float32[Array, "b {size[0]} {size[1]} {self.num_classes}"]:
+    """Returns logits; the arguments are those of `FCNHead.__call__`."""
+    conv_cls = partial(Conv, self.features, dtype=self.dtype)
+    norm_cls = partial(self.norm_cls, use_running_average=not train, dtype=self.dtype)
+
+    def convolve(x: Array, kernel_size: int, prefix: str, rate: int = 1) -> jax.Array:
+      conv = conv_cls(kernel_size, dilation=rate, name=f"{prefix}conv")
+      return conv_norm(conv, norm_cls(name=f"{prefix}bn"), x)
+
+    branches = [convolve(x, 1, "aspp1_")]
+    for i, rate in enumerate(self.rates, start=2):
+      branches.append(convolve(x, 3, f"aspp{i}_", rate))
+    mean = x.astype(jnp.float32).mean(axis=(1, 2), keepdims=True).astype(x.dtype)
+    pooled = convolve(mean, 1, "pool_")
+    branches.append(jnp.broadcast_to(pooled, branches[0].shape))
+    x = convolve(jnp.concatenate(branches, axis=-1), 1, "project_")
+    x = convolve(_drop_channels(x, self.dropout, train), 3, "")
+    return _classify(x, self.num_classes, size)
+
+
+def _drop_channels(
+  x: Float[Array, "b h w c"], rate: float, train: bool
+) -> Float[Array, "b h w c"]:
+  dropout = nn.Dropout(rate, broadcast_dims=(1, 2), deterministic=not train)
+  dropped: jax.Array = dropout(x)
+  return dropped
+
+
+def _classify(
+  x: Float[Array, "b _ _ _"], num_classes: int, size: tuple[int, int]
+) -> Float32[Array, "b _ _ {num_classes}"]:
+  """Returns the logits of a 1x1 convolution, enlarged to the size of the image."""
+  x = nn.Dense(num_classes, name="head")(x.astype(jnp.float32))
+  shape = x.shape[0], *size, num_classes
+  logits: jax.Array = jax.image.resize(x, shape, "bilinear")
+  return logits

@@ -109,14 +109,53 @@ def to_timm(
   parents = [".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))]
   is_v2 = any(found.startswith(f"{prefix}stages.") for found in translated.values())
   head = "head.fc" if is_v2 else "fc"  # timm's names.
-  inside = {}
+  inside, beside = {}, {}
   for name, found in translated.items():
     if found.startswith(prefix):
       inside[name] = _HEAD.sub(rf"{head}.\1", found.removeprefix(prefix))
     else:
       rests = [found.removeprefix(parent) for parent in parents]
       if match := next(filter(None, map(_HEAD.match, rests)), None):
-        inside[name] = f"{head}.{match[1]}"
+        beside[name] = f"{head}.{match[1]}"
+  # Several layers beside a backbone are another head, such as that of a segmenter.
+  is_head = len(set(beside.values())) == len(beside)
+  return inside | (beside if is_head else {}), prefix
+
+
+def to_segmenter(
+  names: Collection[str], ema: bool | None = None
+) -> tuple[dict[str, str], str]:
+  """Translates the names of the state dict of a network for semantic segmentation.
+
+  torchvision's names are known, also under one common prefix such as "model.".
+
+  Args:
+    names: names of tensors.
+    ema: as in `to_timm`.
+
+  Returns:
+    The name in torchvision of each tensor of the network, by its own name; and the
+    prefix.
+
+  Raises:
+    UserError: as in `to_timm`, or the network has no head for every pixel.
+  """
+  translated = {name: _translate(name, _OTHERS) for name in names}
+  backbone = _prefix(translated.values(), ema)
+  prefix = backbone.removesuffix("backbone.")
+  heads = f"{prefix}classifier.", f"{prefix}aux_classifier."
+  if prefix == backbone or not any(x.startswith(heads) for x in translated.values()):
+    raise UserError(
+      "it holds no network for semantic segmentation, whose tensors have names such as "
+      "backbone.conv1.weight and classifier.4.weight; load a backbone alone into its "
+      "own network, and put its variables under 'backbone'"
+    )
+  starts = backbone, *heads
+  inside = {
+    name: found.removeprefix(prefix)
+    for name, found in translated.items()
+    if found.startswith(starts)
+  }
   return inside, prefix
 
 

@@ -21,8 +21,9 @@ from flax import linen as nn
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.models.detection import RetinaNet
-from resnet_jax.models.resnet import ResNet, as_resnet
+from resnet_jax.models.resnet import ResNet, as_resnet, init_head
 from resnet_jax.models.scan_layout import to_named
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
@@ -30,12 +31,14 @@ from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import check_named, check_same, describe
 from resnet_jax.weights.detectors import load_detector
-from resnet_jax.weights.fitting import count_logits, fitting
+from resnet_jax.weights.fitting import count_logits, describe_segmenter, fitting
+from resnet_jax.weights.foreign_names import to_segmenter, to_timm
 from resnet_jax.weights.from_torch import as_dtype, find_problems, to_variables
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
+  Tensors,
   at,
   few,
   read_tensors,
@@ -62,9 +65,10 @@ def load(
       or `.keras` file of Keras; a name of weights in the package, a folder or
       `hf://owner/name`, see `find`.
     model: must have the architecture and the number of classes of the weights. It is a
-      `ResNet`, or a `RetinaNet` for torchvision's weights of detectors.
-    head: False leaves out the head, so that its number of classes does not matter; of a
-      `RetinaNet`, only the last layer for the classes.
+      `ResNet`, or for torchvision's weights a `Segmenter` or a `RetinaNet`.
+    head: False leaves out the head, so that its number of classes does not matter. The
+      heads of a `Segmenter` lack only their last layers then, which are named "head". A
+      `RetinaNet` lacks only the last layer for the classes.
     ema: whether to take the exponential moving average, if a checkpoint has two sets of
       weights.
     new_head: make new parameters for the head, whatever the file has, and say so. They
@@ -82,26 +86,28 @@ def load(
   path = find(path)
   if isinstance(model, RetinaNet):
     return load_detector(path, model, head, ema, new_head)
-  model = as_resnet(model, "files of weights")
-  _check_architecture(path, model)
-  tensors, problems = read_tensors(path, ema)
+  translate = to_timm
+  if isinstance(model, Segmenter):
+    as_resnet(model.net, "segmenters")
+    translate = to_segmenter
+  else:
+    model = as_resnet(model, "files of weights")
+    _check_architecture(path, model)
+  tensors, problems = read_tensors(path, ema, translate=translate)
   all_tensors = dict(tensors)
   wanted, names = wanted_by(model, tensors)
+  left_out = {}
   if not head or new_head:
-    for name in [name for name, keys in names.items() if keys[1] == "head"]:
+    left_out = {name: keys for name, keys in names.items() if keys[-2] == "head"}
+    for name in left_out:
       names.pop(name)
       tensors.pop(name, None)
   problems = [*few(problems), *find_problems(tensors, wanted, names)]
   if problems:
-    names_that_fit = fitting(all_tensors)
-    if names_that_fit and describe(model)["name"] not in names_that_fit:
-      problems.append(f"it fits {', '.join(few(names_that_fit))}")
-    elif head and (size := count_logits(all_tensors)) != model.num_classes:
-      found = f"its head has {size} classes, not {model.num_classes}"
-      problems.append(
-        f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
-        "--num-classes and config.init_from without config.init_head do"
-      )
+    if isinstance(model, Segmenter):
+      problems += _advice_on_segmenter(all_tensors, model)
+    else:
+      problems += _advice(all_tensors, model, head)
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this architecture and number of classes"
@@ -109,8 +115,33 @@ def load(
   variables = to_variables(tensors, wanted, names)
   if new_head:
     warn(f"the head for {model.num_classes} classes is new, and not trained")
-    variables["params"]["head"] = model.init_head(jax.random.key(0))
+    for i, (*parents, layer) in enumerate(sorted({k[:-1] for k in left_out.values()})):
+      inputs, _ = at(wanted, (*parents, layer))["kernel"].shape
+      new = init_head(jax.random.key(i), inputs, model.num_classes)
+      at(variables, tuple(parents))[layer] = new
   return variables
+
+
+def _advice(tensors: Tensors, model: ResNet, head: bool) -> list[str]:
+  """Returns what to do with a file that does not fit, perhaps nothing."""
+  names = fitting(tensors)
+  if names and describe(model)["name"] not in names:
+    return [f"it fits {', '.join(few(names))}"]
+  if not head or (size := count_logits(tensors)) == model.num_classes:
+    return []
+  found = f"its head has {size} classes, not {model.num_classes}"
+  return [
+    f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
+    "--num-classes and config.init_from without config.init_head do"
+  ]
+
+
+def _advice_on_segmenter(tensors: Tensors, model: Segmenter) -> list[str]:
+  size, call = describe_segmenter(tensors)
+  advice = [f"the file is for {call}"] if call else []
+  if size not in (0, model.num_classes):
+    advice.append("new_head=True makes new last layers for other classes")
+  return advice
 
 
 def save(

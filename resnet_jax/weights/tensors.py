@@ -8,7 +8,6 @@ import jax
 import numpy as np
 import safetensors
 
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
@@ -16,7 +15,7 @@ from resnet_jax.weights import keras_file, state_dict, torch_checkpoint
 from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
 from resnet_jax.weights.location import KERAS_SUFFIXES
 from resnet_jax.weights.shards import INDEX, shards
-from resnet_jax.weights.torch_names import torch_names
+from resnet_jax.weights.torch_names import Network, torch_names
 
 # None stands for a tensor that cannot be read.
 Tensors = dict[str, np.ndarray | None]
@@ -46,7 +45,8 @@ def read_tensors(
     The tensors by name, and a list of problems.
 
   Raises:
-    UserError: the file is damaged, or `ema` does not choose one of its networks.
+    UserError: the file is damaged, `ema` does not choose one of its networks, or it has
+      no network for semantic segmentation.
   """
   arrays, problems = _read(path, only_shapes)
   try:
@@ -110,7 +110,7 @@ def few(names: list[str]) -> list[str]:
 
 
 def wanted_by(
-  model: ResNet, tensors: Tensors
+  model: Network, tensors: Tensors
 ) -> tuple[Variables, dict[str, tuple[str, ...]]]:
   """Returns a network's abstract variables, and the path of each by its name.
 
@@ -124,7 +124,7 @@ def wanted_by(
 def channels(tensors: Tensors, prefix: str = "") -> int:
   """Returns the channels of the images that the tensors under a prefix are for."""
   for name in FIRST_KERNELS:
-    kernel = tensors.get(prefix + name)
+    kernel = tensors.get(prefix + name, tensors.get(f"backbone.{name}"))
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return int(kernel.shape[1])
