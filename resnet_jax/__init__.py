@@ -12,6 +12,7 @@ if TYPE_CHECKING:
   from resnet_jax.config import Config
   from resnet_jax.inference.classifier import Classifier
   from resnet_jax.inference.loading import load
+  from resnet_jax.models.anchors import Detections, detect
   from resnet_jax.models.architectures import MODELS
   from resnet_jax.models.backbone import Backbone
   from resnet_jax.models.blocks import (
@@ -20,7 +21,8 @@ if TYPE_CHECKING:
     PreActBasicBlock,
     PreActBottleneckBlock,
   )
-  from resnet_jax.models.dense_heads import FPN, FCNHead
+  from resnet_jax.models.dense_heads import FPN, DeepLabV3Head, FCNHead, StridedLevels
+  from resnet_jax.models.detection import DETECTORS, RetinaNet, create_detector
   from resnet_jax.models.layers import (
     Conv,
     EfficientChannelAttention,
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
     create_model,
   )
   from resnet_jax.models.resnet import ResNet
+  from resnet_jax.models.segmentation import SEGMENTERS, Segmenter, create_segmenter
   from resnet_jax.models.shortcuts import (
     HighwayShortcut,
     IdentityShortcut,
@@ -64,13 +67,16 @@ _FILES = {
   "inference.classifier": "Classifier",
   "inference.loading": "load",
   "models.blocks": "BasicBlock BottleneckBlock PreActBasicBlock PreActBottleneckBlock",
-  "models.dense_heads": "FPN FCNHead",
+  "models.anchors": "Detections detect",
+  "models.dense_heads": "FPN DeepLabV3Head FCNHead StridedLevels",
+  "models.detection": "DETECTORS RetinaNet create_detector",
   "models.layers": "Conv EfficientChannelAttention SqueezeExcite StandardizedConv",
   "models.norms": "BatchNorm EvoNormS0 FilterResponseNorm FrozenBatchNorm GroupNorm",
   "models.architectures": "MODELS",
   "models.registry": "create_model ResNet18 ResNet34 ResNet50 ResNet101 ResNet152",
   "models.backbone": "Backbone",
   "models.resnet": "ResNet",
+  "models.segmentation": "SEGMENTERS Segmenter create_segmenter",
   "models.shortcuts": "HighwayShortcut IdentityShortcut NoShortcut ProjectionShortcut",
   "models.stems": "CifarStem DeepStem ImageNetStem TieredStem",
   "training.evaluator": "evaluate",
@@ -82,8 +88,10 @@ _FILES = {
 _FILE_OF = {name: file for file, names in _FILES.items() for name in names.split()}
 
 __all__ = [
+  "DETECTORS",
   "FPN",
   "MODELS",
+  "SEGMENTERS",
   "Backbone",
   "BasicBlock",
   "BatchNorm",
@@ -93,7 +101,9 @@ __all__ = [
   "Classifier",
   "Config",
   "Conv",
+  "DeepLabV3Head",
   "DeepStem",
+  "Detections",
   "EfficientChannelAttention",
   "EvoNormS0",
   "Experiment",
@@ -115,12 +125,18 @@ __all__ = [
   "ResNet50",
   "ResNet101",
   "ResNet152",
+  "RetinaNet",
+  "Segmenter",
   "SqueezeExcite",
   "StandardizedConv",
+  "StridedLevels",
   "Task",
   "TieredStem",
   "TrainResult",
+  "create_detector",
   "create_model",
+  "create_segmenter",
+  "detect",
   "evaluate",
   "load",
   "train",

@@ -1,5 +1,7 @@
 """The feature pyramid and the head of a segmentation network."""
 
+from functools import partial
+
 import jax
 import jax.export
 import jax.numpy as jnp
@@ -8,9 +10,10 @@ import pytest
 from arrays import normal, variables_of
 from flax import linen as nn
 
-from resnet_jax import FPN, Backbone, FCNHead, ResNet
+from resnet_jax import FPN, Backbone, FCNHead, ResNet, StridedLevels
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
+from resnet_jax.runtime.errors import UserError
 
 
 def maps_of(*sizes: tuple[int, int]) -> dict[str, jax.Array]:
@@ -62,6 +65,38 @@ def test_pyramid_has_an_extra_level():
   assert list(ours) == ["p2", "p3", "p4", "p5", "p6"]
   np.testing.assert_array_equal(ours.pop("p6"), expected["p5"][:, ::2, ::2])
   jax.tree.map(np.testing.assert_array_equal, ours, expected)
+
+
+@pytest.mark.parametrize("from_backbone", [False, True])
+def test_pyramid_has_levels_of_strided_convolutions(from_backbone):
+  maps, levels = maps_of((9, 7)), partial(StridedLevels, from_backbone=from_backbone)
+  pyramid = FPN(features=8, extra_cls=levels)
+  variables = variables_of(pyramid, maps)
+  ours = pyramid.apply(variables, maps)
+  assert [x.shape[1:3] for x in ours.values()] == [(9, 7), (5, 4), (3, 2)]
+  params = variables["params"]["extra"]
+
+  def conv(x, layer):
+    y = jax.lax.conv_general_dilated(
+      x,
+      layer["kernel"],
+      (2, 2),
+      [(1, 1)] * 2,
+      dimension_numbers=("NHWC", "HWIO", "NHWC"),
+    )
+    return y + layer["bias"][None, None, None]
+
+  p3 = conv(maps["c2"] if from_backbone else ours["p2"], params["conv1"])
+  np.testing.assert_allclose(ours["p3"], p3, atol=1e-5)
+  p4 = conv(jax.nn.relu(p3), params["conv2"])
+  np.testing.assert_allclose(ours["p4"], p4, atol=1e-5)
+
+
+def test_pyramid_has_one_way_to_coarser_levels():
+  with pytest.raises(UserError, match="both make coarser maps; choose one"):
+    FPN(extra_level=True, extra_cls=StridedLevels).init(
+      jax.random.key(0), maps_of((2, 2))
+    )
 
 
 def test_pyramid_of_maps_that_do_not_fit():

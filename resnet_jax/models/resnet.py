@@ -187,14 +187,6 @@ class ResNet(TakesOldNames):
       check_choice("frozen", group, (*self.groups, BODY))
     self.head = nn.Dense(self.num_classes, kernel_init=_head_init)
 
-  @nn.nowrap
-  def init_head(self, key: PRNGKeyArray) -> dict[str, Array]:
-    """Returns new parameters for the head, "kernel" and "bias"."""
-    head = nn.Dense(self.num_classes, kernel_init=_head_init, parent=None)
-    pooled = jnp.zeros((1, self.stage_features[-1]))
-    params: dict[str, Array] = head.init(key, pooled)["params"]
-    return params
-
   def __call__(
     self, images: Float[AnyArray, "b h w c"], train: bool = False
   ) -> Float32[Array, "b {self.num_classes}"]:
@@ -308,6 +300,13 @@ class ResNet(TakesOldNames):
         mutable=True,
       )
     return partial(stage, scan=True)
+
+
+def init_head(key: PRNGKeyArray, inputs: int, num_classes: int) -> dict[str, Array]:
+  """Returns new parameters for the last layer of a head, "kernel" and "bias"."""
+  layer = nn.Dense(num_classes, kernel_init=_head_init, parent=None)
+  params: dict[str, Array] = layer.init(key, jnp.zeros((1, inputs)))["params"]
+  return params
 
 
 def as_resnet(model: nn.Module, purpose: str) -> ResNet:

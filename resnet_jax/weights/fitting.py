@@ -9,6 +9,7 @@ from resnet_jax.config.schema import ModelConfig
 from resnet_jax.models.architectures import MODELS, Row
 from resnet_jax.models.layers import EfficientChannelAttention
 from resnet_jax.models.registry import create_model
+from resnet_jax.models.segmentation import SEGMENTERS, create_segmenter
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import find_settings, timm_name
@@ -22,6 +23,7 @@ from resnet_jax.weights.tensors import (
   read_tensors,
   wanted_by,
 )
+from resnet_jax.weights.torch_names import Network
 
 _BLOCK = re.compile(r"(?:layer|stages\.)(\d{1,4})\.(?:blocks\.)?(\d{1,4})\.")
 # torchvision's files, such as resnet50-11ad3fa6.pth.
@@ -109,12 +111,35 @@ def fitting(tensors: Tensors) -> list[str]:
     for name, row in MODELS.items()
     if tuple(row["stage_sizes"]) == sizes
     and _may_have(row, inner)
-    and _has_parameters(name, inner)
+    and _has_parameters(create_model(name), inner)
   ]
 
 
-def _has_parameters(name: str, tensors: Tensors) -> bool:
-  wanted, names = wanted_by(create_model(name), tensors)
+def describe_segmenter(tensors: Tensors) -> tuple[int, str]:
+  """Returns the number of classes of a segmentation network, and how to create it.
+
+  Args:
+    tensors: by their names in torchvision, as `read_tensors` returns them.
+
+  Returns:
+    0 if there is no number of classes, and "" if no network has these parameters.
+  """
+  bias = tensors.get("classifier.4.bias")
+  if bias is None or bias.ndim != 1 or not bias.size:
+    return 0, ""
+  inner = {k: array for k, array in tensors.items() if not k.endswith(COUNTERS)}
+  sizes = _stage_sizes({name.removeprefix("backbone."): None for name in inner})
+  aux = any(name.startswith("aux_classifier.") for name in inner)
+  for name, row in SEGMENTERS.items():
+    if tuple(MODELS[row["net"]]["stage_sizes"]) != sizes:
+      continue
+    if _has_parameters(create_segmenter(name, bias.size, aux=aux), inner):
+      return bias.size, f"create_segmenter({name!r}, {bias.size}, aux={aux})"
+  return bias.size, ""
+
+
+def _has_parameters(model: Network, tensors: Tensors) -> bool:
+  wanted, names = wanted_by(model, tensors)
   shapes = {
     name: at(wanted, keys).shape for name, keys in names.items() if not _is_head(name)
   }

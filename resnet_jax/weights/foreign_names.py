@@ -23,6 +23,9 @@ _MOST_NETWORKS = 100  # Counting the names of each takes time.
 # A linear layer, alone or after dropout.
 _HEAD = re.compile(r"^(?:fc|linear|classifier|head\.fc)(?:\.\d+)?\.(weight|bias)$")
 
+# The prefix of the backbone in a detector of torchvision.
+BODY = "backbone.body."
+
 _Rule = tuple[str, str | Callable[[re.Match[str]], str]]
 
 
@@ -61,6 +64,14 @@ _DETECTRON: list[_Rule] = [
   (r"res(\d)\.(\d{1,4})\.conv(\d)\.(norm\.|)", _block(-1)),
   (r"res(\d)\.(\d{1,4})\.shortcut\.(norm\.|)", _block(-1)),
 ]
+# Before torchvision 0.13, layers without a norm had no number of their own.
+_OLD_DETECTORS: list[_Rule] = [
+  (r"(inner|layer)_blocks\.(\d)\.(weight|bias)$", r"\1_blocks.\2.0.\3"),
+  (
+    r"_head\.conv\.([0246])\.(weight|bias)$",
+    lambda match: f"_head.conv.{int(match[1]) // 2}.0.{match[2]}",
+  ),
+]
 # kuangliu/pytorch-cifar and akamaster/pytorch_resnet_cifar10 say "shortcut".
 _OTHERS: list[_Rule] = [(r"\.shortcut\.", ".downsample.")]
 
@@ -98,14 +109,80 @@ def to_timm(
   parents = [".".join([*parts[:i], ""]) if i else "" for i in range(len(parts))]
   is_v2 = any(found.startswith(f"{prefix}stages.") for found in translated.values())
   head = "head.fc" if is_v2 else "fc"  # timm's names.
-  inside = {}
+  inside, beside = {}, {}
   for name, found in translated.items():
     if found.startswith(prefix):
       inside[name] = _HEAD.sub(rf"{head}.\1", found.removeprefix(prefix))
     else:
       rests = [found.removeprefix(parent) for parent in parents]
       if match := next(filter(None, map(_HEAD.match, rests)), None):
-        inside[name] = f"{head}.{match[1]}"
+        beside[name] = f"{head}.{match[1]}"
+  # Several layers beside a backbone are another head, such as that of a segmenter.
+  is_head = len(set(beside.values())) == len(beside)
+  return inside | (beside if is_head else {}), prefix
+
+
+def to_segmenter(
+  names: Collection[str], ema: bool | None = None
+) -> tuple[dict[str, str], str]:
+  """Translates the names of the state dict of a network for semantic segmentation.
+
+  torchvision's names are known, also under one common prefix such as "model.".
+
+  Args:
+    names: names of tensors.
+    ema: as in `to_timm`.
+
+  Returns:
+    The name in torchvision of each tensor of the network, by its own name; and the
+    prefix.
+
+  Raises:
+    UserError: as in `to_timm`, or the network has no head for every pixel.
+  """
+  translated = {name: _translate(name, _OTHERS) for name in names}
+  backbone = _prefix(translated.values(), ema)
+  prefix = backbone.removesuffix("backbone.")
+  heads = f"{prefix}classifier.", f"{prefix}aux_classifier."
+  if prefix == backbone or not any(x.startswith(heads) for x in translated.values()):
+    raise UserError(
+      "it holds no network for semantic segmentation, whose tensors have names such as "
+      "backbone.conv1.weight and classifier.4.weight; load a backbone alone into its "
+      "own network, and put its variables under 'backbone'"
+    )
+  starts = backbone, *heads
+  inside = {
+    name: found.removeprefix(prefix)
+    for name, found in translated.items()
+    if found.startswith(starts)
+  }
+  return inside, prefix
+
+
+def to_detector(
+  names: Collection[str], ema: bool | None = None
+) -> tuple[dict[str, str], str]:
+  """Translates the names of a detector's state dict to those of torchvision 0.13.
+
+  The arguments and the results are those of `to_timm`.
+
+  Raises:
+    UserError: as in `to_timm`, or the names are not those of a detector.
+  """
+  translated = {name: _translate(name, _OLD_DETECTORS) for name in names}
+  body = _prefix(translated.values(), ema)
+  if not body.endswith(BODY):
+    raise UserError(
+      f"it holds no detector, whose tensors have names such as {BODY}conv1.weight; "
+      "load a backbone alone into its own network, and put its variables under "
+      "'backbone'"
+    )
+  prefix = body.removesuffix(BODY)
+  inside = {
+    name: found.removeprefix(prefix)
+    for name, found in translated.items()
+    if found.startswith(prefix)
+  }
   return inside, prefix
 
 

@@ -8,12 +8,11 @@ weights.save("mine.safetensors", model, variables, preprocessing)
 import dataclasses
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import safetensors
 import safetensors.numpy
@@ -21,32 +20,34 @@ from flax import linen as nn
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
-from resnet_jax.models.resnet import ResNet, as_resnet
+from resnet_jax.models.detection import RetinaNet
+from resnet_jax.models.resnet import ResNet, as_resnet, init_head
 from resnet_jax.models.scan_layout import to_named
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import check_named, check_same, describe
-from resnet_jax.weights.fitting import count_logits, fitting
+from resnet_jax.weights.detectors import load_detector
+from resnet_jax.weights.fitting import count_logits, describe_segmenter, fitting
+from resnet_jax.weights.foreign_names import to_segmenter, to_timm
+from resnet_jax.weights.from_torch import as_dtype, find_problems, to_variables
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
+  Tensors,
   at,
   few,
-  has_shape,
   read_tensors,
-  torch_shape,
   wanted_by,
 )
 from resnet_jax.weights.torch_names import torch_names
 
 # Dtypes of the tensors that `save` writes.
 DTYPES = ("float32", "float16")
-# Dtypes of the tensors that `load` reads.
-_FLOATS = ("float32", "float16", "bfloat16", "float64")
 
 
 def load(
@@ -63,8 +64,11 @@ def load(
     path: a `.safetensors` file; a `.pth`, `.pt` or `.th` file of `torch.save`; a `.h5`
       or `.keras` file of Keras; a name of weights in the package, a folder or
       `hf://owner/name`, see `find`.
-    model: must have the architecture and the number of classes of the weights.
-    head: False leaves out the head, so that its number of classes does not matter.
+    model: must have the architecture and the number of classes of the weights. It is a
+      `ResNet`, or for torchvision's weights a `Segmenter` or a `RetinaNet`.
+    head: False leaves out the head, so that its number of classes does not matter. The
+      heads of a `Segmenter` lack only their last layers then, which are named "head". A
+      `RetinaNet` lacks only the last layer for the classes.
     ema: whether to take the exponential moving average, if a checkpoint has two sets of
       weights.
     new_head: make new parameters for the head, whatever the file has, and say so. They
@@ -79,56 +83,65 @@ def load(
       network. The message names the differences.
     FileNotFoundError: there is no such file.
   """
-  model = as_resnet(model, "files of weights")
   path = find(path)
-  _check_architecture(path, model)
-  tensors, problems = read_tensors(path, ema)
+  if isinstance(model, RetinaNet):
+    return load_detector(path, model, head, ema, new_head)
+  translate = to_timm
+  if isinstance(model, Segmenter):
+    as_resnet(model.net, "segmenters")
+    translate = to_segmenter
+  else:
+    model = as_resnet(model, "files of weights")
+    _check_architecture(path, model)
+  tensors, problems = read_tensors(path, ema, translate=translate)
   all_tensors = dict(tensors)
   wanted, names = wanted_by(model, tensors)
+  left_out = {}
   if not head or new_head:
-    for name in [name for name, keys in names.items() if keys[1] == "head"]:
+    left_out = {name: keys for name, keys in names.items() if keys[-2] == "head"}
+    for name in left_out:
       names.pop(name)
       tensors.pop(name, None)
-  unused = [
-    name for name in tensors if name not in names and not name.endswith(COUNTERS)
-  ]
-  missing = [name for name in names if name not in tensors]
-  shapes = {name: at(wanted, keys).shape for name, keys in names.items()}
-  misfits = [
-    f"{name} {problem}"
-    for name, shape in shapes.items()
-    if (array := tensors.get(name)) is not None
-    for problem in _misfits(name, array, shape)
-  ]
-  problems = [*few(problems), *few(misfits)]
-  if missing:
-    problems.append(f"missing: {', '.join(few(missing))}")
-  if unused:
-    problems.append(f"unused: {', '.join(few(unused))}")
+  problems = [*few(problems), *find_problems(tensors, wanted, names)]
   if problems:
-    names_that_fit = fitting(all_tensors)
-    if names_that_fit and describe(model)["name"] not in names_that_fit:
-      problems.append(f"it fits {', '.join(few(names_that_fit))}")
-    elif head and (size := count_logits(all_tensors)) != model.num_classes:
-      found = f"its head has {size} classes, not {model.num_classes}"
-      problems.append(
-        f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
-        "--num-classes and config.init_from without config.init_head do"
-      )
+    if isinstance(model, Segmenter):
+      problems += _advice_on_segmenter(all_tensors, model)
+    else:
+      problems += _advice(all_tensors, model, head)
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
       "of floating-point tensors for this architecture and number of classes"
     )
-  variables: Variables = {collection: {} for collection in wanted}
-  for name, (*parents, leaf) in names.items():
-    node = variables
-    for key in parents:
-      node = node.setdefault(key, {})
-    node[leaf] = jnp.asarray(_from_torch(tensors.pop(name), shapes[name]))
+  variables = to_variables(tensors, wanted, names)
   if new_head:
     warn(f"the head for {model.num_classes} classes is new, and not trained")
-    variables["params"]["head"] = model.init_head(jax.random.key(0))
+    for i, (*parents, layer) in enumerate(sorted({k[:-1] for k in left_out.values()})):
+      inputs, _ = at(wanted, (*parents, layer))["kernel"].shape
+      new = init_head(jax.random.key(i), inputs, model.num_classes)
+      at(variables, tuple(parents))[layer] = new
   return variables
+
+
+def _advice(tensors: Tensors, model: ResNet, head: bool) -> list[str]:
+  """Returns what to do with a file that does not fit, perhaps nothing."""
+  names = fitting(tensors)
+  if names and describe(model)["name"] not in names:
+    return [f"it fits {', '.join(few(names))}"]
+  if not head or (size := count_logits(tensors)) == model.num_classes:
+    return []
+  found = f"its head has {size} classes, not {model.num_classes}"
+  return [
+    f"{found if size else 'it has no head'}: new_head=True makes a new head, as "
+    "--num-classes and config.init_from without config.init_head do"
+  ]
+
+
+def _advice_on_segmenter(tensors: Tensors, model: Segmenter) -> list[str]:
+  size, call = describe_segmenter(tensors)
+  advice = [f"the file is for {call}"] if call else []
+  if size not in (0, model.num_classes):
+    advice.append("new_head=True makes new last layers for other classes")
+  return advice
 
 
 def save(
@@ -187,7 +200,7 @@ def to_bytes(
   tensors = {}
   for name, keys in torch_names(model, variables).items():
     array = _to_torch(at(variables, keys), as_conv=name != "fc.weight")
-    tensors[name] = _as_dtype(array, dtype)
+    tensors[name] = as_dtype(array, dtype)
     if dtype != "float32" and not np.isfinite(tensors[name]).all():
       raise UserError(f"{name} has values too large for {dtype}; save it as float32")
     if keys[-1] == "mean":
@@ -220,32 +233,6 @@ def _check_architecture(path: Path, model: ResNet) -> None:
         f"{path}: the weights are of a network such as {such}, not of {name}; leave "
         "out --model, or name that architecture"
       )
-
-
-def _misfits(name: str, array: np.ndarray, shape: tuple[int, ...]) -> Iterator[str]:
-  """Yields the reasons why PyTorch's array cannot be converted to our `shape`."""
-  if array.dtype.name not in _FLOATS:
-    yield f"has dtype {array.dtype}, not one of {', '.join(_FLOATS)}"
-  elif not np.isfinite(_as_dtype(array, "float32")).all():
-    yield "has values that are not finite in float32"
-  elif name.endswith("running_var") and (array < 0).any():
-    yield "has negative values"
-  if not has_shape(array, shape):
-    yield f"has shape {array.shape}, not {torch_shape(shape)}"
-
-
-def _from_torch(array: np.ndarray | None, shape: tuple[int, ...]) -> np.ndarray:
-  """Returns [out, in, height, width] as float32 [height, width, in, out], copied."""
-  assert array is not None
-  array = array.reshape(torch_shape(shape))
-  order = (2, 3, 1, 0) if len(shape) == 4 else tuple(reversed(range(len(shape))))
-  return np.array(array.transpose(order), np.float32, order="C")
-
-
-def _as_dtype(array: np.ndarray, dtype: str) -> np.ndarray:
-  """Returns an array in another dtype; values that are too large become infinite."""
-  with np.errstate(over="ignore"):
-    return array.astype(dtype, copy=False)
 
 
 def _to_torch(array: np.ndarray, as_conv: bool) -> np.ndarray:

@@ -1,5 +1,6 @@
 """Reads the tensors of a file of weights, by their names in torchvision or timm."""
 
+from collections.abc import Callable, Collection
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,6 @@ import jax
 import numpy as np
 import safetensors
 
-from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
@@ -15,17 +15,22 @@ from resnet_jax.weights import keras_file, state_dict, torch_checkpoint
 from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
 from resnet_jax.weights.location import KERAS_SUFFIXES
 from resnet_jax.weights.shards import INDEX, shards
-from resnet_jax.weights.torch_names import torch_names
+from resnet_jax.weights.torch_names import Network, torch_names
 
 # None stands for a tensor that cannot be read.
 Tensors = dict[str, np.ndarray | None]
+Translate = Callable[[Collection[str], bool | None], tuple[dict[str, str], str]]
 # Tensors that only training needs: those of batch norm and of averaged weights.
 COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
 
 
 def read_tensors(
-  path: Path, ema: bool | None = None, *, only_shapes: bool = False
+  path: Path,
+  ema: bool | None = None,
+  *,
+  only_shapes: bool = False,
+  translate: Translate = to_timm,
 ) -> tuple[Tensors, list[str]]:
   """Reads the tensors of a network.
 
@@ -34,16 +39,18 @@ def read_tensors(
     ema: as in `weights.load`.
     only_shapes: do not read the numbers of a `.safetensors` file, and do not warn. The
       arrays then have the right shapes, and any numbers.
+    translate: a function of `foreign_names.py` that translates the names.
 
   Returns:
     The tensors by name, and a list of problems.
 
   Raises:
-    UserError: the file is damaged, or `ema` does not choose one of its networks.
+    UserError: the file is damaged, `ema` does not choose one of its networks, or it has
+      no network for semantic segmentation.
   """
   arrays, problems = _read(path, only_shapes)
   try:
-    translated, prefix = to_timm(arrays, ema)
+    translated, prefix = translate(arrays, ema)
   except UserError as error:
     raise UserError(f"{path} cannot be loaded: {error}") from error
   beside = [name for name in arrays if name not in translated]
@@ -103,20 +110,21 @@ def few(names: list[str]) -> list[str]:
 
 
 def wanted_by(
-  model: ResNet, tensors: Tensors
+  model: Network, tensors: Tensors
 ) -> tuple[Variables, dict[str, tuple[str, ...]]]:
   """Returns a network's abstract variables, and the path of each by its name.
 
   The network takes images with the channels of the first convolution in `tensors`.
   """
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = abstract_variables(model, (32, 32, _channels(tensors)), device)
+  wanted = abstract_variables(model, (32, 32, channels(tensors)), device)
   return wanted, torch_names(model, wanted)
 
 
-def _channels(tensors: Tensors) -> int:
+def channels(tensors: Tensors, prefix: str = "") -> int:
+  """Returns the channels of the images that the tensors under a prefix are for."""
   for name in FIRST_KERNELS:
-    kernel = tensors.get(name)
+    kernel = tensors.get(prefix + name, tensors.get(f"backbone.{name}"))
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return int(kernel.shape[1])

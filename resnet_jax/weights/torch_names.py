@@ -1,19 +1,25 @@
 """The names in PyTorch of each parameter and statistic of a network.
 
 They are torchvision's names. Parts that only timm has (squeeze-excite, deep stems,
-pooled shortcuts, pre-activation) have timm's names. The rest has names of our own.
+pooled shortcuts, pre-activation) have timm's names. The rest has names of our own. The
+names of detectors are in `detectors.py`.
 """
 
+import re
+from collections.abc import Collection
 from functools import partial
 from typing import Any
 
 import jax
 
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.segmentation import Segmenter
 
+Network = ResNet | Segmenter
 Path = tuple[str, ...]
 
-_LEAVES = {
+# The name of the last part of a path.
+LEAVES = {
   "kernel": "weight",
   "scale": "weight",
   "bias": "bias",
@@ -42,7 +48,11 @@ _DEEP_STEM = {
 }
 
 
-def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
+# The parts of a segmentation network by their names in torchvision.
+_PARTS = {"backbone": "backbone", "head": "classifier", "aux_head": "aux_classifier"}
+
+
+def torch_names(model: Network, variables: Any) -> dict[str, Path]:
   """Returns the path of every leaf of `variables` by its name in PyTorch.
 
   Args:
@@ -50,14 +60,59 @@ def torch_names(model: ResNet, variables: Any) -> dict[str, Path]:
     variables: {"params": ..., "batch_stats": ...} in the named layout of
       `scan_layout.py`; shapes without values are enough.
   """
+  if isinstance(model, Segmenter):
+    return _segmenter_names(model, variables)
   name_module = _preact_module if model.pre_activation else _module
   if not model.pre_activation and _pools(model):
     name_module = partial(_module, pooled=True)
   names = {}
   for path, _ in jax.tree_util.tree_leaves_with_path(variables):
     _collection, *module, leaf = keys = tuple(key.key for key in path)
-    names[f"{name_module(tuple(module))}.{_LEAVES[leaf]}"] = keys
+    names[f"{name_module(tuple(module))}.{LEAVES[leaf]}"] = keys
   return names
+
+
+def _segmenter_names(model: Segmenter, variables: Any) -> dict[str, Path]:
+  names = {}
+  for part, prefix in _PARTS.items():
+    inside = {key: tree[part] for key, tree in variables.items() if part in tree}
+    if part == "backbone":
+      found = torch_names(model.net, inside)
+    else:
+      found = _head_names(inside)
+    for name, (collection, *rest) in found.items():
+      names[f"{prefix}.{name}"] = (collection, part, *rest)
+  return names
+
+
+def _head_names(variables: Any) -> dict[str, Path]:
+  """Returns the paths of a head for every pixel; see `torch_names`."""
+  layers = {key for tree in variables.values() for key in tree}
+  names = {}
+  for path, _ in jax.tree_util.tree_leaves_with_path(variables):
+    _collection, *module, leaf = keys = tuple(key.key for key in path)
+    names[f"{_head_layer('.'.join(module), layers)}.{LEAVES[leaf]}"] = keys
+  return names
+
+
+def _head_layer(name: str, layers: Collection[str]) -> str:
+  """Returns the name of a layer of `FCNHead` or `DeepLabV3Head` among all its layers.
+
+  torchvision numbers the layers of a head, also those without parameters.
+  """
+  is_deeplab = "project_conv" in layers
+  if match := re.fullmatch(r"aspp(\d+)_(conv|bn)", name):
+    return f"0.convs.{int(match[1]) - 1}.{('conv', 'bn').index(match[2])}"
+  known = {"conv": "0", "bn": "1", "head": "4"}
+  if is_deeplab:
+    branches = sum(bool(re.fullmatch(r"aspp\d+_conv", layer)) for layer in layers)
+    pool = f"0.convs.{branches}"
+    known = {
+      **{"pool_conv": f"{pool}.1", "pool_bn": f"{pool}.2"},
+      **{"project_conv": "0.project.0", "project_bn": "0.project.1"},
+      **{"conv": "1", "bn": "2", "head": "4"},
+    }
+  return known.get(name, name)
 
 
 def _pools(model: ResNet) -> bool:
