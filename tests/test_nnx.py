@@ -11,7 +11,7 @@ from arrays import normal
 from flax import linen as nn
 from flax import nnx
 
-from resnet_jax import FPN, Backbone, FCNHead, ResNet
+from resnet_jax import FPN, Backbone, DeepLabV3Head, FCNHead, ResNet, Segmenter
 from resnet_jax.models.blocks import (
   BasicBlock,
   BottleneckBlock,
@@ -122,6 +122,8 @@ PARTS = {
   "backbone": (Backbone(net()), IMAGES),
   "pyramid": (FPN(4), {"c2": normal(1, 4, 4, 2), "c3": normal(1, 2, 2, 3)}),
   "head": (FCNHead(3), IMAGES, (16, 16)),
+  "scales": (DeepLabV3Head(3, (2,), 4), IMAGES, (16, 16)),
+  "segmenter": (Segmenter(net(), 3, output_stride=None), IMAGES),
 }
 
 

@@ -15,10 +15,12 @@ from resnet_jax import (
   ResNet,
   Segmenter,
   create_segmenter,
+  kernels,
 )
 from resnet_jax.models.layers import Conv
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
+from resnet_jax.weights import voc
 
 # torchvision's `num_params` of each file of weights.
 PARAMETERS = {
@@ -123,6 +125,21 @@ def test_gradients_reach_both_heads_and_the_backbone():
 def assert_reached(gradients):
   for path, leaf in jax.tree_util.tree_leaves_with_path(gradients):
     assert jnp.abs(leaf).max() > 0, path
+
+
+def test_kernels_of_training_dilate_beyond_the_map():
+  x, head = normal(1, 3, 40, 8), DeepLabV3Head(num_classes=2, features=8)
+  variables = variables_of(head, x, (3, 40))
+  expected = head.apply(variables, x, (3, 40))
+  with kernels.use("xla"):
+    ours = jit_once(lambda x: head.apply(variables, x, (3, 40)))(x)
+  np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-5)
+
+
+def test_classes_of_pascal_voc_are_the_background_and_20_others_in_order():
+  background, *others = voc.class_names()
+  assert background == "__background__"
+  assert others == sorted(set(others)) and len(others) == 20
 
 
 def test_an_unknown_name_and_no_classes_are_refused():
