@@ -232,10 +232,8 @@ def create_detector(
   if num_classes < 1:
     raise UserError(f"num_classes={num_classes} must be > 0")
   row = dict(DETECTORS[name])
-  net, own_norm = (
-    create_model(row.pop("net"), norm=norm, dtype=dtype),
-    row.pop("norm_cls"),
-  )
+  net = create_model(row.pop("net"), norm=norm, dtype=dtype)
+  own_norm = row.pop("norm_cls")
   if not norm:
     net = net.clone(norm_cls=own_norm)
   return RetinaNet(net, num_classes, **row)
