@@ -52,22 +52,8 @@ def make_model(name, fields, **kwargs):
 
 
 def make_torch_net(sizes, options):
-  """Draws weights and statistics; small last convolutions keep activations small."""
   torch.manual_seed(0)
-  net = torch_resnet.ResNet(sizes, **options)
-  with torch.no_grad():
-    for module in net.modules():
-      if isinstance(module, torch.nn.BatchNorm2d):
-        for tensor in (module.weight, module.running_var):
-          tensor.uniform_(0.5, 1.5)
-        for tensor in (module.bias, module.running_mean):
-          tensor.normal_(0, 0.1)
-      elif isinstance(module, torch.nn.Conv2d):
-        torch.nn.init.kaiming_normal_(module.weight)
-    for module in net.modules():
-      if isinstance(module, torch_resnet.Block):
-        module.pairs[-1][0].weight.mul_(0.2)
-  return net
+  return torch_resnet.draw(torch_resnet.ResNet(sizes, **options))
 
 
 def make_images(count, size):

@@ -12,7 +12,7 @@ from resnet_jax.weights.fitting import describe_segmenter
 torch = pytest.importorskip("torch")
 import torch_segmentation  # noqa: E402 - after the line that skips this file
 from torch.nn.functional import interpolate  # noqa: E402
-from torch_resnet import Block  # noqa: E402
+from torch_resnet import draw  # noqa: E402
 
 # Test files run two at a time; more threads would wait for each other.
 torch.set_num_threads(1)
@@ -34,20 +34,7 @@ def path(tmp_path):
 def make_net(head="fcn", sizes=(1, 1, 1, 1), classes=3, aux=True):
   """Returns a network of PyTorch in evaluation mode with random statistics."""
   torch.manual_seed(0)
-  net = torch_segmentation.Segmenter(sizes, HEADS[head], classes, aux)
-  with torch.no_grad():
-    for module in net.modules():
-      if isinstance(module, torch.nn.BatchNorm2d):
-        for tensor in (module.weight, module.running_var):
-          tensor.uniform_(0.5, 1.5)
-        for tensor in (module.bias, module.running_mean):
-          tensor.normal_(0, 0.1)
-      elif isinstance(module, torch.nn.Conv2d):
-        torch.nn.init.kaiming_normal_(module.weight)
-    for module in net.modules():
-      if isinstance(module, Block):  # Keeps activations small.
-        module.pairs[-1][1].weight.mul_(0.2)
-  return net.eval()
+  return draw(torch_segmentation.Segmenter(sizes, HEADS[head], classes, aux)).eval()
 
 
 def make_model(head="fcn", sizes=(1, 1, 1, 1), classes=3, **kwargs):

@@ -155,3 +155,20 @@ class ResNet(nn.Module):
     x = self.norm(x).relu_() if self.preact else x
     x = x.mean((2, 3), keepdim=True)
     return outputs, self.head(x).flatten(1) if self.preact else self.fc(x.flatten(1))
+
+
+@torch.no_grad()
+def draw(net: nn.Module) -> nn.Module:
+  """Draws weights and statistics; small last convolutions keep activations small."""
+  for module in net.modules():
+    if isinstance(module, nn.BatchNorm2d):
+      for tensor in (module.weight, module.running_var):
+        tensor.uniform_(0.5, 1.5)
+      for tensor in (module.bias, module.running_mean):
+        tensor.normal_(0, 0.1)
+    elif isinstance(module, nn.Conv2d):
+      nn.init.kaiming_normal_(module.weight)
+  for module in net.modules():
+    if isinstance(module, Block):
+      module.pairs[-1][0].weight.mul_(0.2)
+  return net
