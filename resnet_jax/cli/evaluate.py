@@ -165,8 +165,7 @@ def run(args: argparse.Namespace) -> None:
   from resnet_jax.runtime import compilation
   from resnet_jax.training import evaluator
 
-  compilation.keep_freed_memory()
-  compilation.keep_compiled()
+  compilation.prepare_process()
   if args.ensemble and args.workdir is None and not args.weights:
     first, *args.ensemble = args.ensemble
     name_member(args, first)
@@ -179,7 +178,8 @@ def run(args: argparse.Namespace) -> None:
     flags |= MODEL_FLAGS
   if args.dataset not in (None, *_NAMES):
     named = data_config(args.dataset, args.data_dir)
-    flags |= {"data.dir": "--dataset"} if named.name in KINDS_OF_FILES else {}
+    if named.name in KINDS_OF_FILES:
+      flags["data.dir"] = "--dataset"
     args.dataset, args.data_dir = named.name, named.dir
   with flags_of_settings(flags):
     step, results, corrupted = _evaluate(args)

@@ -50,8 +50,7 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
   from resnet_jax.inference.engines import check_engine
   from resnet_jax.runtime import compilation
 
-  compilation.keep_freed_memory()
-  compilation.keep_compiled()
+  compilation.prepare_process()
   engine = getattr(args, "engine", "jax")
   check_engine(engine)
   calibrated = getattr(args, "calibrated", False)

@@ -116,6 +116,12 @@ def jit_once(function: Function, size: int = 0, **kwargs: Any) -> jax.stages.Wra
   return jax.jit(function, compiler_options=options, **kwargs)
 
 
+def prepare_process() -> None:
+  """Does what a command that computes alone does before JAX starts."""
+  keep_freed_memory()
+  keep_compiled()
+
+
 def keep_freed_memory() -> None:
   """Makes the C library keep freed memory and reuse it.
 
