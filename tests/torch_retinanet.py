@@ -1,7 +1,8 @@
 """RetinaNet in PyTorch, with the module names of torchvision.
 
 It is written from the paper and from the names in published files of weights, and
-checked once against torchvision 0.28. Its backbone is that of `torch_resnet.py`.
+checked once against torchvision 0.28. Its backbone is the `ResNet` of
+`torch_resnet.py`.
 """
 
 import torch

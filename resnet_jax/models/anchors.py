@@ -31,10 +31,10 @@ def anchors_of(
   """Returns the anchors of RetinaNet (Lin et al. 2017, section 4), level by level.
 
   Every position of a map has nine: three sizes times three ratios of height to width.
-  The rounding is that of torchvision's `AnchorGenerator`: of the sizes and of the
-  corners around a position to whole pixels, and of the distance of two positions down
-  to whole pixels. So it is the size of the image divided by that of the map, which is
-  not always the stride of the layers.
+  Numbers are rounded as in torchvision's `AnchorGenerator`. Sizes and the corners
+  around a position become whole pixels. The distance between positions is the size of
+  the image divided by the size of the map, rounded down. It can differ from the stride
+  of the layers.
 
   Args:
     map_sizes: height and width of each map, from the finest on.

@@ -110,8 +110,8 @@ class StridedLevels(nn.Module):
 
   Attributes:
     features: channels of each level.
-    from_backbone: whether the first level comes from the coarsest map of the backbone,
-      as in the paper, or from that of the pyramid.
+    from_backbone: True makes the first level from the coarsest map of the backbone, as
+      in the paper; False makes it from the coarsest map of the pyramid.
     dtype: dtype of the computation and the output.
   """
 

@@ -33,8 +33,8 @@ class Segmenter(nn.Module):
     head_cls: the head on the map of the last stage, `FCNHead`, `DeepLabV3Head`, or any
       class that is called in the same way.
     aux: whether an `FCNHead` on the map of the stage before the last gives logits too.
-      Only training needs them: their loss, with a small weight, is added to that of the
-      head (Zhao et al. 2016, arXiv 1612.01105, section 3.3).
+      Only training needs these logits: it adds their loss, times a small weight, to the
+      loss of the head (Zhao et al. 2016, arXiv 1612.01105, section 3.3).
     output_stride: see `Backbone`.
   """
 

@@ -45,8 +45,8 @@ def check_same_arguments(**arguments: object) -> None:
       collective operations than the rest, and all would wait for ever.
 
   Raises:
-    UserError: an argument differs from that of process 0. The processes with the
-      arguments of process 0 wait until this one has ended.
+    UserError: an argument differs from the argument of process 0. The processes with
+      the arguments of process 0 wait until this one has ended.
   """
   if jax.process_count() == 1:
     return

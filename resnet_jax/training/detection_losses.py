@@ -71,7 +71,7 @@ def sigmoid_focal(
   Args:
     logits: of a sigmoid each.
     targets: probabilities.
-    alpha: weight of a target of 1, in [0, 1]; that of a target of 0 is `1 - alpha`.
+    alpha: weight of a target of 1, in [0, 1]; a target of 0 weighs `1 - alpha`.
     gamma: how much less a number counts that is predicted well.
   """
   # Logarithms of probabilities have finite gradients at all logits.

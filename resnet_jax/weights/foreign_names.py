@@ -117,7 +117,7 @@ def to_timm(
       rests = [found.removeprefix(parent) for parent in parents]
       if match := next(filter(None, map(_HEAD.match, rests)), None):
         beside[name] = f"{head}.{match[1]}"
-  # Several layers beside a backbone are another head, such as that of a segmenter.
+  # Several layers beside a backbone are no classifier. A segmenter has such a head.
   is_head = len(set(beside.values())) == len(beside)
   return inside | (beside if is_head else {}), prefix
 
