@@ -12,8 +12,9 @@ from resnet_jax.models.boxes import decode_boxes
 from resnet_jax.models.detection import create_detector
 from resnet_jax.runtime.compilation import jit_once
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.weights.detectors import detector_names, find_advice
+from resnet_jax.weights import load_save
 from resnet_jax.weights.tensors import at, torch_shape
+from resnet_jax.weights.torch_names import torch_names
 
 torch = pytest.importorskip("torch")
 import torch_retinanet  # noqa: E402 - after the line that skips this file
@@ -109,9 +110,10 @@ def test_a_file_of_another_detector_is_named():
   shapes = jax.eval_shape(model.init, jax.random.key(0), np.zeros((1, 32, 32, 3), "f"))
   tensors = {
     name: np.broadcast_to(np.float32(0), torch_shape(at(shapes, keys).shape))
-    for name, keys in detector_names(model, shapes).items()
+    for name, keys in torch_names(model, shapes).items()
   }
-  assert find_advice(tensors, create_detector(V2)) == [f"it fits {V1}"]
+  advice = load_save._advise_on_detector(tensors, create_detector(V2), head=True)
+  assert advice == [f"it fits {V1}"]
 
 
 def test_new_classes_take_all_but_the_last_layer(path, capsys):

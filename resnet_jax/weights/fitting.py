@@ -6,7 +6,9 @@ from collections import Counter
 from pathlib import Path
 
 from resnet_jax.config.schema import ModelConfig
+from resnet_jax.models.anchors import ANCHORS_PER_POSITION
 from resnet_jax.models.architectures import MODELS, Row
+from resnet_jax.models.detection import DETECTORS, RetinaNet, create_detector
 from resnet_jax.models.layers import EfficientChannelAttention
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.segmentation import SEGMENTERS, create_segmenter
@@ -26,6 +28,8 @@ from resnet_jax.weights.tensors import (
 from resnet_jax.weights.torch_names import Network
 
 _BLOCK = re.compile(r"(?:layer|stages\.)(\d{1,4})\.(?:blocks\.)?(\d{1,4})\.")
+# The layers that depend on the number of classes, in a classifier and in a detector.
+_HEAD, _CLASSES = ("fc.", "head."), "head.classification_head.cls_logits"
 # torchvision's files, such as resnet50-11ad3fa6.pth.
 _TORCHVISION = re.compile(r"(\w+)-[0-9a-f]{8}")
 
@@ -103,7 +107,7 @@ def fitting(tensors: Tensors) -> list[str]:
   inner = {
     name: array
     for name, array in tensors.items()
-    if not name.endswith(COUNTERS) and not _is_head(name)
+    if not name.endswith(COUNTERS) and not name.startswith(_HEAD)
   }
   sizes = _stage_sizes(inner)
   return [
@@ -138,10 +142,36 @@ def describe_segmenter(tensors: Tensors) -> tuple[int, str]:
   return bias.size, ""
 
 
-def _has_parameters(model: Network, tensors: Tensors) -> bool:
+def describe_detector(tensors: Tensors) -> tuple[int, list[str]]:
+  """Returns the number of classes of a detector, and the names of those that fit.
+
+  Args:
+    tensors: by their names in torchvision, as `read_tensors` returns them.
+  """
+  fit = [name for name in DETECTORS if is_detector(create_detector(name), tensors)]
+  bias = tensors.get(f"{_CLASSES}.bias")
+  return (0 if bias is None else bias.size // ANCHORS_PER_POSITION), fit
+
+
+def is_detector(model: RetinaNet, tensors: Tensors) -> bool:
+  """Whether tensors are those of a detector, for any number of classes."""
+  inner = {
+    name: array
+    for name, array in tensors.items()
+    if not name.endswith(COUNTERS) and not name.startswith(_CLASSES)
+  }
+  return _has_parameters(model, inner, _CLASSES)
+
+
+def _has_parameters(
+  model: Network, tensors: Tensors, last: str | tuple[str, ...] = _HEAD
+) -> bool:
+  """Whether tensors are those of a network but for the names that start with `last`."""
   wanted, names = wanted_by(model, tensors)
   shapes = {
-    name: at(wanted, keys).shape for name, keys in names.items() if not _is_head(name)
+    name: at(wanted, keys).shape
+    for name, keys in names.items()
+    if not name.startswith(last)
   }
   return shapes.keys() == tensors.keys() and all(
     (array := tensors[name]) is not None and has_shape(array, shape)
@@ -175,7 +205,3 @@ def count_logits(tensors: Tensors) -> int:
     if (bias := tensors.get(name)) is not None and bias.ndim == 1:
       return int(bias.size)
   return 0
-
-
-def _is_head(name: str) -> bool:
-  return name.startswith(("fc.", "head."))

@@ -10,7 +10,7 @@ import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import jax
 import numpy as np
@@ -25,20 +25,27 @@ from resnet_jax.models.resnet import ResNet, as_resnet, init_head
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.models.variables import Variables
+from resnet_jax.runtime.arrays import PRNGKeyArray
 from resnet_jax.runtime.atomic_files import replacing
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import check_named, check_same, describe
-from resnet_jax.weights.detectors import load_detector
-from resnet_jax.weights.fitting import count_logits, describe_segmenter, fitting
-from resnet_jax.weights.foreign_names import to_segmenter, to_timm
+from resnet_jax.weights.fitting import (
+  count_logits,
+  describe_detector,
+  describe_segmenter,
+  fitting,
+  is_detector,
+)
+from resnet_jax.weights.foreign_names import to_detector, to_segmenter, to_timm
 from resnet_jax.weights.from_torch import as_dtype, find_problems, to_variables
 from resnet_jax.weights.location import find
 from resnet_jax.weights.metadata import read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
   Tensors,
+  Translate,
   at,
   few,
   read_tensors,
@@ -84,45 +91,41 @@ def load(
     FileNotFoundError: there is no such file.
   """
   path = find(path)
-  if isinstance(model, RetinaNet):
-    return load_detector(path, model, head, ema, new_head)
-  translate = to_timm
-  if isinstance(model, Segmenter):
-    as_resnet(model.net, "segmenters")
-    translate = to_segmenter
+  if isinstance(model, Segmenter | RetinaNet):
+    kind = _SEGMENTER if isinstance(model, Segmenter) else _DETECTOR
+    as_resnet(model.net, kind.purpose)
   else:
-    model = as_resnet(model, "files of weights")
+    kind = _CLASSIFIER
+    model = as_resnet(model, kind.purpose)
     _check_architecture(path, model)
-  tensors, problems = read_tensors(path, ema, translate=translate)
+  tensors, problems = read_tensors(path, ema, translate=kind.translate)
   all_tensors = dict(tensors)
   wanted, names = wanted_by(model, tensors)
   left_out = {}
   if not head or new_head:
-    left_out = {name: keys for name, keys in names.items() if keys[-2] == "head"}
+    end = slice(-1 - len(kind.last), -1)
+    left_out = {name: keys for name, keys in names.items() if keys[end] == kind.last}
     for name in left_out:
       names.pop(name)
       tensors.pop(name, None)
   problems = [*few(problems), *find_problems(tensors, wanted, names)]
   if problems:
-    if isinstance(model, Segmenter):
-      problems += _advice_on_segmenter(all_tensors, model)
-    else:
-      problems += _advice(all_tensors, model, head)
+    problems += kind.advise(all_tensors, model, head)
     raise UserError(
       f"{path} does not fit the model: {'; '.join(problems)}. It must be a state dict "
-      "of floating-point tensors for this architecture and number of classes"
+      f"of floating-point tensors for this {kind.what} and number of classes"
     )
   variables = to_variables(tensors, wanted, names)
   if new_head:
-    warn(f"the head for {model.num_classes} classes is new, and not trained")
+    warn(f"the {kind.layer} for {model.num_classes} classes is new, and not trained")
     for i, (*parents, layer) in enumerate(sorted({k[:-1] for k in left_out.values()})):
-      inputs, _ = at(wanted, (*parents, layer))["kernel"].shape
-      new = init_head(jax.random.key(i), inputs, model.num_classes)
+      shape = at(wanted, (*parents, layer))["kernel"].shape
+      new = kind.init_last(model, jax.random.key(i), shape)
       at(variables, tuple(parents))[layer] = new
   return variables
 
 
-def _advice(tensors: Tensors, model: ResNet, head: bool) -> list[str]:
+def _advise(tensors: Tensors, model: Any, head: bool) -> list[str]:
   """Returns what to do with a file that does not fit, perhaps nothing."""
   names = fitting(tensors)
   if names and describe(model)["name"] not in names:
@@ -136,12 +139,71 @@ def _advice(tensors: Tensors, model: ResNet, head: bool) -> list[str]:
   ]
 
 
-def _advice_on_segmenter(tensors: Tensors, model: Segmenter) -> list[str]:
+def _advise_on_segmenter(tensors: Tensors, model: Any, head: bool) -> list[str]:
+  del head
   size, call = describe_segmenter(tensors)
   advice = [f"the file is for {call}"] if call else []
   if size not in (0, model.num_classes):
     advice.append("new_head=True makes new last layers for other classes")
   return advice
+
+
+def _advise_on_detector(tensors: Tensors, model: Any, head: bool) -> list[str]:
+  del head
+  size, names = describe_detector(tensors)
+  if not is_detector(model, tensors):
+    return [f"it fits {', '.join(names)}"] if names else []
+  if size == model.num_classes:
+    return []
+  return [
+    f"its head has {size} classes, not {model.num_classes}: new_head=True makes a new "
+    "last layer for them"
+  ]
+
+
+def _init_dense(model: Any, key: PRNGKeyArray, shape: tuple[int, ...]) -> Any:
+  return init_head(key, shape[0], model.num_classes)
+
+
+def _init_convolution(model: Any, key: PRNGKeyArray, shape: tuple[int, ...]) -> Any:
+  del shape
+  return model.init_head(key)
+
+
+class _Kind(NamedTuple):
+  """What `load` does with a kind of network.
+
+  Attributes:
+    purpose: see `as_resnet`.
+    translate: see `read_tensors`.
+    what: what a file must be for, in a message.
+    layer: name of the layers that depend on the number of classes, in a message.
+    last: the end of the paths of these layers.
+    init_last: (model, key, shape of the kernel) -> new parameters of such a layer.
+    advise: (tensors, model, head) -> what to do with a file that does not fit.
+  """
+
+  purpose: str
+  translate: Translate
+  what: str
+  layer: str
+  last: tuple[str, ...]
+  init_last: Callable[[Any, PRNGKeyArray, tuple[int, ...]], Any]
+  advise: Callable[[Tensors, Any, bool], list[str]]
+
+
+_CLASSIFIER = _Kind(
+  *("files of weights", to_timm, "architecture", "head"),
+  *(("head",), _init_dense, _advise),
+)
+_SEGMENTER = _Kind(
+  *("segmenters", to_segmenter, "architecture", "head"),
+  *(("head",), _init_dense, _advise_on_segmenter),
+)
+_DETECTOR = _Kind(
+  *("detectors", to_detector, "detector", "last layer"),
+  *(RetinaNet.HEAD, _init_convolution, _advise_on_detector),
+)
 
 
 def save(

@@ -12,7 +12,7 @@ from resnet_jax.models.variables import Variables, abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn
 from resnet_jax.weights import keras_file, state_dict, torch_checkpoint
-from resnet_jax.weights.foreign_names import FIRST_KERNELS, to_timm
+from resnet_jax.weights.foreign_names import BODY, FIRST_KERNELS, to_timm
 from resnet_jax.weights.location import KERAS_SUFFIXES
 from resnet_jax.weights.shards import INDEX, shards
 from resnet_jax.weights.torch_names import Network, torch_names
@@ -117,14 +117,15 @@ def wanted_by(
   The network takes images with the channels of the first convolution in `tensors`.
   """
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-  wanted = abstract_variables(model, (32, 32, channels(tensors)), device)
+  wanted = abstract_variables(model, (32, 32, _channels(tensors)), device)
   return wanted, torch_names(model, wanted)
 
 
-def channels(tensors: Tensors, prefix: str = "") -> int:
-  """Returns the channels of the images that the tensors under a prefix are for."""
+def _channels(tensors: Tensors) -> int:
+  """Returns the channels of the images that the first convolution takes."""
   for name in FIRST_KERNELS:
-    kernel = tensors.get(prefix + name, tensors.get(f"backbone.{name}"))
+    places = (prefix + name for prefix in ("", "backbone.", BODY))
+    kernel = next((tensors[place] for place in places if place in tensors), None)
     # Images have few channels. A huge number would make other shapes huge too.
     if kernel is not None and kernel.ndim == 4 and 0 < kernel.shape[1] < 1000:
       return int(kernel.shape[1])

@@ -1,8 +1,7 @@
 """The names in PyTorch of each parameter and statistic of a network.
 
 They are torchvision's names. Parts that only timm has (squeeze-excite, deep stems,
-pooled shortcuts, pre-activation) have timm's names. The rest has names of our own. The
-names of detectors are in `detectors.py`.
+pooled shortcuts, pre-activation) have timm's names. The rest has names of our own.
 """
 
 import re
@@ -12,10 +11,12 @@ from typing import Any
 
 import jax
 
+from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.segmentation import Segmenter
+from resnet_jax.weights.foreign_names import BODY
 
-Network = ResNet | Segmenter
+Network = ResNet | Segmenter | RetinaNet
 Path = tuple[str, ...]
 
 # The name of the last part of a path.
@@ -50,6 +51,13 @@ _DEEP_STEM = {
 
 # The parts of a segmentation network by their names in torchvision.
 _PARTS = {"backbone": "backbone", "head": "classifier", "aux_head": "aux_classifier"}
+# Those of a detector.
+_BRANCHES = {
+  "classes": ("classification_head", "cls_logits"),
+  "boxes": ("regression_head", "bbox_reg"),
+}
+_FPN = {"lateral": "inner_blocks", "output": "layer_blocks"}
+_EXTRA = {"conv1": "p6", "conv2": "p7"}
 
 
 def torch_names(model: Network, variables: Any) -> dict[str, Path]:
@@ -62,6 +70,8 @@ def torch_names(model: Network, variables: Any) -> dict[str, Path]:
   """
   if isinstance(model, Segmenter):
     return _segmenter_names(model, variables)
+  if isinstance(model, RetinaNet):
+    return _detector_names(model, variables)
   name_module = _preact_module if model.pre_activation else _module
   if not model.pre_activation and _pools(model):
     name_module = partial(_module, pooled=True)
@@ -75,7 +85,7 @@ def torch_names(model: Network, variables: Any) -> dict[str, Path]:
 def _segmenter_names(model: Segmenter, variables: Any) -> dict[str, Path]:
   names = {}
   for part, prefix in _PARTS.items():
-    inside = {key: tree[part] for key, tree in variables.items() if part in tree}
+    inside = _part(variables, part)
     if part == "backbone":
       found = torch_names(model.net, inside)
     else:
@@ -83,6 +93,10 @@ def _segmenter_names(model: Segmenter, variables: Any) -> dict[str, Path]:
     for name, (collection, *rest) in found.items():
       names[f"{prefix}.{name}"] = (collection, part, *rest)
   return names
+
+
+def _part(variables: Any, name: str) -> Any:
+  return {key: tree[name] for key, tree in variables.items() if name in tree}
 
 
 def _head_names(variables: Any) -> dict[str, Path]:
@@ -113,6 +127,43 @@ def _head_layer(name: str, layers: Collection[str]) -> str:
       **{"conv": "1", "bn": "2", "head": "4"},
     }
   return known.get(name, name)
+
+
+def _detector_names(model: RetinaNet, variables: Any) -> dict[str, Path]:
+  body = torch_names(model.net, _part(variables, "backbone"))
+  names = {
+    BODY + name: (collection, "backbone", *rest)
+    for name, (collection, *rest) in body.items()
+  }
+  params = variables["params"]
+  finest = min(_number(name) for name in params["fpn"] if name != "extra")
+  for path, _ in jax.tree_util.tree_leaves_with_path(variables):
+    _collection, part, *module, leaf = keys = tuple(key.key for key in path)
+    if part == "fpn":
+      name = f"backbone.fpn.{_pyramid_layer(module, finest)}"
+    elif part == "head":
+      branch, layer = module
+      # Without a norm, the bias after a convolution is the convolution's own.
+      has_norm = "scale" in params["head"][branch].get(layer, {})
+      name = f"head.{_branch_layer(branch, layer, has_norm)}"
+    else:
+      continue
+    names[f"{name}.{LEAVES[leaf]}"] = keys
+  return names
+
+
+def _pyramid_layer(module: list[str], finest: int) -> str:
+  if module[0] == "extra":
+    return f"extra_blocks.{_EXTRA[module[1]]}"
+  kind = module[0].rstrip("0123456789")
+  return f"{_FPN[kind]}.{_number(module[0]) - finest}.0"
+
+
+def _branch_layer(branch: str, layer: str, has_norm: bool) -> str:
+  head, output = _BRANCHES[branch]
+  if layer == "output":
+    return f"{head}.{output}"
+  return f"{head}.conv.{_number(layer) - 1}.{int(has_norm)}"
 
 
 def _pools(model: ResNet) -> bool:
