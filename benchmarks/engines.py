@@ -64,11 +64,14 @@ def forward_ours(model, variables, images) -> Forward:
 
   images = jax.device_put(images)
   model, variables = fold_batch_norm(model, variables)
-  choice = kernels.resolve("auto")
+  choice = kernels.resolve_for_inference(model.dtype)
   variables = kernels.traced_with(choice, pack_kernels)(model, variables, images.shape)
-  forward = compilation.jit(
-    kernels.traced_with(choice, partial(model.apply, train=False)), dtype=model.dtype
-  )
+  apply = kernels.traced_with(choice, partial(model.apply, train=False))
+  jit = partial(compilation.jit, dtype=model.dtype)
+  if compilation.are_constants(variables):  # As in `Classifier`.
+    constant = jit(partial(apply, variables))
+    return lambda: np.asarray(constant(images))
+  forward = jit(apply)
   return lambda: np.asarray(forward(variables, images))
 
 

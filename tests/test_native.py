@@ -22,6 +22,7 @@ from resnet_jax import kernels
 from resnet_jax.kernels import choice, conv, native
 from resnet_jax.kernels.native import library
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.private_folder import private_folder
 
@@ -363,7 +364,7 @@ def test_only_what_they_serve(monkeypatch):
 
 
 # Printed before each compilation.
-COMPILING = "compiling the kernels for this CPU, once; about half a minute\n"
+COMPILING = "compiling the kernels for this CPU, once; some ten seconds\n"
 
 
 def test_they_are_for_one_device(monkeypatch):
@@ -377,6 +378,14 @@ def test_they_are_for_one_device(monkeypatch):
   assert resolved == ["native", "native", "xla"]
   monkeypatch.setattr(jax, "default_backend", lambda: "tpu")
   assert kernels.resolve("auto") == "xla"
+
+
+def test_without_gradients_xla_is_for_bfloat16_where_the_processor_has_it(monkeypatch):
+  monkeypatch.setattr(choice, "resolve", lambda name: "native")
+  for flags, in_bfloat16 in (("avx2", "native"), ("amx_bf16", "xla")):
+    monkeypatch.setattr(compilation, "processor_flags", lambda flags=flags: flags)
+    assert kernels.resolve_for_inference("float32") == "native"
+    assert kernels.resolve_for_inference("bfloat16") == in_bfloat16
 
 
 def load(**variables) -> subprocess.CompletedProcess:

@@ -91,8 +91,7 @@ class Classifier:
       outputs = self._run_engine(np.asarray(images))
       return {name: jnp.asarray(array) for name, array in outputs.items()}
     folded = self.folded
-    variables = folded.packed((*images.shape[:-1], self.channels))
-    found: dict[str, Array] = folded._compiled(variables, images)
+    found: dict[str, Array] = folded._forward(images)
     return found
 
   def with_engine(self, engine: str) -> "Classifier":
@@ -138,15 +137,31 @@ class Classifier:
   def packed(self) -> Callable[[tuple[int, ...]], Variables]:
     """Image shape -> the variables as the chosen kernels read them: `pack_kernels`."""
     pack = partial(pack_kernels, self.model, self.variables)
-    return functools.lru_cache(maxsize=2)(
-      kernels.traced_with(kernels.resolve("auto"), pack)
-    )
+    return functools.lru_cache(maxsize=2)(self.with_kernels(pack))
+
+  def with_kernels(self, function: Callable[..., Any]) -> Callable[..., Any]:
+    """Wraps a function so that it uses the fastest kernels for this classifier."""
+    return kernels.traced_with(kernels.resolve_for_inference(self.dtype), function)
 
   @functools.cached_property
-  def _compiled(self) -> Callable[..., Any]:
-    return compilation.jit(
-      kernels.traced_with(kernels.resolve("auto"), self.apply), dtype=self.dtype
-    )
+  def _forward(self) -> Callable[..., Any]:
+    """`__call__` in JAX, of a folded classifier."""
+    apply = self.with_kernels(self.apply)
+    jit = partial(compilation.jit, dtype=self.dtype)
+
+    def packed(images: Array) -> Variables:
+      return self.packed((*images.shape[:-1], self.channels))
+
+    if compilation.are_constants(self.variables):
+
+      def with_constants(images: Array) -> Any:
+        with jax.ensure_compile_time_eval():
+          variables = packed(images)
+        return apply(variables, images)
+
+      return jit(with_constants)
+    compiled = jit(apply)
+    return lambda images: compiled(packed(images), images)
 
   @functools.cached_property
   def _run_engine(self) -> engines.Run:

@@ -11,7 +11,6 @@ import jax
 import numpy as np
 from jax.sharding import Mesh
 
-from resnet_jax import kernels
 from resnet_jax.data.pipelines.host_batches import HostBatch
 from resnet_jax.inference.classifier import Classifier
 from resnet_jax.models.variables import Variables
@@ -68,7 +67,7 @@ def _on_devices(
     return finish({name: found[name] for name in names})
 
   run = compilation.jit(
-    kernels.traced_with(kernels.resolve("auto"), wanted),
+    folded.with_kernels(wanted),
     dtype=folded.dtype,
     out_shardings=batch_sharding(mesh),
   )

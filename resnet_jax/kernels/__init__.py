@@ -11,7 +11,13 @@ A model calls `conv2d` and `batch_norm`. One of these kernels runs:
 """
 
 from resnet_jax.kernels.batch_norm import batch_norm, normalize
-from resnet_jax.kernels.choice import current, resolve, traced_with, use
+from resnet_jax.kernels.choice import (
+  current,
+  resolve,
+  resolve_for_inference,
+  traced_with,
+  use,
+)
 from resnet_jax.kernels.conv import conv2d
 
 __all__ = [
@@ -20,6 +26,7 @@ __all__ = [
   "current",
   "normalize",
   "resolve",
+  "resolve_for_inference",
   "traced_with",
   "use",
 ]

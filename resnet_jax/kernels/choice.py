@@ -8,8 +8,11 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 import jax
+import jax.numpy as jnp
+from jax.typing import DTypeLike
 
 from resnet_jax.kernels import native
+from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import printable
 
@@ -51,7 +54,7 @@ def traced_with(choice: str, function: Callable[..., Any]) -> Callable[..., Any]
 def why_not_native() -> str:
   """Returns why the native kernels cannot run in this process; "" if they can.
 
-  This compiles them if they are not compiled yet, which takes half a minute.
+  This compiles them if they are not compiled yet, which takes some seconds.
   """
   return _why_unsuited() or native.why_not_loaded()
 
@@ -95,3 +98,16 @@ def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
   if not _why_unsuited() and native.is_broken():
     show(f"the CPU will be slower, as {reason}")
   return "xla"
+
+
+def resolve_for_inference(dtype: DTypeLike) -> str:
+  """Returns the kernels for a network without gradients: "xla" or "native".
+
+  With batch norm folded and instructions for bfloat16, XLA takes 0.6 of the time of the
+  native kernels, which compute in float32.
+
+  Args:
+    dtype: dtype of the computation.
+  """
+  is_bfloat16 = jnp.dtype(dtype) == jnp.bfloat16
+  return "xla" if is_bfloat16 and compilation.has_bfloat16() else resolve("auto")

@@ -4,6 +4,7 @@ import os
 import subprocess
 from pathlib import Path
 
+import jax
 import pytest
 from test_native import SHAPES
 
@@ -21,7 +22,7 @@ ENVIRONMENT = os.environ | {
 def build(source: Path, program: Path, sanitizers: str) -> None:
   flags = ["-std=c++17", "-O1", "-g1", "-march=native", "-pthread", "-w"]
   flags += [f"-fsanitize={sanitizers}", "-fno-sanitize-recover=all"]
-  folders = [f"-I{HERE}", f"-I{KERNELS}"]
+  folders = [f"-I{jax.ffi.include_dir()}", f"-I{KERNELS}"]
   command = [*library._compiler(), *flags, *folders, str(source), "-o", str(program)]
   done = subprocess.run(command, capture_output=True, text=True)
   assert done.returncode == 0, done.stderr

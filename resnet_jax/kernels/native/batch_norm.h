@@ -36,7 +36,7 @@ void AddRows(const Add& add, int64_t first, int64_t last, int64_t channels, int6
 // Writes two sums over all rows for each channel. `add` adds to both what the vector at
 // an index of the arrays, and at a channel, gives.
 template <typename Add>
-void SumRows(ffi::ThreadPool& pool, int64_t size, int64_t channels, const Add& add,
+void SumRows(const ThreadPool& pool, int64_t size, int64_t channels, const Add& add,
              std::vector<double>& sums) {
   const int64_t rows = size / channels;
   const int64_t parts = std::clamp<int64_t>(size / kFloatsOfPart, 1, std::min(kParts, rows));
@@ -61,10 +61,10 @@ void SumRows(ffi::ThreadPool& pool, int64_t size, int64_t channels, const Add& a
 
 // Mean and variance of each channel.
 template <typename T>
-ffi::Error Moments(ffi::ThreadPool pool, Array<T> x, Result<float> moments) {
-  const int64_t channels = x.dimensions().back(), size = x.element_count();
+void Moments(const ThreadPool& pool, Array<T> x, Array<float> moments) {
+  const int64_t channels = x.shape.last(), size = x.shape.count();
   // Distances from some value of the channel: far from 0, squares would lose digits.
-  const T* values = x.typed_data();
+  const T* values = x.data;
   std::vector<float> origin(channels);
   Copy(values, channels, origin.data());
   std::vector<double> sums;
@@ -79,29 +79,27 @@ ffi::Error Moments(ffi::ThreadPool pool, Array<T> x, Result<float> moments) {
   const double rows = size / channels;
   for (int64_t c = 0; c < channels; ++c) {
     const double mean = sums[c] / rows, square = sums[channels + c] / rows;
-    moments->typed_data()[c] = origin[c] + mean;
-    moments->typed_data()[channels + c] = std::max(square - mean * mean, 0.0);
+    moments.data[c] = origin[c] + mean;
+    moments.data[channels + c] = std::max(square - mean * mean, 0.0);
   }
-  return ffi::Error::Success();
 }
 
 // Sums of the gradient, and of the gradient times x's distance from its mean.
 template <typename T>
-ffi::Error GradientSums(ffi::ThreadPool pool, Array<T> x, Array<float> mean, Array<T> dy,
-                        Result<float> result) {
-  const T *values = x.typed_data(), *gradient = dy.typed_data();
-  const float* means = mean.typed_data();
+void GradientSums(const ThreadPool& pool, Array<T> x, Array<float> mean, Array<T> dy,
+                  Array<float> result) {
+  const T *values = x.data, *gradient = dy.data;
+  const float* means = mean.data;
   std::vector<double> sums;
   SumRows(
-      pool, x.element_count(), x.dimensions().back(),
+      pool, x.shape.count(), x.shape.last(),
       [=](int64_t i, int64_t c, Vector& a, Vector& b) {
         const Vector g = Load(gradient + i);
         a += g;
         b += g * (Load(values + i) - Load(means + c));
       },
       sums);
-  std::copy(sums.begin(), sums.end(), result->typed_data());
-  return ffi::Error::Success();
+  std::copy(sums.begin(), sums.end(), result.data);
 }
 
 }  // namespace

@@ -16,7 +16,7 @@ constexpr int64_t kRowsInCache = 48 * 1024, kImagesInCache = 96 * 1024;
 // Pixels of the smallest blocks: each reads the kernel anew.
 constexpr int64_t kFewPixels = 96;
 // Multiplications of a convolution that is not worth a second thread.
-constexpr int64_t kSmall = 1024 * 1024;
+constexpr int64_t kSmall = 256 * 1024;
 // Floats of a panel of the kernel that the first cache holds, and of one of its lines.
 constexpr int64_t kPanelInCache = 4 * 1024, kCacheLine = 16;
 
@@ -34,8 +34,8 @@ struct Conv {
   bool IsPointwise() const { return kh == 1 && kw == 1 && padding == 0; }
 };
 
-Conv Describe(ffi::Span<const int64_t> in, ffi::Span<const int64_t> kernel, ffi::Span<const int64_t> y,
-              int64_t stride, int64_t padding) {
+Conv Describe(const Shape& in, const Shape& kernel, const Shape& y, int64_t stride,
+              int64_t padding) {
   return {in[0], in[1], in[2], in[3], y[1], y[2], y[3], kernel[0], kernel[1], stride, padding};
 }
 
@@ -238,7 +238,7 @@ void FindPixels(const Conv& whole, const Conv& conv, const T* x, int64_t n0, int
 
 // `ready` is the kernel as panels, see `pack` below; if it is null, `kernel` is packed here.
 template <typename T>
-void ConvForward(ffi::ThreadPool& pool, const Conv& whole, const T* x, const T* kernel,
+void ConvForward(const ThreadPool& pool, const Conv& whole, const T* x, const T* kernel,
                  const float* ready, const Output& output) {
   // Pixels that are convolved alone are rows of one image.
   const int64_t all = whole.n * whole.out_h * whole.out_w;
@@ -252,13 +252,13 @@ void ConvForward(ffi::ThreadPool& pool, const Conv& whole, const T* x, const T* 
   const int64_t most = std::max(kRowsInCache / (row_size * conv.stride), kFewPixels / conv.out_w);
   const int64_t least = CeilDiv(conv.out_h, std::clamp<int64_t>(most, 1, conv.out_h));
   // More blocks if threads would else be idle at the end.
-  const int64_t tasks = all * taps * conv.f < kSmall ? 1 : 4 * Threads(pool);
+  const int64_t tasks = all * taps * conv.f < kSmall ? 1 : 4 * pool.threads();
   const int64_t wanted = std::min(CeilDiv(tasks, conv.n), conv.out_h * conv.out_w / kFewPixels);
   const int64_t rows = CeilDiv(conv.out_h, std::max(least, wanted));
   const int64_t blocks = CeilDiv(conv.out_h, rows);
   const int64_t copy_size = conv.in_rows(rows) * row_size;
   const int64_t images = std::clamp<int64_t>(
-      blocks > 1 ? 1 : kImagesInCache / copy_size, 1, CeilDiv(conv.n, Threads(pool)));
+      blocks > 1 ? 1 : kImagesInCache / copy_size, 1, CeilDiv(conv.n, pool.threads()));
   const int64_t groups = CeilDiv(conv.n, images) * blocks;
   // Few groups are also split by the channels of the output.
   const int64_t splits = std::min(panels.count, CeilDiv(tasks, groups));

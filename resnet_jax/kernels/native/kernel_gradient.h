@@ -85,10 +85,9 @@ void GradientOfFeatures(const Conv& conv, const Pixels& pixels, float* gradient)
 }
 
 template <typename T>
-ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int64_t stride,
-                              int64_t padding, Result<float> gradient) {
-  const Conv conv =
-      Describe(x.dimensions(), gradient->dimensions(), dy.dimensions(), stride, padding);
+void ConvKernelGradient(const ThreadPool& pool, Array<T> x, Array<T> dy, int64_t stride,
+                        int64_t padding, Array<float> gradient) {
+  const Conv conv = Describe(x.shape, gradient.shape, dy.shape, stride, padding);
   const int vectors = conv.f % (2 * kLanes) == 0 ? 2 : 1;
   const int64_t panel = vectors * kLanes, taps = conv.kh * conv.kw, size = conv.taps() * conv.f;
   // Parts of the gradient that stay in the cache; and images are split so that there is
@@ -100,7 +99,7 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int
   const int64_t parts = c_parts * f_parts;
   const int64_t splits = std::clamp<int64_t>(
       std::min(CeilDiv(kTasks, parts), kPartialGradients / size), 1, conv.n);
-  float *others = Scratch<kPartial>((splits - 1) * size), *out = gradient->typed_data();
+  float *others = Scratch<kPartial>((splits - 1) * size), *out = gradient.data;
 
   ParallelFor(pool, parts * splits, [&](int64_t task) {
     const int64_t split = task % splits, part = task / splits;
@@ -127,12 +126,12 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int
             cs, fs, std::min(images, end - n), std::min(rows, conv.out_h - first), image_size,
             copies, packed};
         for (int64_t i = 0; i < pixels.images; ++i) {
-          CopyPadded(conv, x.typed_data() + (n + i) * conv.h * conv.w * conv.c, first,
+          CopyPadded(conv, x.data + (n + i) * conv.h * conv.w * conv.c, first,
                      pixels.rows, c0, cs, cs, copies + i * image_size);
         }
         // Of several images these are all rows, so they are neighbours.
         const T* from =
-            dy.typed_data() + (n * conv.out_h + first) * conv.out_w * conv.f + f0;
+            dy.data + (n * conv.out_h + first) * conv.out_w * conv.f + f0;
         const int64_t count = pixels.images * pixels.rows * conv.out_w;
         for (int64_t f = 0; f < fs; f += panel) {
           for (int64_t i = 0; i < count; ++i) {
@@ -147,7 +146,7 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int
       std::memcpy(to + (i / cs * conv.c + i % cs) * conv.f, sums + i * fs, 4 * fs);
     }
   });
-  if (splits == 1) return ffi::Error::Success();
+  if (splits == 1) return;
   const int64_t pieces = CeilDiv(size, kRowsInCache);
   ParallelFor(pool, pieces, [&](int64_t piece) {
     for (int64_t s = 0; s + 1 < splits; ++s) {
@@ -156,7 +155,6 @@ ffi::Error ConvKernelGradient(ffi::ThreadPool pool, Array<T> x, Array<T> dy, int
       }
     }
   });
-  return ffi::Error::Success();
 }
 
 }  // namespace

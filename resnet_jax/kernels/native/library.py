@@ -28,7 +28,7 @@ from resnet_jax.runtime.private_folder import cache_dir, is_private, private_fol
 from resnet_jax.runtime.terminal import printable
 
 _SOURCE = Path(__file__).with_name("kernels.cc")
-# Half a minute is usual. A compiler that hangs must not stop a run for ever.
+# Ten seconds are usual. A compiler that hangs must not stop a run for ever.
 _COMPILE_LIMIT_S = 300
 _DAY_S = 24 * 3600
 
@@ -160,9 +160,7 @@ def _compile_and_keep(command: list[str], library: Path) -> None:
 
 
 def _compile(command: list[str], library: Path) -> None:
-  print(
-    "compiling the kernels for this CPU, once; about half a minute", file=sys.stderr
-  )
+  print("compiling the kernels for this CPU, once; some ten seconds", file=sys.stderr)
   log = library.with_name("log")
   try:
     # The output goes to a file, as a helper process of the compiler could keep a pipe

@@ -16,17 +16,9 @@
 #include <mutex>
 #include <type_traits>
 
-#include "xla/ffi/api/ffi.h"
+#include "call.h"
 
 namespace {
-
-namespace ffi = xla::ffi;
-// An array's numbers are float, or bfloat16: the upper half of a float.
-using Half = uint16_t;
-template <typename T>
-using Array = ffi::Buffer<std::is_same_v<T, Half> ? ffi::BF16 : ffi::F32>;
-template <typename T>
-using Result = ffi::Result<Array<T>>;
 
 // Floats of a vector, and how many vectors of sums leave registers for the factors.
 #if defined(__AVX512F__)
@@ -86,11 +78,6 @@ int64_t CeilDiv(int64_t a, int64_t b) { return (a + b - 1) / b; }
 // Size of parts that are about equal, each of at most `most`.
 int64_t Even(int64_t whole, int64_t most) { return CeilDiv(whole, CeilDiv(whole, most)); }
 
-// XLA says 0 where it cannot tell.
-int64_t Threads(const ffi::ThreadPool& pool) {
-  return std::max<int64_t>(1, pool.num_threads());
-}
-
 // How often a thread looks whether others are done before it sleeps: some 50 microseconds.
 constexpr int kSpins = 1000;
 inline void Pause() {
@@ -102,7 +89,7 @@ inline void Pause() {
 }
 
 // Runs task(0) ... task(count - 1) on the pool's threads and on this one.
-void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_t)> task) {
+void ParallelFor(const ThreadPool& pool, int64_t count, std::function<void(int64_t)> task) {
   struct State {
     std::function<void(int64_t)> task;
     int64_t count;
@@ -125,7 +112,7 @@ void ParallelFor(ffi::ThreadPool& pool, int64_t count, std::function<void(int64_
   auto state = std::make_shared<State>();
   state->task = std::move(task);
   state->count = count;
-  for (int64_t i = 1; i < std::min(Threads(pool), count); ++i) {
+  for (int64_t i = 1; i < std::min(pool.threads(), count); ++i) {
     pool.Schedule([state] { state->Work(); });
   }
   state->Work();

@@ -17,6 +17,7 @@ constexpr int64_t kPlaces = 16;
 constexpr int64_t kTransformedInCache = 96 * 1024, kManyTiles = 64, kFewTiles = 16;
 // Tiles and channels for which the products that are saved are worth the transformations.
 constexpr int64_t kEnoughTiles = 16, kWide = 32;
+constexpr int64_t kFeaturesOfTask = 32;
 
 // `pack` in Python must agree.
 bool IsForWinograd(const Conv& conv) {
@@ -98,7 +99,7 @@ void TransformSums(const float* places, int64_t step, Vector pixels[4]) {
 
 // As `ConvForward`; `ready` is the transformed kernel, see `packed` below.
 template <typename T>
-void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
+void WinogradForward(const ThreadPool& pool, const Conv& conv, const T* x, const T* kernel,
                      const float* ready, const Output& output) {
   const int64_t tiles_h = CeilDiv(conv.out_h, 2), tiles_w = CeilDiv(conv.out_w, 2);
   const int64_t tiles = conv.n * tiles_h * tiles_w;
@@ -109,7 +110,7 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
   const int64_t most =
       std::max(kManyTiles, kTransformedInCache / (kPlaces * std::max(conv.c, conv.f)));
   const int64_t part =
-      Even(tiles, std::clamp(CeilDiv(tiles, Threads(pool)), kFewTiles, most));
+      Even(tiles, std::clamp(CeilDiv(tiles, pool.threads()), kFewTiles, most));
   const Panels panels(product);
   const int64_t panel = panels.panel;
 
@@ -129,10 +130,11 @@ void WinogradForward(ffi::ThreadPool& pool, const Conv& conv, const T* x, const 
     packed = shared;
   }
 
-  // Few parts are also split by the channels of the output; each task transforms the images.
-  const int64_t parts = CeilDiv(tiles, part);
-  const int64_t splits =
-      parts < Threads(pool) ? std::min(panels.count, CeilDiv(2 * Threads(pool), parts)) : 1;
+  // Few parts are also split by the channels of the output. Each task transforms the images,
+  // so there are two for each thread only if the products take far longer than that.
+  const int64_t parts = CeilDiv(tiles, part), threads = pool.threads();
+  const int64_t tasks = std::clamp(conv.f / kFeaturesOfTask, threads, 2 * threads);
+  const int64_t splits = parts < threads ? std::min(panels.count, CeilDiv(tasks, parts)) : 1;
   ParallelFor(pool, parts * splits, [&](int64_t task) {
     const int64_t split = task % splits;
     const int64_t p0 = panels.count * split / splits, p1 = panels.count * (split + 1) / splits;
