@@ -112,7 +112,7 @@ def _overlaps(
   common = np.prod((high - low).clip(0), axis=2)
   area, true_area = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (boxes, truth))
   whole = np.where(crowd, area[:, None], area[:, None] + true_area - common)
-  overlap = np.zeros_like(common)
+  overlap: np.ndarray = np.zeros_like(common)
   np.divide(common, whole, out=overlap, where=common > 0)
   return overlap
 
