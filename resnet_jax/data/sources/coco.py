@@ -35,6 +35,7 @@ class BoxedFiles:
     category_ids: COCO's own id of each class.
     label: dtype and shape of the boxes of an image.
     max_boxes: the largest number of boxes of an image, at least 1.
+    sizes: int32 [N, 2], width and height of the images, in pixels.
     left_out: a text for each kind of boxes and images that were left out.
   """
 
@@ -53,7 +54,7 @@ class BoxedFiles:
 
     Args:
       files: the N images.
-      sizes: int [N, 2], width and height in pixels.
+      sizes: see the attribute.
       boxes: float32 [M, 6], in the order of the images.
       counts: int [N], the number of boxes of each image.
       categories: name of each category id, in the order of the classes.
@@ -64,7 +65,7 @@ class BoxedFiles:
     self.max_boxes = int(counts.max())
     self.left_out = tuple(left_out)
     # A few arrays, however many images: quick to send to worker processes.
-    self._files, self._sizes, self._boxes = files, sizes, boxes
+    self._files, self.sizes, self._boxes = files, sizes, boxes
     self._ends = np.cumsum([0, *counts])
 
   def __len__(self) -> int:
@@ -92,7 +93,7 @@ class BoxedFiles:
     content, _ = self._files[index]
     with image_errors():
       size = upright_size(open_image(content, sys.maxsize))
-    stated = tuple(self._sizes[index].tolist())
+    stated = tuple(self.sizes[index].tolist())
     if size != stated:
       # Its boxes would be at wrong places.
       raise ImageError(
