@@ -92,25 +92,26 @@ def resized_box(
 
 
 def resize_exactly(
-  image: np.ndarray, box: Box, size: int, interpolation: str
+  image: np.ndarray, box: Box, size: int | tuple[int, int], interpolation: str
 ) -> np.ndarray:
   """Resizes a part of an image with antialiasing, as Pillow and torchvision do.
 
   Args:
     image: [H, W, C] uint8 or uint16.
     box: the part to resize.
-    size: side of the result, in pixels.
+    size: side of the result, or its (width, height), in pixels.
     interpolation: "bilinear" or "bicubic".
 
   Returns:
-    [size, size, C] of the same dtype, rounded.
+    [size, size, C] or [height, width, C] of the same dtype, rounded.
   """
+  shape = (size, size) if isinstance(size, int) else size
   left, top, width, height = box
   method = Image.Resampling[interpolation.upper()]
   corners = (left, top, left + width, top + height)
 
   def resize(pixels: np.ndarray) -> np.ndarray:
-    return np.asarray(Image.fromarray(pixels).resize((size, size), method, corners))
+    return np.asarray(Image.fromarray(pixels).resize(shape, method, corners))
 
   if image.dtype == np.uint8 and image.shape[2] == 3:
     return resize(image)
