@@ -1,0 +1,161 @@
+"""Turns an image and its boxes into a square with the same part of the picture.
+
+The part is scaled until its long side is that of the square, lies at the top left, and
+the rest is grey. Boxes are rows x0, y0, x1, y1, class, crowd, see `LabelSpec`.
+Letters: S side of the square, C channels, M rows, n boxes of one image.
+"""
+
+import dataclasses
+import math
+
+import numpy as np
+
+from resnet_jax.data import LabelSpec
+from resnet_jax.data.images.crops import PixelBox, resize_exactly
+from resnet_jax.data.images.decode import decode, open_image, upright_size
+from resnet_jax.data.images.errors import ImageError, image_errors
+from resnet_jax.data.images.pixels import RGB8, PixelFormat
+from resnet_jax.runtime.arrays import Float32, Num
+
+# Grey of the padding, as a fraction of white: the mean colour of ImageNet. torchvision
+# pads normalised images with 0, which is the mean colour too.
+PADDING = 0.45
+# A box of which a random crop leaves less than this fraction is left out.
+_LEAST_VISIBLE = 0.1
+
+
+def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
+  """Returns (width, height) after scaling the long side to `side`, at least 1 pixel."""
+  scale = side / max(width, height)
+  return max(1, round(width * scale)), max(1, round(height * scale))
+
+
+def boxes_in_image(
+  boxes: Num[np.ndarray, "n 4"], width: int, height: int, side: int
+) -> Float32[np.ndarray, "n 4"]:
+  """Maps boxes in the square of a whole image back to the image's own pixels.
+
+  Args:
+    boxes: x0, y0, x1, y1 in pixels of the square.
+    width: width of the upright image, see `upright_size`, in pixels.
+    height: its height.
+    side: S.
+
+  Returns:
+    x0, y0, x1, y1, clipped to the image.
+  """
+  new_width, new_height = fitted_size(width, height, side)
+  scale = np.array([width / new_width, height / new_height] * 2)
+  found: np.ndarray = (boxes * scale).clip(0, [width, height] * 2).astype(np.float32)
+  return found
+
+
+@dataclasses.dataclass(frozen=True)
+class BoxedTransform:
+  """Scales an image and its boxes into a square; may crop and mirror at random.
+
+  The defaults are those of evaluation. torchvision's preset "hflip" only mirrors.
+
+  Attributes:
+    size: side of the square, S.
+    max_boxes: rows of the label, M: the largest number of boxes of an image.
+    interpolation: "bilinear" or "bicubic", antialiased.
+    max_pixels: see `open_image`.
+    pixels: the pixels of the images.
+    flip: whether a random half of the images are mirrored left to right.
+    min_area: the part is what a square window shows, whose area is a random fraction,
+      from `min_area` to 1, of the square around the image; 1 shows the whole image.
+      Boxes are clipped to the part. Those that lose 90% of their area are left out.
+  """
+
+  size: int
+  max_boxes: int
+  interpolation: str
+  max_pixels: int
+  pixels: PixelFormat = RGB8
+  flip: bool = False
+  min_area: float = 1.0
+
+  @property
+  def label(self) -> LabelSpec:
+    """Dtype and shape of the label: float32 (M, 6)."""
+    return LabelSpec(np.dtype(np.float32), (self.max_boxes, 6))
+
+  def pair(
+    self, data: bytes, label: Float32[np.ndarray, "n 6"], rng: np.random.Generator
+  ) -> tuple[np.ndarray, Float32[np.ndarray, "m 6"]]:
+    """Maps the content of a file and its boxes to those of the square.
+
+    Args:
+      data: content of an image file.
+      label: boxes in pixels of the upright image.
+      rng: source of randomness; not used if the transform is not random.
+
+    Returns:
+      Pixels [S, S, C] of `pixels.dtype`, and boxes in pixels of the square. The last
+      rows are padding, with the class -1.
+
+    Raises:
+      ImageError: see `decode`; or a box is not within the image.
+      ValueError: there are more than `max_boxes` boxes.
+    """
+    if len(label) > self.max_boxes:
+      raise ValueError(f"{len(label)} boxes are more than max_boxes={self.max_boxes}")
+    with image_errors():
+      head = open_image(data, self.max_pixels)
+      width, height = upright_size(head)
+      _check_boxes(label, width, height)
+      part = self._part(width, height, rng)
+      image = decode(data, head, 1, self.pixels)
+      size = fitted_size(*part[2:], self.size)
+      image = resize_exactly(image, part, size, self.interpolation)
+    boxes = _move(label, part, size)
+    if self.flip and rng.random() < 0.5:
+      image = image[:, ::-1]
+      boxes[:, [0, 2]] = size[0] - boxes[:, [2, 0]]
+    rows = np.zeros((self.max_boxes, 6), np.float32)
+    rows[:, 4] = -1
+    rows[: len(boxes)] = boxes
+    return self._padded(image), rows
+
+  def _part(self, width: int, height: int, rng: np.random.Generator) -> PixelBox:
+    """Draws the part of the image that becomes the square."""
+    if self.min_area >= 1:
+      return 0, 0, width, height
+    window = round(max(width, height) * math.sqrt(rng.uniform(self.min_area, 1)))
+    # An image that is narrower than the window is padded, and not moved in it.
+    w, h = (max(1, min(window, side)) for side in (width, height))
+    left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
+    return int(left), int(top), w, h
+
+  def _padded(self, image: np.ndarray) -> np.ndarray:
+    """Returns [S, S, C] with the image at the top left."""
+    height, width, channels = image.shape
+    grey = round(PADDING * np.iinfo(image.dtype).max)
+    square = np.full((self.size, self.size, channels), grey, image.dtype)
+    square[:height, :width] = image
+    return square
+
+
+def _check_boxes(rows: np.ndarray, width: int, height: int) -> None:
+  """Raises `ImageError` if a box does not lie within the image or has no area."""
+  low, high = rows[:, :2], rows[:, 2:4]
+  fits = (low >= 0) & (low < high) & (high <= np.array([[width, height]]))
+  for index in np.flatnonzero(~fits.all(axis=1))[:1]:
+    box = rows[index, :4].tolist()
+    raise ImageError(
+      f"its box {box} (x0, y0, x1, y1) must have an area and lie within its "
+      f"{width}x{height} pixels"
+    )
+
+
+def _move(rows: np.ndarray, part: PixelBox, size: tuple[int, int]) -> np.ndarray:
+  """Returns the boxes that are visible in a part of the image, in pixels of `size`."""
+  left, top, width, height = part
+  corners = rows[:, :4].astype(np.float64) - [left, top, left, top]
+  clipped = corners.clip(0, [width, height, width, height])
+  areas = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (clipped, corners))
+  kept = np.divide(*areas) >= _LEAST_VISIBLE
+  scaled = clipped * np.array([size[0] / width, size[1] / height] * 2)
+  moved: np.ndarray = np.column_stack([scaled, rows[:, 4:]])[kept]
+  return moved
