@@ -7,7 +7,8 @@ import pytest
 from arrays import normal
 
 from resnet_jax.runs.metrics import add_metrics, summarize
-from resnet_jax.training.tasks import Classification, compute_metrics, zero_metrics
+from resnet_jax.training.task_metrics import compute_metrics, zero_metrics
+from resnet_jax.training.tasks import Classification
 
 TASK = Classification(7)
 

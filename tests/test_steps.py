@@ -24,7 +24,7 @@ from resnet_jax.runtime.mesh import (
   split_over_devices,
   split_updates,
 )
-from resnet_jax.training import batch_stats, steps
+from resnet_jax.training import batch_stats, eval_steps, steps
 from resnet_jax.training.averages import Ema
 from resnet_jax.training.state import StateInit, TrainState
 from resnet_jax.training.tasks import Classification
@@ -67,7 +67,7 @@ class Setup:
     }
     options = {"state_sharding": init.sharding()} | options
     self.train_chunk = steps.compile_train_chunk(**options, **kwargs)
-    self.eval_chunk = steps.compile_eval_chunk(apply_fn=model.apply, **kwargs)
+    self.eval_chunk = eval_steps.compile_eval_chunk(apply_fn=model.apply, **kwargs)
     feeds = [feed for feed, _ in self.dataset.eval_chunks()]
     order = jnp.concatenate([feed.order for feed in feeds])
     self.feed, self.batches = dataclasses.replace(feeds[0], order=order), len(feeds)

@@ -19,7 +19,8 @@ from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runtime.arrays import Array, Float, Float32
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.tasks import Classification, compute_metrics
+from resnet_jax.training.task_metrics import compute_metrics
+from resnet_jax.training.tasks import Classification
 
 _NORM = re.compile(r"bn\d*")
 

@@ -25,22 +25,43 @@ from resnet_jax.runtime.errors import UserError
 class LabelSpec:
   """Dtype and shape of the label of one image.
 
-  A class is int32 () in [0, K), several classes are bool [K], numbers are float32 [K].
+  - "class": int32 () in [0, K).
+  - "classes": bool [K].
+  - "numbers": float32 [K].
+  - "mask": uint8 [H, W], the class of each pixel, or 255 for a pixel that is ignored.
+  - "boxes": float32 [M, 6]. A row has x0, y0, x1, y1 in pixels, the class, and 1 for a
+    crowd (several objects, which are no targets) or 0. The last rows are padding, with
+    the class -1.
+
+  None in `shape` is a size that depends on the image.
   """
 
   dtype: np.dtype[Any]
-  shape: tuple[int, ...]
+  shape: tuple[int | None, ...]
 
   @classmethod
   def of(cls, kind: str, num_classes: int) -> "LabelSpec":
     """Returns the spec of a value of `DataConfig.labels`."""
-    dtype = {"class": np.int32, "classes": np.bool_, "numbers": np.float32}[kind]
-    return cls(np.dtype(dtype), () if kind == "class" else (num_classes,))
+    specs: dict[str, tuple[type[Any], tuple[int | None, ...]]] = {
+      "class": (np.int32, ()),
+      "classes": (np.bool_, (num_classes,)),
+      "numbers": (np.float32, (num_classes,)),
+      "mask": (np.uint8, (None, None)),
+      "boxes": (np.float32, (None, 6)),
+    }
+    dtype, shape = specs[kind]
+    return cls(np.dtype(dtype), shape)
 
   @property
   def kind(self) -> str:
-    """The value of `DataConfig.labels`: "class", "classes" or "numbers"."""
-    return {"b": "classes", "f": "numbers"}.get(self.dtype.kind, "class")
+    """The value of `DataConfig.labels`."""
+    kinds = {"b1": "classes", "f1": "numbers", "u2": "mask", "f2": "boxes"}
+    return kinds.get(f"{self.dtype.kind}{len(self.shape)}", "class")
+
+  def fits(self, shape: tuple[int, ...]) -> bool:
+    """Whether an array of a shape can be such a label."""
+    pairs = zip(self.shape, shape, strict=False)
+    return len(shape) == len(self.shape) and all(a in (b, None) for a, b in pairs)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,7 +72,8 @@ class ImageArrays:
     images: uint8 [N, H, W, C], N > 0; or uint16, of which 65535 counts as 1.
     labels: one of: integers [N] in [0, K), converted to int32; bool [N, K], or integers
       0 and 1, for any number of classes an image; finite floats [N, K] or [N] for
-      regression, converted to float32 [N, K].
+      regression, converted to float32 [N, K]; uint8 [N, H, W] for masks; finite floats
+      [N, M, 6] for boxes, converted to float32. See `LabelSpec`.
     class_names: names of the K classes or numbers of the data set, in order.
 
   Raises:
@@ -70,7 +92,7 @@ class ImageArrays:
         "images must be uint8 or uint16 [N, H, W, C] with N > 0, not "
         f"{_describe(images)}"
       )
-    labels = _checked_labels(labels, len(images), len(self.class_names))
+    labels = _checked_labels(labels, images.shape[:3], len(self.class_names))
     object.__setattr__(self, "labels", labels)
     object.__setattr__(self, "class_names", tuple(self.class_names))
 
@@ -93,7 +115,10 @@ class ImageSource(Protocol):
   """A split whose images are decoded on demand. It must be picklable.
 
   It may also have an attribute `labels`, an array of the labels of all images. It must
-  have one if a label is not a class.
+  have one if a label is several classes or numbers. If a label is a mask or boxes, it
+  must have an attribute `label`, the `LabelSpec`; then [i] is (content of the image
+  file, content of the file of the mask) or (content, float32 [n, 6] of the boxes), with
+  n of at most its attribute `max_boxes`.
   """
 
   @property
@@ -158,9 +183,13 @@ class Dataset(Protocol):
     """Yields (feed, number of batches): every example once, padding masked."""
 
 
-def _checked_labels(labels: np.ndarray, count: int, num_names: int) -> np.ndarray:
-  """Returns the labels of `count` images in the dtype and shape of `LabelSpec`."""
-  kind = labels.dtype.kind
+def _checked_labels(
+  labels: np.ndarray, images: tuple[int, ...], num_names: int
+) -> np.ndarray:
+  """Returns the labels of images [N, H, W] in the dtype and shape of `LabelSpec`."""
+  if labels.ndim == 3:
+    return _checked_dense(labels, images, num_names)
+  kind, count = labels.dtype.kind, images[0]
   if kind == "f" and labels.shape == (count,):
     labels = labels[:, None]
   if labels.shape == (count, num_names) and kind in "biuf":
@@ -185,9 +214,35 @@ def _checked_labels(labels: np.ndarray, count: int, num_names: int) -> np.ndarra
   return labels.astype(np.int32)
 
 
+def _checked_dense(
+  labels: np.ndarray, images: tuple[int, ...], num_names: int
+) -> np.ndarray:
+  """Returns masks or boxes of images [N, H, W]."""
+  if labels.dtype == np.uint8 and labels.shape == images:
+    classes, ignored = labels, 255
+  elif labels.dtype.kind == "f" and labels.shape[::2] == (images[0], 6):
+    labels = labels.astype(np.float32)
+    classes, ignored = labels[..., 4], -1
+    if not np.isfinite(labels).all():
+      raise UserError("labels must be finite numbers: x0, y0, x1, y1, class, crowd")
+  else:
+    raise UserError(
+      f"labels must be masks, uint8 {list(images)}, or boxes, floats [{images[0]}, M, "
+      f"6], for images {list(images)}, not {_describe(labels)}"
+    )
+  allowed = (classes == ignored) | np.isin(classes, np.arange(num_names))
+  if not allowed.all():
+    raise UserError(
+      f"labels have the class {classes[~allowed][0]:g}, which must be a whole number "
+      f"in [0, {num_names}), the number of class names, or {ignored}"
+    )
+  return labels
+
+
 def label_bytes(labels: np.ndarray) -> bytes:
   """Returns the content of an array of labels, equal on all machines."""
-  return labels.astype({"b": "?", "f": "<f4"}.get(labels.dtype.kind, "<i4")).tobytes()
+  dtypes = {"b": "?", "f": "<f4", "u": "u1"}
+  return labels.astype(dtypes.get(labels.dtype.kind, "<i4")).tobytes()
 
 
 def _describe(array: np.ndarray) -> str:
@@ -216,6 +271,9 @@ def known_labels(source: Source | Dataset) -> np.ndarray | None:
 
 def label_spec(source: Source) -> LabelSpec:
   """Returns the dtype and shape of the label of an image."""
+  own: LabelSpec | None = getattr(source, "label", None)
+  if own is not None:
+    return own
   labels = known_labels(source)
   if labels is None:
     return LabelSpec.of("class", len(source.class_names))
@@ -229,7 +287,7 @@ def count_classes(source: Source | Dataset) -> tuple[int, ...]:
   attribute `labels`. Numbers have no classes.
   """
   labels = known_labels(source)
-  if labels is None or labels.dtype.kind == "f":
+  if labels is None or labels.dtype.kind == "f" or labels.ndim > 2:
     return ()
   if labels.ndim == 2:
     return tuple(labels.sum(axis=0).tolist())

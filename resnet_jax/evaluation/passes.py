@@ -25,7 +25,7 @@ from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped, UInt
 from resnet_jax.runtime.mesh import batch_sharding, replicated
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
-from resnet_jax.training.tasks import compute_metrics
+from resnet_jax.training.task_metrics import compute_metrics
 
 Arrays = tuple[np.ndarray, np.ndarray, np.ndarray]  # Logits, labels and masks.
 # Images of one pass -> their views.

@@ -46,6 +46,7 @@ GetLap = Callable[[], Lap]
 # Steps after a call -> seconds that the operations of one of its images take at the
 # peak rate of all devices; 0 if the rate is not known.
 SecondsAtPeak = Callable[[int], float]
+Summarize = Callable[[HostMetrics], dict[str, float]]
 # Draws the lines of `metrics.jsonl` into a PNG file.
 Draw = Callable[[list[dict[str, Any]], epath.Path], None]
 _DRAW_AT_MOST = 0.02  # Fraction of the run's time.
@@ -68,6 +69,7 @@ class MetricWriter:
     draw: Draw = draw_curves,
     trackers: Sequence[MetricSink] = (),
     seconds_at_peak: SecondsAtPeak = lambda _: 0.0,
+    summarize: Summarize = summarize,
   ):
     """Opens the files; drops lines that an earlier try wrote after `start_step`.
 
@@ -86,10 +88,12 @@ class MetricWriter:
       trackers: where the metrics go in addition. They get the lines of an earlier try
         again, from which they take what they lack. They stay open.
       seconds_at_peak: see `SecondsAtPeak`.
+      summarize: makes values of the sums of metrics.
     """
     self._lap, self._all_skipped, self._tell = lap, skipped, tell
     self._plan, self._learning_rate, self._console = plan, learning_rate, console
     self._draw, self._seconds_at_peak = draw, seconds_at_peak
+    self._summarize = summarize
     # The first drawing imports matplotlib, which takes about a second.
     self._drawn_at, self._draw_seconds = time.monotonic(), 1.0
     self._writes = jax.process_index() == 0
@@ -163,7 +167,7 @@ class MetricWriter:
       skipped = int(self._sums.pop("skipped_updates"))
       if not self._sums["count"]:
         self._check_finite(step, math.nan)
-      values = summarize(self._sums)
+      values = self._summarize(self._sums)
       if skipped:
         values["skipped_updates"] = skipped
       values |= self._time.take(values.pop("count"))

@@ -4,9 +4,11 @@ import dataclasses
 import math
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import jax
+import numpy as np
 
 from resnet_jax import weights
 from resnet_jax.config.factories import part_name
@@ -19,18 +21,19 @@ from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
-from resnet_jax.runs.metrics import Metrics, add_metrics, summarize
+from resnet_jax.runs.metrics import HostMetrics, add_metrics, to_host
 from resnet_jax.runs.run_dir import load_class_names, load_run_config
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import replicated
 from resnet_jax.training.class_pairing import pair_classes
+from resnet_jax.training.eval_steps import EvalChunk
 from resnet_jax.training.experiment import Devices, Experiment
 from resnet_jax.training.resolved_config import (
   check_settings,
   resolve_model,
   with_num_classes,
 )
-from resnet_jax.training.steps import EvalChunk
+from resnet_jax.training.task_metrics import results_of
 from resnet_jax.weights import imagenet
 
 # Settings that may name code; every evaluation of a run uses that code.
@@ -55,16 +58,39 @@ def evaluate(
   # Variables that the user restored may be on one device.
   variables = jax.device_put(variables, replicated(experiment.mesh))
   variables = experiment.fold(variables)
-  eval_chunk = eval_chunk or experiment.eval_chunk
-  total: Metrics | None = None
-  for chunk in experiment.eval_data.eval_chunks():
-    metrics = eval_chunk(variables, *chunk)
-    # The host is at most one call ahead of the device, because each call that waits
-    # holds its images in memory.
-    total = add_metrics(jax.block_until_ready(total), metrics) if total else metrics
+  run: Any = eval_chunk or experiment.eval_chunk
+  collects = hasattr(experiment.task, "found")
+  total: HostMetrics | None = None
+  collected: list[Mapping[str, np.ndarray]] = []
+
+  def take(outputs: Any) -> None:
+    nonlocal total
+    if collects:
+      outputs, found = outputs
+      collected.append(jax.device_get(found))
+    sums = to_host(outputs)
+    total = add_metrics(total, sums) if total else sums
+
+  # The host is at most one call ahead of the device, because each call that waits holds
+  # its images in memory.
+  before = None
+  for feed, count in experiment.eval_data.eval_chunks():
+    for last in range(count) if collects else [count]:
+      now = run(variables, feed, last)
+      if before is not None:
+        take(before)
+      before = now
+  take(before)
   assert total is not None  # No split is empty.
-  values = summarize(total)
+  values = results_of(experiment.task, total, _join(collected) if collects else None)
   return values | {"images_per_s": values["count"] / (time.monotonic() - start)}
+
+
+def _join(parts: Sequence[Mapping[str, np.ndarray]]) -> dict[str, np.ndarray]:
+  """Returns the arrays of all valid examples."""
+  whole = {name: np.concatenate([part[name] for part in parts]) for name in parts[0]}
+  mask = whole.pop("mask")
+  return {name: array[mask] for name, array in whole.items()}
 
 
 @dataclasses.dataclass(frozen=True)

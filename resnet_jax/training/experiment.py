@@ -17,6 +17,7 @@ from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
 from resnet_jax.data import Dataset, Source, count_images, is_source
 from resnet_jax.data.batches.mixup_cutmix import create_mix
+from resnet_jax.data.batches.moved_labels import create_move_labels
 from resnet_jax.data.batches.preprocess import create_normalize, create_preprocess
 from resnet_jax.data.pipelines.opening import create_dataset
 from resnet_jax.models.folding import fold_batch_norm, folded_model
@@ -36,7 +37,7 @@ from resnet_jax.runtime.mesh import (
   split_over_devices,
   split_updates,
 )
-from resnet_jax.training import steps
+from resnet_jax.training import eval_steps, steps
 from resnet_jax.training.averages import create_average
 from resnet_jax.training.batch_stats import create_refresh
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
@@ -49,7 +50,13 @@ from resnet_jax.training.resolved_config import (
 )
 from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
-from resnet_jax.training.tasks import Task, check_outputs, check_task, create_task
+from resnet_jax.training.tasks import (
+  Task,
+  check_network_outputs,
+  check_outputs,
+  check_task,
+  create_task,
+)
 from resnet_jax.training.teacher import Teacher, create_teacher
 
 Devices = Sequence[jax.Device]
@@ -242,12 +249,7 @@ class Experiment:
     images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)
     apply = partial(self.model.apply, train=False)
     logits = jax.eval_shape(apply, shapes.variables, images)
-    found = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", logits)
-    if found != f"float32[1, {self.task.num_classes}]":
-      raise UserError(
-        f"{self.model_name} returns {found} for one image; the task needs logits, "
-        f"float32[1, {self.task.num_classes}]"
-      )
+    check_network_outputs(self.task, logits, self.model_name)
 
   @functools.cached_property
   def data_key(self) -> PRNGKeyArray:
@@ -276,6 +278,7 @@ class Experiment:
     return steps.compile_train_chunk(
       task=self.task,
       preprocess=self.preprocess,
+      move_labels=create_move_labels(config, self.train_data.image_shape),
       mix=create_mix(config.augment),
       perturb=create_perturbation(config),
       take_batch=self.train_data.take_batch,
@@ -290,9 +293,9 @@ class Experiment:
     )
 
   @functools.cached_property
-  def eval_chunk(self) -> steps.EvalChunk:
+  def eval_chunk(self) -> eval_steps.EvalChunk:
     """Compiled (folded variables, feed, number of batches) -> metrics."""
-    return steps.compile_eval_chunk(
+    return eval_steps.compile_eval_chunk(
       task=self.task,
       apply_fn=folded_model(self.model).apply,
       preprocess=create_normalize(self.config.data),

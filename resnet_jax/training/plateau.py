@@ -20,7 +20,8 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import of_first_process
 from resnet_jax.training.optimizer import PLATEAU_SCALE
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.tasks import Task, zero_metrics
+from resnet_jax.training.task_metrics import zero_metrics
+from resnet_jax.training.tasks import Task
 
 
 @dataclasses.dataclass

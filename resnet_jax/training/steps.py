@@ -1,7 +1,4 @@
-"""One update, one evaluation step, and the compiled loops over them.
-
-Everything that is compiled for the hot path is here.
-"""
+"""One update, and the compiled loop over updates."""
 
 from collections.abc import Callable
 from functools import partial
@@ -16,7 +13,6 @@ from jax.typing import DTypeLike
 from resnet_jax import kernels
 from resnet_jax.data.batch import Batch
 from resnet_jax.data.batches.mixup_cutmix import Mix
-from resnet_jax.models.variables import Variables
 from resnet_jax.runs.metrics import Metrics, add_metrics
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Bool, Int
@@ -25,13 +21,13 @@ from resnet_jax.training.averages import Average
 from resnet_jax.training.distillation import BoundChunk, Distillation
 from resnet_jax.training.sharpness import Perturb
 from resnet_jax.training.state import TrainState
-from resnet_jax.training.tasks import Task, compute_metrics, zero_metrics
+from resnet_jax.training.task_metrics import compute_metrics, zero_metrics
+from resnet_jax.training.tasks import Task
 
 Preprocess = Callable[..., jax.Array]
+MoveLabels = Callable[[jax.Array, jax.Array], jax.Array]
 TakeBatch = Callable[[Any, jax.Array], Batch]
 Step = Callable[[TrainState, Batch], tuple[TrainState, Metrics]]
-EvalStep = Callable[[Variables, Batch], Metrics]
-Apply = Callable[..., Any]  # A module's `apply`.
 TRAIN_PROGRAM = "jit_train_chunk"  # Name of the compiled `train_chunk` in traces.
 
 
@@ -48,22 +44,13 @@ class TrainChunk(Protocol):
     """
 
 
-@runtime_checkable
-class EvalChunk(Protocol):
-  """Compiled `eval_chunk`."""
-
-  def __call__(
-    self, variables: Variables, feed: Any, count: int | Int[Array, ""], /
-  ) -> Metrics:
-    """Sums the metrics of `count` batches."""
-
-
 def train_step(
   state: TrainState,
   batch: Batch,
   *,
   task: Task,
   preprocess: Preprocess,
+  move_labels: MoveLabels | None = None,
   mix: Mix | None = None,
   perturb: Perturb | None = None,
   accumulate: int = 1,
@@ -78,6 +65,8 @@ def train_step(
     batch: images as stored, uint8 or uint16.
     task: gives targets, loss and metrics.
     preprocess: (images, key) -> augmented and normalised float32 images.
+    move_labels: (labels, key) -> labels, moved as `preprocess` moves the images with
+      the same key; None leaves them.
     mix: (key, images, targets) -> mixed images and targets; None mixes nothing.
     perturb: moves the parameters to where SAM computes the gradient of the update;
       metrics and batch-norm statistics stay those of `state.params`. None is no SAM.
@@ -99,6 +88,8 @@ def train_step(
   key = jax.random.fold_in(state.key, state.step)
   augment_key, dropout_key = jax.random.split(key)
   batch = batch | {"image": preprocess(batch["image"], augment_key)}
+  if move_labels is not None:
+    batch |= {"label": move_labels(batch["label"], augment_key)}
   if mix is not None:
     mix_key = jax.random.fold_in(key, 2)
     targets = task.targets(batch["label"])
@@ -164,27 +155,6 @@ def all_finite(tree: Any) -> Bool[Array, ""]:
   return jnp.array([jnp.isfinite(leaf).all() for leaf in jax.tree.leaves(tree)]).all()
 
 
-def eval_step(
-  variables: Variables,
-  batch: Batch,
-  *,
-  task: Task,
-  apply_fn: Apply,
-  preprocess: Preprocess,
-) -> Metrics:
-  """Computes a batch's metrics with the running batch-norm statistics.
-
-  Args:
-    variables: {"params": ..., "batch_stats": ...}.
-    batch: images as stored, uint8 or uint16.
-    task: gives loss and metrics.
-    apply_fn: the model's `apply`.
-    preprocess: images -> normalised float32 images.
-  """
-  logits = apply_fn(variables, preprocess(batch["image"]), train=False)
-  return compute_metrics(task, logits, batch)
-
-
 def train_chunk(
   state: TrainState,
   feed: Any,
@@ -219,24 +189,6 @@ def train_chunk(
   zeros = zero_metrics(task) | {"skipped_updates": jnp.zeros(())}
   after: tuple[TrainState, Metrics] = lax.fori_loop(0, count, body, (state, zeros))
   return after
-
-
-def eval_chunk(
-  variables: Variables,
-  feed: Any,
-  count: int | Int[Array, ""],
-  *,
-  eval_step: EvalStep,
-  take_batch: TakeBatch,
-  task: Task,
-) -> Metrics:
-  """Sums the metrics of batches 0 to `count` - 1 of `feed` in one call."""
-
-  def body(i: jax.Array, total: Metrics) -> Metrics:
-    return add_metrics(total, eval_step(variables, take_batch(feed, i)))
-
-  total: Metrics = lax.fori_loop(0, count, body, zero_metrics(task))
-  return total
 
 
 def compile_train_chunk(
@@ -300,21 +252,3 @@ def compile_train_chunk(
   if distillation is None:
     return compiled
   return BoundChunk(compiled, distillation, sharding)
-
-
-def compile_eval_chunk(
-  *,
-  task: Task,
-  apply_fn: Apply,
-  preprocess: Preprocess,
-  take_batch: TakeBatch,
-  sharding: jax.sharding.Sharding,
-  dtype: DTypeLike = jnp.float32,
-  kernel_choice: str = "xla",
-) -> EvalChunk:
-  """Returns jitted `eval_chunk`; see `compile_train_chunk` and `eval_step`."""
-  step = partial(eval_step, task=task, apply_fn=apply_fn, preprocess=preprocess)
-  chunk = partial(eval_chunk, eval_step=step, take_batch=take_batch, task=task)
-  return compilation.jit(
-    kernels.traced_with(kernel_choice, chunk), dtype=dtype, out_shardings=sharding
-  )

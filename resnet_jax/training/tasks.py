@@ -1,11 +1,11 @@
 """Tasks: what a network is trained for, as targets, a loss per example and metrics.
 
-Metrics are sums over the valid examples of a batch and their count, so that they can be
-added over batches, devices and hosts. Letters: B batch, K outputs.
+`task_metrics.py` sums metrics over the valid examples, so that they can be added over
+batches, devices and hosts. Letters: B batch, K outputs.
 """
 
 import dataclasses
-from typing import Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import chex
 import jax
@@ -16,8 +16,6 @@ import optax
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
 from resnet_jax.data import LabelSpec
-from resnet_jax.data.batch import Batch
-from resnet_jax.runs.metrics import Metrics
 from resnet_jax.runs.time_shares import KEYS as TIME_KEYS
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError
@@ -34,9 +32,19 @@ RESERVED = {
 
 @runtime_checkable
 class Task(Protocol):
-  """What a network is trained for. JAX traces all methods inside the compiled step.
+  """What a network is trained for. JAX traces these methods inside the compiled step.
 
-  It may also have `label`, the `LabelSpec` of one image, if that is not a class.
+  It may also have:
+
+  - `label`, the `LabelSpec` of one image, if that is not a class.
+  - `outputs`, the shapes of the network's outputs for one image: a tuple, or a dict of
+    tuples, if that is not (num_classes,). None is a size that depends on the image. The
+    network may return more.
+  - `results(sums, found)`, which is not traced: metrics of all examples together, as
+    floats by name. `sums` has the sums of loss and metrics as numpy arrays, and `found`
+    is None except in an evaluation.
+  - `found(outputs, labels)`: arrays [B, ...] by name, which an evaluation collects from
+    all examples for `results`, if sums are not enough.
 
   Attributes:
     num_classes: K, the number of outputs of the network.
@@ -53,20 +61,23 @@ class Task(Protocol):
     """Turns labels into targets, which mixup may average."""
 
   def loss(
-    self, logits: Float32[Array, "b k"], targets: Float32[Array, "b ..."], train: bool
+    self, logits: Any, targets: Float32[Array, "b ..."], train: bool
   ) -> Float32[Array, " b"]:
     """Returns the loss of each example, to be minimised.
 
     Args:
-      logits: the network's outputs.
+      logits: the network's outputs, float32 [B, K] or as in `outputs`.
       targets: from `targets`, perhaps mixed.
       train: True if the loss is minimised, False if an evaluation reports it.
     """
 
   def metrics(
-    self, logits: Float32[Array, "b k"], labels: Shaped[Array, "b ..."]
-  ) -> dict[str, Shaped[Array, " b"]]:
-    """Returns further values per example, by name: fractions, bools or any numbers."""
+    self, logits: Any, labels: Shaped[Array, "b ..."]
+  ) -> dict[str, Shaped[Array, "b ..."]]:
+    """Returns further values per example, by name: fractions, bools or any numbers.
+
+    They may have further axes if the task has `results`.
+    """
 
 
 @dataclasses.dataclass(frozen=True)
@@ -247,46 +258,6 @@ def create_task(config: Config) -> Task:
   )
 
 
-def compute_metrics(
-  task: Task,
-  logits: Float32[Array, "b k"],
-  batch: Batch,
-  targets: Float32[Array, "b ..."] | None = None,
-  train: bool = False,
-) -> Metrics:
-  """Sums loss and metrics over the valid examples of a batch.
-
-  Args:
-    task: defines the loss and the metrics.
-    logits: the network's outputs.
-    batch: its `label` and `mask` are used.
-    targets: the targets of the loss; None is `task.targets` of the labels.
-    train: as in `Task.loss`.
-
-  Returns:
-    "loss", the sums of `task.metrics`, and "count", the number of valid examples.
-  """
-  labels, mask = batch["label"], batch["mask"]
-  label = label_of(task)
-  chex.assert_shape(labels, (len(logits), *label.shape))
-  chex.assert_shape(mask, (len(logits),))
-  chex.assert_type([labels, mask], [label.dtype.type, bool])
-  if targets is None:
-    targets = task.targets(labels)
-  own = task.metrics(logits, labels)
-  if taken := RESERVED & own.keys():
-    raise UserError(
-      f"{type(task).__name__}.metrics returns {', '.join(sorted(taken))}, which "
-      "training reports itself; choose another name"
-    )
-  values = {
-    "loss": task.loss(logits, targets, train),
-    **own,
-    "count": jnp.ones_like(mask),
-  }
-  return {name: jnp.sum(v, where=mask, dtype=jnp.float32) for name, v in values.items()}
-
-
 def label_of(task: Task) -> LabelSpec:
   """Returns the label of one image."""
   default = LabelSpec.of("class", task.num_classes)
@@ -294,9 +265,13 @@ def label_of(task: Task) -> LabelSpec:
   return label
 
 
+def outputs_of(task: Task) -> Any:
+  """Returns the shapes of the network's float32 outputs for one image."""
+  return getattr(task, "outputs", (task.num_classes,))
+
+
 def check_task(task: Task, config: Config) -> None:
   """Raises `UserError` if a task cannot be trained with the settings."""
-  zero_metrics(task)  # Refuses metrics with names that training uses itself.
   if (kind := label_of(task).kind) != config.data.labels:
     raise UserError(
       f"the labels of {type(task).__name__} are {kind}, so set "
@@ -320,14 +295,28 @@ def check_outputs(task: Task, count: int, where: str) -> None:
     )
 
 
-def zero_metrics(task: Task) -> Metrics:
-  """Returns the metrics of zero examples."""
-  label = label_of(task)
-  logits = jax.ShapeDtypeStruct((1, task.num_classes), jnp.float32)
-  batch = {
-    "label": jax.ShapeDtypeStruct((1, *label.shape), label.dtype),
-    "mask": jax.ShapeDtypeStruct((1,), jnp.bool_),
-  }
-  shapes = jax.eval_shape(lambda *args: compute_metrics(task, *args), logits, batch)
-  zeros: Metrics = jax.tree.map(lambda x: jnp.zeros(x.shape, x.dtype), shapes)
-  return zeros
+def check_network_outputs(task: Task, found: Any, name: str) -> None:
+  """Raises `UserError` if a network's outputs for one image do not fit a task.
+
+  Args:
+    task: says what it needs, see `outputs_of`.
+    found: shapes and dtypes of the outputs.
+    name: name of the network.
+  """
+  wanted = outputs_of(task)
+  pairs = [(wanted, found)]
+  if isinstance(wanted, dict) and isinstance(found, dict):
+    pairs = [(sizes, found.get(key)) for key, sizes in wanted.items()]
+
+  def fits(sizes: Any, output: Any) -> bool:
+    is_array = isinstance(output, jax.ShapeDtypeStruct) and output.dtype == jnp.float32
+    return is_array and LabelSpec(np.dtype(np.float32), (1, *sizes)).fits(output.shape)
+
+  if not all(fits(*pair) for pair in pairs):
+    text = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", found)
+    needed = jax.tree.map(
+      lambda sizes: f"float32{[1, *sizes]}", wanted, is_leaf=lambda x: type(x) is tuple
+    )
+    raise UserError(
+      f"{name} returns {text} for one image; the task needs logits, {needed}"
+    )

@@ -31,6 +31,7 @@ from resnet_jax.training.keeper import Keeper
 from resnet_jax.training.plateau import Plateau, create_plateau
 from resnet_jax.training.profiling import Profiler, Updates, check_profile
 from resnet_jax.training.state import TrainState
+from resnet_jax.training.task_metrics import results_of
 from resnet_jax.training.transfer import load_start, start_from
 from resnet_jax.training.utilization import create_seconds_at_peak
 
@@ -275,6 +276,7 @@ def _open_writer(
     draw,
     trackers,
     create_seconds_at_peak(experiment),
+    partial(results_of, experiment.task),
   )
 
 

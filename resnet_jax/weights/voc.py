@@ -3,13 +3,9 @@
 torchvision's weights for semantic segmentation have these classes and these names.
 """
 
-_CLASSES = (
-  *("__background__", "aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car"),
-  *("cat", "chair", "cow", "diningtable", "dog", "horse", "motorbike", "person"),
-  *("pottedplant", "sheep", "sofa", "train", "tvmonitor"),
-)
+from resnet_jax.data.voc_classes import VOC_CLASSES
 
 
 def class_names() -> tuple[str, ...]:
   """Returns the names, with "__background__" first."""
-  return _CLASSES
+  return VOC_CLASSES

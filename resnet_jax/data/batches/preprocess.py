@@ -20,8 +20,10 @@ from resnet_jax.data.batches.color_and_erasing import color_jitter, random_erasi
 from resnet_jax.runtime.arrays import (
   AnyArray,
   Array,
+  Bool,
   Float,
   Float32,
+  Int,
   Num,
   PRNGKeyArray,
   UInt,
@@ -55,35 +57,51 @@ def to_grey_levels(images: Num[AnyArray, "b h w c"]) -> Num[Array, "b h w c"]:
   return images.astype(jnp.float32) / 257 if images.dtype == jnp.uint16 else images
 
 
+def geometry_keys(key: PRNGKeyArray) -> tuple[PRNGKeyArray, PRNGKeyArray]:
+  """Returns the keys of `random_crop` and `random_flip` in `preprocess`."""
+  crop_key, flip_key = jax.random.split(key)
+  return crop_key, flip_key
+
+
+def draw_offsets(key: PRNGKeyArray, count: int, padding: int) -> Int[Array, "b 2"]:
+  """Returns where `random_crop` cuts, as rows and columns of the padded images."""
+  return jax.random.randint(key, (count, 2), 0, 2 * padding + 1)
+
+
+def draw_flips(key: PRNGKeyArray, count: int) -> Bool[Array, "b 1 1 1"]:
+  """Returns which images `random_flip` mirrors."""
+  return jax.random.bernoulli(key, shape=(count, 1, 1, 1))
+
+
 def random_crop(
-  key: PRNGKeyArray, images: Num[Array, "b h w c"], padding: int
+  key: PRNGKeyArray, images: Num[Array, "b h w c"], padding: int, fill: int = 0
 ) -> Num[Array, "b h w c"]:
-  """Shifts each image by an independent random offset, filling with zeros.
+  """Shifts each image by an independent random offset.
 
   Args:
     key: the same key always gives the same crops.
     images: any.
     padding: largest shift along each spatial axis, in pixels, >= 0.
+    fill: value of the pixels from outside the image.
 
   Returns:
     Same dtype as `images`.
   """
   batch, *image_shape = images.shape
-  offsets = jax.random.randint(key, (batch, 2), 0, 2 * padding + 1)
+  offsets = draw_offsets(key, batch, padding)
   border = ((0, 0), (padding, padding), (padding, padding), (0, 0))
 
   def crop(image: jax.Array, offset: jax.Array) -> jax.Array:
     return jax.lax.dynamic_slice(image, (offset[0], offset[1], 0), image_shape)
 
-  return jax.vmap(crop)(jnp.pad(images, border), offsets)
+  return jax.vmap(crop)(jnp.pad(images, border, constant_values=fill), offsets)
 
 
 def random_flip(
   key: PRNGKeyArray, images: Num[Array, "b h w c"]
 ) -> Num[Array, "b h w c"]:
   """Mirrors each image left to right with probability 1/2; the dtype stays."""
-  flip = jax.random.bernoulli(key, shape=(images.shape[0], 1, 1, 1))
-  return jnp.where(flip, images[:, :, ::-1], images)
+  return jnp.where(draw_flips(key, len(images)), images[:, :, ::-1], images)
 
 
 def normalize(
@@ -219,7 +237,7 @@ def preprocess(
   images = to_grey_levels(resize_and_crop(images, size, 0, "bilinear"))
   if key is None:
     return normalize(images, mean, std, channel_order)
-  crop_key, flip_key = jax.random.split(key)
+  crop_key, flip_key = geometry_keys(key)
   color_key, erase_key = jax.random.split(jax.random.fold_in(key, 2))
   if own is not None:
     images = own(jax.random.fold_in(key, 3), images)

@@ -19,7 +19,7 @@ from PIL import Image
 
 from resnet_jax.data.images import arrays, dicom, tiff, turbojpeg
 from resnet_jax.data.images.errors import ImageError
-from resnet_jax.data.images.exif import exif_of, orientation_of
+from resnet_jax.data.images.exif import exif_of, orientation_of, turn_upright
 from resnet_jax.data.images.formats import KNOWN, READ, READABLE, format_of
 from resnet_jax.data.images.pixels import (
   RGB8,
@@ -245,13 +245,7 @@ def read_stored(data: bytes, head: Head, factor: int = 1) -> Stored:
     factor = 1
   values = stored.values
   _check_size(head, (values.shape[1], values.shape[0]), factor)
-  if head.orientation >= 5:
-    values = values.swapaxes(0, 1)
-  if head.orientation in (3, 4, 7, 8):
-    values = values[::-1]
-  if head.orientation in (2, 3, 6, 7):
-    values = values[:, ::-1]
-  return stored._replace(values=values)
+  return stored._replace(values=turn_upright(values, head.orientation))
 
 
 def decode_part(

@@ -1,5 +1,6 @@
-"""Finds the EXIF data of an image, and the orientation in them."""
+"""Finds the EXIF data of an image, and turns the image as they say."""
 
+import numpy as np
 from PIL import Image
 
 _ORIENTATION = 0x0112
@@ -28,3 +29,14 @@ def orientation_of(exif: bytes) -> int:
   except Exception:  # Pillow raises errors of many types.
     return 1
   return value if value in range(1, 9) else 1
+
+
+def turn_upright(values: np.ndarray, orientation: int) -> np.ndarray:
+  """Turns and mirrors an image [H, W, ...] as an orientation from 1 to 8 asks for."""
+  if orientation >= 5:
+    values = values.swapaxes(0, 1)
+  if orientation in (3, 4, 7, 8):
+    values = values[::-1]
+  if orientation in (2, 3, 6, 7):
+    values = values[:, ::-1]
+  return values

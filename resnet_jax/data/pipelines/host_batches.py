@@ -39,6 +39,37 @@ class Transform(Protocol):
 
 
 @runtime_checkable
+class PairTransform(Protocol):
+  """Maps an image file and its mask or boxes to pixels and a label of one shape.
+
+  It must be picklable.
+  """
+
+  @property
+  def size(self) -> int: ...
+
+  @property
+  def pixels(self) -> PixelFormat: ...
+
+  @property
+  def label(self) -> LabelSpec: ...
+
+  def pair(
+    self, data: bytes, label: Any, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]: ...
+
+
+def batch_label(
+  source: ImageSource, transform: Transform | PairTransform
+) -> tuple[np.dtype[Any], tuple[int, ...]]:
+  """Returns dtype and shape of the label of an image in a batch."""
+  spec = label_spec(source)
+  if isinstance(transform, PairTransform):
+    spec = transform.label
+  return spec.dtype, tuple(size for size in spec.shape if size is not None)
+
+
+@runtime_checkable
 class Order(Protocol):
   """The order of images: [i] is the index of image i. It must be picklable."""
 
@@ -83,7 +114,7 @@ class Batches:
   """
 
   source: ImageSource
-  transform: Transform
+  transform: Transform | PairTransform
   order: Order
   batch_size: int
   rows: tuple[int, int]
@@ -96,11 +127,11 @@ class Batches:
 
   def __getitem__(self, number: int) -> HostBatch:
     first, last = (number * self.batch_size + row for row in self.rows)
-    rows, side, spec = last - first, self.transform.size, label_spec(self.source)
-    pixels = self.transform.pixels
+    rows, side, pixels = last - first, self.transform.size, self.transform.pixels
+    dtype, shape = batch_label(self.source, self.transform)
     batch: HostBatch = {
       "image": np.empty((rows, side, side, pixels.channels), pixels.dtype),
-      "label": np.zeros((rows, *spec.shape), spec.dtype),
+      "label": np.zeros((rows, *shape), dtype),
       "mask": np.zeros(rows, bool),
       "errors": [],
     }
@@ -134,8 +165,11 @@ class Batches:
         image_name.set(functools.partial(self.source.name, other))
         try:
           data, label = self.source[other]
-          _check_label(label, spec, num_classes)
-          batch["image"][row] = self.transform(data, rng)
+          if isinstance(self.transform, PairTransform):
+            batch["image"][row], label = self.transform.pair(data, label, rng)
+          else:
+            _check_label(label, spec, num_classes)
+            batch["image"][row] = self.transform(data, rng)
         except ImageError as error:
           errors.append((other, f"{self.source.name(other)}: {error}"))
           continue

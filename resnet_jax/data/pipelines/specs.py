@@ -96,9 +96,11 @@ def create_abstract_dataset(
     shape = data.image_size, data.image_size, data.channels
     pixels = PixelFormat(data.channels, data.max_value)
     label = LabelSpec.of(data.labels, config.model.num_classes)
+    # A mask is as large as its image. Padded boxes are few numbers, however many.
+    sizes = (size or data.image_size for size in label.shape)
     batches = {
       "image": split(rows + shape, pixels.dtype),
-      "label": split((*rows, *label.shape), label.dtype),
+      "label": split((*rows, *sizes), label.dtype),
       "mask": split(rows, jnp.bool_),
     }
     chunk = streaming.Chunk(batches, whole((), jnp.int32))

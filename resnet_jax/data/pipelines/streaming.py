@@ -24,6 +24,7 @@ from resnet_jax.data.pipelines.host_batches import (
   Batches,
   HostBatch,
   Order,
+  PairTransform,
   Transform,
   count_threads,
   iterate,
@@ -75,7 +76,7 @@ class StreamingDataset:
   def __init__(
     self,
     source: ImageSource,
-    transform: Transform,
+    transform: Transform | PairTransform,
     batch_size: int,
     mesh: Mesh,
     *,
@@ -89,7 +90,8 @@ class StreamingDataset:
 
     Args:
       source: the images.
-      transform: maps the content of a file to [S, S, C].
+      transform: maps the content of a file to [S, S, C]; for masks and boxes, also the
+        label.
       batch_size: over all devices, a multiple of their number.
       mesh: the devices.
       max_skip_share: largest fraction of N that may be skipped; None allows none.

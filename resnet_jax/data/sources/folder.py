@@ -107,7 +107,22 @@ def _split_folders(root: Path) -> dict[str, str]:
   """
   # Tiny-ImageNet's test images have no labels.
   tiny = (root / "wnids.txt").is_file()
-  known = _PARTS if tiny else ["train", *EVAL_SPLITS]
+  found = named_splits(root, _PARTS if tiny else ["train", *EVAL_SPLITS])
+  if not any(sub_folders(root / name) for name in found.values()):
+    return {}
+  return found
+
+
+def named_splits(root: Path, known: Sequence[str]) -> dict[str, str]:
+  """Returns the folders with the names of splits, whose case does not matter.
+
+  Args:
+    root: the folder that holds them.
+    known: names of splits, in lower case.
+
+  Returns:
+    Split -> name of its folder, in the order of `known`.
+  """
   found: dict[str, str] = {}
   for name in sub_folders(root):
     if name.lower() in known:
@@ -117,8 +132,6 @@ def _split_folders(root: Path) -> dict[str, str]:
           "one"
         )
       found[name.lower()] = name
-  if not any(sub_folders(root / name) for name in found.values()):
-    return {}
   return {split: found[split] for split in known if split in found}
 
 
