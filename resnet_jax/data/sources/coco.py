@@ -108,7 +108,8 @@ def load_coco(
 ) -> BoxedFiles:
   """Reads a file of boxes in COCO's format; the images are read later, one by one.
 
-  Boxes are clipped to their image. Boxes without area are left out.
+  The images are in the order of their ids. Boxes are clipped to their image, and boxes
+  without area are left out. (COCOeval would count the latter as objects not found.)
 
   Args:
     path: a JSON file with the lists "images" (id, file_name, width, height),
@@ -125,7 +126,8 @@ def load_coco(
       number is not finite, or there are no boxes.
   """
   content = _read(Path(path))
-  images = _by_id(path, "images", content["images"])
+  # COCOeval takes the images in this order, on which the rank of equal scores depends.
+  images = dict(sorted(_by_id(path, "images", content["images"]).items()))
   categories = _by_id(path, "categories", content["categories"])
   names = {i: _get(path, "categories", x, "name", str) for i, x in categories.items()}
   names = dict(sorted(names.items()))
@@ -155,8 +157,9 @@ def load_coco(
 
 
 def _left_out(boxes: int, images: int) -> list[str]:
-  texts = {"boxes without area": boxes, "images without boxes": images}
-  return [f"{count:,} {name}" for name, count in texts.items() if count]
+  found = {"box" + "es" * (boxes != 1) + " without area": boxes}
+  found["image" + "s" * (images != 1) + " without boxes"] = images
+  return [f"{count:,} {name}" for name, count in found.items() if count]
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
