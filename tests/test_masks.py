@@ -17,8 +17,8 @@ from resnet_jax.data.images.masked_images import (
 )
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.sources.masks import list_mask_splits, list_masked_images
-from resnet_jax.evaluation.segmentation_scores import class_ious, segmentation_scores
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.training.segmentation_scores import class_ious, segmentation_scores
 from resnet_jax.weights import voc
 
 CLASSES = ("sky", "road", "car", "tree")
