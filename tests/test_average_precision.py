@@ -6,7 +6,7 @@ import io
 import numpy as np
 import pytest
 
-from resnet_jax.evaluation.average_precision import average_precision, match
+from resnet_jax.training.average_precision import average_precision, match
 
 CLASSES = 5
 NOTHING = np.zeros((0, 4)), np.zeros(0), np.zeros(0, int)

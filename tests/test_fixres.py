@@ -16,8 +16,8 @@ from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.config.schema import ModelConfig
 from resnet_jax.config.validation import validate
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
+from resnet_jax.models.building import build_model, with_frozen
 from resnet_jax.models.groups import check_frozen, frozen_mask
-from resnet_jax.models.registry import build_model, with_frozen
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config
 from resnet_jax.runtime.errors import UserError

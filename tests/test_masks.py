@@ -17,8 +17,8 @@ from resnet_jax.data.images.masked_images import (
 )
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.sources.masks import list_mask_splits, list_masked_images
-from resnet_jax.evaluation.segmentation_scores import class_ious, segmentation_scores
 from resnet_jax.runtime.errors import NotFoundError, UserError
+from resnet_jax.training.segmentation_scores import class_ious, segmentation_scores
 from resnet_jax.weights import voc
 
 CLASSES = ("sky", "road", "car", "tree")
@@ -30,6 +30,8 @@ ORIENTATION, MAX_PIXELS = 0x0112, 10_000
 
 def png(values, mode="L", **kwargs) -> bytes:
   values = np.asarray(values)
+  if mode == "L":
+    values = values.astype(np.uint8)
   image = Image.frombytes(mode, values.shape[1::-1], values.tobytes())
   if mode == "P":
     image.putpalette(COLORS[::-1].tobytes())
@@ -38,7 +40,7 @@ def png(values, mode="L", **kwargs) -> bytes:
   return file.getvalue()
 
 
-def blocks(height: int, width: int, side: int = 8, seed: int = 0) -> np.ndarray:
+def blocks(height: int, width: int, side: int = 16, seed: int = 0) -> np.ndarray:
   """Returns a mask of squares of random classes, with some ignored ones."""
   rows, columns = -(-height // side), -(-width // side)
   few = np.random.default_rng(seed).choice([0, 1, 2, 3, 255], (rows, columns))
@@ -57,16 +59,15 @@ def eval_transform(size: int) -> MaskedEvalTransform:
   return MaskedEvalTransform(size, 4, "bilinear", MAX_PIXELS)
 
 
-def inner(mask: np.ndarray) -> np.ndarray:
-  """Whether all neighbours of a pixel have its class; False at the edge."""
-  windows = np.lib.stride_tricks.sliding_window_view(mask, (3, 3))
-  return np.pad(windows.min((2, 3)) == windows.max((2, 3)), 1)
-
-
 def assert_same_picture(image: np.ndarray, mask: np.ndarray):
-  """Checks an image away from the edges of classes, where resizing blends colours."""
-  pure = inner(mask)
-  assert pure.mean() > 0.3
+  """Checks an image away from the edges of classes, where resizing blends colours.
+
+  If an image becomes up to three times larger, bilinear resizing blends the colours of
+  pixels that are less than three pixels away.
+  """
+  windows = np.lib.stride_tricks.sliding_window_view(mask, (7, 7))
+  pure = np.pad(windows.min((2, 3)) == windows.max((2, 3)), 3)
+  assert pure.mean() > 0.02
   np.testing.assert_array_equal(image[pure], COLORS[mask[pure]])
 
 
@@ -112,9 +113,9 @@ def test_without_scaling_the_crop_is_a_window_of_the_image_or_of_its_mirror():
 def test_half_of_the_images_are_mirrored():
   mask = blocks(8, 8, side=1)
   files = files_of(mask)
-  for flip, low, high in ((False, 0, 0), (True, 80, 120)):
+  for flip, low, high in ((False, 0, 0), (True, 35, 65)):
     transform = train_transform(0, 8, scale=(1, 1), flip=flip)
-    parts = [transform.pair(*files, rng(seed))[1] for seed in range(200)]
+    parts = [transform.pair(*files, rng(seed))[1] for seed in range(100)]
     assert low <= sum((part == mask[:, ::-1]).all() for part in parts) <= high
 
 
@@ -357,6 +358,18 @@ def test_images_without_splits_are_divided(tmp_path):
   assert names_of(list_masked_images(tmp_path, "", 0.3)) == names_of(parts[1])
   with pytest.raises(UserError, match=r"0.01 of the 10 images .* none for val"):
     list_masked_images(tmp_path, "val", 0.01)
+
+
+def test_black_and_white_masks_are_refused(tmp_path):
+  for i in range(4):
+    write(tmp_path, f"images/train/{i}.jpg", f"masks/train/{i}.png")
+  write_classes(tmp_path)
+  for path in (tmp_path / "masks/train").iterdir():
+    path.write_bytes(png([[0, 255]] * 2, "L"))
+  with pytest.raises(UserError, match=r"4 masks such as .* only the numbers 0 and 255"):
+    list_masked_images(tmp_path, "train", 0.1)
+  path.write_bytes(png([[0, 1]] * 2, "L"))
+  assert len(list_masked_images(tmp_path, "train", 0.1)) == 4
 
 
 def test_a_mask_that_has_gone_is_named(tmp_path):

@@ -18,9 +18,9 @@ from resnet_jax.models.blocks import (
   PreActBasicBlock,
   PreActBottleneckBlock,
 )
+from resnet_jax.models.building import with_norm
 from resnet_jax.models.layers import SqueezeExcite
 from resnet_jax.models.norms import NORMS, BatchNorm, GroupNorm
-from resnet_jax.models.registry import with_norm
 from resnet_jax.models.shortcuts import SHORTCUTS, ProjectionShortcut
 from resnet_jax.models.stems import CifarStem, DeepStem, ImageNetStem
 

@@ -28,7 +28,7 @@ from resnet_jax.config import (
 )
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.sources.built_in import load_synthetic
-from resnet_jax.models.registry import build_model
+from resnet_jax.models.building import build_model
 from resnet_jax.runs import checksums
 from resnet_jax.runs.run_dir import latest_step, read_config
 from resnet_jax.runs.time_shares import KEYS

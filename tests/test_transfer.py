@@ -22,8 +22,8 @@ from resnet_jax.config.preprocessing import (
 from resnet_jax.config.schema import ModelConfig
 from resnet_jax.config.validation import validate
 from resnet_jax.config.values import parse_names
+from resnet_jax.models.building import build_model
 from resnet_jax.models.groups import check_frozen, check_multipliers
-from resnet_jax.models.registry import build_model
 from resnet_jax.models.scan_layout import to_named
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.run_dir import load_run_config

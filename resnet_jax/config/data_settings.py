@@ -44,7 +44,9 @@ class DataConfig:
     labels: labels of an image. "class" is one class. "classes" is any number of classes
       (multi-label): a .csv file has them in one cell, such as cat;outdoor. "numbers" is
       one or several numbers to predict (regression), such as 0.5;12. Your own data set
-      gives bool [K] or float [K] for each image.
+      gives bool [K] or float [K] for each image. "mask" is a class for each pixel
+      (segmentation). "boxes" are objects with a class and a box (detection).
+      `docs/segmentation.md` and `docs/detection.md` describe the folders of both.
     image_column, label_column: names of the columns of "parquet" with the images and
       the labels. For "webdataset", the suffixes of these files, such as jpg and cls; or
       the key of the label in .json files. "" finds the usual names.
@@ -106,7 +108,9 @@ class DataConfig:
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
-  labels: str = allowed.choice("class", "class", "classes", "numbers")
+  labels: str = allowed.choice(
+    *("class", "class", "classes", "numbers", "mask", "boxes")
+  )
   image_column: str = ""
   label_column: str = ""
   sampling: str = allowed.choice("all", "all", "balanced")

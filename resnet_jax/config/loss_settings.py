@@ -12,6 +12,8 @@ LOSSES = {
   "class": ("softmax", "bce", "focal"),
   "classes": ("bce", "focal"),
   "numbers": ("mse", "mae", "huber"),
+  "mask": ("softmax",),
+  "boxes": ("focal",),
 }
 
 
@@ -27,6 +29,8 @@ class LossConfig:
       of each class against the others, as in ResNet strikes back) or "focal" (Lin et
       al. 2017, equation 4). For several classes, "bce" or "focal". For numbers, "mse",
       "mae" or "huber", of numbers that are standardised. "" takes the first of these.
+      Masks have "softmax" for each pixel, and boxes "focal" with the losses of the
+      boxes, see `Segmentation` and `Detection`.
     focal_gamma: exponent of "focal"; 0 gives the cross-entropy.
     bce_threshold: with "bce" of one class, targets above it count as 1 and others as 0;
       0 leaves them as mixup and smoothing made them. timm's recipes have 0.2.

@@ -18,7 +18,7 @@ from resnet_jax.config.preprocessing import (
 )
 from resnet_jax.config.schema import Config, DataConfig, LossConfig, ModelConfig
 from resnet_jax.inference.training_record import describe_training
-from resnet_jax.models import registry
+from resnet_jax.models import building
 from resnet_jax.models.variables import Variables
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
@@ -143,7 +143,7 @@ def _read_run(source: str, model: ModelConfig, which: str, trust_code: bool) -> 
   return _Found(
     f"{name} after step {step} of {source}",
     config,
-    registry.build_model(config),
+    building.build_model(config),
     variables,
     preprocessing_of(config.data),
     run_dir.load_class_names(path),

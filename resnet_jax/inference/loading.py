@@ -9,7 +9,7 @@ from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.inference.classifier import Classifier
 from resnet_jax.inference.training_record import describe_training
-from resnet_jax.models.registry import build_model
+from resnet_jax.models.building import build_model
 from resnet_jax.models.variables import image_channels
 from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore

@@ -124,6 +124,11 @@ class RetinaNet(nn.Module):
   features: int = 256
   smallest_anchor: int = 32
 
+  @property
+  def groups(self) -> tuple[str, ...]:
+    """Names of the groups of parameters: those of the backbone, "fpn" and "head"."""
+    return *as_resnet(self.net, "detectors").groups[:-1], "fpn", "head"
+
   @nn.compact
   def __call__(
     self, images: Float[AnyArray, "b h w c"], train: bool = False

@@ -1,7 +1,8 @@
 """Groups of parameters that are frozen or have their own learning rate.
 
-A group is a top-level name of the parameters: "stem", "stage1" ... "head". Frozen may
-also be "body": all of a `ResNet` before its last norm.
+A group is a top-level name of the parameters: "stem", "stage1" ... "head". The groups
+of the backbone of a segmenter or a detector are below "backbone". Frozen may also be
+"body": all of a `ResNet` before its last norm.
 """
 
 from collections.abc import Collection, Mapping, Sequence
@@ -32,6 +33,8 @@ def frozen_mask(frozen: Collection[str], tree: Any) -> Any:
 
   def is_frozen(path: tuple[DictKey, ...], _: object) -> bool:
     names = tuple(key.key for key in path)
+    if names[0] == "backbone" and len(names) > 1 and names[0] not in frozen:
+      names = names[1:]
     if names[0] in frozen or not has_body:
       return names[0] in frozen
     is_norm = last_norm is not None and names[: len(last_norm)] == last_norm

@@ -44,6 +44,12 @@ class Segmenter(nn.Module):
   aux: bool = True
   output_stride: int | None = 8
 
+  @property
+  def groups(self) -> tuple[str, ...]:
+    """Names of the groups of parameters: those of the backbone, and the heads."""
+    own = as_resnet(self.net, "segmenters").groups[:-1]
+    return *own, *(["aux_head"] if self.aux else []), "head"
+
   @nn.compact
   def __call__(
     self, images: Float[AnyArray, "b h w c"], train: bool = False
@@ -92,6 +98,7 @@ def create_segmenter(
   num_classes: int = 21,
   *,
   aux: bool = True,
+  norm: str = "",
   dtype: DTypeLike = jnp.float32,
 ) -> Segmenter:
   """Builds a named network for semantic segmentation.
@@ -101,6 +108,7 @@ def create_segmenter(
     num_classes: number of classes, with the background. The 21 of torchvision's weights
       are those of PASCAL VOC.
     aux: see `Segmenter`. torchvision's weights have the auxiliary head.
+    norm: norm of the backbone and the heads, a key of `NORMS`; "" is batch norm.
     dtype: dtype of the computation; parameters and logits are float32.
 
   Returns:
@@ -108,11 +116,11 @@ def create_segmenter(
     `model.clone(net=create_model("resnet18"))`, for example.
 
   Raises:
-    UserError: the name is unknown, or `num_classes` is not above 0.
+    UserError: the name or the norm is unknown, or `num_classes` is not above 0.
   """
   check_choice("name", name, SEGMENTERS)
   if num_classes < 1:
     raise UserError(f"num_classes={num_classes} must be > 0")
   row = dict(SEGMENTERS[name])
-  net = create_model(row.pop("net"), dtype=dtype)
+  net = create_model(row.pop("net"), norm=norm, dtype=dtype)
   return Segmenter(net, num_classes, aux=aux, **row)

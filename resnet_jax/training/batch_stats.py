@@ -15,8 +15,8 @@ from jax import lax
 from resnet_jax import kernels
 from resnet_jax.config.plan import Plan
 from resnet_jax.data import Dataset
+from resnet_jax.models.building import with_norm
 from resnet_jax.models.groups import frozen_mask
-from resnet_jax.models.registry import with_norm
 from resnet_jax.models.variables import Change, Variables
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.arrays import Array, Int, PRNGKeyArray

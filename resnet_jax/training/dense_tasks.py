@@ -16,9 +16,9 @@ import optax
 from resnet_jax.data import LabelSpec
 from resnet_jax.models.anchors import detect
 from resnet_jax.runtime.arrays import Array, Float32, Int32, UInt8
-from resnet_jax.runtime.average_precision import average_precision, match
-from resnet_jax.runtime.segmentation_scores import segmentation_scores
+from resnet_jax.training.average_precision import average_precision, match
 from resnet_jax.training.detection_losses import image_losses
+from resnet_jax.training.segmentation_scores import segmentation_scores
 
 _DETECTIONS = 100  # Of an image, as in COCO's average precision.
 
@@ -72,15 +72,19 @@ class Segmentation:
     found = logits["out"].argmax(-1).astype(jnp.int32)
     # Ignored pixels are counted after the others, and left out.
     pairs = jnp.where(labels < count, labels * count + found, count * count)
-    of_image = jax.vmap(lambda x: jnp.bincount(x, length=count * count + 1))
-    counts = of_image(pairs.reshape(len(pairs), -1))[:, :-1]
-    return {"confusion": counts.reshape(-1, count, count).astype(jnp.int32)}
+    zeros = jnp.zeros(count * count + 1, jnp.int32)
+
+    def count_pairs(pairs: Array) -> Array:
+      return zeros.at[pairs].add(1)
+
+    counts = jax.vmap(count_pairs)(pairs.reshape(len(pairs), -1))[:, :-1]
+    return {"confusion": counts.reshape(-1, count, count)}
 
   def results(self, sums: Mapping[str, np.ndarray], found: Any) -> dict[str, float]:
     """Returns "mean_iou" and "pixel_accuracy" of all pixels together."""
     del found
     scores = segmentation_scores(sums["confusion"])
-    return {"mean_iou": scores.mean_iou, "pixel_accuracy": scores.pixel_accuracy}
+    return {name: scores[name] for name in ("mean_iou", "pixel_accuracy")}
 
 
 def _pixel_loss(
@@ -90,7 +94,7 @@ def _pixel_loss(
   losses = optax.softmax_cross_entropy_with_integer_labels(
     logits, jnp.where(is_labelled, labels, 0).astype(jnp.int32)
   )
-  total = losses.sum(axis=(1, 2), where=is_labelled)
+  total: Array = losses.sum(axis=(1, 2), where=is_labelled)
   return total / jnp.maximum(is_labelled.sum(axis=(1, 2)), 1)
 
 
@@ -174,5 +178,4 @@ class Detection:
       is_found, is_true = classes >= 0, true[:, 4] >= 0
       kept = boxes[is_found], scores[is_found], classes[is_found]
       matches.append(match(*kept, true[is_true]))
-    precision = average_precision(matches)
-    return {name: getattr(precision, name) for name in ("ap", "ap50", "ap75")}
+    return average_precision(matches, self.num_classes).scores

@@ -81,19 +81,18 @@ def sigmoid_focal(
   return own + others
 
 
-def detection_losses(
+def image_losses(
   outputs: dict[str, Float32[Array, "b a _"]],
   anchors: Sequence[Float32[AnyArray, "_ 4"]],
   boxes: Float32[Array, "b g 4"],
   labels: Int[Array, "b g"],
   mask: Bool[Array, "b g"],
-  image_mask: Bool[Array, " b"] | None = None,
   box_loss: str = "l1",
-) -> dict[str, Float32[Array, ""]]:
-  """Returns sums over images, which devices add, of what torchvision's RetinaNet means.
+) -> tuple[Float32[Array, " b"], Float32[Array, " b"]]:
+  """Returns the focal loss of the classes and the loss of the boxes of each image.
 
-  The losses of an image are sums over its anchors, divided by the number of its anchors
-  with an object, or 1. The loss to minimise is (class_loss + box_loss) / count.
+  Both are sums over the anchors of an image, divided by the number of its anchors with
+  an object, or 1; torchvision's RetinaNet means them over the images.
 
   Args:
     outputs: of `RetinaNet`: "scores", logits [B, A, K], and "boxes", [B, A, 4].
@@ -101,11 +100,7 @@ def detection_losses(
     boxes: of the objects, with an area; padded with any numbers.
     labels: the class of each object, in [0, K).
     mask: whether there is such an object; an image may have none.
-    image_mask: whether there is such an image; None if all are there.
     box_loss: a key of `BOX_LOSSES`.
-
-  Returns:
-    "class_loss", the focal loss; "box_loss"; and "count", the number of images.
 
   Raises:
     UserError: `box_loss` is unknown.
@@ -132,14 +127,46 @@ def detection_losses(
       box_losses.sum(where=has_object) / number,
     )
 
-  class_losses, box_losses = jax.vmap(losses_of)(
+  losses: tuple[Array, Array] = jax.vmap(losses_of)(
     outputs["scores"], outputs["boxes"], boxes, labels, mask
   )
+  return losses
+
+
+def detection_losses(
+  outputs: dict[str, Float32[Array, "b a _"]],
+  anchors: Sequence[Float32[AnyArray, "_ 4"]],
+  boxes: Float32[Array, "b g 4"],
+  labels: Int[Array, "b g"],
+  mask: Bool[Array, "b g"],
+  image_mask: Bool[Array, " b"] | None = None,
+  box_loss: str = "l1",
+) -> dict[str, Float32[Array, ""]]:
+  """Returns sums of `image_losses` over the images, which devices add.
+
+  The loss to minimise is (class_loss + box_loss) / count.
+
+  Args:
+    outputs: see `image_losses`.
+    anchors: see `image_losses`.
+    boxes: see `image_losses`.
+    labels: see `image_losses`.
+    mask: see `image_losses`.
+    image_mask: whether there is such an image; None if all are there.
+    box_loss: see `image_losses`.
+
+  Returns:
+    "class_loss", the focal loss; "box_loss"; and "count", the number of images.
+
+  Raises:
+    UserError: `box_loss` is unknown.
+  """
+  losses = image_losses(outputs, anchors, boxes, labels, mask, box_loss)
   if image_mask is None:
     image_mask = jnp.ones(len(boxes), bool)
   return {
-    "class_loss": class_losses.sum(where=image_mask),
-    "box_loss": box_losses.sum(where=image_mask),
+    "class_loss": losses[0].sum(where=image_mask),
+    "box_loss": losses[1].sum(where=image_mask),
     "count": image_mask.sum(dtype=jnp.float32),
   }
 

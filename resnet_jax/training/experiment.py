@@ -20,9 +20,9 @@ from resnet_jax.data.batches.mixup_cutmix import create_mix
 from resnet_jax.data.batches.moved_labels import create_move_labels
 from resnet_jax.data.batches.preprocess import create_normalize, create_preprocess
 from resnet_jax.data.pipelines.opening import create_dataset
+from resnet_jax.models.building import build_model, with_frozen, with_norm
 from resnet_jax.models.folding import fold_batch_norm, folded_model
 from resnet_jax.models.groups import check_frozen, check_multipliers
-from resnet_jax.models.registry import build_model, with_frozen, with_norm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Change
 from resnet_jax.runs.agreement import check_same_settings
@@ -150,7 +150,7 @@ class Experiment:
       train_data = _open_training(config, mesh, train_data)
       config = with_label_statistics(config, train_data)
     model = build_model(config) if model is None else with_frozen(model, config.freeze)
-    task = task or create_task(config)
+    task = task or create_task(config, model)
     check_task(task, config)
     return cls(
       config,

@@ -10,7 +10,8 @@ from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fi
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
 from resnet_jax.data import Dataset, count_classes, known_labels
-from resnet_jax.models.registry import build_model, create_model, own_norm
+from resnet_jax.models.building import build_model
+from resnet_jax.models.registry import create_model, own_norm
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.transfer import read_preprocessing

@@ -20,6 +20,7 @@ from resnet_jax.runs.time_shares import KEYS as TIME_KEYS
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training import losses
+from resnet_jax.training.dense_tasks import Detection, Segmentation
 from resnet_jax.training.losses import Loss
 
 # Names that the log of a run uses besides the metrics of a task.
@@ -226,12 +227,28 @@ class Regression:
     return {"mae": mae, "skill": 1 - jnp.square(error).mean(axis=-1)}
 
 
-def create_task(config: Config) -> Task:
-  """Returns the task that a config names; `config.model.num_classes` must be set."""
+def create_task(config: Config, model: Any = None) -> Task:
+  """Returns the task that a config names.
+
+  Args:
+    config: `model.num_classes` must be set.
+    model: the network, of which a detector's anchors are used.
+  """
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
     return task
   loss, count, kind = config.loss, config.model.num_classes, config.data.labels
+  if kind == "mask":
+    return Segmentation(count)
+  if kind == "boxes":
+    if not hasattr(model, "anchors"):
+      raise UserError(
+        f"config.data.labels='boxes' needs a detector, such as `RetinaNet`, not "
+        f"{type(model).__name__}"
+      )
+    size = config.data.image_size, config.data.image_size
+    box_loss = getattr(model, "box_loss", "l1")
+    return Detection(count, model.anchors(size), size, box_loss)
   for name in ("class_weights", "class_counts", "target_mean", "target_std"):
     if (given := len(getattr(loss, name))) not in (0, count):
       raise UserError(

@@ -9,8 +9,8 @@ from resnet_jax import weights
 from resnet_jax.config.preprocessing import Preprocessing, preprocessing_of
 from resnet_jax.config.schema import Config, ModelConfig
 from resnet_jax.data import Dataset
+from resnet_jax.models.building import build_model
 from resnet_jax.models.folding import fold_batch_norm, folded_model
-from resnet_jax.models.registry import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
 from resnet_jax.runs import run_dir

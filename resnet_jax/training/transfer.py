@@ -17,7 +17,7 @@ from resnet_jax.config.preprocessing import (
   preprocessing_of,
 )
 from resnet_jax.config.schema import Config, DataConfig
-from resnet_jax.models.registry import build_model
+from resnet_jax.models.building import build_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
 from resnet_jax.models.variables import (

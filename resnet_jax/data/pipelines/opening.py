@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from typing import Any
 
 import jax
 import numpy as np
@@ -21,9 +22,14 @@ from resnet_jax.data import (
   is_in_memory,
   label_spec,
 )
+from resnet_jax.data.images.boxed_images import BoxedTransform
 from resnet_jax.data.images.crops import EvalTransform, TrainTransform
+from resnet_jax.data.images.masked_images import (
+  MaskedEvalTransform,
+  MaskedTrainTransform,
+)
 from resnet_jax.data.images.pixels import PixelFormat
-from resnet_jax.data.pipelines.host_batches import Transform
+from resnet_jax.data.pipelines.host_batches import PairTransform, Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
 from resnet_jax.data.sources.file_list import FileList
@@ -95,6 +101,13 @@ def create_dataset(
       f"for images of {channels} channels"
     )
   if is_in_memory(source):
+    sizes = config.train_resize, config.eval_resize, config.eval_crop
+    if kind in ("mask", "boxes") and any(sizes):
+      raise UserError(
+        f"{setting_name('data.train_resize')}, data.eval_resize and data.eval_crop are "
+        f"{', '.join(map(str, sizes))}, and must be 0 for images in memory with "
+        f"config.data.labels={kind!r}, as their labels would not be resized"
+      )
     if augment and config.train_crop:
       raise UserError(
         f"config.data.train_crop={config.train_crop!r} must be '' for images that are "
@@ -194,9 +207,11 @@ def create_streaming(
   augment: AugmentConfig | None,
 ) -> StreamingDataset:
   """Returns a streamed data set; arguments and errors as for `create_dataset`."""
-  transform: Transform
+  transform: Transform | PairTransform
   pixels = PixelFormat(config.channels, config.max_value)
-  if augment is None:
+  if label_spec(source).kind in ("mask", "boxes"):
+    transform = _create_pair_transform(config, source, pixels, augment)
+  elif augment is None:
     if not config.eval_crop:
       raise UserError(
         f"{setting_name('data.eval_crop')}=0 must be > 0, such as 224, because the "
@@ -237,3 +252,36 @@ def create_streaming(
     num_threads=config.num_threads,
     num_workers=config.num_workers,
   )
+
+
+def _create_pair_transform(
+  config: DataConfig,
+  source: ImageSource,
+  pixels: PixelFormat,
+  augment: AugmentConfig | None,
+) -> PairTransform:
+  """Returns the transform of images with masks or boxes to squares.
+
+  Raises:
+    UserError: a setting has no meaning for it.
+  """
+  size = config.image_size
+  if config.eval_crop not in (0, size) or config.eval_resize not in (0, size):
+    raise UserError(
+      f"{setting_name('data.eval_crop')}={config.eval_crop} and eval_resize="
+      f"{config.eval_resize} must be 0 or config.data.image_size={size}, the side of "
+      f"the squares, with config.data.labels={config.labels!r}"
+    )
+  read: dict[str, Any] = {
+    "interpolation": config.interpolation,
+    "max_pixels": config.max_pixels,
+    "pixels": pixels,
+  }
+  if config.labels == "boxes":
+    most: Any = source
+    # The step mirrors the images of training.
+    return BoxedTransform(size, most.max_boxes, **read)
+  classes = len(source.class_names)
+  if augment is None:
+    return MaskedEvalTransform(size, classes, **read)
+  return MaskedTrainTransform(config.train_resize, size, classes, flip=False, **read)

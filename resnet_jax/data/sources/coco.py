@@ -16,6 +16,7 @@ import numpy as np
 from resnet_jax.data import LabelSpec
 from resnet_jax.data.images.decode import open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
+from resnet_jax.data.sources.base import split_name
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
@@ -290,3 +291,39 @@ def _listed(folder: Path) -> set[str]:
     return set(os.listdir(folder))
   except (OSError, ValueError):  # There is no such folder, or there cannot be one.
     return set()
+
+
+def list_boxed_images(root: Path, split: str, is_training: bool) -> BoxedFiles:
+  """Finds a split of a folder with files of boxes in COCO's format.
+
+  Args:
+    root: a folder with `annotations/instances_SPLIT.json`, as COCO has, or
+      `annotations/SPLIT.json` or `SPLIT.json`; and the images in `SPLIT/`,
+      `images/SPLIT/` or `images/`.
+    split: the name of the split, such as train2017; "train" and "" also find the only
+      split whose name begins with train or val.
+    is_training: whether images without boxes are left out.
+
+  Raises:
+    NotFoundError: there is no such file or folder.
+    UserError: several splits could be meant; or see `load_coco`.
+  """
+  files = {
+    path.stem.removeprefix("instances_"): path
+    for place in (root, root / "annotations")
+    for path in sorted(place.glob("*.json"))
+  }
+  wanted = split or "val"
+  near = [name for name in files if name == wanted] or [
+    name for name in files if name.startswith(wanted)
+  ]
+  if len(near) != 1:
+    there = ", ".join(files) or "none"
+    raise UserError(
+      f"{split_name()}={split!r} must name a file of boxes in {str(root)!r} or its "
+      f"folder annotations, such as instances_train2017.json; there are: {there}"
+    )
+  name = near[0]
+  folders = [root / name, root / "images" / name, root / "images"]
+  folder = next((folder for folder in folders if folder.is_dir()), folders[0])
+  return load_coco(files[name], folder, keep_empty=not is_training)

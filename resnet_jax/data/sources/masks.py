@@ -13,8 +13,11 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from resnet_jax.data import LabelSpec
 from resnet_jax.data.images.errors import ImageError
+from resnet_jax.data.images.masked_images import IGNORED, decode_mask
 from resnet_jax.data.sources.base import EVAL_SPLITS, split_name
 from resnet_jax.data.sources.file_list import _PARTS, FileList, _read_lines
 from resnet_jax.data.sources.mask_folders import (
@@ -31,6 +34,8 @@ from resnet_jax.runtime.errors import NotFoundError, UserError, setting_name
 
 _VOC_IMAGES, _VOC_MASKS = "JPEGImages", "SegmentationClass"
 _VOC_LISTS = "ImageSets/Segmentation"
+# Masks that are searched for a class when a split is opened, and their largest size.
+_SEARCHED, _MAX_PIXELS = 100, 100_000_000
 
 
 class MaskedFiles:
@@ -108,8 +113,16 @@ def list_masked_images(
   Raises:
     NotFoundError: there is no such folder.
     UserError: a folder, a split, an image, a mask or `classes.txt` is missing, a split
-      is empty, or a mask is no PNG file.
+      is empty, a mask is no PNG file, or the masks seem to be black and white.
   """
+  files = _list_split(root, split, val_share, class_names)
+  _check_not_black_and_white(files)
+  return files
+
+
+def _list_split(
+  root: Path, split: str, val_share: float, class_names: Sequence[str]
+) -> MaskedFiles:
   if voc := _find_voc(root):
     _check_names(voc, VOC_CLASSES, class_names)
     return _list_voc(voc, _choose(split, list(_voc_lists(voc)), root))
@@ -126,6 +139,30 @@ def list_masked_images(
     pairs = part(pairs, chosen, val_share, root)
   images, masks = [pair.image for pair in pairs], [pair.mask for pair in pairs]
   return MaskedFiles(root, images, masks, names, left_out(root, folders, found))
+
+
+def _check_not_black_and_white(files: MaskedFiles) -> None:
+  """Raises `UserError` if masks have no numbers but 0 and 255.
+
+  A network would learn nothing from them, as 255 is ignored, and have perfect scores.
+  """
+  ignored = 0
+  count = min(len(files), _SEARCHED)
+  for index in np.linspace(0, len(files) - 1, count, dtype=int).tolist():
+    try:
+      mask = decode_mask(files._masks[index][0], IGNORED, _MAX_PIXELS)
+    except ImageError:  # It is reported with its name when it is used.
+      continue
+    found = mask[mask != 0]
+    if (found != IGNORED).any():
+      return
+    ignored += len(found)
+  if ignored:
+    raise UserError(
+      f"{count:,} masks such as {files._masks.name(0)!r} have only the numbers 0 and "
+      f"{IGNORED}, and {IGNORED} means that a pixel is ignored; if white is a class, "
+      "save its number, such as 1"
+    )
 
 
 def _choose(split: str, splits: Sequence[str], root: Path) -> str:

@@ -17,8 +17,9 @@ from resnet_jax.data import (
 )
 from resnet_jax.data.sources.built_in import load_digits, load_synthetic
 from resnet_jax.data.sources.cifar import find_cifar, load_cifar
-from resnet_jax.data.sources.file_list import FileList
+from resnet_jax.data.sources.coco import BoxedFiles, list_boxed_images
 from resnet_jax.data.sources.folder import check_local, find_root, list_images
+from resnet_jax.data.sources.masks import MaskedFiles, list_masked_images
 from resnet_jax.data.sources.record_files import (
   KINDS,
   find_kind,
@@ -60,15 +61,15 @@ def open_source(
     class_names: class names of a model; a folder may have only some of them.
   """
   source = _find_source(config, split, class_names)
-  if isinstance(source, FileList) and source.left_out and jax.process_index() == 0:
+  if jax.process_index() == 0:
     _say_left_out(source, config, split)
   return source
 
 
 def _say_left_out(source: Source, config: DataConfig, split: str) -> None:
-  if isinstance(source, FileList) and source.left_out:
-    left_out, place = ", ".join(source.left_out), find_root(config.dir)
-    text = f"left out of {split or 'evaluation'} in {place}: {left_out}"
+  if left_out := getattr(source, "left_out", ()):
+    place = find_root(config.dir)
+    text = f"left out of {split or 'evaluation'} in {place}: {', '.join(left_out)}"
     print(printable(text), file=sys.stderr)
 
 
@@ -89,6 +90,8 @@ def _find_source(
       f"{setting_name('data.name')} must name a data set, because none is saved with "
       "the weights"
     )
+  if config.labels in ("mask", "boxes"):
+    return _find_dense(config, split, class_names)
   if config.labels != "class" and config.name != "folder":
     raise UserError(
       f"config.data.labels={config.labels!r} needs a .csv file of path,label, parquet "
@@ -119,3 +122,18 @@ def _find_source(
   if path := find_cifar(config.name, config.dir):
     return load_cifar(config.name, path, split or "test", stream)
   return load_tfds(config.name, config.dir, split, stream)
+
+
+def _find_dense(
+  config: DataConfig, split: str, class_names: Sequence[str]
+) -> MaskedFiles | BoxedFiles:
+  """Opens images with masks or boxes."""
+  if config.name != "folder":
+    raise UserError(
+      f"config.data.labels={config.labels!r} needs {setting_name('data.name')}=folder "
+      f"or your own data set, not {config.name!r}"
+    )
+  root = find_root(config.dir)
+  if config.labels == "mask":
+    return list_masked_images(root, split, config.val_share, class_names)
+  return list_boxed_images(root, split, is_training=split == config.train_split)
