@@ -322,8 +322,9 @@ def check_network_outputs(task: Task, found: Any, name: str) -> None:
   """
   wanted = outputs_of(task)
   pairs = [(wanted, found)]
-  if isinstance(wanted, dict) and isinstance(found, dict):
-    pairs = [(sizes, found.get(key)) for key, sizes in wanted.items()]
+  if isinstance(wanted, dict):
+    given = found if isinstance(found, dict) else {}
+    pairs = [(sizes, given.get(key)) for key, sizes in wanted.items()]
 
   def fits(sizes: Any, output: Any) -> bool:
     is_array = isinstance(output, jax.ShapeDtypeStruct) and output.dtype == jnp.float32
