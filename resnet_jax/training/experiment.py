@@ -50,11 +50,11 @@ from resnet_jax.training.resolved_config import (
 )
 from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
+from resnet_jax.training.task_metrics import check_task
 from resnet_jax.training.tasks import (
   Task,
   check_network_outputs,
   check_outputs,
-  check_task,
   create_task,
   outputs_of,
 )

@@ -287,15 +287,6 @@ def outputs_of(task: Task) -> Any:
   return getattr(task, "outputs", (task.num_classes,))
 
 
-def check_task(task: Task, config: Config) -> None:
-  """Raises `UserError` if a task cannot be trained with the settings."""
-  if (kind := label_of(task).kind) != config.data.labels:
-    raise UserError(
-      f"the labels of {type(task).__name__} are {kind}, so set "
-      f"config.data.labels={kind!r}, not {config.data.labels!r}"
-    )
-
-
 def check_outputs(task: Task, count: int, where: str) -> None:
   """Raises `UserError` if a task has too few outputs for `count` class names."""
   is_class = isinstance(task, Classification)
