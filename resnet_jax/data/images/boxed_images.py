@@ -11,7 +11,7 @@ import math
 import numpy as np
 
 from resnet_jax.data import LabelSpec
-from resnet_jax.data.images.crops import PixelBox, resize_exactly
+from resnet_jax.data.images.crops import PixelBox, fitted_size, resize_exactly
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.images.pixels import RGB8, PixelFormat
@@ -22,12 +22,6 @@ from resnet_jax.runtime.arrays import Float32, Num
 PADDING = 0.45
 # A box of which a random crop leaves less than this fraction is left out.
 _LEAST_VISIBLE = 0.1
-
-
-def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
-  """Returns (width, height) after scaling the long side to `side`, at least 1 pixel."""
-  scale = side / max(width, height)
-  return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def boxes_in_image(

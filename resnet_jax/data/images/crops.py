@@ -91,6 +91,12 @@ def resized_box(
   return left * x, top * y, crop * x, crop * y
 
 
+def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
+  """Returns (width, height) after scaling the long side to `side`, at least 1 pixel."""
+  scale = side / max(width, height)
+  return max(1, round(width * scale)), max(1, round(height * scale))
+
+
 def resize_exactly(
   image: np.ndarray, box: Box, size: int | tuple[int, int], interpolation: str
 ) -> np.ndarray:

@@ -12,7 +12,7 @@ import numpy as np
 from PIL import Image
 
 from resnet_jax.data import LabelSpec
-from resnet_jax.data.images.crops import resize_exactly
+from resnet_jax.data.images.crops import fitted_size, resize_exactly
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.images.exif import turn_upright
@@ -82,12 +82,6 @@ def _read_mask(data: bytes, max_pixels: int) -> UInt8[np.ndarray, "h w"]:
     except Exception as error:  # Pillow raises errors of many types.
       raise ImageError(f"it is truncated or damaged ({error})") from error
   return turn_upright(classes, head.orientation)
-
-
-def fitted_size(width: int, height: int, side: int) -> tuple[int, int]:
-  """Returns (width, height) after scaling the long side to `side`, at least 1 pixel."""
-  scale = side / max(width, height)
-  return max(1, round(width * scale)), max(1, round(height * scale))
 
 
 def to_original(

@@ -36,6 +36,7 @@ class BoxedFiles:
     category_ids: COCO's own id of each class.
     label: dtype and shape of the boxes of an image.
     max_boxes: the largest number of boxes of an image, at least 1.
+    sizes: int32 [N, 2], width and height of the images, in pixels.
     left_out: a text for each kind of boxes and images that were left out.
   """
 
@@ -54,7 +55,7 @@ class BoxedFiles:
 
     Args:
       files: the N images.
-      sizes: int [N, 2], width and height in pixels.
+      sizes: see the attribute.
       boxes: float32 [M, 6], in the order of the images.
       counts: int [N], the number of boxes of each image.
       categories: name of each category id, in the order of the classes.
@@ -65,7 +66,7 @@ class BoxedFiles:
     self.max_boxes = int(counts.max())
     self.left_out = tuple(left_out)
     # A few arrays, however many images: quick to send to worker processes.
-    self._files, self._sizes, self._boxes = files, sizes, boxes
+    self._files, self.sizes, self._boxes = files, sizes, boxes
     self._ends = np.cumsum([0, *counts])
 
   def __len__(self) -> int:
@@ -93,7 +94,7 @@ class BoxedFiles:
     content, _ = self._files[index]
     with image_errors():
       size = upright_size(open_image(content, sys.maxsize))
-    stated = tuple(self._sizes[index].tolist())
+    stated = tuple(self.sizes[index].tolist())
     if size != stated:
       # Its boxes would be at wrong places.
       raise ImageError(
@@ -108,7 +109,8 @@ def load_coco(
 ) -> BoxedFiles:
   """Reads a file of boxes in COCO's format; the images are read later, one by one.
 
-  Boxes are clipped to their image. Boxes without area are left out.
+  The images are in the order of their ids. Boxes are clipped to their image, and boxes
+  without area are left out. (COCOeval would count the latter as objects not found.)
 
   Args:
     path: a JSON file with the lists "images" (id, file_name, width, height),
@@ -125,7 +127,8 @@ def load_coco(
       number is not finite, or there are no boxes.
   """
   content = _read(Path(path))
-  images = _by_id(path, "images", content["images"])
+  # COCOeval takes the images in this order, on which the rank of equal scores depends.
+  images = dict(sorted(_by_id(path, "images", content["images"]).items()))
   categories = _by_id(path, "categories", content["categories"])
   names = {i: _get(path, "categories", x, "name", str) for i, x in categories.items()}
   names = dict(sorted(names.items()))
@@ -155,8 +158,9 @@ def load_coco(
 
 
 def _left_out(boxes: int, images: int) -> list[str]:
-  texts = {"boxes without area": boxes, "images without boxes": images}
-  return [f"{count:,} {name}" for name, count in texts.items() if count]
+  found = {"box" + "es" * (boxes != 1) + " without area": boxes}
+  found["image" + "s" * (images != 1) + " without boxes"] = images
+  return [f"{count:,} {name}" for name, count in found.items() if count]
 
 
 def _read(path: Path) -> dict[str, list[dict[str, Any]]]:
