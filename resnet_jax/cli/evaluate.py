@@ -294,10 +294,9 @@ def _check_kind(args: argparse.Namespace, kind: str) -> None:
 def _prepare(args: argparse.Namespace) -> "Prepared":
   from resnet_jax import weights
   from resnet_jax.config.preprocessing import with_preprocessing
-  from resnet_jax.models.registry import create_model
   from resnet_jax.runs import run_dir
   from resnet_jax.training import evaluator
-  from resnet_jax.training.resolved_config import check_settings
+  from resnet_jax.training.resolved_config import resolve_weights
 
   if args.workdir is not None:
     config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
@@ -312,16 +311,10 @@ def _prepare(args: argparse.Namespace) -> "Prepared":
     )
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
-  new_head = weights.needs_new_head(args.weights, args.num_classes or 0, args.ema)
-  config = Config(
-    model=weights.complete_model(args.weights, model_config(args), args.ema),
-    data=DataConfig(),
-  )
-  check_settings(config)
-  model = create_model(config.model.name, stem=config.model.stem)
+  config = Config(model=model_config(args), data=DataConfig())
+  config, model, new_head = resolve_weights(args.weights, config, args.ema)
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
-  config.data.labels = "class" if new_head else weights.read_labels(args.weights)
   if config.data.labels == "numbers":
     raise UserError(
       f"{args.weights} predicts numbers, which are scored by the mean and std of their "

@@ -46,9 +46,9 @@ class OptimConfig:
     decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
       did. Without it, weight decay applies to kernels only.
     schedule: after warmup, "step" multiplies the rate by `decay_factor` at each
-      boundary; "cosine" decreases it to 0 at the last step; "poly" too, as (1 - share of
-      the steps) to the power of 0.9; "plateau" multiplies it by `decay_factor` when the
-      evaluations stop improving, see `plateau_patience`.
+      boundary; "cosine" decreases it to 0 at the last step; "poly" too, as (1 - t)^0.9
+      with t from 0 to 1; "plateau" multiplies it by `decay_factor` when the evaluations
+      stop improving, see `plateau_patience`.
     decay_epochs, decay_steps: boundaries of "step", counted from the start of training,
       in epochs or in steps.
     decay_factor: factor of the learning rate at each boundary or plateau.

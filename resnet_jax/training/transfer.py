@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from resnet_jax import weights
 from resnet_jax.config.preprocessing import (
@@ -18,8 +19,10 @@ from resnet_jax.config.preprocessing import (
 )
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.building import build_model
+from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.models.variables import (
   Variables,
   abstract_variables,
@@ -45,6 +48,7 @@ def load_start(
 ) -> Variables:
   """Reads trained weights.
 
+  The backbone of a segmenter or a detector starts from a classifier's weights too.
   Warns if the weights expect another mean, standard deviation or order of channels.
 
   Args:
@@ -58,7 +62,8 @@ def load_start(
 
   Returns:
     {"params": ..., "batch_stats": ...} in the named layout; without "head" if `head` is
-    False.
+    False. A segmenter or a detector then lacks only the last layers, or has nothing but
+    "backbone".
 
   Raises:
     ValueError: the weights do not fit the model, and the message names the arrays; or
@@ -67,12 +72,21 @@ def load_start(
     OSError: the checkpoint is damaged.
   """
   source, saved = find_weights(source)
+  is_dense = isinstance(model, Segmenter | RetinaNet)
+  if is_dense and _labels(source, saved) not in ("mask", "boxes"):
+    if head:
+      raise UserError(
+        f"config.init_head=True needs the weights of a whole {type(model).__name__}; "
+        f"config.init_from={source!r} has only a backbone for it"
+      )
+    body = load_start(source, model.net, image_shape, data)
+    return {name: {"backbone": tree} for name, tree in body.items()}
   if saved is not None:
     workdir, which = run_dir.split_checkpoint(source)
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
     if not head:
-      variables["params"].pop("head", None)
+      variables = _without_head(model, variables)
   else:
     variables = weights.load(source, model, head=head)
   if isinstance(model, ResNet) and (given := image_channels(variables)) == 3:
@@ -86,7 +100,7 @@ def load_start(
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
   if not head:
-    wanted["params"].pop("head", None)
+    wanted = _without_head(model, wanted)
   found, needed = _shapes(variables), _shapes(wanted)
   problems = [
     f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
@@ -101,7 +115,8 @@ def load_start(
       "channels as they were trained on" + ", and as many classes" * head
     )
   if head:
-    _check_classes(source, saved is not None, variables, class_names)
+    labels = _labels(source, saved)
+    _check_classes(source, saved is not None, labels, model, class_names)
   if saved is not None and not saved.model.factory and isinstance(model, ResNet):
     former = build_model(saved)
     assert isinstance(former, ResNet)
@@ -119,15 +134,32 @@ def load_start(
   return variables
 
 
+def _labels(source: str, saved: Config | None) -> str:
+  return saved.data.labels if saved else weights.find_labels(source)
+
+
+def _without_head(model: nn.Module, variables: Variables) -> Variables:
+  """Returns the variables without the head; of dense heads, only the last is left out.
+
+  That is the layer whose shape depends on the number of classes.
+  """
+  if not isinstance(model, Segmenter | RetinaNet):
+    params = {k: v for k, v in variables["params"].items() if k != "head"}
+    return variables | {"params": params}
+  flat = traverse_util.flatten_dict(variables["params"])
+  end = slice(-1 - len(model.HEAD), -1)
+  kept = {path: leaf for path, leaf in flat.items() if path[end] != model.HEAD}
+  return variables | {"params": traverse_util.unflatten_dict(kept)}
+
+
 def _check_classes(
-  source: str, is_run: bool, variables: Variables, class_names: Sequence[str]
+  source: str, is_run: bool, labels: str, model: Any, class_names: Sequence[str]
 ) -> None:
   """Raises `UserError` if the head of trained weights is for other classes by name."""
   if is_run:
     theirs = run_dir.load_class_names(run_dir.split_checkpoint(source)[0])
   else:
-    num_classes = len(variables["params"]["head"]["bias"])
-    theirs = weights.known_class_names(source, num_classes)
+    theirs = weights.known_class_names(source, model.num_classes, labels)
   # ImageNet's classes have two kinds of names.
   both = [
     imagenet.synsets() if imagenet.are_classes(names) else tuple(names)
@@ -190,12 +222,14 @@ def start_from(state: TrainState, variables: Variables) -> TrainState:
   variables = laid_out_as(variables, state.params)
 
   def put(old: Variables) -> Variables:
-    # Copied, because a step donates the memory of its state.
-    merged = {name: old[name] | variables[name] for name in old}
-    placed: Variables = jax.tree.map(
-      lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old
-    )
-    return placed
+    first, flat = (traverse_util.flatten_dict(tree) for tree in (old, variables))
+    placed = {
+      # Copied, because a step donates the memory of its state.
+      path: jnp.copy(jax.device_put(flat.get(path, leaf), leaf.sharding))
+      for path, leaf in first.items()
+    }
+    new: Variables = traverse_util.unflatten_dict(placed)
+    return old | new
 
   ema = None if state.ema is None else put(state.ema)
   variables = put(state.variables)

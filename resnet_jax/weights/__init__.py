@@ -4,7 +4,8 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
 from resnet_jax.models.variables import with_channels
-from resnet_jax.weights.fitting import complete_model, needs_new_head
+from resnet_jax.weights.dense import complete_dense
+from resnet_jax.weights.fitting import complete_model, find_labels, needs_new_head
 from resnet_jax.weights.folders import FORMS, save_folder
 from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
@@ -28,8 +29,10 @@ __all__ = [
   "FORMS",
   "all_class_names",
   "check_exists",
+  "complete_dense",
   "complete_model",
   "find",
+  "find_labels",
   "is_run",
   "known_class_names",
   "load",

@@ -34,7 +34,7 @@ from resnet_jax.weights.architecture import check_named, check_same, describe
 from resnet_jax.weights.fitting import (
   count_logits,
   describe_detector,
-  describe_segmenter,
+  find_segmenter,
   fitting,
   is_detector,
 )
@@ -141,8 +141,9 @@ def _advise(tensors: Tensors, model: Any, head: bool) -> list[str]:
 
 def _advise_on_segmenter(tensors: Tensors, model: Any, head: bool) -> list[str]:
   del head
-  size, call = describe_segmenter(tensors)
-  advice = [f"the file is for {call}"] if call else []
+  size, name, aux = find_segmenter(tensors)
+  call = f"create_segmenter({name!r}, {size}, aux={aux})"
+  advice = [f"the file is for {call}"] if name else []
   if size not in (0, model.num_classes):
     advice.append("new_head=True makes new last layers for other classes")
   return advice
@@ -198,7 +199,7 @@ _CLASSIFIER = _Kind(
 )
 _SEGMENTER = _Kind(
   *("segmenters", to_segmenter, "architecture", "head"),
-  *(("head",), _init_dense, _advise_on_segmenter),
+  *(Segmenter.HEAD, _init_dense, _advise_on_segmenter),
 )
 _DETECTOR = _Kind(
   *("detectors", to_detector, "detector", "last layer"),

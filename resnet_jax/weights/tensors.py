@@ -65,6 +65,11 @@ def read_tensors(
   return tensors, problems
 
 
+def read_names(path: Path) -> list[str]:
+  """Returns the names of all tensors in a file, as they are there."""
+  return [*_read(path, only_shapes=True)[0]]
+
+
 def _read(path: Path, only_shapes: bool = False) -> tuple[Tensors, list[str]]:
   if path.name.endswith(INDEX):
     arrays: Tensors = {}
