@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_jax.cli.ensembles import member, name_member
 from resnet_jax.cli.fitting import fit
+from resnet_jax.cli.kinds import check_evaluate
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
   SOURCE,
@@ -31,14 +32,6 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
 _NAMES = "digits", "synthetic", "folder"  # Never paths, even if such files exist.
-# Flag -> the value of `DataConfig.labels` that it needs.
-_KINDS_OF_FLAGS = {
-  "label-sets": "class",
-  "classes": "class",
-  "corruptions": "class",
-  "fit-temperature": "class",
-  "fit-thresholds": "classes",
-}
 # The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
   "dataset": "name",
@@ -234,7 +227,7 @@ def _evaluate(
   corruptions = [] if args.corruptions is None else parse_names(args.corruptions)
   first = _prepare(args)
   kind = first.experiment.config.data.labels
-  _check_kind(args, kind)
+  check_evaluate(args, kind)
   if args.fit_temperature or args.fit_thresholds:
     return first.step, fit(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
@@ -280,15 +273,6 @@ def _evaluate(
   scores = write_report(args.report, first, answers, title, corrupted)
   write_robustness(args.report, corrupted)
   return first.step, scores, corrupted
-
-
-def _check_kind(args: argparse.Namespace, kind: str) -> None:
-  """Refuses flags that have no meaning for what the images are labelled with."""
-  for flag, needed in _KINDS_OF_FLAGS.items():
-    if getattr(args, flag.replace("-", "_")) and kind != needed:
-      raise UserError(
-        f"--{flag} needs a network with config.data.labels={needed!r}, not {kind!r}"
-      )
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":
