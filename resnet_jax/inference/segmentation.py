@@ -137,7 +137,7 @@ class PixelClassifier(Classifier):
           error = errors[first + row].removeprefix(f"{file}: ")
           yield PredictedMask(file, error)
           continue
-        check_finite(found[1][row], file)
+        check_finite(found[1][row : row + 1], file)
         data, _ = files[first + row]
         yield self._of_file(file, data, found[0][row], pixels if images else None)
       first += len(batch["mask"])
