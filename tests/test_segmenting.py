@@ -25,7 +25,11 @@ from resnet_jax.cli.main import main
 from resnet_jax.config import CheckpointConfig, Config, DataConfig, ModelConfig
 from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.config.schema import AugmentConfig
-from resnet_jax.data.images.masked_images import MaskedEvalTransform, to_original
+from resnet_jax.data.images.masked_images import (
+  MaskedEvalTransform,
+  decode_mask,
+  to_original,
+)
 from resnet_jax.data.sources.masks import list_masked_images
 from resnet_jax.inference.segmentation import PixelClassifier, overlay, palette
 from resnet_jax.runs.checksums import digest_arrays
@@ -224,6 +228,8 @@ def test_predict_writes_masks_and_pictures(trained, folder, tmp_path, capsys):
       classes = np.asarray(mask)
       assert mask.mode == "P" and classes.shape == (height, width)
       assert mask.getpalette()[3:6] == [128, 0, 0]
+    content = (out / "masks" / f"{i}.png").read_bytes()  # Usable in training.
+    np.testing.assert_array_equal(decode_mask(content, 3, 10**6), classes)
     for label in np.unique(classes):
       text = f"{NAMES[label]} {100 * (classes == label).mean():.1f} %"
       assert text in lines[i]
