@@ -8,10 +8,11 @@ import numpy as np
 import optax
 from flax import linen as nn
 
-from resnet_jax import Classification
+from resnet_jax import Classification, ResNet, Segmenter
 from resnet_jax.data import ImageArrays
 from resnet_jax.models.layers import ModuleDef
 from resnet_jax.models.norms import BatchNorm
+from resnet_jax.models.stems import CifarStem
 
 
 class TinyNet(nn.Module):
@@ -117,3 +118,9 @@ class TwoOutputs(TinyNet):
 
 def two_outputs(config) -> nn.Module:
   return TwoOutputs(config.num_classes)
+
+
+def segmenter(config) -> Segmenter:
+  """A segmenter that compiles quickly."""
+  net = ResNet(stage_sizes=(1, 1), features=4, stem_cls=CifarStem)
+  return Segmenter(net, config.num_classes, output_stride=None)

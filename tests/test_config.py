@@ -241,8 +241,9 @@ def test_resuming_allows_what_leaves_the_steps_as_they_were():
   serialization.check_resumable(Config(), new)
 
 
-def test_resuming_a_cosine_refuses_another_length():
-  old = Config(num_steps=5, optim=OptimConfig(schedule="cosine"))
+@pytest.mark.parametrize("schedule", ["cosine", "poly"])
+def test_resuming_a_decrease_to_0_refuses_another_length(schedule):
+  old = Config(num_steps=5, optim=OptimConfig(schedule=schedule))
   with pytest.raises(ValueError, match="num_steps was 5 and is now 6"):
     serialization.check_resumable(old, dataclasses.replace(old, num_steps=6))
 

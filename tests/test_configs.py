@@ -27,7 +27,11 @@ from resnet_jax.models.registry import create_model
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.optimizer import create_optimizer
-from resnet_jax.training.resolved_config import resolve_settings, with_num_classes
+from resnet_jax.training.resolved_config import (
+  resolve_settings,
+  with_dtype,
+  with_num_classes,
+)
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 # Image sides, in pixels, of the data sets that are kept in memory.
@@ -54,6 +58,7 @@ IMAGES = {
   "imagenette_resnet18": (10, 3),
   "tiny_imagenet_resnet": (200, 3),
   "transfer_tiny_imagenet": (200, 3),
+  "voc_deeplabv3_resnet50": (21, 3),
 }
 
 
@@ -80,11 +85,9 @@ def parameter_shapes(
   config: Config, classes: int, channels: int
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each parameter by its path; nothing is computed."""
-  settings = dataclasses.asdict(config.model)
-  settings |= {"num_classes": classes, "dtype": "float32"}
-  del settings["factory"]
+  model = build_model(with_dtype(with_num_classes(config, classes)))
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  variables = abstract_variables(create_model(**settings), (32, 32, channels), sharding)
+  variables = abstract_variables(model, (32, 32, channels), sharding)
   leaves, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape
@@ -283,6 +286,10 @@ def test_a_size_that_does_not_suit_the_network_is_said(
     ("--config.data.dir=photos", "finetune_photos:scratch"),
     ("--config.data.name=folder --config.data.dir=x.csv", "finetune_photos:scratch"),
     ("--config.data.dir=photos --config.init_from=x.pth", "finetune_photos"),
+    (
+      "--config.data.dir=voc --config.data.labels=mask",
+      "voc_deeplabv3_resnet50:scratch",
+    ),
     ("--config.data.name=cifar10 --config.data.dir=data", "digits"),
     ("--config.data.factory=own:images --config.data.dir=data", "digits"),
     ("--config.data.name=folder", "digits"),

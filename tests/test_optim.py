@@ -56,6 +56,20 @@ def test_no_warmup_and_no_boundary_is_constant():
   np.testing.assert_allclose(values(OptimConfig(), plan, [0, 50, 99]), 0.1, rtol=1e-6)
 
 
+def test_poly_is_that_of_pytorch():
+  torch = pytest.importorskip("torch")
+  plan = dataclasses.replace(PLAN, decay_steps=())
+  rates = values(OptimConfig(schedule="poly"), plan, [5, 10, 55, 99, 100])
+  theirs = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], 0.1)
+  schedule, expected = torch.optim.lr_scheduler.PolynomialLR(theirs, 90, 0.9), []
+  for _ in range(91):
+    expected += schedule.get_last_lr()
+    theirs.step()
+    schedule.step()
+  assert rates[0] == pytest.approx(0.05)  # Warmup.
+  np.testing.assert_allclose(rates[1:], np.array(expected)[[0, 45, 89, 90]], 1e-5)
+
+
 def test_cosine_starts_at_the_peak_and_ends_near_zero():
   plan = dataclasses.replace(PLAN, decay_steps=())
   rates = values(OptimConfig(schedule="cosine"), plan, [0, 10, 55, 99, 100])

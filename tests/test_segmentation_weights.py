@@ -6,8 +6,10 @@ import jax
 import numpy as np
 import pytest
 
-from resnet_jax import SEGMENTERS, create_model, create_segmenter, weights
-from resnet_jax.weights.fitting import describe_segmenter
+from resnet_jax import SEGMENTERS, create_model, create_segmenter, load, weights
+from resnet_jax.data.images.crops import fitted_size
+from resnet_jax.weights import voc
+from resnet_jax.weights.fitting import find_segmenter
 
 torch = pytest.importorskip("torch")
 import torch_segmentation  # noqa: E402 - after the line that skips this file
@@ -70,7 +72,14 @@ def test_logits_at_full_depth_are_torchvisions(path):
   torch.save(net.state_dict(), path)
   model = create_segmenter("deeplabv3_resnet50")
   model = model.clone(net=model.net.clone(scan=True))  # Compiles faster.
-  assert_same_logits(net, model, weights.load(path, model), (64, 64))
+  variables = weights.load(path, model)
+  assert_same_logits(net, model, variables, (64, 64))
+  found = load(str(path))
+  assert (found.name, found.labels) == ("deeplabv3_resnet50", "mask")
+  assert found.class_names == voc.class_names()
+  # A photo of 4:3 then has a short side of 520 pixels, as in torchvision.
+  assert fitted_size(500, 375, found.preprocessing.crop) == (693, 520)
+  jax.tree.map(np.testing.assert_array_equal, found.variables, variables)
 
 
 @pytest.mark.parametrize("name", SEGMENTERS)
@@ -82,7 +91,7 @@ def test_names_and_shapes_are_torchvisions(name):
     key: np.broadcast_to(np.float32(0), tuple(tensor.shape))
     for key, tensor in net.state_dict().items()
   }
-  assert describe_segmenter(theirs) == (21, f"create_segmenter({name!r}, 21, aux=True)")
+  assert find_segmenter(theirs) == (21, name, True)
 
 
 @pytest.mark.parametrize("sizes", [((5, 4), (40, 32)), ((3, 6), (17, 43))])

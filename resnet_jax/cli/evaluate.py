@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from resnet_jax.cli.ensembles import member, name_member
 from resnet_jax.cli.fitting import fit
+from resnet_jax.cli.kinds import check_evaluate
 from resnet_jax.cli.options import (
   MODEL_FLAGS,
   SOURCE,
@@ -31,14 +32,6 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 
 _MAIN = {"top1", "top5", "loss", "count"}  # On the first line.
 _NAMES = "digits", "synthetic", "folder"  # Never paths, even if such files exist.
-# Flag -> the value of `DataConfig.labels` that it needs.
-_KINDS_OF_FLAGS = {
-  "label-sets": "class",
-  "classes": "class",
-  "corruptions": "class",
-  "fit-temperature": "class",
-  "fit-thresholds": "classes",
-}
 # The flags of the data, and the settings that they change.
 _DATA_FLAGS = {
   "dataset": "name",
@@ -234,7 +227,7 @@ def _evaluate(
   corruptions = [] if args.corruptions is None else parse_names(args.corruptions)
   first = _prepare(args)
   kind = first.experiment.config.data.labels
-  _check_kind(args, kind)
+  check_evaluate(args, kind)
   if args.fit_temperature or args.fit_thresholds:
     return first.step, fit(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
@@ -282,22 +275,12 @@ def _evaluate(
   return first.step, scores, corrupted
 
 
-def _check_kind(args: argparse.Namespace, kind: str) -> None:
-  """Refuses flags that have no meaning for what the images are labelled with."""
-  for flag, needed in _KINDS_OF_FLAGS.items():
-    if getattr(args, flag.replace("-", "_")) and kind != needed:
-      raise UserError(
-        f"--{flag} needs a network with config.data.labels={needed!r}, not {kind!r}"
-      )
-
-
 def _prepare(args: argparse.Namespace) -> "Prepared":
   from resnet_jax import weights
   from resnet_jax.config.preprocessing import with_preprocessing
-  from resnet_jax.models.registry import create_model
   from resnet_jax.runs import run_dir
   from resnet_jax.training import evaluator
-  from resnet_jax.training.resolved_config import check_settings
+  from resnet_jax.training.resolved_config import resolve_weights
 
   if args.workdir is not None:
     config = run_dir.load_run_config(args.workdir, args.trust_code, evaluator.USED)
@@ -312,16 +295,10 @@ def _prepare(args: argparse.Namespace) -> "Prepared":
     )
   if not args.dataset:
     raise UserError("--weights needs --dataset, the images to evaluate on")
-  new_head = weights.needs_new_head(args.weights, args.num_classes or 0, args.ema)
-  config = Config(
-    model=weights.complete_model(args.weights, model_config(args), args.ema),
-    data=DataConfig(),
-  )
-  check_settings(config)
-  model = create_model(config.model.name, stem=config.model.stem)
+  config = Config(model=model_config(args), data=DataConfig())
+  config, model, new_head = resolve_weights(args.weights, config, args.ema)
   preprocessing = weights.read_preprocessing(args.weights, model)
   config.data = with_preprocessing(config.data, preprocessing)
-  config.data.labels = "class" if new_head else weights.read_labels(args.weights)
   if config.data.labels == "numbers":
     raise UserError(
       f"{args.weights} predicts numbers, which are scored by the mean and std of their "

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
+from resnet_jax.cli.kinds import DENSE
 from resnet_jax.cli.options import MODEL_FLAGS, model_config
 from resnet_jax.config.preprocessing import check_fits
 from resnet_jax.runtime.errors import UserError, flags_of_settings
@@ -44,8 +45,16 @@ def add_engine(parser: argparse.ArgumentParser) -> None:
   )
 
 
-def load_classifier(args: argparse.Namespace) -> "Classifier":
-  """Loads the network and the preprocessing that the flags name."""
+def load_classifier(args: argparse.Namespace, dense: bool = False) -> "Classifier":
+  """Loads the network and the preprocessing that the flags name.
+
+  Args:
+    args: the flags.
+    dense: whether the command is also for networks that predict masks or boxes.
+
+  Raises:
+    UserError: the network or the preprocessing does not fit the command.
+  """
   from resnet_jax.inference import loading
   from resnet_jax.inference.engines import check_engine
   from resnet_jax.runtime import compilation
@@ -66,6 +75,19 @@ def load_classifier(args: argparse.Namespace) -> "Classifier":
     for name in ("resize", "crop", "mean", "std")
     if (value := getattr(args, name))
   }
+  if found.labels in DENSE:
+    if not dense:
+      raise UserError(
+        f"this command is for networks that predict classes or numbers; this one has "
+        f"config.data.labels={found.labels!r}"
+      )
+    if args.resize:
+      raise UserError(
+        f"--resize has no meaning for {found.labels!r}; --crop is the side of the "
+        "squares into which images are scaled"
+      )
+    if args.crop:
+      given["resize"] = args.crop
   preprocessing = dataclasses.replace(found.preprocessing, **given)
   check_fits(preprocessing, found.channels)
   if not preprocessing.crop:

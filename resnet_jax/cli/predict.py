@@ -1,4 +1,4 @@
-"""`resnet-jax predict`: predicts the classes of images."""
+"""`resnet-jax predict`: predicts classes, numbers, masks or boxes of images."""
 
 import argparse
 import json
@@ -6,6 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
+from resnet_jax.cli.kinds import DENSE, check_predict
 from resnet_jax.cli.options import add_number, add_trained, check_source
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
@@ -16,6 +17,7 @@ from resnet_jax.cli.photos import (
   load_classifier,
   show_left_out,
 )
+from resnet_jax.cli.predict_places import predict_places
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
@@ -26,12 +28,13 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 _MAX_PICTURES = 64
 
 TEXT = (
-  "Print the most probable classes of images, or the numbers that a network predicts. "
-  "The exit status is 1 if an image cannot be read."
+  "Print what a network predicts for images: the most probable classes, numbers, or "
+  "the classes of the pixels. The exit status is 1 if an image cannot be read."
 )
 EXAMPLES = (
   "resnet-jax predict PHOTO --workdir RUN",
   "resnet-jax predict PHOTOS --workdir RUN --figure answers.png --explain",
+  "resnet-jax predict PHOTOS --workdir RUN --out FOLDER  # masks",
 )
 
 
@@ -47,7 +50,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_calibrated(parser)
   add_engine(parser)
   add_number(
-    parser, "--batch-size", f"number of images per step (default: {BATCH_SIZE})"
+    parser,
+    "--batch-size",
+    f"number of images per step (default: {BATCH_SIZE}; 8 for masks)",
   )
   add_number(parser, "--top", "number of classes shown for each image (default: 5)")
   parser.add_argument(
@@ -61,6 +66,13 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     help=f"draw the first {_MAX_PICTURES} images with their classes into this file; "
     "green is right and red is wrong, where an image's folder has the name of a class "
     "(default: none)",
+  )
+  parser.add_argument(
+    "--out",
+    metavar="DIR",
+    help="for masks: write DIR/masks/, PNG files with the class of each pixel, and "
+    "DIR/pictures/, the images with the colours of the classes over them (default: "
+    "none)",
   )
   parser.add_argument(
     "--explain",
@@ -83,7 +95,11 @@ def run(args: argparse.Namespace) -> None:
   files = find_images(args.images)
   for folder in filter(os.path.isdir, args.images):
     show_left_out(folder)
-  classifier = load_classifier(args)
+  classifier = load_classifier(args, dense=True)
+  check_predict(args, classifier.labels)
+  if classifier.labels in DENSE:
+    predict_places(args, classifier, files)
+    return
   names, pictures = classifier.class_names, []
   folders = _classes_of_folders(names)
   batch_size = args.batch_size or BATCH_SIZE

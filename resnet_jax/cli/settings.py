@@ -10,6 +10,8 @@ from resnet_jax.config.schema import Config
 from resnet_jax.config.values import parse_value
 from resnet_jax.runtime.errors import UserError
 
+# The value of `data.labels` -> the default config for files with such labels.
+_OF_LABELS: dict[object, str] = {"mask": "voc_deeplabv3_resnet50"}
 _TYPES = {path: field.type for path, field, _ in fields.walk(Config())}
 
 
@@ -68,8 +70,9 @@ def change(config: Config, values: Mapping[str, object]) -> Config:
 def default_config(values: Mapping[str, object]) -> str:
   """Returns the name of the default config.
 
-  For a folder, parquet or tar files it is "finetune_photos" if `init_from` is set, or
-  else "finetune_photos:scratch". For all other images it is "digits".
+  For a folder, parquet or tar files it is "finetune_photos", or the config of
+  `_OF_LABELS`; without `init_from`, it is the variant "scratch". For all other images
+  it is "digits".
 
   Args:
     values: values from `parse_settings`.
@@ -77,7 +80,8 @@ def default_config(values: Mapping[str, object]) -> str:
   are_files = values.get("data.name", "folder") in KINDS_OF_FILES
   if not values.get("data.dir") or not are_files or values.get("data.factory"):
     return "digits"
-  return "finetune_photos" if values.get("init_from") else "finetune_photos:scratch"
+  name = _OF_LABELS.get(values.get("data.labels"), "finetune_photos")
+  return name if values.get("init_from") else f"{name}:scratch"
 
 
 def load_config(

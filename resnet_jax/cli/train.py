@@ -39,7 +39,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_config(
     parser,
     "the settings of the run in --workdir, or finetune_photos if --config.data.dir "
-    "names images, or digits",
+    "names images, or voc_deeplabv3_resnet50 if --config.data.labels=mask, or digits",
   )
   parser.add_argument(
     "--workdir",

@@ -46,8 +46,9 @@ class OptimConfig:
     decay_all: apply weight decay to biases and batch-norm parameters too, as the paper
       did. Without it, weight decay applies to kernels only.
     schedule: after warmup, "step" multiplies the rate by `decay_factor` at each
-      boundary; "cosine" decreases it to 0 at the last step; "plateau" multiplies it by
-      `decay_factor` when the evaluations stop improving, see `plateau_patience`.
+      boundary; "cosine" decreases it to 0 at the last step; "poly" too, as (1 - t)^0.9
+      with t from 0 to 1; "plateau" multiplies it by `decay_factor` when the evaluations
+      stop improving, see `plateau_patience`.
     decay_epochs, decay_steps: boundaries of "step", counted from the start of training,
       in epochs or in steps.
     decay_factor: factor of the learning rate at each boundary or plateau.
@@ -102,7 +103,7 @@ class OptimConfig:
   nesterov: bool = False
   weight_decay: float = allowed.at_least(1e-4, 0)
   decay_all: bool = False
-  schedule: str = allowed.choice("step", "step", "cosine", "plateau")
+  schedule: str = allowed.choice("step", "step", "cosine", "poly", "plateau")
   decay_epochs: tuple[float, ...] = allowed.increasing(())
   decay_steps: tuple[int, ...] = allowed.increasing(())
   decay_factor: float = allowed.setting(0.1, "in (0, 1]", lambda v: 0 < v <= 1)

@@ -30,7 +30,8 @@ __all__ = [
 
 def _steps_ignore_length(config: "Config") -> bool:
   """Whether the result of a step is independent of the length of the run."""
-  return config.optim.schedule != "cosine" and not config.augment.progressive_sizes
+  depends = config.optim.schedule in ("cosine", "poly")
+  return not depends and not config.augment.progressive_sizes
 
 
 def _has_free_evaluations(config: "Config") -> bool:

@@ -17,10 +17,12 @@ def read_calibration(path: str, step: int | None, labels: str) -> dict[str, Any]
 
   Raises:
     NotFoundError: they were not fitted.
-    UserError: they are damaged, or the network predicts numbers.
+    UserError: they are damaged, or the network predicts no classes of images.
   """
-  if labels == "numbers":
-    raise UserError(f"{path} predicts numbers, which have no calibration")
+  if labels not in ("class", "classes"):
+    raise UserError(
+      f"{path} has config.data.labels={labels!r}, for which there is no calibration"
+    )
   name = "temperature" if labels == "class" else "thresholds"
   if step is None:
     found = weights.read_training(path).get(name)

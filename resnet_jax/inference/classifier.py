@@ -24,7 +24,7 @@ from resnet_jax.models.operations import softmax
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables
 from resnet_jax.runtime import compilation
-from resnet_jax.runtime.arrays import AnyArray, Array, Float, Float32, Num, UInt
+from resnet_jax.runtime.arrays import AnyArray, Array, Float32, Num, UInt
 from resnet_jax.runtime.errors import UserError
 
 
@@ -69,7 +69,7 @@ class Classifier:
 
   def __call__(
     self, images: UInt[AnyArray, "b h w c"]
-  ) -> dict[str, Float[Array, "b ..."]]:
+  ) -> dict[str, Num[Array, "b ..."]]:
     """Computes the network's outputs for images that are already resized and cropped.
 
     Batch norm is folded, and a CPU uses the native kernels. `apply` does neither.
@@ -191,7 +191,7 @@ class Classifier:
 
   def apply(
     self, variables: Variables, images: Num[Array, "b h w c"]
-  ) -> dict[str, Float[Array, "b ..."]]:
+  ) -> dict[str, Num[Array, "b ..."]]:
     """Computes the same as `__call__`, as a pure function.
 
     It can be traced, exported and differentiated.

@@ -8,6 +8,7 @@ from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.inference.classifier import Classifier
+from resnet_jax.inference.segmentation import PixelClassifier
 from resnet_jax.inference.training_record import describe_training
 from resnet_jax.models.building import build_model
 from resnet_jax.models.variables import image_channels
@@ -15,7 +16,11 @@ from resnet_jax.runs import run_dir
 from resnet_jax.runs.checkpoint import CheckpointStore
 from resnet_jax.runs.facts import read_facts
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.training.resolved_config import resolve_model
+from resnet_jax.training.resolved_config import resolve_weights
+
+# What the network predicts, see `DataConfig.labels` -> the class for it, if that is not
+# `Classifier`.
+_KINDS: dict[str, type[Classifier]] = {"mask": PixelClassifier}
 
 
 def load(
@@ -85,7 +90,8 @@ def load_run(
     step, variables = store.restore_model(which)
     evaluation = store.read_evaluation(step)
   shape = read_facts(workdir).image_shape
-  return Classifier(
+  kind = _KINDS.get(config.data.labels, Classifier)
+  return kind(
     part_name(config.model.factory, config.model.name),
     build_model(config),
     variables,
@@ -119,14 +125,15 @@ def load_weights(
     FileNotFoundError: the file does not exist.
     ValueError: the architecture is unknown, or the weights do not fit it.
   """
-  new_head = weights.needs_new_head(path, model.num_classes, ema)
-  model = weights.complete_model(path, model, ema)
-  config, network = resolve_model(Config(model=model, data=DataConfig(name="")))
+  path, config = os.path.expanduser(path), Config(model=model, data=DataConfig(name=""))
+  config, network, new_head = resolve_weights(path, config, ema)
   variables = weights.load(path, network, ema=ema, new_head=new_head)
-  num_classes = config.model.num_classes
-  names = () if new_head else weights.known_class_names(path, num_classes)
-  labels = "class" if new_head else weights.read_labels(path)
-  return Classifier(
+  num_classes, labels = config.model.num_classes, config.data.labels
+  names: tuple[str, ...] = ()
+  if not new_head:
+    names = weights.known_class_names(path, num_classes, labels)
+  kind = _KINDS.get(labels, Classifier)
+  return kind(
     config.model.name,
     network,
     variables,

@@ -5,7 +5,6 @@ from collections.abc import Iterable
 from functools import partial
 from typing import Any
 
-import jax.numpy as jnp
 from flax import linen as nn
 
 from resnet_jax.config.factories import call_factory
@@ -16,6 +15,7 @@ from resnet_jax.models.old_names import warn_of_old_name
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.segmentation import SEGMENTERS, Segmenter, create_segmenter
+from resnet_jax.runtime.compilation import compute_dtype
 from resnet_jax.runtime.errors import UserError
 
 # The labels of the data, see `DataConfig.labels` -> the networks for them.
@@ -66,7 +66,7 @@ def _create_dense(config: Config) -> Segmenter | RetinaNet:
         f"it at {getattr(default, field)!r}"
       )
   create = create_segmenter if config.data.labels == "mask" else create_detector
-  dtype = jnp.dtype(model.dtype)
+  dtype = compute_dtype(model.dtype)
   built = create(model.name, model.num_classes, norm=model.norm, dtype=dtype)
   return built.clone(net=built.net.clone(remat=model.remat))
 

@@ -5,7 +5,7 @@ model = create_segmenter("deeplabv3_resnet50", num_classes=21)
 Shapes: B batch, H height, W width, C input channels.
 """
 
-from typing import Any
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 from flax import linen as nn
@@ -43,6 +43,8 @@ class Segmenter(nn.Module):
   head_cls: ModuleDef = FCNHead
   aux: bool = True
   output_stride: int | None = 8
+  # End of the paths of the layers whose shapes depend on the number of classes.
+  HEAD: ClassVar[tuple[str, ...]] = ("head",)
 
   @property
   def groups(self) -> tuple[str, ...]:

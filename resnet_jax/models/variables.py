@@ -43,7 +43,12 @@ def abstract_variables(
 
 
 def image_channels(variables: Variables) -> int:
-  """Returns the number of image channels that the variables of a `ResNet` need."""
+  """Returns the number of image channels that the variables need.
+
+  They are those of a `ResNet`, or of a network with one as "backbone".
+  """
+  if "backbone" in (params := variables["params"]):
+    variables = {"params": params["backbone"]}
   return int(_first_kernel(variables)[1].shape[2])
 
 

@@ -209,7 +209,7 @@ def prepare_weights(
 
   Args:
     config: the settings. If `model.num_classes` is 0, the architecture's number is
-      used; `data` names the images and their preprocessing.
+      used; `data` names the images, what their labels are, and their preprocessing.
     path: see `weights.load`.
     devices: None is all of them.
     ema: see `weights.load`.
@@ -221,14 +221,19 @@ def prepare_weights(
       model, or the images have other classes.
     NotFoundError: the weights or the data set do not exist.
   """
-  config, model = resolve_model(config)
-  variables = weights.load(path, model, ema=ema, new_head=new_head)
-  num_classes = config.model.num_classes
-  names = () if new_head else weights.known_class_names(path, num_classes)
+  labels, own = config.data.labels, None
+  if labels in ("mask", "boxes"):
+    _, own, _ = weights.complete_dense(path, labels, config.model, ema)
+  else:
+    config, model = resolve_model(config)
+  variables = weights.load(path, own or model, ema=ema, new_head=new_head)
+  names: tuple[str, ...] = ()
+  if not new_head:
+    names = weights.known_class_names(path, config.model.num_classes, labels)
   source = _open_images(config, names, path, False, labelled)
   config = _with_channels(config, source, image_channels(variables))
   experiment = Experiment.create(
-    config, devices=devices, eval_data=source, class_names=()
+    config, devices=devices, model=own, eval_data=source, class_names=()
   )
   check_fits(preprocessing_of(config.data), image_channels(variables))
   return Prepared(experiment, variables, source, names)
@@ -255,6 +260,8 @@ def _open_images(
     data = dataclasses.replace(data, val_share=1.0)
   if not labelled and data.name == "folder" and os.path.isdir(data.dir):
     return find_images([data.dir])
+  if data.labels in ("mask", "boxes"):  # Their sources compare the classes.
+    return open_source(data, data.eval_split, class_names)
   source = open_source(data, data.eval_split)
   # In other tasks, labels need not be classes.
   if not labelled or (not class_names and config.task):

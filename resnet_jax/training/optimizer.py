@@ -17,9 +17,12 @@ from resnet_jax.models.groups import distances_from_head, frozen_mask
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.muon import muon_or_adam
 
+# Of "poly", as in DeepLab (Chen et al. 2016, arXiv 1606.00915, section 4.1).
+_POLY_POWER = 0.9
+
 
 def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.Schedule:
-  """Returns a schedule: warmup, then step decay, a cosine or a constant rate.
+  """Returns a schedule: warmup, then step decay, a decrease to 0 or a constant rate.
 
   The rate is constant for a plateau: `create_optimizer` multiplies it by a scale that
   the optimiser's state contains.
@@ -42,10 +45,12 @@ def create_schedule(config: OptimConfig, plan: Plan, batch_size: int) -> optax.S
     warmup = optax.constant_schedule(learning_rate)
   else:
     warmup = optax.linear_schedule(start, learning_rate, plan.warmup_steps)
+  # A run may be shorter than its warmup; it then never uses the main schedule.
+  length = max(1, plan.num_steps - plan.warmup_steps)
   if config.schedule == "cosine":
-    # A run may be shorter than its warmup; it then never uses this schedule.
-    length = max(1, plan.num_steps - plan.warmup_steps)
     main = optax.cosine_decay_schedule(learning_rate, length)
+  elif config.schedule == "poly":
+    main = optax.polynomial_schedule(learning_rate, 0, _POLY_POWER, length)
   else:
     # `join_schedules` counts the second schedule's steps from the end of warmup.
     boundaries = [step - plan.warmup_steps for step in plan.decay_steps]

@@ -6,6 +6,7 @@ import dataclasses
 import numpy as np
 from flax import linen as nn
 
+from resnet_jax import weights
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
@@ -42,9 +43,39 @@ def resolve_model(config: Config) -> tuple[Config, nn.Module]:
     UserError: as in `check_settings`.
   """
   check_settings(config)
-  number = create_model(config.model.name).num_classes
+  number = config.model.num_classes or create_model(config.model.name).num_classes
   config = with_num_classes(with_dtype(config), number)
   return config, build_model(config)
+
+
+def resolve_weights(
+  path: str, config: Config, ema: bool | None = None
+) -> tuple[Config, nn.Module, bool]:
+  """Completes settings from a file of weights, and builds its network.
+
+  Args:
+    path: see `weights.load`.
+    config: its `model` is completed, see `weights.complete_model` and `complete_dense`.
+    ema: see `weights.load`.
+
+  Returns:
+    The settings, with what the network predicts in `data.labels`; the network; and
+    whether it needs a new head, see `weights.load`.
+
+  Raises:
+    UserError: a setting is wrong, the file is damaged or no network fits it.
+    NotFoundError: there is no such file.
+  """
+  labels = weights.find_labels(path)
+  if labels in ("mask", "boxes"):
+    model, network, new_head = weights.complete_dense(path, labels, config.model, ema)
+    data = dataclasses.replace(config.data, labels=labels)
+    return dataclasses.replace(config, model=model, data=data), network, new_head
+  new_head = weights.needs_new_head(path, config.model.num_classes, ema)
+  model = weights.complete_model(path, config.model, ema)
+  data = dataclasses.replace(config.data, labels="class" if new_head else labels)
+  config, network = resolve_model(dataclasses.replace(config, model=model))
+  return dataclasses.replace(config, data=data), network, new_head
 
 
 def resolve_settings(config: Config, model: nn.Module | None = None) -> Config:

@@ -48,9 +48,7 @@ def load_start(
 ) -> Variables:
   """Reads trained weights.
 
-  A segmenter or a detector takes the weights of another one, or those of a network for
-  classification for its backbone.
-
+  The backbone of a segmenter or a detector starts from a classifier's weights too.
   Warns if the weights expect another mean, standard deviation or order of channels.
 
   Args:
@@ -63,8 +61,9 @@ def load_start(
     class_names: names of the images' classes, in order; () if they are not known.
 
   Returns:
-    {"params": ..., "batch_stats": ...} in the named layout; without the last layers,
-    see `weights.last_layers`, if `head` is False.
+    {"params": ..., "batch_stats": ...} in the named layout; without "head" if `head` is
+    False. A segmenter or a detector then lacks only the last layers, or has nothing but
+    "backbone".
 
   Raises:
     ValueError: the weights do not fit the model, and the message names the arrays; or
@@ -73,22 +72,21 @@ def load_start(
     OSError: the checkpoint is damaged.
   """
   source, saved = find_weights(source)
-  if isinstance(model, Segmenter | RetinaNet):
-    labels = "class" if saved is None else saved.data.labels
-    if labels in ("class", "classes") and (saved or not weights.is_dense(source)):
-      if head:
-        raise UserError(
-          f"config.init_head=True needs the weights of a whole network, and "
-          f"config.init_from={source!r} has only those of a backbone; leave it at False"
-        )
-      start = load_start(source, model.net, image_shape, data)
-      return {kind: {"backbone": tree} for kind, tree in start.items()}
+  is_dense = isinstance(model, Segmenter | RetinaNet)
+  if is_dense and _labels(source, saved) not in ("mask", "boxes"):
+    if head:
+      raise UserError(
+        f"config.init_head=True needs the weights of a whole {type(model).__name__}; "
+        f"config.init_from={source!r} has only a backbone for it"
+      )
+    body = load_start(source, model.net, image_shape, data)
+    return {name: {"backbone": tree} for name, tree in body.items()}
   if saved is not None:
     workdir, which = run_dir.split_checkpoint(source)
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
     if not head:
-      variables["params"] = _without_last(model, variables["params"])
+      variables = _without_head(model, variables)
   else:
     variables = weights.load(source, model, head=head)
   if isinstance(model, ResNet) and (given := image_channels(variables)) == 3:
@@ -102,7 +100,7 @@ def load_start(
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
   if not head:
-    wanted["params"] = _without_last(model, wanted["params"])
+    wanted = _without_head(model, wanted)
   found, needed = _shapes(variables), _shapes(wanted)
   problems = [
     f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
@@ -117,7 +115,8 @@ def load_start(
       "channels as they were trained on" + ", and as many classes" * head
     )
   if head:
-    _check_classes(source, saved is not None, variables, class_names)
+    labels = _labels(source, saved)
+    _check_classes(source, saved is not None, labels, model, class_names)
   if saved is not None and not saved.model.factory and isinstance(model, ResNet):
     former = build_model(saved)
     assert isinstance(former, ResNet)
@@ -135,22 +134,32 @@ def load_start(
   return variables
 
 
-def _without_last(model: nn.Module, params: Variables) -> Variables:
-  """Returns parameters without the layers that depend on the number of classes."""
-  last, flat = weights.last_layers(model, params), traverse_util.flatten_dict(params)
-  kept = {path: array for path, array in flat.items() if path[:-1] not in last}
-  return dict(traverse_util.unflatten_dict(kept))
+def _labels(source: str, saved: Config | None) -> str:
+  return saved.data.labels if saved else weights.find_labels(source)
+
+
+def _without_head(model: nn.Module, variables: Variables) -> Variables:
+  """Returns the variables without the head; of dense heads, only the last is left out.
+
+  That is the layer whose shape depends on the number of classes.
+  """
+  if not isinstance(model, Segmenter | RetinaNet):
+    params = {k: v for k, v in variables["params"].items() if k != "head"}
+    return variables | {"params": params}
+  flat = traverse_util.flatten_dict(variables["params"])
+  end = slice(-1 - len(model.HEAD), -1)
+  kept = {path: leaf for path, leaf in flat.items() if path[end] != model.HEAD}
+  return variables | {"params": traverse_util.unflatten_dict(kept)}
 
 
 def _check_classes(
-  source: str, is_run: bool, variables: Variables, class_names: Sequence[str]
+  source: str, is_run: bool, labels: str, model: Any, class_names: Sequence[str]
 ) -> None:
   """Raises `UserError` if the head of trained weights is for other classes by name."""
   if is_run:
     theirs = run_dir.load_class_names(run_dir.split_checkpoint(source)[0])
   else:
-    num_classes = len(variables["params"]["head"]["bias"])
-    theirs = weights.known_class_names(source, num_classes)
+    theirs = weights.known_class_names(source, model.num_classes, labels)
   # ImageNet's classes have two kinds of names.
   both = [
     imagenet.synsets() if imagenet.are_classes(names) else tuple(names)
@@ -180,8 +189,6 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
   source, saved = find_weights(source)
   if saved is not None:
     return preprocessing_of(saved.data)
-  if isinstance(model, Segmenter | RetinaNet):
-    model = model.net
   return weights.read_preprocessing(source, model)
 
 
@@ -215,13 +222,14 @@ def start_from(state: TrainState, variables: Variables) -> TrainState:
   variables = laid_out_as(variables, state.params)
 
   def put(old: Variables) -> Variables:
-    # Copied, because a step donates the memory of its state.
-    flat = traverse_util.flatten_dict(old, keep_empty_nodes=True)
-    merged = traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(variables))
-    placed: Variables = jax.tree.map(
-      lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old
-    )
-    return placed
+    first, flat = (traverse_util.flatten_dict(tree) for tree in (old, variables))
+    placed = {
+      # Copied, because a step donates the memory of its state.
+      path: jnp.copy(jax.device_put(flat.get(path, leaf), leaf.sharding))
+      for path, leaf in first.items()
+    }
+    new: Variables = traverse_util.unflatten_dict(placed)
+    return old | new
 
   ema = None if state.ema is None else put(state.ema)
   variables = put(state.variables)

@@ -4,9 +4,10 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 """
 
 from resnet_jax.models.variables import with_channels
-from resnet_jax.weights.fitting import complete_model, needs_new_head
+from resnet_jax.weights.dense import complete_dense
+from resnet_jax.weights.fitting import complete_model, find_labels, needs_new_head
 from resnet_jax.weights.folders import FORMS, save_folder
-from resnet_jax.weights.load_save import is_dense, last_layers, load, save
+from resnet_jax.weights.load_save import load, save
 from resnet_jax.weights.location import (
   FOREIGN_SUFFIXES,
   check_exists,
@@ -28,12 +29,12 @@ __all__ = [
   "FORMS",
   "all_class_names",
   "check_exists",
+  "complete_dense",
   "complete_model",
   "find",
-  "is_dense",
+  "find_labels",
   "is_run",
   "known_class_names",
-  "last_layers",
   "load",
   "names",
   "needs_new_head",

@@ -16,12 +16,13 @@ from resnet_jax.runtime.errors import UserError
 from resnet_jax.weights import config_files
 from resnet_jax.weights.architecture import find_settings, timm_name
 from resnet_jax.weights.location import find
-from resnet_jax.weights.metadata import read_name_pattern, read_network
+from resnet_jax.weights.metadata import read_labels, read_name_pattern, read_network
 from resnet_jax.weights.tensors import (
   COUNTERS,
   Tensors,
   at,
   has_shape,
+  read_names,
   read_tensors,
   wanted_by,
 )
@@ -30,6 +31,7 @@ from resnet_jax.weights.torch_names import Network
 _BLOCK = re.compile(r"(?:layer|stages\.)(\d{1,4})\.(?:blocks\.)?(\d{1,4})\.")
 # The layers that depend on the number of classes, in a classifier and in a detector.
 _HEAD, _CLASSES = ("fc.", "head."), "head.classification_head.cls_logits"
+_PIXELS = "classifier.4.bias"  # Of a segmenter.
 # torchvision's files, such as resnet50-11ad3fa6.pth.
 _TORCHVISION = re.compile(r"(\w+)-[0-9a-f]{8}")
 
@@ -119,18 +121,42 @@ def fitting(tensors: Tensors) -> list[str]:
   ]
 
 
-def describe_segmenter(tensors: Tensors) -> tuple[int, str]:
-  """Returns the number of classes of a segmentation network, and how to create it.
+def find_labels(path: str | Path) -> str:
+  """Returns what the network of a file predicts, a value of `DataConfig.labels`.
+
+  The file says it, or the names of its tensors, if they are torchvision's.
+
+  Args:
+    path: as for `load`.
+
+  Raises:
+    UserError: the file is damaged.
+    NotFoundError: there is no such file.
+  """
+  path = find(path)
+  if (saved := read_labels(path)) != "class":
+    return saved
+  names = read_names(path)
+  for labels, last in (("mask", _PIXELS), ("boxes", f"{_CLASSES}.bias")):
+    prefixes = [name.removesuffix(last) for name in names if name.endswith(last)]
+    if any(name.startswith(f"{x}backbone.") for x in prefixes for name in names):
+      return labels
+  return "class"
+
+
+def find_segmenter(tensors: Tensors) -> tuple[int, str, bool]:
+  """Finds the segmentation network of a file.
 
   Args:
     tensors: by their names in torchvision, as `read_tensors` returns them.
 
   Returns:
-    0 if there is no number of classes, and "" if no network has these parameters.
+    The number of classes, 0 if there is none; the name of the network, "" if none has
+    these parameters; and whether it has an auxiliary head.
   """
-  bias = tensors.get("classifier.4.bias")
+  bias = tensors.get(_PIXELS)
   if bias is None or bias.ndim != 1 or not bias.size:
-    return 0, ""
+    return 0, "", False
   inner = {k: array for k, array in tensors.items() if not k.endswith(COUNTERS)}
   sizes = _stage_sizes({name.removeprefix("backbone."): None for name in inner})
   aux = any(name.startswith("aux_classifier.") for name in inner)
@@ -138,8 +164,8 @@ def describe_segmenter(tensors: Tensors) -> tuple[int, str]:
     if tuple(MODELS[row["net"]]["stage_sizes"]) != sizes:
       continue
     if _has_parameters(create_segmenter(name, bias.size, aux=aux), inner):
-      return bias.size, f"create_segmenter({name!r}, {bias.size}, aux={aux})"
-  return bias.size, ""
+      return bias.size, name, aux
+  return bias.size, "", aux
 
 
 def describe_detector(tensors: Tensors) -> tuple[int, list[str]]:

@@ -5,7 +5,6 @@ preprocessing = weights.read_preprocessing("resnet50-11ad3fa6.pth", model)
 weights.save("mine.safetensors", model, variables, preprocessing)
 """
 
-import contextlib
 import dataclasses
 import json
 import re
@@ -18,7 +17,6 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import linen as nn
-from flax import traverse_util
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
@@ -36,7 +34,7 @@ from resnet_jax.weights.architecture import check_named, check_same, describe
 from resnet_jax.weights.fitting import (
   count_logits,
   describe_detector,
-  describe_segmenter,
+  find_segmenter,
   fitting,
   is_detector,
 )
@@ -50,7 +48,6 @@ from resnet_jax.weights.tensors import (
   Translate,
   at,
   few,
-  read_names,
   read_tensors,
   wanted_by,
 )
@@ -143,8 +140,9 @@ def _advise(tensors: Tensors, model: Any, head: bool) -> list[str]:
 
 def _advise_on_segmenter(tensors: Tensors, model: Any, head: bool) -> list[str]:
   del head
-  size, call = describe_segmenter(tensors)
-  advice = [f"the file is for {call}"] if call else []
+  size, name, aux = find_segmenter(tensors)
+  call = f"create_segmenter({name!r}, {size}, aux={aux})"
+  advice = [f"the file is for {call}"] if name else []
   if size not in (0, model.num_classes):
     advice.append("new_head=True makes new last layers for other classes")
   return advice
@@ -200,7 +198,7 @@ _CLASSIFIER = _Kind(
 )
 _SEGMENTER = _Kind(
   *("segmenters", to_segmenter, "architecture", "head"),
-  *(("head",), _init_dense, _advise_on_segmenter),
+  *(Segmenter.HEAD, _init_dense, _advise_on_segmenter),
 )
 _DETECTOR = _Kind(
   *("detectors", to_detector, "detector", "last layer"),
@@ -212,33 +210,6 @@ def _kind_of(model: nn.Module) -> _Kind:
   if isinstance(model, Segmenter):
     return _SEGMENTER
   return _DETECTOR if isinstance(model, RetinaNet) else _CLASSIFIER
-
-
-def is_dense(path: str | Path) -> bool:
-  """Whether a file of weights has the heads of a segmenter or a detector.
-
-  Raises:
-    NotFoundError: there is no such file.
-    UserError: the file is damaged.
-  """
-  names = read_names(find(path))
-  for kind in (_SEGMENTER, _DETECTOR):
-    with contextlib.suppress(UserError):  # The names are others.
-      kind.translate(names, None)
-      return True
-  return False
-
-
-def last_layers(model: nn.Module, tree: Any) -> set[tuple[str, ...]]:
-  """Returns the paths of the layers that depend on the number of classes.
-
-  Args:
-    model: the network.
-    tree: its parameters in the named layout.
-  """
-  last = _kind_of(model).last
-  layers = {path[:-1] for path in traverse_util.flatten_dict(tree)}
-  return {path for path in layers if path[-len(last) :] == last}
 
 
 def save(

@@ -5,7 +5,7 @@ folder may contain some of the metadata.
 """
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +14,10 @@ from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
 from resnet_jax.models.resnet import ResNet
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn_once
-from resnet_jax.weights import config_files, imagenet, keras_file
+from resnet_jax.weights import config_files, imagenet, keras_file, voc
 from resnet_jax.weights.architecture import Description, describe
 from resnet_jax.weights.location import KERAS_SUFFIXES, find
 
@@ -27,6 +28,10 @@ _RESIZED_TO_232 = {
   *("1a0047aa", "110c445d", "173b62eb"),  # ResNeXt-50 32x4d, 101 32x8d, 101 64x4d
   *("9ba9bcbe", "d733dc28"),  # Wide ResNet-50-2, 101-2 IMAGENET1K_V2
 }
+
+# (labels, number of classes) -> the names of the classes that they usually are.
+_USUAL_NAMES: dict[tuple[str, int], Callable[[], tuple[str, ...]]]
+_USUAL_NAMES = {("class", 1000): imagenet.class_names, ("mask", 21): voc.class_names}
 
 
 def read_network(path: Path) -> Description | None:
@@ -83,8 +88,9 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   It comes from the first of these that exists: (1) what `save` stored in the file; (2)
   the files of timm or transformers beside it; (3) Keras's own, for a file of Keras; (4)
   ImageNet's preprocessing without resizing and crop, if the model has a stem for small
-  images; (5) ImageNet's usual preprocessing, resized to 232 pixels for some files of
-  torchvision.
+  images; (5) squares of 693 pixels for a `Segmenter`, so that a photo of 4:3 has a
+  short side of 520 as in torchvision; (6) ImageNet's usual preprocessing, resized to
+  232 pixels for some files of torchvision.
 
   Args:
     path: as for `load`.
@@ -115,6 +121,8 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
     return keras_file.PREPROCESSING[model.pre_activation]
   if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
     return Preprocessing(resize=0, crop=0)
+  if isinstance(model, Segmenter):
+    return Preprocessing(resize=693, crop=693)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)
 
@@ -135,16 +143,20 @@ def read_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
   return all_class_names(known_class_names(path, num_classes), num_classes)
 
 
-def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
+def known_class_names(
+  path: str | Path, num_classes: int, labels: str = "class"
+) -> tuple[str, ...]:
   """Returns the names of the classes, () if they are not known.
 
   They come from the first of these that exists: (1) what `save` stored in the file; (2)
   timm's or transformers' `config.json` beside the file; (3) ImageNet's names, if there
-  are 1,000 classes. There may be fewer names than classes.
+  are 1,000 classes, or for masks VOC's, if there are 21. There may be fewer names than
+  classes.
 
   Args:
     path: as for `load`.
     num_classes: number of classes of the model.
+    labels: what the network predicts, see `find_labels`.
 
   Raises:
     ValueError: the file or the one beside it is damaged.
@@ -161,7 +173,8 @@ def known_class_names(path: str | Path, num_classes: int) -> tuple[str, ...]:
     return tuple(found)
   names = config_files.read_class_names(path.parent, num_classes)
   if names is None:
-    names = imagenet.class_names() if num_classes == 1000 else ()
+    usual = _USUAL_NAMES.get((labels, num_classes))
+    names = usual() if usual else ()
   return names
 
 

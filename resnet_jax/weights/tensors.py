@@ -25,11 +25,6 @@ COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
 
 
-def read_names(path: Path) -> list[str]:
-  """Returns the names of the tensors in a file that `location.find` returned."""
-  return list(_read(path, only_shapes=True)[0])
-
-
 def read_tensors(
   path: Path,
   ema: bool | None = None,
@@ -68,6 +63,11 @@ def read_tensors(
       problems.append(f"{found} appears twice, once as {name}")
     tensors[found] = arrays.pop(name)
   return tensors, problems
+
+
+def read_names(path: Path) -> list[str]:
+  """Returns the names of all tensors in a file, as they are there."""
+  return [*_read(path, only_shapes=True)[0]]
 
 
 def _read(path: Path, only_shapes: bool = False) -> tuple[Tensors, list[str]]:

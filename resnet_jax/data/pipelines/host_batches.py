@@ -64,7 +64,7 @@ def batch_label(
 ) -> tuple[np.dtype[Any], tuple[int, ...]]:
   """Returns dtype and shape of the label of an image in a batch."""
   spec = label_spec(source)
-  if isinstance(transform, PairTransform):
+  if _is_dense(spec) and isinstance(transform, PairTransform):
     spec = transform.label
   return spec.dtype, tuple(size for size in spec.shape if size is not None)
 
@@ -165,11 +165,13 @@ class Batches:
         image_name.set(functools.partial(self.source.name, other))
         try:
           data, label = self.source[other]
-          if isinstance(self.transform, PairTransform):
-            batch["image"][row], label = self.transform.pair(data, label, rng)
+          if _is_dense(spec):
+            both: Any = self.transform
+            batch["image"][row], label = both.pair(data, label, rng)
           else:
             _check_label(label, spec, num_classes)
-            batch["image"][row] = self.transform(data, rng)
+            one: Any = self.transform
+            batch["image"][row] = one(data, rng)
         except ImageError as error:
           errors.append((other, f"{self.source.name(other)}: {error}"))
           continue
@@ -178,6 +180,11 @@ class Batches:
       else:
         batch["image"][row] = 0
     return errors
+
+
+def _is_dense(spec: LabelSpec) -> bool:
+  """Whether a label belongs to places in the image, and moves with it."""
+  return spec.kind in ("mask", "boxes")
 
 
 def _check_label(label: Any, spec: LabelSpec, num_classes: int) -> None:

@@ -266,11 +266,13 @@ def _create_pair_transform(
     UserError: a setting has no meaning for it.
   """
   size = config.image_size
-  if config.eval_crop not in (0, size) or config.eval_resize not in (0, size):
+  if config.labels == "mask" and augment is None:
+    size = config.eval_crop or size
+  if augment is None and {config.eval_crop, config.eval_resize} - {0, size}:
     raise UserError(
       f"{setting_name('data.eval_crop')}={config.eval_crop} and eval_resize="
-      f"{config.eval_resize} must be 0 or config.data.image_size={size}, the side of "
-      f"the squares, with config.data.labels={config.labels!r}"
+      f"{config.eval_resize} must be 0 or {size}, the side of the squares of "
+      f"evaluation, with config.data.labels={config.labels!r}"
     )
   read: dict[str, Any] = {
     "interpolation": config.interpolation,

@@ -21,6 +21,7 @@ from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.pipelines.host_batches import (
   Batches,
   HostBatch,
+  Transform,
   count_threads,
   iterate,
 )
@@ -68,6 +69,7 @@ def read_batches(
   batch_size: int,
   max_pixels: int,
   channels: int = 3,
+  transform: Transform | None = None,
 ) -> Iterator[HostBatch]:
   """Yields all images, resized and cropped as in evaluation.
 
@@ -77,6 +79,7 @@ def read_batches(
     batch_size: B; the last batch is padded.
     max_pixels: see `open_image`.
     channels: C of images that are decoded.
+    transform: maps a file to pixels in place of these settings.
 
   Yields:
     "image" [B, S, S, C] uint8 or uint16, "label" [B] int32, "mask" [B] bool and
@@ -92,7 +95,7 @@ def read_batches(
   length = math.ceil(len(source) / batch_size) * batch_size
   batches = Batches(
     source=source,
-    transform=_transform(preprocessing, max_pixels, channels),
+    transform=transform or _transform(preprocessing, max_pixels, channels),
     order=grain.MapDataset.range(length),
     batch_size=batch_size,
     rows=(0, batch_size),
