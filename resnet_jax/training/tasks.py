@@ -287,15 +287,6 @@ def outputs_of(task: Task) -> Any:
   return getattr(task, "outputs", (task.num_classes,))
 
 
-def check_task(task: Task, config: Config) -> None:
-  """Raises `UserError` if a task cannot be trained with the settings."""
-  if (kind := label_of(task).kind) != config.data.labels:
-    raise UserError(
-      f"the labels of {type(task).__name__} are {kind}, so set "
-      f"config.data.labels={kind!r}, not {config.data.labels!r}"
-    )
-
-
 def check_outputs(task: Task, count: int, where: str) -> None:
   """Raises `UserError` if a task has too few outputs for `count` class names."""
   is_class = isinstance(task, Classification)
@@ -322,8 +313,9 @@ def check_network_outputs(task: Task, found: Any, name: str) -> None:
   """
   wanted = outputs_of(task)
   pairs = [(wanted, found)]
-  if isinstance(wanted, dict) and isinstance(found, dict):
-    pairs = [(sizes, found.get(key)) for key, sizes in wanted.items()]
+  if isinstance(wanted, dict):
+    given = found if isinstance(found, dict) else {}
+    pairs = [(sizes, given.get(key)) for key, sizes in wanted.items()]
 
   def fits(sizes: Any, output: Any) -> bool:
     is_array = isinstance(output, jax.ShapeDtypeStruct) and output.dtype == jnp.float32

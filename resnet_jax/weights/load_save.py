@@ -91,11 +91,10 @@ def load(
     FileNotFoundError: there is no such file.
   """
   path = find(path)
+  kind = _kind_of(model)
   if isinstance(model, Segmenter | RetinaNet):
-    kind = _SEGMENTER if isinstance(model, Segmenter) else _DETECTOR
     as_resnet(model.net, kind.purpose)
   else:
-    kind = _CLASSIFIER
     model = as_resnet(model, kind.purpose)
     _check_architecture(path, model)
   tensors, problems = read_tensors(path, ema, translate=kind.translate)
@@ -205,6 +204,12 @@ _DETECTOR = _Kind(
   *("detectors", to_detector, "detector", "last layer"),
   *(RetinaNet.HEAD, _init_convolution, _advise_on_detector),
 )
+
+
+def _kind_of(model: nn.Module) -> _Kind:
+  if isinstance(model, Segmenter):
+    return _SEGMENTER
+  return _DETECTOR if isinstance(model, RetinaNet) else _CLASSIFIER
 
 
 def save(
