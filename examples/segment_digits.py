@@ -4,6 +4,9 @@ Command: python examples/segment_digits.py [--steps 600] [--workdir RUN]
 
 A pixel with more than a quarter of full ink is of the class of its digit, others are of
 class 0. Digits of the test canvases are in no training canvas.
+
+The mean IoU of the test canvases was 0.920 (2026-11-28, jax 0.10.2, one seed). It took
+15 minutes on 2 CPU cores that were busy with other work, of which it had a part.
 """
 
 import argparse

@@ -31,6 +31,7 @@ from resnet_jax.data.images.masked_images import (
   to_original,
 )
 from resnet_jax.data.sources.masks import list_masked_images
+from resnet_jax.inference.export import export
 from resnet_jax.inference.segmentation import PixelClassifier, overlay, palette
 from resnet_jax.runs.checksums import digest_arrays
 from resnet_jax.runs.run_dir import load_run_config
@@ -246,7 +247,6 @@ REFUSED = {
   "predict IMAGE --figure a.png": "--figure has no meaning",
   "predict IMAGE --calibrated": "'mask', for which there is no calibration",
   "predict IMAGE --resize 8": "--resize has no meaning .* --crop is the side",
-  "predict IMAGE --engine onnxruntime": "--engine has no meaning",
   "predict IMAGE --out classes.txt": "'classes.txt' must be a folder, and is a file",
   "predict train/images val/images --out o": "would be written into the same file",
   "evaluate --report r": "--report has no meaning for a network with .*'mask'",
@@ -258,7 +258,8 @@ REFUSED = {
   "evaluate --fit-temperature": "--fit-temperature needs .*'class', not 'mask'",
   "evaluate --dataset digits": "needs config.data.name=folder|--dataset",
   "features train/images --out f.npz": "for networks that predict classes or numbers",
-  "export --out f.onnx": "for networks that predict classes or numbers",
+  "export --out f.onnx --photo-size 40x40": "--photo-size has no meaning",
+  "export --out f.onnx --precision int8": "predicts one class for each image",
   "convert --out f.safetensors": "need a ResNet, not Segmenter",
 }
 
@@ -328,3 +329,26 @@ def test_training_starts_there(folder, trained, tmp_path):
   same["head"]["head"]["kernel"] = same["aux_head"]["head"]["kernel"] = True
   biases = [same[x]["head"].pop("bias") for x in ("head", "aux_head")]
   assert not any(biases) and all(jax.tree.leaves(same))
+
+
+@pytest.mark.parametrize("form", ["stablehlo", "onnx", "openvino"])
+def test_an_export_gives_the_same_probabilities(trained, tmp_path, form):
+  if form != "stablehlo":
+    pytest.importorskip("onnxruntime")
+  if form == "openvino":
+    pytest.importorskip("openvino")
+  file = tmp_path / f"net.{'xml' if form == 'openvino' else form}"
+  network = resnet_jax.load(str(trained[0]), trust_code=True)
+  assert export(network, str(file), form) < 1e-5
+  assert file.is_file()
+
+
+def test_another_engine_predicts_the_same_masks(trained, folder):
+  pytest.importorskip("onnxruntime")
+  network = resnet_jax.load(str(trained[0]), trust_code=True)
+  place = str(folder / "val" / "images")
+  ours, theirs = (
+    list(net.predict([place])) for net in (network, network.with_engine("onnxruntime"))
+  )
+  for one, other in zip(ours, theirs, strict=True):
+    assert (one.classes == other.classes).mean() > 0.99

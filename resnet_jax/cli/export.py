@@ -5,6 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from resnet_jax.cli.kinds import check_export
 from resnet_jax.cli.options import (
   add_former_names,
   add_number,
@@ -121,7 +122,8 @@ def run(args: argparse.Namespace) -> None:
   if not os.path.isdir(folder) or os.path.isdir(args.out):
     raise UserError(f"--out {args.out!r} must be a file in an existing folder")
   check_source(args)
-  net, int8 = load_classifier(args), None
+  net, int8 = load_classifier(args, dense=True), None
+  check_export(args, net.labels)
   if args.precision == "int8" and args.workdir is not None:
     images = open_run_images(args.workdir, args.trust_code, net)
     int8 = Int8(images, args.calibration_images, args.max_loss)
@@ -145,6 +147,12 @@ def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
     if size.resize:
       steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
     steps.append(f"cut the middle {height}x{width}")
+  if net.labels == "mask":
+    steps[1:] = [
+      f"resize the long side to {size.crop} ({size.interpolation})",
+      f"pad it with 0 at the right and the bottom to {height}x{width}",
+    ]
+  pixels = f"{height}, {width}, " if net.labels == "mask" else ""
   kind = "uint8"
   if size.max_value:
     kind = "uint16"
@@ -155,6 +163,6 @@ def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
   return [
     f"{net.name} -> {args.out} ({written / 1e6:.1f} MB)",
     f"images [batch, {height}, {width}, {net.channels}] {kind} -> probabilities "
-    f"[batch, {len(net.class_names)}] float32",
+    f"[batch, {pixels}{len(net.class_names)}] float32",
     f"prepare each image first: {', '.join(steps)}",
   ]

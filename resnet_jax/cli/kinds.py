@@ -29,7 +29,6 @@ _NOT_FOR_PREDICTED_PLACES: dict[str, object] = {
   "figure": None,
   "explain": False,
   "calibrated": False,
-  "engine": "jax",
 }
 
 
@@ -52,6 +51,17 @@ def check_evaluate(args: argparse.Namespace, kind: str) -> None:
     _check_not_given(args, kind, _NOT_FOR_PLACES)
 
 
+def check_export(args: argparse.Namespace, kind: str) -> None:
+  """Refuses flags of `resnet-jax export`, as `check_evaluate` does.
+
+  Boxes cannot be exported.
+  """
+  if kind == "boxes":
+    raise UserError("networks with config.data.labels='boxes' cannot be exported")
+  if kind in DENSE:
+    _check_not_given(args, kind, {"photo_size": None})
+
+
 def check_predict(args: argparse.Namespace, kind: str) -> None:
   """Refuses flags of `resnet-jax predict`, as `check_evaluate` does."""
   if kind in DENSE:
@@ -69,6 +79,6 @@ def _check_not_given(
   for flag, usual in flags.items():
     if getattr(args, flag) != usual:
       raise UserError(
-        f"--{flag} has no meaning for a network with config.data.labels={kind!r}; "
-        "leave it out"
+        f"--{flag.replace('_', '-')} has no meaning for a network with "
+        f"config.data.labels={kind!r}; leave it out"
       )

@@ -48,7 +48,7 @@ def exported_function(
 
   def function(
     variables: Variables, images: Num[Array, "b h w c"]
-  ) -> Float32[Array, "b k"]:
+  ) -> Float32[Array, "b ..."]:
     if matrices is not None:
       images = _resize(images, *matrices)
     return folded.apply(variables, images)[folded.answer]

@@ -8,7 +8,6 @@ import io
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
@@ -23,7 +22,8 @@ from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.image_grid import as_rgb
 from resnet_jax.inference.many_batches import run_batches
-from resnet_jax.runtime.arrays import Array, UInt, UInt8
+from resnet_jax.models.operations import softmax
+from resnet_jax.runtime.arrays import Array, Float32, UInt, UInt8
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
@@ -87,11 +87,8 @@ class PixelClassifier(Classifier):
         f"{type(self.model).__name__} must return a dict with the logits 'out', "
         "[B, H, W, K], to be used on images"
       )
-    out = logits["out"]
-    return {
-      "classes": out.argmax(-1).astype(jnp.uint8),
-      "probabilities": jax.nn.softmax(out),
-    }
+    probabilities = softmax(logits["out"])
+    return {"classes": _classes(probabilities), "probabilities": probabilities}
 
   def predict(
     self,
@@ -126,10 +123,11 @@ class PixelClassifier(Classifier):
     )
 
     def outputs(found: dict[str, Array]) -> tuple[Array, Array]:
-      return found["classes"], found["probabilities"].max(axis=(1, 2, 3))
+      answers = found[self.answer]
+      return _classes(answers), answers.max(axis=(1, 2, 3))
 
-    names, first = ("classes", "probabilities"), 0
-    for batch, found in run_batches(self, batches, names, outputs, mesh):
+    first = 0
+    for batch, found in run_batches(self, batches, (self.answer,), outputs, mesh):
       errors = dict(batch["errors"])
       for row in range(min(len(batch["mask"]), len(files) - first)):
         file = files.name(first + row)
@@ -153,6 +151,10 @@ class PixelClassifier(Classifier):
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     shares = tuple((i, float(counts[i] / classes.size)) for i in order.tolist())
     return PredictedMask(file, classes=classes, shares=shares, image=image)
+
+
+def _classes(probabilities: Float32[Array, "b h w k"]) -> UInt8[Array, "b h w"]:
+  return probabilities.argmax(-1).astype(jnp.uint8)
 
 
 def overlay(

@@ -114,6 +114,22 @@ def _reduce(op: str) -> Rule:
   return rule
 
 
+def _place_of(op: str) -> Rule:
+  """Returns the rule of the place of the largest or the smallest value."""
+
+  def rule(call: Call) -> Value:
+    from onnx.helper import np_dtype_to_tensor_dtype
+
+    x, (axis,) = call.graph.whole(call.stored), call.params["axes"]
+    order = [other - (other > axis) for other in x.order if other != axis]
+    name = call.graph.node(op, [x.name], axis=x.place(axis), keepdims=0)
+    dtype, shape = np.dtype(call.output.dtype), tuple(call.output.shape)
+    name = call.graph.node("Cast", [name], to=np_dtype_to_tensor_dtype(dtype))
+    return Stored(name, shape, tuple(order), dtype, shape)
+
+  return rule
+
+
 def _broadcast(call: Call) -> Value:
   x, shape = call.stored, tuple(call.output.shape)
   axes = call.params["broadcast_dimensions"]
@@ -275,4 +291,6 @@ SHAPES: dict[str, Rule] = {
   "reduce_max": _reduce("ReduceMax"),
   "reduce_min": _reduce("ReduceMin"),
   "reduce_prod": _reduce("ReduceProd"),
+  "argmax": _place_of("ArgMax"),
+  "argmin": _place_of("ArgMin"),
 }
