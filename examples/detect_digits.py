@@ -8,6 +8,7 @@ high, some of them smoothed. Digits of the test canvases are in no training canv
 
 import argparse
 import time
+from functools import partial
 
 import numpy as np
 from PIL import Image
@@ -16,6 +17,7 @@ from sklearn.datasets import load_digits
 from resnet_jax import Config, Experiment, create_model, train
 from resnet_jax.data import ImageArrays
 from resnet_jax.models.detection import RetinaNet
+from resnet_jax.models.norms import GroupNorm
 from resnet_jax.runtime import compilation
 
 SIDE, MOST = 64, 6  # Pixels of a canvas; digits on it.
@@ -55,7 +57,11 @@ def draw_canvases(digits, classes, count: int, rng) -> ImageArrays:
 def create_network() -> RetinaNet:
   """Returns a small RetinaNet, with anchors from 8 pixels on at every fourth pixel."""
   net = create_model("resnet14").clone(stage_sizes=(1, 1, 1, 1, 1))
-  return RetinaNet(net, len(NAMES), features=64, smallest_anchor=8)
+  # The norm makes the head learn several times as fast.
+  norm = partial(GroupNorm, num_groups=8)
+  return RetinaNet(
+    net, len(NAMES), head_norm_cls=norm, features=48, smallest_anchor=8
+  )
 
 
 def main() -> None:
@@ -74,7 +80,7 @@ def main() -> None:
   train_data = draw_canvases(digits[first], classes[first], args.canvases, rng)
   test_data = draw_canvases(digits[rest], classes[rest], args.canvases // 10, rng)
 
-  config = Config(num_epochs=args.epochs, batch_size=32)
+  config = Config(num_epochs=args.epochs, batch_size=16)
   config.eval_every_epochs = args.epochs / 3
   config.data.labels = "boxes"
   config.optim.name = "adamw"

@@ -54,6 +54,6 @@ def draw_boxes(
     draw.rectangle((x0, y0, max(x0, x1 - 1), max(y0, y1 - 1)), None, color, line)
     left, top, right, bottom = draw.textbbox((x0, y0), text, font, anchor="lb")
     shift = max(0, -top)  # Into the image.
-    draw.rectangle((left, top + shift, right, bottom + shift), color)
+    draw.rectangle((left, top + shift, right - 1, bottom + shift - 1), color)
     draw.text((x0, y0 + shift), text, "white", font, anchor="lb")
   return np.asarray(picture)
