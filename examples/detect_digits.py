@@ -2,7 +2,7 @@
 
 Command: python examples/detect_digits.py [--epochs 12] [--workdir RUN]
 
-A canvas of 64x64 pixels is dim and noisy, and has one to six digits, 8 to 24 pixels
+A canvas of 48x48 pixels is dim and noisy, and has one to five digits, 8 to 24 pixels
 high, some of them smoothed. Digits of the test canvases are in no training canvas.
 """
 
@@ -20,7 +20,7 @@ from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.runtime import compilation
 
-SIDE, MOST = 64, 6  # Pixels of a canvas; digits on it.
+SIDE, MOST = 48, 5  # Pixels of a canvas; digits on it.
 NAMES = tuple("0123456789")
 
 
@@ -59,9 +59,7 @@ def create_network() -> RetinaNet:
   net = create_model("resnet14").clone(stage_sizes=(1, 1, 1, 1, 1))
   # The norm makes the head learn several times as fast.
   norm = partial(GroupNorm, num_groups=8)
-  return RetinaNet(
-    net, len(NAMES), head_norm_cls=norm, features=48, smallest_anchor=8
-  )
+  return RetinaNet(net, len(NAMES), head_norm_cls=norm, features=32, smallest_anchor=8)
 
 
 def main() -> None:

@@ -5,14 +5,14 @@ import numpy as np
 from resnet_jax.data import ImageArrays
 from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.resnet import ResNet
-from resnet_jax.models.stems import CifarStem
+from resnet_jax.models.stems import DeepStem
 
 NAMES = ("small", "large")
 
 
 def tiny_detector(num_classes: int = len(NAMES)) -> RetinaNet:
   """Returns a detector with anchors from 8 pixels on at every fourth pixel."""
-  net = ResNet(stage_sizes=(1, 1, 1, 1, 1), features=2, stem_cls=CifarStem)
+  net = ResNet(stage_sizes=(1, 1, 1), features=4, stem_cls=DeepStem)
   return RetinaNet(net, num_classes, features=8, smallest_anchor=8)
 
 
@@ -34,3 +34,14 @@ def bright_boxes(count: int, size=(32, 32), seed=0, most=3) -> ImageArrays:
         rows[row] = left, top, left + width, top + height, is_large, 0
         row += 1
   return ImageArrays(images, labels, NAMES)
+
+
+def create_network(settings) -> RetinaNet:
+  """Returns the network, as `config.model.factory` needs it."""
+  return tiny_detector(settings.num_classes)
+
+
+def open_images(settings, split: str) -> ImageArrays:
+  """Returns the images of a split, as `config.data.factory` needs them."""
+  is_training = split == settings.train_split
+  return bright_boxes(24 if is_training else 10, seed=is_training)

@@ -65,7 +65,8 @@ def move_boxes(
     offsets = draw_offsets(crop_key, len(boxes), padding)
     # An offset of 0 shows the padding above and to the left of the image.
     corners += (padding - offsets)[:, None, None, ::-1]
-    corners = jnp.clip(corners, 0, jnp.array([width, height], jnp.float32))
+    most = jnp.array([width, height], jnp.float32)[None, None, None]
+    corners = jnp.clip(corners, 0, most)
   if flip:
     x, y = corners[..., 0], corners[..., 1]
     turned = jnp.stack([width - x[..., ::-1], y], axis=-1)
