@@ -1,21 +1,27 @@
 """A class and a box for each object: handwritten digits of many sizes on a canvas.
 
-Command: python examples/detect_digits.py [--epochs 12] [--workdir RUN]
+Command: python examples/detect_digits.py [--epochs 6] [--workdir RUN]
 
 A canvas of 48x48 pixels is dim and noisy, and has one to five digits, 8 to 24 pixels
 high, some of them smoothed. Digits of the test canvases are in no training canvas.
+The AP50 of 400 test canvases is 0.921, and their AP 0.771 (2026-11-28, 458 s on two
+CPU cores that four times as many programs shared). RUN/objects.png shows some of them.
 """
 
 import argparse
 import time
 from functools import partial
 
+import jax
 import numpy as np
 from PIL import Image
 from sklearn.datasets import load_digits
 
 from resnet_jax import Config, Experiment, create_model, train
+from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.data import ImageArrays
+from resnet_jax.inference.detector import Detector
+from resnet_jax.inference.drawn_boxes import draw_boxes
 from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.runtime import compilation
@@ -62,9 +68,23 @@ def create_network() -> RetinaNet:
   return RetinaNet(net, len(NAMES), head_norm_cls=norm, features=32, smallest_anchor=8)
 
 
+def draw_found(detector: Detector, images: np.ndarray) -> Image.Image:
+  """Draws images with the digits that are found in them, six in a row."""
+  found = jax.device_get(detector(images))
+  drawn = []
+  for image, boxes, scores, classes in zip(images, *found[:3], strict=True):
+    sure = scores > 0.5
+    pairs = zip(classes[sure], scores[sure], strict=True)
+    texts = [f"{NAMES[i]} {100 * p:.0f} %" for i, p in pairs]
+    drawn.append(draw_boxes(image, boxes[sure], classes[sure], texts, enlarge=4))
+  framed = [np.pad(x, ((2, 2), (2, 2), (0, 0)), constant_values=255) for x in drawn]
+  rows = [np.hstack(framed[i : i + 6]) for i in range(0, len(framed), 6)]
+  return Image.fromarray(np.vstack(rows))
+
+
 def main() -> None:
   parser = argparse.ArgumentParser(description=__doc__)
-  parser.add_argument("--epochs", type=float, default=12)
+  parser.add_argument("--epochs", type=float, default=6)
   parser.add_argument("--canvases", type=int, default=4000)
   parser.add_argument("--workdir", default="runs/detect_digits")
   args = parser.parse_args()
@@ -94,6 +114,19 @@ def main() -> None:
   scores = ", ".join(f"{x} {result.metrics[x]:.3f}" for x in ("ap", "ap50", "ap75"))
   seconds = time.perf_counter() - start
   print(f"{scores} of {len(test_data)} test canvases, {seconds:.0f} s")
+
+  detector = Detector(
+    "detect_digits",
+    experiment.model,
+    result.state.variables,
+    preprocessing_of(config.data),
+    NAMES,
+    size=SIDE,
+    channels=1,
+  )
+  picture = f"{args.workdir}/objects.png"
+  draw_found(detector, test_data.images[:12]).save(picture)
+  print(picture)
 
 
 if __name__ == "__main__":

@@ -21,8 +21,12 @@ from resnet_jax.inference.onnx.build import build
 from resnet_jax.inference.onnx.openvino_file import import_openvino
 from resnet_jax.inference.portable import ExportedFunction
 from resnet_jax.inference.run_images import RunImages
+from resnet_jax.models.dense_heads import DeepLabV3Head, FCNHead
+from resnet_jax.models.detection import RetinaNet
+from resnet_jax.models.norms import GroupNorm, NoNorm
 from resnet_jax.models.registry import MODELS, create_model
 from resnet_jax.models.scan_layout import to_named
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.runtime.errors import UserError
 
 SIZE = Preprocessing(mean=(0.4, 0.5, 0.6), std=(0.2,), resize=0, crop=32)
@@ -72,6 +76,35 @@ def assert_same(trained: Classifier, batches=(1, 3)) -> None:
 @pytest.mark.parametrize("name", ROWS)
 def test_a_network_of_each_kind_is_written(name):
   assert_same(small(name))
+
+
+@pytest.mark.parametrize("head", ["fcn", "deeplabv3", "retinanet", "retinanet_v2"])
+def test_networks_for_places_in_an_image_are_written(head):
+  """The ONNX writer needs nothing that is only for them."""
+  net = create_model("resnet8")
+  if head.startswith("retinanet"):
+    norm = GroupNorm if head.endswith("v2") else NoNorm
+    model = RetinaNet(net, 3, head_norm_cls=norm, features=32)
+  else:
+    head_cls = FCNHead if head == "fcn" else DeepLabV3Head
+    model = Segmenter(net, 3, head_cls, output_stride=2)
+  variables = variables_of(model, jnp.zeros((1, 32, 40, 3)), spread=0.1)
+  image = jax.ShapeDtypeStruct((32, 40, 3), np.uint8)
+  for name in jax.eval_shape(lambda: model.apply(variables, jnp.zeros((1, 32, 40, 3)))):
+
+    @jax.jit
+    def function(variables, images, name=name):
+      return model.apply(variables, images.astype(jnp.float32) / 255)[name]
+
+    exported = ExportedFunction(
+      function, variables, image, (name,), {"architecture": head}
+    )
+    written = build(exported)
+    for batch in (1, 3):
+      images = pixels(batch, *image.shape, seed=batch)
+      wanted = function(variables, images)
+      scale = float(jnp.abs(wanted).max())
+      np.testing.assert_allclose(run(written, images), wanted, atol=1e-4 * scale)
 
 
 @pytest.mark.slow

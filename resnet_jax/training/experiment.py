@@ -57,7 +57,7 @@ from resnet_jax.training.task_checks import (
   check_outputs,
   check_task,
 )
-from resnet_jax.training.tasks import Task, create_task
+from resnet_jax.training.tasks import Task, create_task, outputs_of
 from resnet_jax.training.teacher import Teacher, create_teacher
 
 Devices = Sequence[jax.Device]
@@ -240,13 +240,13 @@ class Experiment:
       ema=create_average(config.optim, self.plan) is not None,
       shard_opt_state=split,
     )
-    if not isinstance(self.model, ResNet):
+    if not (isinstance(self.model, ResNet) and type(outputs_of(self.task)) is tuple):
       self._check_network(init.shapes)
     return init
 
   def _check_network(self, shapes: TrainState) -> None:
-    """Checks the parameters and outputs of a custom network."""
-    groups = tuple(shapes.params)
+    """Checks the parameters and outputs of a network that is not a plain `ResNet`."""
+    groups = getattr(self.model, "groups", tuple(shapes.params))
     check_multipliers(self.config.optim.learning_rate_multipliers, groups)
     check_frozen(self.config.freeze, groups)
     images = jax.ShapeDtypeStruct((1, *self.train_data.image_shape), jnp.float32)

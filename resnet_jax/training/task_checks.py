@@ -9,11 +9,13 @@ import numpy as np
 from resnet_jax.config.schema import Config
 from resnet_jax.data import LabelSpec
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.task_metrics import zero_metrics
 from resnet_jax.training.tasks import Classification, Task, label_of, outputs_of
 
 
 def check_task(task: Task, config: Config) -> None:
   """Raises `UserError` if a task cannot be trained with the settings."""
+  zero_metrics(task)  # Refuses metrics with names that training uses itself.
   if (kind := label_of(task).kind) != config.data.labels:
     raise UserError(
       f"the labels of {type(task).__name__} are {kind}, so set "
@@ -63,8 +65,9 @@ def check_network_outputs(task: Task, found: Any, name: str) -> None:
   """
   wanted = outputs_of(task)
   pairs = [(wanted, found)]
-  if isinstance(wanted, dict) and isinstance(found, dict):
-    pairs = [(sizes, found.get(key)) for key, sizes in wanted.items()]
+  if isinstance(wanted, dict):
+    given = found if isinstance(found, dict) else {}
+    pairs = [(sizes, given.get(key)) for key, sizes in wanted.items()]
 
   def fits(sizes: Any, output: Any) -> bool:
     is_array = isinstance(output, jax.ShapeDtypeStruct) and output.dtype == jnp.float32

@@ -8,6 +8,7 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import linen as nn
+from flax import traverse_util
 
 from resnet_jax import weights
 from resnet_jax.config.preprocessing import (
@@ -18,8 +19,10 @@ from resnet_jax.config.preprocessing import (
 )
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.models.building import build_model
+from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.scan_layout import laid_out_as
+from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.models.variables import (
   Variables,
   abstract_variables,
@@ -45,6 +48,9 @@ def load_start(
 ) -> Variables:
   """Reads trained weights.
 
+  A segmenter or a detector takes the weights of another one, or those of a network for
+  classification for its backbone.
+
   Warns if the weights expect another mean, standard deviation or order of channels.
 
   Args:
@@ -57,8 +63,8 @@ def load_start(
     class_names: names of the images' classes, in order; () if they are not known.
 
   Returns:
-    {"params": ..., "batch_stats": ...} in the named layout; without "head" if `head` is
-    False.
+    {"params": ..., "batch_stats": ...} in the named layout; without the last layers,
+    see `weights.last_layers`, if `head` is False.
 
   Raises:
     ValueError: the weights do not fit the model, and the message names the arrays; or
@@ -67,12 +73,22 @@ def load_start(
     OSError: the checkpoint is damaged.
   """
   source, saved = find_weights(source)
+  if isinstance(model, Segmenter | RetinaNet):
+    labels = "class" if saved is None else saved.data.labels
+    if labels in ("class", "classes") and (saved or not weights.is_dense(source)):
+      if head:
+        raise UserError(
+          f"config.init_head=True needs the weights of a whole network, and "
+          f"config.init_from={source!r} has only those of a backbone; leave it at False"
+        )
+      start = load_start(source, model.net, image_shape, data)
+      return {kind: {"backbone": tree} for kind, tree in start.items()}
   if saved is not None:
     workdir, which = run_dir.split_checkpoint(source)
     with CheckpointStore(workdir) as store:
       _, variables = store.restore_model(which or "latest")
     if not head:
-      variables["params"].pop("head", None)
+      variables["params"] = _without_last(model, variables["params"])
   else:
     variables = weights.load(source, model, head=head)
   if isinstance(model, ResNet) and (given := image_channels(variables)) == 3:
@@ -86,7 +102,7 @@ def load_start(
   device = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
   wanted = abstract_variables(model, image_shape, device)
   if not head:
-    wanted["params"].pop("head", None)
+    wanted["params"] = _without_last(model, wanted["params"])
   found, needed = _shapes(variables), _shapes(wanted)
   problems = [
     f"{name} is {found.get(name, 'missing')} and must be {needed.get(name, 'absent')}"
@@ -117,6 +133,13 @@ def load_start(
         "value of the weights"
       )
   return variables
+
+
+def _without_last(model: nn.Module, params: Variables) -> Variables:
+  """Returns parameters without the layers that depend on the number of classes."""
+  last, flat = weights.last_layers(model, params), traverse_util.flatten_dict(params)
+  kept = {path: array for path, array in flat.items() if path[:-1] not in last}
+  return dict(traverse_util.unflatten_dict(kept))
 
 
 def _check_classes(
@@ -157,6 +180,8 @@ def read_preprocessing(source: str, model: nn.Module) -> Preprocessing:
   source, saved = find_weights(source)
   if saved is not None:
     return preprocessing_of(saved.data)
+  if isinstance(model, Segmenter | RetinaNet):
+    model = model.net
   return weights.read_preprocessing(source, model)
 
 
@@ -191,7 +216,8 @@ def start_from(state: TrainState, variables: Variables) -> TrainState:
 
   def put(old: Variables) -> Variables:
     # Copied, because a step donates the memory of its state.
-    merged = {name: old[name] | variables[name] for name in old}
+    flat = traverse_util.flatten_dict(old, keep_empty_nodes=True)
+    merged = traverse_util.unflatten_dict(flat | traverse_util.flatten_dict(variables))
     placed: Variables = jax.tree.map(
       lambda new, first: jnp.copy(jax.device_put(new, first.sharding)), merged, old
     )

@@ -6,7 +6,7 @@ variables = weights.load("resnet50-11ad3fa6.pth", create_model("resnet50"))
 from resnet_jax.models.variables import with_channels
 from resnet_jax.weights.fitting import complete_model, needs_new_head
 from resnet_jax.weights.folders import FORMS, save_folder
-from resnet_jax.weights.load_save import load, save
+from resnet_jax.weights.load_save import is_dense, last_layers, load, save
 from resnet_jax.weights.location import (
   FOREIGN_SUFFIXES,
   check_exists,
@@ -30,8 +30,10 @@ __all__ = [
   "check_exists",
   "complete_model",
   "find",
+  "is_dense",
   "is_run",
   "known_class_names",
+  "last_layers",
   "load",
   "names",
   "needs_new_head",

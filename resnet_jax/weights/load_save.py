@@ -5,6 +5,7 @@ preprocessing = weights.read_preprocessing("resnet50-11ad3fa6.pth", model)
 weights.save("mine.safetensors", model, variables, preprocessing)
 """
 
+import contextlib
 import dataclasses
 import json
 import re
@@ -17,6 +18,7 @@ import numpy as np
 import safetensors
 import safetensors.numpy
 from flax import linen as nn
+from flax import traverse_util
 
 from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
@@ -48,6 +50,7 @@ from resnet_jax.weights.tensors import (
   Translate,
   at,
   few,
+  read_names,
   read_tensors,
   wanted_by,
 )
@@ -91,11 +94,10 @@ def load(
     FileNotFoundError: there is no such file.
   """
   path = find(path)
+  kind = _kind_of(model)
   if isinstance(model, Segmenter | RetinaNet):
-    kind = _SEGMENTER if isinstance(model, Segmenter) else _DETECTOR
     as_resnet(model.net, kind.purpose)
   else:
-    kind = _CLASSIFIER
     model = as_resnet(model, kind.purpose)
     _check_architecture(path, model)
   tensors, problems = read_tensors(path, ema, translate=kind.translate)
@@ -204,6 +206,39 @@ _DETECTOR = _Kind(
   *("detectors", to_detector, "detector", "last layer"),
   *(RetinaNet.HEAD, _init_convolution, _advise_on_detector),
 )
+
+
+def _kind_of(model: nn.Module) -> _Kind:
+  if isinstance(model, Segmenter):
+    return _SEGMENTER
+  return _DETECTOR if isinstance(model, RetinaNet) else _CLASSIFIER
+
+
+def is_dense(path: str | Path) -> bool:
+  """Whether a file of weights has the heads of a segmenter or a detector.
+
+  Raises:
+    NotFoundError: there is no such file.
+    UserError: the file is damaged.
+  """
+  names = read_names(find(path))
+  for kind in (_SEGMENTER, _DETECTOR):
+    with contextlib.suppress(UserError):  # The names are others.
+      kind.translate(names, None)
+      return True
+  return False
+
+
+def last_layers(model: nn.Module, tree: Any) -> set[tuple[str, ...]]:
+  """Returns the paths of the layers that depend on the number of classes.
+
+  Args:
+    model: the network.
+    tree: its parameters in the named layout.
+  """
+  last = _kind_of(model).last
+  layers = {path[:-1] for path in traverse_util.flatten_dict(tree)}
+  return {path for path in layers if path[-len(last) :] == last}
 
 
 def save(

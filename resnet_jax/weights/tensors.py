@@ -25,6 +25,11 @@ COUNTERS = ("num_batches_tracked", "n_averaged")
 _FEW = 5  # The largest number of names of one kind in a message.
 
 
+def read_names(path: Path) -> list[str]:
+  """Returns the names of the tensors in a file that `location.find` returned."""
+  return list(_read(path, only_shapes=True)[0])
+
+
 def read_tensors(
   path: Path,
   ema: bool | None = None,

@@ -17,7 +17,7 @@ from resnet_jax.data.batches.preprocess import (
   random_crop,
   random_flip,
 )
-from resnet_jax.runtime.arrays import Array, Float32, PRNGKeyArray, UInt8
+from resnet_jax.runtime.arrays import Array, Float32, PRNGKeyArray, UInt8, prepend_axes
 
 IGNORED = 255  # The class of a pixel that is not part of the task.
 
@@ -65,8 +65,8 @@ def move_boxes(
     offsets = draw_offsets(crop_key, len(boxes), padding)
     # An offset of 0 shows the padding above and to the left of the image.
     corners += (padding - offsets)[:, None, None, ::-1]
-    most = jnp.array([width, height], jnp.float32)[None, None, None]
-    corners = jnp.clip(corners, 0, most)
+    size = jnp.array([width, height], jnp.float32)
+    corners = jnp.clip(corners, 0, prepend_axes(size, corners))
   if flip:
     x, y = corners[..., 0], corners[..., 1]
     turned = jnp.stack([width - x[..., ::-1], y], axis=-1)
