@@ -23,6 +23,7 @@ from resnet_jax.config.fields import check_field_name, flatten
 from resnet_jax.config.validation import validate
 from resnet_jax.models.building import build_model
 from resnet_jax.models.image_size import size_warnings
+from resnet_jax.models.building import build_model
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.errors import UserError
@@ -47,6 +48,7 @@ NAMES = [
 # listed by its own name.
 IMAGES = {
   "cifar10": (10, 3),
+  "coco_retinanet_resnet50": (80, 3),
   "digits": (10, 1),
   "fashion_mnist": (10, 1),
   "finetune_photos": (10, 3),
@@ -80,11 +82,10 @@ def parameter_shapes(
   config: Config, classes: int, channels: int
 ) -> dict[str, tuple[int, ...]]:
   """Returns the shape of each parameter by its path; nothing is computed."""
-  settings = dataclasses.asdict(config.model)
-  settings |= {"num_classes": classes, "dtype": "float32"}
-  del settings["factory"]
+  settings = dataclasses.replace(config.model, num_classes=classes, dtype="float32")
+  model = build_model(dataclasses.replace(config, model=settings))
   sharding = jax.sharding.SingleDeviceSharding(jax.devices()[0])
-  variables = abstract_variables(create_model(**settings), (32, 32, channels), sharding)
+  variables = abstract_variables(model, (32, 32, channels), sharding)
   leaves, _ = jax.tree_util.tree_flatten_with_path(variables["params"])
   return {
     jax.tree_util.keystr(path, simple=True, separator="/"): leaf.shape

@@ -198,6 +198,8 @@ class Kill(Hook):
   def on_log(self, step, values):
     if step == 6:
       os.kill(os.getpid(), signal.SIGKILL)
+# As many as in the tests: XLA divides its threads among them, and so rounds.
+jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
 train_config(make_config(), sys.argv[1], jax.devices()[:1], hooks=[Kill()])
 """
 
@@ -205,7 +207,7 @@ train_config(make_config(), sys.argv[1], jax.devices()[:1], hooks=[Kill()])
 def test_a_killed_run_goes_on_to_the_same_bits(trained, tmp_path):
   here = Path(__file__).parent
   process = subprocess.run(
-    [sys.executable, "-c", _KILLED, str(tmp_path)],
+    [sys.executable, "-c", _KILLED, str(tmp_path), str(len(jax.devices()))],
     env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
     capture_output=True,
     text=True,
