@@ -23,7 +23,6 @@ from resnet_jax.config.fields import check_field_name, flatten
 from resnet_jax.config.validation import validate
 from resnet_jax.models.building import build_model
 from resnet_jax.models.image_size import size_warnings
-from resnet_jax.models.building import build_model
 from resnet_jax.models.registry import create_model
 from resnet_jax.models.variables import abstract_variables
 from resnet_jax.runtime.errors import UserError

@@ -23,6 +23,8 @@ from resnet_jax.data import ImageArrays
 from resnet_jax.data.batches.moved_labels import move_boxes
 from resnet_jax.data.batches.preprocess import preprocess
 from resnet_jax.models.boxes import box_iou, encode_boxes
+from resnet_jax.models.building import build_model
+from resnet_jax.models.norms import FrozenBatchNorm
 from resnet_jax.runs.run_dir import latest_step
 from resnet_jax.runtime.compilation import jit_once
 from resnet_jax.runtime.errors import UserError
@@ -30,6 +32,7 @@ from resnet_jax.training.dense_tasks import Detection
 from resnet_jax.training.detection_losses import detection_losses
 from resnet_jax.training.evaluator import evaluate, evaluate_run
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.resolved_config import with_num_classes
 from resnet_jax.training.task_metrics import compute_metrics, results_of
 
 SIZE = (32, 48)  # Not square.
@@ -317,3 +320,11 @@ def test_boxes_in_memory_are_within_their_images(row):
   with pytest.raises(UserError, match=r"must have an area and be in the 32x32 pixels"):
     ImageArrays(images, np.float32([[row]]), NAMES)
   ImageArrays(images, np.float32([[[*row[:4], -1, 0]]]), NAMES)
+
+
+@pytest.mark.parametrize(("norm", "epsilon"), [("", 0.0), ("frozen", 1e-5)])
+def test_settings_build_the_detector_that_they_name(norm, epsilon):
+  config = Config(model=ModelConfig(name="retinanet_resnet50_fpn", norm=norm))
+  config.data.labels = "boxes"
+  norm = build_model(with_num_classes(config, 2)).net.norm_cls()
+  assert isinstance(norm, FrozenBatchNorm) and norm.epsilon == epsilon
