@@ -51,6 +51,7 @@ NAMES = [
 # listed by its own name.
 IMAGES = {
   "cifar10": (10, 3),
+  "coco_retinanet_resnet50": (80, 3),
   "digits": (10, 1),
   "fashion_mnist": (10, 1),
   "finetune_photos": (10, 3),

@@ -17,7 +17,7 @@ from typing_extensions import TypeIs
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.data.batch import TakeBatch
-from resnet_jax.runtime.arrays import PRNGKeyArray
+from resnet_jax.runtime.arrays import Float32, PRNGKeyArray
 from resnet_jax.runtime.errors import UserError
 
 
@@ -73,7 +73,7 @@ class ImageArrays:
     labels: one of: integers [N] in [0, K), converted to int32; bool [N, K], or integers
       0 and 1, for any number of classes an image; finite floats [N, K] or [N] for
       regression, converted to float32 [N, K]; uint8 [N, H, W] for masks; finite floats
-      [N, M, 6] for boxes, converted to float32. See `LabelSpec`.
+      [N, M, 6] for boxes within the images, converted to float32. See `LabelSpec`.
     class_names: names of the K classes or numbers of the data set, in order.
 
   Raises:
@@ -223,8 +223,7 @@ def _checked_dense(
   elif labels.dtype.kind == "f" and labels.shape[::2] == (images[0], 6):
     labels = labels.astype(np.float32)
     classes, ignored = labels[..., 4], -1
-    if not np.isfinite(labels).all():
-      raise UserError("labels must be finite numbers: x0, y0, x1, y1, class, crowd")
+    _check_boxes(labels[classes != -1], images)
   else:
     raise UserError(
       f"labels must be masks, uint8 {list(images)}, or boxes, floats [{images[0]}, M, "
@@ -237,6 +236,25 @@ def _checked_dense(
       f"in [0, {num_names}), the number of class names, or {ignored}"
     )
   return labels
+
+
+def _check_boxes(rows: Float32[np.ndarray, "m 6"], images: tuple[int, ...]) -> None:
+  """Raises `UserError` unless boxes in images [N, H, W] are within them."""
+  _, height, width = images
+  low, high = rows[:, :2], rows[:, 2:4]
+  fits = (low >= 0) & (low < high) & (high <= np.array([[width, height]]))
+  is_crowd = np.isin(rows[:, 5], (0, 1))
+  if (wrong := ~fits.all(axis=1) | ~is_crowd).any():  # NaN is wrong too.
+    raise UserError(
+      f"labels have the box {rows[wrong][0].tolist()}; x0, y0, x1, y1 must have an "
+      f"area and be in the {width}x{height} pixels of the images, and crowd be 0 or 1; "
+      "rows of padding have the class -1"
+    )
+
+
+def has_objects(labels: Float32[np.ndarray, "n m 6"]) -> bool:
+  """Whether there is a box that is no padding and no crowd."""
+  return bool(((labels[..., 4] >= 0) & (labels[..., 5] == 0)).any())
 
 
 def label_bytes(labels: np.ndarray) -> bytes:

@@ -16,6 +16,7 @@ import optax
 from resnet_jax.data import LabelSpec
 from resnet_jax.models.anchors import detect
 from resnet_jax.runtime.arrays import Array, Float32, Int32, UInt8
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.average_precision import average_precision, match
 from resnet_jax.training.detection_losses import image_losses
 from resnet_jax.training.segmentation_scores import segmentation_scores
@@ -166,7 +167,11 @@ class Detection:
   def results(
     self, sums: Mapping[str, np.ndarray], found: Mapping[str, np.ndarray] | None
   ) -> dict[str, float]:
-    """Returns COCO's "ap", "ap50" and "ap75" of an evaluation."""
+    """Returns COCO's "ap", "ap50" and "ap75" of an evaluation.
+
+    Raises:
+      UserError: the images have no boxes but crowds.
+    """
     del sums
     if found is None:
       return {}
@@ -178,4 +183,9 @@ class Detection:
       is_found, is_true = classes >= 0, true[:, 4] >= 0
       kept = boxes[is_found], scores[is_found], classes[is_found]
       matches.append(match(*kept, true[is_true]))
+    if not any(len(x.truths) for x in matches):
+      raise UserError(
+        f"none of the {len(matches)} images for evaluation has a box that is no crowd, "
+        "so average precision has no value; evaluate images with boxes"
+      )
     return average_precision(matches, self.num_classes).scores

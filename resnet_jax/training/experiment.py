@@ -15,7 +15,7 @@ from resnet_jax import kernels
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config
-from resnet_jax.data import Dataset, Source, count_images, is_source
+from resnet_jax.data import Dataset, count_images, is_source
 from resnet_jax.data.batches.mixup_cutmix import create_mix
 from resnet_jax.data.batches.moved_labels import create_move_labels
 from resnet_jax.data.batches.preprocess import create_normalize, create_preprocess
@@ -40,6 +40,7 @@ from resnet_jax.runtime.mesh import (
 from resnet_jax.training import eval_steps, steps
 from resnet_jax.training.averages import create_average
 from resnet_jax.training.batch_stats import create_refresh
+from resnet_jax.training.given_images import Images, image_size_of, open_training
 from resnet_jax.training.optimizer import create_optimizer, create_schedule
 from resnet_jax.training.resolved_config import (
   resolve_settings,
@@ -50,20 +51,16 @@ from resnet_jax.training.resolved_config import (
 )
 from resnet_jax.training.sharpness import create_perturbation
 from resnet_jax.training.state import StateInit, TrainState
-from resnet_jax.training.task_metrics import check_task
-from resnet_jax.training.tasks import (
-  Task,
+from resnet_jax.training.task_checks import (
+  check_image_size,
   check_network_outputs,
   check_outputs,
-  create_task,
-  outputs_of,
+  check_task,
 )
+from resnet_jax.training.tasks import Task, create_task, outputs_of
 from resnet_jax.training.teacher import Teacher, create_teacher
 
 Devices = Sequence[jax.Device]
-# A split given by the user: a data set ready to train on, or a source of its images.
-Images = Dataset | Source
-
 _GIVE_BOTH = "one of train_data and eval_data was given; give both"
 
 
@@ -145,13 +142,17 @@ class Experiment:
     if not config.model.num_classes:
       if train_data is None and eval_data is not None:
         raise UserError(_GIVE_BOTH)
-      train_data = _open_training(config, mesh, train_data)
+      train_data = open_training(config, mesh, train_data)
       config = with_num_classes(config, len(train_data.class_names))
     if config.loss.needs_labels(config.data.labels) and not (task or config.task):
-      train_data = _open_training(config, mesh, train_data)
+      train_data = open_training(config, mesh, train_data)
       config = with_label_statistics(config, train_data)
     model = build_model(config) if model is None else with_frozen(model, config.freeze)
-    task = task or create_task(config, model)
+    if task is None:
+      images = eval_data if train_data is None else train_data
+      if images is None and config.data.labels == "boxes":  # Of what size are they?
+        images = train_data = open_training(config, mesh)
+      task = create_task(config, model, image_size_of(config.data, images))
     check_task(task, config)
     return cls(
       config,
@@ -171,7 +172,7 @@ class Experiment:
     """The training images."""
     if self._owns_images and self._train_images is None:
       raise UserError(_GIVE_BOTH)
-    return _open_training(self.config, self.mesh, self._train_images)
+    return open_training(self.config, self.mesh, self._train_images)
 
   @functools.cached_property
   def eval_data(self) -> Dataset:
@@ -185,6 +186,7 @@ class Experiment:
       args = self.config.data, size, self.mesh
       data = create_dataset(*args, class_names=names, source=data)
     check_outputs(self.task, len(data.class_names), repr(self.data_name))
+    check_image_size(self.task, data.image_shape)
     return data
 
   @property
@@ -341,10 +343,3 @@ class Experiment:
   def saved_config(self) -> Config:
     """The settings to save with a run."""
     return with_eval_size(self.config, self.eval_data.image_shape)
-
-
-def _open_training(config: Config, mesh: Mesh, images: Images | None) -> Dataset:
-  if images is not None and not is_source(images):
-    return images
-  args = config.data, config.batch_size, mesh, config.augment
-  return create_dataset(*args, source=images)

@@ -12,6 +12,7 @@ from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
 from resnet_jax.data import Dataset, count_classes, known_labels
 from resnet_jax.models.building import build_model
+from resnet_jax.models.detection import DETECTORS
 from resnet_jax.models.registry import create_model, own_norm
 from resnet_jax.runtime import compilation
 from resnet_jax.runtime.errors import UserError
@@ -107,12 +108,15 @@ def with_num_classes(config: Config, num_classes: int) -> Config:
   """Returns settings with `num_classes` filled in, if they have none.
 
   The norm of the architecture is filled in too. A run keeps it, as runs of earlier
-  versions do, in which every architecture had batch norm.
+  versions do, in which every architecture had batch norm. Detectors keep "": the norm
+  of some is none of `NORMS`.
   """
+  name = config.model.name
+  own = "" if name in DETECTORS else own_norm(name)
   model = dataclasses.replace(
     config.model,
     num_classes=config.model.num_classes or num_classes,
-    norm=config.model.norm or own_norm(config.model.name),
+    norm=config.model.norm or own,
   )
   return dataclasses.replace(config, model=model)
 

@@ -8,7 +8,6 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from resnet_jax.config.schema import Config
 from resnet_jax.data.batch import Batch
 from resnet_jax.runs.metrics import Metrics, summarize
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Shaped
@@ -108,13 +107,3 @@ def results_of(
   if results := getattr(task, "results", None):
     values |= results(host, found)
   return values
-
-
-def check_task(task: Task, config: Config) -> None:
-  """Raises `UserError` if a task cannot be trained with the settings."""
-  zero_metrics(task)  # Refuses metrics with names that training uses itself.
-  if (kind := label_of(task).kind) != config.data.labels:
-    raise UserError(
-      f"the labels of {type(task).__name__} are {kind}, so set "
-      f"config.data.labels={kind!r}, not {config.data.labels!r}"
-    )

@@ -227,12 +227,16 @@ class Regression:
     return {"mae": mae, "skill": 1 - jnp.square(error).mean(axis=-1)}
 
 
-def create_task(config: Config, model: Any = None) -> Task:
+def create_task(
+  config: Config, model: Any = None, image_size: tuple[int, int] | None = None
+) -> Task:
   """Returns the task that a config names.
 
   Args:
     config: `model.num_classes` must be set.
     model: the network, of which a detector's anchors are used.
+    image_size: height and width of the images, to which the anchors belong; None is the
+      square of `data.image_size`.
   """
   if config.task:
     task: Task = call_factory(config.task, "task", config, returns=(Task,))
@@ -246,7 +250,7 @@ def create_task(config: Config, model: Any = None) -> Task:
         f"config.data.labels='boxes' needs a detector, such as `RetinaNet`, not "
         f"{type(model).__name__}"
       )
-    size = config.data.image_size, config.data.image_size
+    size = image_size or (config.data.image_size, config.data.image_size)
     box_loss = getattr(model, "box_loss", "l1")
     return Detection(count, model.anchors(size), size, box_loss)
   for name in ("class_weights", "class_counts", "target_mean", "target_std"):
@@ -285,47 +289,3 @@ def label_of(task: Task) -> LabelSpec:
 def outputs_of(task: Task) -> Any:
   """Returns the shapes of the network's float32 outputs for one image."""
   return getattr(task, "outputs", (task.num_classes,))
-
-
-def check_outputs(task: Task, count: int, where: str) -> None:
-  """Raises `UserError` if a task has too few outputs for `count` class names."""
-  is_class = isinstance(task, Classification)
-  if is_class and count > task.num_classes:
-    raise UserError(
-      f"config.model.num_classes={task.num_classes} must be 0 or at least {count}, the "
-      f"number of classes of {where}"
-    )
-  # In a custom task, a label need not be a class.
-  if label_of(task).shape == (task.num_classes,) and count != task.num_classes:
-    raise UserError(
-      f"config.model.num_classes={task.num_classes} must be 0 or {count}, the size of "
-      f"a label of {where}"
-    )
-
-
-def check_network_outputs(task: Task, found: Any, name: str) -> None:
-  """Raises `UserError` if a network's outputs for one image do not fit a task.
-
-  Args:
-    task: says what it needs, see `outputs_of`.
-    found: shapes and dtypes of the outputs.
-    name: name of the network.
-  """
-  wanted = outputs_of(task)
-  pairs = [(wanted, found)]
-  if isinstance(wanted, dict):
-    given = found if isinstance(found, dict) else {}
-    pairs = [(sizes, given.get(key)) for key, sizes in wanted.items()]
-
-  def fits(sizes: Any, output: Any) -> bool:
-    is_array = isinstance(output, jax.ShapeDtypeStruct) and output.dtype == jnp.float32
-    return is_array and LabelSpec(np.dtype(np.float32), (1, *sizes)).fits(output.shape)
-
-  if not all(fits(*pair) for pair in pairs):
-    text = jax.tree.map(lambda x: f"{x.dtype}{list(x.shape)}", found)
-    needed = jax.tree.map(
-      lambda sizes: f"float32{[1, *sizes]}", wanted, is_leaf=lambda x: type(x) is tuple
-    )
-    raise UserError(
-      f"{name} returns {text} for one image; the task needs logits, {needed}"
-    )

@@ -19,6 +19,7 @@ from resnet_jax.data import (
   count_classes,
   count_images,
   describe_change,
+  has_objects,
   is_in_memory,
   label_spec,
 )
@@ -90,6 +91,8 @@ def create_dataset(
     _check_all_classes(source, where)
   channels = config.channels
   if is_in_memory(source):
+    if kind == "boxes" and not has_objects(source.labels):
+      raise UserError(f"{where} has no box that is no crowd: nothing to learn or find")
     channels = int(source.images.shape[-1])
     _check_in_memory(config, channels, where, are_decoded)
   for field in ("mean", "std"):

@@ -13,7 +13,7 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import LabelSpec
+from resnet_jax.data import LabelSpec, has_objects
 from resnet_jax.data.images.decode import open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.sources.base import split_name
@@ -140,8 +140,10 @@ def load_coco(
   boxes = boxes.astype(np.float32)
   has_area = (boxes[:, 2:4] > boxes[:, :2]).all(axis=1)
   place, boxes = place[has_area], boxes[has_area]
-  if not len(boxes):
-    raise UserError(f"{str(path)!r} has no boxes with an area")
+  if not has_objects(boxes[None]):
+    raise UserError(
+      f"{str(path)!r} has no boxes with an area, apart from crowds (iscrowd)"
+    )
   counts = np.bincount(place, minlength=len(files))
   kept = np.flatnonzero(counts >= (0 if keep_empty else 1))
   files = [files[i] for i in kept]
