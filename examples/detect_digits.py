@@ -20,8 +20,7 @@ from sklearn.datasets import load_digits
 from resnet_jax import Config, Experiment, create_model, train
 from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.data import ImageArrays
-from resnet_jax.inference.detector import Detector
-from resnet_jax.inference.drawn_boxes import draw_boxes
+from resnet_jax.inference.detector import Detector, FoundObjects
 from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.norms import GroupNorm
 from resnet_jax.runtime import compilation
@@ -72,11 +71,10 @@ def draw_found(detector: Detector, images: np.ndarray) -> Image.Image:
   """Draws images with the digits that are found in them, six in a row."""
   found = jax.device_get(detector(images))
   drawn = []
-  for image, boxes, scores, classes in zip(images, *found[:3], strict=True):
-    sure = scores > 0.5
-    pairs = zip(classes[sure], scores[sure], strict=True)
-    texts = [f"{NAMES[i]} {100 * p:.0f} %" for i, p in pairs]
-    drawn.append(draw_boxes(image, boxes[sure], classes[sure], texts, enlarge=4))
+  names = "boxes", "scores", "classes"
+  for place, image in enumerate(images):
+    objects = FoundObjects("", **{name: found[name][place] for name in names})
+    drawn.append(objects.draw(image, NAMES, enlarge=4))
   framed = [np.pad(x, ((2, 2), (2, 2), (0, 0)), constant_values=255) for x in drawn]
   rows = [np.hstack(framed[i : i + 6]) for i in range(0, len(framed), 6)]
   return Image.fromarray(np.vstack(rows))
@@ -121,8 +119,8 @@ def main() -> None:
     result.state.variables,
     preprocessing_of(config.data),
     NAMES,
-    size=SIDE,
     channels=1,
+    labels="boxes",
   )
   picture = f"{args.workdir}/objects.png"
   draw_found(detector, test_data.images[:12]).save(picture)

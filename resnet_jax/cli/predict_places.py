@@ -1,7 +1,7 @@
 """What `resnet-jax predict` does with a network that finds places: masks or boxes.
 
 The class of such a network has `predict(files, batch_size=, images=)`. It yields
-objects with `file`, `error`, `lines(names)`, `as_json(names)` and `pictures()`.
+objects with `file`, `error`, `lines(names)`, `as_json(names)` and `pictures(names)`.
 """
 
 import argparse
@@ -36,7 +36,7 @@ def predict_places(args: argparse.Namespace, network: Any, files: "FileList") ->
     every = network.predict(files, batch_size=size, images=out is not None)
     for place, found in enumerate(every):
       if not found.error and out is not None:
-        _write(Path(out), f"{stems[place]}.png", found.pictures())
+        _write(Path(out), f"{stems[place]}.png", found.pictures(names))
       errors = [f"{found.file}: {found.error}"] if found.error else []
       meter.advance(not errors, errors)
       try:

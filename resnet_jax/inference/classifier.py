@@ -196,7 +196,30 @@ class Classifier:
 
     It can be traced, exported and differentiated.
     """
-    preprocessing, model = self.preprocessing, self.model
+    model, images = self.model, self.normalized(images)
+    if not self.has_maps:  # A custom network, which returns logits only.
+      own_logits: Any = model.apply(variables, images, train=False)
+      return self._answers(own_logits)
+    maps: Any = model.apply(variables, images, method="stages")
+    # The same operations as in the network.
+    pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
+    logits: Any = model.apply(variables, pooled, method=lambda net, x: net.head(x))
+    named = {f"c{i}": x for i, x in enumerate(maps, start=2)}
+    return {**self._answers(logits), "pooled": pooled, **named}
+
+  def answer_of(
+    self, variables: Variables, images: Num[Array, "b h w c"]
+  ) -> Float32[Array, "b ..."]:
+    """Returns the output that an export computes, whose name is `answer`."""
+    return self.apply(variables, images)[self.answer]
+
+  def normalized(self, images: Num[Array, "b h w c"]) -> Float32[Array, "b h w _"]:
+    """Returns images with the channels of the network, normalised; traced.
+
+    Raises:
+      UserError: as in `__call__`.
+    """
+    preprocessing = self.preprocessing
     check_fits(preprocessing, self.channels)
     images = to_grey_levels(images)
     given = images.shape[-1]
@@ -210,18 +233,9 @@ class Classifier:
       raise UserError(
         f"images have {given} channels, the network takes {self.channels}"
       )
-    images = normalize(
+    return normalize(
       images, preprocessing.mean, preprocessing.std, preprocessing.channel_order
     )
-    if not self.has_maps:  # A custom network, which returns logits only.
-      own_logits: Any = model.apply(variables, images, train=False)
-      return self._answers(own_logits)
-    maps: Any = model.apply(variables, images, method="stages")
-    # The same operations as in the network.
-    pooled = maps[-1].astype(jnp.float32).mean(axis=(1, 2))
-    logits: Any = model.apply(variables, pooled, method=lambda net, x: net.head(x))
-    named = {f"c{i}": x for i, x in enumerate(maps, start=2)}
-    return {**self._answers(logits), "pooled": pooled, **named}
 
   def _answers(self, logits: Float32[Array, "b k"]) -> dict[str, Float32[Array, "b k"]]:
     if self.labels == "numbers":

@@ -116,7 +116,7 @@ def export(
     if int8 is not None and precision == "int8":
       result = _loss(exported, run, int8, part)
     else:
-      batches = _BATCHES[:2] if classifier.labels == "mask" else _BATCHES
+      batches = _BATCHES[:2] if classifier.labels in ("mask", "boxes") else _BATCHES
       result = max(_difference(exported, run, batch) for batch in batches)
       _check_difference(result, precision)
     # The file with the name that was given comes last.

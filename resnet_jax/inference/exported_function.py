@@ -51,7 +51,7 @@ def exported_function(
   ) -> Float32[Array, "b ..."]:
     if matrices is not None:
       images = _resize(images, *matrices)
-    return folded.apply(variables, images)[folded.answer]
+    return folded.answer_of(variables, images)
 
   return ExportedFunction(
     function,

@@ -8,6 +8,7 @@ from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.config.schema import Config, DataConfig, ModelConfig
 from resnet_jax.inference.calibration import read_calibration
 from resnet_jax.inference.classifier import Classifier
+from resnet_jax.inference.detector import Detector
 from resnet_jax.inference.segmentation import PixelClassifier
 from resnet_jax.inference.training_record import describe_training
 from resnet_jax.models.building import build_model
@@ -20,7 +21,7 @@ from resnet_jax.training.resolved_config import resolve_weights
 
 # What the network predicts, see `DataConfig.labels` -> the class for it, if that is not
 # `Classifier`.
-_KINDS: dict[str, type[Classifier]] = {"mask": PixelClassifier}
+_KINDS: dict[str, type[Classifier]] = {"mask": PixelClassifier, "boxes": Detector}
 
 
 def load(

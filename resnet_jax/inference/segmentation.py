@@ -5,47 +5,37 @@ Letters: B batch, S side of the squares, C channels, K classes, H height, W widt
 
 import dataclasses
 import io
-from collections.abc import Iterator, Sequence
-from typing import Any
+from collections.abc import Mapping, Sequence
+from typing import Any, ClassVar
 
 import jax.numpy as jnp
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data.images.decode import decode, open_image, upright_size
-from resnet_jax.data.images.errors import image_errors
 from resnet_jax.data.images.masked_images import MaskedEvalTransform, to_original
 from resnet_jax.data.images.pixels import PixelFormat
 from resnet_jax.data.images.png import encode_png
-from resnet_jax.data.pipelines.single_pass import find_images, read_batches
-from resnet_jax.data.sources.file_list import FileList
-from resnet_jax.inference.classifier import Classifier, check_finite
+from resnet_jax.data.pipelines.host_batches import Transform
+from resnet_jax.inference.classifier import check_finite
 from resnet_jax.inference.image_grid import as_rgb
-from resnet_jax.inference.many_batches import run_batches
+from resnet_jax.inference.places import FoundPlaces, PlaceFinder
 from resnet_jax.models.operations import softmax
-from resnet_jax.runtime.arrays import Array, Float32, UInt, UInt8
+from resnet_jax.runtime.arrays import Array, UInt, UInt8
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.runtime.mesh import create_mesh, fill_devices
 
 
 @dataclasses.dataclass(frozen=True)
-class PredictedMask:
+class PredictedMask(FoundPlaces):
   """The prediction for one image.
 
   Attributes:
-    file: path of the image.
-    error: "" if the image was read. Else the reason; then only `file` is also set.
     classes: the class of each pixel of the upright image; None if there is an error.
     shares: (class, its share of the pixels) of each class that was found, the largest
       first.
-    image: the pixels; None unless requested.
   """
 
-  file: str
-  error: str = ""
   classes: UInt8[np.ndarray, "h w"] | None = None
   shares: tuple[tuple[int, float], ...] = ()
-  image: UInt[np.ndarray, "h w c"] | None = None
 
   def lines(self, names: Sequence[str]) -> list[str]:
     """Returns texts such as "cat 12.3 %"."""
@@ -56,12 +46,13 @@ class PredictedMask:
     rows = [{"class": i, "label": names[i], "share": s} for i, s in self.shares]
     return {"labels": rows}
 
-  def pictures(self) -> dict[str, bytes]:
+  def pictures(self, names: Sequence[str]) -> dict[str, bytes]:
     """Returns PNG files by the names of the folders for them.
 
     "masks" has the numbers of the classes, with a palette to look at. "pictures" has
     the image with the colours of the classes over it; it needs `image`.
     """
+    del names
     assert self.classes is not None
     found = {"masks": _palette_png(self.classes)}
     if self.image is not None:
@@ -70,12 +61,13 @@ class PredictedMask:
 
 
 @dataclasses.dataclass(frozen=True)
-class PixelClassifier(Classifier):
+class PixelClassifier(PlaceFinder[PredictedMask]):
   """A trained segmenter with its weights, preprocessing and class names.
 
-  The attributes are those of `Classifier`. `preprocessing.crop` is S: an image is
-  scaled so that its long side is S, and padded at the right and the bottom.
+  The attributes are those of `Classifier`. `preprocessing.crop` is S.
   """
+
+  OUTPUTS: ClassVar[tuple[str, ...]] = "classes", "probabilities"
 
   def _answers(self, logits: Any) -> dict[str, Array]:
     """Returns what `__call__` returns.
@@ -88,73 +80,32 @@ class PixelClassifier(Classifier):
         "[B, H, W, K], to be used on images"
       )
     probabilities = softmax(logits["out"])
-    return {"classes": _classes(probabilities), "probabilities": probabilities}
+    return {
+      "classes": probabilities.argmax(-1).astype(jnp.uint8),
+      "probabilities": probabilities,
+    }
 
-  def predict(
-    self,
-    files: FileList | Sequence[str],
-    *,
-    batch_size: int = 8,
-    images: bool = False,
-  ) -> Iterator[PredictedMask]:
-    """Yields the prediction for each image, in order, in bounded memory.
-
-    Args:
-      files: the images, or paths of files and folders as `find_images` takes them.
-      batch_size: largest number of images per batch, over all devices.
-      images: whether predictions have the pixels of their image.
-
-    Raises:
-      FileNotFoundError: a path does not exist.
-      FloatingPointError: a probability is not finite.
-    """
-    mesh = create_mesh()
-    if not isinstance(files, FileList):
-      files = find_images([files] if isinstance(files, str) else files)
+  def _transform(self, pixels: PixelFormat) -> Transform:
     size, count = self.preprocessing.crop, len(self.class_names)
-    pixels = PixelFormat(self.channels, self.preprocessing.max_value)
     how = self.preprocessing.interpolation
-    batches = read_batches(
-      files,
-      self.preprocessing,
-      fill_devices(min(batch_size, len(files)), mesh),
-      self.max_pixels,
-      transform=MaskedEvalTransform(size, count, how, self.max_pixels, pixels),
-    )
+    return MaskedEvalTransform(size, count, how, self.max_pixels, pixels)
 
-    def outputs(found: dict[str, Array]) -> tuple[Array, Array]:
-      answers = found[self.answer]
-      return _classes(answers), answers.max(axis=(1, 2, 3))
+  def _finish(self, outputs: dict[str, Array]) -> dict[str, Array]:
+    highest = outputs["probabilities"].max(axis=(1, 2, 3))
+    return {"classes": outputs["classes"], "highest": highest}
 
-    first = 0
-    for batch, found in run_batches(self, batches, (self.answer,), outputs, mesh):
-      errors = dict(batch["errors"])
-      for row in range(min(len(batch["mask"]), len(files) - first)):
-        file = files.name(first + row)
-        if not batch["mask"][row]:
-          error = errors[first + row].removeprefix(f"{file}: ")
-          yield PredictedMask(file, error)
-          continue
-        check_finite(found[1][row : row + 1], file)
-        data, _ = files[first + row]
-        yield self._of_file(file, data, found[0][row], pixels if images else None)
-      first += len(batch["mask"])
-
-  def _of_file(
-    self, file: str, data: bytes, square: np.ndarray, pixels: PixelFormat | None
+  def _found(
+    self, of_file: Mapping[str, Any], outputs: Mapping[str, Any], size: tuple[int, int]
   ) -> PredictedMask:
-    with image_errors():
-      head = open_image(data, self.max_pixels)
-      image = None if pixels is None else decode(data, head, 1, pixels)
-    classes = to_original(square, *upright_size(head))
+    check_finite(np.asarray(outputs["highest"]), of_file["file"])
+    classes = to_original(outputs["classes"], *size)
     counts = np.bincount(classes.ravel(), minlength=len(self.class_names))
     order = np.argsort(-counts, kind="stable")[: np.count_nonzero(counts)]
     shares = tuple((i, float(counts[i] / classes.size)) for i in order.tolist())
-    return PredictedMask(file, classes=classes, shares=shares, image=image)
+    return PredictedMask(**of_file, classes=classes, shares=shares)
 
-
-def _classes(probabilities: Float32[Array, "b h w k"]) -> UInt8[Array, "b h w"]:
-  return probabilities.argmax(-1).astype(jnp.uint8)
+  def _unreadable(self, file: str, error: str) -> PredictedMask:
+    return PredictedMask(file, error)
 
 
 def overlay(

@@ -13,14 +13,17 @@ import safetensors
 from flax import linen as nn
 
 from resnet_jax.config.preprocessing import Preprocessing, from_dict
+from resnet_jax.models.detection import RetinaNet
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.segmentation import Segmenter
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import warn_once
-from resnet_jax.weights import config_files, imagenet, keras_file, voc
+from resnet_jax.weights import coco, config_files, imagenet, keras_file, voc
 from resnet_jax.weights.architecture import Description, describe
 from resnet_jax.weights.location import KERAS_SUFFIXES, find
 
+# Side of the squares into which images are scaled, in pixels.
+_SQUARES: dict[type[nn.Module], int] = {Segmenter: 693, RetinaNet: 1088}
 # Hashes in the names of torchvision's files that need images resized to 232 pixels, not
 # to 256 (torchvision/models/resnet.py, `transforms` of each entry).
 _RESIZED_TO_232 = {
@@ -31,7 +34,11 @@ _RESIZED_TO_232 = {
 
 # (labels, number of classes) -> the names of the classes that they usually are.
 _USUAL_NAMES: dict[tuple[str, int], Callable[[], tuple[str, ...]]]
-_USUAL_NAMES = {("class", 1000): imagenet.class_names, ("mask", 21): voc.class_names}
+_USUAL_NAMES = {
+  ("class", 1000): imagenet.class_names,
+  ("mask", 21): voc.class_names,
+  ("boxes", 91): coco.class_names,
+}
 
 
 def read_network(path: Path) -> Description | None:
@@ -88,9 +95,9 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
   It comes from the first of these that exists: (1) what `save` stored in the file; (2)
   the files of timm or transformers beside it; (3) Keras's own, for a file of Keras; (4)
   ImageNet's preprocessing without resizing and crop, if the model has a stem for small
-  images; (5) squares of 693 pixels for a `Segmenter`, so that a photo of 4:3 has a
-  short side of 520 as in torchvision; (6) ImageNet's usual preprocessing, resized to
-  232 pixels for some files of torchvision.
+  images; (5) squares of 693 pixels for a `Segmenter` and 1,088 for a `RetinaNet`, so
+  that a photo of 4:3 has a short side of about 520 or 800 as in torchvision; (6)
+  ImageNet's usual preprocessing, resized to 232 pixels for some files of torchvision.
 
   Args:
     path: as for `load`.
@@ -121,8 +128,9 @@ def read_preprocessing(path: str | Path, model: nn.Module) -> Preprocessing:
     return keras_file.PREPROCESSING[model.pre_activation]
   if isinstance(model, ResNet) and describe(model)["stem"] == "cifar":
     return Preprocessing(resize=0, crop=0)
-  if isinstance(model, Segmenter):
-    return Preprocessing(resize=693, crop=693)
+  for kind, size in _SQUARES.items():
+    if isinstance(model, kind):
+      return Preprocessing(resize=size, crop=size)
   second = path.stem.rsplit("-", 1)[-1] in _RESIZED_TO_232
   return Preprocessing(resize=232 if second else 256)
 

@@ -75,6 +75,16 @@ class BoxedTransform:
     """Dtype and shape of the label: float32 (M, 6)."""
     return LabelSpec(np.dtype(np.float32), (self.max_boxes, 6))
 
+  def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
+    """Maps the content of a file to [S, S, C].
+
+    `boxes_in_image` maps boxes in it to the image.
+
+    Raises:
+      ImageError: see `decode`.
+    """
+    return self.pair(data, np.zeros((0, 6), np.float32), rng)[0]
+
   def pair(
     self, data: bytes, label: Float32[np.ndarray, "n 6"], rng: np.random.Generator
   ) -> tuple[np.ndarray, Float32[np.ndarray, "m 6"]]:
