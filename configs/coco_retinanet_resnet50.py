@@ -4,9 +4,10 @@ Command:
 resnet-jax train --config=coco_retinanet_resnet50 --config.data.dir=COCO --workdir=RUN
 
 COCO is a folder with annotations/instances_train2017.json, instances_val2017.json and
-the images in train2017/ and val2017/. The backbone starts from torchvision's weights of
-ImageNet. They are downloaded once (pip install 'flax-resnet[hf]'). --config.init_from
-also takes the file resnet50-0676ba61.pth.
+the images in train2017/ and val2017/: a split may have a year after its name. The
+backbone starts from torchvision's weights of ImageNet. They are downloaded once (pip
+install 'flax-resnet[hf]'). --config.init_from also takes the file
+resnet50-0676ba61.pth.
 
 The values are those of torchvision's program (github.com/pytorch/vision,
 references/detection, retinanet_resnet50_fpn):
@@ -41,15 +42,21 @@ expected. --config.data.image_size=1088 comes close to torchvision's sizes.
 
 torchvision reports an AP of 36.4 % on the 5,000 images of val2017 for its weights. The
 network was not trained with this package yet: it needs COCO (118,000 images, 19 GB) and
-a GPU. The time was not measured; at 50 images/s, which is a guess for an H100, the 3.1
-million images of 26 epochs take 17 hours.
+a GPU. The time was not measured.
+
+The variant "scratch" starts from random weights. As in torchvision, its backbone then
+has plain batch norm, and nothing is frozen.
 """
 
 from resnet_jax.config import Config
+from resnet_jax.config.allowed import check_choice
 from resnet_jax.config.preprocessing import Preprocessing
 
+VARIANTS = ("pretrained", "scratch")
 
-def get_config() -> Config:
+
+def get_config(name: str = "pretrained") -> Config:
+  check_choice("variant", name, VARIANTS)
   config = Config(num_epochs=26, batch_size=16, log_every_steps=100)
   config.steps_per_call = 1
   config.eval_every_epochs = 1
@@ -59,8 +66,6 @@ def get_config() -> Config:
   config.model.norm = "frozen"
   config.data.name = "folder"
   config.data.labels = "boxes"
-  config.data.train_split = "train2017"
-  config.data.eval_split = "val2017"
   config.data.image_size = 800
   config.data.mean, config.data.std = Preprocessing().mean, Preprocessing().std
   config.augment.flip = True
@@ -69,4 +74,6 @@ def get_config() -> Config:
   config.optim.decay_epochs = (16, 22)
   config.optim.warmup_steps = 1000
   config.optim.warmup_learning_rate = 1e-5
+  if name == "scratch":
+    config.init_from, config.freeze, config.model.norm = "", (), "batch"
   return config

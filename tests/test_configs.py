@@ -291,6 +291,10 @@ def test_a_size_that_does_not_suit_the_network_is_said(
       "--config.data.dir=voc --config.data.labels=mask",
       "voc_deeplabv3_resnet50:scratch",
     ),
+    (
+      "--config.data.dir=coco --config.data.labels=boxes",
+      "coco_retinanet_resnet50:scratch",
+    ),
     ("--config.data.name=cifar10 --config.data.dir=data", "digits"),
     ("--config.data.factory=own:images --config.data.dir=data", "digits"),
     ("--config.data.name=folder", "digits"),

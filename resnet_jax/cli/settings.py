@@ -11,7 +11,10 @@ from resnet_jax.config.values import parse_value
 from resnet_jax.runtime.errors import UserError
 
 # The value of `data.labels` -> the default config for files with such labels.
-_OF_LABELS: dict[object, str] = {"mask": "voc_deeplabv3_resnet50"}
+_OF_LABELS: dict[object, str] = {
+  "mask": "voc_deeplabv3_resnet50",
+  "boxes": "coco_retinanet_resnet50",
+}
 _TYPES = {path: field.type for path, field, _ in fields.walk(Config())}
 
 
