@@ -14,6 +14,8 @@ from resnet_jax.config.preprocessing import Preprocessing
 from resnet_jax.data.batches.preprocess import normalize
 from resnet_jax.inference.detector import Detector, FoundObjects
 from resnet_jax.inference.drawn_boxes import draw_boxes
+from resnet_jax.inference.export import export
+from resnet_jax.inference.exported_function import exported_function
 from resnet_jax.models.anchors import detect
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
@@ -87,3 +89,26 @@ def test_drawn_boxes_are_where_they_are(detector):
   assert large.shape == (180, 240, 3) and large[149, 100].any()
   with pytest.raises(UserError, match="2 channels cannot be drawn"):
     draw_boxes(np.zeros((4, 4, 2), np.uint8), boxes[:0], np.zeros(0, int), [])
+
+
+def test_an_exported_detector_has_a_box_and_probabilities_for_each_anchor(
+  detector, tmp_path
+):
+  pytest.importorskip("onnxruntime")
+  path = str(tmp_path / "detector.onnx")
+  # With smaller weights, sizes are not the exponentials of large numbers.
+  smaller = jax.tree.map(lambda x: x / 2, detector.variables)
+  detector = dataclasses.replace(detector, variables=smaller)
+  assert export(detector, path, "onnx") <= 1e-4
+  exported = exported_function(detector)
+  images = pixels(2, 32, 32, 3)
+  found = exported.function(exported.variables, images)
+  anchors = sum(map(len, detector.model.anchors((32, 32))))
+  assert found.shape == (2, anchors, 4 + 3)
+  # The best object of an image is the best candidate.
+  ours = detector(images)
+  place = np.asarray(found[..., 4:]).max(axis=2).argmax(axis=1)
+  for image in range(2):
+    best = found[image, place[image]]
+    np.testing.assert_allclose(best[:4], ours["boxes"][image, 0], atol=2e-3)
+    np.testing.assert_allclose(best[4:].max(), ours["scores"][image, 0], atol=1e-5)

@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_jax.cli.kinds import check_export
+from resnet_jax.cli.kinds import DENSE, check_export
 from resnet_jax.cli.options import (
   add_former_names,
   add_number,
@@ -134,12 +134,14 @@ def run(args: argparse.Namespace) -> None:
       "accuracies"
     )
   else:
-    last = f"probabilities of the file and of the network differ by {found:.1g} at most"
+    last = f"{net.answer} of the file and of the network differ by {found:.1g} at most"
   show(*_describe(args, net), last)
 
 
 def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
   """Returns lines that say what was written, and what images it takes."""
+  from resnet_jax.data.images.boxed_images import PADDING
+
   size = net.preprocessing
   height, width = args.photo_size or (size.crop, size.crop)
   steps = ["turn it upright (EXIF)"]
@@ -147,12 +149,16 @@ def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
     if size.resize:
       steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
     steps.append(f"cut the middle {height}x{width}")
-  if net.labels == "mask":
+  answer = f"[batch, {len(net.class_names)}]"
+  if net.labels in DENSE:
+    value = "0" if net.labels == "mask" else f"{PADDING} of white"
     steps[1:] = [
       f"resize the long side to {size.crop} ({size.interpolation})",
-      f"pad it with 0 at the right and the bottom to {height}x{width}",
+      f"pad it with {value} at the right and the bottom to {height}x{width}",
     ]
-  pixels = f"{height}, {width}, " if net.labels == "mask" else ""
+    answer = f"[batch, {height}, {width}, {len(net.class_names)}]"
+  if net.labels == "boxes":
+    answer = f"[batch, anchors, 4 + {len(net.class_names)}]: box and probabilities"
   kind = "uint8"
   if size.max_value:
     kind = "uint16"
@@ -162,7 +168,7 @@ def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
   written = sum(file.stat().st_size for file in files)
   return [
     f"{net.name} -> {args.out} ({written / 1e6:.1f} MB)",
-    f"images [batch, {height}, {width}, {net.channels}] {kind} -> probabilities "
-    f"[batch, {pixels}{len(net.class_names)}] float32",
+    f"images [batch, {height}, {width}, {net.channels}] {kind} -> {net.answer} float32 "
+    f"{answer}",
     f"prepare each image first: {', '.join(steps)}",
   ]

@@ -52,12 +52,7 @@ def check_evaluate(args: argparse.Namespace, kind: str) -> None:
 
 
 def check_export(args: argparse.Namespace, kind: str) -> None:
-  """Refuses flags of `resnet-jax export`, as `check_evaluate` does.
-
-  Boxes cannot be exported.
-  """
-  if kind == "boxes":
-    raise UserError("networks with config.data.labels='boxes' cannot be exported")
+  """Refuses flags of `resnet-jax export`, as `check_evaluate` does."""
   if kind in DENSE:
     _check_not_given(args, kind, {"photo_size": None})
 
@@ -66,6 +61,8 @@ def check_predict(args: argparse.Namespace, kind: str) -> None:
   """Refuses flags of `resnet-jax predict`, as `check_evaluate` does."""
   if kind in DENSE:
     _check_not_given(args, kind, _NOT_FOR_PREDICTED_PLACES)
+    if kind == "boxes":  # Other engines cannot choose among boxes that overlap.
+      _check_not_given(args, kind, {"engine": "jax"})
   elif args.out is not None:
     raise UserError(
       "--out is for a network with config.data.labels='mask' or 'boxes', not "

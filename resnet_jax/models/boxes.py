@@ -91,7 +91,7 @@ def decode_boxes(
   half_width = 0.5 * (jnp.exp(jnp.minimum(log_width, _MOST_LOG)) * width)
   half_height = 0.5 * (jnp.exp(jnp.minimum(log_height, _MOST_LOG)) * height)
   sides = x - half_width, y - half_height, x + half_width, y + half_height
-  return jnp.stack(sides, axis=-1)
+  return _from_sides(*sides)
 
 
 def clip_boxes(
@@ -107,7 +107,7 @@ def clip_boxes(
   x1, y1, x2, y2 = _sides(boxes)
   x1, x2 = (jnp.clip(x, 0, width) for x in (x1, x2))
   y1, y2 = (jnp.clip(y, 0, height) for y in (y1, y2))
-  return jnp.stack((x1, y1, x2, y2), axis=-1)
+  return _from_sides(x1, y1, x2, y2)
 
 
 def non_maximum_suppression(
@@ -152,6 +152,11 @@ def non_maximum_suppression(
 
   _, (indices, is_kept) = lax.scan(keep_best, left, length=most)
   return indices, is_kept
+
+
+def _from_sides(*sides: Array) -> Float32[Array, "*n 4"]:
+  # The ONNX writer does not know `jnp.stack`.
+  return jnp.concatenate([side[..., None] for side in sides], axis=-1)
 
 
 def _sides(boxes: AnyArray) -> list[Array]:

@@ -132,7 +132,7 @@ def _place_of(op: str) -> Rule:
 
 def _broadcast(call: Call) -> Value:
   x, shape = call.stored, tuple(call.output.shape)
-  axes = call.params["broadcast_dimensions"]
+  axes = [int(axis) for axis in call.params["broadcast_dimensions"]]
   sizes = [1] * len(shape)
   for axis, new in enumerate(axes):
     sizes[new] = x.sizes[axis]
