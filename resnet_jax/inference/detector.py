@@ -91,7 +91,7 @@ class FoundObjects(FoundPlaces):
       enlarge: factor of the size, for small images.
     """
     chosen = np.flatnonzero(self.scores >= score)[::-1]  # The best ones on top.
-    texts = [f"{names[self.classes[i]]} {100 * self.scores[i]:.0f} %" for i in chosen]
+    texts = [f"{names[self.classes[i]]}: {100 * self.scores[i]:.0f} %" for i in chosen]
     rgb, boxes, classes = as_rgb(image), self.boxes[chosen], self.classes[chosen]
     return draw_boxes(rgb, boxes, classes, texts, enlarge)
 
