@@ -176,8 +176,8 @@ def test_frozen_groups_of_a_backbone_stay():
   [
     (np.zeros((2, 8, 9), np.uint8), r"masks, uint8 \[2, 8, 8\], or boxes"),
     (np.full((2, 8, 8), 3, np.uint8), r"the class 3, which must be .* \[0, 3\)"),
-    (np.full((2, 4, 6), np.nan), "finite numbers"),
-    (np.full((2, 4, 6), 1.5), "the class 1.5"),
+    (np.full((2, 4, 6), np.nan), r"the box \[nan"),
+    (np.tile([1, 1, 3, 3, 1.5, 0], (2, 4, 1)), r"the class 1\.5"),
   ],
 )
 def test_wrong_masks_and_boxes_are_refused(labels, message):
