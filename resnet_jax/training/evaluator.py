@@ -1,10 +1,11 @@
 """Evaluates a training state, a run, or weights from elsewhere."""
 
 import dataclasses
+import itertools
 import math
 import os
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import jax
@@ -63,24 +64,21 @@ def evaluate(
   total: HostMetrics | None = None
   collected: list[Mapping[str, np.ndarray]] = []
 
-  def take(outputs: Any) -> None:
-    nonlocal total
-    if collects:
-      outputs, found = outputs
-      collected.append(jax.device_get(found))
-    sums = to_host(outputs)
-    total = add_metrics(total, sums) if total else sums
+  def calls() -> Iterator[tuple[Any, Any]]:
+    for feed, count in experiment.eval_data.eval_chunks():
+      if collects:
+        yield from (run(variables, feed, number) for number in range(count))
+      else:
+        yield run(variables, feed, count), None
 
   # The host is at most one call ahead of the device, because each call that waits holds
   # its images in memory.
-  before = None
-  for feed, count in experiment.eval_data.eval_chunks():
-    for last in range(count) if collects else [count]:
-      now = run(variables, feed, last)
-      if before is not None:
-        take(before)
-      before = now
-  take(before)
+  ahead = itertools.chain(calls(), [(None, None)])
+  for (metrics, found), _ in itertools.pairwise(ahead):
+    if collects:
+      collected.append(jax.device_get(found))
+    sums = to_host(metrics)
+    total = add_metrics(total, sums) if total else sums
   assert total is not None  # No split is empty.
   values = results_of(experiment.task, total, _join(collected) if collects else None)
   return values | {"images_per_s": values["count"] / (time.monotonic() - start)}
