@@ -5,7 +5,7 @@ import os
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from resnet_jax.cli.kinds import DENSE, check_export
+from resnet_jax.cli.kinds import check_export
 from resnet_jax.cli.options import (
   add_former_names,
   add_number,
@@ -14,6 +14,7 @@ from resnet_jax.cli.options import (
   require,
 )
 from resnet_jax.cli.photos import load_classifier
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
@@ -150,7 +151,7 @@ def _describe(args: argparse.Namespace, net: "Classifier") -> list[str]:
       steps.append(f"resize the short side to {size.resize} ({size.interpolation})")
     steps.append(f"cut the middle {height}x{width}")
   answer = f"[batch, {len(net.class_names)}]"
-  if net.labels in DENSE:
+  if net.labels in DENSE_LABELS:
     value = "0" if net.labels == "mask" else f"{PADDING} of white"
     steps[1:] = [
       f"resize the long side to {size.crop} ({size.interpolation})",

@@ -2,9 +2,9 @@
 
 import argparse
 
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.runtime.errors import UserError
 
-DENSE = "mask", "boxes"  # Predictions that belong to places in the image.
 # Flag of `resnet-jax evaluate` -> the value of `DataConfig.labels` that it needs.
 _OF_EVALUATE = {
   "label-sets": "class",
@@ -47,19 +47,19 @@ def check_evaluate(args: argparse.Namespace, kind: str) -> None:
       raise UserError(
         f"--{flag} needs a network with config.data.labels={needed!r}, not {kind!r}"
       )
-  if kind in DENSE:
+  if kind in DENSE_LABELS:
     _check_not_given(args, kind, _NOT_FOR_PLACES)
 
 
 def check_export(args: argparse.Namespace, kind: str) -> None:
   """Refuses flags of `resnet-jax export`, as `check_evaluate` does."""
-  if kind in DENSE:
+  if kind in DENSE_LABELS:
     _check_not_given(args, kind, {"photo_size": None})
 
 
 def check_predict(args: argparse.Namespace, kind: str) -> None:
   """Refuses flags of `resnet-jax predict`, as `check_evaluate` does."""
-  if kind in DENSE:
+  if kind in DENSE_LABELS:
     _check_not_given(args, kind, _NOT_FOR_PREDICTED_PLACES)
     if kind == "boxes":  # Other engines cannot choose among boxes that overlap.
       _check_not_given(args, kind, {"engine": "jax"})

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 from rich.console import Console
 
-from resnet_jax.cli.kinds import DENSE
 from resnet_jax.cli.options import MODEL_FLAGS, model_config
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.preprocessing import check_fits
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.terminal import printable
@@ -75,7 +75,7 @@ def load_classifier(args: argparse.Namespace, dense: bool = False) -> "Classifie
     for name in ("resize", "crop", "mean", "std")
     if (value := getattr(args, name))
   }
-  if found.labels in DENSE:
+  if found.labels in DENSE_LABELS:
     if not dense:
       raise UserError(
         f"this command is for networks that predict classes or numbers; this one has "

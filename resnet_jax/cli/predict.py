@@ -6,7 +6,7 @@ import math
 import os
 from typing import TYPE_CHECKING, Any
 
-from resnet_jax.cli.kinds import DENSE, check_predict
+from resnet_jax.cli.kinds import check_predict
 from resnet_jax.cli.options import add_number, add_trained, check_source
 from resnet_jax.cli.photos import (
   BATCH_SIZE,
@@ -18,6 +18,7 @@ from resnet_jax.cli.photos import (
   show_left_out,
 )
 from resnet_jax.cli.predict_places import predict_places
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import show
 
@@ -97,7 +98,7 @@ def run(args: argparse.Namespace) -> None:
     show_left_out(folder)
   classifier = load_classifier(args, dense=True)
   check_predict(args, classifier.labels)
-  if classifier.labels in DENSE:
+  if classifier.labels in DENSE_LABELS:
     predict_places(args, classifier, files)
     return
   names, pictures = classifier.class_names, []

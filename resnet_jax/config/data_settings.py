@@ -9,6 +9,8 @@ from resnet_jax.config import allowed
 
 # Values of `DataConfig.name` that only say how to read files; `dir` names the data set.
 KINDS_OF_FILES = "folder", "parquet", "webdataset"
+# Values of `DataConfig.labels` for labels that belong to places in the image.
+DENSE_LABELS = "mask", "boxes"
 
 
 @dataclasses.dataclass(slots=True)
@@ -108,9 +110,7 @@ class DataConfig:
     "in (0, 1] for each channel, as pixels are scaled to [0, 1]",
     lambda v: not v or (min(v) > 0 and max(v) <= 1),
   )
-  labels: str = allowed.choice(
-    *("class", "class", "classes", "numbers", "mask", "boxes")
-  )
+  labels: str = allowed.choice(*("class", "class", "classes", "numbers", *DENSE_LABELS))
   image_column: str = ""
   label_column: str = ""
   sampling: str = allowed.choice("all", "all", "balanced")

@@ -22,6 +22,7 @@ import numpy as np
 
 from resnet_jax import __version__
 from resnet_jax.config.allowed import check_choice
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.inference.classifier import Classifier, check_finite
 from resnet_jax.inference.exported_function import exported_function
 from resnet_jax.inference.portable import ExportedFunction
@@ -116,7 +117,7 @@ def export(
     if int8 is not None and precision == "int8":
       result = _loss(exported, run, int8, part)
     else:
-      batches = _BATCHES[:2] if classifier.labels in ("mask", "boxes") else _BATCHES
+      batches = _BATCHES[:2] if classifier.labels in DENSE_LABELS else _BATCHES
       result = max(_difference(exported, run, batch) for batch in batches)
       _check_difference(result, precision)
     # The file with the name that was given comes last.

@@ -12,6 +12,7 @@ import jax
 import numpy as np
 
 from resnet_jax import weights
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import check_fits, preprocessing_of
 from resnet_jax.config.schema import Config
@@ -220,7 +221,7 @@ def prepare_weights(
     NotFoundError: the weights or the data set do not exist.
   """
   labels, own = config.data.labels, None
-  if labels in ("mask", "boxes"):
+  if labels in DENSE_LABELS:
     _, own, _ = weights.complete_dense(path, labels, config.model, ema)
   else:
     config, model = resolve_model(config)
@@ -258,7 +259,7 @@ def _open_images(
     data = dataclasses.replace(data, val_share=1.0)
   if not labelled and data.name == "folder" and os.path.isdir(data.dir):
     return find_images([data.dir])
-  if data.labels in ("mask", "boxes"):  # Their sources compare the classes.
+  if data.labels in DENSE_LABELS:  # Their sources compare the classes.
     return open_source(data, data.eval_split, class_names)
   source = open_source(data, data.eval_split)
   # In other tasks, labels need not be classes.

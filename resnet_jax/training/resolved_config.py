@@ -7,6 +7,7 @@ import numpy as np
 from flax import linen as nn
 
 from resnet_jax import weights
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.preprocessing import Preprocessing, fields_of_weights, fill_in
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
@@ -68,7 +69,7 @@ def resolve_weights(
     NotFoundError: there is no such file.
   """
   labels = weights.find_labels(path)
-  if labels in ("mask", "boxes"):
+  if labels in DENSE_LABELS:
     model, network, new_head = weights.complete_dense(path, labels, config.model, ema)
     data = dataclasses.replace(config.data, labels=labels)
     return dataclasses.replace(config, model=model, data=data), network, new_head

@@ -11,6 +11,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from resnet_jax import weights
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.preprocessing import (
   Preprocessing,
   are_equal,
@@ -73,7 +74,7 @@ def load_start(
   """
   source, saved = find_weights(source)
   is_dense = isinstance(model, Segmenter | RetinaNet)
-  if is_dense and _labels(source, saved) not in ("mask", "boxes"):
+  if is_dense and _labels(source, saved) not in DENSE_LABELS:
     if head:
       raise UserError(
         f"config.init_head=True needs the weights of a whole {type(model).__name__}; "

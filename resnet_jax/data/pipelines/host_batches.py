@@ -20,6 +20,7 @@ import grain
 import numpy as np
 from absl import flags
 
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.data import ImageSource, LabelSpec, label_spec
 from resnet_jax.data.images.errors import ImageError, image_name
 from resnet_jax.data.images.pixels import PixelFormat
@@ -184,7 +185,7 @@ class Batches:
 
 def _is_dense(spec: LabelSpec) -> bool:
   """Whether a label belongs to places in the image, and moves with it."""
-  return spec.kind in ("mask", "boxes")
+  return spec.kind in DENSE_LABELS
 
 
 def _check_label(label: Any, spec: LabelSpec, num_classes: int) -> None:

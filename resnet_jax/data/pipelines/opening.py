@@ -9,6 +9,7 @@ import numpy as np
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.preprocessing import check_channels
 from resnet_jax.config.schema import AugmentConfig, DataConfig
@@ -105,7 +106,7 @@ def create_dataset(
     )
   if is_in_memory(source):
     sizes = config.train_resize, config.eval_resize, config.eval_crop
-    if kind in ("mask", "boxes") and any(sizes):
+    if kind in DENSE_LABELS and any(sizes):
       raise UserError(
         f"{setting_name('data.train_resize')}, data.eval_resize and data.eval_crop are "
         f"{', '.join(map(str, sizes))}, and must be 0 for images in memory with "
@@ -212,7 +213,7 @@ def create_streaming(
   """Returns a streamed data set; arguments and errors as for `create_dataset`."""
   transform: Transform | PairTransform
   pixels = PixelFormat(config.channels, config.max_value)
-  if label_spec(source).kind in ("mask", "boxes"):
+  if label_spec(source).kind in DENSE_LABELS:
     transform = _create_pair_transform(config, source, pixels, augment)
   elif augment is None:
     if not config.eval_crop:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 
 import jax
 
+from resnet_jax.config.data_settings import DENSE_LABELS
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import DataConfig
 from resnet_jax.data import (
@@ -90,7 +91,7 @@ def _find_source(
       f"{setting_name('data.name')} must name a data set, because none is saved with "
       "the weights"
     )
-  if config.labels in ("mask", "boxes"):
+  if config.labels in DENSE_LABELS:
     return _find_dense(config, split, class_names)
   if config.labels != "class" and config.name != "folder":
     raise UserError(
