@@ -13,7 +13,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
-from resnet_jax.data import LabelSpec
+from resnet_jax.data.labels import LabelSpec
 from resnet_jax.models.anchors import detect
 from resnet_jax.runtime.arrays import Array, Float32, Int32, UInt8
 from resnet_jax.runtime.errors import UserError

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from resnet_jax.config.schema import Config
-from resnet_jax.data import LabelSpec
+from resnet_jax.data.labels import LabelSpec
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.training.task_metrics import zero_metrics
 from resnet_jax.training.tasks import Classification, Task, label_of, outputs_of

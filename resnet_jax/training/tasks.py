@@ -15,7 +15,7 @@ import optax
 
 from resnet_jax.config.factories import call_factory
 from resnet_jax.config.schema import Config
-from resnet_jax.data import LabelSpec
+from resnet_jax.data.labels import LabelSpec
 from resnet_jax.runs.time_shares import KEYS as TIME_KEYS
 from resnet_jax.runtime.arrays import Array, Bool, Float32, Int, Shaped
 from resnet_jax.runtime.errors import UserError

@@ -17,9 +17,8 @@ from resnet_jax.data.batches.preprocess import (
   random_crop,
   random_flip,
 )
+from resnet_jax.data.labels import IGNORED
 from resnet_jax.runtime.arrays import Array, Float32, PRNGKeyArray, UInt8, prepend_axes
-
-IGNORED = 255  # The class of a pixel that is not part of the task.
 
 
 def move_masks(

@@ -10,11 +10,11 @@ import math
 
 import numpy as np
 
-from resnet_jax.data import LabelSpec
 from resnet_jax.data.images.crops import PixelBox, fitted_size, resize_exactly
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.images.pixels import RGB8, PixelFormat
+from resnet_jax.data.labels import LabelSpec, are_within
 from resnet_jax.runtime.arrays import Float32, Num
 
 # Grey of the padding, as a fraction of white: the mean colour of ImageNet. torchvision
@@ -143,9 +143,7 @@ class BoxedTransform:
 
 def _check_boxes(rows: np.ndarray, width: int, height: int) -> None:
   """Raises `ImageError` if a box does not lie within the image or has no area."""
-  low, high = rows[:, :2], rows[:, 2:4]
-  fits = (low >= 0) & (low < high) & (high <= np.array([[width, height]]))
-  for index in np.flatnonzero(~fits.all(axis=1))[:1]:
+  for index in np.flatnonzero(~are_within(rows, width, height))[:1]:
     box = rows[index, :4].tolist()
     raise ImageError(
       f"its box {box} (x0, y0, x1, y1) must have an area and lie within its "

@@ -11,15 +11,14 @@ from typing import Any, NamedTuple
 import numpy as np
 from PIL import Image
 
-from resnet_jax.data import LabelSpec
 from resnet_jax.data.images.crops import fitted_size, resize_exactly
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.images.exif import turn_upright
 from resnet_jax.data.images.pixels import RGB8, Head, PixelFormat
+from resnet_jax.data.labels import IGNORED, LabelSpec
 from resnet_jax.runtime.arrays import Shaped, UInt8
 
-IGNORED = 255  # The class of pixels that count neither in the loss nor in a score.
 # Kinds of a PNG, by the number in its header.
 _GREY, _PALETTE = 0, 3
 _KINDS = {0: "grey", 2: "RGB", 3: "palette", 4: "grey with transparency", 6: "RGBA"}

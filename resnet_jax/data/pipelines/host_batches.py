@@ -21,9 +21,10 @@ import numpy as np
 from absl import flags
 
 from resnet_jax.config.data_settings import DENSE_LABELS
-from resnet_jax.data import ImageSource, LabelSpec, label_spec
+from resnet_jax.data import ImageSource, label_spec
 from resnet_jax.data.images.errors import ImageError, image_name
 from resnet_jax.data.images.pixels import PixelFormat
+from resnet_jax.data.labels import LabelSpec
 
 
 @runtime_checkable

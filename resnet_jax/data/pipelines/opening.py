@@ -20,7 +20,6 @@ from resnet_jax.data import (
   count_classes,
   count_images,
   describe_change,
-  has_objects,
   is_in_memory,
   label_spec,
 )
@@ -31,6 +30,7 @@ from resnet_jax.data.images.masked_images import (
   MaskedTrainTransform,
 )
 from resnet_jax.data.images.pixels import PixelFormat
+from resnet_jax.data.labels import has_objects
 from resnet_jax.data.pipelines.host_batches import PairTransform, Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset

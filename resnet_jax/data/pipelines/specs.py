@@ -15,9 +15,10 @@ from jax.typing import DTypeLike
 
 from resnet_jax.config.plan import Plan
 from resnet_jax.config.schema import Config, DataConfig
-from resnet_jax.data import ImageArrays, LabelSpec, is_in_memory
+from resnet_jax.data import ImageArrays, is_in_memory
 from resnet_jax.data.batch import TakeBatch
 from resnet_jax.data.images.pixels import PixelFormat
+from resnet_jax.data.labels import LabelSpec
 from resnet_jax.data.pipelines import resident, streaming
 from resnet_jax.data.pipelines.opening import require_train_crop
 from resnet_jax.data.sources.opening import open_source

@@ -13,9 +13,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import LabelSpec, has_objects
 from resnet_jax.data.images.decode import open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
+from resnet_jax.data.labels import LabelSpec, has_objects
 from resnet_jax.data.sources.base import split_name
 from resnet_jax.data.sources.file_list import FileList
 from resnet_jax.runtime.errors import NotFoundError, UserError

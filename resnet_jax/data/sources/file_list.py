@@ -12,9 +12,9 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.data import label_bytes
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.formats import SUFFIXES, needed_package
+from resnet_jax.data.labels import label_bytes
 from resnet_jax.runtime.errors import UserError
 
 # Files and folders that systems and programs create by themselves, in lower case.

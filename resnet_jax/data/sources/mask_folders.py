@@ -7,6 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
+from resnet_jax.data.labels import IGNORED
 from resnet_jax.data.sources.base import EVAL_SPLITS, is_validation
 from resnet_jax.data.sources.file_list import (
   count_other_suffixes,
@@ -20,7 +21,7 @@ from resnet_jax.data.sources.folder import named_splits
 from resnet_jax.runtime.errors import UserError, setting_name
 
 _SPLITS = ["train", *EVAL_SPLITS]
-_MOST_CLASSES = 255  # The number 255 is for pixels that are ignored.
+_MOST_CLASSES = IGNORED  # Numbers below that of ignored pixels.
 
 
 class Pair(NamedTuple):

@@ -15,9 +15,9 @@ from typing import Any
 
 import numpy as np
 
-from resnet_jax.data import LabelSpec
 from resnet_jax.data.images.errors import ImageError
-from resnet_jax.data.images.masked_images import IGNORED, decode_mask
+from resnet_jax.data.images.masked_images import decode_mask
+from resnet_jax.data.labels import IGNORED, LabelSpec
 from resnet_jax.data.sources.base import EVAL_SPLITS, split_name
 from resnet_jax.data.sources.file_list import _PARTS, FileList, _read_lines
 from resnet_jax.data.sources.mask_folders import (

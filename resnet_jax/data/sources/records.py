@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import numpy as np
 
-from resnet_jax.data import label_bytes
+from resnet_jax.data.labels import label_bytes
 
 
 @runtime_checkable
