@@ -4,6 +4,7 @@ A mask has the number of a class at each pixel, and 255 where the class is unkno
 Letters: H height, W width, S side of the square, C channels, K classes.
 """
 
+import abc
 import dataclasses
 import io
 from typing import Any, NamedTuple
@@ -166,8 +167,45 @@ def _fitting_mask(
   return mask
 
 
+class _MaskedTransform(abc.ABC):
+  """What both transforms do; the subclasses declare the fields."""
+
+  size: int
+  num_classes: int
+  interpolation: str
+  max_pixels: int
+  pixels: PixelFormat
+
+  @property
+  def label(self) -> LabelSpec:
+    """The mask of a square."""
+    return LabelSpec(np.dtype(np.uint8), (self.size, self.size))
+
+  @abc.abstractmethod
+  def _view(self, width: int, height: int, rng: np.random.Generator) -> _View:
+    """Returns the part of an upright image that the square shows."""
+
+  def pair(
+    self, data: bytes, label: Any, rng: np.random.Generator
+  ) -> tuple[np.ndarray, np.ndarray]:
+    """Maps the contents of an image and of its mask to [S, S, C] and [S, S].
+
+    Raises:
+      ImageError: see `decode` and `decode_mask`, or their sizes differ.
+    """
+    with image_errors():
+      head = open_image(data, self.max_pixels)
+      mask = _fitting_mask(head, label, self.num_classes, self.max_pixels)
+      view = self._view(*upright_size(head), rng)
+      return self._square(data, head, view), view.of_mask(mask, self.size)
+
+  def _square(self, data: bytes, head: Head, view: _View) -> np.ndarray:
+    image = decode(data, head, 1, self.pixels)
+    return view.of_image(image, self.size, self.interpolation)
+
+
 @dataclasses.dataclass(frozen=True)
-class MaskedTrainTransform:
+class MaskedTrainTransform(_MaskedTransform):
   """Scales, mirrors and crops at random, like torchvision's segmentation references.
 
   The short side becomes a random whole number of pixels in `scale` times `resize`. A
@@ -196,28 +234,7 @@ class MaskedTrainTransform:
   scale: tuple[float, float] = (0.5, 2.0)
   flip: bool = True
 
-  @property
-  def label(self) -> LabelSpec:
-    """The mask of a square."""
-    return LabelSpec(np.dtype(np.uint8), (self.size, self.size))
-
-  def pair(
-    self, data: bytes, label: Any, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps the contents of an image and of its mask to [S, S, C] and [S, S].
-
-    Raises:
-      ImageError: see `decode` and `decode_mask`, or their sizes differ.
-    """
-    with image_errors():
-      head = open_image(data, self.max_pixels)
-      mask = _fitting_mask(head, label, self.num_classes, self.max_pixels)
-      view = self._draw(rng, *upright_size(head))
-      image = decode(data, head, 1, self.pixels)
-      square = view.of_image(image, self.size, self.interpolation)
-      return square, view.of_mask(mask, self.size)
-
-  def _draw(self, rng: np.random.Generator, width: int, height: int) -> _View:
+  def _view(self, width: int, height: int, rng: np.random.Generator) -> _View:
     short = min(width, height)
     low, high = (max(1, int(x * (self.resize or short))) for x in self.scale)
     new_short = int(rng.integers(low, high + 1))
@@ -231,7 +248,7 @@ class MaskedTrainTransform:
 
 
 @dataclasses.dataclass(frozen=True)
-class MaskedEvalTransform:
+class MaskedEvalTransform(_MaskedTransform):
   """Scales the whole image so that its long side is S, and pads it to a square.
 
   The padding is on the right and at the bottom: 0 (black) in the image, and 255 in the
@@ -253,11 +270,6 @@ class MaskedEvalTransform:
   max_pixels: int
   pixels: PixelFormat = RGB8
 
-  @property
-  def label(self) -> LabelSpec:
-    """The mask of a square."""
-    return LabelSpec(np.dtype(np.uint8), (self.size, self.size))
-
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
     """Maps the content of an image to [S, S, C], without randomness.
 
@@ -266,27 +278,10 @@ class MaskedEvalTransform:
     Raises:
       ImageError: see `decode`.
     """
+    with image_errors():
+      head = open_image(data, self.max_pixels)
+      return self._square(data, head, self._view(*upright_size(head), rng))
+
+  def _view(self, width: int, height: int, rng: np.random.Generator) -> _View:
     del rng
-    with image_errors():
-      head = open_image(data, self.max_pixels)
-      view = self._view(head)
-      image = decode(data, head, 1, self.pixels)
-      return view.of_image(image, self.size, self.interpolation)
-
-  def pair(
-    self, data: bytes, label: Any, rng: np.random.Generator
-  ) -> tuple[np.ndarray, np.ndarray]:
-    """Maps the contents of an image and of its mask to [S, S, C] and [S, S].
-
-    Raises:
-      ImageError: see `decode` and `decode_mask`, or their sizes differ.
-    """
-    with image_errors():
-      head = open_image(data, self.max_pixels)
-      mask = _fitting_mask(head, label, self.num_classes, self.max_pixels)
-      mask = self._view(head).of_mask(mask, self.size)
-    return self(data, rng), mask
-
-  def _view(self, head: Head) -> _View:
-    width, height = upright_size(head)
     return _View((0, 0, width, height), fitted_size(width, height, self.size))
