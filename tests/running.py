@@ -1,10 +1,44 @@
 """Trains from a config as the command does."""
 
+import os
+import signal
+import subprocess
+import sys
+from pathlib import Path
 from unittest import mock
 
 from resnet_jax.runs.learning_curves import draw_curves
 from resnet_jax.training.experiment import Experiment
+from resnet_jax.training.hooks import Hook
 from resnet_jax.training.trainer import TrainResult, train
+
+TESTS = Path(__file__).parent
+
+
+class Kill(Hook):
+  """Kills the process when step 6 is logged."""
+
+  def on_log(self, step, values):
+    if step == 6:
+      os.kill(os.getpid(), signal.SIGKILL)
+
+
+def run_killed(module, function, *arguments) -> None:
+  """Calls a function of a test file, with [Kill()] as its last argument, in a process.
+
+  The process has the settings of the tests, such as the number of devices.
+
+  Args:
+    module: name of the test file.
+    function: name of the function.
+    *arguments: its other arguments.
+  """
+  script = (
+    f"import sys; sys.path.insert(0, {str(TESTS)!r}); import conftest, {module}, "
+    f"running; {module}.{function}(*{arguments!r}, [running.Kill()])"
+  )
+  process = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent)
+  assert process.returncode == -signal.SIGKILL
 
 
 def train_config(

@@ -2,12 +2,7 @@
 
 import dataclasses
 import json
-import os
-import signal
-import subprocess
-import sys
 from functools import partial
-from pathlib import Path
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +10,7 @@ import numpy as np
 import pytest
 from arrays import normal, variables_of
 from PIL import Image
-from running import train_config
+from running import run_killed, train_config
 from small_detector import NAMES, bright_boxes, tiny_detector
 
 from resnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
@@ -191,33 +186,14 @@ def evaluate_on(count, variables):
   return evaluate(experiment, variables), found
 
 
-_KILLED = """
-import os, signal, sys
-import jax
-from running import train_config
-from test_detection_task import make_config
-from resnet_jax.training.hooks import Hook
-class Kill(Hook):
-  def on_log(self, step, values):
-    if step == 6:
-      os.kill(os.getpid(), signal.SIGKILL)
-# As many as in the tests: XLA divides its threads among them, and so rounds.
-jax.config.update("jax_num_cpu_devices", int(sys.argv[2]))
-train_config(make_config(), sys.argv[1], jax.devices()[:1], hooks=[Kill()])
-"""
+def run(workdir, hooks=()):
+  return train_config(make_config(), workdir, jax.devices()[:1], hooks=hooks)
 
 
 def test_a_killed_run_goes_on_to_the_same_bits(trained, tmp_path):
-  here = Path(__file__).parent
-  process = subprocess.run(
-    [sys.executable, "-c", _KILLED, str(tmp_path), str(len(jax.devices()))],
-    env=os.environ | {"PYTHONPATH": f"{here}{os.pathsep}{here.parent}"},
-    capture_output=True,
-    text=True,
-  )
-  assert process.returncode == -signal.SIGKILL, process.stderr[-2000:]
+  run_killed("test_detection_task", "run", str(tmp_path))
   assert latest_step(tmp_path) == 4
-  state, results = train_config(make_config(), tmp_path, jax.devices()[:1])
+  state, results = run(tmp_path)
   jax.tree.map(
     np.testing.assert_array_equal,
     jax.device_get(state.variables),

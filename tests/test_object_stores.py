@@ -4,9 +4,6 @@ import io
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -14,7 +11,7 @@ import buckets
 import jax
 import pytest
 from rich.console import Console
-from running import train_config
+from running import run_killed, train_config
 from test_checkpoint import assert_equal, make_state
 
 from resnet_jax import Experiment, load, train
@@ -81,26 +78,9 @@ def straight(tmp_path_factory):
   return workdir, digest_arrays(run(workdir).state)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import conftest, test_object_stores as tests
-from resnet_jax.training.hooks import Hook
-
-class Kill(Hook):
-  def on_log(self, step, values):
-    if step == 6:
-      os.kill(os.getpid(), signal.SIGKILL)
-
-tests.run({workdir!r}, [Kill()])
-"""
-
-
 def test_a_killed_run_resumes_to_the_bits_of_one_that_was_not(bucket, straight):
   workdir = f"{bucket}/killed"
-  script = KILLED.format(tests=str(TESTS), workdir=workdir)
-  process = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent)
-  assert process.returncode == -signal.SIGKILL
+  run_killed("test_object_stores", "run", workdir)
   assert latest_step(workdir) in (2, 4)
   assert (storage_path(workdir) / "lock").exists()
 

@@ -5,9 +5,6 @@ import io
 import json
 import os
 import re
-import signal
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
@@ -16,7 +13,7 @@ import own_parts
 import pytest
 from PIL import Image
 from rich.console import Console
-from running import train_config
+from running import run_killed, train_config
 from sklearn import metrics
 
 import resnet_jax
@@ -99,28 +96,11 @@ def trained(folder):
   return workdir, run(str(folder), workdir)
 
 
-KILLED = """
-import os, signal, sys
-sys.path.insert(0, {tests!r})
-import conftest, test_segmenting as tests
-from resnet_jax.training.hooks import Hook
-
-class Kill(Hook):
-  def on_log(self, step, values):
-    if step == 6:
-      os.kill(os.getpid(), signal.SIGKILL)
-
-tests.run({folder!r}, {workdir!r}, [Kill()])
-"""
-
-
 def test_a_killed_run_resumes_to_the_bits_of_one_that_was_not(
   folder, trained, tmp_path
 ):
   workdir = tmp_path / "run"
-  script = KILLED.format(tests=str(TESTS), folder=str(folder), workdir=str(workdir))
-  process = subprocess.run([sys.executable, "-c", script], cwd=TESTS.parent)
-  assert process.returncode == -signal.SIGKILL
+  run_killed("test_segmenting", "run", str(folder), str(workdir))
   assert "4" in os.listdir(workdir / "checkpoints")
   state, results = run(str(folder), workdir)
   _, (expected, last) = trained
