@@ -29,13 +29,14 @@ if TYPE_CHECKING:  # Importing JAX takes seconds; `--help` need not wait.
 _MAX_PICTURES = 64
 
 TEXT = (
-  "Print what a network predicts for images: the most probable classes, numbers, or "
-  "the classes of the pixels. The exit status is 1 if an image cannot be read."
+  "Print what a network predicts for images: the most probable classes, numbers, the "
+  "classes of the pixels, or objects with their boxes. The exit status is 1 if an image "
+  "cannot be read."
 )
 EXAMPLES = (
   "resnet-jax predict PHOTO --workdir RUN",
   "resnet-jax predict PHOTOS --workdir RUN --figure answers.png --explain",
-  "resnet-jax predict PHOTOS --workdir RUN --out FOLDER  # masks",
+  "resnet-jax predict PHOTOS --workdir RUN --out FOLDER  # masks or boxes",
 )
 
 
@@ -53,7 +54,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_number(
     parser,
     "--batch-size",
-    f"number of images per step (default: {BATCH_SIZE}; 8 for masks)",
+    f"number of images per step (default: {BATCH_SIZE}; 8 for masks and boxes)",
   )
   add_number(parser, "--top", "number of classes shown for each image (default: 5)")
   parser.add_argument(
@@ -71,9 +72,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   parser.add_argument(
     "--out",
     metavar="DIR",
-    help="for masks: write DIR/masks/, PNG files with the class of each pixel, and "
-    "DIR/pictures/, the images with the colours of the classes over them (default: "
-    "none)",
+    help="for masks and boxes: write DIR/pictures/, the images with what was found "
+    "drawn on them; and for masks DIR/masks/, PNG files with the class of each pixel "
+    "(default: none)",
   )
   parser.add_argument(
     "--explain",

@@ -39,7 +39,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
   add_config(
     parser,
     "the settings of the run in --workdir, or finetune_photos if --config.data.dir "
-    "names images, or voc_deeplabv3_resnet50 if --config.data.labels=mask, or digits",
+    "names images (voc_deeplabv3_resnet50 or coco_retinanet_resnet50 with "
+    "--config.data.labels=mask or boxes), or digits",
   )
   parser.add_argument(
     "--workdir",

@@ -1,7 +1,8 @@
 """Turns an image and its boxes into a square with the same part of the picture.
 
-The part is scaled until its long side is that of the square, lies at the top left, and
-the rest is grey. Boxes are rows x0, y0, x1, y1, class, crowd, see `LabelSpec`.
+The part is scaled so that its long side fits the square. It lies at the top left, and
+the rest of the square is grey. Boxes are rows x0, y0, x1, y1, class, crowd, see
+`LabelSpec`.
 Letters: S side of the square, C channels, M rows, n boxes of one image.
 """
 

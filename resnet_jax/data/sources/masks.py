@@ -186,7 +186,7 @@ def _find_voc(root: Path) -> Path | None:
   if not root.is_dir():
     raise NotFoundError(
       f"no folder {setting_name('data.dir')}={str(root)!r}: name a folder with images/ "
-      "and masks/, or that of PASCAL VOC"
+      "and masks/, or the folder of PASCAL VOC"
     )
   places = [root, *sorted(root.glob("VOC20*")), *sorted(root.glob("VOCdevkit/VOC20*"))]
   parts = _VOC_IMAGES, _VOC_MASKS
