@@ -30,8 +30,8 @@ _MAX_PICTURES = 64
 
 TEXT = (
   "Print what a network predicts for images: the most probable classes, numbers, the "
-  "classes of the pixels, or objects with their boxes. The exit status is 1 if an image "
-  "cannot be read."
+  "classes of the pixels, or objects with their boxes. The exit status is 1 if an "
+  "image cannot be read."
 )
 EXAMPLES = (
   "resnet-jax predict PHOTO --workdir RUN",
