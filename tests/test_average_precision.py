@@ -34,7 +34,7 @@ def test_average_precision_by_hand():
   low, high = (51 + 50 * 2 / 3) / 101, 51 / 101
   result = average_precision([found], 3)
   first = (7 * low + 3 * high) / 10  # Class 1 has no true boxes, class 2 no detections.
-  np.testing.assert_allclose(result.per_class, [first, np.nan, 0])
+  np.testing.assert_allclose(result.per_class["ap"], [first, np.nan, 0])
   expected = {"ap": first / 2, "ap50": low / 2, "ap75": low / 2}
   assert result.scores == pytest.approx(expected)
 
@@ -60,7 +60,7 @@ def test_a_second_detection_of_a_box_is_wrong():
 def test_without_true_boxes_nothing_is_defined():
   for images in ([], [match(*NOTHING, truth((0, -1, 0)))]):
     result = average_precision(images, 2)
-    assert np.isnan([*result.scores.values(), *result.per_class]).all()
+    assert np.isnan([*result.scores.values(), *result.per_class["ap"]]).all()
 
 
 def random_image(rng, most):
@@ -125,4 +125,4 @@ def test_average_precision_equals_that_of_pycocotools(seed):
   stats, per_class = reference(images)
   result = average_precision([match(*image) for image in images], CLASSES)
   np.testing.assert_allclose(list(result.scores.values()), stats, rtol=0, atol=1e-12)
-  np.testing.assert_allclose(result.per_class, per_class, rtol=0, atol=1e-12)
+  np.testing.assert_allclose(result.per_class["ap"], per_class, rtol=0, atol=1e-12)

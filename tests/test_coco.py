@@ -13,7 +13,7 @@ from resnet_jax.data import ImageSource
 from resnet_jax.data.images.boxed_images import BoxedTransform, boxes_in_image
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.images.pixels import PixelFormat
-from resnet_jax.data.sources.coco import load_coco
+from resnet_jax.data.sources.coco import list_boxed_images, load_coco
 from resnet_jax.runtime.errors import NotFoundError, UserError
 
 SIZES = {7: (40, 20), 3: (16, 32), 5: (8, 8)}  # (width, height) by image id.
@@ -160,6 +160,21 @@ def test_missing_files_are_named(folder):
     load(folder, change("images", 2, file_name="\ud800\0"))
 
 
+def test_a_split_is_one_file_of_boxes(folder):
+  (folder / "annotations").mkdir()
+  (folder / "images").symlink_to(folder)
+  for name in ("val.json", "annotations/instances_train2017.json"):
+    (folder / name).write_text(json.dumps(content()))
+  assert len(list_boxed_images(folder, "train", True)) == 2
+  assert len(list_boxed_images(folder, "", False)) == 3
+  with pytest.raises(UserError, match="there are: val.json, annotations/inst"):
+    list_boxed_images(folder, "test", False)
+  (folder / "annotations/instances_val.json").write_text("{}")
+  both = "there are: val.json, annotations/instances_val.json"
+  with pytest.raises(UserError, match=both):
+    list_boxed_images(folder, "val", False)
+
+
 def test_an_image_of_another_size_is_refused(folder):
   source = load(folder, content())
   Image.new("RGB", (20, 40)).save(folder / "sub/7.png")
@@ -215,32 +230,6 @@ def test_boxes_in_the_square_are_mapped_back(size):
   # Detections in the padding lie at the border of the image.
   far = boxes_in_image(np.array([[-5.0, -5, 70, 70]]), *size, 64)
   np.testing.assert_array_equal(far, [[0, 0, width, height]])
-
-
-def test_boxes_stay_on_their_objects():
-  """Whatever is drawn, the white pixels are those within the box."""
-  box, seen = (2, 4, 12, 14), []
-  random = transform(flip=True, min_area=0.1)
-  for seed in range(30):
-    image, label = random.pair(picture(40, 24, box), rows(box), generator(seed))
-    seen.append(label[0, 4] >= 0)
-    assert label[1:, 4].tolist() == [-1, -1]
-    if seen[-1]:
-      white = np.argwhere((image > 127).all(axis=2))[:, ::-1]
-      found = [*white.min(axis=0), *(white.max(axis=0) + 1)]
-      np.testing.assert_allclose(found, label[0, :4], atol=1.01)
-  assert any(seen) and not all(seen)  # In some parts there is almost nothing of it.
-
-
-def test_a_mirrored_image_has_mirrored_boxes():
-  box, flips = (8, 4, 16, 12), set()
-  for seed in range(8):
-    data = picture(32, 16, box)
-    image, label = transform(flip=True).pair(data, rows(box), generator(seed))
-    flips.add(tuple(label[0, :4].tolist()))
-    x0, y0, x1, y1 = label[0, :4].astype(int)
-    assert (image[y0 + 1 : y1 - 1, x0 + 1 : x1 - 1] == 255).all()
-  assert flips == {(16, 8, 32, 24), (32, 8, 48, 24)}
 
 
 def test_a_box_outside_of_the_image_is_refused():

@@ -1,5 +1,6 @@
 """Training and evaluation of detectors: targets, average precision, whole runs."""
 
+import csv
 import dataclasses
 import json
 from functools import partial
@@ -13,16 +14,19 @@ from PIL import Image
 from running import run_killed, train_config
 from small_detector import NAMES, bright_boxes, tiny_detector
 
+from resnet_jax.cli.train import _write_report
 from resnet_jax.config import AugmentConfig, Config, DataConfig, ModelConfig
 from resnet_jax.data import ImageArrays
 from resnet_jax.data.batches.moved_labels import move_boxes
 from resnet_jax.data.batches.preprocess import preprocess
+from resnet_jax.evaluation.places import mistakes
 from resnet_jax.models.boxes import box_iou, encode_boxes
 from resnet_jax.models.building import build_model
 from resnet_jax.models.norms import FrozenBatchNorm
 from resnet_jax.runs.run_dir import latest_step
 from resnet_jax.runtime.compilation import jit_once
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.average_precision import match
 from resnet_jax.training.dense_tasks import Detection
 from resnet_jax.training.detection_losses import detection_losses
 from resnet_jax.training.evaluator import evaluate, evaluate_run
@@ -215,6 +219,39 @@ def test_average_precision_chooses_the_best_state(tmp_path, monkeypatch):
   monkeypatch.undo()
   step, _ = evaluate_run(config, str(tmp_path), "best", jax.devices()[:1], True)
   assert step == 4
+
+
+def test_the_report_has_the_results_of_the_run(trained, tmp_path):
+  workdir, (_, results) = trained
+  assert _write_report(Experiment.create(make_config()), str(workdir))
+  report = workdir / "report"
+  found = json.loads((report / "metrics.json").read_text())["scores"]
+  for name in ("ap", "ap50", "ap75", "class_loss", "box_loss", "count"):
+    assert found[name] == pytest.approx(results[name], abs=1e-6)
+  with open(report / "per_class.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert np.nanmean([float(row["ap"]) for row in rows]) == pytest.approx(
+    results["ap"], abs=1e-6
+  )
+  with open(report / "predictions.csv") as file:
+    images = list(csv.DictReader(file))
+  objects = sum(int(row["objects"]) for row in images)
+  assert objects == sum(int(row["objects"]) for row in rows) > 0
+  assert len(images) == results["count"]
+  with Image.open(report / "mistakes.png") as picture:
+    assert picture.size[0] > 1000
+
+
+def test_mistakes_are_missed_objects_and_sure_detections_of_nothing():
+  truth = np.array([[0, 0, 10, 10, 0, 0], [20, 0, 30, 10, 1, 0], [0, 20, 30, 30, 1, 1]])
+  boxes = np.array(
+    [[0, 0, 10, 9], [20, 0, 30, 10], [0, 20, 9, 30], [20, 0, 30, 10], [40, 40, 50, 50]]
+  )
+  scores = np.array([0.9, 0.8, 0.7, 0.6, 0.4], np.float32)
+  # Right, the wrong class, in a crowd, right, too unsure to be a mistake.
+  classes = np.array([0, 0, 1, 1, 0])
+  assert mistakes(match(boxes, scores, classes, truth)) == (0, 1)
+  assert mistakes(match(boxes[:3], scores[:3], classes[:3], truth)) == (1, 1)
 
 
 def write_coco(folder, split, images):

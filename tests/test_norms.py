@@ -13,6 +13,7 @@ from flax import linen as nn
 from resnet_jax import create_model
 from resnet_jax.data.batch import Batch
 from resnet_jax.models.norms import BatchNorm, FrozenBatchNorm, GroupNorm
+from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.mesh import create_mesh
 from resnet_jax.training.state import StateInit
 from resnet_jax.training.steps import train_step
@@ -28,6 +29,16 @@ def test_running_variance_divides_by_n_or_by_n_minus_1(unbiased):
   _, updates = norm.apply(variables, X, mutable=["batch_stats"])
   expected = 0.9 + 0.1 * np.var(X, axis=(0, 1, 2), ddof=int(unbiased))
   np.testing.assert_allclose(updates["batch_stats"]["var"], expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("count", "groups"), [(1, 1), (4, 4)])
+def test_one_value_of_a_channel_is_not_normalised(count, groups):
+  norm = BatchNorm(use_running_average=False, groups=groups)
+  variables = norm.init(jax.random.key(0), X)
+  single = normal(count, 1, 1, 8)
+  with pytest.raises(UserError, match="has a single value of each channel"):
+    norm.apply(variables, single, mutable=["batch_stats"])
+  norm.clone(use_running_average=True).apply(variables, single)
 
 
 @pytest.mark.parametrize(("channels", "groups"), [(64, 32), (8, 8), (48, 16)])

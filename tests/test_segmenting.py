@@ -1,5 +1,6 @@
 """A segmenter in use: trained, killed, resumed, evaluated, loaded and applied."""
 
+import csv
 import dataclasses
 import io
 import json
@@ -222,6 +223,31 @@ def test_predict_writes_masks_and_pictures(trained, folder, tmp_path, capsys):
   assert {row["label"] for row in found["labels"]} <= {*NAMES}
 
 
+def test_the_report_has_the_scores_of_scikit_learn(trained, folder, tmp_path, capsys):
+  report = tmp_path / "report"
+  command = ["evaluate", "--workdir", str(trained[0]), "--trust-code"]
+  main([*command, "--report", str(report)])
+  assert f"report: {report}/report.html" in capsys.readouterr().out
+  found = json.loads((report / "metrics.json").read_text())
+  _, results = trained[1]
+  for name in ("loss", "mean_iou", "pixel_accuracy", "count"):
+    assert found["scores"][name] == pytest.approx(results[name], abs=1e-6)
+  low, high = found["intervals_95"]["mean_iou"]
+  assert low <= results["mean_iou"] <= high
+  truth, classes = predictions(trained, folder)
+  expected = metrics.jaccard_score(truth, classes, average=None)
+  with open(report / "per_class.csv") as file:
+    rows = list(csv.DictReader(file))
+  assert [row["class"] for row in rows] == list(NAMES)
+  assert [float(row["iou"]) for row in rows] == pytest.approx(expected, abs=1e-6)
+  assert sum(int(row["pixels"]) for row in rows) == len(truth)
+  with open(report / "predictions.csv") as file:
+    assert len(list(csv.DictReader(file))) == 4
+  assert "4 of 4." in (report / "report.md").read_text()
+  with Image.open(report / "mistakes.png") as picture:
+    assert picture.size[0] > 1000
+
+
 REFUSED = {
   "predict IMAGE --top 3": "--top has no meaning for a network with .*'mask'",
   "predict IMAGE --figure a.png": "--figure has no meaning",
@@ -229,7 +255,6 @@ REFUSED = {
   "predict IMAGE --resize 8": "--resize has no meaning .* --crop is the side",
   "predict IMAGE --out classes.txt": "'classes.txt' must be a folder, and is a file",
   "predict train/images val/images --out o": "would be written into the same file",
-  "evaluate --report r": "--report has no meaning for a network with .*'mask'",
   "evaluate --crops 5": "--crops has no meaning",
   "evaluate --flip": "--flip has no meaning",
   "evaluate --ensemble run": "--ensemble has no meaning",

@@ -290,8 +290,8 @@ def test_a_caption_may_be_anything(tmp_path):
   image = np.zeros((8, 8, 3), np.uint8)
   pictures = [
     Picture(image, lines, "red", [(NAME, 0.5), ("$x$", 0)]),
-    Picture(image[..., :1], [], heat=np.eye(2), heat_title="$x$"),
-    Picture(image, lines[:1], heat=np.ones((1, 1)), heat_title=NAME),
+    Picture(image[..., :1], [], second=image, second_title="$x$"),
+    Picture(image, lines[:1], second=np.ones((5, 6, 1), np.uint16), second_title=NAME),
   ]
   draw_grid(str(tmp_path / "x.png"), pictures, columns=2)
   assert Image.open(tmp_path / "x.png").size[0] > 600
@@ -474,7 +474,7 @@ def test_a_prediction_is_right_or_wrong_where_the_folder_names_the_class(
   main(["predict", "--workdir", str(run), *figure, str(tmp_path)])
   for name, picture in zip(names, drawn, strict=True):
     first = picture.bars[0][0]
-    assert picture.heat_title == f"Grad-CAM: {first}" and len(picture.bars) == 3
+    assert picture.second_title == f"Grad-CAM: {first}" and len(picture.bars) == 3
     told = {
       first: (figure_style.RIGHT, ["x.png", f"✓ {name}"]),
       "unknown": ("", ["x.png"]),

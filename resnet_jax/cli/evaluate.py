@@ -20,7 +20,7 @@ from resnet_jax.cli.options import (
 )
 from resnet_jax.cli.photos import add_calibrated, add_engine
 from resnet_jax.config.allowed import MAX_SIZE
-from resnet_jax.config.data_settings import KINDS_OF_FILES
+from resnet_jax.config.data_settings import DENSE_LABELS, KINDS_OF_FILES
 from resnet_jax.config.schema import Config, DataConfig
 from resnet_jax.runtime.errors import UserError, flags_of_settings
 from resnet_jax.runtime.tables import aligned
@@ -197,7 +197,7 @@ def _evaluate(
   args: argparse.Namespace,
 ) -> "tuple[int | None, dict[str, float], Robustness | None]":
   """Returns (step of a run, or None for weights; metrics; errors if corrupted)."""
-  from resnet_jax.evaluation.answers import average, has_answers
+  from resnet_jax.evaluation.answers import answers_for_report, average, has_answers
   from resnet_jax.evaluation.corruptions import Corrupt, fit_channels, parse_names
   from resnet_jax.evaluation.label_sets import (
     read_classes,
@@ -206,13 +206,8 @@ def _evaluate(
     score_sets,
   )
   from resnet_jax.evaluation.passes import evaluate
-  from resnet_jax.evaluation.report import (
-    check_folder,
-    data_name,
-    score,
-    write_report,
-  )
-  from resnet_jax.evaluation.robustness import measure, write_robustness
+  from resnet_jax.evaluation.report import check_folder, score
+  from resnet_jax.evaluation.robustness import measure
   from resnet_jax.evaluation.views import Views
   from resnet_jax.inference.engines import check_engine
 
@@ -232,8 +227,11 @@ def _evaluate(
     return first.step, fit(args, first), None
   others = args.report, args.ensemble, args.classes, args.label_sets, args.calibrated
   is_plain = not any(others) and not corruptions and views == Views()
-  if is_plain and (kind == "class" or not has_answers(first.experiment)):
+  is_dense = kind in DENSE_LABELS
+  if is_plain and (kind == "class" or is_dense or not has_answers(first.experiment)):
     return first.step, evaluate(first, args.engine), None
+  if is_dense:
+    return first.step, _write_report(args, first, answers_for_report(first)), None
   if corruptions:
     channels = first.experiment.eval_data.image_shape[-1]
     corruptions = fit_channels(corruptions, channels)
@@ -268,11 +266,25 @@ def _evaluate(
   corrupted = measure(answers, answer, corruptions) if corruptions else None
   if not args.report:
     return first.step, score(answers), corrupted
-  who = f"{len(found)} networks" if args.ensemble else first.experiment.model_name
-  title = f"{who} on {data_name(first)}"
-  scores = write_report(args.report, first, answers, title, corrupted)
+  return first.step, _write_report(args, first, answers, corrupted), corrupted
+
+
+def _write_report(
+  args: argparse.Namespace,
+  prepared: "Prepared",
+  answers: Any,
+  corrupted: "Robustness | None" = None,
+) -> dict[str, float]:
+  """Writes --report, and returns the scores."""
+  from resnet_jax.evaluation.report import data_name, write_report
+  from resnet_jax.evaluation.robustness import write_robustness
+
+  networks = f"{1 + len(args.ensemble)} networks"
+  who = networks if args.ensemble else prepared.experiment.model_name
+  title = f"{who} on {data_name(prepared)}"
+  scores = write_report(args.report, prepared, answers, title, corrupted)
   write_robustness(args.report, corrupted)
-  return first.step, scores, corrupted
+  return scores
 
 
 def _prepare(args: argparse.Namespace) -> "Prepared":

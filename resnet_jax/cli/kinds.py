@@ -16,7 +16,6 @@ _OF_EVALUATE = {
 # Flags of `resnet-jax evaluate` and `predict` that have no meaning for places, and
 # their values if they are not given.
 _NOT_FOR_PLACES: dict[str, object] = {
-  "report": None,
   "crops": 1,
   "scales": (),
   "flip": False,

@@ -167,22 +167,31 @@ def _picture(
     pairs = zip(names, found.values, strict=True)
     lines += [f"{name}: {value:.4g}" for name, value in pairs][:3]
   if not found.classes:
-    heat = found.heat if explain else None
-    return Picture(found.image, lines, heat=heat, heat_title="Grad-CAM")
+    second, title = _explained(found, "Grad-CAM") if explain else (None, "")
+    return Picture(found.image, lines, second=second, second_title=title)
   first = found.classes[0]
   truth = folders.get(os.path.basename(os.path.dirname(os.path.abspath(found.file))))
   if truth is not None:
     color = RIGHT if truth == first else WRONG
     lines.append(f"✓ {names[truth]}" if truth == first else f"✗ it is {names[truth]}")
   top = [names[label] for label in found.classes[:3]]
-  return Picture(
-    found.image,
-    lines,
-    color,
-    list(zip(top, found.probabilities[:3], strict=True)),
-    found.heat if explain else None,
-    f"Grad-CAM: {names[first]}",
-  )
+  bars = list(zip(top, found.probabilities[:3], strict=True))
+  if not explain:
+    return Picture(found.image, lines, color, bars)
+  title = f"Grad-CAM: {names[first]}"
+  return Picture(found.image, lines, color, bars, *_explained(found, title))
+
+
+def _explained(found: "Prediction", title: str) -> tuple[Any, str]:
+  """Returns the image under its map, and the caption; a custom network has no map."""
+  from resnet_jax.inference.grad_cam import overlay
+  from resnet_jax.inference.image_grid import as_rgb
+
+  if found.image is None or found.heat is None:
+    return None, ""
+  rgb = as_rgb(found.image)
+  shown = overlay(rgb, found.heat)
+  return (rgb, "no map") if shown is None else (shown, title)
 
 
 def _as_dict(found: "Prediction", names: tuple[str, ...]) -> dict[str, Any]:

@@ -13,6 +13,12 @@ from scipy.special import expit, log_softmax, logit
 
 from resnet_jax.evaluation.corruptions import Corrupt
 from resnet_jax.evaluation.passes import create_pass
+from resnet_jax.evaluation.places import (
+  BoxAnswers,
+  MaskAnswers,
+  PlaceAnswers,
+  collect_places,
+)
 from resnet_jax.evaluation.views import Views
 from resnet_jax.runtime.arrays import (
   Bool,
@@ -22,12 +28,17 @@ from resnet_jax.runtime.arrays import (
   Shaped,
 )
 from resnet_jax.runtime.errors import UserError
+from resnet_jax.training.dense_tasks import Detection, Segmentation
 from resnet_jax.training.evaluator import Prepared
 from resnet_jax.training.experiment import Experiment
 from resnet_jax.training.tasks import Classification, MultiLabel, Regression
 from resnet_jax.weights import all_class_names
 
 AnyOutputs = TypeVar("AnyOutputs", bound="Outputs")
+_OF_PLACES: dict[type, type[PlaceAnswers]] = {
+  Segmentation: MaskAnswers,
+  Detection: BoxAnswers,
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -168,6 +179,31 @@ def has_answers(experiment: Experiment) -> bool:
   return isinstance(experiment.task, Classification | MultiLabel | Regression)
 
 
+def has_report(experiment: Experiment) -> bool:
+  """Whether the task of an experiment is one of `answers_for_report`."""
+  return has_answers(experiment) or isinstance(experiment.task, (*_OF_PLACES,))
+
+
+def answers_for_report(prepared: Prepared) -> "Outputs | PlaceAnswers":
+  """Computes what `write_report` shows, for any task of this package.
+
+  Raises:
+    UserError: see `collect` and `collect_places`.
+    FloatingPointError: see `collect_places`.
+  """
+  for task, kind in _OF_PLACES.items():
+    if isinstance(prepared.experiment.task, task):
+      return collect_places(prepared, kind, _names(prepared))
+  return collect(prepared)
+
+
+def _names(prepared: Prepared) -> tuple[str, ...]:
+  return all_class_names(
+    prepared.class_names or tuple(prepared.source.class_names),
+    prepared.experiment.task.num_classes,
+  )
+
+
 def _kind_of(experiment: Experiment) -> Callable[..., Outputs]:
   """Returns the class of the answers of a task."""
   task = experiment.task
@@ -235,10 +271,7 @@ def collector(
         one, prepared.variables, functools.partial(views.of, crop=crop), engine
       )
     )
-  names = all_class_names(
-    prepared.class_names or tuple(prepared.source.class_names),
-    experiment.task.num_classes,
-  )
+  names = _names(prepared)
 
   def run(corrupt: Corrupt | None = None) -> Outputs:
     found = [one_pass(corrupt) for one_pass in passes]

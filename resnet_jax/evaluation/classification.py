@@ -34,6 +34,7 @@ def contents(answers: Answers) -> Contents:
 def intervals(answers: Answers, seed: int = 0) -> dict[str, tuple[float, float]]:
   """Returns the intervals of the scores; see `bootstrap`."""
   return bootstrap(
+    len(answers.labels),
     per_image(answers),
     lambda weights: Counts.of(answers, weights).scores(),
     seed=seed,
@@ -93,7 +94,7 @@ def _charts(answers: Answers) -> list[Chart]:
       if many and not pairs
       else functools.partial(pictures.draw_confusion, answers=answers),
     ),
-    pictures.chart_of_classes(Counts.of(answers), answers.class_names),
+    pictures.chart_of_counts(Counts.of(answers), answers.class_names),
     Chart(
       *("reliability", "Reliability"),
       "How often predictions of a confidence are right. Above the line, the network is "

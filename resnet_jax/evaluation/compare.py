@@ -57,8 +57,8 @@ class Run:
     records = read_records(workdir)
     try:
       kept = json.loads("".join(_lines(path / "report" / "metrics.json")) or "{}")
-      # Numbers are not right or wrong.
-      has_classes = config.data.labels != "numbers"
+      # Other predictions are not just right or wrong.
+      has_classes = config.data.labels in ("class", "classes")
       file = path / "report" / "predictions.csv"
       rows = csv.DictReader(_lines(file) if has_classes else [])
       predictions = {row["path"]: (row["label"], row["prediction"]) for row in rows}

@@ -59,6 +59,8 @@ class Contents:
     charts: in the order of the page.
     grids: after the charts.
     caption: row of the answers -> what is written below its image.
+    images: row of the answers -> its image, and a second one to its right; None reads
+      the image alone from the source.
   """
 
   labels: str
@@ -68,3 +70,4 @@ class Contents:
   charts: Sequence[Chart]
   grids: Sequence[Grid]
   caption: Callable[[int], Caption]
+  images: Callable[[int], tuple[np.ndarray, np.ndarray]] | None = None

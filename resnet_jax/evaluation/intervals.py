@@ -12,6 +12,7 @@ LEVEL = 95  # Per cent.
 
 
 def bootstrap(
+  count: int,
   per_image: Mapping[str, Float64[np.ndarray, " n"]],
   of_weights: Callable[[Float64[np.ndarray, " n"]], dict[str, float]],
   resamples: int = RESAMPLES,
@@ -23,13 +24,13 @@ def bootstrap(
   with other test images; they say nothing of another seed of the training.
 
   Args:
-    per_image: scores that are means over the images, for each of N > 0 images.
+    count: N > 0, the number of images.
+    per_image: scores that are means over the images, for each image.
     of_weights: number of times that each image counts -> further scores.
     resamples: number of resamples.
     seed: of the resamples.
   """
   random = np.random.default_rng(seed)
-  count = len(next(iter(per_image.values())))
   found: dict[str, list[float]] = defaultdict(list)
   for _ in range(resamples):
     weights = np.bincount(random.integers(0, count, count), minlength=count)

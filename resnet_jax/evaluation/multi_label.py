@@ -119,10 +119,14 @@ def contents(answers: SetAnswers) -> Contents:
   return Contents(
     f"{len(answers.class_names):,} classes, any number for each image,",
     score(answers),
-    bootstrap(per, lambda weights: _of_counts(count(answers, weights))),
+    bootstrap(
+      len(answers.labels),
+      per,
+      lambda weights: _of_counts(count(answers, weights)),
+    ),
     {"predictions": _predictions(answers), "per_class": _per_class(answers, counts)},
     [
-      pictures.chart_of_classes(counts, answers.class_names),
+      pictures.chart_of_counts(counts, answers.class_names),
       Chart(
         *("precision_recall", "Precision and recall"),
         "Precision and recall of each class for all thresholds; the area below a curve "

@@ -89,7 +89,8 @@ def evaluate(prepared: Prepared, engine: str = "jax") -> dict[str, float]:
   return prepared.evaluate(eval_chunk)
 
 
-def _compiled(experiment: Experiment, function: Callable[..., Any]) -> Any:
+def compiled(experiment: Experiment, function: Callable[..., Any]) -> Any:
+  """Returns a jitted function, whose results are whole on every device."""
   return compilation.jit(
     kernels.traced_with(experiment.kernels, function),
     dtype=experiment.config.model.dtype,
@@ -119,7 +120,7 @@ def _in_jax(
     return forward(variables, batch["image"]), batch["label"], batch["mask"]
 
   # A function that is not called is not compiled.
-  whole, take, rest = (_compiled(experiment, f) for f in (run, take_batch, forward))
+  whole, take, rest = (compiled(experiment, f) for f in (run, take_batch, forward))
   folded = experiment.fold(jax.device_put(variables, replicated(experiment.mesh)))
 
   def of_batch(feed: Any, number: int, first: int, corrupt: Corrupt | None) -> Arrays:
@@ -156,7 +157,7 @@ def _in_engine(
     dtype=experiment.config.model.dtype,
     unit=1.0,
   )
-  take = _compiled(experiment, experiment.eval_data.take_batch)
+  take = compiled(experiment, experiment.eval_data.take_batch)
   split = jax.jit(views_of)
 
   def of_batch(feed: Any, number: int, first: int, corrupt: Corrupt | None) -> Arrays:

@@ -71,24 +71,63 @@ def draw_confusion(path: Path, answers: Answers) -> None:
     _save(figure, path)
 
 
-def chart_of_classes(counts: Counts, class_names: Sequence[str]) -> Chart:
-  """Returns the chart that `draw_classes` draws."""
-  few = np.count_nonzero(counts.labelled) <= MOST_ROWS
-  which = "each class" if few else f"the {MOST_ROWS} classes with the lowest F1"
-  draw = partial(draw_classes, counts=counts, class_names=class_names)
-  return Chart("classes", "Classes", f"Precision, recall and F1 of {which}.", draw)
+def chart_of_counts(counts: Counts, class_names: Sequence[str]) -> Chart:
+  """Returns a chart of the precision, the recall and the F1 of each class."""
+  scores = {
+    "precision": counts.precision,
+    "recall": counts.recall,
+    "F1": counts.f1,
+  }
+  return chart_of_classes(scores, class_names, counts.labelled > 0)
 
 
-def draw_classes(path: Path, counts: Counts, class_names: Sequence[str]) -> None:
-  """Draws precision, recall and F1 of each class, the lowest F1 first."""
-  seen = np.flatnonzero(counts.labelled)
-  order = seen[np.argsort(counts.f1[seen], kind="stable")][:MOST_ROWS]
-  scores = [
-    ("precision", counts.precision, figure_style.OTHERS[3]),
-    ("recall", counts.recall, figure_style.OTHERS[2]),
-    ("F1", counts.f1, figure_style.EVALUATION),
+def chart_of_classes(
+  scores: Mapping[str, np.ndarray],
+  class_names: Sequence[str],
+  is_shown: np.ndarray,
+  colors: Sequence[str] = (),
+) -> Chart:
+  """Returns a chart with bars for each class, the lowest values first.
+
+  Args:
+    scores: name -> fraction for each class; at most three, and the last is the order.
+    class_names: of all classes.
+    is_shown: whether a class is drawn.
+    colors: of the classes, if there is one score; () gives all the same colour.
+  """
+  *others, last = scores
+  names = f"{', '.join(others)} and {last}" if others else last
+  few = np.count_nonzero(is_shown) <= MOST_ROWS
+  which = "each class" if few else f"the {MOST_ROWS} classes with the lowest {last}"
+  draw = partial(
+    _draw_classes,
+    scores=scores,
+    class_names=class_names,
+    is_shown=is_shown,
+    colors=colors,
+  )
+  text = f"{names} of {which}."
+  return Chart("classes", "Classes", text[0].upper() + text[1:], draw)
+
+
+def _draw_classes(
+  path: Path,
+  scores: Mapping[str, np.ndarray],
+  class_names: Sequence[str],
+  is_shown: np.ndarray,
+  colors: Sequence[str],
+) -> None:
+  seen = np.flatnonzero(is_shown)
+  *_, last = scores.values()
+  order = seen[np.argsort(last[seen], kind="stable")][:MOST_ROWS]
+  of_scores = (*figure_style.OTHERS[3:1:-1], figure_style.EVALUATION)[-len(scores) :]
+  bars: list[tuple[str, Any, Any]] = [
+    (name, 100 * values[order], color)
+    for (name, values), color in zip(scores.items(), of_scores, strict=True)
   ]
-  bars = [(name, 100 * values[order], color) for name, values, color in scores]
+  if colors:
+    ((name, values, _),) = bars
+    bars = [(name, values, [colors[label] for label in order])]
   names = [class_names[label] for label in order]
   _draw_bars(path, names, bars, _NAME_WIDTH, unit="%")
 
@@ -96,7 +135,7 @@ def draw_classes(path: Path, counts: Counts, class_names: Sequence[str]) -> None
 def _draw_bars(
   path: Path,
   names: Sequence[str],
-  bars: Sequence[tuple[str, Any, str]],
+  bars: Sequence[tuple[str, Any, Any]],
   name_width: float,
   unit: str = "",
 ) -> None:
@@ -105,7 +144,7 @@ def _draw_bars(
   Args:
     path: the PNG file.
     names: of the rows.
-    bars: name, values and colour of each bar of a row.
+    bars: name, values and colour of each bar of a row, or its colours for all rows.
     name_width: in inches.
     unit: of the values.
   """
@@ -122,8 +161,9 @@ def _draw_bars(
     axes.set_ylim(len(names) - 0.5, -0.5)
     axes.grid(False, axis="y")
     axes.set_xlabel(f"{bars[0][0]} {unit}" if len(bars) == 1 else unit)
-    if len(bars) > 1:
+    if unit == "%":
       axes.set_xlim(0, 100)
+    if len(bars) > 1:
       figure.legend(loc="outside upper right", ncols=len(bars))
     _save(figure, path)
 

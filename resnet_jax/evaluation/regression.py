@@ -58,7 +58,11 @@ def contents(answers: NumberAnswers) -> Contents:
   return Contents(
     f"{len(answers.class_names):,} number{'s' * several} each",
     score(answers),
-    bootstrap({"mae": errors.mean(axis=1)}, functools.partial(_of_weights, answers)),
+    bootstrap(
+      len(errors),
+      {"mae": errors.mean(axis=1)},
+      functools.partial(_of_weights, answers),
+    ),
     {"predictions": _predictions(answers), "per_number": _per_number(answers)},
     [
       Chart(

@@ -18,10 +18,23 @@ from resnet_jax.config.factories import part_name
 from resnet_jax.config.preprocessing import preprocessing_of
 from resnet_jax.data.images.errors import ImageError
 from resnet_jax.data.pipelines.single_pass import read_image
-from resnet_jax.evaluation import classification, multi_label, regression, scores
+from resnet_jax.evaluation import (
+  classification,
+  detection,
+  multi_label,
+  regression,
+  scores,
+  segmentation,
+)
 from resnet_jax.evaluation.answers import Answers, NumberAnswers, Outputs, SetAnswers
 from resnet_jax.evaluation.contents import Contents, Grid
 from resnet_jax.evaluation.intervals import LEVEL
+from resnet_jax.evaluation.places import (
+  MOST_EXAMPLES,
+  BoxAnswers,
+  MaskAnswers,
+  PlaceAnswers,
+)
 from resnet_jax.evaluation.robustness import EXPLANATION, Robustness
 from resnet_jax.evaluation.scores import score_rows
 from resnet_jax.inference.image_grid import Picture, draw_grid
@@ -33,7 +46,8 @@ from resnet_jax.training.evaluator import Prepared
 
 PAGE = "report.html"
 _MOST_PICTURES = 24
-_COLUMNS = 6
+_COLUMNS, _COLUMNS_OF_PAIRS = 6, 2
+_SIDE_OF_PAIRS = 3.0  # Inches.
 
 
 class _Kind(NamedTuple):
@@ -43,10 +57,12 @@ class _Kind(NamedTuple):
   contents: Callable[[Any], Contents]
 
 
-_KINDS: dict[type[Outputs], _Kind] = {
+_KINDS: dict[type[Outputs | PlaceAnswers], _Kind] = {
   Answers: _Kind(scores.score, classification.contents),
   SetAnswers: _Kind(multi_label.score, multi_label.contents),
   NumberAnswers: _Kind(regression.score, regression.contents),
+  MaskAnswers: _Kind(segmentation.score, segmentation.contents),
+  BoxAnswers: _Kind(detection.score, detection.contents),
 }
 
 
@@ -61,7 +77,7 @@ class _Picture:
   is_chart: bool = False
 
 
-def score(answers: Outputs) -> dict[str, float]:
+def score(answers: Outputs | PlaceAnswers) -> dict[str, float]:
   """Returns all scores of the answers of any task, a part of `TEXTS`, and "count"."""
   return _KINDS[type(answers)].score(answers)
 
@@ -88,7 +104,7 @@ def check_folder(folder: str | Path) -> Path:
 def write_report(
   folder: str | Path,
   prepared: Prepared,
-  answers: Outputs,
+  answers: Outputs | PlaceAnswers,
   title: str,
   robustness: Robustness | None = None,
 ) -> dict[str, float]:
@@ -115,14 +131,18 @@ def write_report(
   path = check_folder(folder)
   path.mkdir(parents=True, exist_ok=True)
   rows = score_rows(found.scores, found.intervals)
+  if not found.intervals:
+    rows = [row[:2] for row in rows]
   shown = _draw(path, prepared, answers, found)
   facts = (
     f"{found.scores['count']:,} images of {found.labels} from {data_name(prepared)}"
   )
-  note = (
-    f"The intervals hold {LEVEL} % of 1,000 resamples of the images (bootstrap): they "
-    "say how the scores would vary with other images of the same kind."
-  )
+  note = ""
+  if found.intervals:
+    note = (
+      f"The intervals hold {LEVEL} % of 1,000 resamples of the images (bootstrap): "
+      "they say how the scores would vary with other images of the same kind."
+    )
   origin = f"Written by flax-resnet {__version__}, JAX {jax.__version__}."
   kept = {name: [round(x, 9) for x in ends] for name, ends in found.intervals.items()}
   metrics = {"scores": found.scores, f"intervals_{LEVEL}": kept}
@@ -166,7 +186,7 @@ def _template() -> jinja2.Template:
 
 
 def _draw(
-  path: Path, prepared: Prepared, answers: Outputs, found: Contents
+  path: Path, prepared: Prepared, answers: Outputs | PlaceAnswers, found: Contents
 ) -> list[_Picture]:
   shown = []
   for chart in found.charts:
@@ -180,7 +200,10 @@ def _draw(
     file, text, data = path / f"{grid.name}.png", "There is no such image.", ""
     file.unlink(missing_ok=True)
     if cells := _cells(prepared, answers, found, grid):
-      draw_grid(str(file), cells, _COLUMNS)
+      if found.images:
+        draw_grid(str(file), cells, _COLUMNS_OF_PAIRS, _SIDE_OF_PAIRS)
+      else:
+        draw_grid(str(file), cells, _COLUMNS)
       text = f"{grid.text} {len(cells)} of {len(grid.rows):,}."
       data = _encode(file)
     shown.append(_Picture(grid.name, grid.title, text, data))
@@ -188,25 +211,29 @@ def _draw(
 
 
 def _cells(
-  prepared: Prepared, answers: Outputs, found: Contents, grid: Grid
+  prepared: Prepared, answers: Outputs | PlaceAnswers, found: Contents, grid: Grid
 ) -> list[Picture]:
   data = prepared.experiment.config.data
   cells = []
-  for row in grid.rows[:_MOST_PICTURES]:
-    place = int(answers.index[row])
-    try:
-      image = read_image(
-        prepared.source,
-        place,
-        preprocessing_of(data),
-        data.max_pixels,
-        data.channels,
-      )
-    except ImageError:  # It was removed in the meantime.
-      continue
+  for row in grid.rows[: MOST_EXAMPLES if found.images else _MOST_PICTURES]:
+    place, second = int(answers.index[row]), None
+    if found.images:
+      image, second = found.images(int(row))
+    else:
+      try:
+        image = read_image(
+          prepared.source,
+          place,
+          preprocessing_of(data),
+          data.max_pixels,
+          data.channels,
+        )
+      except ImageError:  # It was removed in the meantime.
+        continue
     lines, color, bars = found.caption(int(row))
     lines = [os.path.basename(answers.name(place)), *lines]
-    cells.append(Picture(image, lines, color, bars))
+    title = "prediction" if found.images else ""
+    cells.append(Picture(image, lines, color, bars, second, title))
   return cells
 
 

@@ -6,7 +6,6 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
-from resnet_jax.inference.grad_cam import overlay
 from resnet_jax.runtime import figure_style
 from resnet_jax.runtime.arrays import UInt, UInt8
 from resnet_jax.runtime.atomic_files import replacing
@@ -16,7 +15,7 @@ if TYPE_CHECKING:
   from matplotlib.figure import Figure
 
 # Inches.
-_SIDE, _GAP, _LINE = 1.8, 0.14, 0.17
+_GAP, _LINE = 0.14, 0.17
 _FONT_SIZE = 8
 _LONGEST = 200  # Letters; a longer text is always cut.
 _BAR = "#D5E3EE"
@@ -30,16 +29,16 @@ class Picture(NamedTuple):
     lines: captions below it, each on one line.
     color: colour of a frame and of the last caption; "" draws no frame.
     bars: names with fractions in [0, 1], drawn as bars below the captions.
-    heat: [h, w] >= 0, drawn over a second copy of the image; None draws no copy.
-    heat_title: caption of the copy.
+    second: another image, drawn to the right of the first one; None draws none.
+    second_title: its caption.
   """
 
   image: np.ndarray
   lines: Sequence[str]
   color: str = ""
   bars: Sequence[tuple[str, float]] = ()
-  heat: np.ndarray | None = None
-  heat_title: str = ""
+  second: np.ndarray | None = None
+  second_title: str = ""
 
 
 def as_rgb(
@@ -55,50 +54,50 @@ def as_rgb(
   return np.broadcast_to(shown, (*shown.shape[:2], 3))
 
 
-def draw_grid(path: str, pictures: Sequence[Picture], columns: int) -> None:
+def draw_grid(
+  path: str, pictures: Sequence[Picture], columns: int, side: float = 1.8
+) -> None:
   """Writes pictures row by row.
 
   Args:
     path: the PNG file; it is replaced if it exists.
     pictures: at least one picture.
     columns: largest number of columns.
+    side: of an image, in inches.
   """
   columns = min(columns, len(pictures))
   rows = -(-len(pictures) // columns)
   # All cells have the size of the largest.
   lines = max(len(picture.lines) for picture in pictures)
   bars = max(len(picture.bars) for picture in pictures)
-  photos = 1 + any(picture.heat is not None for picture in pictures)
-  width = photos * (_SIDE + _GAP)
-  height = _SIDE + (lines + bars) * _LINE + 1.5 * _GAP
+  photos = 1 + any(picture.second is not None for picture in pictures)
+  width = photos * (side + _GAP)
+  height = side + (lines + bars) * _LINE + 1.5 * _GAP
   size = columns * width + _GAP, rows * height + _GAP
   with figure_style.styled_figure(*size) as figure, replacing(path) as part:
     for i, picture in enumerate(pictures):
       left = _GAP + i % columns * width
       top = size[1] - _GAP - i // columns * height
-      _draw_cell(figure, picture, left, top, lines)
+      _draw_cell(figure, picture, left, top, side, lines)
     figure.savefig(part, format="png")
 
 
 def _draw_cell(
-  figure: "Figure", picture: Picture, left: float, top: float, lines: int
+  figure: "Figure", picture: Picture, left: float, top: float, side: float, lines: int
 ) -> None:
   """Draws a picture whose upper left corner is at (left, top), in inches."""
-  rgb = as_rgb(picture.image)
-  _draw_photo(figure, rgb, left, top, picture.color)
+  _draw_photo(figure, as_rgb(picture.image), left, top, side, picture.color)
   captions = [*picture.lines, *[""] * (lines - len(picture.lines))]
-  baseline = top - _SIDE - 0.05
+  baseline = top - side - 0.05
   for i, text in enumerate(captions):
     color = picture.color if i == len(picture.lines) - 1 else ""
-    _write(figure, text, left, baseline - (i + 0.5) * _LINE, _SIDE, color=color)
-  whole = _SIDE
-  if picture.heat is not None:
-    second = left + _SIDE + _GAP
-    whole += _SIDE + _GAP
-    shown = overlay(rgb, picture.heat)
-    _draw_photo(figure, rgb if shown is None else shown, second, top, "")
-    title = "no map" if shown is None else picture.heat_title
-    _write(figure, title, second, baseline - 0.5 * _LINE, _SIDE)
+    _write(figure, text, left, baseline - (i + 0.5) * _LINE, side, color=color)
+  whole = side
+  if picture.second is not None:
+    place = left + side + _GAP
+    whole += side + _GAP
+    _draw_photo(figure, as_rgb(picture.second), place, top, side, "")
+    _write(figure, picture.second_title, place, baseline - 0.5 * _LINE, side)
   baseline -= lines * _LINE
   for i, (name, fraction) in enumerate(picture.bars):
     middle = baseline - (i + 0.5) * _LINE
@@ -111,11 +110,11 @@ def _draw_cell(
 
 
 def _draw_photo(
-  figure: "Figure", rgb: np.ndarray, left: float, top: float, color: str
+  figure: "Figure", rgb: np.ndarray, left: float, top: float, side: float, color: str
 ) -> None:
   width, height = figure.get_size_inches()
   axes = figure.add_axes(
-    (left / width, (top - _SIDE) / height, _SIDE / width, _SIDE / height)
+    (left / width, (top - side) / height, side / width, side / height)
   )
   # Interpolation would blur small images; without it, large ones would be jagged.
   smooth = "nearest" if rgb.shape[1] < 64 else "antialiased"

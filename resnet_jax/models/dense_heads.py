@@ -204,7 +204,7 @@ class DeepLabV3Head(nn.Module):
   zeroes whole channels, not single values.
 
   In training, batch norm normalises the means of the images, one value for each image.
-  So a batch needs two images or more.
+  So each device needs two images or more.
 
   Attributes:
     num_classes: number of logits per pixel.

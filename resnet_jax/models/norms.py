@@ -88,6 +88,12 @@ class BatchNorm(nn.Module):
       over = {"axis_index_groups": self.axis_index_groups}
       pool = partial(lax.pmean, axis_name=self.axis_name, **over)
       number *= lax.psum(1, self.axis_name, **over)
+    if number == 1 and not self.is_initializing():
+      raise UserError(
+        "batch norm has a single value of each channel to normalise, which becomes 0: "
+        "one image of 1x1 pixels on each device or in each group; train with more "
+        "images on each device, with larger images, or with another norm"
+      )
     y, mean, var = kernels.batch_norm(x, scale, bias, self.epsilon, groups, pool)
     if not self.is_initializing() and self.is_mutable_collection("batch_stats"):
       kept_var = var * (number / max(1, number - 1)) if self.unbiased else var

@@ -50,12 +50,11 @@ class AveragePrecision:
     scores: "ap", the mean over the thresholds 0.50, 0.55 ... 0.95; "ap50" and "ap75",
       at these thresholds. Each is the mean over the classes that have true boxes, NaN
       if none has.
-    per_class: the mean over the thresholds for each class; NaN for a class without
-      true boxes.
+    per_class: the same numbers for each class; NaN for a class without true boxes.
   """
 
   scores: dict[str, float]
-  per_class: Float64[np.ndarray, " k"]
+  per_class: dict[str, Float64[np.ndarray, " k"]]
 
 
 def match(
@@ -152,13 +151,13 @@ def average_precision(matches: Iterable[Matches], num_classes: int) -> AveragePr
   values = np.full((num_classes, len(THRESHOLDS)), np.nan)
   for i in np.flatnonzero(counts):
     values[i] = _of_class(*by_class[i], int(counts[i]))
-  named = values[counts > 0]
-  columns = {"ap": slice(None), "ap50": slice(0, 1), "ap75": slice(5, 6)}
+  per_class = {"ap": values.mean(axis=1), "ap50": values[:, 0], "ap75": values[:, 5]}
+  has_any = counts.any()
   scores = {
-    name: float(named[:, column].mean()) if len(named) else np.nan
-    for name, column in columns.items()
+    name: float(column[counts > 0].mean()) if has_any else np.nan
+    for name, column in per_class.items()
   }
-  return AveragePrecision(scores, values.mean(axis=1))
+  return AveragePrecision(scores, per_class)
 
 
 def _by_class(

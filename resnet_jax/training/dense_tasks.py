@@ -15,9 +15,9 @@ import optax
 
 from resnet_jax.data.labels import LabelSpec
 from resnet_jax.models.anchors import detect
-from resnet_jax.runtime.arrays import Array, Float32, Int32, UInt8
+from resnet_jax.runtime.arrays import Array, Float32, Int, Int32, UInt8
 from resnet_jax.runtime.errors import UserError
-from resnet_jax.training.average_precision import average_precision, match
+from resnet_jax.training.average_precision import Matches, average_precision, match
 from resnet_jax.training.detection_losses import image_losses
 from resnet_jax.training.segmentation_scores import segmentation_scores
 
@@ -175,17 +175,23 @@ class Detection:
     del sums
     if found is None:
       return {}
-    rows = zip(
-      *(found[name] for name in ("boxes", "scores", "classes", "true")), strict=True
-    )
-    matches = []
-    for boxes, scores, classes, true in rows:
-      is_found, is_true = classes >= 0, true[:, 4] >= 0
-      kept = boxes[is_found], scores[is_found], classes[is_found]
-      matches.append(match(*kept, true[is_true]))
+    names = "boxes", "scores", "classes", "true"
+    rows = zip(*(found[name] for name in names), strict=True)
+    matches = [match_found(*row) for row in rows]
     if not any(len(x.truths) for x in matches):
       raise UserError(
         f"none of the {len(matches)} images for evaluation has a box that is no crowd, "
         "so average precision has no value; evaluate images with boxes"
       )
     return average_precision(matches, self.num_classes).scores
+
+
+def match_found(
+  boxes: Float32[np.ndarray, "d 4"],
+  scores: Float32[np.ndarray, " d"],
+  classes: Int[np.ndarray, " d"],
+  true: Float32[np.ndarray, "m 6"],
+) -> Matches:
+  """Returns the `match` of one image's part of `Detection.found`."""
+  is_found = classes >= 0
+  return match(boxes[is_found], scores[is_found], classes[is_found], true)

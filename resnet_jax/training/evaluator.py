@@ -119,7 +119,7 @@ class Prepared:
     Raises:
       FloatingPointError: a metric is not finite.
     """
-    return _check_finite(evaluate(self.experiment, self.variables, eval_chunk))
+    return check_results(evaluate(self.experiment, self.variables, eval_chunk))
 
 
 def evaluate_run(
@@ -286,7 +286,7 @@ def _with_channels(config: Config, source: Source, needed: int) -> Config:
   return config
 
 
-def _check_finite(results: dict[str, float]) -> dict[str, float]:
+def check_results(results: dict[str, float]) -> dict[str, float]:
   """Raises `FloatingPointError` if a metric is not finite."""
   for name, value in results.items():
     if not math.isfinite(value):

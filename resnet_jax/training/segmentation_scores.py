@@ -9,7 +9,7 @@ import math
 
 import numpy as np
 
-from resnet_jax.runtime.arrays import Float64, Int
+from resnet_jax.runtime.arrays import Float64, Int, Num
 
 
 def class_ious(confusion: Int[np.ndarray, "k k"]) -> Float64[np.ndarray, " k"]:
@@ -19,8 +19,24 @@ def class_ious(confusion: Int[np.ndarray, "k k"]) -> Float64[np.ndarray, " k"]:
   number of pixels that are of the class, or predicted as it, or both. It is NaN for a
   class without a pixel and without a prediction.
   """
-  right = np.diagonal(confusion)
-  union = confusion.sum(axis=0) + confusion.sum(axis=1) - right
+  return ious_of_counts(
+    np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
+  )
+
+
+def ious_of_counts(
+  right: Num[np.ndarray, " k"],
+  labelled: Num[np.ndarray, " k"],
+  predicted: Num[np.ndarray, " k"],
+) -> Float64[np.ndarray, " k"]:
+  """Returns `class_ious` from the numbers of pixels of each class.
+
+  Args:
+    right: pixels of the class that are predicted as it.
+    labelled: pixels of the class.
+    predicted: pixels that are predicted as it.
+  """
+  union = labelled + predicted - right
   found = np.full(len(right), math.nan)
   np.divide(right, union, out=found, where=union > 0)
   return found

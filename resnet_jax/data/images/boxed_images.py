@@ -1,17 +1,16 @@
-"""Turns an image and its boxes into a square with the same part of the picture.
+"""Turns an image and its boxes into a square that shows the whole image.
 
-The part is scaled so that its long side fits the square. It lies at the top left, and
+The image is scaled so that its long side fits the square. It lies at the top left, and
 the rest of the square is grey. Boxes are rows x0, y0, x1, y1, class, crowd, see
 `LabelSpec`.
 Letters: S side of the square, C channels, M rows, n boxes of one image.
 """
 
 import dataclasses
-import math
 
 import numpy as np
 
-from resnet_jax.data.images.crops import PixelBox, fitted_size, resize_exactly
+from resnet_jax.data.images.crops import fitted_size, resize_exactly
 from resnet_jax.data.images.decode import decode, open_image, upright_size
 from resnet_jax.data.images.errors import ImageError, image_errors
 from resnet_jax.data.images.pixels import RGB8, PixelFormat
@@ -21,8 +20,6 @@ from resnet_jax.runtime.arrays import Float32, Num
 # Grey of the padding, as a fraction of white: the mean colour of ImageNet. torchvision
 # pads normalised images with 0, which is the mean colour too.
 PADDING = 0.45
-# A box of which a random crop leaves less than this fraction is left out.
-_LEAST_VISIBLE = 0.1
 
 
 def boxes_in_image(
@@ -47,9 +44,7 @@ def boxes_in_image(
 
 @dataclasses.dataclass(frozen=True)
 class BoxedTransform:
-  """Scales an image and its boxes into a square; may crop and mirror at random.
-
-  The defaults are those of evaluation. torchvision's preset "hflip" only mirrors.
+  """Scales an image and its boxes into a square, without randomness.
 
   Attributes:
     size: side of the square, S.
@@ -57,10 +52,6 @@ class BoxedTransform:
     interpolation: "bilinear" or "bicubic", antialiased.
     max_pixels: see `open_image`.
     pixels: the pixels of the images.
-    flip: whether a random half of the images are mirrored left to right.
-    min_area: the part is what a square window shows, whose area is a random fraction,
-      from `min_area` to 1, of the square around the image; 1 shows the whole image.
-      Boxes are clipped to the part. Those that lose 90% of their area are left out.
   """
 
   size: int
@@ -68,8 +59,6 @@ class BoxedTransform:
   interpolation: str
   max_pixels: int
   pixels: PixelFormat = RGB8
-  flip: bool = False
-  min_area: float = 1.0
 
   @property
   def label(self) -> LabelSpec:
@@ -94,7 +83,7 @@ class BoxedTransform:
     Args:
       data: content of an image file.
       label: boxes in pixels of the upright image.
-      rng: source of randomness; not used if the transform is not random.
+      rng: not used.
 
     Returns:
       Pixels [S, S, C] of `pixels.dtype`, and boxes in pixels of the square. The last
@@ -106,32 +95,20 @@ class BoxedTransform:
     """
     if len(label) > self.max_boxes:
       raise ValueError(f"{len(label)} boxes are more than max_boxes={self.max_boxes}")
+    del rng
     with image_errors():
       head = open_image(data, self.max_pixels)
       width, height = upright_size(head)
       _check_boxes(label, width, height)
-      part = self._part(width, height, rng)
       image = decode(data, head, 1, self.pixels)
-      size = fitted_size(*part[2:], self.size)
-      image = resize_exactly(image, part, size, self.interpolation)
-    boxes = _move(label, part, size)
-    if self.flip and rng.random() < 0.5:
-      image = image[:, ::-1]
-      boxes[:, [0, 2]] = size[0] - boxes[:, [2, 0]]
+      size = fitted_size(width, height, self.size)
+      whole = 0, 0, width, height
+      image = resize_exactly(image, whole, size, self.interpolation)
     rows = np.zeros((self.max_boxes, 6), np.float32)
     rows[:, 4] = -1
-    rows[: len(boxes)] = boxes
+    rows[: len(label)] = label
+    rows[: len(label), :4] *= np.array([size[0] / width, size[1] / height] * 2)
     return self._padded(image), rows
-
-  def _part(self, width: int, height: int, rng: np.random.Generator) -> PixelBox:
-    """Draws the part of the image that becomes the square."""
-    if self.min_area >= 1:
-      return 0, 0, width, height
-    window = round(max(width, height) * math.sqrt(rng.uniform(self.min_area, 1)))
-    # An image that is narrower than the window is padded, and not moved in it.
-    w, h = (max(1, min(window, side)) for side in (width, height))
-    left, top = rng.integers(width - w + 1), rng.integers(height - h + 1)
-    return int(left), int(top), w, h
 
   def _padded(self, image: np.ndarray) -> np.ndarray:
     """Returns [S, S, C] with the image at the top left."""
@@ -150,15 +127,3 @@ def _check_boxes(rows: np.ndarray, width: int, height: int) -> None:
       f"its box {box} (x0, y0, x1, y1) must have an area and lie within its "
       f"{width}x{height} pixels"
     )
-
-
-def _move(rows: np.ndarray, part: PixelBox, size: tuple[int, int]) -> np.ndarray:
-  """Returns the boxes that are visible in a part of the image, in pixels of `size`."""
-  left, top, width, height = part
-  corners = rows[:, :4].astype(np.float64) - [left, top, left, top]
-  clipped = corners.clip(0, [width, height, width, height])
-  areas = (np.prod(x[:, 2:] - x[:, :2], axis=1) for x in (clipped, corners))
-  kept = np.divide(*areas) >= _LEAST_VISIBLE
-  scaled = clipped * np.array([size[0] / width, size[1] / height] * 2)
-  moved: np.ndarray = np.column_stack([scaled, rows[:, 4:]])[kept]
-  return moved

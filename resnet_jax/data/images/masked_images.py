@@ -107,12 +107,10 @@ class _View(NamedTuple):
   Attributes:
     box: left, top, width and height, in pixels of the upright image.
     size: (width, height) in the square, each at most S.
-    flip: whether the part is mirrored left to right.
   """
 
   box: tuple[float, float, float, float]
   size: tuple[int, int]
-  flip: bool = False
 
   def of_image(self, image: np.ndarray, side: int, interpolation: str) -> np.ndarray:
     """Returns the part of [H, W, C] as [S, S, C], padded with 0 (black)."""
@@ -123,10 +121,9 @@ class _View(NamedTuple):
     return self._padded(_nearest(mask, self.box, self.size), side, IGNORED)
 
   def _padded(self, part: np.ndarray, side: int, value: int = 0) -> np.ndarray:
-    part = part[:, ::-1] if self.flip else part
     height, width = part.shape[:2]
     if height == width == side:
-      return np.ascontiguousarray(part)
+      return part
     square = np.full((side, side, *part.shape[2:]), value, part.dtype)
     square[:height, :width] = part
     return square
@@ -206,12 +203,12 @@ class _MaskedTransform(abc.ABC):
 
 @dataclasses.dataclass(frozen=True)
 class MaskedTrainTransform(_MaskedTransform):
-  """Scales, mirrors and crops at random, like torchvision's segmentation references.
+  """Scales and crops at random, like torchvision's segmentation references.
 
-  The short side becomes a random whole number of pixels in `scale` times `resize`. A
-  random half of the images are mirrored left to right. Then a random square is cropped.
-  If the image is smaller, it is padded on the right and at the bottom: with 0 (black)
-  in the image, and with 255 in the mask.
+  The short side becomes a random whole number of pixels in `scale` times `resize`. Then
+  a random square is cropped; the training step mirrors it. If the image is smaller, it
+  is padded on the right and at the bottom: with 0 (black) in the image, and with 255 in
+  the mask.
 
   Attributes:
     resize: short side before the random scale, in pixels; 0 takes the image's own.
@@ -222,7 +219,6 @@ class MaskedTrainTransform(_MaskedTransform):
     max_pixels: see `open_image`.
     pixels: the pixels of the images.
     scale: smallest and largest factor of the random scale.
-    flip: whether images are mirrored.
   """
 
   resize: int
@@ -232,7 +228,6 @@ class MaskedTrainTransform(_MaskedTransform):
   max_pixels: int
   pixels: PixelFormat = RGB8
   scale: tuple[float, float] = (0.5, 2.0)
-  flip: bool = True
 
   def _view(self, width: int, height: int, rng: np.random.Generator) -> _View:
     short = min(width, height)
@@ -243,8 +238,7 @@ class MaskedTrainTransform(_MaskedTransform):
     left = int(rng.integers(new[0] - size[0] + 1))
     top = int(rng.integers(new[1] - size[1] + 1))
     x, y = width / new[0], height / new[1]
-    flip = self.flip and bool(rng.random() < 0.5)
-    return _View((left * x, top * y, size[0] * x, size[1] * y), size, flip)
+    return _View((left * x, top * y, size[0] * x, size[1] * y), size)
 
 
 @dataclasses.dataclass(frozen=True)

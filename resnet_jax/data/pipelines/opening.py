@@ -106,7 +106,10 @@ def create_dataset(
     )
   if is_in_memory(source):
     sizes = config.train_resize, config.eval_resize, config.eval_crop
-    if kind in DENSE_LABELS and any(sizes):
+    height, width = source.images.shape[1:3]
+    # A run of square images has their own size in its config.
+    own = height if height == width else 0
+    if kind in DENSE_LABELS and {*sizes} - {0, own}:
       raise UserError(
         f"{setting_name('data.train_resize')}, data.eval_resize and data.eval_crop are "
         f"{', '.join(map(str, sizes))}, and must be 0 for images in memory with "
@@ -285,9 +288,8 @@ def _create_pair_transform(
   }
   if config.labels == "boxes":
     most: Any = source
-    # The step mirrors the images of training.
     return BoxedTransform(size, most.max_boxes, **read)
   classes = len(source.class_names)
   if augment is None:
     return MaskedEvalTransform(size, classes, **read)
-  return MaskedTrainTransform(config.train_resize, size, classes, flip=False, **read)
+  return MaskedTrainTransform(config.train_resize, size, classes, **read)

@@ -310,22 +310,26 @@ def list_boxed_images(root: Path, split: str, is_training: bool) -> BoxedFiles:
     NotFoundError: there is no such file or folder.
     UserError: several splits could be meant; or see `load_coco`.
   """
-  files = {
-    path.stem.removeprefix("instances_"): path
+  files = [
+    path
     for place in (root, root / "annotations")
     for path in sorted(place.glob("*.json"))
-  }
+  ]
   wanted = split or "val"
-  near = [name for name in files if name == wanted] or [
-    name for name in files if name.startswith(wanted)
+  near = [path for path in files if _split_of(path) == wanted] or [
+    path for path in files if _split_of(path).startswith(wanted)
   ]
   if len(near) != 1:
-    there = ", ".join(files) or "none"
+    there = ", ".join(str(path.relative_to(root)) for path in near or files) or "none"
     raise UserError(
-      f"{split_name()}={split!r} must name a file of boxes in {str(root)!r} or its "
+      f"{split_name()}={split!r} must name one file of boxes in {str(root)!r} or its "
       f"folder annotations, such as instances_train2017.json; there are: {there}"
     )
-  name = near[0]
+  name = _split_of(near[0])
   folders = [root / name, root / "images" / name, root / "images"]
   folder = next((folder for folder in folders if folder.is_dir()), folders[0])
-  return load_coco(files[name], folder, keep_empty=not is_training)
+  return load_coco(near[0], folder, keep_empty=not is_training)
+
+
+def _split_of(path: Path) -> str:
+  return path.stem.removeprefix("instances_")
