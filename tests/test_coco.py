@@ -167,10 +167,10 @@ def test_a_split_is_one_file_of_boxes(folder):
     (folder / name).write_text(json.dumps(content()))
   assert len(list_boxed_images(folder, "train", True)) == 2
   assert len(list_boxed_images(folder, "", False)) == 3
-  with pytest.raises(UserError, match="there are: val.json, annotations/inst"):
+  with pytest.raises(UserError, match=r"there are: val\.json, annotations/inst"):
     list_boxed_images(folder, "test", False)
   (folder / "annotations/instances_val.json").write_text("{}")
-  both = "there are: val.json, annotations/instances_val.json"
+  both = re.escape("there are: val.json, annotations/instances_val.json")
   with pytest.raises(UserError, match=both):
     list_boxed_images(folder, "val", False)
 
