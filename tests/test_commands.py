@@ -277,6 +277,17 @@ def test_a_path_may_begin_with_a_tilde(argv, tmp_path, monkeypatch, capsys):
   assert f"{tmp_path}/" in error and "~" not in error
 
 
+def test_help_waits_for_no_import_of_jax():
+  code = """
+import sys
+from resnet_jax.cli.main import create_parser
+create_parser().format_help()
+print([x for x in ("jax", "numpy", "flax", "orbax", "matplotlib") if x in sys.modules])
+"""
+  done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+  assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
 @pytest.mark.parametrize(
   "command",
   list(parsers_of_commands(create_parser())),

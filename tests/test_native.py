@@ -20,9 +20,9 @@ import pytest
 
 from resnet_jax import kernels
 from resnet_jax.kernels import choice, conv, native
-from resnet_jax.kernels.native import library
 from resnet_jax.models.norms import BatchNorm
 from resnet_jax.runtime import compilation
+from resnet_jax.runtime import native_library as library
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.private_folder import private_folder
 
@@ -343,7 +343,7 @@ def test_channels_that_do_not_match_are_an_error(monkeypatch):
 
 
 def test_only_what_they_serve(monkeypatch):
-  monkeypatch.setattr(native, "_load", lambda: (16, ""))
+  monkeypatch.setattr(native, "_load", lambda dtype: (16, ""))
   x, kernel = jnp.zeros((1, 4, 4, 8)), jnp.zeros((3, 3, 8, 32))
 
   def fits(x=x, kernel=kernel, stride=1, padding=1):
@@ -364,11 +364,11 @@ def test_only_what_they_serve(monkeypatch):
 
 
 # Printed before each compilation.
-COMPILING = "compiling the kernels for this CPU, once; some ten seconds\n"
+COMPILING = "compiling the kernels for this CPU, once; some seconds\n"
 
 
 def test_they_are_for_one_device(monkeypatch):
-  monkeypatch.setattr(native, "_load", lambda: (16, ""))
+  monkeypatch.setattr(native, "_load", lambda dtype: (16, ""))
   assert choice.why_not_native() == "there are 8 devices"
   assert kernels.resolve("auto") == "xla"
   with pytest.raises(UserError, match="not possible here: there are 8 devices"):
@@ -389,7 +389,9 @@ def test_without_gradients_xla_is_for_bfloat16_where_the_processor_has_it(monkey
 
 
 def load(**variables) -> subprocess.CompletedProcess:
-  code = "from resnet_jax.kernels import native; print(*native._load(), sep='\\n')"
+  code = (
+    "from resnet_jax.kernels import native; print(*native._load('float32'), sep='\\n')"
+  )
   environment = {"PATH": os.environ["PATH"], **variables}
   return subprocess.run(
     [sys.executable, "-c", code], env=environment, capture_output=True, text=True
@@ -604,8 +606,39 @@ def test_processes_that_compile_at_once_are_both_right(cache, capsys):
   assert len(list(cache.iterdir())) == 2
 
 
-def test_a_compiler_that_cannot_be_run_is_named(tmp_path, monkeypatch):
+def load_anew(monkeypatch) -> None:
+  """Makes this process load the kernels again at each use."""
   monkeypatch.setattr(native, "_load", native._load.__wrapped__)
+  monkeypatch.setattr(library, "start", library.start.__wrapped__)
+
+
+def test_the_end_of_a_process_stops_its_compiler_which_leaves_nothing(tmp_path):
+  started = tmp_path / "started"
+  compiler = script(tmp_path / "c++", f"touch {started}; sleep 100")
+  code = f"""
+import pathlib, time
+from resnet_jax.runtime import native_library
+native_library.start("float32")
+while not pathlib.Path({str(started)!r}).exists():
+  time.sleep(0.05)
+"""
+  variables = {"CXX": compiler, "XDG_CACHE_HOME": str(tmp_path / "cache")}
+  command = [sys.executable, "-c", code]
+  done = subprocess.run(
+    command, env=os.environ | variables, capture_output=True, text=True, timeout=60
+  )
+  assert (done.returncode, done.stderr) == (0, COMPILING)
+  assert list((tmp_path / "cache").rglob("*")) == [tmp_path / "cache" / "resnet_jax"]
+
+
+def test_each_dtype_has_a_library(cache):
+  for dtype in ("float32", "bfloat16"):
+    library.load(dtype)
+  assert len(list(cache.glob("*.so"))) == 2
+
+
+def test_a_compiler_that_cannot_be_run_is_named(tmp_path, monkeypatch):
+  load_anew(monkeypatch)
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
   plain = tmp_path / "plain"
   plain.touch()
@@ -653,7 +686,8 @@ def test_what_is_no_library_of_kernels_is_a_reason(tmp_path, monkeypatch, text):
   text = f'while [ "$1" != -o ]; do shift; done; {text} > "$2" -o "$2"'
   monkeypatch.setenv("CXX", script(tmp_path / "c++", text))
   monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
-  lanes, reason = native._load.__wrapped__()
+  load_anew(monkeypatch)
+  lanes, reason = native._load("float32")
   assert lanes == 0
   assert len(reason.splitlines()) == 1
 

@@ -12,6 +12,7 @@ from resnet_jax.cli.settings import default_config, load_config, parse_settings
 from resnet_jax.config.meanings import describe_settings
 from resnet_jax.config.schema import Config
 from resnet_jax.config.validation import validate
+from resnet_jax.runtime import native_library
 from resnet_jax.runtime.errors import UserError, fail
 from resnet_jax.runtime.terminal import show
 
@@ -121,6 +122,9 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.settings, trust_code=args.trust_code)
     print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
     return
+  is_for_xla = "--config.kernels=xla" in args.settings
+  if not is_for_xla and not native_library.has_accelerator_plugin():
+    native_library.start("float32")  # While JAX is imported.
   # Imported here, because JAX, Orbax and the rest take seconds to import.
   from resnet_jax.runtime import compilation, interruption, processes
 

@@ -21,7 +21,6 @@ from rich.console import Console
 
 from resnet_jax.config import serialization
 from resnet_jax.config.schema import Config
-from resnet_jax.runs.metric_lines import read_records
 from resnet_jax.runtime.terminal import show
 
 _POLL_S = 0.5
@@ -105,6 +104,9 @@ class Job:
     Raises:
       UserError: a line is damaged.
     """
+    # Its import takes seconds, for which `--help` need not wait.
+    from resnet_jax.runs.metric_lines import read_records
+
     return read_records(self.workdir)
 
   def result(self) -> dict[str, Any] | None:

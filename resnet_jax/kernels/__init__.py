@@ -15,6 +15,7 @@ from resnet_jax.kernels.choice import (
   current,
   resolve,
   resolve_for_inference,
+  start,
   traced_with,
   use,
 )
@@ -27,6 +28,7 @@ __all__ = [
   "normalize",
   "resolve",
   "resolve_for_inference",
+  "start",
   "traced_with",
   "use",
 ]

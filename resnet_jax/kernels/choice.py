@@ -12,7 +12,7 @@ import jax.numpy as jnp
 from jax.typing import DTypeLike
 
 from resnet_jax.kernels import native
-from resnet_jax.runtime import compilation
+from resnet_jax.runtime import compilation, native_library
 from resnet_jax.runtime.errors import UserError
 from resnet_jax.runtime.terminal import printable
 
@@ -65,6 +65,18 @@ def _why_unsuited() -> str:
   if jax.device_count() > 1:
     return f"there are {jax.device_count()} devices"
   return ""
+
+
+def start(choice: str, dtype: str) -> None:
+  """Starts to compile the native kernels beside other work, if they will be used.
+
+  Args:
+    choice: see `resolve`.
+    dtype: dtype of the computation. Parameters and sums are float32 in any case.
+  """
+  if choice != "xla" and not _why_unsuited():
+    for kind in {"float32", dtype}:
+      native_library.start(kind)
 
 
 def _show(text: str) -> None:

@@ -9,7 +9,6 @@ import functools
 import hashlib
 import importlib.metadata
 import importlib.util
-import platform as host
 import sys
 import time
 import warnings
@@ -21,6 +20,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
+from resnet_jax.runtime.native_library import processor_flags
 from resnet_jax.runtime.private_folder import cache_dir, private_folder
 from resnet_jax.runtime.terminal import printable
 
@@ -65,16 +65,6 @@ def _is_known(name: str, value: str | int) -> bool:
   except jax.errors.JaxRuntimeError:
     return False
   return True
-
-
-@functools.cache
-def processor_flags() -> str:
-  """Returns the processor's instruction sets, as Linux lists them."""
-  try:
-    lines = Path("/proc/cpuinfo").read_text().splitlines()
-  except OSError:
-    return host.processor()
-  return next((line for line in lines if line.startswith(("flags", "Features"))), "")
 
 
 def has_bfloat16() -> bool:

@@ -75,7 +75,6 @@ class Experiment:
     mesh: the devices.
     model: the network.
     task: what the network is trained for.
-    kernels: "xla" or "native": how convolution and batch norm are computed.
     class_names: names of the network's outputs, in order; () if they are not known;
       None takes them from the training images.
     own_parts: names of the parts that the user gave as objects, each written as the
@@ -86,7 +85,6 @@ class Experiment:
   mesh: Mesh
   model: nn.Module
   task: Task
-  kernels: str
   class_names: Sequence[str] | None
   own_parts: tuple[str, ...]
   _optimizer: optax.GradientTransformation | None
@@ -133,6 +131,7 @@ class Experiment:
     if mesh.is_multi_process:  # Before any array is put on devices.
       check_same_settings(config)
     config = with_dtype(config)
+    kernels.start(config.kernels, config.model.dtype)
     given = {
       "model.factory": model,
       "task": task,
@@ -154,18 +153,24 @@ class Experiment:
         images = train_data = open_training(config, mesh)
       task = create_task(config, model, image_size_of(config.data, images))
     check_task(task, config)
+    if config.kernels == "native":  # It may not be possible.
+      kernels.resolve(config.kernels)
     return cls(
       config,
       mesh,
       model,
       task,
-      kernels.resolve(config.kernels),
       class_names,
       tuple(name for name, part in given.items() if part is not None),
       optimizer,
       train_data,
       eval_data,
     )
+
+  @functools.cached_property
+  def kernels(self) -> str:
+    """How convolution and batch norm are computed: "xla" or "native"."""
+    return kernels.resolve(self.config.kernels)
 
   @functools.cached_property
   def train_data(self) -> Dataset:

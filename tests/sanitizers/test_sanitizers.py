@@ -8,10 +8,10 @@ import jax
 import pytest
 from test_native import SHAPES
 
-from resnet_jax.kernels.native import library
+from resnet_jax.runtime import native_library as library
 
 HERE = Path(__file__).parent
-KERNELS = Path(library.__file__).parent
+KERNELS = library.FOLDER
 RECTANGLES = [(2, 6, 11, 8, 16, *taps, 2, 0) for taps in [(3, 3), (1, 3), (5, 2)]]
 # Uninitialised memory is NaN, so a result that depends on it is NaN too.
 ENVIRONMENT = os.environ | {

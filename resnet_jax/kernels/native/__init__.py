@@ -17,7 +17,7 @@ import jax
 import jax.numpy as jnp
 from jax.typing import DTypeLike
 
-from resnet_jax.kernels.native import library
+from resnet_jax.runtime import native_library
 from resnet_jax.runtime.arrays import Array, Float, Float32
 
 _CONV, _KERNEL_GRADIENT = "resnet_jax_conv", "resnet_jax_conv_kernel_gradient"
@@ -97,7 +97,7 @@ def pack(
     [16, panels, C, features of a panel].
   """
   *taps, channels, features = kernel.shape
-  lanes = _load()[0]
+  lanes = _load("float32")[0]
   panel = 2 * lanes if features % (2 * lanes) == 0 else lanes
   images, height, width, _ = _out_shape(x_shape, kernel.shape, stride, padding)
   tiles = images * -(-height // 2) * -(-width // 2)
@@ -166,8 +166,9 @@ def _call(
   dtype: DTypeLike = jnp.float32,
   **attributes: int,
 ) -> jax.Array:
-  result = _shaped(shape, dtype)
-  name = f"{name}_{arrays[0].dtype}"
+  result, of = _shaped(shape, dtype), str(arrays[0].dtype)
+  _load(of)
+  name = f"{name}_{of}"
   return jax.ffi.ffi_call(name, result, vmap_method="sequential")(*arrays, **attributes)
 
 
@@ -224,36 +225,36 @@ def _serves(x: jax.Array, features: int) -> bool:
     str(x.dtype) in _DTYPES
     and x.size > 0
     and not jax.sharding.get_abstract_mesh().manual_axes  # Not in shard_map.
-    and (lanes := _load()[0]) > 0
+    and (lanes := _load(str(x.dtype))[0]) > 0
     and features % lanes == 0
   )
 
 
 def why_not_loaded() -> str:
   """Compiles the kernels if necessary; returns why that failed, or ""."""
-  return _load()[1]
+  return _load("float32")[1]
 
 
 def is_broken() -> bool:
   """Whether a compiler exists and failed."""
   is_named = "CXX" in os.environ or shutil.which("c++") is not None
-  return is_named and _load()[0] == 0
+  return is_named and _load("float32")[0] == 0
 
 
 @functools.cache
-def _load() -> tuple[int, str]:
-  """Compiles the kernels if necessary, and registers them.
+def _load(dtype: str) -> tuple[int, str]:
+  """Compiles the kernels of a dtype if necessary, and registers them.
 
   Returns:
     The number of floats in a vector, or 0 without kernels; and why there are none.
   """
   try:
-    functions = library.load()
-  except (library.CompileError, OSError) as error:
+    functions = native_library.start(dtype).result()
+  except (native_library.CompileError, OSError) as error:
     return 0, str(error)
-  names = _CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS
-  targets = [f"{name}_{dtype}" for name in names for dtype in _DTYPES]
-  for name in (*targets, f"{_PACKED_CONV}_float32"):
+  names = [_CONV, _KERNEL_GRADIENT, _MOMENTS, _BATCH_NORM_SUMS]
+  names += [_PACKED_CONV] * (dtype == "float32")
+  for name in (f"{name}_{dtype}" for name in names):
     target = _capsule(getattr(functions, name))
     jax.ffi.register_ffi_target(name, target, platform="cpu")
   return functions.resnet_jax_lanes(), ""

@@ -35,6 +35,7 @@ void Convolution(const ThreadPool& pool, Array<T> x, Array<T> kernel, const floa
       pool, conv, x.data, kernel.data, nullptr, DescribeOutput(shift, added, relu, y));
 }
 
+#ifndef BFLOAT16_ONLY
 // The kernel is packed: [panels, height, width, channels, panel], or for Winograd's
 // algorithm [places, panels, channels, panel].
 void PackedConvolution(const ThreadPool& pool, Array<float> x, Array<float> kernel,
@@ -47,6 +48,7 @@ void PackedConvolution(const ThreadPool& pool, Array<float> x, Array<float> kern
   (is_for_winograd ? WinogradForward<float> : ConvForward<float>)(
       pool, conv, x.data, nullptr, kernel.data, DescribeOutput(shift, added, relu, y));
 }
+#endif
 
 // Calls a convolution; what it adds are the arguments after the kernel.
 template <typename T, auto convolution>
@@ -86,6 +88,11 @@ void CallGradientSums(const Call& call) {
   HANDLER(moments_##dtype, CallMoments<T>)                              \
   HANDLER(batch_norm_sums_##dtype, CallGradientSums<T>)
 
+// Each dtype can have a library of its own, because compiling takes seconds.
+#ifndef BFLOAT16_ONLY
 HANDLERS(float, float32)
-HANDLERS(Half, bfloat16)
 HANDLER(packed_conv_float32, CallConvolution<float, PackedConvolution>)
+#endif
+#ifndef FLOAT32_ONLY
+HANDLERS(Half, bfloat16)
+#endif

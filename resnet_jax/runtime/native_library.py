@@ -1,13 +1,17 @@
 """The compiled kernels: a library that is kept in the user's cache folder.
 
-The library is code that this process runs, so the folder must be private
+`start` compiles it beside other work, such as the import of JAX, which this module does
+not need. The library is code that this process runs, so the folder must be private
 (`private_folder`). A file next to the library has the digest of its bytes. A library
 that does not match its digest is compiled again.
 """
 
+import atexit
 import contextlib
 import ctypes
+import functools
 import hashlib
+import importlib.util
 import os
 import platform
 import shlex
@@ -17,18 +21,20 @@ import stat
 import subprocess
 import sys
 import tempfile
+import threading
 import time
+from concurrent.futures import Future
 from pathlib import Path
 
-import jax
+import jaxlib
 import jaxlib.version
 
-from resnet_jax.runtime import compilation
 from resnet_jax.runtime.private_folder import cache_dir, is_private, private_folder
 from resnet_jax.runtime.terminal import printable
 
-_SOURCE = Path(__file__).with_name("kernels.cc")
-# Ten seconds are usual. A compiler that hangs must not stop a run for ever.
+FOLDER = Path(__file__).parents[1] / "kernels" / "native"
+_SOURCE = FOLDER / "kernels.cc"
+# Six seconds are usual. A compiler that hangs must not stop a run for ever.
 _COMPILE_LIMIT_S = 300
 _DAY_S = 24 * 3600
 
@@ -37,21 +43,78 @@ class CompileError(Exception):
   """There is no library; the message is one line."""
 
 
-def load() -> ctypes.CDLL:
+# The compilers that run now, and whether the process is about to end.
+_compilers: list[subprocess.Popen[bytes]] = []
+_is_ending = threading.Event()
+
+
+@functools.cache
+def processor_flags() -> str:
+  """Returns the processor's instruction sets, as Linux lists them."""
+  try:
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+  except OSError:
+    return platform.processor()
+  return next((line for line in lines if line.startswith(("flags", "Features"))), "")
+
+
+def has_accelerator_plugin() -> bool:
+  """Whether JAX will use, or may have, another device than the CPU."""
+  platforms = os.environ.get("JAX_PLATFORMS", "")
+  if platforms:
+    return "cpu" not in platforms.split(",")[0]
+  plugins = "jax_plugins", "libtpu"
+  return any(importlib.util.find_spec(name) for name in plugins)
+
+
+@functools.cache
+def start(dtype: str) -> "Future[ctypes.CDLL]":
+  """Starts `load` in a thread, and returns its result to come.
+
+  If the process ends before, it stops the compiler, which leaves nothing.
+
+  Args:
+    dtype: see `load`.
+  """
+  found: Future[ctypes.CDLL] = Future()
+
+  def run() -> None:
+    try:
+      found.set_result(load(dtype))
+    except BaseException as error:
+      found.set_exception(error)
+
+  thread = threading.Thread(target=run, name="kernels", daemon=True)
+
+  def stop() -> None:
+    _is_ending.set()
+    for compiler in _compilers:
+      _kill(compiler)
+    thread.join(5)  # It removes the temporary files.
+
+  atexit.register(stop)
+  thread.start()
+  return found
+
+
+def load(dtype: str = "float32") -> ctypes.CDLL:
   """Loads the library for this machine, and compiles it if need be.
 
   If the library cannot be kept in `cache_dir`, it is compiled for this process only,
   and a line on standard error says why.
 
+  Args:
+    dtype: "float32" or "bfloat16", for which the kernels are.
+
   Raises:
     CompileError: there is no compiler, or it failed.
     OSError: there is no room for temporary files, or the compiler wrote no library.
   """
-  command = _command()
+  command = _command(dtype)
   sources = [
     path.read_text() for path in [_SOURCE, *sorted(_SOURCE.parent.glob("[!.]*.h"))]
   ]
-  made_of = sources, command, jaxlib.version.__version__, compilation.processor_flags()
+  made_of = sources, command, jaxlib.version.__version__, processor_flags()
   key = hashlib.sha256(repr(made_of).encode()).hexdigest()[:16]
   try:
     library = private_folder(cache_dir()) / f"kernels-{key}.so"
@@ -91,12 +154,21 @@ def _compiler() -> list[str]:
   return [str(Path(program).absolute()), *words[1:]]
 
 
-def _command() -> list[str]:
+def _command(dtype: str) -> list[str]:
   """Returns the command that compiles, without `-o` and its file."""
   is_arm = platform.machine() in ("arm64", "aarch64")
   own = "-mcpu=native" if is_arm else "-march=native"
-  flags = ["-std=c++17", "-O3", own, "-fPIC", "-shared", "-w"]
-  return [*_compiler(), *flags, f"-I{jax.ffi.include_dir()}", str(_SOURCE)]
+  flags = [
+    "-std=c++17",
+    "-O3",
+    own,
+    "-fPIC",
+    "-shared",
+    "-w",
+    f"-D{dtype.upper()}_ONLY",
+  ]
+  include = Path(jaxlib.__file__).parent / "include"  # `jax.ffi.include_dir()`.
+  return [*_compiler(), *flags, f"-I{include}", str(_SOURCE)]
 
 
 def _open(library: Path) -> ctypes.CDLL:
@@ -160,7 +232,7 @@ def _compile_and_keep(command: list[str], library: Path) -> None:
 
 
 def _compile(command: list[str], library: Path) -> None:
-  print("compiling the kernels for this CPU, once; some ten seconds", file=sys.stderr)
+  print("compiling the kernels for this CPU, once; some seconds", file=sys.stderr)
   log = library.with_name("log")
   try:
     # The output goes to a file, as a helper process of the compiler could keep a pipe
@@ -177,19 +249,29 @@ def _compile(command: list[str], library: Path) -> None:
       )
   except OSError as error:
     raise CompileError(f"{command[0]} could not be run: {error.strerror}") from error
+  _compilers.append(process)
   try:
     status = process.wait(_COMPILE_LIMIT_S)
   except BaseException as error:
-    with contextlib.suppress(OSError):  # Also kills the processes that it started.
-      os.killpg(process.pid, signal.SIGKILL)
+    _kill(process)
     process.wait()
     if not isinstance(error, subprocess.TimeoutExpired):
       raise
     raise CompileError(
       f"{command[0]} took more than {_COMPILE_LIMIT_S} s to compile {_SOURCE}"
     ) from error
+  finally:
+    _compilers.remove(process)
+  if _is_ending.is_set():  # The folder may be gone already.
+    raise CompileError("this process ends")
   lines = log.read_text(errors="replace").strip().splitlines()
   if status or not library.is_file():
     reason = next((line for line in lines if "error" in line), (lines or [""])[0])
     reason = reason or f"it ended with status {status} and made no library"
     raise CompileError(f"{command[0]} could not compile {_SOURCE}: {reason}")
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+  """Kills a compiler and the processes that it started."""
+  with contextlib.suppress(OSError):
+    os.killpg(process.pid, signal.SIGKILL)
