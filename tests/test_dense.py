@@ -9,8 +9,13 @@ import numpy as np
 import pytest
 from arrays import normal, variables_of
 from flax import linen as nn
+from small_detector import tiny_detector
 
-from resnet_jax import FPN, Backbone, FCNHead, ResNet, StridedLevels
+from resnet_jax import FPN, Backbone, FCNHead, ResNet, StridedLevels, create_model
+from resnet_jax.models import segmentation
+from resnet_jax.models.dense_heads import DeepLabV3Head
+from resnet_jax.models.folding import fold_batch_norm
+from resnet_jax.models.norms import FrozenBatchNorm
 from resnet_jax.models.stems import CifarStem
 from resnet_jax.runtime.compilation import jit_once
 from resnet_jax.runtime.errors import UserError
@@ -188,3 +193,28 @@ def test_a_dilated_segmenter_exports_with_any_batch_size():
   batch = jax.export.symbolic_shape("batch, 16, 16, 3")
   exported = jax.export.export(segment)(jax.ShapeDtypeStruct(batch, jnp.float32))
   np.testing.assert_allclose(exported.call(images), segment(images), atol=1e-5)
+
+
+FROZEN = create_model("resnet8").clone(norm_cls=partial(FrozenBatchNorm, epsilon=0.0))
+
+
+@pytest.mark.parametrize(
+  "network",
+  [
+    segmentation.Segmenter(
+      create_model("resnet8"), 3, FCNHead, aux=True, output_stride=None
+    ),
+    segmentation.Segmenter(FROZEN, 3, DeepLabV3Head, output_stride=None),
+    tiny_detector(),
+  ],
+  ids=["fcn", "deeplabv3", "retinanet"],
+)
+def test_folded_networks_for_places_give_the_same(network):
+  images = normal(2, 16, 16, 1)
+  variables = variables_of(network, images, spread=0.3)
+  folded, own = fold_batch_norm(network, variables)
+  for name, expected in network.apply(variables, images, train=False).items():
+    found = folded.apply(own, images, train=False)[name]
+    np.testing.assert_allclose(found, expected, atol=1e-5 * np.abs(expected).max())
+  paths = jax.tree_util.tree_leaves_with_path(own)
+  assert not any("mean" in jax.tree_util.keystr(path) for path, _ in paths)

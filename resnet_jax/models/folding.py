@@ -28,16 +28,18 @@ def fold_batch_norm(
   parameters.
 
   Args:
-    model: any module. If it is a `ResNet` whose norm has `to_affine`, the norms that
-      its field `norm_cls` creates are folded. All else stays as it is.
+    model: any module. If it is a `ResNet` whose norm has `to_affine`, or has one in its
+      field `net`, the norms that the field `norm_cls` of this net creates are folded.
+      All else stays as it is.
     variables: {"params": ..., "batch_stats": ...}, in either layout.
 
   Returns:
     The network and its variables, for `apply(..., train=False)` only.
   """
-  if not isinstance(model, ResNet) or folded_model(model) is model:
+  net = _net_of(model)
+  if net is None or folded_model(model) is model:
     return model, variables
-  norm: Any = model.norm_cls()
+  norm: Any = net.norm_cls()
   convs = _find_norms(model, variables)
   params = traverse_util.flatten_dict(variables["params"])
   stats = traverse_util.flatten_dict(variables["batch_stats"])
@@ -91,9 +93,23 @@ def pack_kernels(
 
 def folded_model(model: nn.Module) -> nn.Module:
   """Returns the network that `fold_batch_norm` returns."""
-  if not isinstance(model, ResNet) or not _is_affine(type(model.norm_cls())):
+  net = _net_of(model)
+  if net is None or not _is_affine(type(net.norm_cls())):
     return model
-  return model.clone(norm_cls=FoldedNorm)
+  return _with_norm(model, FoldedNorm)
+
+
+def _net_of(model: nn.Module) -> ResNet | None:
+  """Returns the `ResNet` that gives a network its norms; None if there is none."""
+  net = getattr(model, "net", model)
+  return net if isinstance(net, ResNet) else None
+
+
+def _with_norm(model: nn.Module, norm_cls: Any) -> nn.Module:
+  if isinstance(model, ResNet):
+    return model.clone(norm_cls=norm_cls)
+  net: Any = _net_of(model)
+  return model.clone(net=net.clone(norm_cls=norm_cls))
 
 
 def _is_affine(norm: type) -> bool:
@@ -137,22 +153,23 @@ def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
   return path, ""
 
 
-def _find_norms(model: ResNet, variables: Variables) -> dict[Path, Path | None]:
+def _find_norms(model: nn.Module, variables: Variables) -> dict[Path, Path | None]:
   """Returns the path of each norm that the network creates by its field `norm_cls`.
 
   The value is the path of the convolution whose kernel takes the scale, or None.
   """
-  made = []
+  made, net = [], _net_of(model)
+  assert net is not None
 
   def norm(**kwargs: Any) -> Any:
-    made.append(model.norm_cls(**kwargs))
+    made.append(net.norm_cls(**kwargs))
     return made[-1]
 
   shapes: Any = jax.tree.map(
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
   )
   images = jax.ShapeDtypeStruct((1, 224, 224, image_channels(variables)), jnp.float32)
-  traced = model.clone(norm_cls=norm)
+  traced = _with_norm(model, norm)
   with recorded_pairs() as pairs:
     jax.eval_shape(lambda v, x: traced.apply(v, x, train=False), shapes, images)
   convs: dict[Path, Path | None] = {norm.path: None for norm in made}
