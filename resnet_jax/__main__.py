@@ -2,6 +2,7 @@
 
 import os
 import signal
+import sys
 from types import FrameType
 
 
@@ -32,6 +33,8 @@ def _interrupt(number: int, frame: FrameType | None) -> None:
   while frame is not None:
     if frame.f_code.co_filename.startswith("<frozen importlib"):
       os.write(2, b"error: interrupted\n")
+      if library := sys.modules.get("resnet_jax.runtime.native_library"):
+        getattr(library, "stop", int)()  # Not if it is being imported now.
       os._exit(1)
     frame = frame.f_back
   from resnet_jax.runtime.interruption import note_interruption

@@ -67,6 +67,26 @@ def test_counts_are_exact_and_leave_out_padding_and_ignored_pixels():
   )
 
 
+@pytest.mark.parametrize("count", [2, 17, 21, 150, 255])
+def test_perfect_predictions_have_a_mean_iou_of_1(count):
+  task, rng = Segmentation(count), np.random.default_rng(0)
+  labels = rng.integers(0, count, (3, 40, 40)).astype(np.uint8)
+  logits = {"out": jax.nn.one_hot(labels, count)}
+  batch = {"label": jnp.array(labels), "mask": jnp.ones(3, bool)}
+  results = results_of(task, compute_metrics(task, logits, batch))
+  assert results["mean_iou"] == results["pixel_accuracy"] == 1
+
+
+def test_pixels_that_are_all_ignored_have_no_mean_iou():
+  zeros = zero_metrics(Segmentation(3)) | {"count": jnp.ones(())}
+  assert "mean_iou" not in results_of(Segmentation(3), zeros)
+  ignored = np.full((16, 12, 12), 255, np.uint8)
+  data = ImageArrays(np.zeros((16, 12, 12, 3), np.uint8), ignored, NAMES)
+  config = experiment().config
+  with pytest.raises(UserError, match="all pixels of the images are 255"):
+    _ = Experiment.create(config, model=small_segmenter(), train_data=data).train_data
+
+
 def test_more_pixels_than_int32_holds_are_counted():
   most = {"confusion": jnp.full((2, 2), 2**31 - 1, jnp.int32), "count": jnp.ones(())}
   total = add_metrics(to_host(most), to_host(most))

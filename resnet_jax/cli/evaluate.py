@@ -184,7 +184,8 @@ def run(args: argparse.Namespace) -> None:
     place = "" if step is None else f"step {step}: "
     main = {name: results[name] for name in _MAIN if name in results}
     others = [key for key in results if key in TEXTS.keys() - _MAIN]
-    show(f"{place}{evaluator.describe(main if others else results)}")
+    own = {key: x for key, x in results.items() if key not in {*others, *main}}
+    show(f"{place}{evaluator.describe(main | own)}")
     rows = score_rows({key: results[key] for key in others})
     show(*(f"  {text}: {value}" for text, value, _ in rows[1:]))
     if corrupted:

@@ -122,8 +122,9 @@ def run(args: argparse.Namespace) -> None:
     config = load_config(args.config, args.settings, trust_code=args.trust_code)
     print(f"{args.parser.format_help()}\nsettings:\n\n{describe_settings(config)}")
     return
-  is_for_xla = "--config.kernels=xla" in args.settings
-  if not is_for_xla and not native_library.has_accelerator_plugin():
+  may_be_native = parse_settings(args.settings).get("kernels", "auto") != "xla"
+  is_alone = args.coordinator is None and args.num_processes is None
+  if may_be_native and is_alone and not native_library.has_accelerator_plugin():
     native_library.start("float32")  # While JAX is imported.
   # Imported here, because JAX, Orbax and the rest take seconds to import.
   from resnet_jax.runtime import compilation, interruption, processes

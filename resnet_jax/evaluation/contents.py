@@ -45,6 +45,7 @@ class Caption(NamedTuple):
   lines: Sequence[str]
   color: str
   bars: Sequence[tuple[str, float]] = ()
+  bar_colors: Sequence[str] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,8 +60,8 @@ class Contents:
     charts: in the order of the page.
     grids: after the charts.
     caption: row of the answers -> what is written below its image.
-    images: row of the answers -> its image, and a second one to its right; None reads
-      the image alone from the source.
+    images: row -> the image and a second one, drawn to its right. If None, the report
+      reads the image from the source.
   """
 
   labels: str

@@ -36,7 +36,7 @@ def contents(answers: BoxAnswers) -> Contents:
   scores = {"AP50": per_class["ap50"], "AP": per_class["ap"]}
   wrong = [row for row in answers.worst_first if any(mistakes(answers.summaries[row]))]
   return Contents(
-    f"{len(truths):,} objects ({len(names):,} classes)",
+    f"{len(names):,} classes, with {len(truths):,} objects,",
     score(answers),
     {},  # Each resample would rank the detections of all images again.
     {"predictions": _predictions(answers), "per_class": table},
@@ -44,10 +44,10 @@ def contents(answers: BoxAnswers) -> Contents:
     [
       Grid(
         *("mistakes", "Most mistakes"),
-        "The images with the most objects that were missed or wrongly found: on the "
-        "left the labels, on the right the detections with a probability of at least "
-        f"{100 * LOWEST_SCORE:.0f} %. A detection is right if it has the class of an "
-        "object and an IoU of at least 0.5 with its box.",
+        "In these images, the most objects were missed or wrongly found. The left "
+        "picture shows the labels, the right one the detections with a probability of "
+        f"at least {100 * LOWEST_SCORE:.0f} %. A detection is right if it has the "
+        "class of an object and an IoU of at least 0.5 with its box.",
         wrong,
       )
     ],

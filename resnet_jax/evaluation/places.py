@@ -6,7 +6,7 @@ Shapes: N images, S side of the squares, C channels, K classes.
 import abc
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
 import jax
@@ -127,7 +127,8 @@ class BoxAnswers(PlaceAnswers):
   def summarize(example: Example, num_classes: int) -> Matches:
     """Compares the detections with the true boxes."""
     del num_classes
-    return match_found(**example.found)
+    names = "boxes", "scores", "classes", "true"
+    return match_found(*(example.found[name] for name in names))
 
   @staticmethod
   def quality(summary: Matches) -> float:
@@ -164,6 +165,47 @@ def collect_places(
     UserError: see `Detection.results`.
     FloatingPointError: a result is not finite.
   """
+  task = prepared.experiment.task
+  total: HostMetrics | None = None
+  summaries: list[Any] = []
+  index: list[int] = []
+  worst: list[tuple[float, int, Example]] = []
+  collected: list[Mapping[str, np.ndarray]] = []
+  first = 0
+  for metrics, batch, found in _batches(prepared, kind):
+    sums = to_host(metrics)
+    total = add_metrics(total, sums) if total else sums
+    for place in np.flatnonzero(batch["mask"]).tolist():
+      # A view would keep the whole batch in memory.
+      own = {name: array[place].copy() for name, array in found.items()}
+      image, label = (batch[name][place].copy() for name in ("image", "label"))
+      example = Example(image, label, own)
+      summary = kind.summarize(example, task.num_classes)
+      worst.append((kind.quality(summary), len(summaries), example))
+      summaries.append(summary)
+      index.append(first + place)
+      if hasattr(task, "found"):
+        collected.append(own)
+    worst = sorted(worst, key=lambda one: one[:2])[:MOST_EXAMPLES]
+    first += len(batch["mask"])
+  assert total is not None  # No split is empty.
+  joined = None
+  if collected:
+    joined = {name: np.stack([x[name] for x in collected]) for name in collected[0]}
+  return kind(
+    check_results(results_of(task, total, joined)),
+    summaries,
+    {row: example for _, row, example in worst},
+    np.array(index),
+    class_names,
+    prepared.source.name,
+  )
+
+
+def _batches(
+  prepared: Prepared, kind: type[PlaceAnswers]
+) -> Iterator[tuple[Metrics, dict[str, Any], dict[str, Any]]]:
+  """Yields the sums of each batch, the batch, and what was found, both on the host."""
   experiment = prepared.experiment
   task, take_batch = experiment.task, experiment.eval_data.take_batch
   model = folded_model(experiment.model)
@@ -180,39 +222,7 @@ def collect_places(
   whole = compiled(experiment, run)
   variables = jax.device_put(prepared.variables, replicated(experiment.mesh))
   variables = experiment.fold(variables)
-  total: HostMetrics | None = None
-  summaries: list[Any] = []
-  index: list[int] = []
-  worst: list[tuple[float, int, Example]] = []
-  collected: list[Mapping[str, np.ndarray]] = []
-  first = 0
   for feed, count in experiment.eval_data.eval_chunks():
     for number in range(count):
       metrics, *rest = whole(variables, feed, number)
-      sums = to_host(metrics)
-      batch, found = jax.device_get(rest)
-      total = add_metrics(total, sums) if total else sums
-      for place in np.flatnonzero(batch["mask"]).tolist():
-        # A view would keep the whole batch in memory.
-        own = {name: array[place].copy() for name, array in found.items()}
-        example = Example(batch["image"][place].copy(), batch["label"][place], own)
-        summary = kind.summarize(example, task.num_classes)
-        worst.append((kind.quality(summary), len(summaries), example))
-        summaries.append(summary)
-        index.append(first + place)
-        if hasattr(task, "found"):
-          collected.append(own)
-      worst = sorted(worst, key=lambda one: one[:2])[:MOST_EXAMPLES]
-      first += len(batch["mask"])
-  assert total is not None  # No split is empty.
-  joined = None
-  if collected:
-    joined = {name: np.stack([x[name] for x in collected]) for name in collected[0]}
-  return kind(
-    check_results(results_of(task, total, joined)),
-    summaries,
-    {row: example for _, row, example in worst},
-    np.array(index),
-    class_names,
-    prepared.source.name,
-  )
+      yield metrics, *jax.device_get(rest)

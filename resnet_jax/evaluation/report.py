@@ -216,7 +216,8 @@ def _cells(
   data = prepared.experiment.config.data
   cells = []
   for row in grid.rows[: MOST_EXAMPLES if found.images else _MOST_PICTURES]:
-    place, second = int(answers.index[row]), None
+    place = int(answers.index[row])
+    second = None
     if found.images:
       image, second = found.images(int(row))
     else:
@@ -230,10 +231,12 @@ def _cells(
         )
       except ImageError:  # It was removed in the meantime.
         continue
-    lines, color, bars = found.caption(int(row))
-    lines = [os.path.basename(answers.name(place)), *lines]
-    title = "prediction" if found.images else ""
-    cells.append(Picture(image, lines, color, bars, second, title))
+    lines, color, bars, colors = found.caption(int(row))
+    name = os.path.basename(answers.name(place))
+    title = ""
+    if second is not None:
+      name, title = f"label of {name}", "prediction"
+    cells.append(Picture(image, [name, *lines], color, bars, second, title, colors))
   return cells
 
 

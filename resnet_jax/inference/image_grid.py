@@ -31,6 +31,7 @@ class Picture(NamedTuple):
     bars: names with fractions in [0, 1], drawn as bars below the captions.
     second: another image, drawn to the right of the first one; None draws none.
     second_title: its caption.
+    bar_colors: a colour for each bar, shown as a square before its name; () has none.
   """
 
   image: np.ndarray
@@ -39,6 +40,7 @@ class Picture(NamedTuple):
   bars: Sequence[tuple[str, float]] = ()
   second: np.ndarray | None = None
   second_title: str = ""
+  bar_colors: Sequence[str] = ()
 
 
 def as_rgb(
@@ -105,7 +107,11 @@ def _draw_cell(
     _fill(figure, left, middle, whole * fraction, color, 0.3 if color != _BAR else 1)
     bold = {"fontweight": "bold"} if i == 0 else {}
     number = f"{100 * fraction:.1f} %"
-    _write(figure, name, left + 0.04, middle, whole - 0.6, **bold)
+    start = left + 0.04
+    if picture.bar_colors:
+      _fill(figure, start, middle, 0.1, picture.bar_colors[i], 1)
+      start += 0.16
+    _write(figure, name, start, middle, whole - 0.6, **bold)
     _write(figure, number, left + whole - 0.04, middle, 0.6, ha="right", **bold)
 
 
@@ -113,8 +119,10 @@ def _draw_photo(
   figure: "Figure", rgb: np.ndarray, left: float, top: float, side: float, color: str
 ) -> None:
   width, height = figure.get_size_inches()
+  longest = max(rgb.shape[:2])
+  rows, columns = (side * length / longest for length in rgb.shape[:2])
   axes = figure.add_axes(
-    (left / width, (top - side) / height, side / width, side / height)
+    (left / width, (top - rows) / height, columns / width, rows / height)
   )
   # Interpolation would blur small images; without it, large ones would be jagged.
   smooth = "nearest" if rgb.shape[1] < 64 else "antialiased"

@@ -51,12 +51,15 @@ def traced_with(choice: str, function: Callable[..., Any]) -> Callable[..., Any]
   return traced
 
 
-def why_not_native() -> str:
+def why_not_native(dtype: str = "float32") -> str:
   """Returns why the native kernels cannot run in this process; "" if they can.
 
   This compiles them if they are not compiled yet, which takes some seconds.
+
+  Args:
+    dtype: dtype of the computation.
   """
-  return _why_unsuited() or native.why_not_loaded()
+  return _why_unsuited() or native.why_not_loaded(dtype)
 
 
 def _why_unsuited() -> str:
@@ -83,12 +86,15 @@ def _show(text: str) -> None:
   print(printable(text), file=sys.stderr)
 
 
-def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
+def resolve(
+  choice: str, show: Callable[[str], None] = _show, dtype: str = "float32"
+) -> str:
   """Returns the kernels that `config.kernels` selects on this machine.
 
   Args:
     choice: the setting: "auto", "xla" or "native".
     show: called once with a warning if the native kernels cannot be compiled.
+    dtype: dtype of the computation.
 
   Returns:
     "xla" or "native".
@@ -98,7 +104,7 @@ def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
   """
   if choice == "xla":
     return choice
-  reason = why_not_native()
+  reason = why_not_native(dtype)
   if not reason:
     return "native"
   if choice == "native":
@@ -107,7 +113,7 @@ def resolve(choice: str, show: Callable[[str], None] = _show) -> str:
       setting="kernels",
       value=choice,
     )
-  if not _why_unsuited() and native.is_broken():
+  if not _why_unsuited() and native.is_broken(dtype):
     show(f"the CPU will be slower, as {reason}")
   return "xla"
 

@@ -7,6 +7,8 @@ import sys
 from collections.abc import Callable, Iterator
 from typing import NoReturn
 
+from resnet_jax.runtime import native_library
+
 _interrupted = False
 # Exit status of a process that ends because a signal stopped its run.
 _stopped_status = 0
@@ -47,6 +49,7 @@ def leave(status: int) -> NoReturn:
   sys.stderr.flush()
   for child in multiprocessing.active_children():
     child.terminate()
+  native_library.stop()
   os._exit(status)
 
 
@@ -82,4 +85,5 @@ def exit_now(status: int, was_stopped: bool) -> NoReturn:
   act_before_exit(was_stopped)
   sys.stdout.flush()
   sys.stderr.flush()
+  native_library.stop()
   os._exit(status)

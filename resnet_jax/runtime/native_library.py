@@ -1,7 +1,9 @@
 """The compiled kernels: a library that is kept in the user's cache folder.
 
-`start` compiles it beside other work, such as the import of JAX, which this module does
-not need. The library is code that this process runs, so the folder must be private
+`start` compiles it in a thread, for example while JAX is imported. So this module must
+not import JAX.
+
+The library is code that this process runs, so the folder must be private
 (`private_folder`). A file next to the library has the digest of its bytes. A library
 that does not match its digest is compiled again.
 """
@@ -34,7 +36,7 @@ from resnet_jax.runtime.terminal import printable
 
 FOLDER = Path(__file__).parents[1] / "kernels" / "native"
 _SOURCE = FOLDER / "kernels.cc"
-# Six seconds are usual. A compiler that hangs must not stop a run for ever.
+# Five seconds are usual. A compiler that hangs must not stop a run for ever.
 _COMPILE_LIMIT_S = 300
 _DAY_S = 24 * 3600
 
@@ -43,8 +45,9 @@ class CompileError(Exception):
   """There is no library; the message is one line."""
 
 
-# The compilers that run now, and whether the process is about to end.
+# The compilers that run now, their threads, and whether the process is about to end.
 _compilers: list[subprocess.Popen[bytes]] = []
+_threads: list[threading.Thread] = []
 _is_ending = threading.Event()
 
 
@@ -69,9 +72,9 @@ def has_accelerator_plugin() -> bool:
 
 @functools.cache
 def start(dtype: str) -> "Future[ctypes.CDLL]":
-  """Starts `load` in a thread, and returns its result to come.
+  """Runs `load` in a thread and returns its future.
 
-  If the process ends before, it stops the compiler, which leaves nothing.
+  If the process ends first, `stop` kills the compiler.
 
   Args:
     dtype: see `load`.
@@ -84,17 +87,19 @@ def start(dtype: str) -> "Future[ctypes.CDLL]":
     except BaseException as error:
       found.set_exception(error)
 
-  thread = threading.Thread(target=run, name="kernels", daemon=True)
-
-  def stop() -> None:
-    _is_ending.set()
-    for compiler in _compilers:
-      _kill(compiler)
-    thread.join(5)  # It removes the temporary files.
-
-  atexit.register(stop)
-  thread.start()
+  _threads.append(threading.Thread(target=run, name="kernels", daemon=True))
+  _threads[-1].start()
   return found
+
+
+@atexit.register
+def stop() -> None:
+  """Kills the compilers of this process, and waits until their files are removed."""
+  _is_ending.set()
+  for compiler in tuple(_compilers):
+    _kill(compiler)
+  for thread in _threads:
+    thread.join(5)
 
 
 def load(dtype: str = "float32") -> ctypes.CDLL:
@@ -250,6 +255,8 @@ def _compile(command: list[str], library: Path) -> None:
   except OSError as error:
     raise CompileError(f"{command[0]} could not be run: {error.strerror}") from error
   _compilers.append(process)
+  if _is_ending.is_set():
+    _kill(process)
   try:
     status = process.wait(_COMPILE_LIMIT_S)
   except BaseException as error:

@@ -72,7 +72,8 @@ class Segmentation:
     count = self.num_classes
     found = logits["out"].argmax(-1).astype(jnp.int32)
     # Ignored pixels are counted after the others, and left out.
-    pairs = jnp.where(labels < count, labels * count + found, count * count)
+    rows = labels.astype(jnp.int32)  # uint8 holds no pair of 17 classes.
+    pairs = jnp.where(rows < count, rows * count + found, count * count)
     zeros = jnp.zeros(count * count + 1, jnp.int32)
 
     def count_pairs(pairs: Array) -> Array:
@@ -82,9 +83,14 @@ class Segmentation:
     return {"confusion": counts.reshape(-1, count, count)}
 
   def results(self, sums: Mapping[str, np.ndarray], found: Any) -> dict[str, float]:
-    """Returns "mean_iou" and "pixel_accuracy" of all pixels together."""
+    """Returns "mean_iou" and "pixel_accuracy" of all pixels together.
+
+    If all pixels are ignored, as can be in a crop of training, there are no results.
+    """
     del found
     scores = segmentation_scores(sums["confusion"])
+    if not scores["count"]:
+      return {}
     return {name: scores[name] for name in ("mean_iou", "pixel_accuracy")}
 
 

@@ -154,7 +154,7 @@ class Experiment:
       task = create_task(config, model, image_size_of(config.data, images))
     check_task(task, config)
     if config.kernels == "native":  # It may not be possible.
-      kernels.resolve(config.kernels)
+      kernels.resolve(config.kernels, dtype=config.model.dtype)
     return cls(
       config,
       mesh,
@@ -170,7 +170,7 @@ class Experiment:
   @functools.cached_property
   def kernels(self) -> str:
     """How convolution and batch norm are computed: "xla" or "native"."""
-    return kernels.resolve(self.config.kernels)
+    return kernels.resolve(self.config.kernels, dtype=self.config.model.dtype)
 
   @functools.cached_property
   def train_data(self) -> Dataset:

@@ -30,7 +30,7 @@ from resnet_jax.data.images.masked_images import (
   MaskedTrainTransform,
 )
 from resnet_jax.data.images.pixels import PixelFormat
-from resnet_jax.data.labels import has_objects
+from resnet_jax.data.labels import IGNORED, has_objects
 from resnet_jax.data.pipelines.host_batches import PairTransform, Transform
 from resnet_jax.data.pipelines.resident import ResidentDataset
 from resnet_jax.data.pipelines.streaming import StreamingDataset
@@ -94,6 +94,8 @@ def create_dataset(
   if is_in_memory(source):
     if kind == "boxes" and not has_objects(source.labels):
       raise UserError(f"{where} has no box that is no crowd: nothing to learn or find")
+    if kind == "mask" and (source.labels == IGNORED).all():
+      raise UserError(f"all pixels of {where} are {IGNORED}, so none has a class")
     channels = int(source.images.shape[-1])
     _check_in_memory(config, channels, where, are_decoded)
   for field in ("mean", "std"):

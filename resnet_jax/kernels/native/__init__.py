@@ -230,15 +230,19 @@ def _serves(x: jax.Array, features: int) -> bool:
   )
 
 
-def why_not_loaded() -> str:
-  """Compiles the kernels if necessary; returns why that failed, or ""."""
-  return _load("float32")[1]
+def why_not_loaded(dtype: str = "float32") -> str:
+  """Compiles the kernels if necessary; returns why that failed, or "".
+
+  Args:
+    dtype: dtype of the computation. Those of float32 are needed in any case.
+  """
+  return _load("float32")[1] or _load(dtype)[1]
 
 
-def is_broken() -> bool:
-  """Whether a compiler exists and failed."""
+def is_broken(dtype: str = "float32") -> bool:
+  """Whether a compiler exists and failed; see `why_not_loaded`."""
   is_named = "CXX" in os.environ or shutil.which("c++") is not None
-  return is_named and _load("float32")[0] == 0
+  return is_named and bool(why_not_loaded(dtype))
 
 
 @functools.cache
