@@ -149,7 +149,7 @@ def write_report(
   write_text(path / "metrics.json", json.dumps(metrics, indent=2) + "\n")
   for name, table in found.tables.items():
     write_text(path / f"{name}.csv", as_csv(table))
-  text = [f"# {title}\n\n{facts}\n\n", markdown(rows), f"\n{note}\n"]
+  text = [f"# {title}\n\n{facts}\n\n", markdown(rows), note and f"\n{note}\n"]
   corrupted = robustness.rows() if robustness else []
   if corrupted:
     text.append(f"\n## Corrupted images\n\n{EXPLANATION}\n\n{markdown(corrupted)}")
