@@ -29,6 +29,8 @@ from resnet_jax.data.images.masked_images import (
   to_original,
 )
 from resnet_jax.data.sources.masks import list_masked_images
+from resnet_jax.evaluation import segmentation
+from resnet_jax.evaluation.places import Example, MaskAnswers
 from resnet_jax.inference.export import export
 from resnet_jax.inference.segmentation import PixelClassifier, overlay, palette
 from resnet_jax.runs.checksums import digest_arrays
@@ -267,6 +269,21 @@ REFUSED = {
   "export --out f.onnx --precision int8": "predicts one class for each image",
   "convert --out f.safetensors": "need a ResNet, not Segmenter",
 }
+
+
+def test_images_without_a_labelled_pixel_are_the_last(tmp_path):
+  def summary(label, found):
+    example = Example(np.zeros((2, 2, 3), np.uint8), label, {"classes": found})
+    return MaskAnswers.summarize(example, 3)
+
+  ones, ignored = np.ones((2, 2), np.uint8), np.full((2, 2), 255, np.uint8)
+  half = np.array([[1, 1], [0, 0]], np.uint8)
+  summaries = [summary(ignored, ones), summary(ones, ones), summary(ones, half)]
+  np.testing.assert_array_equal(summaries[2], [[0, 2, 0], [0, 4, 0], [2, 2, 0]])
+  answers = MaskAnswers({}, summaries, {}, np.arange(3), NAMES, str)
+  assert answers.worst_first == [2, 1, 0]
+  (grid,) = segmentation.contents(answers).grids
+  assert grid.rows == [2, 1]
 
 
 @pytest.mark.parametrize("command", REFUSED)

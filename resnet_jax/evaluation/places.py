@@ -6,6 +6,7 @@ Shapes: N images, S side of the squares, C channels, K classes.
 import abc
 import dataclasses
 import functools
+import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -110,8 +111,8 @@ class MaskAnswers(PlaceAnswers):
 
   @staticmethod
   def quality(summary: Int[np.ndarray, "3 k"]) -> float:
-    """Returns the image's mean IoU; 1 if all of its pixels are ignored."""
-    return float(np.nanmean(ious_of_counts(*summary))) if summary.any() else 1.0
+    """Returns the image's mean IoU; infinity, the last, if all pixels are ignored."""
+    return float(np.nanmean(ious_of_counts(*summary))) if summary.any() else math.inf
 
 
 class BoxAnswers(PlaceAnswers):
