@@ -52,7 +52,8 @@ def files_of(mask: np.ndarray) -> tuple[bytes, bytes]:
 
 
 def train_transform(resize: int, size: int, **kwargs) -> MaskedTrainTransform:
-  return MaskedTrainTransform(resize, size, 4, "bilinear", MAX_PIXELS, **kwargs)
+  read = 4, "bilinear", MAX_PIXELS
+  return MaskedTrainTransform(size, *read, resize=resize, **kwargs)
 
 
 def eval_transform(size: int) -> MaskedEvalTransform:

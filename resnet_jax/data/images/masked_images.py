@@ -164,14 +164,24 @@ def _fitting_mask(
   return mask
 
 
+@dataclasses.dataclass(frozen=True)
 class _MaskedTransform(abc.ABC):
-  """What both transforms do; the subclasses declare the fields."""
+  """What both transforms have.
+
+  Attributes:
+    size: side of the square, S.
+    num_classes: K.
+    interpolation: of the image, "bilinear" or "bicubic", antialiased. The mask takes
+      the nearest pixels.
+    max_pixels: see `open_image`.
+    pixels: the pixels of the images.
+  """
 
   size: int
   num_classes: int
   interpolation: str
   max_pixels: int
-  pixels: PixelFormat
+  pixels: PixelFormat = RGB8
 
   @property
   def label(self) -> LabelSpec:
@@ -210,23 +220,14 @@ class MaskedTrainTransform(_MaskedTransform):
   is padded on the right and at the bottom: with 0 (black) in the image, and with 255 in
   the mask.
 
+  The attributes are those of `_MaskedTransform`, and these:
+
   Attributes:
     resize: short side before the random scale, in pixels; 0 takes the image's own.
-    size: side of the square, S.
-    num_classes: K.
-    interpolation: of the image, "bilinear" or "bicubic", antialiased. The mask takes
-      the nearest pixels.
-    max_pixels: see `open_image`.
-    pixels: the pixels of the images.
     scale: smallest and largest factor of the random scale.
   """
 
-  resize: int
-  size: int
-  num_classes: int
-  interpolation: str
-  max_pixels: int
-  pixels: PixelFormat = RGB8
+  resize: int = 0
   scale: tuple[float, float] = (0.5, 2.0)
 
   def _view(self, width: int, height: int, rng: np.random.Generator) -> _View:
@@ -249,20 +250,8 @@ class MaskedEvalTransform(_MaskedTransform):
   mask, so that it does not count. torchvision evaluates images one by one with a short
   side of 520 pixels and without padding; XLA compiles a program for one shape.
 
-  Attributes:
-    size: side of the square, S.
-    num_classes: K.
-    interpolation: of the image, "bilinear" or "bicubic", antialiased. The mask takes
-      the nearest pixels.
-    max_pixels: see `open_image`.
-    pixels: the pixels of the images.
+  The attributes are those of `_MaskedTransform`.
   """
-
-  size: int
-  num_classes: int
-  interpolation: str
-  max_pixels: int
-  pixels: PixelFormat = RGB8
 
   def __call__(self, data: bytes, rng: np.random.Generator) -> np.ndarray:
     """Maps the content of an image to [S, S, C], without randomness.

@@ -294,4 +294,4 @@ def _create_pair_transform(
   classes = len(source.class_names)
   if augment is None:
     return MaskedEvalTransform(size, classes, **read)
-  return MaskedTrainTransform(config.train_resize, size, classes, **read)
+  return MaskedTrainTransform(size, classes, resize=config.train_resize, **read)

@@ -21,7 +21,8 @@ from resnet_jax.data.sources.folder import named_splits
 from resnet_jax.runtime.errors import UserError, setting_name
 
 _SPLITS = ["train", *EVAL_SPLITS]
-_MOST_CLASSES = IGNORED  # Numbers below that of ignored pixels.
+# The numbers from 0 to 254 are classes; 255 means that a pixel is ignored.
+_MOST_CLASSES = IGNORED
 
 
 class Pair(NamedTuple):
