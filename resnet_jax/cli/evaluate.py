@@ -182,11 +182,10 @@ def run(args: argparse.Namespace) -> None:
     print(json.dumps(results | more))
   else:
     place = "" if step is None else f"step {step}: "
-    main = {name: results[name] for name in _MAIN if name in results}
-    others = [key for key in results if key in TEXTS.keys() - _MAIN]
-    own = {key: x for key, x in results.items() if key not in {*others, *main}}
-    show(f"{place}{evaluator.describe(main | own)}")
-    rows = score_rows({key: results[key] for key in others})
+    others = {key: x for key, x in results.items() if key in TEXTS.keys() - _MAIN}
+    first = {key: x for key, x in results.items() if key not in others}
+    show(f"{place}{evaluator.describe(first)}")
+    rows = score_rows(others)
     show(*(f"  {text}: {value}" for text, value, _ in rows[1:]))
     if corrupted:
       show("", *aligned(corrupted.rows()), "")
@@ -277,12 +276,10 @@ def _write_report(
   corrupted: "Robustness | None" = None,
 ) -> dict[str, float]:
   """Writes --report, and returns the scores."""
-  from resnet_jax.evaluation.report import data_name, write_report
+  from resnet_jax.evaluation.report import title_of, write_report
   from resnet_jax.evaluation.robustness import write_robustness
 
-  networks = f"{1 + len(args.ensemble)} networks"
-  who = networks if args.ensemble else prepared.experiment.model_name
-  title = f"{who} on {data_name(prepared)}"
+  title = title_of(prepared, 1 + len(args.ensemble))
   scores = write_report(args.report, prepared, answers, title, corrupted)
   write_robustness(args.report, corrupted)
   return scores

@@ -256,17 +256,16 @@ def _train(
 def _write_report(experiment: "Experiment", workdir: str) -> bool:
   """Writes RUN/report/ for a task of this package; returns whether it did."""
   from resnet_jax.evaluation.answers import answers_for_report, has_report
-  from resnet_jax.evaluation.report import data_name, write_report
+  from resnet_jax.evaluation.report import title_of, write_report
   from resnet_jax.runs.outbox import Outbox
   from resnet_jax.training.evaluator import prepare_run
 
   if not has_report(experiment):
     return False
   prepared = prepare_run(experiment.saved_config, workdir, trust_code=True)
-  title = f"{experiment.model_name} on {data_name(prepared)}"
   with Outbox(workdir) as outbox:
     answers = answers_for_report(prepared)
-    write_report(f"{outbox.folder}/report", prepared, answers, title)
+    write_report(f"{outbox.folder}/report", prepared, answers, title_of(prepared))
     outbox.send()
   return True
 

@@ -135,7 +135,7 @@ def write_report(
     rows = [row[:2] for row in rows]
   shown = _draw(path, prepared, answers, found)
   facts = (
-    f"{found.scores['count']:,} images of {found.labels} from {data_name(prepared)}"
+    f"{found.scores['count']:,} images of {found.labels} from {_data_name(prepared)}"
   )
   note = ""
   if found.intervals:
@@ -172,7 +172,13 @@ def write_report(
   return dict(found.scores)
 
 
-def data_name(prepared: Prepared) -> str:
+def title_of(prepared: Prepared, networks: int = 1) -> str:
+  """Returns the title of a report, such as "resnet20 on cifar10"."""
+  who = prepared.experiment.model_name if networks == 1 else f"{networks} networks"
+  return f"{who} on {_data_name(prepared)}"
+
+
+def _data_name(prepared: Prepared) -> str:
   """Returns the name of the images: a data set, a folder or the user's function."""
   data = prepared.experiment.config.data
   if data.name in KINDS_OF_FILES and not data.factory:

@@ -13,7 +13,7 @@ from flax import linen as nn
 from flax import traverse_util
 
 from resnet_jax import kernels
-from resnet_jax.models.layers import PACKED, Path, recorded_pairs
+from resnet_jax.models.layers import PACKED, ModuleDef, Path, recorded_pairs
 from resnet_jax.models.norms import FoldedNorm
 from resnet_jax.models.resnet import ResNet
 from resnet_jax.models.variables import Variables, image_channels
@@ -40,7 +40,7 @@ def fold_batch_norm(
   if net is None or folded_model(model) is model:
     return model, variables
   norm: Any = net.norm_cls()
-  convs = _find_norms(model, variables)
+  convs = _find_norms(model, net, variables)
   params = traverse_util.flatten_dict(variables["params"])
   stats = traverse_util.flatten_dict(variables["batch_stats"])
   for norm_path in sorted({path[:-1] for path in stats}):
@@ -96,7 +96,7 @@ def folded_model(model: nn.Module) -> nn.Module:
   net = _net_of(model)
   if net is None or not _is_affine(type(net.norm_cls())):
     return model
-  return _with_norm(model, FoldedNorm)
+  return _with_norm(model, net, FoldedNorm)
 
 
 def _net_of(model: nn.Module) -> ResNet | None:
@@ -105,11 +105,10 @@ def _net_of(model: nn.Module) -> ResNet | None:
   return net if isinstance(net, ResNet) else None
 
 
-def _with_norm(model: nn.Module, norm_cls: Any) -> nn.Module:
-  if isinstance(model, ResNet):
-    return model.clone(norm_cls=norm_cls)
-  net: Any = _net_of(model)
-  return model.clone(net=net.clone(norm_cls=norm_cls))
+def _with_norm(model: nn.Module, net: ResNet, norm_cls: ModuleDef) -> nn.Module:
+  """Returns the network with another norm in `net`, its `_net_of`."""
+  changed: nn.Module = net.clone(norm_cls=norm_cls)
+  return changed if model is net else model.clone(net=changed)
 
 
 def _is_affine(norm: type) -> bool:
@@ -153,13 +152,14 @@ def _as_traced(path: Path, norms: Collection[Path]) -> tuple[Path, str]:
   return path, ""
 
 
-def _find_norms(model: nn.Module, variables: Variables) -> dict[Path, Path | None]:
+def _find_norms(
+  model: nn.Module, net: ResNet, variables: Variables
+) -> dict[Path, Path | None]:
   """Returns the path of each norm that the network creates by its field `norm_cls`.
 
   The value is the path of the convolution whose kernel takes the scale, or None.
   """
-  made, net = [], _net_of(model)
-  assert net is not None
+  made = []
 
   def norm(**kwargs: Any) -> Any:
     made.append(net.norm_cls(**kwargs))
@@ -169,7 +169,7 @@ def _find_norms(model: nn.Module, variables: Variables) -> dict[Path, Path | Non
     lambda x: jax.ShapeDtypeStruct(x.shape, x.dtype), variables
   )
   images = jax.ShapeDtypeStruct((1, 224, 224, image_channels(variables)), jnp.float32)
-  traced = _with_norm(model, norm)
+  traced = _with_norm(model, net, norm)
   with recorded_pairs() as pairs:
     jax.eval_shape(lambda v, x: traced.apply(v, x, train=False), shapes, images)
   convs: dict[Path, Path | None] = {norm.path: None for norm in made}
